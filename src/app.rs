@@ -1,0 +1,184 @@
+//! The handler registry, and the one place that wires ports to backends.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::Clock;
+use crate::config::{Config, Loaded};
+use crate::entropy::Entropy;
+use crate::execution::{InlineExecutor, Limits, builtin};
+use crate::handler::{Handler, HandlerOptions, HandlerSpec, Registry, is_handler_name};
+use crate::memory::MemoryBroker;
+use crate::memory::broker::{Broker, Rules};
+
+/// A binary with handlers: register them, then call [`App::main`].
+pub struct App {
+    registry: Registry,
+}
+
+impl Default for App {
+    fn default() -> App {
+        App::new()
+    }
+}
+
+impl App {
+    /// With the built-in handlers `echo` and `sleep`.
+    #[must_use]
+    pub fn new() -> App {
+        App { registry: builtin::registry() }
+    }
+
+    /// Registers a handler; a second one of the same name takes its place.
+    ///
+    /// # Panics
+    /// If the name is not 1 to 64 of `a-z A-Z 0-9 _ -`.
+    #[must_use]
+    pub fn handler(mut self, name: &str, handler: impl Handler + 'static) -> App {
+        assert!(is_handler_name(name), "a handler's name is 1 to 64 of a-z, A-Z, 0-9, _ and -: {name:?}");
+        self.registry.insert(name.to_owned(), Arc::new(handler));
+        self
+    }
+
+    /// Registers a handler with options of its own, which the config may override.
+    ///
+    /// # Panics
+    /// As [`App::handler`].
+    #[must_use]
+    pub fn handler_with(self, name: &str, options: HandlerOptions, handler: impl Handler + 'static) -> App {
+        self.handler(name, WithOptions { options, handler })
+    }
+
+    /// The command line of CONTRACT 1, from the arguments to the exit code.
+    #[must_use]
+    pub fn main(self) -> ExitCode {
+        crate::cli::main(&self.registry)
+    }
+}
+
+struct WithOptions<H> {
+    options: HandlerOptions,
+    handler: H,
+}
+
+impl<H: Handler> Handler for WithOptions<H> {
+    fn handle(
+        &self,
+        job: &crate::Job,
+        cx: &mut crate::JobContext,
+    ) -> Result<crate::Payload, crate::HandlerError> {
+        self.handler.handle(job, cx)
+    }
+
+    fn options(&self) -> HandlerOptions {
+        self.options.clone()
+    }
+}
+
+/// The options that registered handlers bring along, for the config's defaults.
+#[must_use]
+pub fn own_options(registry: &Registry) -> BTreeMap<String, HandlerOptions> {
+    registry.iter().map(|(name, handler)| (name.clone(), handler.options())).collect()
+}
+
+/// What every process of a deployment starts from.
+#[derive(Clone)]
+pub struct Setup {
+    /// As validated.
+    pub config: Config,
+    /// The normalised config as JSON text: what children are given.
+    pub config_text: Arc<str>,
+    /// The code.
+    pub registry: Registry,
+    /// Name, group and options of each handler.
+    pub specs: Vec<HandlerSpec>,
+    /// The deployment's clock.
+    pub clock: Clock,
+}
+
+impl Setup {
+    /// From a config that passed.
+    #[must_use]
+    pub fn new(loaded: &Loaded, registry: &Registry, clock: Clock) -> Setup {
+        let config = loaded.config.clone();
+        let group_of =
+            |name: &str| config.runtime.platform.process_groups.iter().position(|group| group.runs(name));
+        let specs = config.handlers.iter().map(|(name, options)| HandlerSpec {
+            name: Arc::from(name.as_str()),
+            group: group_of(name).unwrap_or(0),
+            options: options.clone(),
+        });
+        let specs = specs.collect();
+        let config_text = Arc::from(loaded.value.to_string());
+        Setup { config, config_text, registry: registry.clone(), specs, clock }
+    }
+
+    /// One process does it all.
+    #[must_use]
+    pub fn is_inline(&self) -> bool {
+        self.config.runtime.platform.bootstrap.mode == "inline"
+    }
+
+    /// The names of the process groups.
+    #[must_use]
+    pub fn groups(&self) -> Vec<Arc<str>> {
+        self.config
+            .runtime
+            .platform
+            .process_groups
+            .iter()
+            .map(|group| Arc::from(group.name.as_str()))
+            .collect()
+    }
+
+    /// A memory broker by the config's rules.
+    #[must_use]
+    pub fn broker(&self) -> MemoryBroker {
+        self.broker_with(|_| {})
+    }
+
+    /// The same with the rules changed by `adjust`.
+    #[must_use]
+    pub fn broker_with(&self, adjust: impl FnOnce(&mut Rules)) -> MemoryBroker {
+        let mut rules = Rules::from_config(&self.config);
+        adjust(&mut rules);
+        let groups = self.groups();
+        let broker = Broker::new(rules, self.specs.clone(), groups.len(), Entropy::system());
+        MemoryBroker::new(broker, self.clock.clone(), groups)
+    }
+
+    /// The handlers with their code, for a pool of workers. Every process has all of them.
+    #[must_use]
+    pub fn handlers(&self) -> Vec<(HandlerSpec, Arc<dyn Handler>)> {
+        let with_code = |spec: &HandlerSpec| Some((spec.clone(), self.registry.get(&*spec.name)?.clone()));
+        self.specs.iter().filter_map(with_code).collect()
+    }
+
+    /// What bounds an executor.
+    #[must_use]
+    pub fn execution_limits(&self) -> Limits {
+        let platform = &self.config.runtime.platform;
+        Limits {
+            max_payload: platform.execution_ipc.max_payload_bytes,
+            lane_state_max: platform.kv.lane_state_max_bytes,
+            grace: Duration::from_millis(platform.lifecycle.graceful_timeout_ms),
+            visibility: Duration::from_millis(platform.queue.visibility_timeout_ms),
+        }
+    }
+
+    /// An executor a group, on threads of this process.
+    ///
+    /// # Errors
+    /// A thread cannot be made.
+    pub fn inline_executors(&self, broker: &MemoryBroker) -> Result<Vec<InlineExecutor>, String> {
+        let groups = self.config.runtime.platform.process_groups.iter().enumerate();
+        let start = |(index, group): (usize, &crate::config::ProcessGroup)| {
+            let (handlers, limits, clock) = (self.handlers(), self.execution_limits(), self.clock.clone());
+            InlineExecutor::start(broker.clone(), index, group.workers, handlers, limits, clock)
+                .map_err(|error| format!("group {}: its threads cannot be made: {error}", group.name))
+        };
+        groups.map(start).collect()
+    }
+}

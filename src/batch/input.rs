@@ -1,0 +1,123 @@
+//! Lines of the input: up to `\n`, the last even without one, empty ones too; none is ever held whole beyond
+//! its limit.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Result};
+use std::path::Path;
+
+/// An open input.
+pub(super) struct Input {
+    reader: BufReader<Box<dyn Read + Send>>,
+    /// `Some` iff it is a regular file.
+    pub(super) size: Option<u64>,
+}
+
+const BUFFER_BYTES: usize = 256 << 10;
+
+/// Opens a file, or standard input.
+pub(super) fn open(path: Option<&Path>) -> std::result::Result<Input, String> {
+    let (reader, size): (Box<dyn Read + Send>, _) = match path.filter(|path| *path != Path::new("-")) {
+        None => (Box::new(std::io::stdin()), None),
+        Some(path) => {
+            let file = File::open(path).map_err(|error| format!("--input {}: {error}", path.display()))?;
+            let meta = file.metadata().map_err(|error| format!("--input {}: {error}", path.display()))?;
+            if meta.is_dir() {
+                return Err(format!("--input {}: is a directory", path.display()));
+            }
+            (Box::new(file), meta.is_file().then_some(meta.len()))
+        }
+    };
+    Ok(Input { reader: BufReader::with_capacity(BUFFER_BYTES, reader), size })
+}
+
+/// One line.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Line {
+    /// Without its line break.
+    Whole(Vec<u8>),
+    /// Over the limit; it was skipped.
+    TooLong,
+    /// There are no more.
+    End,
+}
+
+/// An input line by line.
+pub(super) struct Lines {
+    reader: BufReader<Box<dyn Read + Send>>,
+    max_bytes: usize,
+    consumed: u64,
+}
+
+impl Lines {
+    pub(super) fn new(input: Input, max_bytes: usize) -> Lines {
+        Lines { reader: input.reader, max_bytes, consumed: 0 }
+    }
+
+    /// Bytes read so far, for the progress bar.
+    pub(super) fn consumed(&self) -> u64 {
+        self.consumed
+    }
+
+    /// True if the next line is here without waiting for the source.
+    pub(super) fn has_buffered_line(&self) -> bool {
+        self.reader.buffer().contains(&b'\n')
+    }
+
+    pub(super) fn next_line(&mut self) -> Result<Line> {
+        let mut line = Vec::new();
+        let mut too_long = false;
+        let mut any = false;
+        loop {
+            let buffer = match self.reader.fill_buf() {
+                Ok(buffer) => buffer,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            if buffer.is_empty() {
+                break;
+            }
+            any = true;
+            let end = buffer.iter().position(|byte| *byte == b'\n');
+            let part = &buffer[..end.unwrap_or(buffer.len())];
+            too_long |= line.len() + part.len() > self.max_bytes;
+            if !too_long {
+                line.extend_from_slice(part);
+            }
+            let used = part.len() + usize::from(end.is_some());
+            self.consumed += used as u64;
+            self.reader.consume(used);
+            if end.is_some() {
+                break;
+            }
+        }
+        Ok(match (any, too_long) {
+            (false, _) => Line::End,
+            (true, true) => Line::TooLong,
+            (true, false) => Line::Whole(line),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(text: &'static [u8], capacity: usize) -> Vec<Line> {
+        let reader = BufReader::with_capacity(capacity, Box::new(text) as Box<dyn Read + Send>);
+        let mut lines = Lines::new(Input { reader, size: None }, 4);
+        std::iter::from_fn(|| Some(lines.next_line().unwrap()).filter(|line| *line != Line::End)).collect()
+    }
+
+    #[test]
+    fn lines_are_whole_whatever_the_buffer_and_long_ones_are_skipped() {
+        let whole = |text: &[u8]| Line::Whole(text.to_vec());
+        for capacity in [1, 2, 3, 64] {
+            assert_eq!(all(b"", capacity), []);
+            assert_eq!(all(b"\n", capacity), [whole(b"")]);
+            assert_eq!(
+                all(b"ab\n\r\n\nabcd\nabcde\nx", capacity),
+                [whole(b"ab"), whole(b"\r"), whole(b""), whole(b"abcd"), Line::TooLong, whole(b"x")]
+            );
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! A doorbell between threads: "look again", lost never, doubled at most.
+//!
+//! A busy loop is not woken by a system call: the bell rings through its wake function only while its owner says
+//! that it sleeps. The owner calls [`Bell::asleep`] before it waits and does not wait when that says no.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A cloneable doorbell; all clones are one bell.
+#[derive(Clone)]
+pub struct Bell(Arc<Inner>);
+
+struct Inner {
+    rung: AtomicBool,
+    asleep: AtomicBool,
+    wake: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Bell {
+    /// A bell that calls `wake` when it rings while its owner sleeps.
+    pub fn new(wake: impl Fn() + Send + Sync + 'static) -> Bell {
+        let inner =
+            Inner { rung: AtomicBool::new(false), asleep: AtomicBool::new(false), wake: Box::new(wake) };
+        Bell(Arc::new(inner))
+    }
+
+    /// A bell that unparks the current thread.
+    #[must_use]
+    pub fn for_this_thread() -> Bell {
+        let thread = std::thread::current();
+        Bell::new(move || thread.unpark())
+    }
+
+    /// A bell that nobody hears.
+    #[must_use]
+    pub fn silent() -> Bell {
+        Bell::new(|| {})
+    }
+
+    /// Says that there is something to look at.
+    pub fn ring(&self) {
+        // Both sides store first and load second (sequentially consistent), so at least one sees the other.
+        self.0.rung.store(true, Ordering::SeqCst);
+        if self.0.asleep.swap(false, Ordering::SeqCst) {
+            (self.0.wake)();
+        }
+    }
+
+    /// The owner is about to wait. False: it rang meanwhile, so look instead.
+    #[must_use]
+    pub fn asleep(&self) -> bool {
+        self.0.asleep.store(true, Ordering::SeqCst);
+        if self.0.rung.load(Ordering::SeqCst) {
+            self.0.asleep.store(false, Ordering::SeqCst);
+            return false;
+        }
+        true
+    }
+
+    /// The owner is up again; true if the bell rang since the last call.
+    pub fn answer(&self) -> bool {
+        self.0.asleep.store(false, Ordering::SeqCst);
+        self.0.rung.swap(false, Ordering::SeqCst)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+
+    #[test]
+    fn a_bell_wakes_a_sleeper_once_and_a_busy_owner_never() {
+        let woken = Arc::new(AtomicUsize::new(0));
+        let seen = woken.clone();
+        let bell = Bell::new(move || {
+            seen.fetch_add(1, Ordering::SeqCst);
+        });
+        bell.ring();
+        assert_eq!(woken.load(Ordering::SeqCst), 0);
+        assert!(!bell.asleep(), "it rang before: look instead of sleeping");
+        assert!(bell.answer());
+        assert!(bell.asleep());
+        bell.clone().ring();
+        bell.ring();
+        assert_eq!(woken.load(Ordering::SeqCst), 1);
+        assert!(bell.answer() && !bell.answer());
+    }
+}

@@ -1,0 +1,295 @@
+//! Arguments to a command, and a command's end to an exit code (CONTRACT 1).
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::app::{Setup, own_options};
+use crate::batch::{self, BatchError, BatchOptions, ShowProgress};
+use crate::clock::Clock;
+use crate::config::{self, Loaded, SinkMode, Source};
+use crate::handler::Registry;
+use crate::observe::log_writer;
+use crate::{supervisor, web};
+
+/// How a run ended; the numbers are the exit codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Done or stopped cleanly.
+    Done = 0,
+    /// Failed while running.
+    Failed = 1,
+    /// Bad usage or bad config.
+    Usage = 2,
+    /// A child was not ready in time.
+    NotReady = 3,
+    /// Stopped, but the drain deadline passed and work was cut off.
+    CutOff = 4,
+}
+
+const USAGE: &str = "\
+usage: cofferdam COMMAND [OPTIONS]
+
+  serve     run the job service: supervisor, web, executors
+  batch     NDJSON lines through a handler: --handler NAME [--input FILE|-] [--output FILE|-]
+            [--sink-mode source_seq|completion] [--progress auto|always|never]
+  check     validate the config and print what it comes to [--json]
+  keygen    a new secret, 32 random bytes as hex [--output FILE]
+  health    exit 0 if a running service is ready [--url URL]
+  web       one web process (Redis backends)
+  executor  one executor process (Redis backends) [--group G]
+  token     a new bearer token: NAME [--scopes submit,read,admin] [--handlers A,B]
+
+options of serve, batch, check, web and executor:
+  --config FILE      a JSON config file (or COFFERDAM_CONFIG)
+  --set PATH=VALUE   one value, such as web.bind=127.0.0.1:0; may be repeated, later wins
+
+  --help, --version
+";
+
+/// Prints to a standard stream; a closed one is no reason to panic.
+pub(crate) fn say(mut out: impl Write, text: &str) {
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+fn complain(text: &str) {
+    say(std::io::stderr(), &format!("cofferdam: {text}\n"));
+}
+
+/// The whole command line.
+#[must_use]
+pub fn main(registry: &Registry) -> ExitCode {
+    // A handler's panic becomes its job's error; its text may hold a payload and is not for the log.
+    std::panic::set_hook(Box::new(|info| {
+        let at = info.location().map(ToString::to_string).unwrap_or_default();
+        let thread = std::thread::current().name().unwrap_or("main").to_owned();
+        if thread.starts_with("worker-") {
+            log::warn!("a handler panicked at {at}");
+        } else {
+            complain(&format!("internal error: thread {thread} panicked at {at}: {info}"));
+        }
+    }));
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    ExitCode::from(run(&arguments, registry) as u8)
+}
+
+fn run(arguments: &[String], registry: &Registry) -> Exit {
+    let Some(command) = arguments.first().map(String::as_str) else {
+        say(std::io::stderr(), USAGE);
+        return Exit::Usage;
+    };
+    let wants_help = arguments.iter().any(|argument| argument == "--help" || argument == "-h");
+    if wants_help || command == "help" {
+        say(std::io::stdout(), USAGE);
+        return Exit::Done;
+    }
+    if matches!(command, "--version" | "-V") {
+        say(std::io::stdout(), concat!("cofferdam ", env!("CARGO_PKG_VERSION"), "\n"));
+        return Exit::Done;
+    }
+    let mut options = Options::new(&arguments[1..]);
+    let end = match command {
+        "serve" => serve(&mut options, registry),
+        "batch" => run_batch(&mut options, registry),
+        "check" => check(&mut options, registry),
+        "keygen" => keygen(&mut options),
+        "health" => health(&mut options),
+        "web" => child(&mut options, registry, supervisor::run_web_child),
+        "executor" => child(&mut options, registry, supervisor::run_executor_child),
+        "token" => Err("token: bearer tokens are not built yet".into()),
+        unknown => Err(format!("there is no command {unknown}; see --help")),
+    };
+    end.unwrap_or_else(|message| {
+        complain(&message);
+        Exit::Usage
+    })
+}
+
+/// What follows the command. Every option is taken by name; what is left over is an error.
+struct Options {
+    left: Vec<String>,
+}
+
+impl Options {
+    fn new(arguments: &[String]) -> Options {
+        // `--name=value` is `--name value`, except that `--set a=b` is one word already.
+        let split = arguments.iter().flat_map(|argument| match argument.split_once('=') {
+            Some((name, value)) if name.starts_with("--") => vec![name.to_owned(), value.to_owned()],
+            Some(_) | None => vec![argument.clone()],
+        });
+        Options { left: split.collect() }
+    }
+
+    /// The value of an option, if given; the last one wins.
+    fn value(&mut self, name: &str) -> Result<Option<String>, String> {
+        Ok(self.values(name)?.pop())
+    }
+
+    fn values(&mut self, name: &str) -> Result<Vec<String>, String> {
+        let mut values = Vec::new();
+        while let Some(at) = self.left.iter().position(|argument| argument == name) {
+            self.left.remove(at);
+            if at >= self.left.len() {
+                return Err(format!("{name} needs a value"));
+            }
+            values.push(self.left.remove(at));
+        }
+        Ok(values)
+    }
+
+    fn flag(&mut self, name: &str) -> bool {
+        let before = self.left.len();
+        self.left.retain(|argument| argument != name);
+        self.left.len() != before
+    }
+
+    fn finish(&self) -> Result<(), String> {
+        self.left.first().map_or(Ok(()), |unknown| Err(format!("unknown argument {unknown}; see --help")))
+    }
+
+    /// Takes `--config` and `--set`, reads everything, and reports all that is wrong.
+    fn load(&mut self, registry: &Registry) -> Result<Loaded, String> {
+        let source = Source {
+            file: self
+                .value("--config")?
+                .or_else(|| std::env::var("COFFERDAM_CONFIG").ok())
+                .map(PathBuf::from),
+            environment: std::env::vars_os()
+                .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+                .collect(),
+            sets: self.values("--set")?,
+        };
+        self.finish()?;
+        config::load(&source, &own_options(registry)).map_err(|issues| {
+            let lines: Vec<String> = issues.iter().map(|issue| format!("\n  {issue}")).collect();
+            format!(
+                "the config has {} error{}:{}",
+                issues.len(),
+                if issues.len() == 1 { "" } else { "s" },
+                lines.concat()
+            )
+        })
+    }
+
+    /// The same, and refuses what is not built yet or cannot be read.
+    fn load_to_run(&mut self, registry: &Registry) -> Result<Loaded, String> {
+        let loaded = self.load(registry)?;
+        startable(&loaded)?;
+        Ok(loaded)
+    }
+}
+
+fn startable(loaded: &Loaded) -> Result<(), String> {
+    let unbuilt = config::unbuilt(&loaded.config, &loaded.value);
+    if !unbuilt.is_empty() {
+        return Err(format!("this config is valid but cannot be started:\n  {}", unbuilt.join("\n  ")));
+    }
+    match &loaded.config.runtime.platform.execution_ipc.auth.secret_file {
+        Some(file) => config::secret::Secret::read(&PathBuf::from(file)).map(drop),
+        None => Ok(()),
+    }
+}
+
+fn serve(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
+    let loaded = options.load_to_run(registry)?;
+    let setup = Setup::new(&loaded, registry, Clock::system());
+    if setup.is_inline() {
+        log_writer::start(setup.config.observability.log, "inline");
+        Ok(web::serve_inline(&setup))
+    } else {
+        log_writer::start(setup.config.observability.log, "supervisor");
+        Ok(supervisor::serve(&setup))
+    }
+}
+
+/// `web` and `executor`: as children of a supervisor, or alone (which needs Redis).
+fn child(options: &mut Options, registry: &Registry, run: fn(&Registry) -> Exit) -> Result<Exit, String> {
+    if options.flag("--supervised") {
+        options.finish()?;
+        return Ok(run(registry));
+    }
+    let _group = options.value("--group")?;
+    let loaded = options.load(registry)?;
+    if loaded.config.runtime.platform.queue.backend == "memory" {
+        return Err("runtime.platform.queue.backend: a single process needs the redis backends (got memory; expected \
+                    redis); `serve` runs with memory"
+            .into());
+    }
+    startable(&loaded)?;
+    Err("single processes are not built yet".into())
+}
+
+fn run_batch(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
+    let handler = options.value("--handler")?.ok_or("batch needs --handler NAME")?;
+    let sink_mode = match options.value("--sink-mode")?.as_deref() {
+        None => None,
+        Some("source_seq") => Some(SinkMode::SourceSeq),
+        Some("completion") => Some(SinkMode::Completion),
+        Some(other) => return Err(format!("--sink-mode is source_seq or completion, not {other}")),
+    };
+    let progress = match options.value("--progress")?.as_deref() {
+        None | Some("auto") => ShowProgress::Auto,
+        Some("always") => ShowProgress::Always,
+        Some("never") => ShowProgress::Never,
+        Some(other) => return Err(format!("--progress is auto, always or never, not {other}")),
+    };
+    let input = options.value("--input")?.map(PathBuf::from);
+    let output = options.value("--output")?.map(PathBuf::from);
+    let loaded = options.load_to_run(registry)?;
+    let setup = Setup::new(&loaded, registry, Clock::system());
+    log_writer::start(setup.config.observability.log, "batch");
+    let end = batch::run(&setup, &BatchOptions { handler, input, output, sink_mode, progress });
+    log_writer::settle();
+    match end {
+        Ok(summary) if summary.failed == 0 => Ok(Exit::Done),
+        Ok(summary) => {
+            complain(&format!("{} of {} lines failed", summary.failed, summary.done));
+            Ok(Exit::Failed)
+        }
+        Err(BatchError::Usage(message)) => Err(message),
+        Err(BatchError::Failed(message)) => {
+            complain(&message);
+            Ok(Exit::Failed)
+        }
+    }
+}
+
+fn check(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
+    let as_json = options.flag("--json");
+    let loaded = options.load(registry)?;
+    let normalised = config::normalised(&loaded);
+    if as_json {
+        let text = serde_json::to_string_pretty(&normalised).map_err(|error| error.to_string())?;
+        say(std::io::stdout(), &format!("{text}\n"));
+    } else {
+        say(std::io::stdout(), &config::summary(&loaded));
+    }
+    startable(&loaded)?;
+    Ok(Exit::Done)
+}
+
+fn keygen(options: &mut Options) -> Result<Exit, String> {
+    let output = options.value("--output")?.map(PathBuf::from);
+    options.finish()?;
+    match config::secret::keygen(output.as_deref()) {
+        Ok(()) => Ok(Exit::Done),
+        Err(message) => {
+            complain(&format!("keygen: {message}"));
+            Ok(Exit::Failed)
+        }
+    }
+}
+
+fn health(options: &mut Options) -> Result<Exit, String> {
+    let url = options.value("--url")?.unwrap_or_else(|| "http://127.0.0.1:8080".into());
+    options.finish()?;
+    let address = url.strip_prefix("http://").ok_or("--url must begin with http://")?;
+    let address = address.split('/').next().unwrap_or_default();
+    match web::ask_ready(address) {
+        Ok(()) => Ok(Exit::Done),
+        Err(message) => {
+            complain(&format!("health: {message}"));
+            Ok(Exit::Failed)
+        }
+    }
+}

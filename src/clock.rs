@@ -1,0 +1,146 @@
+//! The one time of a deployment on one host.
+//!
+//! [`Timestamp`] is wall-clock time taken once, at the start, plus monotonic time since: records show it
+//! as a date, leases and deadlines compare it, and a step of the wall clock is never seen by either.
+//! In scope: reading, adding, and RFC 3339. Not in scope: sleeping, timers.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// Microseconds since 1970-01-01T00:00:00Z.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(pub u64);
+
+impl Timestamp {
+    /// This time and `duration` more; saturates.
+    #[must_use]
+    pub fn plus(self, duration: Duration) -> Timestamp {
+        Timestamp(self.0.saturating_add(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)))
+    }
+
+    /// How long ago `earlier` was, zero if it lies ahead.
+    #[must_use]
+    pub fn since(self, earlier: Timestamp) -> Duration {
+        Duration::from_micros(self.0.saturating_sub(earlier.0))
+    }
+
+    /// Milliseconds since the epoch, rounded down.
+    #[must_use]
+    pub fn millis(self) -> u64 {
+        self.0 / 1_000
+    }
+}
+
+impl fmt::Display for Timestamp {
+    /// RFC 3339, UTC, milliseconds: `2026-01-31T09:00:00.000Z`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0 / 1_000_000;
+        let (year, month, day) = civil_from_days(seconds / 86_400);
+        let second = seconds % 86_400;
+        let (hour, minute) = (second / 3_600, second / 60 % 60);
+        let millis = self.0 / 1_000 % 1_000;
+        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{:02}.{millis:03}Z", second % 60)
+    }
+}
+
+/// Year, month and day of a day count since 1970-01-01 (Howard Hinnant, "chrono-Compatible Low-Level
+/// Date Algorithms", `civil_from_days`, for days from the epoch on).
+fn civil_from_days(days: u64) -> (u64, u64, u64) {
+    let z = days + 719_468;
+    let era = z / 146_097;
+    let day_of_era = z % 146_097;
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    (year_of_era + era * 400 + u64::from(month <= 2), month, day)
+}
+
+/// Milliseconds of `CLOCK_MONOTONIC`: one clock for all processes of a host; what the channel's frames carry.
+#[must_use]
+pub fn monotonic_millis() -> u64 {
+    monotonic_micros() / 1_000
+}
+
+fn monotonic_micros() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec.unsigned_abs() * 1_000_000 + now.tv_nsec.unsigned_abs() / 1_000
+}
+
+/// Where the time comes from: the host, or a test.
+#[derive(Clone, Debug)]
+pub enum Clock {
+    /// Microseconds to add to `CLOCK_MONOTONIC`. The supervisor sets it once for all of its processes, so
+    /// a replaced process continues the same time.
+    System {
+        /// Wall clock minus monotonic clock at the start, in microseconds.
+        offset: u64,
+    },
+    /// A clock that a test moves.
+    Manual(Arc<AtomicU64>),
+}
+
+impl Clock {
+    /// The host's time, with the wall clock read now and never again.
+    #[must_use]
+    pub fn system() -> Clock {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let wall = u64::try_from(wall.as_micros()).unwrap_or(u64::MAX);
+        Clock::System { offset: wall.saturating_sub(monotonic_micros()) }
+    }
+
+    /// A clock that stands still at `start` until [`Clock::advance`].
+    #[must_use]
+    pub fn manual(start: Timestamp) -> Clock {
+        Clock::Manual(Arc::new(AtomicU64::new(start.0)))
+    }
+
+    /// The time now.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        match self {
+            Clock::System { offset } => Timestamp(monotonic_micros().saturating_add(*offset)),
+            Clock::Manual(micros) => Timestamp(micros.load(Ordering::SeqCst)),
+        }
+    }
+
+    /// Moves a manual clock; the host's clock is not ours to move.
+    pub fn advance(&self, by: Duration) {
+        match self {
+            Clock::System { .. } => {}
+            Clock::Manual(micros) => {
+                micros.fetch_add(u64::try_from(by.as_micros()).unwrap_or(u64::MAX), Ordering::SeqCst);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timestamps_are_written_as_rfc_3339() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_400, "2000-02-29T00:00:00.000Z"),
+            (1_709_251_199, "2024-02-29T23:59:59.000Z"),
+            (4_102_444_800, "2100-01-01T00:00:00.000Z"),
+        ] {
+            assert_eq!(Timestamp(seconds * 1_000_000).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_manual_clock_moves_only_when_told() {
+        let clock = Clock::manual(Timestamp(5));
+        assert_eq!(clock.now(), Timestamp(5));
+        clock.advance(Duration::from_micros(2));
+        assert_eq!(clock.clone().now(), Timestamp(7));
+    }
+}

@@ -1,0 +1,99 @@
+//! The root secret: read from its file or made anew, and wiped when it goes.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::job::{parse_hex, write_hex};
+
+/// 32 secret bytes. No `Debug`, no `Clone`; wiped on drop.
+pub struct Secret([u8; 32]);
+
+impl Secret {
+    /// Takes the bytes over; all one byte is no secret.
+    ///
+    /// # Errors
+    /// Says why these bytes cannot be one.
+    pub fn new(bytes: [u8; 32]) -> Result<Secret, String> {
+        if bytes.iter().all(|byte| *byte == bytes[0]) {
+            return Err("the secret is one byte repeated".into());
+        }
+        Ok(Secret(bytes))
+    }
+
+    /// A new random one.
+    ///
+    /// # Errors
+    /// The kernel gives no randomness.
+    pub fn generate() -> Result<Secret, String> {
+        let mut bytes = [0; 32];
+        getrandom::fill(&mut bytes).map_err(|error| format!("no randomness for a secret: {error}"))?;
+        Secret::new(bytes)
+    }
+
+    /// Reads 64 hex digits and at most one newline from a file that nobody else can read.
+    ///
+    /// # Errors
+    /// Says what is wrong with the file, never what is in it.
+    pub fn read(path: &Path) -> Result<Secret, String> {
+        let at = path.display();
+        let mut file = File::open(path).map_err(|error| format!("{at}: cannot be read: {error}"))?;
+        let meta = file.metadata().map_err(|error| format!("{at}: cannot be read: {error}"))?;
+        if meta.mode() & 0o077 != 0 {
+            return Err(format!(
+                "{at}: others can read or write it (mode {:03o}): chmod 600 it",
+                meta.mode() & 0o777
+            ));
+        }
+        let mut text = Zeroizing::new(Vec::with_capacity(80));
+        (&mut file)
+            .take(80)
+            .read_to_end(&mut text)
+            .map_err(|error| format!("{at}: cannot be read: {error}"))?;
+        let digits = text.strip_suffix(b"\n").unwrap_or(&text).to_ascii_lowercase();
+        let digits = Zeroizing::new(digits);
+        let bytes = parse_hex(&digits).ok_or_else(|| format!("{at}: is not 64 hex digits"))?;
+        Secret::new(bytes).map_err(|error| format!("{at}: {error}"))
+    }
+
+    /// For key derivation and for the bootstrap bundle alone.
+    #[must_use]
+    pub fn expose(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+/// Writes a new secret, as hex, to a new file of mode 0600, or to standard output.
+///
+/// # Errors
+/// The file exists or cannot be written.
+pub fn keygen(output: Option<&Path>) -> Result<(), String> {
+    let secret = Secret::generate()?;
+    let mut text = Zeroizing::new(String::with_capacity(65));
+    write_hex(&mut *text, secret.expose())
+        .and_then(|()| {
+            text.push('\n');
+            Ok(())
+        })
+        .map_err(|error| error.to_string())?;
+    match output {
+        None => {
+            std::io::stdout().write_all(text.as_bytes()).map_err(|error| format!("standard output: {error}"))
+        }
+        Some(path) => {
+            let mut options = OpenOptions::new();
+            let file = options.write(true).create_new(true).mode(0o600).open(path);
+            file.and_then(|mut file| file.write_all(text.as_bytes()))
+                .map_err(|error| format!("{}: {error}", path.display()))
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Where values come from: defaults, the file, the environment, `--set`. Later wins; origins are kept.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use super::model::Config;
+use super::schema::KEYS;
+use super::validate::{self, Issue};
+use crate::handler::HandlerOptions;
+
+/// What a user gave.
+#[derive(Clone, Debug, Default)]
+pub struct Source {
+    /// `--config`, else `COFFERDAM_CONFIG`.
+    pub file: Option<PathBuf>,
+    /// The environment.
+    pub environment: Vec<(String, String)>,
+    /// `--set PATH=VALUE`, in order.
+    pub sets: Vec<String>,
+}
+
+/// Where a value that is not a default came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The config file.
+    File,
+    /// This environment variable.
+    Environment(String),
+    /// A `--set`.
+    CommandLine,
+}
+
+/// A configuration that passed.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// Typed.
+    pub config: Config,
+    /// Normalised: every default filled in.
+    pub value: Value,
+    /// Of each path whose value is not a default.
+    pub origins: BTreeMap<String, Origin>,
+}
+
+/// Reads, merges and checks everything; `handlers` are the registered ones with their own options.
+///
+/// # Errors
+/// All that is wrong, in one list.
+pub fn load(source: &Source, handlers: &BTreeMap<String, HandlerOptions>) -> Result<Loaded, Vec<Issue>> {
+    let mut issues = Vec::new();
+    let mut given = Value::Object(Map::new());
+    let mut origins = BTreeMap::new();
+    if let Some(path) = &source.file {
+        match read_file(path) {
+            Ok(value) => merge(&mut given, value, "", &Origin::File, &mut origins),
+            Err(issue) => issues.push(issue),
+        }
+    }
+    for (name, value) in &source.environment {
+        if let Some(path) = environment_path(name) {
+            let layer = nested(&path, parse_word(value));
+            merge(&mut given, layer, "", &Origin::Environment(name.clone()), &mut origins);
+        }
+    }
+    for set in &source.sets {
+        match set.split_once('=') {
+            Some((path, value)) if path.split('.').all(|part| !part.is_empty()) => {
+                merge(&mut given, nested(path, parse_word(value)), "", &Origin::CommandLine, &mut origins);
+            }
+            Some(_) | None => issues.push(Issue::new("--set", "is malformed", set, "PATH=VALUE")),
+        }
+    }
+    let value = validate::normalise(given, handlers, &mut issues);
+    if !issues.is_empty() {
+        return Err(issues);
+    }
+    match serde_json::from_value(value.clone()) {
+        Ok(config) => Ok(Loaded { config, value, origins }),
+        Err(error) => {
+            Err(vec![Issue::new("config", "does not fit its own schema", &error.to_string(), "a bug report")])
+        }
+    }
+}
+
+fn read_file(path: &Path) -> Result<Value, Issue> {
+    let at = path.display().to_string();
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Issue::new(&at, "cannot be read", &error.to_string(), "a readable JSON file"))?;
+    let value: Value = serde_json::from_str(&text)
+        .map_err(|error| Issue::new(&at, "is not JSON", &error.to_string(), "a JSON object"))?;
+    if value.is_object() {
+        Ok(value)
+    } else {
+        Err(Issue::new(&at, "is not an object", "another kind", "a JSON object"))
+    }
+}
+
+/// `COFFERDAM_WEB__BIND` is `web.bind`; names without `__` are not config paths.
+fn environment_path(name: &str) -> Option<String> {
+    let rest = name.strip_prefix("COFFERDAM_")?;
+    rest.contains("__").then(|| rest.to_ascii_lowercase().replace("__", "."))
+}
+
+/// A JSON value; anything that is not JSON counts as a string.
+fn parse_word(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|_| Value::from(text))
+}
+
+fn nested(path: &str, value: Value) -> Value {
+    path.rsplit('.').fold(value, |inner, part| Value::Object(Map::from_iter([(part.to_owned(), inner)])))
+}
+
+/// Lays `layer` over `base`: objects key by key, everything else as a whole. Lists replace lists.
+fn merge(
+    base: &mut Value,
+    layer: Value,
+    path: &str,
+    origin: &Origin,
+    origins: &mut BTreeMap<String, Origin>,
+) {
+    match (base, layer) {
+        (Value::Object(base), Value::Object(layer)) => {
+            for (name, value) in layer {
+                let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                let slot = base.entry(name).or_insert(Value::Null);
+                if value.is_object() && !slot.is_object() {
+                    *slot = Value::Object(Map::new());
+                }
+                merge(slot, value, &path, origin, origins);
+            }
+        }
+        (base, layer) => {
+            let is_default =
+                KEYS.iter().any(|key| key.path == path && key.default_value().as_ref() == Some(&layer));
+            *base = layer;
+            if is_default {
+                origins.remove(path);
+            } else {
+                origins.insert(path.to_owned(), origin.clone());
+            }
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! The handlers that every binary has: `echo` and `sleep`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::context::{Job, JobContext};
+use crate::handler::{HandlerError, Registry};
+use crate::job::Payload;
+
+/// `echo` and `sleep`, by name.
+#[must_use]
+pub fn registry() -> Registry {
+    let mut registry = Registry::new();
+    registry.insert("echo".into(), Arc::new(echo));
+    registry.insert("sleep".into(), Arc::new(sleep));
+    registry
+}
+
+/// Returns the payload as it came.
+fn echo(job: &Job, _: &mut JobContext) -> Result<Payload, HandlerError> {
+    Ok(job.payload().clone())
+}
+
+#[derive(serde::Deserialize)]
+struct Sleep {
+    ms: u64,
+}
+
+/// `{"ms":N}`: waits that long, or until it is cancelled; returns `{"slept_ms":N}`.
+fn sleep(job: &Job, cx: &mut JobContext) -> Result<Payload, HandlerError> {
+    let Sleep { ms } = serde_json::from_slice(&job.payload().bytes)
+        .map_err(|error| HandlerError::Fail(format!("sleep takes {{\"ms\":N}}: {error}")))?;
+    if !cx.sleep(Duration::from_millis(ms)) {
+        return Err(HandlerError::Fail("cancelled while sleeping".into()));
+    }
+    Ok(Payload::json(format!("{{\"slept_ms\":{ms}}}").into_bytes()))
+}

@@ -1,0 +1,273 @@
+//! What a handler sees: its job, and a context whose changes are staged until it succeeds.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::worker::RunControl;
+use crate::clock::Timestamp;
+use crate::handler::HandlerSpec;
+use crate::job::{Change, Effects, Entries, FollowUp, JobError, JobId, Payload, Trace, entry_bytes};
+use crate::limits::{CONTEXT_BYTES, FOLLOW_UPS, MAP_NAME_BYTES};
+use crate::ports::LeasedJob;
+use crate::problem::Code;
+
+/// The job that a handler does.
+#[derive(Clone, Debug)]
+pub struct Job(pub(super) LeasedJob);
+
+impl Job {
+    /// Its id; the same in every delivery.
+    #[must_use]
+    pub fn id(&self) -> JobId {
+        self.0.spec.id
+    }
+
+    /// The handler's name.
+    #[must_use]
+    pub fn handler(&self) -> &str {
+        &self.0.spec.handler
+    }
+
+    /// The input, as it came.
+    #[must_use]
+    pub fn payload(&self) -> &Payload {
+        &self.0.payload
+    }
+
+    /// `Some` iff the handler is keyed.
+    #[must_use]
+    pub fn ordering_key(&self) -> Option<&str> {
+        self.0.spec.ordering_key.as_deref()
+    }
+
+    /// The request's trace.
+    #[must_use]
+    pub fn trace(&self) -> Trace {
+        self.0.spec.trace
+    }
+}
+
+/// A lane's state, or a trace's context: reads see the handler's own changes; changes take effect with success.
+pub struct LaneState<'a> {
+    committed: &'a Entries,
+    staged: &'a mut Staged,
+}
+
+type Staged = HashMap<Arc<str>, Option<Arc<[u8]>>>;
+
+impl LaneState<'_> {
+    /// The value of a key.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&[u8]> {
+        match self.staged.get(key) {
+            Some(staged) => staged.as_deref(),
+            None => self.committed.get(key).map(|value| &**value),
+        }
+    }
+
+    /// Sets a key.
+    pub fn set(&mut self, key: &str, value: impl Into<Arc<[u8]>>) {
+        self.staged.insert(Arc::from(key), Some(value.into()));
+    }
+
+    /// Removes a key.
+    pub fn remove(&mut self, key: &str) {
+        self.staged.insert(Arc::from(key), None);
+    }
+}
+
+/// The maps of a run: the lane's state, and the context of each trace in it.
+#[derive(Debug, Default)]
+pub struct Contexts {
+    /// The lane's state as of the last success.
+    pub state: Entries,
+    /// Its bytes.
+    pub state_bytes: usize,
+    /// By trace, as of the claim, with this run's own changes.
+    traces: HashMap<[u8; 16], Entries>,
+}
+
+impl Contexts {
+    /// Around a lane's state.
+    #[must_use]
+    pub fn new(state: Entries) -> Contexts {
+        let state_bytes = state.iter().map(|(key, value)| entry_bytes(key, value)).sum();
+        Contexts { state, state_bytes, traces: HashMap::new() }
+    }
+
+    pub(super) fn forget_traces(&mut self) {
+        self.traces.clear();
+    }
+}
+
+/// What a handler may ask and change besides returning a result.
+pub struct JobContext<'a> {
+    job: &'a LeasedJob,
+    maps: &'a mut Contexts,
+    control: &'a RunControl,
+    deadline: Timestamp,
+    is_ordered: bool,
+    handlers: &'a [HandlerSpec],
+    staged_state: Staged,
+    staged_context: Staged,
+    follow_ups: Vec<FollowUp>,
+    nothing: Entries,
+}
+
+impl<'a> JobContext<'a> {
+    pub(super) fn new(
+        job: &'a LeasedJob,
+        maps: &'a mut Contexts,
+        control: &'a RunControl,
+        deadline: Timestamp,
+        is_ordered: bool,
+        handlers: &'a [HandlerSpec],
+    ) -> JobContext<'a> {
+        JobContext {
+            job,
+            maps,
+            control,
+            deadline,
+            is_ordered,
+            handlers,
+            staged_state: Staged::new(),
+            staged_context: Staged::new(),
+            follow_ups: Vec::new(),
+            nothing: Entries::new(),
+        }
+    }
+
+    /// The lane's state; `None` if the handler is not ordered. Already loaded: reads never wait or fail.
+    pub fn state(&mut self) -> Option<LaneState<'_>> {
+        let (committed, staged) = (&self.maps.state, &mut self.staged_state);
+        self.is_ordered.then_some(LaneState { committed, staged })
+    }
+
+    /// The trace's context: shared by all jobs of one trace, for `kv.context_ttl_seconds` after its last use.
+    pub fn context(&mut self) -> LaneState<'_> {
+        let own = self.maps.traces.get(&self.job.spec.trace.id);
+        let claimed = if self.job.context.is_empty() { &self.nothing } else { &self.job.context };
+        LaneState { committed: own.unwrap_or(claimed), staged: &mut self.staged_context }
+    }
+
+    /// Submits a job of the same trace when this one succeeds. Its ordering key is taken from its payload
+    /// unless given.
+    ///
+    /// # Errors
+    /// The handler is unknown, the payload has no ordering key where one is needed, or there are too many.
+    pub fn submit(
+        &mut self,
+        handler: &str,
+        payload: Payload,
+        key: Option<&str>,
+        delay: Duration,
+    ) -> Result<(), String> {
+        let spec = self.handlers.iter().find(|spec| *spec.name == *handler);
+        let spec = spec.ok_or_else(|| format!("there is no handler {handler}"))?;
+        if self.follow_ups.len() == FOLLOW_UPS {
+            return Err(format!("a job submits at most {FOLLOW_UPS} follow-ups"));
+        }
+        let ordering_key = spec.options.ordering.key(key, &payload.bytes)?;
+        self.follow_ups.push(FollowUp { handler: spec.name.clone(), ordering_key, delay, payload });
+        Ok(())
+    }
+
+    /// When the handler's timeout passes.
+    #[must_use]
+    pub fn deadline(&self) -> Timestamp {
+        self.deadline
+    }
+
+    /// True once the job was cancelled or has timed out: whatever comes now takes no effect.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.control.is_ended()
+    }
+
+    /// Waits; false as soon as the job is cancelled or has timed out.
+    #[must_use]
+    pub fn sleep(&self, duration: Duration) -> bool {
+        self.control.sleep(duration)
+    }
+
+    /// 1 for the first delivery.
+    #[must_use]
+    pub fn delivery(&self) -> u32 {
+        self.job.delivery
+    }
+
+    /// Grows with every delivery of the whole deployment: outside systems can refuse smaller ones.
+    #[must_use]
+    pub fn fence(&self) -> u64 {
+        self.job.fence
+    }
+
+    /// The submission time, the same in every delivery.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.job.spec.submitted_at
+    }
+
+    /// Takes the staged changes over into the run's maps and gives them for the commit.
+    pub(super) fn commit(self, limits: &super::core::Limits) -> Result<Effects, JobError> {
+        let JobContext { job, maps, staged_state, staged_context, follow_ups, .. } = self;
+        let too_long = |staged: &Staged| {
+            let long =
+                |value: &Option<Arc<[u8]>>| value.as_ref().is_some_and(|v| v.len() > limits.max_payload);
+            staged.iter().any(|(key, value)| key.len() > MAP_NAME_BYTES || long(value))
+        };
+        if too_long(&staged_state) || too_long(&staged_context) {
+            let detail =
+                format!("a key is at most {MAP_NAME_BYTES} bytes, a value at most max_payload_bytes");
+            return Err(JobError::new(Code::StateTooLarge, detail));
+        }
+        if follow_ups.iter().any(|job| job.payload.bytes.len() > limits.max_payload) {
+            return Err(JobError::new(
+                Code::HandlerFailed,
+                "a follow-up's payload exceeds max_payload_bytes",
+            ));
+        }
+        let bytes = bytes_after(&maps.state, maps.state_bytes, &staged_state);
+        if bytes > limits.lane_state_max {
+            return Err(JobError::new(
+                Code::StateTooLarge,
+                "the lane's state would exceed kv.lane_state_max_bytes",
+            ));
+        }
+        if !staged_context.is_empty() {
+            let context = maps.traces.entry(job.spec.trace.id).or_insert_with(|| job.context.clone());
+            let size = context.iter().map(|(key, value)| entry_bytes(key, value)).sum();
+            if bytes_after(context, size, &staged_context) > CONTEXT_BYTES {
+                return Err(JobError::new(Code::StateTooLarge, "the trace's context would exceed 1 MiB"));
+            }
+        }
+        maps.state_bytes = bytes;
+        let state = absorb(&mut maps.state, staged_state);
+        let context = match maps.traces.get_mut(&job.spec.trace.id).filter(|_| !staged_context.is_empty()) {
+            Some(map) => absorb(map, staged_context),
+            None => Vec::new(),
+        };
+        Ok(Effects { state, context, follow_ups })
+    }
+}
+
+fn bytes_after(map: &Entries, bytes: usize, staged: &Staged) -> usize {
+    staged.iter().fold(bytes, |bytes, (key, value)| {
+        let less = map.get(key).map_or(0, |old| entry_bytes(key, old));
+        (bytes + value.as_ref().map_or(0, |value| entry_bytes(key, value))).saturating_sub(less)
+    })
+}
+
+/// Applies staged changes to a map; they come out in key order, so that the same job commits the same bytes.
+fn absorb(map: &mut Entries, staged: Staged) -> Vec<Change> {
+    let mut changes: Vec<Change> = staged.into_iter().map(|(key, value)| Change { key, value }).collect();
+    changes.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+    for change in &changes {
+        match &change.value {
+            Some(value) => map.insert(change.key.clone(), value.clone()),
+            None => map.remove(&change.key),
+        };
+    }
+    changes
+}

@@ -1,0 +1,355 @@
+//! The executor's books: which run is where, what is due, what is known of lanes. Pure: time comes in, requests
+//! and tasks come out.
+//!
+//! Life of a lease here, and what moves it:
+//!
+//! ```text
+//!             lease           outcome ... outcome        end
+//!   (nothing) -----> running ------------------> running ----> (gone; the lane's state is cached)
+//!                       |  timeout: commit timed_out
+//!                       |  revoked running job: release        end
+//!                       +---------------------------> held ----> (gone; nothing is cached)
+//!                          fenced, connection lost
+//! ```
+//!
+//! A held run keeps its worker until the handler returns; when that takes too long the process is stuck.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::context::Contexts;
+use super::worker::{Done, RunControl};
+use crate::clock::Timestamp;
+use crate::job::{JobId, Verdict, Version};
+use crate::ports::{
+    Commit, CommitAnswer, CommitResult, Lease, LeaseRef, LeasedJob, ReleaseReason, Revoked, StateAt,
+};
+
+/// What bounds the executor.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// A result, a value, a follow-up's payload.
+    pub max_payload: usize,
+    /// A lane's state; cached states of all lanes are bounded by twice that.
+    pub lane_state_max: usize,
+    /// How long a handler may ignore that its run has ended.
+    pub grace: Duration,
+    /// Leases are renewed after a third of this.
+    pub visibility: Duration,
+}
+
+/// What the broker must be told, in this order.
+#[derive(Debug)]
+pub enum Request {
+    /// What came of a job.
+    Commit(Commit),
+    /// A lease is given back.
+    Release(LeaseRef, ReleaseReason),
+}
+
+/// A lease that is ready for a worker.
+pub struct Task {
+    /// The lease's number.
+    pub lease: u64,
+    /// The handler's name.
+    pub handler: Arc<str>,
+    /// In order.
+    pub jobs: Vec<LeasedJob>,
+    /// The lane's state.
+    pub contexts: Contexts,
+    /// Its version.
+    pub version: Version,
+    /// Shared with the worker.
+    pub control: Arc<RunControl>,
+}
+
+type LaneName = (Arc<str>, Option<Arc<str>>);
+
+struct Active {
+    lease: LeaseRef,
+    lane: LaneName,
+    is_ordered: bool,
+    jobs: Vec<RunJob>,
+    /// The first job without an outcome: the one that runs.
+    position: usize,
+    started: Timestamp,
+    version: Version,
+    control: Arc<RunControl>,
+    /// `Some` iff held: since when nothing of it counts any more.
+    held: Option<Timestamp>,
+    /// The rest is given back when the worker is done.
+    give_back: bool,
+    /// Its state can be trusted at its end.
+    keeps_state: bool,
+}
+
+struct RunJob {
+    id: JobId,
+    delivery: u32,
+    fence: u64,
+    timeout: Duration,
+}
+
+impl RunJob {
+    fn of(job: &LeasedJob) -> RunJob {
+        RunJob { id: job.spec.id, delivery: job.delivery, fence: job.fence, timeout: job.spec.timeout }
+    }
+}
+
+struct Cached {
+    contexts: Contexts,
+    version: Version,
+    lease: u64,
+    used: u64,
+}
+
+/// See the module.
+pub struct Core {
+    limits: Limits,
+    workers: usize,
+    active: HashMap<u64, Active>,
+    lanes: HashMap<LaneName, Cached>,
+    requests: Vec<Request>,
+    draining: bool,
+    uses: u64,
+    /// Outcomes that came after their run had ended.
+    pub late: u64,
+}
+
+impl Core {
+    /// With so many idle workers.
+    #[must_use]
+    pub fn new(workers: usize, limits: Limits) -> Core {
+        Core {
+            limits,
+            workers,
+            active: HashMap::new(),
+            lanes: HashMap::new(),
+            requests: Vec::new(),
+            draining: false,
+            uses: 0,
+            late: 0,
+        }
+    }
+
+    /// How many leases more it takes: one a worker that is free, so that no lease waits here while another
+    /// executor is idle, and no job is counted that has not started.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        if self.draining { 0 } else { self.workers - self.active.len().min(self.workers) }
+    }
+
+    /// Workers that have a run.
+    #[must_use]
+    pub fn busy(&self) -> usize {
+        self.active.len()
+    }
+
+    /// What the broker must be told, commits and releases in their order.
+    pub fn take_requests(&mut self) -> Vec<Request> {
+        std::mem::take(&mut self.requests)
+    }
+
+    /// A lease came. `None`: it was given back, or nothing of it is left to run.
+    pub fn on_lease(&mut self, lease: Lease, now: Timestamp) -> Option<Task> {
+        let number = lease.lease.number;
+        let key = lease.jobs.first().and_then(|job| job.spec.ordering_key.clone());
+        let lane = (lease.handler.clone(), key);
+        let (contexts, version, is_ordered) = match lease.state {
+            StateAt::Stateless => (Contexts::default(), Version::default(), false),
+            StateAt::Whole(version, entries) => {
+                self.lanes.remove(&lane);
+                (Contexts::new(entries), version, true)
+            }
+            StateAt::Known(version) => {
+                match self.lanes.remove(&lane).filter(|cached| cached.version == version) {
+                    Some(cached) => (cached.contexts, version, true),
+                    None => {
+                        self.requests.push(Request::Release(lease.lease, ReleaseReason::NeedState));
+                        return None;
+                    }
+                }
+            }
+        };
+        if self.draining {
+            self.requests.push(Request::Release(lease.lease, ReleaseReason::Draining));
+            return None;
+        }
+        let control = Arc::new(RunControl::default());
+        let active = Active {
+            lease: lease.lease,
+            lane,
+            is_ordered,
+            jobs: lease.jobs.iter().map(RunJob::of).collect(),
+            position: 0,
+            started: now,
+            version,
+            control: control.clone(),
+            held: None,
+            give_back: false,
+            keeps_state: true,
+        };
+        self.active.insert(number, active);
+        Some(Task { lease: number, handler: lease.handler, jobs: lease.jobs, contexts, version, control })
+    }
+
+    /// A worker said something.
+    pub fn on_done(&mut self, done: Done) {
+        match done {
+            Done::Outcome { lease, job, verdict, builds_on, at } => {
+                self.on_outcome(lease, job, verdict, builds_on, at)
+            }
+            Done::End { lease, contexts, version } => self.on_end(lease, contexts, version),
+        }
+    }
+
+    fn on_outcome(&mut self, number: u64, job: JobId, verdict: Verdict, builds_on: Version, at: Timestamp) {
+        let Some(active) = self.active.get_mut(&number).filter(|active| active.held.is_none()) else {
+            self.late += 1;
+            return;
+        };
+        let Some(index) = active.jobs.iter().position(|run_job| run_job.id == job) else { return };
+        active.position = index + 1;
+        active.started = at;
+        let changed = matches!(&verdict, Verdict::Succeeded(_, effects) if !effects.state.is_empty());
+        active.version = if changed { Version(active.jobs[index].fence) } else { builds_on };
+        active.keeps_state &= !matches!(verdict, Verdict::Retry(_) | Verdict::Crashed(_));
+        let delivery = active.jobs[index].delivery;
+        self.requests.push(Request::Commit(Commit {
+            lease: active.lease,
+            job,
+            delivery,
+            builds_on,
+            verdict,
+        }));
+    }
+
+    fn on_end(&mut self, number: u64, contexts: Contexts, version: Version) {
+        let Some(active) = self.active.remove(&number) else { return };
+        if active.give_back && active.held.is_none() {
+            self.requests.push(Request::Release(active.lease, ReleaseReason::Draining));
+        } else if active.is_ordered && active.keeps_state && active.held.is_none() {
+            self.uses += 1;
+            self.lanes.insert(active.lane, Cached { contexts, version, lease: number, used: self.uses });
+            self.bound_cache();
+        }
+    }
+
+    /// Forgets the lanes that were used longest ago; their next lease brings the whole map.
+    fn bound_cache(&mut self) {
+        let mut bytes: usize = self.lanes.values().map(|cached| cached.contexts.state_bytes).sum();
+        while bytes > self.limits.lane_state_max * 2 {
+            let oldest =
+                self.lanes.iter().min_by_key(|(_, cached)| cached.used).map(|(lane, _)| lane.clone());
+            let Some(cached) = oldest.and_then(|lane| self.lanes.remove(&lane)) else { return };
+            bytes -= cached.contexts.state_bytes;
+        }
+    }
+
+    /// The broker's word on a commit.
+    pub fn on_answer(&mut self, answer: CommitAnswer, now: Timestamp) {
+        match answer.result {
+            CommitResult::Committed | CommitResult::AlreadyCommitted => {}
+            CommitResult::Fenced => {
+                // Nothing of this run counts from here on, and what we know of its lane is wrong.
+                self.lanes.retain(|_, cached| cached.lease != answer.lease);
+                self.hold(answer.lease, now);
+            }
+        }
+    }
+
+    /// A job was cancelled or its handler paused.
+    pub fn on_revoked(&mut self, revoked: Revoked, now: Timestamp) {
+        let Some(active) = self.active.get(&revoked.lease) else { return };
+        let Some(index) = active.jobs.iter().position(|job| job.id == revoked.job) else { return };
+        if index == active.position && active.held.is_none() {
+            self.requests.push(Request::Release(active.lease, ReleaseReason::RunEnded));
+            self.hold(revoked.lease, now);
+        } else if index > active.position {
+            active.control.leave_out(revoked.job);
+            if let Some(active) = self.active.get_mut(&revoked.lease) {
+                active.jobs.remove(index);
+            }
+        }
+    }
+
+    /// Ends a run for good; its worker stays taken until its handler returns.
+    fn hold(&mut self, number: u64, now: Timestamp) {
+        if let Some(active) = self.active.get_mut(&number) {
+            active.held.get_or_insert(now);
+            active.control.end();
+        }
+    }
+
+    /// Does what time alone does: a handler's timeout takes effect here, whatever its worker is doing.
+    pub fn on_time(&mut self, now: Timestamp) {
+        let mut due = Vec::new();
+        for (number, active) in &self.active {
+            if let Some((job, delivery, deadline)) = active.running() {
+                if deadline <= now {
+                    due.push((*number, job, delivery));
+                }
+            }
+        }
+        for (number, job, delivery) in due {
+            let active = &self.active[&number];
+            let (lease, builds_on) = (active.lease, active.version);
+            let verdict = Verdict::TimedOut;
+            self.requests.push(Request::Commit(Commit { lease, job, delivery, builds_on, verdict }));
+            self.hold(number, now);
+        }
+    }
+
+    /// When [`Core::on_time`] has something to do, or [`Core::is_stuck`] may change.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Timestamp> {
+        let deadline = |active: &Active| match active.held {
+            Some(since) => Some(since.plus(self.limits.grace)),
+            None => active.running().map(|(_, _, deadline)| deadline),
+        };
+        self.active.values().filter_map(deadline).min()
+    }
+
+    /// True when a handler has ignored the end of its run for too long, or all workers are held that way.
+    #[must_use]
+    pub fn is_stuck(&self, now: Timestamp) -> bool {
+        let mut held = self.active.values().filter_map(|active| active.held);
+        let all = self.workers > 0
+            && self.active.values().filter(|active| active.held.is_some()).count() >= self.workers;
+        all || held.any(|since| since.plus(self.limits.grace) <= now)
+    }
+
+    /// No more leases; running jobs finish, the rest of their runs is given back.
+    pub fn drain(&mut self) {
+        self.draining = true;
+        for active in self.active.values_mut() {
+            active.control.stop_after_this();
+            active.give_back = true;
+        }
+    }
+
+    /// True once no run counts any more.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.draining && self.requests.is_empty() && self.active.values().all(|active| active.held.is_some())
+    }
+
+    /// The broker is lost: every lease has ended, and no lane's state is known.
+    pub fn abandon(&mut self, now: Timestamp) {
+        self.requests.clear();
+        self.lanes.clear();
+        let numbers: Vec<u64> = self.active.keys().copied().collect();
+        for number in numbers {
+            self.hold(number, now);
+        }
+    }
+}
+
+impl Active {
+    /// The job that runs and its deadline; `None` if nothing of it counts or all jobs have outcomes.
+    fn running(&self) -> Option<(JobId, u32, Timestamp)> {
+        let job = self.jobs.get(self.position).filter(|_| self.held.is_none())?;
+        Some((job.id, job.delivery, self.started.plus(job.timeout)))
+    }
+}

@@ -1,0 +1,127 @@
+//! The engine: core, workers and consumer in one turn of a loop. Thin: every decision is the core's.
+
+use super::core::{Core, Limits, Request, Task};
+use super::worker::{Run, WorkerPool};
+use crate::clock::Timestamp;
+use crate::ports::{BackendError, Consumer};
+
+/// One process's execution of one group.
+pub struct Engine<C> {
+    core: Core,
+    pool: WorkerPool,
+    consumer: C,
+    limits: Limits,
+    renew_at: Timestamp,
+}
+
+/// How the engine is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It takes jobs.
+    Working,
+    /// Handlers ignore that their time is over: the process should be replaced.
+    Stuck,
+    /// It was told to stop, and nothing of its runs is left.
+    Drained,
+}
+
+impl<C: Consumer> Engine<C> {
+    /// Around workers that have started.
+    #[must_use]
+    pub fn new(pool: WorkerPool, workers: usize, consumer: C, limits: Limits) -> Engine<C> {
+        Engine { core: Core::new(workers, limits), pool, consumer, limits, renew_at: Timestamp::default() }
+    }
+
+    /// The consumer, for those who do its I/O.
+    pub fn consumer(&mut self) -> &mut C {
+        &mut self.consumer
+    }
+
+    /// Does all there is to do now; says when to come again at the latest.
+    ///
+    /// # Errors
+    /// The broker is lost; every run has been abandoned.
+    pub fn turn(&mut self, now: Timestamp) -> Result<Option<Timestamp>, BackendError> {
+        let answer = self.try_turn(now);
+        if answer.is_err() {
+            self.core.abandon(now);
+        }
+        answer
+    }
+
+    fn try_turn(&mut self, now: Timestamp) -> Result<Option<Timestamp>, BackendError> {
+        for done in self.pool.take() {
+            self.core.on_done(done);
+        }
+        self.core.on_time(now);
+        if now >= self.renew_at {
+            self.consumer.extend()?;
+            self.renew_at = now.plus(self.limits.visibility / 3);
+        }
+        let mut requests = self.core.take_requests();
+        loop {
+            let (mut commits, mut releases) = (Vec::with_capacity(requests.len()), Vec::new());
+            for request in requests {
+                match request {
+                    Request::Commit(commit) => commits.push(commit),
+                    Request::Release(lease, reason) => releases.push((lease, reason)),
+                }
+            }
+            let step = self.consumer.step(commits, self.core.room())?;
+            for (lease, reason) in releases {
+                self.consumer.release(lease, reason)?;
+            }
+            step.results.into_iter().for_each(|answer| self.core.on_answer(answer, now));
+            let (core, pool) = (&mut self.core, &self.pool);
+            let tasks = step.leases.into_iter().filter_map(|lease| core.on_lease(lease, now));
+            let runs: Vec<Run> = tasks.filter_map(|task| prepare(pool, task)).collect();
+            step.revoked.into_iter().for_each(|revoked| self.core.on_revoked(revoked, now));
+            if !runs.is_empty() {
+                self.pool.push(runs);
+            }
+            requests = self.core.take_requests();
+            if requests.is_empty() {
+                break;
+            }
+        }
+        Ok(Some(self.core.next_deadline().map_or(self.renew_at, |deadline| deadline.min(self.renew_at))))
+    }
+
+    /// How it is now.
+    #[must_use]
+    pub fn health(&self, now: Timestamp) -> Health {
+        if self.core.is_drained() {
+            Health::Drained
+        } else if self.core.is_stuck(now) {
+            Health::Stuck
+        } else {
+            Health::Working
+        }
+    }
+
+    /// No more leases; what runs finishes, the rest is given back.
+    pub fn drain(&mut self) {
+        self.core.drain();
+    }
+
+    /// Workers that have a run.
+    #[must_use]
+    pub fn busy(&self) -> usize {
+        self.core.busy()
+    }
+
+    /// The broker is lost.
+    pub fn abandon(&mut self, now: Timestamp) {
+        self.core.abandon(now);
+    }
+}
+
+/// Both ends have the same registry, so a lease names a handler that is here; if not, its jobs come to their timeout.
+fn prepare(pool: &WorkerPool, task: Task) -> Option<Run> {
+    let Task { lease, handler, jobs, contexts, version, control } = task;
+    let Some(handler) = pool.handler(&handler) else {
+        log::error!("a lease names the handler {handler}, which is not in this binary");
+        return None;
+    };
+    Some(Run { lease, jobs, contexts, version, control, handler })
+}

@@ -1,0 +1,88 @@
+//! An executor inside the broker's own process: one thread that turns the engine, and the workers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::sync_channel;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::core::Limits;
+use super::engine::{Engine, Health};
+use super::worker::WorkerPool;
+use crate::bell::Bell;
+use crate::clock::Clock;
+use crate::handler::{Handler, HandlerSpec};
+use crate::memory::MemoryBroker;
+
+/// A group's executor on threads of this process.
+pub struct InlineExecutor {
+    bell: Bell,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl InlineExecutor {
+    /// Starts the group's threads. Its thread also does the broker's share of time (`tick`).
+    ///
+    /// # Errors
+    /// A thread cannot be made.
+    pub fn start(
+        broker: MemoryBroker,
+        group: usize,
+        workers: usize,
+        handlers: Vec<(HandlerSpec, Arc<dyn Handler>)>,
+        limits: Limits,
+        clock: Clock,
+    ) -> std::io::Result<InlineExecutor> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let (ready, started) = sync_channel(1);
+        let thread = std::thread::Builder::new().name("executor".into()).spawn(move || {
+            let bell = Bell::for_this_thread();
+            let pool = WorkerPool::start(workers, handlers, limits, clock.clone(), bell.clone());
+            let pool = match pool {
+                Ok(pool) => pool,
+                Err(error) => return drop(ready.send(Err(error))),
+            };
+            let consumer = broker.consumer(group, bell.clone());
+            let _ = ready.send(Ok(bell.clone()));
+            let mut engine = Engine::new(pool, workers, consumer, limits);
+            let mut was_stuck = false;
+            while !stopped.load(Ordering::SeqCst) {
+                bell.answer();
+                let now = clock.now();
+                let mut wake = broker.tick();
+                match engine.turn(now) {
+                    Ok(next) => wake = [wake, next].into_iter().flatten().min(),
+                    Err(error) => log::error!("the memory broker is lost: {error}"),
+                }
+                let is_stuck = engine.health(now) == Health::Stuck;
+                if is_stuck && !was_stuck {
+                    log::error!(
+                        "a handler ignores its timeout; inline, its worker thread is lost until it returns"
+                    );
+                }
+                was_stuck = is_stuck;
+                if bell.asleep() {
+                    let wait = wake.map_or(Duration::from_secs(1), |at| at.since(clock.now()));
+                    std::thread::park_timeout(wait.clamp(Duration::from_millis(1), Duration::from_secs(1)));
+                }
+            }
+        })?;
+        match started.recv() {
+            Ok(Ok(bell)) => Ok(InlineExecutor { bell, stop, thread: Some(thread) }),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(std::io::Error::other("the executor's thread ended at its start")),
+        }
+    }
+}
+
+impl Drop for InlineExecutor {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.bell.ring();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

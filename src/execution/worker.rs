@@ -1,0 +1,316 @@
+//! Worker threads: each takes a run, does its jobs in order, and says what came of each.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::context::{Contexts, Job, JobContext};
+use super::core::Limits;
+use crate::bell::Bell;
+use crate::clock::{Clock, Timestamp};
+use crate::handler::{Handler, HandlerError, HandlerSpec, Ordering as Order};
+use crate::job::{JobError, JobId, Verdict, Version};
+use crate::limits::ERROR_DETAIL_BYTES;
+use crate::ports::LeasedJob;
+use crate::problem::Code;
+
+/// A lease on its way through a worker.
+pub struct Run {
+    /// The lease's number.
+    pub lease: u64,
+    /// In order.
+    pub jobs: Vec<LeasedJob>,
+    /// The lane's state and its version.
+    pub contexts: Contexts,
+    /// Grows with each committed change.
+    pub version: Version,
+    /// Shared with the core.
+    pub control: Arc<RunControl>,
+    /// Index into the pool's handlers.
+    pub handler: usize,
+}
+
+/// What a worker says.
+pub enum Done {
+    /// What came of one job, at what time; the version is the one that the handler saw.
+    Outcome {
+        /// The lease's number.
+        lease: u64,
+        /// The job.
+        job: JobId,
+        /// What came of it.
+        verdict: Verdict,
+        /// The state version before it.
+        builds_on: Version,
+        /// When it ended: the next job of the run starts then.
+        at: Timestamp,
+    },
+    /// The run is over and the worker free; the state as the run left it.
+    End {
+        /// The lease's number.
+        lease: u64,
+        /// The maps.
+        contexts: Contexts,
+        /// Their version.
+        version: Version,
+    },
+}
+
+/// The core's hold on a run that a worker has.
+#[derive(Debug, Default)]
+pub struct RunControl {
+    ended: AtomicBool,
+    state: Mutex<ControlState>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct ControlState {
+    left_out: Vec<JobId>,
+    last: bool,
+}
+
+enum Begin {
+    Go,
+    LeaveOut,
+    Stop,
+}
+
+impl RunControl {
+    fn lock(&self) -> MutexGuard<'_, ControlState> {
+        // A handler never runs under this lock, so nobody can poison it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nothing of the run takes effect any more: its handler should stop, no other job starts.
+    pub fn end(&self) {
+        let state = self.lock();
+        self.ended.store(true, Ordering::SeqCst);
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// True after [`RunControl::end`].
+    pub fn is_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
+    }
+
+    /// This later job of the run should not start.
+    pub fn leave_out(&self, job: JobId) {
+        self.lock().left_out.push(job);
+    }
+
+    /// The running job is the run's last.
+    pub fn stop_after_this(&self) {
+        self.lock().last = true;
+    }
+
+    fn begin(&self, job: JobId, is_first: bool) -> Begin {
+        let state = self.lock();
+        if self.is_ended() || (state.last && !is_first) {
+            Begin::Stop
+        } else if state.left_out.contains(&job) {
+            Begin::LeaveOut
+        } else {
+            Begin::Go
+        }
+    }
+
+    /// Waits; false as soon as the run has ended.
+    pub(super) fn sleep(&self, duration: Duration) -> bool {
+        let until = Instant::now() + duration;
+        let mut state = self.lock();
+        while !self.is_ended() {
+            let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+            else {
+                return true;
+            };
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        false
+    }
+}
+
+/// The worker threads of one process.
+pub struct WorkerPool {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    queue: Mutex<Queue>,
+    wake: Condvar,
+    mailbox: Mutex<Vec<Done>>,
+    bell: Bell,
+    clock: Clock,
+    limits: Limits,
+    handlers: Vec<(HandlerSpec, Arc<dyn Handler>)>,
+    specs: Vec<HandlerSpec>,
+}
+
+#[derive(Default)]
+struct Queue {
+    runs: VecDeque<Run>,
+    idle: usize,
+    stop: bool,
+}
+
+impl WorkerPool {
+    /// Starts the threads; `bell` rings when one of them has said something.
+    ///
+    /// # Errors
+    /// A thread cannot be made.
+    pub fn start(
+        workers: usize,
+        handlers: Vec<(HandlerSpec, Arc<dyn Handler>)>,
+        limits: Limits,
+        clock: Clock,
+        bell: Bell,
+    ) -> std::io::Result<WorkerPool> {
+        let specs = handlers.iter().map(|(spec, _)| spec.clone()).collect();
+        let (queue, mailbox) = (Mutex::default(), Mutex::default());
+        let shared =
+            Arc::new(Shared { queue, wake: Condvar::new(), mailbox, bell, clock, limits, handlers, specs });
+        for index in 0..workers {
+            let shared = shared.clone();
+            std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || shared.work())?;
+        }
+        Ok(WorkerPool { shared })
+    }
+
+    /// The index of a handler.
+    #[must_use]
+    pub fn handler(&self, name: &str) -> Option<usize> {
+        self.shared.specs.iter().position(|spec| *spec.name == *name)
+    }
+
+    /// Hands runs over. One worker is woken and wakes the next while there is work: short runs stay on few
+    /// threads, long ones still spread over all of them.
+    pub fn push(&self, runs: impl IntoIterator<Item = Run>) {
+        let mut queue = self.shared.lock();
+        queue.runs.extend(runs);
+        if !queue.runs.is_empty() && queue.idle > 0 {
+            self.shared.wake.notify_one();
+        }
+    }
+
+    /// What the workers have said since the last call.
+    #[must_use]
+    pub fn take(&self) -> Vec<Done> {
+        std::mem::take(&mut *self.shared.mailbox.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Drop for WorkerPool {
+    /// Idle threads end; a busy one ends after its run. Nobody waits for them: a handler may never return.
+    fn drop(&mut self) {
+        self.shared.lock().stop = true;
+        self.shared.wake.notify_all();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn work(&self) {
+        let mut queue = self.lock();
+        while !queue.stop {
+            let Some(run) = queue.runs.pop_front() else {
+                queue.idle += 1;
+                queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                queue.idle -= 1;
+                continue;
+            };
+            if !queue.runs.is_empty() && queue.idle > 0 {
+                self.wake.notify_one();
+            }
+            drop(queue);
+            self.do_run(run);
+            queue = self.lock();
+        }
+    }
+
+    fn do_run(&self, run: Run) {
+        let Run { lease, jobs, mut contexts, mut version, control, handler } = run;
+        let (spec, code) = &self.handlers[handler];
+        let mut is_first = true;
+        for job in jobs {
+            match control.begin(job.spec.id, is_first) {
+                Begin::Go => is_first = false,
+                Begin::LeaveOut => continue,
+                Begin::Stop => break,
+            }
+            let (id, fence, builds_on) = (job.spec.id, job.fence, version);
+            let verdict = self.do_job(spec, &**code, job, &mut contexts, &control);
+            if let Verdict::Succeeded(_, effects) = &verdict {
+                version = if effects.state.is_empty() { version } else { Version(fence) };
+            }
+            let ends_run = matches!(verdict, Verdict::Retry(_) | Verdict::Crashed(_));
+            self.say(Done::Outcome { lease, job: id, verdict, builds_on, at: self.clock.now() });
+            if ends_run {
+                break;
+            }
+        }
+        contexts.forget_traces();
+        self.say(Done::End { lease, contexts, version });
+    }
+
+    fn do_job(
+        &self,
+        spec: &HandlerSpec,
+        code: &dyn Handler,
+        job: LeasedJob,
+        contexts: &mut Contexts,
+        control: &RunControl,
+    ) -> Verdict {
+        let deadline = self.clock.now().plus(job.spec.timeout);
+        let is_ordered = spec.options.ordering != Order::None;
+        let one_line = job.spec.one_line;
+        let job = Job(job);
+        let mut cx = JobContext::new(&job.0, contexts, control, deadline, is_ordered, &self.specs);
+        // What a panicking handler leaves behind is its own: our maps change only in `commit` below.
+        let said = catch_unwind(AssertUnwindSafe(|| code.handle(&job, &mut cx)));
+        let payload = match said {
+            Ok(Ok(payload)) => payload,
+            Ok(Err(HandlerError::Retry(detail))) => return Verdict::Retry(clip(detail)),
+            Ok(Err(HandlerError::Fail(detail))) => {
+                return Verdict::Failed(JobError::new(Code::HandlerFailed, clip(detail)));
+            }
+            Err(panic) => return Verdict::Crashed(clip(panic_text(&*panic))),
+        };
+        if payload.bytes.len() > self.limits.max_payload {
+            let detail = format!("the result has {} bytes", payload.bytes.len());
+            return Verdict::Failed(JobError::new(Code::ResultTooLarge, detail));
+        }
+        if one_line && payload.bytes.contains(&b'\n') {
+            let detail = "the result has a line break, and a batch's results are one line each";
+            return Verdict::Failed(JobError::new(Code::HandlerFailed, detail));
+        }
+        match cx.commit(&self.limits) {
+            Ok(effects) => Verdict::Succeeded(payload, effects),
+            Err(error) => Verdict::Failed(error),
+        }
+    }
+
+    fn say(&self, done: Done) {
+        self.mailbox.lock().unwrap_or_else(PoisonError::into_inner).push(done);
+        self.bell.ring();
+    }
+}
+
+fn clip(mut detail: String) -> String {
+    if detail.len() > ERROR_DETAIL_BYTES {
+        let end = (0..=ERROR_DETAIL_BYTES).rev().find(|end| detail.is_char_boundary(*end)).unwrap_or(0);
+        detail.truncate(end);
+    }
+    detail
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    format!("the handler panicked: {}", text.unwrap_or_else(|| "without a message".into()))
+}

@@ -1,0 +1,209 @@
+//! What an embedder writes: [`Handler`], its options, its errors.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+pub use crate::config::OnDeadChoice as OnDead;
+pub use crate::execution::{Job, JobContext};
+use crate::job::Payload;
+use crate::limits::ORDERING_KEY_BYTES;
+
+/// A function that does jobs. It runs on a worker thread and may block.
+///
+/// The same job may be delivered again after a crash, so effects outside of the system should carry
+/// [`JobContext::fence`] or be idempotent; effects through the context happen once.
+pub trait Handler: Send + Sync {
+    /// Does one job.
+    ///
+    /// # Errors
+    /// [`HandlerError::Retry`] is delivered again after a backoff, [`HandlerError::Fail`] is final. A panic
+    /// counts as a crash of this delivery.
+    fn handle(&self, job: &Job, cx: &mut JobContext) -> Result<Payload, HandlerError>;
+
+    /// The options that hold where the config says nothing.
+    fn options(&self) -> HandlerOptions {
+        HandlerOptions::default()
+    }
+}
+
+impl<F> Handler for F
+where
+    F: Fn(&Job, &mut JobContext) -> Result<Payload, HandlerError> + Send + Sync,
+{
+    fn handle(&self, job: &Job, cx: &mut JobContext) -> Result<Payload, HandlerError> {
+        self(job, cx)
+    }
+}
+
+/// A handler's own word that a job did not succeed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HandlerError {
+    /// Try again later.
+    Retry(String),
+    /// It cannot be done.
+    Fail(String),
+}
+
+/// Options of a handler; `handlers.NAME` in the config overrides each (CONTRACT 4).
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct HandlerOptions {
+    /// How long one delivery may take.
+    #[serde(rename = "timeout_ms", deserialize_with = "millis")]
+    pub timeout: Duration,
+    /// Jobs at once in one process; 0 is no limit.
+    pub concurrency: usize,
+    /// Deliveries before a job is dead; `None` is the queue's setting.
+    pub max_deliveries: Option<u32>,
+    /// Cancel a job when its last waiting caller hangs up.
+    pub cancel_on_disconnect: bool,
+    /// Which jobs wait for each other.
+    pub ordering: Ordering,
+    /// What a dead job does to its lane.
+    pub on_dead: OnDead,
+}
+
+impl Default for HandlerOptions {
+    fn default() -> HandlerOptions {
+        HandlerOptions {
+            timeout: Duration::from_secs(30),
+            concurrency: 0,
+            max_deliveries: None,
+            cancel_on_disconnect: false,
+            ordering: Ordering::None,
+            on_dead: OnDead::Continue,
+        }
+    }
+}
+
+impl HandlerOptions {
+    /// One job at a time, in submission order, with one state.
+    #[must_use]
+    pub fn serial() -> HandlerOptions {
+        HandlerOptions { ordering: Ordering::Serial, ..HandlerOptions::default() }
+    }
+
+    /// In submission order among jobs whose payload has the same value at this JSON pointer (RFC 6901).
+    #[must_use]
+    pub fn keyed(pointer: &str) -> HandlerOptions {
+        HandlerOptions { ordering: Ordering::Keyed(pointer.to_owned()), ..HandlerOptions::default() }
+    }
+}
+
+fn millis<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    u64::deserialize(deserializer).map(Duration::from_millis)
+}
+
+/// Which jobs of a handler wait for each other.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ordering {
+    /// None: each job is a lane of its own, without state.
+    #[default]
+    None,
+    /// All: one lane.
+    Serial,
+    /// Those with the same ordering key: the request's `Ordering-Key`, else the value at this JSON pointer.
+    #[serde(rename = "key")]
+    Keyed(String),
+}
+
+impl Ordering {
+    /// The ordering key of a job: what the request said, else what its payload holds.
+    ///
+    /// # Errors
+    /// Says why a keyed job has no usable key.
+    pub fn key(&self, said: Option<&str>, payload: &[u8]) -> Result<Option<Arc<str>>, String> {
+        let Ordering::Keyed(pointer) = self else { return Ok(None) };
+        let key = match said {
+            Some(said) => Cow::Borrowed(said),
+            None => scalar_at(payload, pointer)?,
+        };
+        match key.len() {
+            0..=ORDERING_KEY_BYTES => Ok(Some(Arc::from(&*key))),
+            length => {
+                Err(format!("the ordering key has {length} bytes; at most {ORDERING_KEY_BYTES} are allowed"))
+            }
+        }
+    }
+}
+
+/// The JSON scalar at `pointer`: a string's text, a number's or boolean's text as written.
+fn scalar_at<'a>(payload: &'a [u8], pointer: &str) -> Result<Cow<'a, str>, String> {
+    let nothing = || format!("there is no ordering key: neither the header nor a scalar at {pointer}");
+    let mut value: &RawValue = serde_json::from_slice(payload).map_err(|_| nothing())?;
+    for token in pointer.split('/').skip(1) {
+        let token = token.replace("~1", "/").replace("~0", "~");
+        let text = value.get();
+        value = if text.starts_with('{') {
+            let mut object: HashMap<Cow<str>, &RawValue> =
+                serde_json::from_str(text).map_err(|_| nothing())?;
+            object.remove(token.as_str()).ok_or_else(nothing)?
+        } else if text.starts_with('[') {
+            let array: Vec<&RawValue> = serde_json::from_str(text).map_err(|_| nothing())?;
+            let canonical = token == "0" || !token.starts_with(['0', '+']);
+            let index = token.parse::<usize>().ok().filter(|_| canonical).ok_or_else(nothing)?;
+            array.get(index).copied().ok_or_else(nothing)?
+        } else {
+            return Err(nothing());
+        };
+    }
+    match value.get().as_bytes().first() {
+        Some(b'"') => serde_json::from_str(value.get()).map(Cow::Owned).map_err(|_| nothing()),
+        Some(b'{' | b'[' | b'n') | None => Err(nothing()),
+        Some(_) => Ok(Cow::Borrowed(value.get())),
+    }
+}
+
+/// What the broker and the worker code need to know of a handler.
+#[derive(Clone, Debug)]
+pub struct HandlerSpec {
+    /// Its name.
+    pub name: Arc<str>,
+    /// The index of its group in `process_groups`.
+    pub group: usize,
+    /// Its options, the config's word included.
+    pub options: HandlerOptions,
+}
+
+/// The handlers of a binary, by name. A name is 1 to 64 of `a-z A-Z 0-9 _ - .`
+pub type Registry = std::collections::BTreeMap<String, Arc<dyn Handler>>;
+
+/// True for a name that can stand in a URL, a metric label and a config path.
+#[must_use]
+pub fn is_handler_name(name: &str) -> bool {
+    (1..=64).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ordering_keys_are_scalars_as_written_or_the_header() {
+        let keyed = Ordering::Keyed("/a/b~1c/1".into());
+        for (said, payload, key) in [
+            (Some("x"), "garbage", Some("x")),
+            (None, r#"{"a":{"b/c":[0,"x"]}}"#, Some("x")),
+            (None, r#"{"a":{"b/c":[0,1.50]}}"#, Some("1.50")),
+            (None, r#"{"a":{"b/c":[0,true]}}"#, Some("true")),
+            (None, r#"{"a":{"b/c":[0,""]}}"#, Some("")),
+            (None, r#"{"a":1,"a":{"b/c":[0,"last"]}}"#, Some("last")),
+            (None, r#"{"a":{"b/c":[0,null]}}"#, None),
+            (None, r#"{"a":{"b/c":[0,{}]}}"#, None),
+            (None, r#"{"a":{"b/c":[0]}}"#, None),
+            (None, "not json", None),
+        ] {
+            let found = keyed.key(said, payload.as_bytes());
+            assert_eq!(found.ok().flatten().as_deref(), key, "{payload}");
+        }
+        assert!(keyed.key(Some(&"k".repeat(257)), b"").is_err());
+        assert_eq!(Ordering::Serial.key(Some("ignored"), b"").unwrap(), None);
+    }
+}

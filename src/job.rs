@@ -1,0 +1,432 @@
+//! What a job is: its identity, its bytes, its status, and what can come of it.
+//!
+//! Everything here is a plain value that any room may use; nothing here acts.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::Timestamp;
+use crate::limits::MEDIA_TYPE_BYTES;
+use crate::problem::{Cause, Code};
+
+/// 128 random bits, written as 32 lowercase hex digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct JobId(pub [u8; 16]);
+
+impl JobId {
+    /// Reads 32 lowercase hex digits; anything else is no id.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<JobId> {
+        parse_hex(text.as_bytes()).map(JobId)
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_hex(f, &self.0)
+    }
+}
+
+impl fmt::Debug for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_hex(f, &self.0)
+    }
+}
+
+/// Where a job stands in a distributed trace (W3C Trace Context, level 1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Trace {
+    /// The trace: shared by a request, its job, and the job's follow-ups.
+    pub id: [u8; 16],
+    /// The parent span, for `traceparent`.
+    pub span: [u8; 8],
+}
+
+impl Trace {
+    /// Reads a `traceparent` of version 00 and later ones by its rules; `None` if it is not valid.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Trace> {
+        let mut parts = text.split('-');
+        let (version, id, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        let version: [u8; 1] = parse_hex(version.as_bytes())?;
+        let _flags: [u8; 1] = parse_hex(flags.as_bytes())?;
+        if version == [0xFF] || (version == [0] && parts.next().is_some()) {
+            return None;
+        }
+        let trace = Trace { id: parse_hex(id.as_bytes())?, span: parse_hex(span.as_bytes())? };
+        (trace.id != [0; 16] && trace.span != [0; 8]).then_some(trace)
+    }
+
+    /// The trace id as 32 hex digits.
+    #[must_use]
+    pub fn id_text(&self) -> String {
+        JobId(self.id).to_string()
+    }
+}
+
+impl fmt::Display for Trace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("00-")?;
+        write_hex(f, &self.id)?;
+        f.write_str("-")?;
+        write_hex(f, &self.span)?;
+        f.write_str("-01")
+    }
+}
+
+/// Lowercase hex of exactly `N` bytes.
+pub(crate) fn parse_hex<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
+    let digit = |byte: u8| match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        _ => None,
+    };
+    let mut out = [0; N];
+    if text.len() != 2 * N {
+        return None;
+    }
+    for (byte, pair) in out.iter_mut().zip(text.chunks_exact(2)) {
+        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+    }
+    Some(out)
+}
+
+pub(crate) fn write_hex(f: &mut impl fmt::Write, bytes: &[u8]) -> fmt::Result {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for byte in bytes {
+        f.write_char(char::from(DIGITS[usize::from(byte >> 4)]))?;
+        f.write_char(char::from(DIGITS[usize::from(byte & 15)]))?;
+    }
+    Ok(())
+}
+
+/// A valid media type (RFC 9110, 8.3.1) of at most 256 bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MediaType(Cow<'static, str>);
+
+impl MediaType {
+    /// `application/json`
+    pub const JSON: MediaType = MediaType(Cow::Borrowed("application/json"));
+    /// `application/octet-stream`, which is also what an invalid type becomes.
+    pub const BYTES: MediaType = MediaType(Cow::Borrowed("application/octet-stream"));
+
+    /// `text` if it is a media type: `token/token`, then visible ASCII parameters.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<MediaType> {
+        if text == "application/json" {
+            return Some(MediaType::JSON);
+        }
+        let (essence, parameters) = text.split_once(';').unwrap_or((text, ""));
+        let (kind, subtype) = essence.trim_end_matches([' ', '\t']).split_once('/')?;
+        let is_name = |name: &str| !name.is_empty() && name.bytes().all(is_token_byte);
+        let printable = parameters.bytes().all(|byte| matches!(byte, b' '..=b'~' | b'\t'));
+        let valid = is_name(kind) && is_name(subtype) && printable && text.len() <= MEDIA_TYPE_BYTES;
+        valid.then(|| MediaType(Cow::Owned(text.to_owned())))
+    }
+
+    /// The text as it goes into a header.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// True for `application/json`, with or without parameters, and for `+json` types.
+    #[must_use]
+    pub fn is_json(&self) -> bool {
+        let essence = self.0.split(';').next().unwrap_or_default().trim_end();
+        essence.eq_ignore_ascii_case("application/json") || essence.ends_with("+json")
+    }
+}
+
+/// `tchar` of RFC 9110, 5.6.2.
+pub(crate) fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// Bytes with a content type: what goes into a handler and what comes out of it. Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Payload {
+    /// What the bytes are.
+    pub media_type: MediaType,
+    /// The bytes, as they came.
+    pub bytes: Arc<[u8]>,
+}
+
+impl Payload {
+    /// `application/json` bytes, unchecked: they travel as they are.
+    pub fn json(bytes: impl Into<Arc<[u8]>>) -> Payload {
+        Payload { media_type: MediaType::JSON, bytes: bytes.into() }
+    }
+
+    /// `application/octet-stream` bytes.
+    pub fn octets(bytes: impl Into<Arc<[u8]>>) -> Payload {
+        Payload { media_type: MediaType::BYTES, bytes: bytes.into() }
+    }
+}
+
+/// A lane's state or a trace's context: a map in key order, so that a handler that walks it sees the same
+/// order in every run.
+pub type Entries = BTreeMap<Arc<str>, Arc<[u8]>>;
+
+/// Bytes that an entry counts for against the limits.
+#[must_use]
+pub fn entry_bytes(key: &str, value: &[u8]) -> usize {
+    key.len() + value.len()
+}
+
+/// One change of a map: `None` removes the key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// At most [`crate::limits::MAP_NAME_BYTES`].
+    pub key: Arc<str>,
+    /// The new value, or `None` to remove the key.
+    pub value: Option<Arc<[u8]>>,
+}
+
+/// Names a version of a lane's state: the fence of the delivery that committed it; 0 is the empty state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version(pub u64);
+
+/// Which web or batch process wants to hear of a job's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct InstanceId(pub u64);
+
+/// A job as it was accepted; never changes.
+#[derive(Debug, PartialEq, Eq)]
+pub struct JobSpec {
+    /// Chosen by who submits, so that a repeated submission is the same job.
+    pub id: JobId,
+    /// The token name of the caller; empty without authentication.
+    pub owner: Arc<str>,
+    /// The handler's name.
+    pub handler: Arc<str>,
+    /// `Some` iff the handler is keyed.
+    pub ordering_key: Option<Arc<str>>,
+    /// The request's trace.
+    pub trace: Trace,
+    /// When it was accepted: the handler's `now`.
+    pub submitted_at: Timestamp,
+    /// The handler's timeout for this job.
+    pub timeout: Duration,
+    /// The result must be one line (`batch`).
+    pub one_line: bool,
+}
+
+/// Where a job is in its life (DESIGN 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum JobStatus {
+    /// Waiting for its lane, its time, or a worker.
+    Queued,
+    /// A delivery has started.
+    Running,
+    /// A result was committed.
+    Succeeded,
+    /// The handler said that it cannot be done.
+    Failed,
+    /// Somebody cancelled it.
+    Cancelled,
+    /// The handler took longer than its timeout.
+    TimedOut,
+    /// Every delivery was used up.
+    Dead,
+}
+
+impl JobStatus {
+    /// All of them, in the order of the metric's series.
+    pub const ALL: [JobStatus; 7] = [
+        JobStatus::Queued,
+        JobStatus::Running,
+        JobStatus::Succeeded,
+        JobStatus::Failed,
+        JobStatus::Cancelled,
+        JobStatus::TimedOut,
+        JobStatus::Dead,
+    ];
+
+    /// The name in records, metrics and events.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            JobStatus::Queued => "queued",
+            JobStatus::Running => "running",
+            JobStatus::Succeeded => "succeeded",
+            JobStatus::Failed => "failed",
+            JobStatus::Cancelled => "cancelled",
+            JobStatus::TimedOut => "timed_out",
+            JobStatus::Dead => "dead",
+        }
+    }
+
+    /// The status of that name.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<JobStatus> {
+        JobStatus::ALL.into_iter().find(|status| status.as_str() == text)
+    }
+
+    /// True once nothing more happens to the job in this life.
+    #[must_use]
+    pub fn is_terminal(self) -> bool {
+        match self {
+            JobStatus::Queued | JobStatus::Running => false,
+            JobStatus::Succeeded
+            | JobStatus::Failed
+            | JobStatus::Cancelled
+            | JobStatus::TimedOut
+            | JobStatus::Dead => true,
+        }
+    }
+}
+
+/// Why a job has no result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobError {
+    /// What its waiting caller is told.
+    pub code: Code,
+    /// In words.
+    pub detail: String,
+    /// `Some` iff the code is `dead_lettered`.
+    pub cause: Option<Cause>,
+}
+
+impl JobError {
+    /// An error without a cause.
+    pub fn new(code: Code, detail: impl Into<String>) -> JobError {
+        JobError { code, detail: detail.into(), cause: None }
+    }
+}
+
+/// How a job ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finished {
+    /// Terminal.
+    pub status: JobStatus,
+    /// The result iff it succeeded, else the reason.
+    pub result: Result<Payload, JobError>,
+}
+
+/// What one delivery came to, as its executor saw it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The handler's result; its effects take hold with it.
+    Succeeded(Payload, Effects),
+    /// Terminal at once.
+    Failed(JobError),
+    /// To be delivered again after a backoff, by the handler's own word.
+    Retry(String),
+    /// The handler panicked or its program was killed.
+    Crashed(String),
+    /// The handler's deadline passed.
+    TimedOut,
+}
+
+/// What a successful delivery changes besides its result; all of it or nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Effects {
+    /// Changes of the lane's state.
+    pub state: Vec<Change>,
+    /// Changes of the trace's context.
+    pub context: Vec<Change>,
+    /// Jobs to submit.
+    pub follow_ups: Vec<FollowUp>,
+}
+
+/// A job that a job submits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FollowUp {
+    /// Which handler runs it.
+    pub handler: Arc<str>,
+    /// `Some` iff that handler is keyed.
+    pub ordering_key: Option<Arc<str>>,
+    /// Not before this long after the commit.
+    pub delay: Duration,
+    /// Its input.
+    pub payload: Payload,
+}
+
+/// Why a queued job is not running.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WaitingFor {
+    /// This job is before it in its lane.
+    Lane(JobId),
+    /// Its handler is paused.
+    Paused,
+    /// A retry's backoff lasts until then.
+    Backoff(Timestamp),
+    /// Its caller asked for a delay until then.
+    Delay(Timestamp),
+    /// All workers are busy.
+    Workers,
+    /// No executor of its group is connected.
+    Executor,
+}
+
+/// What is known of a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobRecord {
+    /// The job as accepted.
+    pub spec: Arc<JobSpec>,
+    /// Where it is.
+    pub status: JobStatus,
+    /// How often a delivery started in this life.
+    pub deliveries: u32,
+    /// The last start.
+    pub started_at: Option<Timestamp>,
+    /// `Some` iff the status is terminal.
+    pub finished_at: Option<Timestamp>,
+    /// `Some` iff the status is terminal.
+    pub finished: Option<Arc<Finished>>,
+    /// `Some` iff the status is queued.
+    pub waiting_for: Option<WaitingFor>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_32_lowercase_hex_digits_and_nothing_else() {
+        let id = JobId([0xA5; 16]);
+        assert_eq!(JobId::parse(&id.to_string()), Some(id));
+        for bad in ["", "a5", &"A5".repeat(16), &"g0".repeat(16), &"a5".repeat(17)] {
+            assert_eq!(JobId::parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn traceparents_are_read_by_the_rules_of_w3c() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert_eq!(Trace::parse(good).map(|trace| trace.to_string()).as_deref(), Some(good));
+        for (text, valid) in [
+            ("cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-what-is-new", true),
+            ("ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", false),
+            ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-extra", false),
+            ("00-00000000000000000000000000000000-00f067aa0ba902b7-01", false),
+            ("00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01", false),
+            ("00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01", false),
+            ("00-4bf92f3577b34da6a3ce929d0e0e4736", false),
+        ] {
+            assert_eq!(Trace::parse(text).is_some(), valid, "{text}");
+        }
+    }
+
+    #[test]
+    fn media_types_are_checked_and_json_is_recognised() {
+        for (text, valid, json) in [
+            ("application/json", true, true),
+            ("application/json; charset=utf-8", true, true),
+            ("application/problem+json", true, true),
+            ("text/plain;charset=utf-8", true, false),
+            ("text", false, false),
+            ("text/", false, false),
+            ("te xt/plain", false, false),
+            ("text/plain\r\nX: y", false, false),
+        ] {
+            let parsed = MediaType::parse(text);
+            assert_eq!(parsed.is_some(), valid, "{text}");
+            assert_eq!(parsed.is_some_and(|media_type| media_type.is_json()), json, "{text}");
+        }
+    }
+}

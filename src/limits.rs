@@ -1,0 +1,81 @@
+//! Every bound that is not a setting, with its reason. Units are in the names.
+
+use std::time::Duration;
+
+/// Jobs of one lease at most. Measured: a run of 32 hides the round trip of a serial lane; more only makes
+/// what a lost executor repeats longer.
+pub const RUN_JOBS: usize = 32;
+
+/// A lane is left to the executor that knows its state for this long, then anyone takes it: sending the
+/// state costs more than a short wait, and a stopped executor must not hold a lane.
+pub const LANE_AFFINITY: Duration = Duration::from_millis(20);
+
+/// Callers may ask for results this far in the future (CONTRACT 3).
+pub const DELAY_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Payload bytes of all queued jobs: 10,000 jobs (the default capacity) of 25 KiB.
+pub const QUEUED_BYTES: usize = 256 << 20;
+
+/// Request bodies that are being read, over all connections.
+pub const BODY_BYTES: usize = 64 << 20;
+
+/// Doorbells waiting for one subscriber. Beyond it the subscriber is told to look at its records instead.
+pub const INBOX_DOORBELLS: usize = 65_536;
+
+/// Revoked leases waiting to be told to one executor, before it counts as lost.
+pub const REVOKED_LEASES: usize = 4_096;
+
+/// An ordering key, an idempotency key, a media type.
+pub const ORDERING_KEY_BYTES: usize = 256;
+/// Visible ASCII, 1 to this many (CONTRACT 3).
+pub const IDEMPOTENCY_KEY_BYTES: usize = 255;
+/// RFC 6838 allows 127 for each half; one with parameters fits here.
+pub const MEDIA_TYPE_BYTES: usize = 256;
+
+/// Names inside a state or context map.
+pub const MAP_NAME_BYTES: usize = 1_024;
+/// A whole trace context.
+pub const CONTEXT_BYTES: usize = 1 << 20;
+/// What a handler says went wrong; the rest is cut off.
+pub const ERROR_DETAIL_BYTES: usize = 4_096;
+/// Follow-up jobs of one outcome: a fan-out wider than this is a batch.
+pub const FOLLOW_UPS: usize = 1_000;
+
+/// Everything beside the payload in a frame fits in this, with every other field at its limit:
+/// 64 of frame, 256 each of handler, key and media type, 4,096 of error detail, ids, and room to spare.
+pub const FRAME_OVERHEAD_BYTES: usize = 65_536;
+const _: () = assert!(FRAME_OVERHEAD_BYTES > 64 + 4 * 256 + ERROR_DETAIL_BYTES + MAP_NAME_BYTES + 1_024);
+
+/// Connections on the channel that have not sent a valid first message, and those between it and the
+/// third: a flood of strangers cannot evict an executor (DESIGN 6).
+pub const UNPROVEN_CONNECTIONS: usize = 16;
+/// From accept to the third message, and from connect to the second.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Accepts a turn, on the channel and on the public listener: the loop must come round to those it has.
+pub const ACCEPTS_A_TURN: usize = 64;
+/// Bytes read from one connection in one turn.
+pub const READ_A_TURN_BYTES: usize = 256 << 10;
+
+/// Lines of one `/v1/batch` request in flight.
+pub const BATCH_LINES: usize = 256;
+/// Lines of the `batch` command in flight: enough to keep runs of [`RUN_JOBS`] full on some lanes.
+pub const BATCH_COMMAND_LINES: usize = 4_096;
+const _: () = assert!(BATCH_LINES > RUN_JOBS && BATCH_COMMAND_LINES > BATCH_LINES);
+
+/// A request target; browsers and proxies stop at about this length too.
+pub const TARGET_BYTES: usize = 8 << 10;
+/// Private connections to the routes that render: four for anyone, two more for readiness and metrics.
+pub const INNER_CONNECTIONS: usize = 4;
+/// The two that are kept for `/readyz` and `/metrics`.
+pub const INNER_RESERVED: usize = 2;
+/// Requests waiting for a private connection, then 503 `overloaded`.
+pub const INNER_QUEUE: usize = 256;
+/// The watchdog's question to the inner server is unanswered for this long: it hangs.
+pub const INNER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Records of one list answer.
+pub const LIST_RECORDS: usize = 1_000;
+/// The log buffer between the threads and the one writer: some 4,000 lines.
+pub const LOG_LINES: usize = 4_096;
+/// The public listener's backlog: while web is replaced the kernel keeps this many connections.
+pub const LISTEN_BACKLOG: i32 = 4_096;

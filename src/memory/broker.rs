@@ -1,0 +1,671 @@
+//! The broker: where a job is while nobody runs it. A pure value; time and randomness come in as arguments.
+//!
+//! In scope: lanes, leases, tokens, fences, commits, records, idempotency, state, contexts, doorbells. Not in
+//! scope: locks, threads, clocks, sockets. Submitting and steering are here, delivering is in `deliver`,
+//! looking is in `view`.
+//!
+//! Invariants: a job that is not terminal stands in exactly one lane's queue; a lane is in its handler's
+//! ready set iff it has jobs, no lease, and is not parked; a lease's jobs are the first of its lane, and only
+//! the first of them runs.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+use super::kv::Maps;
+use super::records::{Place, Retention};
+use crate::clock::Timestamp;
+use crate::config::{Config, Retain};
+use crate::entropy::Entropy;
+use crate::handler::{HandlerSpec, Ordering};
+use crate::job::{
+    Finished, FollowUp, InstanceId, JobError, JobId, JobRecord, JobSpec, JobStatus, Payload, Trace, Version,
+};
+use crate::limits::{INBOX_DOORBELLS, QUEUED_BYTES};
+use crate::ports::{
+    Doorbell, Doorbells, Histogram, Idempotency, NewJob, Refusal, Revoked, Stats, Submitted, Viewer,
+};
+use crate::problem::Code;
+
+/// The settings that the broker follows.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// Jobs waiting or delayed; beyond it submissions are refused.
+    pub capacity: usize,
+    /// A lease lives this long unless renewed.
+    pub visibility: Duration,
+    /// For handlers that do not say.
+    pub max_deliveries: u32,
+    /// Backoff of the first retry, doubling.
+    pub retry_base: Duration,
+    /// Backoff at most.
+    pub retry_max: Duration,
+    /// How long a finished record is kept.
+    pub result_ttl: Duration,
+    /// The same where the caller waited.
+    pub awaited_ttl: Duration,
+    /// How many finished records, and bytes of them, at most.
+    pub retain: Retain,
+    /// A trace's context lives this long after its last use.
+    pub context_ttl: Duration,
+    /// A lane's state at most.
+    pub lane_state_max: usize,
+    /// Payloads of one lease at most, so that it fits a frame.
+    pub max_payload: usize,
+}
+
+impl Rules {
+    /// As configured.
+    #[must_use]
+    pub fn from_config(config: &Config) -> Rules {
+        let platform = &config.runtime.platform;
+        Rules {
+            capacity: platform.queue.capacity,
+            visibility: Duration::from_millis(platform.queue.visibility_timeout_ms),
+            max_deliveries: platform.queue.max_deliveries,
+            retry_base: Duration::from_millis(platform.queue.retry.base_ms),
+            retry_max: Duration::from_millis(platform.queue.retry.max_ms),
+            result_ttl: Duration::from_secs(platform.reply.result_ttl_seconds),
+            awaited_ttl: Duration::from_secs(platform.reply.awaited_ttl_seconds),
+            retain: platform.reply.retain,
+            context_ttl: Duration::from_secs(platform.kv.context_ttl_seconds),
+            lane_state_max: platform.kv.lane_state_max_bytes,
+            max_payload: platform.execution_ipc.max_payload_bytes,
+        }
+    }
+}
+
+/// Names a connected executor; never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConsumerId(pub u64);
+
+/// What happened, for the log. Never a payload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// The event's name (CONTRACT 6).
+    pub event: &'static str,
+    /// Which job.
+    pub job: JobId,
+    /// Its trace.
+    pub trace: Trace,
+    /// What led to it, in a word.
+    pub cause: &'static str,
+}
+
+/// Who should look again.
+#[derive(Debug, Default)]
+pub struct Signals {
+    /// Groups (by index) with work to claim.
+    pub groups: Vec<usize>,
+    /// Consumers with revoked jobs.
+    pub consumers: Vec<ConsumerId>,
+    /// Instances with doorbells.
+    pub instances: Vec<InstanceId>,
+    /// What to log.
+    pub notices: Vec<Notice>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Broker {
+    pub(super) rules: Rules,
+    pub(super) entropy: Entropy,
+    pub(super) handlers: Vec<HandlerQueue>,
+    pub(super) handler_index: HashMap<Arc<str>, usize>,
+    pub(super) jobs: HashMap<JobId, Entry>,
+    pub(super) lanes: HashMap<u64, Lane>,
+    pub(super) keyed_lanes: HashMap<(usize, Option<Arc<str>>), u64>,
+    pub(super) leases: HashMap<u64, Lease>,
+    pub(super) consumers: BTreeMap<ConsumerId, ConsumerEntry>,
+    pub(super) maps: Maps,
+    pub(super) retention: Retention,
+    pub(super) idempotency: HashMap<(Arc<str>, Arc<str>, Arc<str>), JobId>,
+    pub(super) inboxes: HashMap<InstanceId, Inbox>,
+    pub(super) signals: Signals,
+    /// Jobs waiting or delayed.
+    pub(super) queued: usize,
+    /// Payload bytes of jobs that have not ended.
+    pub(super) live_bytes: usize,
+    /// Source of lane, lease and consumer numbers and of the ready order.
+    pub(super) last_number: u64,
+    pub(super) last_fence: u64,
+    pub(super) totals: Stats,
+    /// Per-job events are collected too.
+    pub(super) verbose: bool,
+}
+
+/// A handler's share of the broker.
+#[derive(Debug)]
+pub(super) struct HandlerQueue {
+    pub(super) spec: HandlerSpec,
+    pub(super) paused: bool,
+    /// Lanes that can be claimed from that time on, oldest first.
+    pub(super) ready: BTreeMap<(Timestamp, u64), u64>,
+    pub(super) queued: usize,
+    pub(super) running: usize,
+    pub(super) submitted: u64,
+    pub(super) finished: [u64; JobStatus::ALL.len()],
+    pub(super) job_seconds: Histogram,
+    pub(super) queue_wait_seconds: Histogram,
+}
+
+/// A job and all that is known of it.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) spec: Arc<JobSpec>,
+    /// `None` once it succeeded: only then is it never needed again.
+    pub(super) payload: Option<Payload>,
+    pub(super) handler: usize,
+    pub(super) lane: u64,
+    pub(super) status: JobStatus,
+    pub(super) deliveries: u32,
+    pub(super) fence: u64,
+    pub(super) not_before: Timestamp,
+    pub(super) started_at: Option<Timestamp>,
+    pub(super) finished_at: Option<Timestamp>,
+    pub(super) finished: Option<Arc<Finished>>,
+    /// `Some` iff a lease holds it, running or not.
+    pub(super) lease: Option<u64>,
+    /// The last commit that held: a repeated call gets the same answer.
+    pub(super) committed: Option<([u8; 16], u32)>,
+    pub(super) idempotency: Option<Idempotency>,
+    pub(super) awaited: bool,
+    pub(super) instance: InstanceId,
+    /// `Some` iff it is kept as a finished record.
+    pub(super) place: Option<Place>,
+}
+
+/// Jobs of one handler and key, in submission order.
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) handler: usize,
+    pub(super) key: Option<Arc<str>>,
+    pub(super) jobs: VecDeque<JobId>,
+    pub(super) lease: Option<u64>,
+    /// Its place in the handler's ready set.
+    pub(super) ready: Option<(Timestamp, u64)>,
+    pub(super) version: Version,
+    /// Who made this version and so knows the map.
+    pub(super) maker: Option<ConsumerId>,
+    /// A dead head holds it.
+    pub(super) parked: bool,
+    /// Its last lease was lost: runs of one until a commit, so that no neighbour is taken along.
+    pub(super) cautious: bool,
+    /// The state map's name; `Some` iff the handler is ordered.
+    pub(super) map: Option<Arc<str>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Lease {
+    pub(super) token: [u8; 16],
+    pub(super) consumer: ConsumerId,
+    pub(super) lane: u64,
+    /// Not yet committed; the first is running.
+    pub(super) jobs: VecDeque<JobId>,
+    pub(super) expires_at: Timestamp,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct ConsumerEntry {
+    pub(super) group: usize,
+    pub(super) room: usize,
+    pub(super) leases: Vec<u64>,
+    pub(super) revoked: Vec<Revoked>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    rang: VecDeque<Doorbell>,
+    lost: bool,
+}
+
+impl Broker {
+    /// An empty broker. `groups` is the number of process groups.
+    #[must_use]
+    pub fn new(rules: Rules, handlers: Vec<HandlerSpec>, groups: usize, entropy: Entropy) -> Broker {
+        let retention = Retention::new(rules.result_ttl, rules.awaited_ttl, rules.retain);
+        let handler_index =
+            handlers.iter().enumerate().map(|(index, spec)| (spec.name.clone(), index)).collect();
+        let queue = |spec| HandlerQueue {
+            spec,
+            paused: false,
+            ready: BTreeMap::new(),
+            queued: 0,
+            running: 0,
+            submitted: 0,
+            finished: [0; JobStatus::ALL.len()],
+            job_seconds: Histogram::default(),
+            queue_wait_seconds: Histogram::default(),
+        };
+        Broker {
+            rules,
+            entropy,
+            handlers: handlers.into_iter().map(queue).collect(),
+            handler_index,
+            jobs: HashMap::new(),
+            lanes: HashMap::new(),
+            keyed_lanes: HashMap::new(),
+            leases: HashMap::new(),
+            consumers: BTreeMap::new(),
+            maps: Maps::default(),
+            retention,
+            idempotency: HashMap::new(),
+            inboxes: HashMap::new(),
+            signals: Signals::default(),
+            queued: 0,
+            live_bytes: 0,
+            last_number: 0,
+            last_fence: 0,
+            totals: Stats { consumers: vec![0; groups], ..Stats::default() },
+            verbose: log::log_enabled!(log::Level::Debug),
+        }
+    }
+
+    /// Who should look since the last call.
+    pub fn take_signals(&mut self) -> Signals {
+        std::mem::take(&mut self.signals)
+    }
+
+    /// The maps of states and contexts.
+    pub fn maps(&mut self) -> &mut Maps {
+        &mut self.maps
+    }
+
+    /// Accepts or refuses one job.
+    pub fn submit(&mut self, new: NewJob, now: Timestamp) -> Submitted {
+        let Some(&handler) = self.handler_index.get(&new.handler) else {
+            return Submitted::Refused(Refusal::UnknownHandler);
+        };
+        if let Some(existing) = self.jobs.get(&new.id) {
+            // The call was repeated: the job is there already.
+            debug_assert_eq!(existing.spec.handler, new.handler);
+            return Submitted::New;
+        }
+        if let Some(idempotency) = &new.idempotency {
+            let scope = (new.owner.clone(), new.handler.clone(), idempotency.key.clone());
+            if let Some(id) = self.idempotency.get(&scope) {
+                let entry = &self.jobs[id];
+                let known = entry.idempotency.as_ref().map(|known| known.fingerprint);
+                return if known == Some(idempotency.fingerprint) {
+                    Submitted::Existing(Box::new(self.record_of(*id, now)))
+                } else {
+                    Submitted::Refused(Refusal::IdempotencyMismatch)
+                };
+            }
+        }
+        if self.queued >= self.rules.capacity || self.live_bytes + new.payload.bytes.len() > QUEUED_BYTES {
+            return Submitted::Refused(Refusal::QueueFull);
+        }
+        self.accept(handler, new, now);
+        Submitted::New
+    }
+
+    fn accept(&mut self, handler: usize, new: NewJob, now: Timestamp) {
+        let queue = &mut self.handlers[handler];
+        queue.submitted += 1;
+        let spec = Arc::new(JobSpec {
+            id: new.id,
+            owner: new.owner,
+            handler: queue.spec.name.clone(),
+            ordering_key: new.ordering_key,
+            trace: new.trace,
+            submitted_at: now,
+            timeout: new.timeout.unwrap_or(queue.spec.options.timeout),
+            one_line: new.one_line,
+        });
+        if let Some(idempotency) = &new.idempotency {
+            let scope = (spec.owner.clone(), spec.handler.clone(), idempotency.key.clone());
+            self.idempotency.insert(scope, new.id);
+        }
+        let entry = Entry {
+            spec,
+            payload: Some(new.payload),
+            handler,
+            lane: 0,
+            status: JobStatus::Queued,
+            deliveries: 0,
+            fence: 0,
+            not_before: now.plus(new.delay),
+            started_at: None,
+            finished_at: None,
+            finished: None,
+            lease: None,
+            committed: None,
+            awaited: new.awaited && new.idempotency.is_none(),
+            idempotency: new.idempotency,
+            instance: new.instance,
+            place: None,
+        };
+        if self.verbose {
+            self.note("queue.pushed", new.id, entry.spec.trace, "");
+        }
+        self.jobs.insert(new.id, entry);
+        self.enqueue(new.id, now);
+    }
+
+    /// Enters a queued job at the tail of its lane.
+    fn enqueue(&mut self, id: JobId, now: Timestamp) {
+        let Some(entry) = self.jobs.get(&id) else { return };
+        let handler = entry.handler;
+        let key = entry.spec.ordering_key.clone();
+        self.live_bytes += entry.payload.as_ref().map_or(0, |payload| payload.bytes.len());
+        self.queued += 1;
+        self.handlers[handler].queued += 1;
+        let lane = self.lane_for(handler, key);
+        self.lanes.entry(lane).and_modify(|lane| lane.jobs.push_back(id));
+        self.jobs.entry(id).and_modify(|entry| entry.lane = lane);
+        self.make_ready(lane, now);
+    }
+
+    fn lane_for(&mut self, handler: usize, key: Option<Arc<str>>) -> u64 {
+        let spec = &self.handlers[handler].spec;
+        let ordered = spec.options.ordering != Ordering::None;
+        if ordered {
+            if let Some(&lane) = self.keyed_lanes.get(&(handler, key.clone())) {
+                return lane;
+            }
+        }
+        let map = ordered.then(|| state_map_name(&spec.name, key.as_deref()));
+        self.last_number += 1;
+        let number = self.last_number;
+        if ordered {
+            self.keyed_lanes.insert((handler, key.clone()), number);
+        }
+        let lane = Lane {
+            handler,
+            key,
+            jobs: VecDeque::with_capacity(1),
+            lease: None,
+            ready: None,
+            version: Version::default(),
+            maker: None,
+            parked: false,
+            cautious: false,
+            map,
+        };
+        self.lanes.insert(number, lane);
+        number
+    }
+
+    /// Puts the lane into its handler's ready set if it belongs there, takes it out if not, and removes a
+    /// lane with neither jobs nor state.
+    pub(super) fn make_ready(&mut self, number: u64, now: Timestamp) {
+        let Some(lane) = self.lanes.get_mut(&number) else { return };
+        let queue = &mut self.handlers[lane.handler];
+        let can_run = lane.lease.is_none() && !lane.parked;
+        let head = lane.jobs.front().filter(|_| can_run).and_then(|id| self.jobs.get(id));
+        let Some(head) = head else {
+            if let Some(place) = lane.ready.take() {
+                queue.ready.remove(&place);
+            }
+            if lane.jobs.is_empty() && lane.lease.is_none() && lane.version == Version::default() {
+                if lane.map.is_some() {
+                    self.keyed_lanes.remove(&(lane.handler, lane.key.clone()));
+                }
+                self.lanes.remove(&number);
+            }
+            return;
+        };
+        if let Some(place) = lane.ready {
+            // Ready before: it keeps its place in the order, unless another head has another time.
+            if place.0 >= head.not_before && (place.0 <= now || place.0 == head.not_before) {
+                return;
+            }
+            queue.ready.remove(&place);
+        }
+        self.last_number += 1;
+        let place = (head.not_before.max(now), self.last_number);
+        lane.ready = Some(place);
+        queue.ready.insert(place, number);
+        let group = queue.spec.group;
+        if !queue.paused && !self.signals.groups.contains(&group) {
+            self.signals.groups.push(group);
+        }
+    }
+
+    /// Follow-ups are never refused: their parent's commit has accepted them.
+    pub(super) fn follow_up(
+        &mut self,
+        parent: &JobSpec,
+        instance: InstanceId,
+        job: FollowUp,
+        now: Timestamp,
+    ) {
+        let Some(&handler) = self.handler_index.get(&job.handler) else { return };
+        let new = NewJob {
+            id: JobId(self.entropy.bytes()),
+            owner: parent.owner.clone(),
+            handler: job.handler,
+            ordering_key: job.ordering_key,
+            payload: job.payload,
+            trace: Trace { id: parent.trace.id, span: self.entropy.bytes() },
+            delay: job.delay,
+            timeout: None,
+            idempotency: None,
+            awaited: false,
+            one_line: false,
+            instance,
+        };
+        self.accept(handler, new, now);
+    }
+
+    /// Cancels a job that has not ended; unparks the lane of a dead head. `None`: the viewer knows no such job.
+    pub fn cancel(&mut self, viewer: &Viewer, id: JobId, now: Timestamp) -> Option<JobRecord> {
+        let entry = self.jobs.get(&id).filter(|entry| viewer.sees(&entry.spec.owner))?;
+        let (lane, lease, status) = (entry.lane, entry.lease, entry.status);
+        if status.is_terminal() {
+            self.unpark(lane, id, now);
+            return Some(self.record_of(id, now));
+        }
+        let error = JobError::new(Code::Cancelled, "the job was cancelled");
+        self.finish(id, Finished { status: JobStatus::Cancelled, result: Err(error) }, now);
+        if let Some(number) = lease {
+            self.revoke(number, id);
+            if status == JobStatus::Running {
+                self.end_lease(number, now);
+            } else if let Some(lease) = self.leases.get_mut(&number) {
+                lease.jobs.retain(|job| *job != id);
+            }
+        }
+        self.make_ready(lane, now);
+        Some(self.record_of(id, now))
+    }
+
+    fn unpark(&mut self, lane: u64, id: JobId, now: Timestamp) {
+        let Some(parked) =
+            self.lanes.get_mut(&lane).filter(|lane| lane.parked && lane.jobs.front() == Some(&id))
+        else {
+            return;
+        };
+        parked.parked = false;
+        parked.jobs.pop_front();
+        self.keep_record(id, now);
+        self.make_ready(lane, now);
+    }
+
+    /// Queues a dead, failed, timed-out or cancelled job again: a new life.
+    pub fn retry(
+        &mut self,
+        viewer: &Viewer,
+        id: JobId,
+        now: Timestamp,
+    ) -> Option<Result<JobRecord, JobStatus>> {
+        let entry = self.jobs.get_mut(&id).filter(|entry| viewer.sees(&entry.spec.owner))?;
+        match entry.status {
+            JobStatus::Dead | JobStatus::Failed | JobStatus::TimedOut | JobStatus::Cancelled => {}
+            JobStatus::Queued | JobStatus::Running | JobStatus::Succeeded => return Some(Err(entry.status)),
+        }
+        entry.status = JobStatus::Queued;
+        entry.deliveries = 0;
+        entry.not_before = now;
+        (entry.started_at, entry.finished_at, entry.finished) = (None, None, None);
+        entry.committed = None;
+        entry.awaited = false;
+        if let Some(place) = entry.place.take() {
+            self.retention.forget(place);
+        }
+        let (number, handler) = (entry.lane, entry.handler);
+        let bytes = entry.payload.as_ref().map_or(0, |payload| payload.bytes.len());
+        match self.lanes.get_mut(&number).filter(|lane| lane.parked && lane.jobs.front() == Some(&id)) {
+            Some(lane) => {
+                // The parked head never left its place.
+                lane.parked = false;
+                self.queued += 1;
+                self.handlers[handler].queued += 1;
+                self.live_bytes += bytes;
+                self.make_ready(number, now);
+            }
+            None => self.enqueue(id, now),
+        }
+        Some(Ok(self.record_of(id, now)))
+    }
+
+    /// Holds or lets go a handler's queued jobs; false if there is no such handler.
+    pub fn pause(&mut self, handler: &str, paused: bool) -> bool {
+        let Some(&index) = self.handler_index.get(handler) else { return false };
+        self.handlers[index].paused = paused;
+        if paused {
+            // Of each run only the running job goes on.
+            let held: Vec<(u64, JobId)> = self
+                .leases
+                .iter()
+                .filter(|(_, lease)| self.lanes[&lease.lane].handler == index)
+                .flat_map(|(number, lease)| lease.jobs.iter().skip(1).map(|job| (*number, *job)))
+                .collect();
+            for (number, job) in held {
+                self.revoke(number, job);
+                self.jobs.entry(job).and_modify(|entry| entry.lease = None);
+                self.leases.entry(number).and_modify(|lease| lease.jobs.truncate(1));
+            }
+        } else {
+            let group = self.handlers[index].spec.group;
+            self.signals.groups.push(group);
+        }
+        true
+    }
+
+    /// Opens an inbox; an earlier one of this instance goes on.
+    pub fn subscribe(&mut self, instance: InstanceId) {
+        self.inboxes.entry(instance).or_default();
+    }
+
+    /// Closes an inbox.
+    pub fn unsubscribe(&mut self, instance: InstanceId) {
+        self.inboxes.remove(&instance);
+    }
+
+    /// Takes doorbells out of an inbox.
+    pub fn take_doorbells(&mut self, instance: InstanceId, most: usize) -> Doorbells {
+        let Some(inbox) = self.inboxes.get_mut(&instance) else { return Doorbells::default() };
+        let take = most.min(inbox.rang.len());
+        Doorbells { rang: inbox.rang.drain(..take).collect(), lost: std::mem::take(&mut inbox.lost) }
+    }
+
+    /// Ends a job's life: out of its lane, into the records, the doorbell rung. The caller looks after the
+    /// lease and calls [`Broker::make_ready`].
+    pub(super) fn finish(&mut self, id: JobId, finished: Finished, now: Timestamp) {
+        let Some(entry) = self.jobs.get_mut(&id) else { return };
+        let queue = &mut self.handlers[entry.handler];
+        if entry.status == JobStatus::Running {
+            queue.running -= 1;
+            queue.job_seconds.observe(now.since(entry.started_at.unwrap_or(now)));
+        } else {
+            queue.queued -= 1;
+            self.queued -= 1;
+        }
+        self.live_bytes -= entry.payload.as_ref().map_or(0, |payload| payload.bytes.len());
+        let status = finished.status;
+        queue.finished[status as usize] += 1;
+        entry.status = status;
+        entry.finished_at = Some(now);
+        entry.lease = None;
+        if status == JobStatus::Succeeded {
+            entry.payload = None;
+        }
+        let finished = Arc::new(finished);
+        entry.finished = Some(finished.clone());
+        if let Some(inbox) = self.inboxes.get_mut(&entry.instance) {
+            if inbox.rang.len() < INBOX_DOORBELLS {
+                inbox.rang.push_back(Doorbell { job: id, finished });
+            } else {
+                inbox.lost = true;
+            }
+            if !self.signals.instances.contains(&entry.instance) {
+                self.signals.instances.push(entry.instance);
+            }
+        }
+        let number = entry.lane;
+        let parks = status == JobStatus::Dead && queue.spec.options.on_dead == crate::handler::OnDead::Park;
+        let Some(lane) = self.lanes.get_mut(&number) else { return };
+        if parks && lane.map.is_some() {
+            lane.parked = true;
+            return;
+        }
+        if lane.jobs.front() == Some(&id) {
+            lane.jobs.pop_front();
+        } else {
+            lane.jobs.retain(|job| *job != id);
+        }
+        self.keep_record(id, now);
+    }
+
+    fn keep_record(&mut self, id: JobId, now: Timestamp) {
+        const ENTRY_BYTES: usize = 512;
+        let Some(entry) = self.jobs.get_mut(&id) else { return };
+        let result = entry.finished.as_ref().map_or(0, |finished| match &finished.result {
+            Ok(payload) => payload.bytes.len(),
+            Err(error) => error.detail.len(),
+        });
+        let bytes = ENTRY_BYTES + result + entry.payload.as_ref().map_or(0, |payload| payload.bytes.len());
+        entry.place = Some(self.retention.keep(id, entry.awaited, bytes, now));
+        self.drop_records(now);
+    }
+
+    /// Removes the records whose time is up, or that there is no more room for.
+    pub(super) fn drop_records(&mut self, now: Timestamp) {
+        while let Some(id) = self.retention.due(now, |id| self.jobs.get(&id).and_then(|entry| entry.place)) {
+            let Some(entry) = self.jobs.remove(&id) else { break };
+            if let Some(place) = entry.place {
+                self.retention.forget(place);
+            }
+            if let Some(idempotency) = entry.idempotency {
+                self.idempotency.remove(&(
+                    entry.spec.owner.clone(),
+                    entry.spec.handler.clone(),
+                    idempotency.key,
+                ));
+            }
+        }
+    }
+
+    /// Tells a lease's consumer to stop or leave out a job.
+    fn revoke(&mut self, number: u64, job: JobId) {
+        let Some(lease) = self.leases.get(&number) else { return };
+        if let Some(consumer) = self.consumers.get_mut(&lease.consumer) {
+            consumer.revoked.push(Revoked { lease: number, job });
+            self.signals.consumers.push(lease.consumer);
+        }
+    }
+
+    pub(super) fn note(&mut self, event: &'static str, job: JobId, trace: Trace, cause: &'static str) {
+        self.signals.notices.push(Notice { event, job, trace, cause });
+    }
+}
+
+/// `state:{handler}:{SHA-256 of the ordering key}`; a serial handler's key is empty.
+fn state_map_name(handler: &str, key: Option<&str>) -> Arc<str> {
+    let mut name = format!("state:{handler}:");
+    let _ = crate::job::write_hex(&mut name, &Sha256::digest(key.unwrap_or_default().as_bytes()));
+    Arc::from(name)
+}
+
+/// `ctx:{trace}`, of one owner: with authentication the owner's name is part of it.
+pub(super) fn context_map_name(owner: &str, trace: &Trace) -> String {
+    if owner.is_empty() {
+        format!("ctx:{}", trace.id_text())
+    } else {
+        format!("ctx:{}:{owner}", trace.id_text())
+    }
+}

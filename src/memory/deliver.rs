@@ -1,0 +1,473 @@
+//! Delivering: claims, commits, and every way a lease can end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::broker::{Broker, ConsumerEntry, ConsumerId, Lease, context_map_name};
+use crate::clock::Timestamp;
+use crate::job::{Effects, Entries, Finished, JobError, JobId, JobStatus, Payload, Verdict, Version};
+use crate::limits::{CONTEXT_BYTES, LANE_AFFINITY, REVOKED_LEASES, RUN_JOBS};
+use crate::ports::{
+    self, Commit, CommitAnswer, CommitResult, LeaseRef, LeasedJob, ReleaseReason, StateAt, Step,
+};
+use crate::problem::{Cause, Code};
+
+/// Ready lanes looked at in one search: those before them are left to the executors that know them.
+const AFFINITY_SCAN: usize = 64;
+
+impl Broker {
+    /// An executor of this group is here.
+    pub fn connect(&mut self, group: usize) -> ConsumerId {
+        self.last_number += 1;
+        let id = ConsumerId(self.last_number);
+        self.consumers.insert(id, ConsumerEntry { group, ..ConsumerEntry::default() });
+        self.totals.consumers[group] += 1;
+        id
+    }
+
+    /// It is gone: its leases end at once.
+    pub fn disconnect(&mut self, id: ConsumerId, now: Timestamp) {
+        let Some(consumer) = self.consumers.remove(&id) else { return };
+        self.totals.consumers[consumer.group] -= 1;
+        for number in consumer.leases {
+            self.lose_lease(number, now);
+        }
+    }
+
+    /// See [`ports::Consumer::step`].
+    pub fn step(&mut self, id: ConsumerId, commits: Vec<Commit>, room: usize, now: Timestamp) -> Step {
+        let mut step = Step::default();
+        for commit in commits {
+            let (lease, job) = (commit.lease.number, commit.job);
+            let result = self.commit(id, commit, now);
+            step.results.push(CommitAnswer { lease, job, result });
+        }
+        let Some(consumer) = self.consumers.get_mut(&id) else { return step };
+        consumer.room = room;
+        step.revoked = std::mem::take(&mut consumer.revoked);
+        while step.leases.len() < room {
+            let Some(lane) = self.next_lane(id, now) else { break };
+            step.leases.push(self.claim(id, lane, now));
+            self.consumers.entry(id).and_modify(|consumer| consumer.room -= 1);
+        }
+        let group = self.consumers[&id].group;
+        if self.totals.consumers[group] == 1 {
+            // Its only consumer has just looked.
+            self.signals.groups.retain(|ready| *ready != group);
+        }
+        step
+    }
+
+    /// The lane to claim: of all that this consumer may take, the one that has been ready for longest.
+    fn next_lane(&self, id: ConsumerId, now: Timestamp) -> Option<u64> {
+        let consumer = self.consumers.get(&id)?;
+        let held = |handler: usize| {
+            let of_handler = |number: &&u64| {
+                self.leases.get(number).is_some_and(|l| self.lanes[&l.lane].handler == handler)
+            };
+            consumer.leases.iter().filter(of_handler).count()
+        };
+        let mut best: Option<((Timestamp, u64), u64)> = None;
+        for (index, queue) in self.handlers.iter().enumerate() {
+            let limit = queue.spec.options.concurrency;
+            if queue.spec.group != consumer.group || queue.paused || (limit > 0 && held(index) >= limit) {
+                continue;
+            }
+            let due = queue.ready.range(..=(now, u64::MAX)).take(AFFINITY_SCAN);
+            let mut mine = due.filter(|(place, lane)| !self.left_to_another(**lane, place.0, id, now));
+            if let Some((place, lane)) = mine.next() {
+                if best.is_none_or(|(oldest, _)| *place < oldest) {
+                    best = Some((*place, *lane));
+                }
+            }
+        }
+        best.map(|(_, lane)| lane)
+    }
+
+    /// True while the executor that knows the lane's state has room and may come for it.
+    fn left_to_another(&self, lane: u64, ready_at: Timestamp, id: ConsumerId, now: Timestamp) -> bool {
+        let maker = self.lanes[&lane].maker.filter(|maker| *maker != id);
+        let has_room = maker.and_then(|maker| self.consumers.get(&maker)).is_some_and(|maker| maker.room > 0);
+        has_room && now < ready_at.plus(LANE_AFFINITY)
+    }
+
+    /// Leases the first jobs of a ready lane.
+    fn claim(&mut self, id: ConsumerId, lane_number: u64, now: Timestamp) -> ports::Lease {
+        self.last_number += 1;
+        let number = self.last_number;
+        let token = self.entropy.bytes();
+        let run = self.run_of(lane_number, now);
+        let lane = self.lanes.get_mut(&lane_number).expect("a ready lane exists");
+        let handler = lane.handler;
+        if let Some(place) = lane.ready.take() {
+            self.handlers[handler].ready.remove(&place);
+        }
+        lane.lease = Some(number);
+        let state = match &lane.map {
+            None => StateAt::Stateless,
+            Some(_) if lane.maker == Some(id) => StateAt::Known(lane.version),
+            Some(map) => StateAt::Whole(lane.version, self.maps.load(map, None, now)),
+        };
+        let fences = (self.last_fence + 1).max(now.0);
+        self.last_fence = fences + run.len() as u64 - 1;
+        let mut jobs = Vec::with_capacity(run.len());
+        for (fence, job) in (fences..).zip(&run) {
+            let entry = self.jobs.get_mut(job).expect("a lane's job exists");
+            entry.lease = Some(number);
+            entry.fence = fence;
+            let (spec, payload) = (entry.spec.clone(), entry.payload.clone());
+            let delivery = entry.deliveries + 1;
+            let context = self.context_of(&spec, now);
+            let payload = payload.unwrap_or_else(|| Payload::octets(Vec::new()));
+            jobs.push(LeasedJob { spec, payload, delivery, fence, context });
+        }
+        let expires_at = now.plus(self.rules.visibility);
+        let first = run[0];
+        self.leases
+            .insert(number, Lease { token, consumer: id, lane: lane_number, jobs: run.into(), expires_at });
+        self.consumers.entry(id).and_modify(|consumer| consumer.leases.push(number));
+        self.start(first, now);
+        let handler = self.handlers[handler].spec.name.clone();
+        ports::Lease { lease: LeaseRef { number, token }, handler, state, jobs }
+    }
+
+    /// The jobs of the next lease: how many depends on what went wrong before, and on what fits a frame.
+    fn run_of(&self, lane: u64, now: Timestamp) -> Vec<JobId> {
+        let lane = &self.lanes[&lane];
+        let max_deliveries = self.max_deliveries(lane.handler);
+        let most = if lane.cautious || max_deliveries == 1 { 1 } else { RUN_JOBS };
+        let mut bytes = 0;
+        let fits = |id: &&JobId| {
+            let entry = &self.jobs[*id];
+            bytes += entry.payload.as_ref().map_or(0, |payload| payload.bytes.len());
+            entry.not_before <= now && bytes <= self.rules.max_payload
+        };
+        let mut run: Vec<JobId> = lane.jobs.iter().take(most).take_while(fits).copied().collect();
+        if run.is_empty() {
+            run.extend(lane.jobs.front());
+        }
+        run
+    }
+
+    fn context_of(&mut self, spec: &crate::job::JobSpec, now: Timestamp) -> Entries {
+        if self.maps.all_immortal() {
+            return Entries::new();
+        }
+        let name = context_map_name(&spec.owner, &spec.trace);
+        self.maps.load(&name, Some(self.rules.context_ttl), now)
+    }
+
+    pub(super) fn max_deliveries(&self, handler: usize) -> u32 {
+        self.handlers[handler].spec.options.max_deliveries.unwrap_or(self.rules.max_deliveries)
+    }
+
+    /// A delivery counts when it starts.
+    fn start(&mut self, id: JobId, now: Timestamp) {
+        let Some(entry) = self.jobs.get_mut(&id) else { return };
+        let queue = &mut self.handlers[entry.handler];
+        self.queued -= 1;
+        queue.queued -= 1;
+        queue.running += 1;
+        entry.status = JobStatus::Running;
+        entry.deliveries += 1;
+        entry.started_at = Some(now);
+        if entry.deliveries == 1 {
+            queue.queue_wait_seconds.observe(now.since(entry.not_before));
+        } else {
+            self.totals.redelivered += 1;
+        }
+        if self.verbose {
+            let trace = entry.spec.trace;
+            self.note("queue.claimed", id, trace, "");
+        }
+    }
+
+    /// Judges one commit; each check first, each change after all of them.
+    fn commit(&mut self, id: ConsumerId, commit: Commit, now: Timestamp) -> CommitResult {
+        let number = commit.lease.number;
+        let known = self.leases.get(&number);
+        let live = known.filter(|lease| lease.token == commit.lease.token && lease.consumer == id);
+        let Some(lease) = live else { return self.too_late(&commit) };
+        let lane_number = lease.lane;
+        let lane = &self.lanes[&lane_number];
+        let next =
+            lease.jobs.front() == Some(&commit.job) && self.jobs[&commit.job].deliveries == commit.delivery;
+        if !next || (lane.map.is_some() && lane.version != commit.builds_on) {
+            let answer = self.too_late(&commit);
+            if answer == CommitResult::Fenced {
+                self.end_lease(number, now);
+                self.make_ready(lane_number, now);
+            }
+            return answer;
+        }
+        let refused = self.refuses(&commit, lane_number, now);
+        self.jobs.entry(commit.job).and_modify(|entry| {
+            entry.committed = Some((commit.lease.token, commit.delivery));
+        });
+        let goes_on = match refused {
+            None => self.apply(commit.job, commit.verdict, now),
+            Some(error) => {
+                // The executor has applied what is refused here, so its cached state is wrong: the run ends.
+                self.finish(commit.job, Finished { status: JobStatus::Failed, result: Err(error) }, now);
+                false
+            }
+        };
+        if goes_on {
+            self.next_of_run(number, now)
+        } else {
+            self.end_lease(number, now)
+        }
+        self.make_ready(lane_number, now);
+        CommitResult::Committed
+    }
+
+    /// The same call again gets the same answer; anything else is fenced off.
+    fn too_late(&mut self, commit: &Commit) -> CommitResult {
+        let committed = self.jobs.get(&commit.job).and_then(|entry| entry.committed);
+        if committed == Some((commit.lease.token, commit.delivery)) {
+            self.totals.duplicate += 1;
+            return CommitResult::AlreadyCommitted;
+        }
+        self.totals.late += 1;
+        if let Some(trace) = self.jobs.get(&commit.job).map(|entry| entry.spec.trace) {
+            self.note("reply.late_dropped", commit.job, trace, "fenced");
+        }
+        CommitResult::Fenced
+    }
+
+    /// Why the effects cannot be applied, if they exceed a bound. Executors check before they commit, so this
+    /// catches only one that does not.
+    fn refuses(&self, commit: &Commit, lane: u64, now: Timestamp) -> Option<JobError> {
+        let Verdict::Succeeded(_, effects) = &commit.verdict else { return None };
+        let entry = &self.jobs[&commit.job];
+        let lane_map = self.lanes[&lane].map.as_ref();
+        if !effects.state.is_empty() {
+            let Some(map) = lane_map else {
+                return Some(JobError::new(Code::HandlerFailed, "a handler without ordering has no state"));
+            };
+            if self.maps.bytes_after(map, &effects.state, now) > self.rules.lane_state_max {
+                let detail = "the lane's state would exceed kv.lane_state_max_bytes";
+                return Some(JobError::new(Code::StateTooLarge, detail));
+            }
+        }
+        if !effects.context.is_empty() {
+            let name = context_map_name(&entry.spec.owner, &entry.spec.trace);
+            if self.maps.bytes_after(&name, &effects.context, now) > CONTEXT_BYTES {
+                return Some(JobError::new(Code::StateTooLarge, "the trace's context would exceed 1 MiB"));
+            }
+        }
+        let unknown = effects.follow_ups.iter().find(|job| !self.handler_index.contains_key(&job.handler));
+        unknown.map(|_| JobError::new(Code::HandlerFailed, "a follow-up names an unknown handler"))
+    }
+
+    /// Applies a verdict that holds; true if the run goes on.
+    fn apply(&mut self, job: JobId, verdict: Verdict, now: Timestamp) -> bool {
+        let entry = &self.jobs[&job];
+        let lane = entry.lane;
+        match verdict {
+            Verdict::Succeeded(payload, effects) => {
+                self.apply_effects(job, effects, now);
+                self.lanes.entry(lane).and_modify(|lane| lane.cautious = false);
+                self.finish(job, Finished { status: JobStatus::Succeeded, result: Ok(payload) }, now);
+                true
+            }
+            Verdict::Failed(error) => {
+                self.lanes.entry(lane).and_modify(|lane| lane.cautious = false);
+                self.finish(job, Finished { status: JobStatus::Failed, result: Err(error) }, now);
+                true
+            }
+            Verdict::Retry(detail) => {
+                self.again(job, Cause::RetriesExhausted, detail, now);
+                false
+            }
+            Verdict::Crashed(detail) => {
+                self.again(job, Cause::HandlerCrashed, detail, now);
+                false
+            }
+            Verdict::TimedOut => {
+                let error = JobError::new(Code::HandlerTimedOut, "the handler's timeout passed");
+                self.finish(job, Finished { status: JobStatus::TimedOut, result: Err(error) }, now);
+                false
+            }
+        }
+    }
+
+    fn apply_effects(&mut self, job: JobId, effects: Effects, now: Timestamp) {
+        let entry = &self.jobs[&job];
+        let (spec, fence, instance) = (entry.spec.clone(), entry.fence, entry.instance);
+        let lane = self.lanes.get_mut(&entry.lane).expect("a live job's lane exists");
+        if let Some(map) = lane.map.as_ref().filter(|_| !effects.state.is_empty()) {
+            lane.version = Version(fence);
+            self.maps.apply(map, &effects.state, None, now);
+        }
+        if !effects.context.is_empty() {
+            let name = context_map_name(&spec.owner, &spec.trace);
+            self.maps.apply(&name, &effects.context, Some(self.rules.context_ttl), now);
+        }
+        for follow_up in effects.follow_ups {
+            self.follow_up(&spec, instance, follow_up, now);
+        }
+    }
+
+    /// A delivery that came to nothing: queued again after a backoff, or dead.
+    fn again(&mut self, job: JobId, cause: Cause, detail: String, now: Timestamp) {
+        let entry = &self.jobs[&job];
+        let (deliveries, trace) = (entry.deliveries, entry.spec.trace);
+        if deliveries >= self.max_deliveries(entry.handler) {
+            self.totals.dead += 1;
+            let error = JobError { code: Code::DeadLettered, detail, cause: Some(cause) };
+            self.finish(job, Finished { status: JobStatus::Dead, result: Err(error) }, now);
+            self.note("queue.dead", job, trace, cause.as_str());
+            return;
+        }
+        let backoff = match cause {
+            Cause::ExecutorLost => Duration::ZERO,
+            Cause::RetriesExhausted | Cause::HandlerCrashed => self.backoff(deliveries),
+        };
+        self.requeue(job, now.plus(backoff));
+        self.note("queue.redelivered", job, trace, cause.as_str());
+    }
+
+    /// Exponential with full jitter (Brooker, "Exponential Backoff And Jitter", 2015).
+    fn backoff(&mut self, deliveries: u32) -> Duration {
+        let doubled = self.rules.retry_base.saturating_mul(1 << deliveries.saturating_sub(1).min(20));
+        let cap = doubled.min(self.rules.retry_max);
+        Duration::from_micros(self.entropy.up_to(u64::try_from(cap.as_micros()).unwrap_or(u64::MAX)))
+    }
+
+    /// A running job is queued again; it never left its lane.
+    fn requeue(&mut self, job: JobId, not_before: Timestamp) {
+        let Some(entry) = self.jobs.get_mut(&job) else { return };
+        entry.status = JobStatus::Queued;
+        entry.not_before = not_before;
+        entry.lease = None;
+        let queue = &mut self.handlers[entry.handler];
+        queue.running -= 1;
+        queue.queued += 1;
+        self.queued += 1;
+    }
+
+    /// The run's first job is done: its next one starts, or the lease is complete.
+    fn next_of_run(&mut self, number: u64, now: Timestamp) {
+        let Some(lease) = self.leases.get_mut(&number) else { return };
+        lease.jobs.pop_front();
+        lease.expires_at = now.plus(self.rules.visibility);
+        match lease.jobs.front().copied() {
+            Some(next) => self.start(next, now),
+            None => {
+                let Some(lease) = self.remove_lease(number) else { return };
+                // Complete: whoever ran it holds the lane's state as it is now.
+                self.lanes.entry(lease.lane).and_modify(|lane| lane.maker = Some(lease.consumer));
+            }
+        }
+    }
+
+    /// Takes the lease out of the books; says which jobs it had left.
+    fn remove_lease(&mut self, number: u64) -> Option<Lease> {
+        let lease = self.leases.remove(&number)?;
+        self.lanes.entry(lease.lane).and_modify(|lane| lane.lease = None);
+        if let Some(consumer) = self.consumers.get_mut(&lease.consumer) {
+            consumer.leases.retain(|held| *held != number);
+        }
+        for job in &lease.jobs {
+            self.jobs.entry(*job).and_modify(|entry| entry.lease = None);
+        }
+        Some(lease)
+    }
+
+    /// Ends a lease before its last commit, whatever its running job came to. Nobody knows the lane's state now.
+    pub(super) fn end_lease(&mut self, number: u64, now: Timestamp) {
+        let Some(lease) = self.remove_lease(number) else { return };
+        self.lanes.entry(lease.lane).and_modify(|lane| lane.maker = None);
+        if let Some(job) = lease.jobs.front().filter(|job| self.is_running(job)) {
+            // Cut off by a fence or a release, not by its own fault: not counted.
+            self.requeue(*job, now);
+            self.jobs.entry(*job).and_modify(|entry| entry.deliveries -= 1);
+        }
+    }
+
+    fn is_running(&self, job: &JobId) -> bool {
+        self.jobs.get(job).is_some_and(|entry| entry.status == JobStatus::Running)
+    }
+
+    /// See [`ports::Consumer::release`].
+    pub fn release(&mut self, id: ConsumerId, lease: LeaseRef, _reason: ReleaseReason, now: Timestamp) {
+        let known = self.leases.get(&lease.number);
+        let Some(lane) = known.filter(|l| l.token == lease.token && l.consumer == id).map(|l| l.lane) else {
+            return;
+        };
+        self.end_lease(lease.number, now);
+        self.make_ready(lane, now);
+    }
+
+    /// The lease's executor is lost: its running job counts as delivered, and runs of this lane are short now.
+    fn lose_lease(&mut self, number: u64, now: Timestamp) {
+        let Some(lease) = self.remove_lease(number) else { return };
+        self.lanes.entry(lease.lane).and_modify(|lane| (lane.maker, lane.cautious) = (None, true));
+        if let Some(job) = lease.jobs.front().filter(|job| self.is_running(job)) {
+            self.again(*job, Cause::ExecutorLost, "its executor was lost".into(), now);
+        }
+        self.make_ready(lease.lane, now);
+    }
+
+    /// See [`ports::Consumer::extend`].
+    pub fn extend(&mut self, id: ConsumerId, now: Timestamp) {
+        let Some(consumer) = self.consumers.get(&id) else { return };
+        for number in &consumer.leases {
+            if let Some(lease) = self.leases.get_mut(number) {
+                lease.expires_at = now.plus(self.rules.visibility);
+            }
+        }
+    }
+
+    /// Does what time alone does: lost leases, old records, old contexts, executors that do not listen.
+    pub fn tick(&mut self, now: Timestamp) {
+        let expired: Vec<u64> = self
+            .leases
+            .iter()
+            .filter(|(_, lease)| lease.expires_at <= now)
+            .map(|(number, _)| *number)
+            .collect();
+        for number in expired {
+            self.lose_lease(number, now);
+        }
+        let deaf: Vec<ConsumerId> = self
+            .consumers
+            .iter()
+            .filter(|(_, consumer)| consumer.revoked.len() > REVOKED_LEASES)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in deaf {
+            self.disconnect(id, now);
+        }
+        self.drop_records(now);
+        self.maps.sweep(now);
+    }
+
+    /// When something becomes ready by time alone. `None`: only an event changes anything.
+    #[must_use]
+    pub fn next_wake(&self, now: Timestamp) -> Option<Timestamp> {
+        let delayed = self.handlers.iter().filter(|queue| !queue.paused).filter_map(|queue| {
+            let (place, _) = queue.ready.range((now, u64::MAX)..).next()?;
+            Some(place.0)
+        });
+        let left = self.handlers.iter().flat_map(|queue| {
+            let known =
+                queue.ready.iter().take(AFFINITY_SCAN).filter(|(_, lane)| self.lanes[*lane].maker.is_some());
+            known.map(|(place, _)| place.0.plus(LANE_AFFINITY)).find(|until| now < *until)
+        });
+        let leases = self.leases.values().map(|lease| lease.expires_at);
+        delayed.chain(left).chain(leases).min()
+    }
+
+    /// The lane state's map as it stands, for those who test it.
+    #[must_use]
+    pub fn state_of(&mut self, handler: &str, key: Option<&str>, now: Timestamp) -> Entries {
+        let Some(&index) = self.handler_index.get(handler) else { return Entries::new() };
+        let lane = self.keyed_lanes.get(&(index, key.map(Arc::from))).and_then(|lane| self.lanes.get(lane));
+        match lane.and_then(|lane| lane.map.clone()) {
+            Some(map) => self.maps.load(&map, None, now),
+            None => Entries::new(),
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Named maps with a time to live, as a value.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::Timestamp;
+use crate::job::{Change, Entries, entry_bytes};
+
+/// All maps. Those past their time are absent at once and swept later.
+#[derive(Debug, Default)]
+pub struct Maps {
+    maps: HashMap<Arc<str>, Map>,
+    /// Maps with a time to live.
+    mortal: usize,
+}
+
+#[derive(Debug, Default)]
+struct Map {
+    entries: Entries,
+    bytes: usize,
+    expires_at: Option<Timestamp>,
+}
+
+impl Map {
+    fn lives(&self, now: Timestamp) -> bool {
+        self.expires_at.is_none_or(|expires_at| now < expires_at)
+    }
+}
+
+impl Maps {
+    /// True if no map has a time to live: then no trace has a context.
+    pub(super) fn all_immortal(&self) -> bool {
+        self.mortal == 0
+    }
+
+    /// How many maps there are, expired ones that were not swept included.
+    pub fn len(&self) -> usize {
+        self.maps.len()
+    }
+
+    /// The whole map; empty if there is none. A `ttl` renews it.
+    pub fn load(&mut self, name: &str, ttl: Option<Duration>, now: Timestamp) -> Entries {
+        match self.maps.get_mut(name) {
+            Some(map) if map.lives(now) => {
+                if let (Some(ttl), Some(_)) = (ttl, map.expires_at) {
+                    map.expires_at = Some(now.plus(ttl));
+                }
+                map.entries.clone()
+            }
+            Some(_) | None => Entries::new(),
+        }
+    }
+
+    /// One value.
+    pub fn get(&self, name: &str, key: &str, now: Timestamp) -> Option<Arc<[u8]>> {
+        self.maps.get(name).filter(|map| map.lives(now))?.entries.get(key).cloned()
+    }
+
+    /// Bytes of the map as they would be after these changes (each key named once).
+    pub(super) fn bytes_after(&self, name: &str, changes: &[Change], now: Timestamp) -> usize {
+        let map = self.maps.get(name).filter(|map| map.lives(now));
+        changes.iter().fold(map.map_or(0, |map| map.bytes), |bytes, change| {
+            let old = map.and_then(|map| map.entries.get(&change.key));
+            let less = old.map_or(0, |value| entry_bytes(&change.key, value));
+            let more = change.value.as_ref().map_or(0, |value| entry_bytes(&change.key, value));
+            (bytes + more).saturating_sub(less)
+        })
+    }
+
+    /// Applies all changes. With `ttl` the map lives that long from now.
+    pub fn apply(&mut self, name: &str, changes: &[Change], ttl: Option<Duration>, now: Timestamp) {
+        if self.maps.get(name).is_none_or(|map| !map.lives(now)) {
+            self.delete(name);
+            if changes.iter().all(|change| change.value.is_none()) {
+                return;
+            }
+            self.maps.insert(Arc::from(name), Map::default());
+        }
+        let Some(map) = self.maps.get_mut(name) else { return };
+        for change in changes {
+            let old = match &change.value {
+                Some(value) => {
+                    map.bytes += entry_bytes(&change.key, value);
+                    map.entries.insert(change.key.clone(), value.clone())
+                }
+                None => map.entries.remove(&change.key),
+            };
+            map.bytes -= old.map_or(0, |value| entry_bytes(&change.key, &value));
+        }
+        let was_mortal = map.expires_at.is_some();
+        map.expires_at = ttl.map(|ttl| now.plus(ttl));
+        self.mortal = self.mortal + usize::from(ttl.is_some()) - usize::from(was_mortal);
+        if map.entries.is_empty() {
+            self.delete(name);
+        }
+    }
+
+    /// Removes the map.
+    pub fn delete(&mut self, name: &str) {
+        if let Some(map) = self.maps.remove(name) {
+            self.mortal -= usize::from(map.expires_at.is_some());
+        }
+    }
+
+    /// Frees what is past its time.
+    pub fn sweep(&mut self, now: Timestamp) {
+        if self.mortal > 0 {
+            self.maps.retain(|_, map| map.lives(now));
+            self.mortal = self.maps.values().filter(|map| map.expires_at.is_some()).count();
+        }
+    }
+}

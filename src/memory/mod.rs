@@ -1,0 +1,13 @@
+//! The memory backend: one broker value, with time as an argument, behind one lock.
+//!
+//! [`broker::Broker`] decides; [`MemoryBroker`] is the thin shell that locks it, reads the clock, and rings
+//! the bells of those who should look. What it keeps goes with its process (logged at the start).
+
+pub mod broker;
+mod deliver;
+mod kv;
+mod records;
+mod shared;
+mod view;
+
+pub use shared::MemoryBroker;

@@ -1,0 +1,212 @@
+//! The shell around the broker: one lock, the clock, the bells, and the ports.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use super::broker::{Broker, ConsumerId, Notice};
+use crate::bell::Bell;
+use crate::clock::{Clock, Timestamp};
+use crate::job::{Change, Entries, InstanceId, JobId, JobRecord, JobStatus};
+use crate::observe::event;
+use crate::ports::{
+    BackendError, Commit, Consumer, Doorbells, Filter, Inbox, KeyValue, LeaseRef, NewJob, Producer,
+    ReleaseReason, Replies, Stats, Step, Submitted, Viewer,
+};
+
+/// A handle to the memory backend; all clones are one broker.
+#[derive(Clone)]
+pub struct MemoryBroker(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    clock: Clock,
+    groups: Vec<Arc<str>>,
+}
+
+struct State {
+    broker: Broker,
+    consumers: HashMap<ConsumerId, (usize, Bell)>,
+    instances: HashMap<InstanceId, Bell>,
+}
+
+impl MemoryBroker {
+    /// Takes the broker over. `groups` are the names of the process groups, in the order of their indices.
+    #[must_use]
+    pub fn new(broker: Broker, clock: Clock, groups: Vec<Arc<str>>) -> MemoryBroker {
+        let state = State { broker, consumers: HashMap::new(), instances: HashMap::new() };
+        MemoryBroker(Arc::new(Shared { state: Mutex::new(state), clock, groups }))
+    }
+
+    /// A panic under the lock leaves the books in doubt: everything after it panics too, and the process is replaced.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().expect("the broker's books are whole")
+    }
+
+    /// Runs one operation, then rings those who should look.
+    fn with<R>(&self, operation: impl FnOnce(&mut Broker, Timestamp) -> R) -> R {
+        let mut state = self.lock();
+        let now = self.0.clock.now();
+        let answer = operation(&mut state.broker, now);
+        let signals = state.broker.take_signals();
+        let mut due = Vec::new();
+        for group in &signals.groups {
+            due.extend(state.consumers.values().filter(|(of, _)| of == group).map(|(_, bell)| bell.clone()));
+        }
+        due.extend(
+            signals.consumers.iter().filter_map(|id| state.consumers.get(id)).map(|(_, bell)| bell.clone()),
+        );
+        due.extend(signals.instances.iter().filter_map(|id| state.instances.get(id)).cloned());
+        // Nobody is woken into a lock that is still held.
+        drop(state);
+        due.iter().for_each(Bell::ring);
+        signals.notices.iter().for_each(log_notice);
+        answer
+    }
+
+    /// An executor of this group; `bell` rings when a step would bring something.
+    #[must_use]
+    pub fn consumer(&self, group: usize, bell: Bell) -> MemoryConsumer {
+        let mut state = self.lock();
+        let id = state.broker.connect(group);
+        state.consumers.insert(id, (group, bell));
+        MemoryConsumer { broker: self.clone(), id }
+    }
+
+    /// Does what time alone does, and says when to call again at the latest.
+    pub fn tick(&self) -> Option<Timestamp> {
+        self.with(|broker, now| {
+            broker.tick(now);
+            broker.next_wake(now)
+        })
+    }
+
+    /// Looks at the broker itself (tests, drain).
+    pub fn inspect<R>(&self, look: impl FnOnce(&mut Broker, Timestamp) -> R) -> R {
+        self.with(look)
+    }
+}
+
+fn log_notice(notice: &Notice) {
+    let level = match notice.event {
+        "queue.dead" => log::Level::Warn,
+        "queue.redelivered" | "reply.late_dropped" => log::Level::Info,
+        _ => log::Level::Debug,
+    };
+    event(level, notice.event)
+        .field("trace_id", &notice.trace.id_text())
+        .field("job_id", &notice.job.to_string())
+        .field("cause", notice.cause)
+        .emit();
+}
+
+impl Producer for MemoryBroker {
+    fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Submitted>, BackendError> {
+        Ok(self.with(|broker, now| jobs.into_iter().map(|job| broker.submit(job, now)).collect()))
+    }
+
+    fn record(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError> {
+        Ok(self.with(|broker, now| broker.record(viewer, id, now)))
+    }
+
+    fn cancel(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError> {
+        Ok(self.with(|broker, now| broker.cancel(viewer, id, now)))
+    }
+
+    fn retry(
+        &self,
+        viewer: &Viewer,
+        id: JobId,
+    ) -> Result<Option<Result<JobRecord, JobStatus>>, BackendError> {
+        Ok(self.with(|broker, now| broker.retry(viewer, id, now)))
+    }
+
+    fn pause(&self, handler: &str, paused: bool) -> Result<bool, BackendError> {
+        Ok(self.with(|broker, _| broker.pause(handler, paused)))
+    }
+
+    fn list(&self, viewer: &Viewer, filter: &Filter) -> Result<Vec<JobRecord>, BackendError> {
+        Ok(self.with(|broker, now| broker.list(viewer, filter, now)))
+    }
+
+    fn stats(&self) -> Result<Stats, BackendError> {
+        Ok(self.with(|broker, now| broker.stats(&self.0.groups, now)))
+    }
+}
+
+impl KeyValue for MemoryBroker {
+    fn load(&self, map: &str, ttl: Option<Duration>) -> Result<Entries, BackendError> {
+        Ok(self.with(|broker, now| broker.maps().load(map, ttl, now)))
+    }
+
+    fn get(&self, map: &str, key: &str) -> Result<Option<Arc<[u8]>>, BackendError> {
+        Ok(self.with(|broker, now| broker.maps().get(map, key, now)))
+    }
+
+    fn apply(&self, map: &str, changes: &[Change], ttl: Option<Duration>) -> Result<(), BackendError> {
+        self.with(|broker, now| broker.maps().apply(map, changes, ttl, now));
+        Ok(())
+    }
+
+    fn delete(&self, map: &str) -> Result<(), BackendError> {
+        self.with(|broker, _| broker.maps().delete(map));
+        Ok(())
+    }
+}
+
+impl Replies for MemoryBroker {
+    fn subscribe(&self, instance: InstanceId, bell: Bell) -> Result<Box<dyn Inbox>, BackendError> {
+        let mut state = self.lock();
+        state.broker.subscribe(instance);
+        state.instances.insert(instance, bell);
+        Ok(Box::new(MemoryInbox { broker: self.clone(), instance }))
+    }
+}
+
+struct MemoryInbox {
+    broker: MemoryBroker,
+    instance: InstanceId,
+}
+
+impl Inbox for MemoryInbox {
+    fn take(&mut self, most: usize) -> Result<Doorbells, BackendError> {
+        Ok(self.broker.lock().broker.take_doorbells(self.instance, most))
+    }
+}
+
+impl Drop for MemoryInbox {
+    fn drop(&mut self) {
+        let mut state = self.broker.lock();
+        state.broker.unsubscribe(self.instance);
+        state.instances.remove(&self.instance);
+    }
+}
+
+/// An executor in this process. Dropping it ends its leases.
+pub struct MemoryConsumer {
+    broker: MemoryBroker,
+    id: ConsumerId,
+}
+
+impl Consumer for MemoryConsumer {
+    fn step(&mut self, commits: Vec<Commit>, room: usize) -> Result<Step, BackendError> {
+        Ok(self.broker.with(|broker, now| broker.step(self.id, commits, room, now)))
+    }
+
+    fn release(&mut self, lease: LeaseRef, reason: ReleaseReason) -> Result<(), BackendError> {
+        self.broker.with(|broker, now| broker.release(self.id, lease, reason, now));
+        Ok(())
+    }
+
+    fn extend(&mut self) -> Result<(), BackendError> {
+        self.broker.with(|broker, now| broker.extend(self.id, now));
+        Ok(())
+    }
+}
+
+impl Drop for MemoryConsumer {
+    fn drop(&mut self) {
+        self.broker.lock().consumers.remove(&self.id);
+        self.broker.with(|broker, now| broker.disconnect(self.id, now));
+    }
+}

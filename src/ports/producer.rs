@@ -1,0 +1,248 @@
+//! [`Producer`]: how jobs are submitted, looked at and steered.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::BackendError;
+use crate::job::{InstanceId, JobId, JobRecord, JobStatus, Payload, Trace};
+use crate::problem::Code;
+
+/// A job to be accepted.
+#[derive(Clone, Debug)]
+pub struct NewJob {
+    /// Fresh for each new job, the same when a call is repeated.
+    pub id: JobId,
+    /// The caller's token name; empty without authentication.
+    pub owner: Arc<str>,
+    /// Must be registered.
+    pub handler: Arc<str>,
+    /// `Some` iff the handler is keyed.
+    pub ordering_key: Option<Arc<str>>,
+    /// The input.
+    pub payload: Payload,
+    /// The request's trace.
+    pub trace: Trace,
+    /// Not before this long from now.
+    pub delay: Duration,
+    /// Shorter than the handler's own, or `None` for that.
+    pub timeout: Option<Duration>,
+    /// `Some` joins an earlier job of the same key instead of running again.
+    pub idempotency: Option<Idempotency>,
+    /// Its caller waits: the record may go soon after the end.
+    pub awaited: bool,
+    /// The result must be one line.
+    pub one_line: bool,
+    /// Who hears of the end.
+    pub instance: InstanceId,
+}
+
+/// An idempotency key in the scope of the job's owner and handler.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Idempotency {
+    /// 1 to 255 visible ASCII characters.
+    pub key: Arc<str>,
+    /// SHA-256 over content type, ordering key and bytes: the same key with another payload is refused.
+    pub fingerprint: [u8; 32],
+}
+
+/// What became of one submission.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Submitted {
+    /// Accepted under the id that was given.
+    New,
+    /// The idempotency key names this job already.
+    Existing(Box<JobRecord>),
+    /// Not accepted.
+    Refused(Refusal),
+}
+
+/// Why a submission was not accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// No such handler.
+    UnknownHandler,
+    /// `queue.capacity` jobs, or their bytes, are waiting.
+    QueueFull,
+    /// The idempotency key belongs to another payload.
+    IdempotencyMismatch,
+}
+
+impl Refusal {
+    /// What the caller is told.
+    #[must_use]
+    pub fn code(self) -> Code {
+        match self {
+            Refusal::UnknownHandler => Code::UnknownHandler,
+            Refusal::QueueFull => Code::QueueFull,
+            Refusal::IdempotencyMismatch => Code::IdempotencyMismatch,
+        }
+    }
+}
+
+/// Who asks. Jobs of others are not there for who is not an admin.
+#[derive(Clone, Debug)]
+pub struct Viewer {
+    /// The token name; empty without authentication.
+    pub name: Arc<str>,
+    /// Sees and steers all jobs.
+    pub admin: bool,
+}
+
+impl Viewer {
+    /// Without authentication there is one user, who may do everything.
+    #[must_use]
+    pub fn anonymous() -> Viewer {
+        Viewer { name: Arc::from(""), admin: true }
+    }
+
+    /// True if this viewer may know of a job of `owner`.
+    #[must_use]
+    pub fn sees(&self, owner: &str) -> bool {
+        self.admin || *self.name == *owner
+    }
+}
+
+/// Which records to list.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// Only of this status.
+    pub status: Option<JobStatus>,
+    /// Only of this handler.
+    pub handler: Option<String>,
+    /// At most so many, newest first.
+    pub limit: usize,
+}
+
+/// Counts of durations below each of [`Histogram::BOUNDS`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Histogram {
+    /// One count a bound (not cumulative), and one beyond the last.
+    pub buckets: [u64; Histogram::BOUNDS.len() + 1],
+    /// All durations together, in microseconds.
+    pub sum_micros: u64,
+}
+
+impl Histogram {
+    /// Upper bounds in microseconds: 100 us to 5 min.
+    pub const BOUNDS: [u64; 13] = [
+        100,
+        500,
+        1_000,
+        5_000,
+        10_000,
+        50_000,
+        100_000,
+        500_000,
+        1_000_000,
+        5_000_000,
+        10_000_000,
+        60_000_000,
+        300_000_000,
+    ];
+
+    /// Counts one duration.
+    pub fn observe(&mut self, duration: Duration) {
+        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        let bucket = Self::BOUNDS.iter().position(|&bound| micros <= bound).unwrap_or(Self::BOUNDS.len());
+        self.buckets[bucket] += 1;
+        self.sum_micros = self.sum_micros.saturating_add(micros);
+    }
+}
+
+/// One handler's figures.
+#[derive(Clone, Debug, Default)]
+pub struct HandlerStats {
+    /// Its name.
+    pub handler: Arc<str>,
+    /// Its group's name.
+    pub group: Arc<str>,
+    /// Submissions are queued but not run.
+    pub paused: bool,
+    /// Jobs waiting or delayed.
+    pub queued: usize,
+    /// Jobs whose delivery has started.
+    pub running: usize,
+    /// Lanes with jobs or state.
+    pub lanes: usize,
+    /// Age of the oldest job that could run now.
+    pub oldest: Duration,
+    /// Accepted since the start.
+    pub submitted: u64,
+    /// Ended since the start, in the order of [`JobStatus::ALL`].
+    pub finished: [u64; JobStatus::ALL.len()],
+    /// From start to commit.
+    pub job_seconds: Histogram,
+    /// From acceptance (or not-before) to the first start.
+    pub queue_wait_seconds: Histogram,
+}
+
+/// The broker's figures.
+#[derive(Clone, Debug, Default)]
+pub struct Stats {
+    /// One a handler, in the order of the registry.
+    pub handlers: Vec<HandlerStats>,
+    /// Deliveries beyond a job's first.
+    pub redelivered: u64,
+    /// Jobs that used up their deliveries.
+    pub dead: u64,
+    /// Commits that came too late to hold.
+    pub late: u64,
+    /// Commits that were repeated.
+    pub duplicate: u64,
+    /// Connected consumers, by group index.
+    pub consumers: Vec<usize>,
+    /// Records kept, of finished jobs too.
+    pub records: usize,
+    /// Live leases.
+    pub leases: usize,
+}
+
+/// The submitting side of the broker.
+///
+/// Laws: an accepted job reaches exactly one terminal status in one life; an idempotency key names one job
+/// while its record lives; refusals change nothing.
+pub trait Producer: Send + Sync {
+    /// Accepts jobs; one answer a job, in order. Each is accepted or refused on its own.
+    ///
+    /// # Errors
+    /// The backend is lost.
+    fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Submitted>, BackendError>;
+
+    /// The record of a job that the viewer may see.
+    ///
+    /// # Errors
+    /// The backend is lost.
+    fn record(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError>;
+
+    /// Cancels the job if it has not ended, unparks its lane if it is the dead head of one; the record after that.
+    ///
+    /// # Errors
+    /// The backend is lost.
+    fn cancel(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError>;
+
+    /// Queues a dead, failed, timed-out or cancelled job again. `Some(Err)`: it is in another status.
+    ///
+    /// # Errors
+    /// The backend is lost.
+    fn retry(&self, viewer: &Viewer, id: JobId)
+    -> Result<Option<Result<JobRecord, JobStatus>>, BackendError>;
+
+    /// Holds or lets go the queued jobs of a handler; false if there is no such handler.
+    ///
+    /// # Errors
+    /// The backend is lost.
+    fn pause(&self, handler: &str, paused: bool) -> Result<bool, BackendError>;
+
+    /// Records, newest submission first.
+    ///
+    /// # Errors
+    /// The backend is lost.
+    fn list(&self, viewer: &Viewer, filter: &Filter) -> Result<Vec<JobRecord>, BackendError>;
+
+    /// The figures now.
+    ///
+    /// # Errors
+    /// The backend is lost.
+    fn stats(&self) -> Result<Stats, BackendError>;
+}

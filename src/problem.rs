@@ -1,0 +1,161 @@
+//! The codes of every refusal, and the problem documents that carry them (RFC 9457).
+
+use std::fmt::Write as _;
+
+use crate::job::JobError;
+
+macro_rules! codes {
+    ($($name:ident $text:literal $status:literal $title:literal,)*) => {
+        /// Every refusal has one name: problem code, event code and test name (CONTRACT 3).
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[allow(missing_docs, reason = "the title beside each says what it means")]
+        pub enum Code { $($name,)* }
+
+        impl Code {
+            /// All of them.
+            pub const ALL: &[Code] = &[$(Code::$name,)*];
+
+            /// The code as it stands in a problem document.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self { $(Code::$name => $text,)* }
+            }
+
+            /// The HTTP status.
+            #[must_use]
+            pub fn status(self) -> u16 {
+                match self { $(Code::$name => $status,)* }
+            }
+
+            /// A short summary, the same for every occurrence.
+            #[must_use]
+            pub fn title(self) -> &'static str {
+                match self { $(Code::$name => $title,)* }
+            }
+        }
+    };
+}
+
+codes! {
+    BadRequest "bad_request" 400 "The request is malformed",
+    Unauthorized "unauthorized" 401 "A valid token is needed",
+    Forbidden "forbidden" 403 "The token does not allow this",
+    ForeignOrigin "foreign_origin" 403 "Requests from other origins are refused",
+    UnknownHandler "unknown_handler" 404 "There is no such handler",
+    UnknownJob "unknown_job" 404 "There is no such job",
+    NotFound "not_found" 404 "There is no such resource",
+    MethodNotAllowed "method_not_allowed" 405 "The resource does not support this method",
+    RequestTimeout "request_timeout" 408 "The request did not arrive in time",
+    Cancelled "cancelled" 409 "The job was cancelled",
+    NotRetryable "not_retryable" 409 "The job cannot be retried",
+    NotFinished "not_finished" 409 "The job has not finished",
+    LengthRequired "length_required" 411 "The request needs a length",
+    PayloadTooLarge "payload_too_large" 413 "The payload is too large",
+    UriTooLong "uri_too_long" 414 "The request target is too long",
+    ExpectationFailed "expectation_failed" 417 "The expectation cannot be met",
+    MisdirectedHost "misdirected_host" 421 "This host name is not served here",
+    IdempotencyMismatch "idempotency_mismatch" 422 "The idempotency key belongs to another payload",
+    HandlerFailed "handler_failed" 422 "The handler failed",
+    StateTooLarge "state_too_large" 422 "The state would become too large",
+    ResultTooLarge "result_too_large" 422 "The result is too large",
+    TooManyWaiters "too_many_waiters" 429 "Too many callers are waiting",
+    TooManyRequests "too_many_requests" 429 "Too many requests",
+    HeadersTooLarge "headers_too_large" 431 "The header section is too large",
+    InternalError "internal_error" 500 "Something failed inside",
+    DeadLettered "dead_lettered" 500 "The job used up its deliveries",
+    NotImplemented "not_implemented" 501 "The server does not support this",
+    QueueFull "queue_full" 503 "The queue is full",
+    Overloaded "overloaded" 503 "The server is overloaded",
+    Draining "draining" 503 "The server is shutting down",
+    BackendUnavailable "backend_unavailable" 503 "The backend cannot be reached",
+    HandlerTimedOut "handler_timed_out" 504 "The handler took too long",
+    ReplyTimeout "reply_timeout" 504 "The reply did not come in time",
+    HttpVersionNotSupported "http_version_not_supported" 505 "The HTTP version is not supported",
+}
+
+impl Code {
+    /// Seconds for `Retry-After`; `Some` for every 429 and 503.
+    #[must_use]
+    pub fn retry_after(self) -> Option<u32> {
+        matches!(self.status(), 429 | 503).then_some(1)
+    }
+
+    /// The code of that name.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Code> {
+        Code::ALL.iter().copied().find(|code| code.as_str() == text)
+    }
+}
+
+/// Why a job is dead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The handler asked for another try too often.
+    RetriesExhausted,
+    /// The handler panicked or its program was killed, at its last delivery.
+    HandlerCrashed,
+    /// Its executor was lost at its last delivery.
+    ExecutorLost,
+}
+
+impl Cause {
+    /// The name in problem documents and records.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Cause::RetriesExhausted => "retries_exhausted",
+            Cause::HandlerCrashed => "handler_crashed",
+            Cause::ExecutorLost => "executor_lost",
+        }
+    }
+}
+
+/// A problem document, one line, no line break in it. `trace_id` is left out where there is none.
+#[must_use]
+pub fn document(error: &JobError, trace_id: Option<&str>) -> String {
+    let code = error.code;
+    let mut out = String::with_capacity(256);
+    let _ = write!(
+        out,
+        r#"{{"type":"urn:cofferdam:error:{0}","code":"{0}","title":"{1}","status":{2},"detail":"#,
+        code.as_str(),
+        code.title(),
+        code.status(),
+    );
+    out.push_str(&json_text(&error.detail));
+    if let Some(cause) = error.cause {
+        let _ = write!(out, r#","cause":"{}""#, cause.as_str());
+    }
+    if let Some(trace_id) = trace_id {
+        let _ = write!(out, r#","trace_id":"{trace_id}""#);
+    }
+    out.push('}');
+    out
+}
+
+/// `text` as a JSON string.
+#[must_use]
+pub fn json_text(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_document_is_one_line_of_valid_json() {
+        for &code in Code::ALL {
+            let error = JobError { code, detail: "a \"b\"\nc".into(), cause: Some(Cause::ExecutorLost) };
+            let text = document(&error, Some("00ff"));
+            assert!(!text.contains('\n'));
+            let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(value["code"], code.as_str());
+            assert_eq!(value["status"], code.status());
+            assert_eq!(value["detail"], "a \"b\"\nc");
+            assert_eq!(value["cause"], "executor_lost");
+            assert_eq!(Code::parse(code.as_str()), Some(code));
+            assert_eq!(code.retry_after().is_some(), matches!(code.status(), 429 | 503));
+        }
+    }
+}
