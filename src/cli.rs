@@ -1,5 +1,6 @@
 //! Arguments to a command, and a command's end to an exit code (CONTRACT 1).
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -47,6 +48,9 @@ options of serve, batch, check, web and executor:
   --help, --version
 ";
 
+/// Names the config file where `--config` does not.
+const CONFIG_VARIABLE: &str = "COFFERDAM_CONFIG";
+
 /// Prints to a standard stream; a closed one is no reason to panic.
 pub(crate) fn say(mut out: impl Write, text: &str) {
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
@@ -69,8 +73,15 @@ pub fn main(registry: &Registry) -> ExitCode {
             complain(&format!("internal error: thread {thread} panicked at {at}: {info}"));
         }
     }));
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    ExitCode::from(run(&arguments, registry) as u8)
+    let arguments: Result<Vec<String>, _> = std::env::args_os().skip(1).map(OsString::into_string).collect();
+    let exit = arguments.map_or_else(
+        |bad| {
+            complain(&format!("an argument is not UTF-8: {}", bad.display()));
+            Exit::Usage
+        },
+        |arguments| run(&arguments, registry),
+    );
+    ExitCode::from(exit as u8)
 }
 
 fn run(arguments: &[String], registry: &Registry) -> Exit {
@@ -149,16 +160,18 @@ impl Options {
 
     /// Takes `--config` and `--set`, reads everything, and reports all that is wrong.
     fn load(&mut self, registry: &Registry) -> Result<Loaded, String> {
-        let source = Source {
-            file: self
-                .value("--config")?
-                .or_else(|| std::env::var("COFFERDAM_CONFIG").ok())
-                .map(PathBuf::from),
-            environment: std::env::vars_os()
-                .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-                .collect(),
-            sets: self.values("--set")?,
-        };
+        let mut environment = Vec::new();
+        for (name, value) in std::env::vars_os() {
+            let Ok(name) = name.into_string() else { continue };
+            if name.starts_with("COFFERDAM_") && (name.contains("__") || name == CONFIG_VARIABLE) {
+                let value = value.into_string().map_err(|_| format!("{name}: its value is not UTF-8"))?;
+                environment.push((name, value));
+            }
+        }
+        let named = environment.iter().find(|(name, _)| name == CONFIG_VARIABLE);
+        let file = self.value("--config")?.or_else(|| named.map(|(_, file)| file.clone()));
+        let sets = self.values("--set")?;
+        let source = Source { file: file.map(PathBuf::from), environment, sets };
         self.finish()?;
         config::load(&source, &own_options(registry)).map_err(|issues| {
             let lines: Vec<String> = issues.iter().map(|issue| format!("\n  {issue}")).collect();

@@ -9,6 +9,7 @@ mod progress;
 pub mod sequence;
 
 use std::io::{BufWriter, ErrorKind, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -83,6 +84,11 @@ pub fn run(setup: &Setup, options: &BatchOptions) -> Result<Summary, BatchError>
     let unknown = || BatchError::Usage(format!("--handler: there is no handler {}", options.handler));
     let handler = handler.ok_or_else(unknown)?;
     let input = input::open(options.input.as_deref()).map_err(BatchError::Usage)?;
+    if let (Some(from), Some(to)) = (&options.input, &options.output)
+        && is_same_file(from, to)
+    {
+        return Err(BatchError::Usage(format!("--output {}: is the input", to.display())));
+    }
     let mut output = open_output(options.output.as_deref())?;
 
     let window = BATCH_COMMAND_LINES.min(setup.config.runtime.platform.queue.capacity);
@@ -159,9 +165,22 @@ const INSTANCE: InstanceId = InstanceId(1);
 /// A reader that has seen enough, such as `head`, is no failure.
 fn broken(error: &std::io::Error, summary: Summary) -> Result<Summary, BatchError> {
     match error.kind() {
-        ErrorKind::BrokenPipe => Ok(summary),
+        ErrorKind::BrokenPipe => {
+            // What runs is cut off on purpose: a line a job about lost leases would tell nobody anything.
+            log::set_max_level(log::LevelFilter::Off);
+            Ok(summary)
+        }
         _ => Err(BatchError::Failed(format!("the output cannot be written: {error}"))),
     }
+}
+
+/// True if opening one for writing would empty the other.
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    let key = |path: &Path| {
+        let meta = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file)?;
+        Some((meta.dev(), meta.ino()))
+    };
+    key(one).is_some_and(|one| key(other) == Some(one))
 }
 
 fn open_output(path: Option<&Path>) -> Result<Box<dyn Write>, BatchError> {

@@ -1,1 +1,85 @@
-//! x
+//! The signed local channel: executors reach the broker through it, strangers get nothing.
+//!
+//! The pure half: [`keys`], [`frame`], [`handshake`], [`messages`], and the two ends, [`BrokerEnd`] and
+//! [`ExecutorEnd`], which take bytes and time and give bytes. The half with sockets: [`ChannelServer`] and
+//! [`ChannelClient`], each driven by its process's one event loop. docs/protocol.md says all of it in enough
+//! detail for a second implementation.
+
+mod broker_end;
+mod client;
+mod codec;
+mod executor_end;
+pub mod frame;
+pub mod handshake;
+pub mod keys;
+pub mod messages;
+mod outbox;
+mod server;
+
+pub use broker_end::BrokerEnd;
+pub use client::ChannelClient;
+pub use executor_end::ExecutorEnd;
+pub use server::{ChannelServer, ServerConfig};
+
+/// Why a connection on the channel ends. The names are the metric's labels and the event's codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reject {
+    /// A mac does not hold.
+    BadSignature,
+    /// A time is too old or lies ahead.
+    ExpiredTimestamp,
+    /// A nonce came before, or a sequence number is not the next one.
+    ReplayedNonce,
+    /// A length exceeds the maximum.
+    Oversized,
+    /// This direction or phase has no such kind.
+    UnknownKind,
+    /// Another protocol version.
+    BadVersion,
+    /// The bytes do not have the shape.
+    Malformed,
+    /// The handshake took too long.
+    HandshakeTimeout,
+    /// The handshake broke off, or its limits make no sense.
+    HandshakeFailed,
+    /// Too many connections are in the handshake.
+    TooManyConnections,
+}
+
+impl Reject {
+    /// All of them, in the order of their discriminants.
+    pub const ALL: [Reject; 10] = [
+        Reject::BadSignature,
+        Reject::ExpiredTimestamp,
+        Reject::ReplayedNonce,
+        Reject::Oversized,
+        Reject::UnknownKind,
+        Reject::BadVersion,
+        Reject::Malformed,
+        Reject::HandshakeTimeout,
+        Reject::HandshakeFailed,
+        Reject::TooManyConnections,
+    ];
+
+    /// The label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reject::BadSignature => "bad_signature",
+            Reject::ExpiredTimestamp => "expired_timestamp",
+            Reject::ReplayedNonce => "replayed_nonce",
+            Reject::Oversized => "oversized",
+            Reject::UnknownKind => "unknown_kind",
+            Reject::BadVersion => "bad_version",
+            Reject::Malformed => "malformed",
+            Reject::HandshakeTimeout => "handshake_timeout",
+            Reject::HandshakeFailed => "handshake_failed",
+            Reject::TooManyConnections => "too_many_connections",
+        }
+    }
+}
+
+/// A checked reader of fields, for the control socket's messages too.
+pub(crate) fn cursor(bytes: &[u8]) -> codec::Cursor<'_> {
+    codec::Cursor::new(bytes)
+}

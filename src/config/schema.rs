@@ -155,7 +155,6 @@ impl Key {
             Kind::Int(min, max) => {
                 let expected = match max {
                     _ if min == max => format!("{min}"),
-                    MAX => format!("a whole number, at least {min}"),
                     _ => format!("a whole number from {min} to {max}"),
                 };
                 let fits = value.as_u64().is_some_and(|number| (min..=max).contains(&number));
@@ -217,8 +216,11 @@ fn group_name(text: &str) -> Result<(), &'static str> {
 fn redis_url(text: &str) -> Result<(), &'static str> {
     const EXPECTED: &str = "redis://HOST:PORT/DB, rediss://… or redis+unix://PATH, without user and password";
     let rest = ["redis://", "rediss://", "redis+unix://"].iter().find_map(|scheme| text.strip_prefix(scheme));
+    // A `redis+unix` URL takes them in its query.
+    let query = text.split_once('?').map_or("", |(_, query)| query);
+    let in_query = query.split('&').any(|part| part.starts_with("user=") || part.starts_with("pass="));
     match rest {
-        Some(rest) if !rest.is_empty() && !rest.contains('@') => Ok(()),
+        Some(rest) if !rest.is_empty() && !rest.contains('@') && !in_query => Ok(()),
         Some(_) | None => Err(EXPECTED),
     }
 }

@@ -78,6 +78,18 @@ fn shown(value: &Value) -> String {
     }
 }
 
+/// What may be shown of a value that nobody knows: it may be a secret in the wrong place.
+fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
 fn put(out: &mut Value, path: &str, value: Value) {
     let mut slot = out;
     for part in path.split('.') {
@@ -91,18 +103,20 @@ fn put(out: &mut Value, path: &str, value: Value) {
 
 fn unknown_keys(given: &Value, prefix: &str, keys: &[Key], issues: &mut Vec<Issue>) {
     let Some(object) = given.as_object() else {
-        issues.push(Issue::new(prefix, "is not allowed", &shown(given), "an object"));
+        issues.push(Issue::new(prefix, "is not allowed", kind_of(given), "an object"));
         return;
     };
     for (name, value) in object {
         let path = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
-        if keys.iter().any(|key| key.path == path) {
+        // A name with a dot in it looks like a path and is none: `{"web.bind": …}` sets nothing.
+        let is_name = !name.contains('.');
+        if is_name && keys.iter().any(|key| key.path == path) {
             continue;
         }
-        if keys.iter().any(|key| key.path.starts_with(&format!("{path}."))) {
+        if is_name && keys.iter().any(|key| key.path.starts_with(&format!("{path}."))) {
             unknown_keys(value, &path, keys, issues);
         } else {
-            issues.push(Issue::new(&path, "is an unknown key", &shown(value), "no such key"));
+            issues.push(Issue::new(&path, "is an unknown key", kind_of(value), "no such key"));
         }
     }
 }
@@ -118,7 +132,7 @@ fn flat(given: &Value, at: &str, keys: &[Key], also: &[&str], issues: &mut Vec<I
             issues.push(Issue::new(
                 &format!("{at}.{name}"),
                 "is an unknown key",
-                &shown(value),
+                kind_of(value),
                 "no such key",
             ));
         }
@@ -182,7 +196,7 @@ fn all_handlers(
         } else if options.get("command").is_none() {
             let known = registered.keys().cloned().collect::<Vec<_>>().join(", ");
             let expected = format!("one of {known}, or a \"command\"");
-            issues.push(Issue::new(&at, "is no known handler", &shown(options), &expected));
+            issues.push(Issue::new(&at, "is no known handler", kind_of(options), &expected));
         } else if let Ok(value) = one_handler(name, options, own_options(&HandlerOptions::default()), issues)
         {
             out.insert(name.clone(), value);

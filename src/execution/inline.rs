@@ -13,6 +13,7 @@ use crate::bell::Bell;
 use crate::clock::Clock;
 use crate::handler::{Handler, HandlerSpec};
 use crate::memory::MemoryBroker;
+use crate::ports::Upkeep;
 
 /// A group's executor on threads of this process.
 pub struct InlineExecutor {

@@ -10,8 +10,8 @@ use crate::clock::{Clock, Timestamp};
 use crate::job::{Change, Entries, InstanceId, JobId, JobRecord, JobStatus};
 use crate::observe::event;
 use crate::ports::{
-    BackendError, Commit, Consumer, Doorbells, Filter, Inbox, KeyValue, LeaseRef, NewJob, Producer,
-    ReleaseReason, Replies, Stats, Step, Submitted, Viewer,
+    BackendError, Commit, Consumer, Doorbells, Filter, Inbox, KeyValue, LeaseRef, NewJob, Producer, Refusal,
+    ReleaseReason, Replies, Stats, Step, Submitted, Upkeep, Viewer,
 };
 
 /// A handle to the memory backend; all clones are one broker.
@@ -73,14 +73,6 @@ impl MemoryBroker {
         MemoryConsumer { broker: self.clone(), id }
     }
 
-    /// Does what time alone does, and says when to call again at the latest.
-    pub fn tick(&self) -> Option<Timestamp> {
-        self.with(|broker, now| {
-            broker.tick(now);
-            broker.next_wake(now)
-        })
-    }
-
     /// Looks at the broker itself (tests, drain).
     pub fn inspect<R>(&self, look: impl FnOnce(&mut Broker, Timestamp) -> R) -> R {
         self.with(look)
@@ -100,9 +92,36 @@ fn log_notice(notice: &Notice) {
         .emit();
 }
 
+impl Upkeep for MemoryBroker {
+    fn tick(&self) -> Option<Timestamp> {
+        self.with(|broker, now| {
+            broker.tick(now);
+            broker.next_wake(now)
+        })
+    }
+
+    fn is_idle(&self, deadline: Timestamp) -> bool {
+        self.with(|broker, _| broker.is_idle(deadline))
+    }
+
+    fn unfinished(&self) -> Vec<JobId> {
+        self.with(|broker, _| broker.unfinished())
+    }
+}
+
 impl Producer for MemoryBroker {
     fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Submitted>, BackendError> {
-        Ok(self.with(|broker, now| jobs.into_iter().map(|job| broker.submit(job, now)).collect()))
+        Ok(self.with(|broker, now| {
+            let mut is_full = false;
+            let mut submit = |job| {
+                // Nothing overtakes: a smaller job behind one that found no room finds none either.
+                let answer =
+                    if is_full { Submitted::Refused(Refusal::QueueFull) } else { broker.submit(job, now) };
+                is_full |= answer == Submitted::Refused(Refusal::QueueFull);
+                answer
+            };
+            jobs.into_iter().map(&mut submit).collect()
+        }))
     }
 
     fn record(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError> {

@@ -8,6 +8,7 @@ mod consumer;
 mod key_value;
 mod producer;
 mod replies;
+mod upkeep;
 
 pub use consumer::{
     Commit, CommitAnswer, CommitResult, Consumer, Lease, LeaseRef, LeasedJob, ReleaseReason, Revoked,
@@ -18,6 +19,7 @@ pub use producer::{
     Filter, HandlerStats, Histogram, Idempotency, NewJob, Producer, Refusal, Stats, Submitted, Viewer,
 };
 pub use replies::{Doorbell, Doorbells, Inbox, Replies};
+pub use upkeep::Upkeep;
 
 use std::fmt;
 

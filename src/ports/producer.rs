@@ -203,7 +203,8 @@ pub struct Stats {
 /// Laws: an accepted job reaches exactly one terminal status in one life; an idempotency key names one job
 /// while its record lives; refusals change nothing.
 pub trait Producer: Send + Sync {
-    /// Accepts jobs; one answer a job, in order. Each is accepted or refused on its own.
+    /// Accepts jobs; one answer a job, in order. Each is accepted or refused on its own, except that after one
+    /// that found the queue full none of the same call is accepted: their order is kept.
     ///
     /// # Errors
     /// The backend is lost.

@@ -1,21 +1,23 @@
-//! stub while building
-#![allow(missing_docs)]
-use crate::{app::Setup, cli::Exit, handler::Registry, memory::MemoryBroker};
-pub struct ExecutionHost;
-impl ExecutionHost {
-    pub fn start(_: &Setup, _: &MemoryBroker) -> Result<ExecutionHost, String> {
-        Err("x".into())
-    }
-    pub fn failed(&self) -> Option<String> {
-        None
-    }
-}
-pub fn serve(_: &Setup) -> Exit {
-    Exit::Failed
-}
-pub fn run_web_child(_: &Registry) -> Exit {
-    Exit::Failed
-}
-pub fn run_executor_child(_: &Registry) -> Exit {
-    Exit::Failed
-}
+//! Processes: who starts whom, with what, and what happens when one ends.
+//!
+//! The supervisor owns the public listener and the session secret; it spawns, watches, restarts and drains. In
+//! scope: children, their control sockets, the bootstrap bundle, restarts, signals. Not in scope: jobs.
+
+mod child;
+pub mod control;
+mod executor;
+mod fleet;
+mod host;
+mod hygiene;
+pub mod restart;
+mod serve;
+mod socket_dir;
+mod web_child;
+
+pub use executor::run_executor_child;
+pub use host::ExecutionHost;
+pub use hygiene::{Signals, raise_descriptor_limit};
+pub(crate) use serve::listen;
+pub use serve::serve;
+pub use socket_dir::SocketDir;
+pub use web_child::run_web_child;

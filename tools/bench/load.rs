@@ -19,6 +19,7 @@
 //!
 //! In scope: loopback, one address, one fixed request. Not in scope: TLS, pipelining, open-loop load (a fixed
 //! rate of arrivals).
+#![forbid(unsafe_code)]
 
 mod answer;
 mod client;

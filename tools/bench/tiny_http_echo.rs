@@ -5,6 +5,7 @@
 //! do.
 //!
 //!     bench-tiny-http-echo [--port 0] [--threads 4]
+#![forbid(unsafe_code)]
 
 use std::io;
 use std::process::ExitCode;

@@ -2,6 +2,7 @@
 //!
 //! It guards nothing; it is the generator's command line. With `--plain` the input is that of the benchmarks,
 //! without it that of the parity tests.
+#![forbid(unsafe_code)]
 
 mod generator;
 

@@ -1,0 +1,86 @@
+//! Fields of messages: a checked cursor to read them, helpers to write them. Integers are big-endian.
+
+use super::Reject;
+
+/// Reads fields from a peer's bytes; never an index, never an allocation beyond what has arrived.
+pub struct Cursor<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Cursor<'a> {
+    pub(crate) fn new(bytes: &'a [u8]) -> Cursor<'a> {
+        Cursor { rest: bytes }
+    }
+
+    pub(crate) fn take(&mut self, length: usize) -> Result<&'a [u8], Reject> {
+        let (field, rest) = self.rest.split_at_checked(length).ok_or(Reject::Malformed)?;
+        self.rest = rest;
+        Ok(field)
+    }
+
+    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], Reject> {
+        let (field, rest) = self.rest.split_first_chunk().ok_or(Reject::Malformed)?;
+        self.rest = rest;
+        Ok(*field)
+    }
+
+    pub(crate) fn u8(&mut self) -> Result<u8, Reject> {
+        self.array().map(|[byte]| byte)
+    }
+
+    pub(crate) fn u16(&mut self) -> Result<u16, Reject> {
+        self.array().map(u16::from_be_bytes)
+    }
+
+    pub(crate) fn u32(&mut self) -> Result<u32, Reject> {
+        self.array().map(u32::from_be_bytes)
+    }
+
+    pub(crate) fn u64(&mut self) -> Result<u64, Reject> {
+        self.array().map(u64::from_be_bytes)
+    }
+
+    /// u16 length and UTF-8.
+    pub(crate) fn text(&mut self) -> Result<&'a str, Reject> {
+        let length = self.u16()?;
+        std::str::from_utf8(self.take(length.into())?).map_err(|_| Reject::Malformed)
+    }
+
+    /// u32 length and bytes.
+    pub(crate) fn bytes(&mut self) -> Result<&'a [u8], Reject> {
+        let length = usize::try_from(self.u32()?).map_err(|_| Reject::Malformed)?;
+        self.take(length)
+    }
+
+    /// u16 count, then each item.
+    pub(crate) fn list<T>(
+        &mut self,
+        item: impl Fn(&mut Cursor<'a>) -> Result<T, Reject>,
+    ) -> Result<Vec<T>, Reject> {
+        let count = self.u16()?;
+        (0..count).map(|_| item(self)).collect()
+    }
+
+    /// Nothing may be left over.
+    pub(crate) fn finish(self) -> Result<(), Reject> {
+        if self.rest.is_empty() { Ok(()) } else { Err(Reject::Malformed) }
+    }
+}
+
+pub(crate) fn put_text(out: &mut Vec<u8>, text: &str) {
+    // Longer texts do not occur: every text field has a limit far below this.
+    let bytes = &text.as_bytes()[..text.len().min(usize::from(u16::MAX))];
+    out.extend_from_slice(&(bytes.len() as u16).to_be_bytes());
+    out.extend_from_slice(bytes);
+}
+
+pub(crate) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend_from_slice(&u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_be_bytes());
+    out.extend_from_slice(bytes);
+}
+
+pub(crate) fn put_list<T>(out: &mut Vec<u8>, items: &[T], put: impl Fn(&mut Vec<u8>, &T)) {
+    debug_assert!(items.len() <= usize::from(u16::MAX));
+    out.extend_from_slice(&(items.len() as u16).to_be_bytes());
+    items.iter().for_each(|item| put(out, item));
+}

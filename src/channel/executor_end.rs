@@ -1,0 +1,273 @@
+//! The executor's end of one connection: a [`Consumer`] that speaks frames. Bytes and time in, bytes out. Pure.
+
+use std::collections::HashMap;
+
+use super::Reject;
+use super::handshake::{Initiator, M2_BYTES, Session};
+use super::keys::GroupSecret;
+use super::messages::{StateKind, ToBroker, ToExecutor, to_executor};
+use super::outbox::Outbox;
+use crate::job::{Change, Effects, Entries, FollowUp, Verdict};
+use crate::ports::{
+    BackendError, Commit, CommitAnswer, CommitResult, Consumer, Lease, LeaseRef, ReleaseReason, Revoked,
+    StateAt, Step,
+};
+
+enum Phase {
+    AwaitsM2(Box<Initiator>),
+    Up(Box<Session>),
+    Over,
+}
+
+/// See the module.
+pub struct ExecutorEnd {
+    phase: Phase,
+    input: Vec<u8>,
+    outbox: Outbox,
+    /// Entries that came ahead of their lease.
+    states: HashMap<u64, (Entries, HashMap<[u8; 16], Entries>)>,
+    step: Step,
+    /// Leases granted to the broker that have not come.
+    granted: usize,
+    /// The broker asked to finish and take no more.
+    pub drain: bool,
+    /// A frame of the broker was verified: the connection is up.
+    pub is_held_for_up: bool,
+    /// When the last frame was verified.
+    pub last_heard_ms: u64,
+    /// When something was last queued.
+    pub last_said_ms: u64,
+}
+
+impl ExecutorEnd {
+    /// For a connection made now.
+    #[must_use]
+    pub fn new(secret: &GroupSecret, group: u16, nonce: [u8; 32], ttl_ms: u64, now_ms: u64) -> ExecutorEnd {
+        let initiator = Initiator::start(secret, group, nonce, ttl_ms, now_ms);
+        let mut outbox = Outbox::default();
+        outbox.put_raw(initiator.m1());
+        ExecutorEnd {
+            phase: Phase::AwaitsM2(Box::new(initiator)),
+            input: Vec::new(),
+            outbox,
+            states: HashMap::new(),
+            step: Step::default(),
+            granted: 0,
+            drain: false,
+            is_held_for_up: false,
+            last_heard_ms: now_ms,
+            last_said_ms: now_ms,
+        }
+    }
+
+    /// True until the second message was verified.
+    #[must_use]
+    pub fn in_handshake(&self) -> bool {
+        matches!(self.phase, Phase::AwaitsM2(_))
+    }
+
+    /// Bytes have arrived.
+    ///
+    /// # Errors
+    /// The connection is over.
+    pub fn received(&mut self, bytes: &[u8], secret: &GroupSecret, now_ms: u64) -> Result<(), Reject> {
+        self.input.extend_from_slice(bytes);
+        match std::mem::replace(&mut self.phase, Phase::Over) {
+            Phase::AwaitsM2(initiator) => {
+                let Some(m2) = self.input.first_chunk::<M2_BYTES>().copied() else {
+                    self.phase = Phase::AwaitsM2(initiator);
+                    return Ok(());
+                };
+                if self.input.len() > M2_BYTES {
+                    // The broker says nothing before it has verified M3.
+                    return Err(Reject::Malformed);
+                }
+                self.input.clear();
+                let (session, m3) = initiator.finish(&m2, secret, now_ms)?;
+                self.outbox.put_raw(&m3);
+                self.phase = Phase::Up(Box::new(session));
+                self.outbox.push(ToBroker::Ping.encode(), 0);
+                self.last_said_ms = now_ms;
+                Ok(())
+            }
+            Phase::Up(session) => {
+                self.phase = Phase::Up(session);
+                self.frames(now_ms)
+            }
+            Phase::Over => Err(Reject::Malformed),
+        }
+    }
+
+    fn frames(&mut self, now_ms: u64) -> Result<(), Reject> {
+        let mut used = 0;
+        loop {
+            let Phase::Up(session) = &mut self.phase else { return Ok(()) };
+            let Some((frame, length)) = session.opener.open(&self.input[used..], now_ms, to_executor)? else {
+                break;
+            };
+            used += length;
+            self.last_heard_ms = now_ms;
+            self.is_held_for_up = true;
+            let (lease, message) = (frame.lease, ToExecutor::decode(frame.kind, frame.body)?);
+            self.take(lease, message)?;
+        }
+        self.input.drain(..used);
+        Ok(())
+    }
+
+    fn take(&mut self, number: u64, message: ToExecutor) -> Result<(), Reject> {
+        match message {
+            ToExecutor::Pong => {}
+            ToExecutor::Drain => self.drain = true,
+            ToExecutor::State { trace, entries } => {
+                let (state, contexts) = self.states.entry(number).or_default();
+                let map = match trace {
+                    None => state,
+                    Some(trace) => contexts.entry(trace).or_default(),
+                };
+                map.extend(entries);
+            }
+            ToExecutor::Lease { handler, state, version, mut jobs } => {
+                let (entries, contexts) = self.states.remove(&number).unwrap_or_default();
+                let state = match state {
+                    StateKind::Stateless if entries.is_empty() => StateAt::Stateless,
+                    StateKind::Known if entries.is_empty() => StateAt::Known(version),
+                    StateKind::Whole => StateAt::Whole(version, entries),
+                    StateKind::Stateless | StateKind::Known => return Err(Reject::Malformed),
+                };
+                for job in &mut jobs {
+                    job.context = contexts.get(&job.spec.trace.id).cloned().unwrap_or_default();
+                }
+                self.granted = self.granted.saturating_sub(1);
+                self.step.leases.push(Lease {
+                    lease: LeaseRef { number, token: [0; 16] },
+                    handler,
+                    state,
+                    jobs,
+                });
+            }
+            ToExecutor::Committed(job, result) => {
+                self.step.results.push(CommitAnswer { lease: number, job, result });
+            }
+            ToExecutor::Fenced(job) => {
+                self.step.results.push(CommitAnswer { lease: number, job, result: CommitResult::Fenced });
+            }
+            ToExecutor::Cancel(job) => self.step.revoked.push(Revoked { lease: number, job }),
+        }
+        Ok(())
+    }
+
+    /// Asks whether the broker is there.
+    pub fn ping(&mut self, now_ms: u64) {
+        if matches!(self.phase, Phase::Up(_)) {
+            self.outbox.push_urgent(ToBroker::Ping.encode(), 0);
+            self.last_said_ms = now_ms;
+        }
+    }
+
+    /// Tells how many workers have a run.
+    pub fn report(&mut self, busy: u32) {
+        if matches!(self.phase, Phase::Up(_)) {
+            self.outbox.push(ToBroker::Report { busy }.encode(), 0);
+        }
+    }
+
+    /// What to write next.
+    pub fn output(&mut self, now_ms: u64) -> &[u8] {
+        let sealer = match &mut self.phase {
+            Phase::Up(session) => Some(&mut session.sealer),
+            Phase::AwaitsM2(_) | Phase::Over => None,
+        };
+        self.outbox.bytes(sealer, now_ms)
+    }
+
+    /// So many bytes of it were written.
+    pub fn wrote(&mut self, bytes: usize) {
+        self.outbox.wrote(bytes);
+    }
+
+    /// An outcome, behind the effects that do not fit its frame.
+    fn send_commit(&mut self, commit: Commit, max_frame: usize) {
+        let Commit { lease, job, delivery, builds_on, mut verdict } = commit;
+        if let Verdict::Succeeded(payload, effects) = &mut verdict {
+            let spare =
+                max_frame.saturating_sub(payload.bytes.len() + crate::limits::FRAME_OVERHEAD_BYTES / 2);
+            for part in split_effects(effects, spare, max_frame - crate::limits::FRAME_OVERHEAD_BYTES / 2) {
+                self.outbox.push(ToBroker::Part(part).encode(), lease.number);
+            }
+        }
+        self.outbox.push(ToBroker::Outcome { job, delivery, builds_on, verdict }.encode(), lease.number);
+    }
+}
+
+impl Consumer for ExecutorEnd {
+    fn step(&mut self, commits: Vec<Commit>, room: usize) -> Result<Step, BackendError> {
+        let max_frame = match &self.phase {
+            Phase::Up(session) => session.max_frame as usize,
+            Phase::AwaitsM2(_) => return Ok(Step::default()),
+            Phase::Over => return Err(BackendError("the channel is closed".into())),
+        };
+        for commit in commits {
+            self.send_commit(commit, max_frame);
+        }
+        // Leases that have arrived take their place in the caller's room only after this call.
+        let room = room.saturating_sub(self.step.leases.len());
+        if room > self.granted {
+            let more = u32::try_from(room - self.granted).unwrap_or(u32::MAX);
+            self.outbox.push(ToBroker::Room(more).encode(), 0);
+            self.granted = room;
+        }
+        Ok(std::mem::take(&mut self.step))
+    }
+
+    fn release(&mut self, lease: LeaseRef, reason: ReleaseReason) -> Result<(), BackendError> {
+        self.outbox.push(ToBroker::Release(reason).encode(), lease.number);
+        Ok(())
+    }
+
+    fn extend(&mut self) -> Result<(), BackendError> {
+        if matches!(self.phase, Phase::Up(_)) {
+            self.outbox.push_urgent(ToBroker::Ping.encode(), 0);
+        }
+        Ok(())
+    }
+}
+
+/// Leaves in `effects` what fits into `spare` bytes; the rest comes in parts of at most `most` bytes.
+fn split_effects(effects: &mut Effects, spare: usize, most: usize) -> Vec<Effects> {
+    const LIST_MAX: usize = u16::MAX as usize;
+    let change_bytes =
+        |change: &Change| 7 + change.key.len() + change.value.as_ref().map_or(0, |value| value.len());
+    let job_bytes = |job: &FollowUp| {
+        let key = job.ordering_key.as_ref().map_or(0, |key| key.len());
+        24 + job.handler.len() + key + job.payload.media_type.as_str().len() + job.payload.bytes.len()
+    };
+    let changes = effects.state.iter().chain(&effects.context).map(change_bytes).sum::<usize>();
+    let total = changes + effects.follow_ups.iter().map(job_bytes).sum::<usize>();
+    if total <= spare && effects.state.len().max(effects.context.len()) <= LIST_MAX {
+        return Vec::new();
+    }
+    let mut parts = Vec::new();
+    let (mut part, mut bytes) = (Effects::default(), 0);
+    let mut add = |size: usize, put: &mut dyn FnMut(&mut Effects)| {
+        let full = part.state.len().max(part.context.len()) >= LIST_MAX;
+        if bytes > 0 && (bytes + size > most || full) {
+            parts.push(std::mem::take(&mut part));
+            bytes = 0;
+        }
+        bytes += size;
+        put(&mut part);
+    };
+    let Effects { state, context, follow_ups } = std::mem::take(effects);
+    for change in state {
+        add(change_bytes(&change), &mut |part| part.state.push(change.clone()));
+    }
+    for change in context {
+        add(change_bytes(&change), &mut |part| part.context.push(change.clone()));
+    }
+    for job in follow_ups {
+        add(job_bytes(&job), &mut |part| part.follow_ups.push(job.clone()));
+    }
+    parts.push(part);
+    parts
+}

@@ -1,0 +1,536 @@
+//! The bodies of frames, one type a direction, so that the wrong one cannot be sent. Pure.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Reject;
+use super::codec::{Cursor, put_bytes, put_list, put_text};
+use crate::clock::Timestamp;
+use crate::job::{
+    Change, Effects, Entries, FollowUp, JobError, JobId, JobSpec, MediaType, Payload, Trace, Verdict, Version,
+};
+use crate::limits::{ERROR_DETAIL_BYTES, FOLLOW_UPS, MAP_NAME_BYTES};
+use crate::ports::{CommitResult, LeasedJob, ReleaseReason};
+use crate::problem::Code;
+
+const PING: u8 = 0x01;
+const ROOM: u8 = 0x10;
+const OUTCOME: u8 = 0x11;
+const RELEASE: u8 = 0x12;
+const REPORT: u8 = 0x13;
+const PART: u8 = 0x14;
+const PONG: u8 = 0x81;
+const STATE: u8 = 0x90;
+const LEASE: u8 = 0x91;
+const COMMITTED: u8 = 0x92;
+const FENCED: u8 = 0x93;
+const CANCEL: u8 = 0x94;
+const DRAIN: u8 = 0xA0;
+
+/// True for the kinds that an executor may send.
+#[must_use]
+pub fn to_broker(kind: u8) -> bool {
+    matches!(kind, PING | ROOM | OUTCOME | RELEASE | REPORT | PART)
+}
+
+/// True for the kinds that a broker may send.
+#[must_use]
+pub fn to_executor(kind: u8) -> bool {
+    matches!(kind, PONG | STATE | LEASE | COMMITTED | FENCED | CANCEL | DRAIN)
+}
+
+/// From an executor. The lease is the frame's.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ToBroker {
+    /// It lives; its leases are renewed.
+    Ping,
+    /// So many leases more.
+    Room(u32),
+    /// What came of the run's next job; earlier parts belong to its effects.
+    Outcome {
+        /// Which job.
+        job: JobId,
+        /// Which delivery.
+        delivery: u32,
+        /// The state version that it saw.
+        builds_on: Version,
+        /// What came of it.
+        verdict: Verdict,
+    },
+    /// The lease is given back.
+    Release(ReleaseReason),
+    /// Workers that have a run.
+    Report {
+        /// How many.
+        busy: u32,
+    },
+    /// Effects of the next outcome of this lease that do not fit its frame.
+    Part(Effects),
+}
+
+/// From the broker. The lease is the frame's.
+#[derive(Clone, Debug)]
+pub enum ToExecutor {
+    /// Answers a ping.
+    Pong,
+    /// Entries of the next lease's state, or of the context of one of its traces.
+    State {
+        /// `None` is the lane's state.
+        trace: Option<[u8; 16]>,
+        /// More of the map.
+        entries: Vec<(Arc<str>, Arc<[u8]>)>,
+    },
+    /// A lease; the states before it are its own.
+    Lease {
+        /// Of all its jobs.
+        handler: Arc<str>,
+        /// What its state builds on.
+        state: StateKind,
+        /// Its version.
+        version: Version,
+        /// In order; contexts came before.
+        jobs: Vec<LeasedJob>,
+    },
+    /// A commit held.
+    Committed(JobId, CommitResult),
+    /// A commit did not hold; the lease is over.
+    Fenced(JobId),
+    /// Stop this job, or leave it out.
+    Cancel(JobId),
+    /// Finish what runs, give back the rest, take no more.
+    Drain,
+}
+
+/// How a lease says its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StateKind {
+    /// There is none.
+    Stateless,
+    /// This connection made that version.
+    Known,
+    /// The states before the lease are the whole map.
+    Whole,
+}
+
+impl ToBroker {
+    /// The kind, and the body.
+    #[must_use]
+    pub fn encode(&self) -> (u8, Vec<u8>) {
+        let mut out = Vec::new();
+        let kind = match self {
+            ToBroker::Ping => PING,
+            ToBroker::Room(leases) => {
+                out.extend_from_slice(&leases.to_be_bytes());
+                ROOM
+            }
+            ToBroker::Outcome { job, delivery, builds_on, verdict } => {
+                out.extend_from_slice(&job.0);
+                out.extend_from_slice(&delivery.to_be_bytes());
+                out.extend_from_slice(&builds_on.0.to_be_bytes());
+                put_verdict(&mut out, verdict);
+                OUTCOME
+            }
+            ToBroker::Release(reason) => {
+                out.push(match reason {
+                    ReleaseReason::NeedState => 0,
+                    ReleaseReason::Draining => 1,
+                    ReleaseReason::RunEnded => 2,
+                });
+                RELEASE
+            }
+            ToBroker::Report { busy } => {
+                out.extend_from_slice(&busy.to_be_bytes());
+                REPORT
+            }
+            ToBroker::Part(effects) => {
+                put_effects(&mut out, effects);
+                PART
+            }
+        };
+        (kind, out)
+    }
+
+    /// Reads a body of this kind.
+    ///
+    /// # Errors
+    /// It does not have the shape, or something is left over.
+    pub fn decode(kind: u8, body: &[u8]) -> Result<ToBroker, Reject> {
+        let mut fields = Cursor::new(body);
+        let message = match kind {
+            PING => ToBroker::Ping,
+            ROOM => ToBroker::Room(fields.u32()?),
+            OUTCOME => ToBroker::Outcome {
+                job: JobId(fields.array()?),
+                delivery: fields.u32()?,
+                builds_on: Version(fields.u64()?),
+                verdict: verdict(&mut fields)?,
+            },
+            RELEASE => ToBroker::Release(match fields.u8()? {
+                0 => ReleaseReason::NeedState,
+                1 => ReleaseReason::Draining,
+                2 => ReleaseReason::RunEnded,
+                _ => return Err(Reject::Malformed),
+            }),
+            REPORT => ToBroker::Report { busy: fields.u32()? },
+            PART => ToBroker::Part(effects(&mut fields)?),
+            _ => return Err(Reject::UnknownKind),
+        };
+        fields.finish()?;
+        Ok(message)
+    }
+}
+
+impl ToExecutor {
+    /// The kind, and the body.
+    #[must_use]
+    pub fn encode(&self) -> (u8, Vec<u8>) {
+        let mut out = Vec::new();
+        let kind = match self {
+            ToExecutor::Pong => PONG,
+            ToExecutor::Drain => DRAIN,
+            ToExecutor::State { trace, entries } => {
+                out.push(u8::from(trace.is_some()));
+                out.extend_from_slice(&trace.unwrap_or_default());
+                put_list(&mut out, entries, |out, (key, value)| {
+                    put_text(out, key);
+                    put_bytes(out, value);
+                });
+                STATE
+            }
+            ToExecutor::Lease { handler, state, version, jobs } => {
+                put_text(&mut out, handler);
+                out.push(match state {
+                    StateKind::Stateless => 0,
+                    StateKind::Known => 1,
+                    StateKind::Whole => 2,
+                });
+                out.extend_from_slice(&version.0.to_be_bytes());
+                put_list(&mut out, jobs, put_job);
+                LEASE
+            }
+            ToExecutor::Committed(job, result) => {
+                out.extend_from_slice(&job.0);
+                out.push(u8::from(*result == CommitResult::AlreadyCommitted));
+                COMMITTED
+            }
+            ToExecutor::Fenced(job) => {
+                out.extend_from_slice(&job.0);
+                FENCED
+            }
+            ToExecutor::Cancel(job) => {
+                out.extend_from_slice(&job.0);
+                CANCEL
+            }
+        };
+        (kind, out)
+    }
+
+    /// Reads a body of this kind.
+    ///
+    /// # Errors
+    /// It does not have the shape, or something is left over.
+    pub fn decode(kind: u8, body: &[u8]) -> Result<ToExecutor, Reject> {
+        let mut fields = Cursor::new(body);
+        let message = match kind {
+            PONG => ToExecutor::Pong,
+            DRAIN => ToExecutor::Drain,
+            STATE => {
+                let is_context = flag(&mut fields)?;
+                let trace = fields.array()?;
+                if !is_context && trace != [0; 16] {
+                    return Err(Reject::Malformed);
+                }
+                let entry = |fields: &mut Cursor| Ok((Arc::from(name(fields)?), Arc::from(fields.bytes()?)));
+                ToExecutor::State { trace: is_context.then_some(trace), entries: fields.list(entry)? }
+            }
+            LEASE => {
+                let handler: Arc<str> = Arc::from(fields.text()?);
+                let state = match fields.u8()? {
+                    0 => StateKind::Stateless,
+                    1 => StateKind::Known,
+                    2 => StateKind::Whole,
+                    _ => return Err(Reject::Malformed),
+                };
+                let version = Version(fields.u64()?);
+                let jobs = fields.list(|fields| job(fields, &handler))?;
+                if jobs.is_empty() {
+                    return Err(Reject::Malformed);
+                }
+                ToExecutor::Lease { handler, state, version, jobs }
+            }
+            COMMITTED => {
+                let job = JobId(fields.array()?);
+                let again = flag(&mut fields)?;
+                let result = if again { CommitResult::AlreadyCommitted } else { CommitResult::Committed };
+                ToExecutor::Committed(job, result)
+            }
+            FENCED => ToExecutor::Fenced(JobId(fields.array()?)),
+            CANCEL => ToExecutor::Cancel(JobId(fields.array()?)),
+            _ => return Err(Reject::UnknownKind),
+        };
+        fields.finish()?;
+        Ok(message)
+    }
+}
+
+fn flag(fields: &mut Cursor) -> Result<bool, Reject> {
+    match fields.u8()? {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(Reject::Malformed),
+    }
+}
+
+fn name<'a>(fields: &mut Cursor<'a>) -> Result<&'a str, Reject> {
+    let name = fields.text()?;
+    if name.len() > MAP_NAME_BYTES { Err(Reject::Malformed) } else { Ok(name) }
+}
+
+fn put_verdict(out: &mut Vec<u8>, verdict: &Verdict) {
+    match verdict {
+        Verdict::Succeeded(payload, effects) => {
+            out.push(0);
+            put_payload(out, payload);
+            put_effects(out, effects);
+        }
+        Verdict::Failed(error) => {
+            out.push(1);
+            put_text(out, error.code.as_str());
+            put_text(out, &error.detail);
+        }
+        Verdict::Retry(detail) => {
+            out.push(2);
+            put_text(out, detail);
+        }
+        Verdict::Crashed(detail) => {
+            out.push(3);
+            put_text(out, detail);
+        }
+        Verdict::TimedOut => out.push(4),
+    }
+}
+
+fn verdict(fields: &mut Cursor) -> Result<Verdict, Reject> {
+    let detail = |fields: &mut Cursor| {
+        let text = fields.text()?;
+        if text.len() > ERROR_DETAIL_BYTES { Err(Reject::Malformed) } else { Ok(text.to_owned()) }
+    };
+    Ok(match fields.u8()? {
+        0 => Verdict::Succeeded(payload(fields)?, effects(fields)?),
+        1 => {
+            // What an executor may say of a job; the other codes are the broker's and the gate's own.
+            let code = Code::parse(fields.text()?);
+            let own = [Code::HandlerFailed, Code::StateTooLarge, Code::ResultTooLarge];
+            let code = code.filter(|code| own.contains(code)).ok_or(Reject::Malformed)?;
+            Verdict::Failed(JobError::new(code, detail(fields)?))
+        }
+        2 => Verdict::Retry(detail(fields)?),
+        3 => Verdict::Crashed(detail(fields)?),
+        4 => Verdict::TimedOut,
+        _ => return Err(Reject::Malformed),
+    })
+}
+
+fn put_payload(out: &mut Vec<u8>, payload: &Payload) {
+    put_text(out, payload.media_type.as_str());
+    put_bytes(out, &payload.bytes);
+}
+
+fn payload(fields: &mut Cursor) -> Result<Payload, Reject> {
+    // A type that is none becomes plain bytes: nothing else may reach a client's header.
+    let media_type = MediaType::parse(fields.text()?).unwrap_or(MediaType::BYTES);
+    Ok(Payload { media_type, bytes: Arc::from(fields.bytes()?) })
+}
+
+fn put_changes(out: &mut Vec<u8>, changes: &[Change]) {
+    put_list(out, changes, |out, change| {
+        put_text(out, &change.key);
+        out.push(u8::from(change.value.is_some()));
+        put_bytes(out, change.value.as_deref().unwrap_or_default());
+    });
+}
+
+fn change(fields: &mut Cursor) -> Result<Change, Reject> {
+    let key = Arc::from(name(fields)?);
+    let is_set = flag(fields)?;
+    let value = fields.bytes()?;
+    if !is_set && !value.is_empty() {
+        return Err(Reject::Malformed);
+    }
+    Ok(Change { key, value: is_set.then(|| Arc::from(value)) })
+}
+
+fn put_key(out: &mut Vec<u8>, key: Option<&str>) {
+    out.push(u8::from(key.is_some()));
+    put_text(out, key.unwrap_or_default());
+}
+
+fn key(fields: &mut Cursor) -> Result<Option<Arc<str>>, Reject> {
+    let is_keyed = flag(fields)?;
+    let key = fields.text()?;
+    match (is_keyed, key) {
+        (true, key) => Ok(Some(Arc::from(key))),
+        (false, "") => Ok(None),
+        (false, _) => Err(Reject::Malformed),
+    }
+}
+
+fn put_effects(out: &mut Vec<u8>, effects: &Effects) {
+    put_changes(out, &effects.state);
+    put_changes(out, &effects.context);
+    put_list(out, &effects.follow_ups, |out, job| {
+        put_text(out, &job.handler);
+        put_key(out, job.ordering_key.as_deref());
+        out.extend_from_slice(&millis(job.delay).to_be_bytes());
+        put_payload(out, &job.payload);
+    });
+}
+
+fn effects(fields: &mut Cursor) -> Result<Effects, Reject> {
+    let state = fields.list(change)?;
+    let context = fields.list(change)?;
+    let follow_ups = fields.list(|fields| {
+        Ok(FollowUp {
+            handler: Arc::from(fields.text()?),
+            ordering_key: key(fields)?,
+            delay: Duration::from_millis(fields.u64()?),
+            payload: payload(fields)?,
+        })
+    })?;
+    if follow_ups.len() > FOLLOW_UPS {
+        return Err(Reject::Malformed);
+    }
+    Ok(Effects { state, context, follow_ups })
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn put_job(out: &mut Vec<u8>, job: &LeasedJob) {
+    let spec = &job.spec;
+    out.extend_from_slice(&spec.id.0);
+    out.extend_from_slice(&job.delivery.to_be_bytes());
+    out.extend_from_slice(&job.fence.to_be_bytes());
+    out.extend_from_slice(&spec.trace.id);
+    out.extend_from_slice(&spec.trace.span);
+    out.extend_from_slice(&spec.submitted_at.0.to_be_bytes());
+    out.extend_from_slice(&millis(spec.timeout).to_be_bytes());
+    out.push(u8::from(spec.one_line));
+    put_text(out, &spec.owner);
+    put_key(out, spec.ordering_key.as_deref());
+    put_payload(out, &job.payload);
+}
+
+fn job(fields: &mut Cursor, handler: &Arc<str>) -> Result<LeasedJob, Reject> {
+    let id = JobId(fields.array()?);
+    let (delivery, fence) = (fields.u32()?, fields.u64()?);
+    let trace = Trace { id: fields.array()?, span: fields.array()? };
+    let submitted_at = Timestamp(fields.u64()?);
+    let timeout = Duration::from_millis(fields.u64()?);
+    let one_line = flag(fields)?;
+    let owner = Arc::from(fields.text()?);
+    let ordering_key = key(fields)?;
+    let payload = payload(fields)?;
+    let handler = handler.clone();
+    let spec = Arc::new(JobSpec { id, owner, handler, ordering_key, trace, submitted_at, timeout, one_line });
+    Ok(LeasedJob { spec, payload, delivery, fence, context: Entries::new() })
+}
+
+/// Arbitrary kinds and bodies are decoded or refused, never a panic; what is decoded is encoded as it was.
+pub fn fuzz_messages(bytes: &[u8]) {
+    let Some((kind, body)) = bytes.split_first() else { return };
+    if let Ok(message) = ToBroker::decode(*kind, body) {
+        let (kind_again, body_again) = message.encode();
+        assert_eq!((kind_again, ToBroker::decode(kind_again, &body_again)), (*kind, Ok(message)));
+    }
+    if let Ok(message) = ToExecutor::decode(*kind, body) {
+        let (kind_again, body_again) = message.encode();
+        assert!(kind_again == *kind && ToExecutor::decode(kind_again, &body_again).is_ok());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(verdict: Verdict) -> ToBroker {
+        ToBroker::Outcome { job: JobId([1; 16]), delivery: 2, builds_on: Version(3), verdict }
+    }
+
+    fn samples() -> Vec<ToBroker> {
+        let change =
+            |key: &str, value: Option<&[u8]>| Change { key: key.into(), value: value.map(Arc::from) };
+        let follow_up = FollowUp {
+            handler: "h".into(),
+            ordering_key: Some("k".into()),
+            delay: Duration::from_millis(5),
+            payload: Payload::octets(*b"p"),
+        };
+        let effects = Effects {
+            state: vec![change("a", Some(b"1")), change("b", None)],
+            context: vec![change("c", Some(b""))],
+            follow_ups: vec![follow_up],
+        };
+        vec![
+            ToBroker::Ping,
+            ToBroker::Room(8),
+            outcome(Verdict::Succeeded(Payload::json(*b"{}"), effects.clone())),
+            outcome(Verdict::Failed(JobError::new(Code::HandlerFailed, "no"))),
+            outcome(Verdict::Retry("later".into())),
+            outcome(Verdict::Crashed("oh".into())),
+            outcome(Verdict::TimedOut),
+            ToBroker::Release(ReleaseReason::NeedState),
+            ToBroker::Report { busy: 3 },
+            ToBroker::Part(effects),
+        ]
+    }
+
+    #[test]
+    fn messages_come_back_as_they_were_and_no_prefix_or_longer_body_is_one() {
+        for message in samples() {
+            let (kind, body) = message.encode();
+            assert_eq!(ToBroker::decode(kind, &body), Ok(message.clone()));
+            for end in 0..body.len() {
+                assert_eq!(ToBroker::decode(kind, &body[..end]), Err(Reject::Malformed), "{message:?} {end}");
+            }
+            assert_eq!(ToBroker::decode(kind, &[&body[..], b"x"].concat()), Err(Reject::Malformed));
+            assert!(to_broker(kind) && !to_executor(kind));
+        }
+    }
+
+    #[test]
+    fn a_lease_comes_back_as_it_was() {
+        let spec = JobSpec {
+            id: JobId([1; 16]),
+            owner: "o".into(),
+            handler: "h".into(),
+            ordering_key: Some("".into()),
+            trace: Trace { id: [2; 16], span: [3; 8] },
+            submitted_at: Timestamp(4),
+            timeout: Duration::from_millis(5),
+            one_line: true,
+        };
+        let job = LeasedJob {
+            spec: Arc::new(spec),
+            payload: Payload::json(*b"1"),
+            delivery: 1,
+            fence: 9,
+            context: Entries::new(),
+        };
+        let lease = ToExecutor::Lease {
+            handler: "h".into(),
+            state: StateKind::Known,
+            version: Version(8),
+            jobs: vec![job],
+        };
+        let (kind, body) = lease.encode();
+        let ToExecutor::Lease { jobs, version, .. } = ToExecutor::decode(kind, &body).unwrap() else {
+            panic!()
+        };
+        assert_eq!((jobs[0].spec.ordering_key.as_deref(), jobs[0].fence, version), (Some(""), 9, Version(8)));
+        for end in 0..body.len() {
+            assert!(ToExecutor::decode(kind, &body[..end]).is_err());
+        }
+    }
+}

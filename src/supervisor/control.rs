@@ -1,0 +1,258 @@
+//! The control socket between a supervisor and a child: one bundle, then small commands.
+//!
+//! `length u32 | kind u8 | body`, big-endian; `length` counts the bytes after itself. It is a socket pair that
+//! nobody else can reach, so it is not signed; a malformed message ends the child, an end of file as well.
+
+use std::io::{ErrorKind, Read, Write};
+
+use mio::net::UnixStream;
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::channel::Reject;
+use crate::job::JobId;
+
+/// The bundle is the largest message: a config, and 32 bytes a group.
+const MESSAGE_BYTES: usize = 4 << 20;
+
+/// From the supervisor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ToChild {
+    /// Where the broker listens.
+    Channel(String),
+    /// Say that you live.
+    Ping,
+    /// Stop taking jobs; finish within so many ms.
+    Drain(u64),
+    /// End now.
+    Stop,
+    /// For the metrics: a process of this group was replaced for this reason.
+    Restarted(String, String),
+}
+
+/// From a child.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ToParent {
+    /// It serves; web says where the channel listens.
+    Ready(String),
+    /// Answers a ping.
+    Pong,
+    /// The drain is over; these jobs were cut off.
+    Drained(Vec<JobId>),
+    /// Handlers hold its workers: it wants to be replaced.
+    Stuck,
+}
+
+/// What a control message is made from and read into.
+pub trait Message: Sized {
+    /// Kind and body.
+    fn encode(&self) -> (u8, Vec<u8>);
+    /// Reads one.
+    ///
+    /// # Errors
+    /// It is malformed.
+    fn decode(kind: u8, body: &[u8]) -> Result<Self, Reject>;
+}
+
+impl Message for ToChild {
+    fn encode(&self) -> (u8, Vec<u8>) {
+        match self {
+            ToChild::Channel(address) => (2, address.clone().into_bytes()),
+            ToChild::Ping => (3, Vec::new()),
+            ToChild::Drain(millis) => (4, millis.to_be_bytes().to_vec()),
+            ToChild::Stop => (5, Vec::new()),
+            ToChild::Restarted(group, reason) => (6, format!("{group} {reason}").into_bytes()),
+        }
+    }
+
+    fn decode(kind: u8, body: &[u8]) -> Result<ToChild, Reject> {
+        let text = || String::from_utf8(body.to_vec()).map_err(|_| Reject::Malformed);
+        match (kind, body) {
+            (2, _) => Ok(ToChild::Channel(text()?)),
+            (3, []) => Ok(ToChild::Ping),
+            (4, _) => Ok(ToChild::Drain(u64::from_be_bytes(body.try_into().map_err(|_| Reject::Malformed)?))),
+            (5, []) => Ok(ToChild::Stop),
+            (6, _) => {
+                let text = text()?;
+                let (group, reason) = text.split_once(' ').ok_or(Reject::Malformed)?;
+                Ok(ToChild::Restarted(group.into(), reason.into()))
+            }
+            _ => Err(Reject::Malformed),
+        }
+    }
+}
+
+impl Message for ToParent {
+    fn encode(&self) -> (u8, Vec<u8>) {
+        match self {
+            ToParent::Ready(address) => (0x81, address.clone().into_bytes()),
+            ToParent::Pong => (0x82, Vec::new()),
+            ToParent::Drained(jobs) => (0x83, jobs.iter().flat_map(|job| job.0).collect()),
+            ToParent::Stuck => (0x84, Vec::new()),
+        }
+    }
+
+    fn decode(kind: u8, body: &[u8]) -> Result<ToParent, Reject> {
+        match (kind, body) {
+            (0x81, _) => {
+                Ok(ToParent::Ready(String::from_utf8(body.to_vec()).map_err(|_| Reject::Malformed)?))
+            }
+            (0x82, []) => Ok(ToParent::Pong),
+            (0x83, _) if body.len() % 16 == 0 => {
+                let ids = body.chunks_exact(16).filter_map(|id| id.try_into().ok());
+                Ok(ToParent::Drained(ids.map(JobId).collect()))
+            }
+            (0x84, []) => Ok(ToParent::Stuck),
+            _ => Err(Reject::Malformed),
+        }
+    }
+}
+
+/// Frames a message.
+#[must_use]
+pub fn framed(kind: u8, body: &[u8]) -> Zeroizing<Vec<u8>> {
+    let mut out = Zeroizing::new(Vec::with_capacity(5 + body.len()));
+    out.extend_from_slice(&u32::try_from(1 + body.len()).unwrap_or(u32::MAX).to_be_bytes());
+    out.push(kind);
+    out.extend_from_slice(body);
+    out
+}
+
+/// The message at the start of the bytes: kind, body, whole length.
+///
+/// # Errors
+/// Its length makes no sense.
+pub fn split(bytes: &[u8]) -> Result<Option<(u8, &[u8], usize)>, Reject> {
+    let Some(length) = bytes.first_chunk().map(|length| u32::from_be_bytes(*length) as usize) else {
+        return Ok(None);
+    };
+    if length == 0 || length > MESSAGE_BYTES {
+        return Err(Reject::Malformed);
+    }
+    let Some(message) = bytes.get(4..4 + length) else { return Ok(None) };
+    Ok(message.split_first().map(|(kind, body)| (*kind, body, 4 + length)))
+}
+
+/// One end of a control socket, without blocking.
+pub struct Control {
+    stream: UnixStream,
+    input: Vec<u8>,
+    output: Zeroizing<Vec<u8>>,
+    ended: bool,
+}
+
+/// The other end is gone, or says what makes no sense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gone;
+
+impl Control {
+    /// Around a socket that does not block.
+    #[must_use]
+    pub fn new(stream: UnixStream) -> Control {
+        Control { stream, input: Vec::new(), output: Zeroizing::new(Vec::new()), ended: false }
+    }
+
+    /// The socket, to register.
+    pub fn stream(&mut self) -> &mut UnixStream {
+        &mut self.stream
+    }
+
+    /// What has arrived.
+    ///
+    /// # Errors
+    /// The other end is gone.
+    pub fn read<M: Message>(&mut self) -> Result<Vec<M>, Gone> {
+        let mut buffer = [0; 4_096];
+        loop {
+            match self.stream.read(&mut buffer) {
+                Ok(0) => {
+                    self.ended = true;
+                    break;
+                }
+                Ok(read) => self.input.extend_from_slice(&buffer[..read]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return Err(Gone),
+            }
+        }
+        let mut messages = Vec::new();
+        while let Some((kind, body, length)) = split(&self.input).map_err(|_| Gone)? {
+            messages.push(M::decode(kind, body).map_err(|_| Gone)?);
+            self.input.drain(..length);
+        }
+        // What was said before the end still counts.
+        if self.ended && messages.is_empty() { Err(Gone) } else { Ok(messages) }
+    }
+
+    /// The other end has closed; what it said before was read.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Queues and writes a message; what does not fit goes with the next [`Control::flush`].
+    pub fn send<M: Message>(&mut self, message: &M) {
+        let (kind, body) = message.encode();
+        self.send_bytes(&framed(kind, &body));
+    }
+
+    /// The same with framed bytes.
+    pub fn send_bytes(&mut self, bytes: &[u8]) {
+        // A peer that never reads is killed for its silence; until then the queue has a bound.
+        if self.output.len() < 2 * MESSAGE_BYTES {
+            self.output.extend_from_slice(bytes);
+        }
+        self.flush();
+    }
+
+    /// Writes what is queued.
+    pub fn flush(&mut self) {
+        while !self.output.is_empty() {
+            match self.stream.write(&self.output) {
+                Ok(written) => {
+                    self.output[..written].zeroize();
+                    self.output.drain(..written);
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+/// Arbitrary bytes are messages or refused, never a panic.
+pub fn fuzz_control(bytes: &[u8]) {
+    if let Ok(Some((kind, body, length))) = split(bytes) {
+        assert!(length <= bytes.len());
+        let _ = ToChild::decode(kind, body);
+        let _ = ToParent::decode(kind, body);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_messages_come_back_as_they_were() {
+        for message in [
+            ToChild::Channel("127.0.0.1:1".into()),
+            ToChild::Ping,
+            ToChild::Drain(5),
+            ToChild::Stop,
+            ToChild::Restarted("execution".into(), "crashed".into()),
+        ] {
+            let (kind, body) = message.encode();
+            let bytes = framed(kind, &body);
+            let (kind, body, length) = split(&bytes).unwrap().unwrap();
+            assert_eq!((ToChild::decode(kind, body), length), (Ok(message), bytes.len()));
+            assert_eq!(split(&bytes[..bytes.len() - 1]), Ok(None));
+        }
+        for message in [ToParent::Ready("a".into()), ToParent::Drained(vec![JobId([1; 16])]), ToParent::Stuck]
+        {
+            let (kind, body) = message.encode();
+            assert_eq!(ToParent::decode(kind, &body), Ok(message));
+        }
+        assert_eq!(split(&[0, 0, 0, 0, 0]), Err(Reject::Malformed));
+        assert_eq!(split(&[0xFF, 0, 0, 0, 0]), Err(Reject::Malformed));
+    }
+}

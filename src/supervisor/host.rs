@@ -1,0 +1,164 @@
+//! Executor processes for a broker that is not web's: `batch` with separate processes.
+//!
+//! One thread hosts the channel's listener and the fleet of executors, as web and the supervisor do together.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use mio::{Events, Poll, Token, Waker};
+
+use super::control::ToChild;
+use super::fleet::{Fleet, FleetEvent};
+use super::hygiene;
+use super::serve::{add_executors, root_secret};
+use crate::app::Setup;
+use crate::bell::Bell;
+use crate::channel::keys::GroupSecret;
+use crate::channel::{ChannelServer, ServerConfig};
+use crate::clock::{Clock, monotonic_millis};
+use crate::memory::MemoryBroker;
+use crate::observe::metrics::Counters;
+use crate::ports::{Consumer, Upkeep};
+
+const WAKER: Token = Token(0);
+const CHANNEL: Token = Token(1);
+const FIRST_CHILD: usize = 16;
+const FIRST_LINK: usize = 1 << 16;
+
+/// The executors of a batch; dropping it ends them.
+pub struct ExecutionHost {
+    stop: Arc<AtomicBool>,
+    failure: Arc<Mutex<Option<String>>>,
+    bell: Bell,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl ExecutionHost {
+    /// Starts the channel and the executors; they are not waited for.
+    ///
+    /// # Errors
+    /// The channel cannot listen, or there is no secret.
+    pub fn start(setup: &Setup, broker: &MemoryBroker) -> Result<ExecutionHost, String> {
+        let io = |error: std::io::Error| error.to_string();
+        hygiene::keep_secrets().map_err(io)?;
+        hygiene::become_subreaper().map_err(io)?;
+        let root = root_secret(setup)?;
+        let platform = &setup.config.runtime.platform;
+        let poll = Poll::new().map_err(io)?;
+        let waker = Waker::new(poll.registry(), WAKER).map_err(io)?;
+        let bell = Bell::new(move || drop(waker.wake()));
+        let mut fleet =
+            Fleet::new(platform.lifecycle.clone(), platform.execution_ipc.heartbeat_ms, FIRST_CHILD);
+        add_executors(&mut fleet, setup, &root);
+        let config = ServerConfig {
+            secrets: setup.groups().iter().map(|group| GroupSecret::derive(&root, group)).collect(),
+            ipc: platform.execution_ipc.clone(),
+            lane_state_max: platform.kv.lane_state_max_bytes,
+        };
+        let (stop, failure) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(None)));
+        let (stopped, failed, wake) = (stop.clone(), failure.clone(), bell.clone());
+        let (broker, clock) = (broker.clone(), setup.clock.clone());
+        let (ready, started) = sync_channel(1);
+        // The thread that spawns is the thread that lives as long as the children: their parent-death signal
+        // follows it.
+        let thread = std::thread::Builder::new().name("executors".into()).spawn(move || {
+            let (consumers, ring) = (broker.clone(), wake.clone());
+            let connect = move |group| Box::new(consumers.consumer(group, ring.clone())) as Box<dyn Consumer>;
+            let mut channel =
+                match ChannelServer::bind(config, Arc::new(Counters::default()), Box::new(connect)) {
+                    Ok(channel) => channel,
+                    Err(message) => return drop(ready.send(Err(message))),
+                };
+            let registered = channel.register(poll.registry(), CHANNEL).map_err(|error| error.to_string());
+            let address = channel.address().map_err(|error| error.to_string());
+            let address = match registered.and(address) {
+                Ok(address) => address,
+                Err(message) => return drop(ready.send(Err(message))),
+            };
+            let _ = ready.send(Ok(()));
+            let end = host(poll, &wake, &broker, channel, &mut fleet, &address.to_string(), &stopped, &clock);
+            if let Err(message) = end {
+                *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(message);
+            }
+            fleet.kill_all();
+        });
+        let thread = thread.map_err(io)?;
+        match started.recv() {
+            Ok(Ok(())) => Ok(ExecutionHost { stop, failure, bell, thread: Some(thread) }),
+            Ok(Err(message)) => Err(message),
+            Err(_) => Err("the executors' thread has ended at its start".into()),
+        }
+    }
+
+    /// `Some` once executors cannot be kept running.
+    #[must_use]
+    pub fn failed(&self) -> Option<String> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for ExecutionHost {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.bell.ring();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The loop of that thread.
+fn host(
+    mut poll: Poll,
+    bell: &Bell,
+    broker: &MemoryBroker,
+    mut channel: ChannelServer,
+    fleet: &mut Fleet,
+    address: &str,
+    stop: &AtomicBool,
+    clock: &Clock,
+) -> Result<(), String> {
+    let mut events = Events::with_capacity(256);
+    let mut next_link = FIRST_LINK;
+    let mut accepting = false;
+    while !stop.load(Ordering::SeqCst) {
+        let now_ms = monotonic_millis();
+        let mut happened = fleet.tick(poll.registry(), now_ms);
+        fleet.tell_new(&ToChild::Channel(address.to_owned()));
+        for event in &events {
+            let Token(token) = event.token();
+            if event.token() == CHANNEL {
+                accepting = true;
+            } else if fleet.owns(token) {
+                happened.extend(fleet.on_event(token, now_ms));
+            } else if channel.owns(token) {
+                channel.on_event(token, event.is_readable() || event.is_read_closed(), now_ms);
+            }
+        }
+        for event in happened {
+            match event {
+                FleetEvent::GaveUp(why) => return Err(why),
+                FleetEvent::Ready(..) | FleetEvent::Replaced(..) | FleetEvent::Drained(_) => {}
+            }
+        }
+        if accepting {
+            accepting = channel.accept(poll.registry(), &mut next_link, now_ms);
+        }
+        let wake = broker.tick();
+        channel.turn(now_ms);
+        let due = [channel.next_due_ms().unwrap_or(60_000), fleet.next_due_ms(now_ms)];
+        let timer = wake.map_or(Duration::from_secs(60), |at| at.since(clock.now()));
+        let wait = timer.min(Duration::from_millis(due[0].min(due[1]))).max(Duration::from_millis(1));
+        let wait = if bell.asleep() && !accepting { wait } else { Duration::ZERO };
+        match poll.poll(&mut events, Some(wait)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(format!("the event loop: {error}")),
+        }
+        bell.answer();
+    }
+    Ok(())
+}

@@ -1,0 +1,51 @@
+//! A web process: the gate, the broker and the channel's listener, under a supervisor.
+
+use std::net::TcpListener;
+
+use super::child::Bundle;
+use super::hygiene;
+use crate::channel::{ChannelServer, ServerConfig};
+use crate::cli::Exit;
+use crate::handler::Registry;
+use crate::observe::log_writer;
+use crate::ports::Consumer;
+use crate::web::{Front, Master};
+
+/// The whole life of a web process that a supervisor has started.
+#[must_use]
+pub fn run_web_child(registry: &Registry) -> Exit {
+    match serve_web(registry) {
+        Ok(exit) => exit,
+        Err(message) => {
+            crate::cli::say(std::io::stderr(), &format!("cofferdam web: {message}\n"));
+            Exit::Failed
+        }
+    }
+}
+
+fn serve_web(registry: &Registry) -> Result<Exit, String> {
+    let io = |error: std::io::Error| error.to_string();
+    // Nobody may look into this process before it holds a secret.
+    hygiene::keep_secrets().map_err(io)?;
+    hygiene::die_with_parent().map_err(io)?;
+    hygiene::leave_signals_to_parent().map_err(io)?;
+    // The public listener came as standard output: nothing may write to it from now on.
+    let listener = TcpListener::from(hygiene::take_stdout().map_err(io)?);
+    let (bundle, control) = Bundle::receive(hygiene::take_stdin().map_err(io)?)?;
+    let setup = bundle.setup(registry)?;
+    log_writer::start(setup.config.observability.log, "web");
+    let broker = setup.broker();
+    let front = Front::new(&setup, listener, broker.clone(), Master::Supervisor(control))?;
+    let platform = &setup.config.runtime.platform;
+    let bell = front.bell();
+    let config = ServerConfig {
+        secrets: bundle.secrets,
+        ipc: platform.execution_ipc.clone(),
+        lane_state_max: platform.kv.lane_state_max_bytes,
+    };
+    let connect = move |group| Box::new(broker.consumer(group, bell.clone())) as Box<dyn Consumer>;
+    let channel = ChannelServer::bind(config, front.counters(), Box::new(connect))?;
+    let exit = front.with_channel(channel)?.run(std::path::Path::new(&bundle.socket_dir));
+    log_writer::settle();
+    exit
+}

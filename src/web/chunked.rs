@@ -1,0 +1,175 @@
+//! A strict reader of the chunked coding (RFC 9112, 7.1). Pure. Extensions and trailers are read and dropped.
+
+use super::http1::{Refused, refused};
+use crate::problem::Code;
+
+const BAD: Refused = refused(Code::BadRequest, "the chunked body is malformed");
+const TOO_LARGE: Refused = refused(Code::PayloadTooLarge, "the body is too large");
+/// A chunk's size line, or a trailer.
+const LINE_BYTES: usize = 1_024;
+/// All trailers.
+const TRAILER_BYTES: usize = 8_192;
+
+/// Where a chunked body stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chunked {
+    state: State,
+    trailer_bytes: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Size,
+    Data(usize),
+    DataEnd,
+    Trailer,
+}
+
+impl Default for Chunked {
+    fn default() -> Chunked {
+        Chunked { state: State::Size, trailer_bytes: 0 }
+    }
+}
+
+impl Chunked {
+    /// Takes from `input` what can be taken, adds data to `body`; says how much was used and whether the body
+    /// is complete.
+    ///
+    /// # Errors
+    /// The coding is malformed, or the body exceeds `max` bytes.
+    pub fn read(&mut self, input: &[u8], body: &mut Vec<u8>, max: usize) -> Result<(usize, bool), Refused> {
+        let mut used = 0;
+        loop {
+            let rest = &input[used..];
+            match self.state {
+                State::Size => {
+                    let Some((line, length)) = line(rest)? else { return Ok((used, false)) };
+                    let size = chunk_size(line)?;
+                    if body.len().saturating_add(size) > max {
+                        return Err(TOO_LARGE);
+                    }
+                    used += length;
+                    self.state = if size == 0 { State::Trailer } else { State::Data(size) };
+                }
+                State::Data(left) => {
+                    let take = left.min(rest.len());
+                    body.extend_from_slice(&rest[..take]);
+                    used += take;
+                    if take < left {
+                        self.state = State::Data(left - take);
+                        return Ok((used, false));
+                    }
+                    self.state = State::DataEnd;
+                }
+                State::DataEnd => {
+                    if !b"\r\n".starts_with(&rest[..rest.len().min(2)]) {
+                        return Err(BAD);
+                    }
+                    if rest.len() < 2 {
+                        return Ok((used, false));
+                    }
+                    used += 2;
+                    self.state = State::Size;
+                }
+                State::Trailer => {
+                    let Some((line, length)) = line(rest)? else { return Ok((used, false)) };
+                    used += length;
+                    self.trailer_bytes += length;
+                    if line.is_empty() {
+                        return Ok((used, true));
+                    }
+                    if self.trailer_bytes > TRAILER_BYTES || !line.contains(&b':') || line.starts_with(b" ") {
+                        return Err(BAD);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A line without its CR LF, and its length with it; `None` while it is not whole.
+fn line(input: &[u8]) -> Result<Option<(&[u8], usize)>, Refused> {
+    let Some(end) = input.iter().take(LINE_BYTES).position(|byte| *byte == b'\n') else {
+        return if input.len() >= LINE_BYTES { Err(BAD) } else { Ok(None) };
+    };
+    let line = input[..end].strip_suffix(b"\r").ok_or(BAD)?;
+    let clean = line.iter().all(|byte| *byte == b'\t' || (*byte >= b' ' && *byte != 127));
+    if clean { Ok(Some((line, end + 1))) } else { Err(BAD) }
+}
+
+fn chunk_size(line: &[u8]) -> Result<usize, Refused> {
+    let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
+    let extension = &line[digits..];
+    if digits == 0 || !(extension.is_empty() || extension.starts_with(b";")) {
+        return Err(BAD);
+    }
+    if digits > 8 {
+        return Err(TOO_LARGE);
+    }
+    let text = std::str::from_utf8(&line[..digits]).map_err(|_| BAD)?;
+    usize::from_str_radix(text, 16).map_err(|_| BAD)
+}
+
+/// Arbitrary bytes in arbitrary pieces give the same result as in one piece, and never a panic.
+pub fn fuzz_chunked(bytes: &[u8]) {
+    let read = |piece: usize| {
+        let (mut state, mut body, mut input) = (Chunked::default(), Vec::new(), Vec::new());
+        for part in bytes.chunks(piece.max(1)) {
+            input.extend_from_slice(part);
+            let (used, done) = state.read(&input, &mut body, 4_096)?;
+            input.drain(..used);
+            if done {
+                break;
+            }
+        }
+        Ok::<_, Refused>(body)
+    };
+    let whole = read(bytes.len());
+    for piece in [1, 2, 3, 7] {
+        let pieces = read(piece);
+        assert_eq!(pieces.as_ref().ok(), whole.as_ref().ok(), "in pieces of {piece}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_is_the_same_in_any_segmentation() {
+        let coded = b"3\r\nabc\r\nA;ext=1\r\n0123456789\r\n0\r\nTrailer: x\r\n\r\nNEXT";
+        for piece in 1..coded.len() {
+            let (mut state, mut body, mut input, mut done) =
+                (Chunked::default(), Vec::new(), Vec::new(), false);
+            for part in coded.chunks(piece) {
+                input.extend_from_slice(part);
+                if !done {
+                    let (used, now_done) = state.read(&input, &mut body, 100).unwrap();
+                    input.drain(..used);
+                    done = now_done;
+                }
+            }
+            assert!(done);
+            assert_eq!((body.as_slice(), input.as_slice()), (&b"abc0123456789"[..], &b"NEXT"[..]), "{piece}");
+        }
+    }
+
+    #[test]
+    fn malformed_and_oversized_bodies_are_refused() {
+        for (coded, status) in [
+            ("x\r\n", 400),
+            ("-1\r\n", 400),
+            ("0x1\r\n", 400),
+            ("\r\n", 400),
+            ("1 \r\na\r\n", 400),
+            ("1\nab", 400),
+            ("1\r\nab", 400),
+            ("0\r\nno colon\r\n\r\n", 400),
+            ("FFFFFFFFF\r\n", 413),
+            ("65\r\n", 413),
+        ] {
+            let refused = Chunked::default().read(coded.as_bytes(), &mut Vec::new(), 100).expect_err(coded);
+            assert_eq!(refused.code.status(), status, "{coded:?}");
+        }
+    }
+}

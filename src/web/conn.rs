@@ -1,0 +1,151 @@
+//! One client connection: its buffers, where it stands, and until when it may stand there. Pure.
+//!
+//! ```text
+//!            head whole       body whole         answer
+//!    Head ---------------> Body ---------> Waiting | Inner | Streaming ----> Head
+//!      |                     |                                (keep-alive)     |
+//!      | refused, closing    |                                                 |
+//!      +---------------------+-------------> Closing <-------------------------+
+//! ```
+
+use super::chunked::Chunked;
+use super::http1::{Framing, Head};
+use super::routes::Route;
+use super::stream::Stream;
+use crate::clock::Timestamp;
+use crate::job::{JobId, Trace};
+
+/// Answers that a client has not read yet; beyond it no further request of the connection is begun.
+pub(super) const OUTPUT_BYTES: usize = 256 << 10;
+/// What is read ahead while a request is being answered: a pipeline, or nothing.
+const READ_AHEAD_BYTES: usize = 64 << 10;
+
+/// See the module.
+pub(super) struct Conn {
+    /// What has arrived and was not used.
+    pub(super) input: Vec<u8>,
+    /// What was not sent yet, from `sent` on.
+    pub(super) output: Vec<u8>,
+    pub(super) sent: usize,
+    pub(super) phase: Phase,
+    /// The phase's absolute deadline.
+    pub(super) deadline: Timestamp,
+    /// `Some` while output is waiting: renewed by progress alone.
+    pub(super) write_deadline: Option<Timestamp>,
+    /// Another request may follow.
+    pub(super) keep_alive: bool,
+    /// The client has closed its side.
+    pub(super) at_end: bool,
+    /// The next request's number on this connection; what is under way carries its own.
+    pub(super) request: u64,
+    pub(super) current: Current,
+}
+
+/// The request that is being answered.
+#[derive(Clone, Debug)]
+pub(super) struct Current {
+    pub(super) route: &'static str,
+    pub(super) trace: Option<Trace>,
+    pub(super) with_body: bool,
+}
+
+pub(super) enum Phase {
+    /// Between requests, or inside a head.
+    Head,
+    /// The head was accepted, the body is arriving.
+    Body(Box<Incoming>),
+    /// The caller waits for a job.
+    Waiting(Wait),
+    /// A route that renders is at it.
+    Inner,
+    /// A batch's results are streaming.
+    Streaming(Box<Stream>),
+    /// The answer is the last one; after it the client is given a moment to read it.
+    Closing,
+}
+
+/// A request whose body is arriving.
+pub(super) struct Incoming {
+    pub(super) head: Head,
+    pub(super) route: Route,
+    pub(super) body: Vec<u8>,
+    pub(super) chunked: Chunked,
+    pub(super) max: usize,
+    pub(super) since: Timestamp,
+}
+
+/// What a caller waits for.
+#[derive(Clone, Debug)]
+pub(super) struct Wait {
+    pub(super) job: JobId,
+    pub(super) kind: WaitKind,
+    /// Headers that the answer carries in any case.
+    pub(super) headers: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WaitKind {
+    /// The handler's output; past the deadline 504.
+    Result,
+    /// The handler's output; past the deadline 202 (`Prefer: wait`).
+    ResultOrAccepted,
+    /// The record, as it is at the end or at the deadline.
+    Record,
+}
+
+impl Conn {
+    pub(super) fn new(deadline: Timestamp) -> Conn {
+        Conn {
+            input: Vec::new(),
+            output: Vec::new(),
+            sent: 0,
+            phase: Phase::Head,
+            deadline,
+            write_deadline: None,
+            keep_alive: true,
+            at_end: false,
+            request: 0,
+            current: Current { route: "none", trace: None, with_body: true },
+        }
+    }
+
+    /// How many bytes may be read now.
+    pub(super) fn room(&self, head_bytes: usize) -> usize {
+        let most = match &self.phase {
+            Phase::Head => head_bytes,
+            Phase::Body(incoming) => match incoming.head.framing {
+                Framing::Length(length) => usize::try_from(length).unwrap_or(usize::MAX),
+                Framing::None | Framing::Chunked => READ_AHEAD_BYTES,
+            },
+            Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) => READ_AHEAD_BYTES,
+            // What comes after the last request is thrown away.
+            Phase::Closing => usize::MAX,
+        };
+        most.saturating_sub(self.input.len())
+    }
+
+    pub(super) fn unsent(&self) -> &[u8] {
+        &self.output[self.sent..]
+    }
+
+    /// The client took so many bytes.
+    pub(super) fn sent(&mut self, bytes: usize, write_deadline: Timestamp) {
+        self.sent += bytes;
+        if self.sent == self.output.len() {
+            self.output.clear();
+            self.sent = 0;
+            self.write_deadline = None;
+            // One large answer must not keep its memory for the connection's life.
+            if self.output.capacity() > READ_AHEAD_BYTES {
+                self.output = Vec::new();
+            }
+        } else {
+            self.write_deadline = Some(write_deadline);
+        }
+    }
+
+    /// The earliest of its deadlines.
+    pub(super) fn due(&self) -> Timestamp {
+        self.write_deadline.map_or(self.deadline, |write| write.min(self.deadline))
+    }
+}

@@ -1,0 +1,316 @@
+//! A strict reader of HTTP/1.1 request heads (RFC 9112). Pure: any segmentation of the bytes gives the same result.
+//!
+//! In scope: everything that frames a request, so that nothing is ever read as a second one. CRLF only, token
+//! names, no folding, one `Host`, one valid length or exactly `chunked`, never both. Not in scope: bodies
+//! ([`super::chunked`]), meaning ([`super::routes`]).
+
+use crate::job::is_token_byte;
+use crate::limits::TARGET_BYTES;
+use crate::problem::Code;
+
+/// Why a request is refused; the connection ends after the answer, because what follows cannot be framed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// What the client is told.
+    pub code: Code,
+    /// In words that quote nothing of the request.
+    pub detail: &'static str,
+}
+
+pub(super) const fn refused(code: Code, detail: &'static str) -> Refused {
+    Refused { code, detail }
+}
+
+const fn bad(detail: &'static str) -> Refused {
+    refused(Code::BadRequest, detail)
+}
+
+/// How the body is framed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// Neither length nor coding: there is none.
+    None,
+    /// So many bytes.
+    Length(u64),
+    /// `Transfer-Encoding: chunked`
+    Chunked,
+}
+
+/// A request's head.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// As sent; a token.
+    pub method: String,
+    /// The path with its query, from the first `/`.
+    pub target: String,
+    /// Names in lower case, values trimmed.
+    pub headers: Vec<(String, String)>,
+    /// How the body is framed.
+    pub framing: Framing,
+    /// HTTP/1.1, not 1.0.
+    pub is_1_1: bool,
+    /// Another request may follow on the connection.
+    pub keep_alive: bool,
+    /// The client waits for `100 Continue`.
+    pub expects_continue: bool,
+}
+
+impl Head {
+    /// The value of a header that appears once; `Err` if it appears more often.
+    ///
+    /// # Errors
+    /// The header is repeated.
+    pub fn header(&self, name: &str) -> Result<Option<&str>, Refused> {
+        let mut values =
+            self.headers.iter().filter(|(known, _)| known == name).map(|(_, value)| value.as_str());
+        match (values.next(), values.next()) {
+            (first, None) => Ok(first),
+            (_, Some(_)) => Err(bad("a header that may appear once is repeated")),
+        }
+    }
+}
+
+/// More than this is no client of ours.
+const HEADERS_MAX: usize = 100;
+
+/// Reads a head from the start of `bytes`: the head and its length, or `None` while it is not whole.
+///
+/// # Errors
+/// The bytes can never become a head that we accept.
+pub fn parse_head(bytes: &[u8], header_bytes: usize) -> Result<Option<(Head, usize)>, Refused> {
+    // One empty line before a request is ignored (RFC 9112, 2.2).
+    let skipped = if bytes.starts_with(b"\r\n") { 2 } else { 0 };
+    let bytes = &bytes[skipped..];
+    if bytes.first().is_some_and(|byte| !is_token_byte(*byte) && *byte != b'\r') {
+        return Err(bad("the request does not begin with a method"));
+    }
+    let end = bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4);
+    let head = &bytes[..end.unwrap_or(bytes.len())];
+    check_bytes(head)?;
+    let line_end = head.windows(2).position(|window| window == b"\r\n");
+    if line_end.unwrap_or(head.len()) > TARGET_BYTES + 64 {
+        return Err(refused(Code::UriTooLong, "the request line is too long"));
+    }
+    if head.len() - line_end.unwrap_or(head.len()).min(head.len()) > header_bytes {
+        return Err(refused(Code::HeadersTooLarge, "the header section exceeds web.limits.header_bytes"));
+    }
+    let (Some(end), Some(line_end)) = (end, line_end) else { return Ok(None) };
+    // ASCII and obs-text only from here; values with obs-text are kept lossily, and none of them means anything to us.
+    let text = String::from_utf8_lossy(&head[..end - 2]);
+    let line = std::str::from_utf8(&head[..line_end]).map_err(|_| bad("the request line is not ASCII"))?;
+    let (method, target, is_1_1) = request_line(line)?;
+    let mut headers = Vec::new();
+    for line in text.split_terminator("\r\n").skip(1) {
+        headers.push(header_line(line)?);
+        if headers.len() > HEADERS_MAX {
+            return Err(refused(Code::HeadersTooLarge, "there are too many headers"));
+        }
+    }
+    let head = finish(method, target, is_1_1, headers)?;
+    Ok(Some((head, skipped + end)))
+}
+
+/// Line breaks are CR LF together, and no other control byte stands anywhere.
+fn check_bytes(head: &[u8]) -> Result<(), Refused> {
+    for (at, byte) in head.iter().enumerate() {
+        let next = head.get(at + 1);
+        let fine = match byte {
+            b'\r' => next.is_none_or(|next| *next == b'\n'),
+            b'\n' => at > 0 && head[at - 1] == b'\r',
+            b'\t' => true,
+            0..=31 | 127 => false,
+            _ => true,
+        };
+        if !fine {
+            return Err(bad("the head holds a control character or a bare line break"));
+        }
+    }
+    Ok(())
+}
+
+fn request_line(line: &str) -> Result<(String, String, bool), Refused> {
+    let mut parts = line.split(' ');
+    let (Some(method), Some(target), Some(version), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return Err(bad("the request line is not METHOD SP TARGET SP VERSION"));
+    };
+    if method.is_empty() || !method.bytes().all(is_token_byte) {
+        return Err(bad("the method is not a token"));
+    }
+    let is_1_1 = match version.strip_prefix("HTTP/").map(str::as_bytes) {
+        Some(b"1.1") => true,
+        Some(b"1.0") => false,
+        Some([major, b'.', minor]) if major.is_ascii_digit() && minor.is_ascii_digit() => {
+            return Err(refused(Code::HttpVersionNotSupported, "this server speaks HTTP/1.1"));
+        }
+        Some(_) | None => return Err(bad("the version is malformed")),
+    };
+    if target.len() > TARGET_BYTES {
+        return Err(refused(Code::UriTooLong, "the request target is too long"));
+    }
+    if !target.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(bad("the request target is not visible ASCII"));
+    }
+    // The absolute form must be accepted from any client (RFC 9112, 3.2.2); its path is all we need.
+    let path = match target.strip_prefix("http://") {
+        Some(rest) => rest.find('/').map_or("/", |at| &rest[at..]),
+        None => target,
+    };
+    if !path.starts_with('/') || path.contains('#') {
+        return Err(bad("the request target is not a path"));
+    }
+    Ok((method.to_owned(), path.to_owned(), is_1_1))
+}
+
+fn header_line(line: &str) -> Result<(String, String), Refused> {
+    if line.starts_with([' ', '\t']) {
+        return Err(bad("a header is folded"));
+    }
+    let (name, value) = line.split_once(':').ok_or(bad("a header has no colon"))?;
+    if name.is_empty() || !name.bytes().all(is_token_byte) {
+        return Err(bad("a header's name is not a token"));
+    }
+    Ok((name.to_ascii_lowercase(), value.trim_matches([' ', '\t']).to_owned()))
+}
+
+fn finish(
+    method: String,
+    target: String,
+    is_1_1: bool,
+    headers: Vec<(String, String)>,
+) -> Result<Head, Refused> {
+    let mut head = Head {
+        method,
+        target,
+        headers,
+        framing: Framing::None,
+        is_1_1,
+        keep_alive: is_1_1,
+        expects_continue: false,
+    };
+    if head.header("host")?.is_none() && is_1_1 {
+        return Err(bad("there is no Host"));
+    }
+    let length = head.header("content-length")?;
+    let coding = head.header("transfer-encoding")?;
+    head.framing = match (length, coding) {
+        (None, None) => Framing::None,
+        (Some(_), Some(_)) => return Err(bad("there are both Content-Length and Transfer-Encoding")),
+        (Some(length), None) => Framing::Length(content_length(length)?),
+        (None, Some(_)) if !is_1_1 => return Err(bad("HTTP/1.0 has no Transfer-Encoding")),
+        (None, Some(coding)) if coding.eq_ignore_ascii_case("chunked") => Framing::Chunked,
+        (None, Some(_)) => return Err(refused(Code::NotImplemented, "the only coding is chunked")),
+    };
+    head.expects_continue = match head.header("expect")? {
+        None => false,
+        Some(expect) if expect.eq_ignore_ascii_case("100-continue") => is_1_1,
+        Some(_) => return Err(refused(Code::ExpectationFailed, "the only expectation is 100-continue")),
+    };
+    for (_, value) in head.headers.iter().filter(|(name, _)| name == "connection") {
+        for option in value.split(',').map(str::trim) {
+            if option.eq_ignore_ascii_case("close") {
+                head.keep_alive = false;
+                return Ok(head);
+            }
+            head.keep_alive |= option.eq_ignore_ascii_case("keep-alive");
+        }
+    }
+    Ok(head)
+}
+
+/// Digits only: no sign, no list, no white space inside, nothing that does not fit.
+fn content_length(text: &str) -> Result<u64, Refused> {
+    const BAD: Refused = bad("the Content-Length is malformed");
+    if text.is_empty() || text.len() > 18 || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        // A number that long is well-formed and larger than any limit.
+        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        return if digits { Err(refused(Code::PayloadTooLarge, "the body is too large")) } else { Err(BAD) };
+    }
+    text.parse().map_err(|_| BAD)
+}
+
+/// Every prefix and every split of arbitrary bytes must give an answer without a panic.
+pub fn fuzz_head(bytes: &[u8]) {
+    let whole = parse_head(bytes, 4_096);
+    if let Ok(Some((_, length))) = &whole {
+        // What follows the head changes nothing, and no shorter prefix is a head.
+        assert_eq!(parse_head(&bytes[..*length], 4_096), whole);
+        assert!(matches!(parse_head(&bytes[..length - 1], 4_096), Ok(None)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Option<(Head, usize)>, Refused> {
+        parse_head(text.as_bytes(), 4_096)
+    }
+
+    #[test]
+    fn a_head_is_read_whole_or_not_at_all() {
+        let text = "POST /v1/jobs/echo?x=1 HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nX-Y:  z \r\n\r\nabc";
+        let (head, length) = parse(text).unwrap().unwrap();
+        assert_eq!((head.method.as_str(), head.target.as_str()), ("POST", "/v1/jobs/echo?x=1"));
+        assert_eq!((head.framing, head.keep_alive), (Framing::Length(3), true));
+        assert_eq!(head.header("x-y"), Ok(Some("z")));
+        assert_eq!(&text[length..], "abc");
+        for end in 0..length {
+            assert_eq!(parse(&text[..end]), Ok(None), "{end}");
+        }
+    }
+
+    #[test]
+    fn what_could_smuggle_or_confuse_is_refused_by_name() {
+        let with = |headers: &str| format!("POST / HTTP/1.1\r\nHost: a\r\n{headers}\r\n\r\n");
+        let cases = [
+            ("GET / HTTP/2.0\r\nHost: a\r\n\r\n".into(), 505),
+            ("PRI * HTTP/2.0\r\n\r\n".into(), 505),
+            ("GET / HTTP/1.1\r\n\r\n".into(), 400),
+            ("GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n".into(), 400),
+            ("GET  / HTTP/1.1\r\nHost: a\r\n\r\n".into(), 400),
+            ("GET / HTTP/1.1 \r\nHost: a\r\n\r\n".into(), 400),
+            ("GET a HTTP/1.1\r\nHost: a\r\n\r\n".into(), 400),
+            ("GET / HTTP/1.1\nHost: a\n\n".into(), 400),
+            ("\u{16}\u{3}\u{1}".into(), 400),
+            (with("Content-Length: 1\r\nContent-Length: 1"), 400),
+            (with("Content-Length: 1\r\nContent-Length: 2"), 400),
+            (with("Content-Length: 1, 1"), 400),
+            (with("Content-Length: +1"), 400),
+            (with("Content-Length: -1"), 400),
+            (with("Content-Length: 0x1"), 400),
+            (with("Content-Length: "), 400),
+            (with("Content-Length: 99999999999999999999999"), 413),
+            (with("Content-Length: 1\r\nTransfer-Encoding: chunked"), 400),
+            (with("Transfer-Encoding: gzip, chunked"), 501),
+            (with("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked"), 400),
+            (with("Expect: something"), 417),
+            (with(" folded: x"), 400),
+            (with("A: b\r\n c"), 400),
+            (with("A : b"), 400),
+            (with("A\u{0}: b"), 400),
+            (with("no colon"), 400),
+            (with(&format!("A: {}", "b".repeat(5_000))), 431),
+            (format!("GET /{} HTTP/1.1\r\n", "a".repeat(9_000)), 414),
+        ];
+        for (text, status) in cases {
+            let refused = parse(&text).expect_err(&text);
+            assert_eq!(refused.code.status(), status, "{text:?}: {}", refused.detail);
+        }
+    }
+
+    #[test]
+    fn the_connection_persists_by_version_and_option() {
+        for (version, option, keeps) in [
+            ("1.1", "x", true),
+            ("1.1", "close", false),
+            ("1.1", "keep-alive, Close", false),
+            ("1.0", "x", false),
+            ("1.0", "Keep-Alive", true),
+        ] {
+            let text = format!("GET / HTTP/{version}\r\nHost: a\r\nConnection: {option}\r\n\r\n");
+            assert_eq!(parse(&text).unwrap().unwrap().0.keep_alive, keeps, "{version} {option}");
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! The gate's side of the private socket: a few connections, one whole request at a time on each.
+
+use std::collections::VecDeque;
+use std::fmt::Write as _;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream as StdStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use mio::net::UnixStream;
+use mio::{Interest, Registry, Token};
+
+use super::core::InnerRequest;
+use super::pages::TRACE_HEADER;
+use super::respond::Answer;
+use super::routes::Inner;
+use crate::clock::Timestamp;
+use crate::limits::{INNER_CONNECTIONS, INNER_QUEUE, INNER_RESERVED, INNER_TIMEOUT};
+use crate::problem::Code;
+
+/// See the module.
+pub struct Pool {
+    socket: PathBuf,
+    links: Vec<Link>,
+    first_token: usize,
+    queue: VecDeque<InnerRequest>,
+}
+
+struct Link {
+    stream: UnixStream,
+    busy: Option<Busy>,
+}
+
+struct Busy {
+    request: InnerRequest,
+    output: Vec<u8>,
+    input: Vec<u8>,
+    since: Timestamp,
+}
+
+/// An inner request's answer.
+pub struct Answered {
+    /// The connection that asked.
+    pub conn: u64,
+    /// Which of its requests.
+    pub request: u64,
+    /// The answer.
+    pub answer: Answer,
+}
+
+impl Pool {
+    /// How many tokens it takes.
+    pub const LINKS: usize = INNER_CONNECTIONS + INNER_RESERVED;
+
+    /// Opens the connections, one after the other, each with a warm-up request: that avoids a race in
+    /// tiny_http's pool which starves connections that come together.
+    ///
+    /// # Errors
+    /// The socket cannot be reached.
+    pub fn open(socket: PathBuf, registry: &Registry, first_token: usize) -> std::io::Result<Pool> {
+        let mut pool = Pool { socket, links: Vec::new(), first_token, queue: VecDeque::new() };
+        for index in 0..Pool::LINKS {
+            let mut stream = pool.connect()?;
+            registry.register(
+                &mut stream,
+                Token(first_token + index),
+                Interest::READABLE | Interest::WRITABLE,
+            )?;
+            pool.links.push(Link { stream, busy: None });
+        }
+        Ok(pool)
+    }
+
+    fn connect(&self) -> std::io::Result<UnixStream> {
+        let mut stream = StdStream::connect(&self.socket)?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        stream.write_all(b"GET /nothing HTTP/1.1\r\nHost: inner\r\nContent-Length: 0\r\n\r\n")?;
+        let mut input = Vec::new();
+        while parse_answer(&input).is_none() {
+            let mut part = [0; 1_024];
+            match stream.read(&mut part)? {
+                0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                read => input.extend_from_slice(&part[..read]),
+            }
+        }
+        stream.set_nonblocking(true)?;
+        Ok(UnixStream::from_std(stream))
+    }
+
+    /// Takes a request; the answer may be there at once: 503 when too many wait.
+    pub fn ask(&mut self, request: InnerRequest, now: Timestamp) -> Option<Answered> {
+        match self.free_link(&request.route) {
+            Some(link) => {
+                self.begin(link, request, now);
+                self.go_on(link, now)
+            }
+            None if self.queue.len() < INNER_QUEUE => {
+                self.queue.push_back(request);
+                None
+            }
+            None => {
+                let answer =
+                    Answer::refusal(Code::Overloaded, "too many pages are being made", Some(&request.trace));
+                Some(Answered { conn: request.conn, request: request.request, answer })
+            }
+        }
+    }
+
+    /// Readiness and metrics have connections of their own: they answer while the others are slow.
+    fn free_link(&self, route: &Inner) -> Option<usize> {
+        let usable =
+            if matches!(route, Inner::Ready | Inner::Metrics) { Pool::LINKS } else { INNER_CONNECTIONS };
+        (0..usable).rev().find(|link| self.links[*link].busy.is_none())
+    }
+
+    fn begin(&mut self, link: usize, request: InnerRequest, now: Timestamp) {
+        let output = rebuilt(&request).into_bytes();
+        self.links[link].busy = Some(Busy { request, output, input: Vec::new(), since: now });
+    }
+
+    /// Its socket is ready: sends, reads, and goes on to the next request.
+    pub fn on_event(&mut self, token: usize, registry: &Registry, now: Timestamp) -> Vec<Answered> {
+        let link = token - self.first_token;
+        let mut answered: Vec<Answered> = self.go_on(link, now).into_iter().collect();
+        if self.links[link].busy.is_none() {
+            answered.extend(self.next_from_queue(now));
+        }
+        answered.extend(self.mend(link, registry, now));
+        answered
+    }
+
+    fn next_from_queue(&mut self, now: Timestamp) -> Option<Answered> {
+        let at = self.queue.iter().position(|request| self.free_link(&request.route).is_some())?;
+        let request = self.queue.remove(at)?;
+        let link = self.free_link(&request.route)?;
+        self.begin(link, request, now);
+        self.go_on(link, now)
+    }
+
+    /// Writes and reads until the socket would block; an answer if it is whole.
+    fn go_on(&mut self, link: usize, _now: Timestamp) -> Option<Answered> {
+        let Link { stream, busy } = &mut self.links[link];
+        let working = busy.as_mut()?;
+        while !working.output.is_empty() {
+            match stream.write(&working.output) {
+                Ok(written) => drop(working.output.drain(..written)),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+        let mut part = [0; 16_384];
+        loop {
+            match stream.read(&mut part) {
+                Ok(0) => break,
+                Ok(read) => working.input.extend_from_slice(&part[..read]),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+        let answer = parse_answer(&working.input)?;
+        let done = busy.take()?;
+        Some(Answered { conn: done.request.conn, request: done.request.request, answer })
+    }
+
+    /// A connection that broke off is our bug: its request gets 500, and another connection takes its place.
+    fn mend(&mut self, link: usize, registry: &Registry, _now: Timestamp) -> Option<Answered> {
+        let error = self.links[link].stream.take_error().ok().flatten();
+        let ended = error.is_some() || matches!(peek(&self.links[link].stream), Some(0));
+        if !ended {
+            return None;
+        }
+        log::error!("a connection to the inner server broke off");
+        let lost = self.links[link].busy.take();
+        let _ = registry.deregister(&mut self.links[link].stream);
+        match self.connect() {
+            Ok(mut stream) => {
+                let token = Token(self.first_token + link);
+                let _ = registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE);
+                self.links[link].stream = stream;
+            }
+            Err(error) => log::error!("the inner server cannot be reached: {error}"),
+        }
+        lost.map(|lost| {
+            let answer =
+                Answer::refusal(Code::InternalError, "the page could not be made", Some(&lost.request.trace));
+            Answered { conn: lost.request.conn, request: lost.request.request, answer }
+        })
+    }
+
+    /// True if an inner request has been under way for too long: the process should be replaced.
+    #[must_use]
+    pub fn hangs(&self, now: Timestamp) -> bool {
+        self.links
+            .iter()
+            .filter_map(|link| link.busy.as_ref())
+            .any(|busy| now.since(busy.since) > INNER_TIMEOUT)
+    }
+}
+
+fn peek(stream: &UnixStream) -> Option<usize> {
+    let mut byte = [0; 1];
+    rustix::net::recv(stream, &mut byte, rustix::net::RecvFlags::PEEK).ok().map(|(read, _)| read)
+}
+
+/// The request as the gate understood it: nothing that the client wrote frames it.
+fn rebuilt(request: &InnerRequest) -> String {
+    let (method, path) = match &request.route {
+        Inner::Record(id) => ("GET", format!("/v1/jobs/{id}")),
+        Inner::Result(id) => ("GET", format!("/v1/jobs/{id}/result")),
+        Inner::List => ("GET", "/v1/jobs".into()),
+        Inner::Cancel(id) => ("DELETE", format!("/v1/jobs/{id}")),
+        Inner::Retry(id) => ("POST", format!("/v1/jobs/{id}/retry")),
+        Inner::Pause(name, true) => ("POST", format!("/v1/handlers/{name}/pause")),
+        Inner::Pause(name, false) => ("POST", format!("/v1/handlers/{name}/resume")),
+        Inner::Stats => ("GET", "/v1/stats".into()),
+        Inner::Ready => ("GET", "/readyz".into()),
+        Inner::Metrics => ("GET", "/metrics".into()),
+        Inner::Index => ("GET", "/".into()),
+    };
+    let mut out = format!("{method} {path}");
+    if !request.query.is_empty() {
+        let _ = write!(out, "?{}", request.query);
+    }
+    let _ = write!(
+        out,
+        " HTTP/1.1\r\nHost: inner\r\n{TRACE_HEADER}: {}\r\nContent-Length: 0\r\n\r\n",
+        request.trace
+    );
+    out
+}
+
+/// tiny_http's answer, once it is whole: always with a Content-Length, as we never let it choose chunks.
+fn parse_answer(input: &[u8]) -> Option<Answer> {
+    let end = input.windows(4).position(|window| window == b"\r\n\r\n")?;
+    let head = std::str::from_utf8(&input[..end]).ok()?;
+    let mut lines = head.split("\r\n");
+    let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
+    let (mut headers, mut length) = (String::new(), 0);
+    for (name, value) in lines.filter_map(|line| line.split_once(": ")) {
+        match name.to_ascii_lowercase().as_str() {
+            "content-length" => length = value.parse().ok()?,
+            // The gate frames and dates its own answers.
+            "server" | "date" | "connection" | "transfer-encoding" => {}
+            name => {
+                let _ = write!(headers, "{name}: {value}\r\n");
+            }
+        }
+    }
+    let body = input.get(end + 4..end + 4 + length)?.to_vec();
+    Some(Answer { status, headers, body })
+}

@@ -1,0 +1,273 @@
+//! The routes that render or may block: ordinary sync code over the ports, on tiny_http's threads.
+//!
+//! tiny_http never meets a stranger: its one client is the gate, over a private Unix socket, with requests that
+//! the gate has rebuilt. What a client wrote frames nothing here.
+
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tiny_http::{Header, Request, Response, Server, StatusCode};
+
+use super::respond::{Answer, record_json, result_headers};
+use super::routes::{Inner, Route, parameter, route};
+use super::submission::number;
+use crate::job::{JobId, JobStatus, Trace};
+use crate::limits::{INNER_CONNECTIONS, INNER_RESERVED, LIST_RECORDS};
+use crate::observe::metrics::{self, Counters};
+use crate::ports::{BackendError, Filter, HandlerStats, Producer, Stats, Viewer};
+use crate::problem::{Code, json_text};
+
+/// The header that carries the request's trace inwards.
+pub(super) const TRACE_HEADER: &str = "traceparent";
+
+/// What the routes look at.
+pub struct Pages {
+    /// The broker's submitting side.
+    pub producer: Arc<dyn Producer>,
+    /// This process's counters.
+    pub counters: Arc<Counters>,
+    /// The names of the process groups.
+    pub groups: Vec<String>,
+    /// For the figures.
+    pub profile: String,
+    /// Executors are expected in each group.
+    pub address: String,
+}
+
+/// Serves the pages on `socket` for the life of the process.
+///
+/// # Errors
+/// The socket or the threads cannot be made.
+pub fn serve(pages: Pages, socket: &Path) -> Result<(), String> {
+    let at = socket.display();
+    let listener = UnixListener::bind(socket).map_err(|error| format!("{at}: {error}"))?;
+    let server = Server::from_listener(listener, None).map_err(|error| format!("{at}: {error}"))?;
+    let (server, pages) = (Arc::new(server), Arc::new(pages));
+    for index in 0..INNER_CONNECTIONS + INNER_RESERVED {
+        let (server, pages) = (server.clone(), pages.clone());
+        let work = move || {
+            while let Ok(request) = server.recv() {
+                respond(request, &pages);
+            }
+        };
+        let thread = std::thread::Builder::new().name(format!("pages-{index}")).spawn(work);
+        thread.map_err(|error| format!("a thread for pages: {error}"))?;
+    }
+    Ok(())
+}
+
+fn respond(request: Request, pages: &Pages) {
+    let trace = request.headers().iter().find(|header| header.field.equiv(TRACE_HEADER));
+    let trace = trace.and_then(|header| Trace::parse(header.value.as_str()));
+    let answer = match route(request.method().as_str(), request.url()) {
+        Ok(Route::Inner(inner)) => {
+            let query = request.url().split_once('?').map_or("", |(_, query)| query);
+            pages.answer(&inner, query, trace.as_ref())
+        }
+        Ok(Route::Submit(_) | Route::Batch(_) | Route::Wait(_) | Route::Alive) | Err(_) => {
+            Answer::refusal(Code::InternalError, "this request should not have come here", trace.as_ref())
+        }
+    };
+    let mut response = Response::from_data(answer.body)
+        .with_status_code(StatusCode(answer.status))
+        .with_chunked_threshold(usize::MAX);
+    for (name, value) in answer.headers.lines().filter_map(|line| line.split_once(": ")) {
+        if let Ok(header) = Header::from_bytes(name, value) {
+            response.add_header(header);
+        }
+    }
+    // The gate has gone: then so has the request.
+    let _ = request.respond(response);
+}
+
+impl Pages {
+    fn answer(&self, route: &Inner, query: &str, trace: Option<&Trace>) -> Answer {
+        let answer = match route {
+            Inner::Record(id) => self.record(*id),
+            Inner::Result(id) => self.result(*id, trace),
+            Inner::List => self.list(query),
+            Inner::Cancel(id) => self.cancel(*id),
+            Inner::Retry(id) => self.retry(*id),
+            Inner::Pause(name, paused) => self.pause(name, *paused),
+            Inner::Stats => self.stats(),
+            Inner::Ready => self.ready(),
+            Inner::Metrics => self.metrics(),
+            Inner::Index => Ok(self.index()),
+        };
+        answer.unwrap_or_else(|problem| match problem {
+            Problem::Refused(code, detail) => Answer::refusal(code, detail, trace),
+            Problem::Backend(error) => Answer::refusal(Code::BackendUnavailable, &error.0, trace),
+        })
+    }
+
+    fn record(&self, id: JobId) -> Result<Answer, Problem> {
+        let record = self.producer.record(&Viewer::anonymous(), id)?.ok_or(UNKNOWN_JOB)?;
+        Ok(Answer::json(200, record_json(&record, true)).with("cofferdam-job-id", &id.to_string()))
+    }
+
+    fn result(&self, id: JobId, trace: Option<&Trace>) -> Result<Answer, Problem> {
+        let record = self.producer.record(&Viewer::anonymous(), id)?.ok_or(UNKNOWN_JOB)?;
+        let finished = record.finished.ok_or(Problem::Refused(Code::NotFinished, "the job has not ended"))?;
+        let answer = match &finished.result {
+            Ok(payload) => Answer {
+                status: 200,
+                headers: result_headers(&payload.media_type),
+                body: payload.bytes.to_vec(),
+            },
+            Err(error) => Answer::problem(error, trace),
+        };
+        Ok(answer.with("cofferdam-job-id", &id.to_string()))
+    }
+
+    fn list(&self, query: &str) -> Result<Answer, Problem> {
+        const BAD_STATUS: Problem = Problem::Refused(Code::BadRequest, "status is one of the job statuses");
+        const BAD_LIMIT: Problem = Problem::Refused(Code::BadRequest, "limit is a number from 1 to 1000");
+        let status = match parameter(query, "status").filter(|text| !text.is_empty()) {
+            None => None,
+            Some(text) => Some(JobStatus::parse(text).ok_or(BAD_STATUS)?),
+        };
+        let limit = match parameter(query, "limit").filter(|text| !text.is_empty()) {
+            None => 100,
+            Some(text) => number(text).and_then(|limit| usize::try_from(limit).ok()).ok_or(BAD_LIMIT)?,
+        };
+        if !(1..=LIST_RECORDS).contains(&limit) {
+            return Err(BAD_LIMIT);
+        }
+        let handler = parameter(query, "handler").filter(|text| !text.is_empty()).map(str::to_owned);
+        let records = self.producer.list(&Viewer::anonymous(), &Filter { status, handler, limit })?;
+        let records: Vec<String> = records.iter().map(|record| record_json(record, false)).collect();
+        Ok(Answer::json(200, format!(r#"{{"jobs":[{}]}}"#, records.join(","))))
+    }
+
+    fn cancel(&self, id: JobId) -> Result<Answer, Problem> {
+        let record = self.producer.cancel(&Viewer::anonymous(), id)?.ok_or(UNKNOWN_JOB)?;
+        Ok(Answer::json(200, record_json(&record, true)).with("cofferdam-job-id", &id.to_string()))
+    }
+
+    fn retry(&self, id: JobId) -> Result<Answer, Problem> {
+        match self.producer.retry(&Viewer::anonymous(), id)?.ok_or(UNKNOWN_JOB)? {
+            Ok(record) => {
+                let answer = Answer::json(202, record_json(&record, true));
+                Ok(answer
+                    .with("location", &format!("/v1/jobs/{id}"))
+                    .with("cofferdam-job-id", &id.to_string()))
+            }
+            Err(_) => Err(Problem::Refused(
+                Code::NotRetryable,
+                "only a dead, failed, timed-out or cancelled job can be retried",
+            )),
+        }
+    }
+
+    fn pause(&self, name: &str, paused: bool) -> Result<Answer, Problem> {
+        if !self.producer.pause(name, paused)? {
+            return Err(Problem::Refused(Code::UnknownHandler, "there is no handler of this name"));
+        }
+        Ok(Answer::json(200, format!(r#"{{"handler":{},"paused":{paused}}}"#, json_text(name))))
+    }
+
+    fn stats(&self) -> Result<Answer, Problem> {
+        let stats = self.producer.stats()?;
+        let handlers: Vec<String> = stats.handlers.iter().map(handler_json).collect();
+        let groups = self.groups.iter().zip(&stats.consumers);
+        let groups: Vec<String> = groups
+            .map(|(name, executors)| format!(r#"{{"name":{},"executors":{executors}}}"#, json_text(name)))
+            .collect();
+        let sum = |of: fn(&HandlerStats) -> u64| stats.handlers.iter().map(of).sum::<u64>();
+        let body = format!(
+            r#"{{"profile":"{}","version":"{}","handlers":[{}],"groups":[{}],"waiters":{},"totals":{{"queued":{},"running":{},"lanes":{},"submitted":{},"redelivered":{},"dead":{},"late":{},"duplicate":{},"records":{},"leases":{}}}}}"#,
+            self.profile,
+            env!("CARGO_PKG_VERSION"),
+            handlers.join(","),
+            groups.join(","),
+            self.counters.waiters.load(Ordering::Relaxed),
+            sum(|handler| handler.queued as u64),
+            sum(|handler| handler.running as u64),
+            sum(|handler| handler.lanes as u64),
+            sum(|handler| handler.submitted),
+            stats.redelivered,
+            stats.dead,
+            stats.late,
+            stats.duplicate,
+            stats.records,
+            stats.leases,
+        );
+        Ok(Answer::json(200, body))
+    }
+
+    /// Ready: every group has an executor, and the service is not stopping.
+    fn ready(&self) -> Result<Answer, Problem> {
+        let stats = self.producer.stats()?;
+        if self.counters.draining.load(Ordering::Relaxed) {
+            return Err(Problem::Refused(Code::Draining, "the service is shutting down"));
+        }
+        if let Some(group) = missing_group(&stats, &self.groups) {
+            let body = format!("no executor of group {group} is connected");
+            return Ok(Answer::refusal(Code::Overloaded, &body, None));
+        }
+        Ok(Answer::json(200, r#"{"status":"ready"}"#.into()))
+    }
+
+    fn metrics(&self) -> Result<Answer, Problem> {
+        let body = metrics::render(&self.counters, &self.producer.stats()?, &self.groups).into_bytes();
+        Ok(Answer { status: 200, headers: "content-type: text/plain; version=0.0.4\r\n".into(), body })
+    }
+
+    fn index(&self) -> Answer {
+        let rows = match self.producer.stats() {
+            Ok(stats) => stats.handlers.iter().map(row).collect::<String>(),
+            Err(error) => format!("<tr><td colspan=5>{}</td></tr>", error.0.replace('<', "&lt;")),
+        };
+        let body =
+            format!(include_str!("index.html"), profile = self.profile, address = self.address, rows = rows);
+        let headers = "content-type: text/html; charset=utf-8\r\nx-content-type-options: nosniff\r\n\
+                       content-security-policy: default-src 'none'; style-src 'unsafe-inline'\r\n";
+        Answer { status: 200, headers: headers.into(), body: body.into_bytes() }
+    }
+}
+
+/// The first group without an executor.
+fn missing_group<'a>(stats: &Stats, groups: &'a [String]) -> Option<&'a String> {
+    groups.iter().zip(&stats.consumers).find(|(_, executors)| **executors == 0).map(|(name, _)| name)
+}
+
+fn handler_json(handler: &HandlerStats) -> String {
+    format!(
+        r#"{{"name":{},"group":{},"paused":{},"queued":{},"running":{},"lanes":{},"oldest_seconds":{},"submitted":{}}}"#,
+        json_text(&handler.handler),
+        json_text(&handler.group),
+        handler.paused,
+        handler.queued,
+        handler.running,
+        handler.lanes,
+        handler.oldest.as_secs_f64(),
+        handler.submitted,
+    )
+}
+
+fn row(handler: &HandlerStats) -> String {
+    format!(
+        "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+        handler.handler,
+        if handler.paused { "paused" } else { "open" },
+        handler.queued,
+        handler.running,
+        handler.submitted,
+    )
+}
+
+/// Why a page is not what was asked for.
+enum Problem {
+    Refused(Code, &'static str),
+    Backend(BackendError),
+}
+
+const UNKNOWN_JOB: Problem = Problem::Refused(Code::UnknownJob, "there is no job of this id");
+
+impl From<BackendError> for Problem {
+    fn from(error: BackendError) -> Problem {
+        Problem::Backend(error)
+    }
+}

@@ -1,0 +1,184 @@
+//! A submission's headers and query, read into a job and a way to answer. Pure.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+use super::http1::{Head, Refused, refused};
+use super::routes::parameter;
+use crate::handler::HandlerSpec;
+use crate::job::{MediaType, Trace};
+use crate::limits::{DELAY_MAX, IDEMPOTENCY_KEY_BYTES};
+use crate::ports::Idempotency;
+use crate::problem::Code;
+
+/// How the caller wants to be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Prefer {
+    /// Wait for the reply.
+    Nothing,
+    /// `respond-async`
+    Async,
+    /// `wait=N`
+    Wait(Duration),
+}
+
+/// What stands around the payload.
+pub(super) struct Submission {
+    pub(super) media_type: MediaType,
+    pub(super) prefer: Prefer,
+    pub(super) idempotency: Option<Idempotency>,
+    pub(super) ordering_key: Option<Arc<str>>,
+    pub(super) delay: Duration,
+    pub(super) timeout: Option<Duration>,
+}
+
+impl Submission {
+    pub(super) fn read(head: &Head, handler: &HandlerSpec, body: &[u8]) -> Result<Submission, Refused> {
+        let query = head.target.split_once('?').map_or("", |(_, query)| query);
+        let media_type = match head.header("content-type")? {
+            None => MediaType::BYTES,
+            Some(text) => MediaType::parse(text).unwrap_or(MediaType::BYTES),
+        };
+        let ordering_key = handler
+            .options
+            .ordering
+            .key(head.header("ordering-key")?, body)
+            .map_err(|_| refused(Code::BadRequest, "this handler needs an ordering key: the header, or a scalar in the payload, of at most 256 bytes"))?;
+        let idempotency = match head.header("idempotency-key")? {
+            None => None,
+            Some(text) => Some(idempotency(text, &media_type, ordering_key.as_deref(), body)?),
+        };
+        let delay = millis(query, "delay_ms")?.unwrap_or_default();
+        if delay > DELAY_MAX {
+            return Err(refused(Code::BadRequest, "delay_ms is at most 7 days"));
+        }
+        let timeout = millis(query, "timeout_ms")?;
+        if timeout.is_some_and(|timeout| timeout > handler.options.timeout || timeout.is_zero()) {
+            return Err(refused(Code::BadRequest, "timeout_ms is at least 1 and at most the handler's own"));
+        }
+        Ok(Submission { media_type, prefer: prefer(head)?, idempotency, ordering_key, delay, timeout })
+    }
+}
+
+fn millis(query: &str, name: &str) -> Result<Option<Duration>, Refused> {
+    match parameter(query, name) {
+        None => Ok(None),
+        Some(text) => match number(text) {
+            Some(millis) => Ok(Some(Duration::from_millis(millis))),
+            None => {
+                Err(refused(Code::BadRequest, "delay_ms and timeout_ms are whole numbers of milliseconds"))
+            }
+        },
+    }
+}
+
+/// Decimal digits, at most 15 of them.
+pub(super) fn number(text: &str) -> Option<u64> {
+    let digits = !text.is_empty() && text.len() <= 15 && text.bytes().all(|byte| byte.is_ascii_digit());
+    if digits { text.parse().ok() } else { None }
+}
+
+/// `Prefer` (RFC 7240): what is not understood is ignored, as the RFC says.
+fn prefer(head: &Head) -> Result<Prefer, Refused> {
+    let mut found = Prefer::Nothing;
+    for (_, value) in head.headers.iter().filter(|(name, _)| name == "prefer") {
+        for preference in value.split(',').map(str::trim) {
+            let (name, value) = preference.split_once('=').unwrap_or((preference, ""));
+            if name.eq_ignore_ascii_case("respond-async") {
+                return Ok(Prefer::Async);
+            }
+            if name.eq_ignore_ascii_case("wait") {
+                let seconds = number(value.trim().trim_matches('"'));
+                let seconds = seconds.ok_or(refused(Code::BadRequest, "Prefer: wait takes whole seconds"))?;
+                found = Prefer::Wait(Duration::from_secs(seconds));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The key bare or as a quoted string (RFC 8941, 3.3.3), and the fingerprint of what it stands for.
+fn idempotency(
+    text: &str,
+    media_type: &MediaType,
+    key: Option<&str>,
+    body: &[u8],
+) -> Result<Idempotency, Refused> {
+    const BAD: Refused = refused(Code::BadRequest, "Idempotency-Key is 1 to 255 visible ASCII characters");
+    let unquoted = match text.strip_prefix('"') {
+        Some(rest) => rest.strip_suffix('"').ok_or(BAD)?.replace("\\\"", "\"").replace("\\\\", "\\"),
+        None => text.to_owned(),
+    };
+    let visible = unquoted.bytes().all(|byte| byte.is_ascii_graphic());
+    if !visible || !(1..=IDEMPOTENCY_KEY_BYTES).contains(&unquoted.len()) {
+        return Err(BAD);
+    }
+    let mut hash = Sha256::new();
+    let fields: [&[u8]; 4] = [
+        media_type.as_str().as_bytes(),
+        &[u8::from(key.is_some())],
+        key.unwrap_or_default().as_bytes(),
+        body,
+    ];
+    for field in fields {
+        hash.update((field.len() as u64).to_be_bytes());
+        hash.update(field);
+    }
+    Ok(Idempotency { key: Arc::from(unquoted), fingerprint: hash.finalize().into() })
+}
+
+/// The request's trace, or a new one.
+pub(super) fn trace(head: &Head, entropy: &mut crate::entropy::Entropy) -> Trace {
+    let given = head.header("traceparent").ok().flatten().and_then(Trace::parse);
+    given.unwrap_or_else(|| Trace { id: entropy.bytes(), span: entropy.bytes() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handler::HandlerOptions;
+    use crate::web::http1::parse_head;
+
+    fn read(headers: &str, query: &str, options: HandlerOptions, body: &str) -> Result<Submission, Refused> {
+        let text = format!("POST /v1/jobs/x{query} HTTP/1.1\r\nHost: a\r\n{headers}\r\n");
+        let (head, _) = parse_head(text.as_bytes(), 4_096).unwrap().unwrap();
+        let spec = HandlerSpec { name: Arc::from("x"), group: 0, options };
+        Submission::read(&head, &spec, body.as_bytes())
+    }
+
+    #[test]
+    fn preferences_keys_and_limits_are_read_or_refused() {
+        let plain = HandlerOptions::default;
+        assert_eq!(read("Prefer: respond-async\r\n", "", plain(), "").unwrap().prefer, Prefer::Async);
+        let wait = read("Prefer: foo, wait=3\r\n", "", plain(), "").unwrap().prefer;
+        assert_eq!(wait, Prefer::Wait(Duration::from_secs(3)));
+        for (bare, quoted) in [("k", "\"k\""), ("a\\", "\"a\\\\\"")] {
+            let key = |text: &str| {
+                read(&format!("Idempotency-Key: {text}\r\n"), "", plain(), "x").unwrap().idempotency.unwrap()
+            };
+            assert_eq!(key(bare), key(quoted));
+        }
+        for (headers, query) in [
+            ("Prefer: wait=soon\r\n", ""),
+            ("Idempotency-Key: \r\n", ""),
+            ("Idempotency-Key: a b\r\n", ""),
+            ("Idempotency-Key: \"a\r\n", ""),
+            ("", "?delay_ms=604800001"),
+            ("", "?delay_ms=-1"),
+            ("", "?timeout_ms=30001"),
+            ("", "?timeout_ms=0"),
+        ] {
+            let refused = read(headers, query, plain(), "").err().map(|refused| refused.code);
+            assert_eq!(refused, Some(Code::BadRequest), "{headers:?} {query}");
+        }
+        let keyed = HandlerOptions::keyed("/k");
+        assert_eq!(read("", "", keyed.clone(), r#"{"k":"v"}"#).unwrap().ordering_key.as_deref(), Some("v"));
+        assert_eq!(
+            read("Ordering-Key: w\r\n", "", keyed.clone(), "").unwrap().ordering_key.as_deref(),
+            Some("w")
+        );
+        assert!(read("", "", keyed, "{}").is_err());
+    }
+}

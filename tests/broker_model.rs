@@ -1,0 +1,490 @@
+//! The memory broker under random schedules, step by step against a naive model of the laws.
+//!
+//! A schedule is a seed. One that fails prints its seed; `COFFERDAM_SEED=n` replays it alone, and
+//! `COFFERDAM_SCHEDULES=n` runs more of them. What is compared after each operation: its answer, every job's
+//! status and deliveries, the doorbells, what is revoked, and how many entries are kept.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cofferdam::clock::Timestamp;
+use cofferdam::config::Retain;
+use cofferdam::entropy::Entropy;
+use cofferdam::handler::HandlerSpec;
+use cofferdam::job::{
+    Change, Effects, FollowUp, InstanceId, JobError, JobId, JobStatus, Payload, Trace, Verdict, Version,
+};
+use cofferdam::memory::broker::{Broker, ConsumerId, Rules};
+use cofferdam::ports::{Commit, CommitAnswer, Idempotency, Lease, NewJob, ReleaseReason, Submitted, Viewer};
+use cofferdam::problem::Code;
+use cofferdam::{HandlerOptions, OnDead};
+
+use support::model::{Accepted, Held, Kind, Model};
+
+mod support {
+    pub mod model;
+}
+
+const SCHEDULES: u64 = 400;
+const OPERATIONS: usize = 200;
+const INSTANCE: InstanceId = InstanceId(1);
+const START: Timestamp = Timestamp(1_700_000_000_000_000);
+const MAX_DELIVERIES: u32 = 3;
+
+const KINDS: [Kind; 6] = [
+    Kind { name: "free", ordered: false, parks: false, max_deliveries: MAX_DELIVERIES, concurrency: 0 },
+    Kind { name: "narrow", ordered: false, parks: false, max_deliveries: MAX_DELIVERIES, concurrency: 2 },
+    Kind { name: "serial", ordered: true, parks: false, max_deliveries: MAX_DELIVERIES, concurrency: 0 },
+    Kind { name: "keyed", ordered: true, parks: false, max_deliveries: 2, concurrency: 0 },
+    Kind { name: "once", ordered: true, parks: false, max_deliveries: 1, concurrency: 0 },
+    Kind { name: "parking", ordered: true, parks: true, max_deliveries: 2, concurrency: 3 },
+];
+
+#[test]
+fn random_schedules_agree_with_the_naive_model() {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
+    let seeds = match number("COFFERDAM_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("COFFERDAM_SCHEDULES").unwrap_or(SCHEDULES),
+    };
+    for seed in seeds {
+        let _told = TellSeed(seed);
+        let mut schedule = Schedule::new(seed);
+        for _ in 0..OPERATIONS {
+            schedule.operate();
+        }
+        schedule.drain();
+    }
+}
+
+/// Says how to replay a schedule that panics.
+struct TellSeed(u64);
+
+impl Drop for TellSeed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("replay this schedule alone with COFFERDAM_SEED={}", self.0);
+        }
+    }
+}
+
+struct Schedule {
+    broker: Broker,
+    model: Model,
+    random: Entropy,
+    last_id: u64,
+    /// Leases that were given at any time, for commits that come late.
+    given: Vec<(ConsumerId, Lease)>,
+    /// Commits that were made, to be repeated.
+    made: Vec<(ConsumerId, Commit)>,
+    operations: usize,
+}
+
+impl Schedule {
+    fn new(seed: u64) -> Schedule {
+        let spec = |kind: &Kind| {
+            let options = match (kind.name, kind.ordered) {
+                (_, false) => HandlerOptions::default(),
+                ("keyed", true) => HandlerOptions::keyed("/key"),
+                (_, true) => HandlerOptions::serial(),
+            };
+            let on_dead = if kind.parks { OnDead::Park } else { OnDead::Continue };
+            let max_deliveries = (kind.max_deliveries != MAX_DELIVERIES).then_some(kind.max_deliveries);
+            let options =
+                HandlerOptions { concurrency: kind.concurrency, max_deliveries, on_dead, ..options };
+            HandlerSpec { name: Arc::from(kind.name), group: 0, options }
+        };
+        let rules = Rules {
+            capacity: 60,
+            visibility: Duration::from_secs(5),
+            max_deliveries: MAX_DELIVERIES,
+            retry_base: Duration::from_millis(500),
+            retry_max: Duration::from_secs(2),
+            result_ttl: Duration::from_secs(20),
+            awaited_ttl: Duration::from_secs(20),
+            retain: Retain { records: 1_000_000, bytes: 1 << 40 },
+            context_ttl: Duration::from_secs(60),
+            lane_state_max: 1 << 20,
+            max_payload: 1 << 20,
+        };
+        let model = Model {
+            kinds: KINDS.to_vec(),
+            capacity: rules.capacity,
+            visibility: rules.visibility,
+            backoff: (rules.retry_base, rules.retry_max),
+            ttl: rules.result_ttl,
+            now: START,
+            ..Model::default()
+        };
+        let mut broker = Broker::new(rules, KINDS.iter().map(spec).collect(), 1, Entropy::Seeded(!seed));
+        broker.subscribe(INSTANCE);
+        let random = Entropy::Seeded(seed);
+        let (given, made) = (Vec::new(), Vec::new());
+        let mut schedule = Schedule { broker, model, random, last_id: 0, given, made, operations: 0 };
+        schedule.connect();
+        schedule.connect();
+        schedule
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        usize::try_from(self.random.up_to(bound as u64 - 1)).expect("it is small")
+    }
+
+    fn one_in(&mut self, chances: usize) -> bool {
+        self.below(chances) == 0
+    }
+
+    fn pick<T: Clone>(&mut self, list: &[T]) -> Option<T> {
+        if list.is_empty() { None } else { Some(list[self.below(list.len())].clone()) }
+    }
+
+    fn any_job(&mut self) -> JobId {
+        let ids: Vec<JobId> = self.model.jobs.iter().map(|job| job.id).collect();
+        self.pick(&ids).unwrap_or(JobId([0xEE; 16]))
+    }
+
+    fn any_consumer(&mut self) -> ConsumerId {
+        let (id, _) = self.pick(&self.model.consumers.clone()).expect("there is always one");
+        id
+    }
+
+    fn operate(&mut self) {
+        match self.below(100) {
+            0..25 => self.submit(),
+            25..70 => self.step(),
+            70..75 => self.cancel(),
+            75..80 => self.retry(),
+            80..84 => self.pause(),
+            84..92 => self.pass(),
+            92..95 => self.release(),
+            95..97 => self.extend(),
+            97..98 => self.connect(),
+            _ => self.lose_an_executor(),
+        }
+        self.compare();
+    }
+
+    fn connect(&mut self) {
+        if self.model.consumers.len() < 4 {
+            self.model.consumers.push((self.broker.connect(0), 0));
+        }
+    }
+
+    fn lose_an_executor(&mut self) {
+        let id = self.any_consumer();
+        self.broker.disconnect(id, self.model.now);
+        self.model.die(id);
+        if self.model.consumers.is_empty() {
+            self.connect();
+        }
+    }
+
+    fn new_job(&mut self) -> NewJob {
+        self.last_id += 1;
+        let id = u128::from(self.last_id).to_be_bytes();
+        let kind = KINDS[self.below(KINDS.len())];
+        let key = ["a", "b", "c"][self.below(3)];
+        let delays = [0, 0, 0, 0, 0, 1, 700, 4_000];
+        let delay = Duration::from_millis(delays[self.below(delays.len())]);
+        let fingerprint = [u8::from(self.one_in(4)); 32];
+        let idempotency = self.one_in(6).then(|| Idempotency { key: Arc::from(key), fingerprint });
+        NewJob {
+            id: JobId(id),
+            owner: Arc::from(""),
+            handler: Arc::from(kind.name),
+            ordering_key: (kind.name == "keyed").then(|| Arc::from(key)),
+            payload: Payload::json(self.last_id.to_string().into_bytes()),
+            trace: Trace { id, span: [1; 8] },
+            delay,
+            timeout: None,
+            idempotency,
+            awaited: false,
+            one_line: false,
+            instance: INSTANCE,
+        }
+    }
+
+    fn submit(&mut self) {
+        // In bursts, so that runs are long at times.
+        for _ in 0..if self.one_in(8) { 20 } else { 2 } {
+            let new = self.new_job();
+            let expected = self.model.submit(&new);
+            let answer = match self.broker.submit(new, self.model.now) {
+                Submitted::New => Accepted::New,
+                Submitted::Existing(record) => Accepted::Existing(record.spec.id),
+                Submitted::Refused(refusal) => Accepted::Refused(refusal),
+            };
+            assert_eq!(answer, expected);
+        }
+    }
+
+    fn step(&mut self) {
+        let id = self.any_consumer();
+        let commits = self.commits(id);
+        let room = self.below(5);
+        self.step_with(id, commits, room);
+    }
+
+    fn step_with(&mut self, id: ConsumerId, commits: Vec<Commit>, room: usize) {
+        self.made.extend(commits.iter().map(|commit| (id, commit.clone())));
+        let step = self.broker.step(id, commits.clone(), room, self.model.now);
+        let mut expected = Vec::new();
+        for commit in &commits {
+            let result = self.model.commit(id, commit);
+            expected.push(CommitAnswer { lease: commit.lease.number, job: commit.job, result });
+        }
+        assert_eq!(step.results, expected);
+        self.learn_follow_ups();
+        let mut told: Vec<_> = step.revoked.iter().map(|revoked| (id, revoked.lease, revoked.job)).collect();
+        let mut expected: Vec<_> = self.model.revoked.extract_if(.., |(to, _, _)| *to == id).collect();
+        told.sort();
+        expected.sort();
+        assert_eq!(told, expected, "revoked");
+        let left = room - step.leases.len();
+        for lease in step.leases {
+            self.given.push((id, lease.clone()));
+            self.model.leased(id, lease);
+        }
+        self.model.consumers.iter_mut().filter(|(of, _)| *of == id).for_each(|(_, room)| *room = left);
+        if left > 0 {
+            self.model.check_nothing_was_left(id);
+        }
+    }
+
+    /// Their ids are the broker's own; there is at most one a step, so that it is clear which is which.
+    fn learn_follow_ups(&mut self) {
+        let unknown: Vec<JobId> =
+            self.broker.unfinished().into_iter().filter(|id| self.model.job(*id).is_none()).collect();
+        let expected = std::mem::take(&mut self.model.follow_ups);
+        assert_eq!(unknown.len(), expected.len(), "follow-ups come with their commit, or not at all");
+        for (id, new) in unknown.into_iter().zip(expected) {
+            self.model.accept(&NewJob { id, ..new });
+        }
+    }
+
+    /// Outcomes of some of this consumer's runs: mostly right, sometimes wrong in one way.
+    fn commits(&mut self, id: ConsumerId) -> Vec<Commit> {
+        let mine: Vec<Held> = self.model.held.iter().filter(|held| held.consumer == id).cloned().collect();
+        let mut commits = Vec::new();
+        let mut may_follow_up = true;
+        for held in mine {
+            if self.one_in(3) {
+                continue;
+            }
+            let mut version = self.model.lane(&held.lane).map_or(Version::default(), |lane| lane.version);
+            let jobs = held.left.clone();
+            for job in jobs.iter().take(self.below(jobs.len()) + 1) {
+                let leased = held.lease.jobs.iter().find(|l| l.spec.id == *job).expect("it was leased");
+                let is_ordered = held.lease.state != cofferdam::ports::StateAt::Stateless;
+                let verdict = self.verdict(is_ordered, &mut may_follow_up);
+                let changes = matches!(&verdict, Verdict::Succeeded(_, effects) if !effects.state.is_empty());
+                let ends_run = !matches!(verdict, Verdict::Succeeded(..) | Verdict::Failed(_));
+                commits.push(Commit {
+                    lease: held.lease.lease,
+                    job: *job,
+                    delivery: leased.delivery,
+                    builds_on: version,
+                    verdict,
+                });
+                version = if changes { Version(leased.fence) } else { version };
+                if ends_run {
+                    break;
+                }
+            }
+        }
+        self.spoil(id, &mut commits);
+        commits
+    }
+
+    fn verdict(&mut self, is_ordered: bool, may_follow_up: &mut bool) -> Verdict {
+        match self.below(20) {
+            0 => Verdict::Failed(JobError::new(Code::HandlerFailed, "no")),
+            1..3 => Verdict::Retry("later".into()),
+            3 => Verdict::Crashed("oops".into()),
+            4 => Verdict::TimedOut,
+            _ => {
+                let mut effects = Effects::default();
+                if is_ordered && !self.one_in(3) {
+                    // One key stays, so that a lane that has a state keeps one.
+                    let value = |text: &str| Some(Arc::from(text.as_bytes()));
+                    let count = self.last_id.to_string();
+                    effects.state.push(Change { key: Arc::from("stays"), value: value(&count) });
+                    let coming = if self.one_in(2) { value("v") } else { None };
+                    effects.state.push(Change { key: Arc::from("comes and goes"), value: coming });
+                }
+                if *may_follow_up && self.one_in(10) {
+                    *may_follow_up = false;
+                    let to_key = self.one_in(2);
+                    effects.follow_ups.push(FollowUp {
+                        handler: Arc::from(if to_key { "keyed" } else { "serial" }),
+                        ordering_key: to_key.then(|| Arc::from("a")),
+                        delay: Duration::from_millis(if self.one_in(3) { 300 } else { 0 }),
+                        payload: Payload::json(*b"\"follow-up\""),
+                    });
+                }
+                Verdict::Succeeded(Payload::json(*b"1"), effects)
+            }
+        }
+    }
+
+    /// What a confused, slow or hostile executor might send.
+    fn spoil(&mut self, id: ConsumerId, commits: &mut Vec<Commit>) {
+        if !self.one_in(4) {
+            return;
+        }
+        let place = if commits.is_empty() { 0 } else { self.below(commits.len()) };
+        let spoiled = commits.get_mut(place);
+        match (self.random.up_to(6), spoiled) {
+            (0, Some(commit)) => commit.lease.token[3] ^= 0x10,
+            (1, Some(commit)) => commit.delivery += 1,
+            (2, Some(commit)) => commit.builds_on = Version(commit.builds_on.0 + 1),
+            (3, Some(_)) => commits.reverse(),
+            (4, Some(_)) => drop(commits.remove(place)),
+            (5, Some(_)) => {
+                // Without its effects, so that a step still has one follow-up at most.
+                let verdict = Verdict::Succeeded(Payload::json(*b"2"), Effects::default());
+                commits.push(Commit { verdict, ..commits[place].clone() });
+            }
+            _ => {
+                let late = self.pick(&self.given.clone());
+                let repeated = self.pick(&self.made.clone());
+                if let Some((_, lease)) = late {
+                    let job = &lease.jobs[self.below(lease.jobs.len())];
+                    commits.push(Commit {
+                        lease: lease.lease,
+                        job: job.spec.id,
+                        delivery: job.delivery,
+                        builds_on: Version::default(),
+                        verdict: Verdict::Succeeded(Payload::json(*b"\"late\""), Effects::default()),
+                    });
+                }
+                commits.extend(repeated.filter(|(of, _)| *of == id).map(|(_, commit)| Commit {
+                    verdict: Verdict::Failed(JobError::new(Code::HandlerFailed, "repeated")),
+                    ..commit
+                }));
+            }
+        }
+    }
+
+    fn cancel(&mut self) {
+        let id = self.any_job();
+        let expected = self.model.cancel(id);
+        let record = self.broker.cancel(&Viewer::anonymous(), id, self.model.now);
+        assert_eq!(record.map(|record| record.status), expected);
+    }
+
+    fn retry(&mut self) {
+        let id = self.any_job();
+        let expected = self.model.retry(id);
+        let answer = self.broker.retry(&Viewer::anonymous(), id, self.model.now);
+        assert_eq!(answer.map(|result| result.map(drop)), expected);
+    }
+
+    fn pause(&mut self) {
+        let name = KINDS[self.below(KINDS.len())].name;
+        let paused = self.one_in(2);
+        assert!(self.broker.pause(name, paused));
+        self.model.pause(name, paused);
+    }
+
+    fn pass(&mut self) {
+        let times = [1, 10, 25, 100, 400, 1_000, 3_000, 6_000];
+        let time = Duration::from_millis(times[self.below(times.len())]);
+        self.tick_after(time);
+    }
+
+    fn tick_after(&mut self, time: Duration) {
+        self.model.pass(time);
+        self.broker.tick(self.model.now);
+    }
+
+    fn release(&mut self) {
+        let id = self.any_consumer();
+        let reasons = [ReleaseReason::NeedState, ReleaseReason::Draining, ReleaseReason::RunEnded];
+        let reason = reasons[self.below(3)];
+        // Also those that are over, or another's.
+        let recent = self.given[self.given.len().saturating_sub(6)..].to_vec();
+        if let Some((_, lease)) = self.pick(&recent) {
+            self.broker.release(id, lease.lease, reason, self.model.now);
+            self.model.release(id, &lease);
+        }
+    }
+
+    fn extend(&mut self) {
+        let id = self.any_consumer();
+        self.broker.extend(id, self.model.now);
+        self.model.extend(id);
+    }
+
+    fn compare(&mut self) {
+        self.operations += 1;
+        let now = self.model.now;
+        let doorbells = self.broker.take_doorbells(INSTANCE, usize::MAX);
+        let mut rang: Vec<_> = doorbells.rang.iter().map(|bell| (bell.job, bell.finished.status)).collect();
+        let mut expected = std::mem::take(&mut self.model.rang);
+        // Leases that run out at one time do so in no order.
+        rang.sort_by_key(|(id, _)| *id);
+        expected.sort_by_key(|(id, _)| *id);
+        assert_eq!(rang, expected, "each life ends once, and rings once");
+        let [jobs, lanes, _, leases, keys, _] = self.broker.sizes();
+        assert_eq!([jobs, lanes, leases, keys], self.model.sizes(), "jobs, lanes, leases, keys");
+        for job in &self.model.jobs {
+            let seldom = self.operations % 8 == 0;
+            if job.status.is_terminal() && !seldom {
+                continue;
+            }
+            let record = self.broker.record(&Viewer::anonymous(), job.id, now).expect("it is kept");
+            assert_eq!((record.status, record.deliveries), (job.status, job.deliveries), "{job:?}");
+            assert_eq!(record.finished.map(|finished| finished.status), job.ended_at.map(|_| job.status));
+        }
+    }
+
+    /// Nothing hinders any more: everything must come to its end.
+    fn drain(&mut self) {
+        for kind in KINDS {
+            assert!(self.broker.pause(kind.name, false));
+            self.model.pause(kind.name, false);
+        }
+        for _ in 0..1_000 {
+            self.tick_after(Duration::from_millis(500));
+            for lane in self.model.lanes.clone().iter().filter(|lane| lane.parked) {
+                assert_eq!(self.model.cancel(lane.jobs[0]), Some(JobStatus::Dead));
+                let record = self.broker.cancel(&Viewer::anonymous(), lane.jobs[0], self.model.now);
+                assert_eq!(record.map(|record| record.status), Some(JobStatus::Dead));
+            }
+            for (id, _) in self.model.consumers.clone() {
+                let held: Vec<Held> = self.model.held.iter().filter(|h| h.consumer == id).cloned().collect();
+                let finish = |held: &Held| {
+                    let version = self.model.lane(&held.lane).map_or(Version::default(), |lane| lane.version);
+                    let delivery: BTreeMap<JobId, u32> =
+                        held.lease.jobs.iter().map(|job| (job.spec.id, job.delivery)).collect();
+                    let commit = move |job: &JobId| Commit {
+                        lease: held.lease.lease,
+                        job: *job,
+                        delivery: delivery[job],
+                        builds_on: version,
+                        verdict: Verdict::Succeeded(Payload::json(*b"1"), Effects::default()),
+                    };
+                    held.left.iter().map(commit).collect::<Vec<_>>()
+                };
+                let commits = held.iter().flat_map(finish).collect();
+                self.step_with(id, commits, 4);
+            }
+            self.compare();
+            if self.broker.unfinished().is_empty() {
+                break;
+            }
+        }
+        assert_eq!(self.broker.unfinished(), [], "an accepted job reaches its end");
+        assert!(self.model.jobs.iter().all(|job| job.status.is_terminal()));
+        self.tick_after(Duration::from_secs(3_600));
+        self.compare();
+        let states = self.model.lanes.len();
+        assert_eq!(
+            self.broker.sizes(),
+            [0, states, states, 0, 0, states],
+            "only lanes with a state are kept"
+        );
+    }
+}

@@ -1,0 +1,644 @@
+//! The command line (CONTRACT 1), with the real binary: streams, exit codes, and `batch` line by line.
+//!
+//! Every program here has an empty environment and a deadline. What the options mean is tested where they are
+//! read; here stands what a shell sees.
+
+#[path = "support/program.rs"]
+mod program;
+
+use std::ffi::{OsStr, OsString};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Output, Stdio};
+use std::sync::mpsc::channel;
+
+use program::{DEADLINE, Folder, cofferdam, command, run, shown, wait};
+use serde_json::{Value, json};
+
+fn cli<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Command {
+    command(&cofferdam(), arguments)
+}
+
+fn run_cli(arguments: &[&str]) -> Output {
+    run(&mut cli(arguments), b"")
+}
+
+fn stdout(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).expect("text on stdout")
+}
+
+fn stderr(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).expect("text on stderr")
+}
+
+#[track_caller]
+fn assert_code(output: &Output, code: i32) {
+    assert_eq!(output.status.code(), Some(code), "{}", shown(output));
+}
+
+/// Exit 2, nothing on standard output, and this in the complaint.
+#[track_caller]
+fn assert_usage_error(output: &Output, complaint: &str) {
+    assert_code(output, 2);
+    assert_eq!(stdout(output), "");
+    assert!(stderr(output).starts_with("cofferdam: "), "{}", shown(output));
+    assert!(stderr(output).contains(complaint), "{complaint}: {}", shown(output));
+    assert!(!stderr(output).contains("panicked"), "{}", shown(output));
+}
+
+// --- Help and usage ---
+
+const COMMANDS: [&str; 8] = ["serve", "web", "executor", "batch", "check", "keygen", "token", "health"];
+
+#[test]
+fn help_names_every_command_on_standard_output() {
+    for arguments in
+        [&["--help"][..], &["-h"], &["help"], &["batch", "--help"], &["serve", "--set", "--help"]]
+    {
+        let output = run_cli(arguments);
+        assert_code(&output, 0);
+        assert_eq!(stderr(&output), "");
+        let is_named = |name: &&str| stdout(&output).lines().any(|line| line.trim_start().starts_with(name));
+        assert!(COMMANDS.iter().all(is_named), "{}", shown(&output));
+    }
+    for name in COMMANDS {
+        assert_code(&run_cli(&[name, "--help"]), 0);
+    }
+}
+
+#[test]
+fn version_is_the_packages() {
+    for flag in ["--version", "-V"] {
+        let output = run_cli(&[flag]);
+        assert_code(&output, 0);
+        assert_eq!(stdout(&output), format!("cofferdam {}\n", env!("CARGO_PKG_VERSION")));
+        assert_eq!(stderr(&output), "");
+    }
+}
+
+#[test]
+fn no_arguments_is_bad_usage_and_shows_the_usage_on_standard_error() {
+    let output = run_cli(&[]);
+    assert_code(&output, 2);
+    assert_eq!(stdout(&output), "");
+    assert!(stderr(&output).contains("usage: cofferdam COMMAND"), "{}", shown(&output));
+}
+
+#[test]
+fn what_is_not_a_command_or_an_option_of_it_is_bad_usage() {
+    for (arguments, complaint) in [
+        (&["start"][..], "start"),
+        (&["Serve"], "Serve"),
+        (&["--json"], "--json"),
+        (&["--config", "x"], "--config"),
+        (&["serve", "now"], "now"),
+        (&["serve", "--json"], "--json"),
+        (&["check", "--verbose"], "--verbose"),
+        (&["check", "--jso"], "--jso"),
+        (&["check", "-"], "unknown argument -"),
+        (&["check", "--config"], "--config needs a value"),
+        (&["check", "--set"], "--set needs a value"),
+        (&["check", "--set", "web.bind"], "--set: is malformed"),
+        (&["check", "--set", "web.bind=127.0.0.1:1", "extra"], "extra"),
+        (&["keygen", "--force"], "--force"),
+        (&["keygen", "secret.hex"], "secret.hex"),
+        (&["health", "now"], "now"),
+        (&["health", "--url", "ftp://127.0.0.1"], "--url"),
+        (&["batch"], "--handler"),
+        (&["batch", "--handler"], "--handler needs a value"),
+        (&["batch", "--handler", "echo", "--sink-mode", "random"], "random"),
+        (&["batch", "--handler", "echo", "--progress", "often"], "often"),
+        (&["batch", "--handler", "echo", "input.txt"], "input.txt"),
+        (&["token", "name"], "not built yet"),
+    ] {
+        assert_usage_error(&run_cli(arguments), complaint);
+    }
+}
+
+#[test]
+fn an_argument_that_is_not_utf8_is_bad_usage_and_no_panic() {
+    let bad = || OsString::from_vec(b"web.bind=\xff".to_vec());
+    for arguments in [vec![bad()], vec!["check".into(), "--set".into(), bad()]] {
+        assert_usage_error(&run(&mut cli(arguments), b""), "");
+    }
+}
+
+#[test]
+fn a_config_variable_that_is_not_utf8_is_refused_and_never_ignored() {
+    for name in ["COFFERDAM_WEB__BIND", "COFFERDAM_CONFIG"] {
+        let output = run(cli(["check"]).env(name, OsString::from_vec(b"\xff".to_vec())), b"");
+        assert_usage_error(&output, name);
+    }
+    // Those of others are not our business.
+    assert_code(&run(cli(["check"]).env("OTHER", OsString::from_vec(b"\xff".to_vec())), b""), 0);
+}
+
+#[test]
+fn an_option_takes_its_value_as_the_next_word_or_after_an_equals_sign() {
+    for arguments in [
+        &["check", "--json", "--set", "web.max_inflight=5"][..],
+        &["check", "--json", "--set=web.max_inflight=5"],
+        &["check", "--set", "web.max_inflight=4", "--json", "--set", "web.max_inflight=5"],
+    ] {
+        let output = run_cli(arguments);
+        assert_code(&output, 0);
+        let value: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!(value["web"]["max_inflight"], 5);
+    }
+}
+
+// --- check ---
+
+#[test]
+fn check_says_what_the_config_comes_to() {
+    let output = run_cli(&["check", "--set", "web.max_inflight=5"]);
+    assert_code(&output, 0);
+    assert_eq!(stderr(&output), "");
+    assert!(stdout(&output).starts_with("profile supervised-memory, listening on 127.0.0.1:8080\n"));
+    assert!(stdout(&output).contains("web.max_inflight = 5 (from --set)"), "{}", shown(&output));
+}
+
+#[test]
+fn check_json_is_the_whole_config_and_the_profile() {
+    let output = run_cli(&["check", "--json"]);
+    assert_code(&output, 0);
+    assert_eq!(stderr(&output), "");
+    let value: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    for (pointer, expected) in [
+        ("/profile", json!("supervised-memory")),
+        ("/version", json!(1)),
+        ("/runtime/platform/bootstrap/mode", json!("process_supervisor")),
+        ("/runtime/platform/queue/retry", json!({"base_ms": 200, "max_ms": 60_000})),
+        ("/runtime/platform/reply/retain", json!({"records": 10_000, "bytes": 67_108_864})),
+        ("/runtime/platform/execution_ipc/auth/secret_mode", json!("generated")),
+        ("/runtime/platform/process_groups/0/name", json!("execution")),
+        ("/runtime/platform/lifecycle/restart/policy", json!("on_failure")),
+        ("/runtime/ordering/sink_mode", json!("source_seq")),
+        ("/web/bind", json!("127.0.0.1:8080")),
+        ("/web/limits/write_timeout_ms", json!(30_000)),
+        ("/handlers/echo/timeout_ms", json!(30_000)),
+        ("/handlers/sleep/ordering", json!("none")),
+        ("/observability/log", json!("text")),
+    ] {
+        assert_eq!(value.pointer(pointer), Some(&expected), "{pointer}");
+    }
+}
+
+#[test]
+fn what_check_json_prints_is_a_config_again() {
+    let folder = Folder::new();
+    let first = run_cli(&["check", "--json", "--set", "runtime.platform.bootstrap.mode=inline"]);
+    let mut value: Value = serde_json::from_slice(&first.stdout).expect("JSON");
+    value.as_object_mut().expect("an object").remove("profile");
+    let file = folder.file("config.json", value.to_string());
+    let second =
+        run(&mut cli([OsStr::new("check"), "--json".as_ref(), "--config".as_ref(), file.as_ref()]), b"");
+    assert_code(&second, 0);
+    assert_eq!(stdout(&second), stdout(&first));
+}
+
+#[test]
+fn several_config_errors_are_told_at_once_and_nothing_goes_to_standard_output() {
+    let bad = ["--set", "web.bind=nowhere", "--set", "version=2", "--set", "no.such.key=1"];
+    let batch = ["batch", "--handler", "echo"];
+    for command in [&["check"][..], &["check", "--json"], &["serve"], &batch, &["web"], &["executor"]] {
+        let output = run_cli(&[command, &bad].concat());
+        assert_usage_error(&output, "the config has 3 errors:\n");
+        for path in ["web.bind: ", "version: ", "no: "] {
+            let lines = stderr(&output).lines().filter(|line| line.trim_start().starts_with(path));
+            assert_eq!(lines.count(), 1, "{path}: {}", shown(&output));
+        }
+    }
+    assert_usage_error(&run_cli(&["check", "--set", "version=2"]), "the config has 1 error:\n");
+}
+
+#[test]
+fn what_is_valid_but_not_built_refuses_to_start_and_says_so() {
+    let folder = Folder::new();
+    let secret = folder.path("secret.hex");
+    assert_code(&run(&mut cli([OsStr::new("keygen"), "--output".as_ref(), secret.as_ref()]), b""), 0);
+    let secret = format!("runtime.platform.execution_ipc.auth.secret_file={}", secret.display());
+    let redis = ["queue", "reply", "kv"].map(|port| format!("runtime.platform.{port}.backend=redis"));
+    let given: [(&[&str], &str); 4] = [
+        (&[&secret, &redis[0], &redis[1], &redis[2]], "runtime.platform.queue.backend: redis"),
+        (&[&secret, &redis[2]], "runtime.platform.kv.backend: redis"),
+        (&["web.auth.mode=bearer", "web.auth.token_file=/nowhere"], "web.auth.mode: bearer"),
+        (&[r#"handlers.prog.command=["true"]"#], "handlers.prog.command"),
+    ];
+    for (sets, what) in given {
+        let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", *set]).collect();
+        for command in [&["serve"][..], &["batch", "--handler", "echo"]] {
+            let output = run_cli(&[command, &sets].concat());
+            assert_usage_error(&output, what);
+            assert!(stderr(&output).contains("not built yet"), "{}", shown(&output));
+        }
+        // `check` shows what it comes to, and ends as starting would.
+        let output = run_cli(&[&["check", "--json"], &sets[..]].concat());
+        assert_code(&output, 2);
+        assert!(serde_json::from_slice::<Value>(&output.stdout).is_ok(), "{}", shown(&output));
+        assert!(stderr(&output).contains(what), "{}", shown(&output));
+    }
+}
+
+#[test]
+fn a_secret_file_that_is_no_secret_refuses_to_start() {
+    let folder = Folder::new();
+    let open = folder.file("open.hex", "00".repeat(31) + "01\n");
+    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o644)).expect("a file of ours");
+    for (file, complaint) in [(open, "chmod 600"), (folder.path("missing"), "cannot be read")] {
+        let set = format!("runtime.platform.execution_ipc.auth.secret_file={}", file.display());
+        for command in [&["serve"][..], &["batch", "--handler", "echo"]] {
+            assert_usage_error(&run_cli(&[command, &["--set", &set]].concat()), complaint);
+        }
+        assert_code(&run_cli(&["check", "--set", &set]), 2);
+    }
+}
+
+#[test]
+fn a_single_process_with_memory_backends_refuses_to_start() {
+    for command in [&["web"][..], &["executor"], &["executor", "--group", "execution"]] {
+        assert_usage_error(&run_cli(command), "runtime.platform.queue.backend: ");
+    }
+}
+
+#[test]
+fn the_config_file_comes_from_the_option_else_from_the_environment() {
+    let folder = Folder::new();
+    let one = folder.file("one.json", r#"{"web":{"max_inflight":1}}"#);
+    let two = folder.file("two.json", r#"{"web":{"max_inflight":2}}"#);
+    let inflight = |command: &mut Command| {
+        let output = run(command, b"");
+        assert_code(&output, 0);
+        let value: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        value["web"]["max_inflight"].as_u64()
+    };
+    let check = || cli(["check", "--json"]);
+    assert_eq!(inflight(check().env("COFFERDAM_CONFIG", &one)), Some(1));
+    assert_eq!(inflight(check().arg("--config").arg(&two)), Some(2));
+    assert_eq!(inflight(check().env("COFFERDAM_CONFIG", &one).arg("--config").arg(&two)), Some(2));
+    let variable = ("COFFERDAM_WEB__MAX_INFLIGHT", "3");
+    let over =
+        |command: &mut Command| inflight(command.env("COFFERDAM_CONFIG", &one).env(variable.0, variable.1));
+    assert_eq!(over(&mut check()), Some(3));
+    assert_eq!(over(check().args(["--set", "web.max_inflight=4"])), Some(4));
+    assert_usage_error(
+        &run(check().env("COFFERDAM_CONFIG", folder.path("missing")), b""),
+        "missing: cannot be read",
+    );
+}
+
+#[test]
+fn a_closed_standard_output_is_no_panic() {
+    for arguments in [&["--help"][..], &["check"], &["check", "--json"], &["keygen"]] {
+        let mut child = cli(arguments).spawn().expect("the binary");
+        drop(child.stdout.take());
+        let output = wait(child);
+        assert!(!stderr(&output).contains("panicked"), "{arguments:?}: {}", shown(&output));
+        assert!(output.status.code().is_some_and(|code| code <= 1), "{arguments:?}: {}", shown(&output));
+    }
+}
+
+// --- keygen ---
+
+fn is_secret(text: &str) -> bool {
+    let digits = text.strip_suffix('\n').unwrap_or_default();
+    digits.len() == 64 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+#[test]
+fn keygen_writes_32_random_bytes_as_hex() {
+    let [first, second] = [run_cli(&["keygen"]), run_cli(&["keygen"])];
+    for output in [&first, &second] {
+        assert_code(output, 0);
+        assert!(is_secret(stdout(output)), "{}", shown(output));
+        assert_eq!(stderr(output), "");
+    }
+    assert_ne!(first.stdout, second.stdout);
+}
+
+#[test]
+fn keygen_writes_a_new_file_for_its_owner_alone_and_never_over_another() {
+    let folder = Folder::new();
+    let keygen = |name: &str| {
+        let arguments = [OsString::from("keygen"), "--output".into(), folder.path(name).into()];
+        run(&mut cli(arguments), b"")
+    };
+    let output = keygen("secret");
+    assert_code(&output, 0);
+    assert_eq!(stdout(&output), "");
+    let read = || std::fs::read_to_string(folder.path("secret")).expect("the secret");
+    let before = read();
+    assert!(is_secret(&before));
+    let mode = std::fs::metadata(folder.path("secret")).expect("its file").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    for (name, what) in [("secret", "secret"), ("no/folder", "no/folder")] {
+        let output = keygen(name);
+        assert_code(&output, 1);
+        assert!(stderr(&output).contains(what), "{}", shown(&output));
+        assert!(!stderr(&output).contains(before.trim()), "it shows the secret");
+    }
+    assert_eq!(read(), before);
+    let link = folder.path("link");
+    std::os::unix::fs::symlink(folder.path("target"), &link).expect("a link of ours");
+    assert_code(&keygen("link"), 1);
+    assert!(!folder.path("target").exists(), "keygen wrote through a link");
+}
+
+// --- batch ---
+
+const INLINE: &str = "runtime.platform.bootstrap.mode=inline";
+
+fn batch<'a>(handler: &'a str, more: &[&'a str]) -> Command {
+    cli([&["batch", "--set", INLINE, "--handler", handler], more].concat())
+}
+
+/// Runs it with this on standard input; all lines must succeed.
+fn batch_of(handler: &str, more: &[&str], input: &[u8]) -> Vec<u8> {
+    let output = run(&mut batch(handler, more), input);
+    assert_code(&output, 0);
+    assert_eq!(stderr(&output), "");
+    output.stdout
+}
+
+/// So many different lines, some of them long.
+fn numbered(lines: usize) -> Vec<u8> {
+    let line = |number: usize| format!("{{\"n\":{number},\"pad\":\"{}\"}}\n", "x".repeat(number % 97));
+    (0..lines).map(line).collect::<String>().into_bytes()
+}
+
+#[test]
+fn batch_gives_lines_back_in_their_order() {
+    let input = numbered(20_000);
+    assert!(batch_of("echo", &[], &input) == input);
+    assert!(batch_of("echo", &["--sink-mode", "source_seq"], &input) == input);
+}
+
+#[test]
+fn batch_passes_bytes_as_they_are() {
+    for (input, expected) in [
+        (&b""[..], &b""[..]),
+        (b"\n", b"\n"),
+        (b"\n\n\n", b"\n\n\n"),
+        (b"a\n\nb\n", b"a\n\nb\n"),
+        (b"a\nlast", b"a\nlast\n"),
+        (b"a\r\nb\r\n", b"a\r\nb\r\n"),
+        (b"\r", b"\r\n"),
+        (b" \t{\"a\" : 1} \n", b" \t{\"a\" : 1} \n"),
+        (b"\xff\xfe\x00\n\x00", b"\xff\xfe\x00\n\x00\n"),
+        ("\u{2028}\u{85}é\n".as_bytes(), "\u{2028}\u{85}é\n".as_bytes()),
+    ] {
+        assert_eq!(batch_of("echo", &[], input), expected, "{input:?}");
+    }
+}
+
+#[test]
+fn batch_in_completion_order_gives_the_same_lines() {
+    let sorted = |bytes: &[u8]| {
+        let mut lines: Vec<Vec<u8>> = bytes.split(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect();
+        lines.sort();
+        lines
+    };
+    let input = numbered(5_000);
+    assert!(sorted(&batch_of("echo", &["--sink-mode", "completion"], &input)) == sorted(&input));
+    let set = ["--set", "runtime.ordering.sink_mode=completion"];
+    assert!(sorted(&batch_of("echo", &set, &input)) == sorted(&input));
+}
+
+#[test]
+fn the_sink_mode_decides_whether_a_quick_line_passes_a_slow_one() {
+    let input = b"{\"ms\":400}\n{\"ms\":0}\n";
+    let (slow, quick) = ("{\"slept_ms\":400}\n", "{\"slept_ms\":0}\n");
+    let completion = ["--set", "runtime.ordering.sink_mode=completion"];
+    for (more, expected) in [
+        (&[][..], format!("{slow}{quick}")),
+        (&["--sink-mode", "completion"], format!("{quick}{slow}")),
+        (&completion, format!("{quick}{slow}")),
+        (&[completion[0], completion[1], "--sink-mode", "source_seq"], format!("{slow}{quick}")),
+    ] {
+        assert_eq!(String::from_utf8_lossy(&batch_of("sleep", more, input)), expected, "{more:?}");
+    }
+}
+
+#[test]
+fn batch_answers_a_line_while_the_next_one_is_not_there_yet() {
+    let mut child = batch("echo", &[]).spawn().expect("the binary");
+    let mut stdin = child.stdin.take().expect("its input");
+    let stdout = child.stdout.take().expect("its output");
+    let (sender, lines) = channel();
+    std::thread::spawn(move || {
+        BufReader::new(stdout).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+    });
+    for line in ["one", "two"] {
+        writeln!(stdin, "{line}").expect("it reads");
+        assert_eq!(lines.recv_timeout(DEADLINE).as_deref(), Ok(line));
+    }
+    drop(stdin);
+    assert_code(&wait(child), 0);
+}
+
+fn problem(line: &[u8]) -> Value {
+    let value: Value = serde_json::from_slice(line).expect("a problem object");
+    let code = value["code"].as_str().expect("its code").to_owned();
+    assert_eq!(value["type"], format!("urn:cofferdam:error:{code}"));
+    assert!(value["status"].is_u64() && value["title"].is_string() && value["detail"].is_string(), "{value}");
+    value
+}
+
+#[test]
+fn a_line_that_is_too_long_gets_a_problem_object_in_its_place() {
+    let limits = [
+        "--set",
+        "runtime.platform.execution_ipc.max_payload_bytes=1024",
+        "--set",
+        "web.max_body_bytes=1024",
+    ];
+    let (fits, too_long) = ("f".repeat(1_024), "t".repeat(1_025));
+    let endless = "e".repeat(5 << 20);
+    let input = format!("a\n{too_long}\n{fits}\n{endless}\n\n{too_long}");
+    let output = run(&mut batch("echo", &limits), input.as_bytes());
+    assert_code(&output, 1);
+    let lines: Vec<&[u8]> = output.stdout.split(|byte| *byte == b'\n').collect();
+    assert_eq!(lines.len(), 7, "{}", shown(&output));
+    for (index, expected) in [(0, "a"), (2, &*fits), (4, ""), (6, "")] {
+        assert!(lines[index] == expected.as_bytes(), "line {index}: {}", shown(&output));
+    }
+    for index in [1, 3, 5] {
+        let problem = problem(lines[index]);
+        assert_eq!((&problem["code"], &problem["status"]), (&json!("payload_too_large"), &json!(413)));
+    }
+    assert!(stderr(&output).contains("3 of 6 lines failed"), "{}", shown(&output));
+}
+
+#[test]
+fn failed_lines_get_problem_objects_and_all_lines_are_done_before_exit_1() {
+    let input = b"{\"ms\":0}\nnot json\n{\"ms\":-1}\n{\"ms\":1}\n";
+    for mode in ["source_seq", "completion"] {
+        let output = run(&mut batch("sleep", &["--sink-mode", mode]), input);
+        assert_code(&output, 1);
+        assert!(stderr(&output).contains("2 of 4 lines failed"), "{}", shown(&output));
+        let lines: Vec<&[u8]> = output.stdout.trim_ascii_end().split(|byte| *byte == b'\n').collect();
+        assert_eq!(lines.len(), 4, "{}", shown(&output));
+        let failed = |line: &&&[u8]| line.starts_with(b"{\"type\"");
+        assert_eq!(lines.iter().filter(failed).count(), 2, "{}", shown(&output));
+        if mode == "source_seq" {
+            assert_eq!((lines[0], lines[3]), (&b"{\"slept_ms\":0}"[..], &b"{\"slept_ms\":1}"[..]));
+            assert_eq!(problem(lines[1])["code"], "handler_failed");
+            assert_eq!(problem(lines[2])["code"], "handler_failed");
+        }
+    }
+}
+
+#[test]
+fn a_line_that_outlasts_its_handlers_timeout_fails_and_the_others_do_not() {
+    let input = b"{\"ms\":0}\n{\"ms\":600000}\n{\"ms\":1}\n";
+    let output = run(&mut batch("sleep", &["--set", "handlers.sleep.timeout_ms=200"]), input);
+    assert_code(&output, 1);
+    let lines: Vec<&[u8]> = output.stdout.split(|byte| *byte == b'\n').collect();
+    assert_eq!((lines[0], lines[2]), (&b"{\"slept_ms\":0}"[..], &b"{\"slept_ms\":1}"[..]));
+    assert_eq!(problem(lines[1])["code"], "handler_timed_out");
+}
+
+#[test]
+fn a_line_without_the_ordering_key_of_its_handler_is_a_bad_request_and_the_others_go_on() {
+    let keyed = r#"handlers.echo.ordering={"key":"/k"}"#;
+    let output = run(&mut batch("echo", &["--set", keyed]), b"{\"k\":1}\n{\"k\":null}\n\n{\"k\":\"a\"}\n");
+    assert_code(&output, 1);
+    let lines: Vec<&[u8]> = output.stdout.split(|byte| *byte == b'\n').collect();
+    assert_eq!((lines[0], lines[3]), (&b"{\"k\":1}"[..], &b"{\"k\":\"a\"}"[..]));
+    assert_eq!(
+        (&problem(lines[1])["code"], &problem(lines[2])["code"]),
+        (&json!("bad_request"), &json!("bad_request"))
+    );
+    assert!(stderr(&output).contains("2 of 4 lines failed"), "{}", shown(&output));
+}
+
+#[test]
+fn a_small_queue_slows_reading_and_refuses_no_line() {
+    let input = numbered(2_000);
+    for capacity in [1, 2, 63, 64, 65] {
+        let set = format!("runtime.platform.queue.capacity={capacity}");
+        assert!(batch_of("echo", &["--set", &set], &input) == input, "capacity {capacity}");
+    }
+    let set = ["--set", "runtime.platform.queue.capacity=1", "--set", "handlers.echo.ordering=serial"];
+    assert!(batch_of("echo", &set, &input) == input);
+}
+
+#[test]
+fn batch_reads_and_writes_files_and_a_dash_is_a_standard_stream() {
+    let folder = Folder::new();
+    let input = numbered(3_000);
+    let (from, to) = (folder.file("in", &input), folder.file("out", "what was here before, which is longer"));
+    let (from, to) = (from.to_str().expect("text"), to.to_str().expect("text"));
+    assert!(batch_of("echo", &["--input", from, "--output", to], b"not read") == b"");
+    assert!(std::fs::read(to).expect("the output") == input);
+    assert!(batch_of("echo", &["--input", "-", "--output", "-"], &input) == input);
+    assert!(batch_of("echo", &["--input", from], b"not read") == input);
+    assert!(batch_of("echo", &["--output", to], b"short\n") == b"");
+    assert_eq!(std::fs::read(to).expect("the output"), b"short\n");
+    let empty = folder.file("empty", "");
+    assert!(batch_of("echo", &["--input", empty.to_str().expect("text"), "--output", to], b"") == b"");
+    assert_eq!(std::fs::read(to).expect("the output"), b"");
+}
+
+#[test]
+fn a_batch_that_cannot_begin_is_bad_usage_and_leaves_the_output_alone() {
+    let folder = Folder::new();
+    let kept = folder.file("kept", "kept");
+    let kept_text = kept.to_str().expect("text");
+    let path = |name: &str| folder.path(name).to_str().expect("text").to_owned();
+    for (handler, more, complaint) in [
+        ("nobody", vec!["--output", kept_text], "nobody"),
+        ("echo", vec!["--input", &path("missing"), "--output", kept_text], "missing"),
+        ("echo", vec!["--input", &path(""), "--output", kept_text], "is a directory"),
+        ("echo", vec!["--output", &path("no/folder")], "--output"),
+        ("echo", vec!["--output", &path("")], "--output"),
+    ] {
+        assert_usage_error(&run(&mut batch(handler, &more), b"a\n"), complaint);
+    }
+    assert_eq!(std::fs::read(&kept).expect("the output"), b"kept");
+}
+
+#[test]
+fn an_output_that_is_the_input_is_refused_and_the_input_survives() {
+    let folder = Folder::new();
+    let file = folder.file("lines", "a\nb\n");
+    let link = folder.path("link");
+    std::fs::hard_link(&file, &link).expect("a link of ours");
+    for to in [&file, &link] {
+        let (from, to) = (file.to_str().expect("text"), to.to_str().expect("text"));
+        let output = run(&mut batch("echo", &["--input", from, "--output", to]), b"");
+        assert_eq!(std::fs::read(&file).expect("the input"), b"a\nb\n", "{}", shown(&output));
+        assert_usage_error(&output, "--output");
+    }
+    // A device is nothing that could be emptied.
+    assert_eq!(batch_of("echo", &["--input", "/dev/null", "--output", "/dev/null"], b""), b"");
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_ends_the_batch_quietly_and_soon() {
+    let mut child = batch("echo", &[]).spawn().expect("the binary");
+    let mut stdin = child.stdin.take().expect("its input");
+    let mut stdout = child.stdout.take().expect("its output");
+    // The source never ends by itself: only the closed output can end the batch.
+    let feeder = std::thread::spawn(move || {
+        let lines = numbered(1_000);
+        while stdin.write_all(&lines).is_ok() {}
+    });
+    let mut head = [0; 100];
+    stdout.read_exact(&mut head).expect("some output");
+    assert!(numbered(10).starts_with(&head));
+    drop(stdout);
+    let output = wait(child);
+    assert_code(&output, 0);
+    assert_eq!(stderr(&output), "");
+    feeder.join().expect("its input is closed");
+}
+
+#[test]
+fn a_closed_output_ends_the_batch_even_while_a_line_runs_for_long() {
+    let more = ["--sink-mode", "completion", "--set", "handlers.sleep.timeout_ms=3600000"];
+    let mut child = batch("sleep", &more).spawn().expect("the binary");
+    let mut stdin = child.stdin.take().expect("its input");
+    let mut stdout = child.stdout.take().expect("its output");
+    stdin.write_all(b"{\"ms\":3600000}\n{\"ms\":0}\n").expect("it reads");
+    let mut line = [0; 15];
+    stdout.read_exact(&mut line).expect("the quick line");
+    drop(stdout);
+    let feeder = std::thread::spawn(move || while stdin.write_all(b"{\"ms\":0}\n").is_ok() {});
+    let output = wait(child);
+    assert_code(&output, 0);
+    assert_eq!(stderr(&output), "");
+    feeder.join().expect("its input is closed");
+}
+
+#[test]
+fn an_output_that_cannot_be_written_is_a_failure() {
+    // Every write to this device says that the disk is full.
+    let Ok(full) = std::fs::OpenOptions::new().write(true).open("/dev/full") else {
+        let _ = writeln!(std::io::stderr(), "SKIPPED: there is no /dev/full here");
+        return;
+    };
+    let output = run(batch("echo", &[]).stdout(Stdio::from(full)), b"a\n");
+    assert_code(&output, 1);
+    assert!(stderr(&output).contains("the output cannot be written"), "{}", shown(&output));
+}
+
+#[test]
+fn progress_is_drawn_on_standard_error_when_asked_for_and_never_otherwise() {
+    for (more, is_drawn) in [
+        (&["--progress", "always"][..], true),
+        (&["--progress", "never"], false),
+        // Neither of the two streams is a terminal here.
+        (&["--progress", "auto"], false),
+        (&[], false),
+    ] {
+        for input in [&b""[..], b"a\nb\nc\n"] {
+            let output = run(&mut batch("echo", more), input);
+            assert_code(&output, 0);
+            assert_eq!(output.stdout, input);
+            assert_eq!(stderr(&output).contains(" done, 0 failed"), is_drawn, "{more:?}: {}", shown(&output));
+            assert!(is_drawn || stderr(&output).is_empty(), "{more:?}: {}", shown(&output));
+        }
+    }
+}

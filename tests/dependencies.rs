@@ -1,0 +1,134 @@
+//! What reaches the binary: an explicit list of crates, and no async runtime under any name.
+//!
+//! It guards DESIGN 13. A new line in the tree is a decision, so it is a line here too, beside its reason.
+//! Dependencies of tests and benchmarks are free and not looked at.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
+
+/// Every crate of the binary, below the one of DESIGN 13 that brings it.
+const ALLOWED: &[(&str, &[&str])] = &[
+    ("this package", &["cofferdam"]),
+    ("mio, for the two event loops", &["mio"]),
+    ("tiny_http, for the routes that render", &["tiny_http", "ascii", "chunked_transfer", "httpdate"]),
+    ("serde, for the config and handlers", &["serde", "serde_core"]),
+    ("serde, at compile time only", &["serde_derive", "syn", "quote", "proc-macro2", "unicode-ident"]),
+    ("serde_json, for the config and handlers", &["serde_json", "itoa", "memchr", "zmij"]),
+    (
+        "hmac and sha2, for the channel",
+        &[
+            "hmac",
+            "sha2",
+            "digest",
+            "block-buffer",
+            "crypto-common",
+            "hybrid-array",
+            "typenum",
+            "const-oid",
+            "cpufeatures",
+            "ctutils",
+            "cmov",
+        ],
+    ),
+    ("getrandom, for secrets and ids", &["getrandom", "cfg-if"]),
+    ("log and env_logger, for logs", &["log", "env_logger", "env_filter"]),
+    ("signal-hook, for signals", &["signal-hook", "signal-hook-registry", "errno"]),
+    ("rustix, for processes and clocks", &["rustix", "linux-raw-sys", "bitflags"]),
+    ("zeroize, for wiping secrets", &["zeroize"]),
+    ("libc, below mio, getrandom and signal-hook", &["libc"]),
+];
+
+/// Async runtimes and what only makes sense within one. `futures` alone brings an executor.
+const RUNTIMES: &[&str] = &[
+    "actix-rt",
+    "async-executor",
+    "async-global-executor",
+    "async-io",
+    "async-std",
+    "bastion",
+    "compio",
+    "embassy-executor",
+    "futures",
+    "futures-executor",
+    "glommio",
+    "monoio",
+    "ntex-rt",
+    "nuclei",
+    "pollster",
+    "smol",
+    "smolscale",
+    "tokio",
+    "tokio-uring",
+    "tokio-util",
+    "wasm-bindgen-futures",
+];
+
+/// The crates that are linked into the binary or run at its build, as `name version`.
+fn tree() -> BTreeMap<String, String> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args([
+        "tree",
+        "-e",
+        "normal,build",
+        "--prefix",
+        "none",
+        "--locked",
+        "--offline",
+        "--manifest-path",
+    ]);
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"));
+    let output = command.output().expect("cargo can be run");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?} failed; is Cargo.lock up to date? {said}");
+    let text = String::from_utf8(output.stdout).expect("crate names are text");
+    let crates: BTreeMap<String, String> = text
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            Some((words.next()?.to_owned(), words.next()?.to_owned()))
+        })
+        .collect();
+    assert!(crates.contains_key("cofferdam") && crates.len() > 10, "this is no tree: {text}");
+    crates
+}
+
+fn allowed() -> BTreeSet<&'static str> {
+    ALLOWED.iter().flat_map(|(_, names)| names.iter().copied()).collect()
+}
+
+#[test]
+fn only_crates_of_the_allow_list_reach_the_binary() {
+    let (tree, allowed) = (tree(), allowed());
+    let extra: Vec<String> = tree
+        .iter()
+        .filter(|(name, _)| !allowed.contains(name.as_str()))
+        .map(|(name, version)| format!("{name} {version}"))
+        .collect();
+    assert!(
+        extra.is_empty(),
+        "not on the allow-list: {}.\n`cargo tree -e normal -i NAME` shows who brings each. Do without it, or add it to \
+         ALLOWED in {} with its reason, and to DESIGN 13 if it is a direct one.",
+        extra.join(", "),
+        file!()
+    );
+}
+
+#[test]
+fn the_allow_list_names_no_crate_that_is_gone() {
+    let tree = tree();
+    let gone: Vec<&str> = allowed().into_iter().filter(|name| !tree.contains_key(*name)).collect();
+    assert!(gone.is_empty(), "no longer in the tree, so remove from ALLOWED in {}: {gone:?}", file!());
+}
+
+#[test]
+fn no_async_runtime_is_in_the_tree_under_any_name() {
+    let tree = tree();
+    let is_runtime =
+        |name: &str| RUNTIMES.contains(&name) || name.starts_with("tokio-") || name.starts_with("smol-");
+    let found: Vec<&String> = tree.keys().filter(|name| is_runtime(name)).collect();
+    assert!(found.is_empty(), "house rule 1: no async runtime, but the tree has {found:?}");
+    let both: Vec<&str> = allowed().into_iter().filter(|name| is_runtime(name)).collect();
+    assert!(both.is_empty(), "ALLOWED has what RUNTIMES refuses: {both:?}");
+}

@@ -1,0 +1,168 @@
+//! Same input, same output bytes: the fund-load challenge through `batch`, in every mode.
+//!
+//! It guards the promise of DESIGN 10 with the real input and its published output, and with generated inputs
+//! against an oracle that shares no code with the handlers. A failure names its seed; `COFFERDAM_SEED=N`
+//! replays that one.
+
+#[path = "../tools/fund-load/generator.rs"]
+mod generator;
+#[path = "support/oracle.rs"]
+mod oracle;
+#[path = "support/program.rs"]
+mod program;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use oracle::Rules;
+use program::{command, example, run, shown};
+
+/// The values of `runtime.platform.bootstrap.mode` that the same bytes must come out of.
+const MODES: &[&str] = &["inline", "process_supervisor"];
+
+const HANDLERS: [(&str, Rules); 2] = [("fund_load", Rules::Baseline), ("fund_load_exp", Rules::Experiment)];
+
+/// As many programs at once: each has threads of its own.
+const AT_ONCE: usize = 2;
+
+fn fund_load(mode: &str, handler: &str, input: &[u8], options: &[&str]) -> Output {
+    let mode = format!("runtime.platform.bootstrap.mode={mode}");
+    let fixed = ["batch", "--progress", "never", "--set", &mode, "--handler", handler];
+    let arguments = fixed.iter().chain(options);
+    let output = run(&mut command(&example("fund-load"), arguments), input);
+    assert!(output.status.success(), "{mode} {handler}: {}", shown(&output));
+    output
+}
+
+/// Fails with the first line that differs, since a diff of thousands of lines tells nothing.
+fn assert_same(output: &[u8], expected: &[u8], what: &str) {
+    if output == expected {
+        return;
+    }
+    let lines = |bytes: &[u8]| -> Vec<String> {
+        bytes
+            .split_inclusive(|byte| *byte == b'\n')
+            .map(|l| String::from_utf8_lossy(l).into_owned())
+            .collect()
+    };
+    let (output, expected) = (lines(output), lines(expected));
+    let at = output.iter().zip(&expected).take_while(|(a, b)| a == b).count();
+    panic!(
+        "{what}: {} lines instead of {}; line {} is {:?} instead of {:?}",
+        output.len(),
+        expected.len(),
+        at + 1,
+        output.get(at),
+        expected.get(at)
+    );
+}
+
+/// The seeds `1..=count`, or the one that is asked for.
+fn seeds(count: u64) -> Vec<u64> {
+    match std::env::var("COFFERDAM_SEED") {
+        Ok(text) => vec![text.parse().expect("COFFERDAM_SEED is a number")],
+        Err(_) => (1..=count).collect(),
+    }
+}
+
+/// Does each of these, a few at a time; the first panic ends the test.
+fn a_few_at_a_time<T: Sync>(items: &[T], check: impl Fn(&T) + Sync) {
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    check(item);
+                }
+            });
+        }
+    });
+}
+
+/// The folder of the published input and output, if it is on this machine.
+fn challenge() -> Option<PathBuf> {
+    let said = std::env::var_os("COFFERDAM_CHALLENGE_DIR").map(PathBuf::from);
+    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/challenge");
+    let folder = said.clone().unwrap_or_else(beside);
+    let is_there = ["input.txt", "output.txt"].iter().all(|name| folder.join(name).is_file());
+    assert!(is_there || said.is_none(), "COFFERDAM_CHALLENGE_DIR has no input.txt and output.txt");
+    if !is_there {
+        // Not by `println!`, which is shown only where a test fails.
+        let at = folder.display();
+        let _ =
+            writeln!(std::io::stderr(), "SKIPPED: nothing at {at}; COFFERDAM_CHALLENGE_DIR says where it is");
+    }
+    is_there.then_some(folder)
+}
+
+#[test]
+fn the_published_input_gives_the_published_output_byte_for_byte() {
+    let Some(folder) = challenge() else { return };
+    let read = |name: &str| std::fs::read(folder.join(name)).expect("a readable challenge file");
+    let (input, expected) = (read("input.txt"), read("output.txt"));
+    for mode in MODES {
+        let output = fund_load(mode, "fund_load", &input, &[]);
+        assert_same(&output.stdout, &expected, &format!("the real input, {mode}"));
+    }
+}
+
+#[test]
+fn the_published_output_is_the_oracles_too() {
+    let Some(folder) = challenge() else { return };
+    let read = |name: &str| std::fs::read(folder.join(name)).expect("a readable challenge file");
+    let output = oracle::decide(&read("input.txt"), Rules::Baseline);
+    assert_same(&output, &read("output.txt"), "the oracle");
+}
+
+#[test]
+fn both_handlers_agree_with_the_oracle_on_fifty_generated_inputs() {
+    const LINES: usize = 2_000;
+    let seeds = seeds(50);
+    println!("seeds {seeds:?}, {LINES} lines each, modes {MODES:?}");
+    a_few_at_a_time(&seeds, |seed| {
+        let input = generator::generate(*seed, LINES);
+        for (handler, rules) in HANDLERS {
+            let expected = oracle::decide(&input, rules);
+            for mode in MODES {
+                let output = fund_load(mode, handler, &input, &[]);
+                assert_same(&output.stdout, &expected, &format!("seed {seed}, {handler}, {mode}"));
+            }
+        }
+    });
+}
+
+#[test]
+fn the_baseline_agrees_with_the_oracle_on_one_long_input() {
+    const LINES: usize = 50_000;
+    let seed = seeds(1)[0];
+    println!("seed {seed}, {LINES} lines, modes {MODES:?}");
+    let input = generator::generate(seed, LINES);
+    let expected = oracle::decide(&input, Rules::Baseline);
+    for mode in MODES {
+        let output = fund_load(mode, "fund_load", &input, &[]);
+        assert_same(&output.stdout, &expected, &format!("seed {seed}, {mode}"));
+    }
+}
+
+#[test]
+fn completion_order_of_a_serial_lane_is_the_source_order() {
+    let input = generator::generate(7, 500);
+    for mode in MODES {
+        for (handler, rules) in HANDLERS {
+            let output = fund_load(mode, handler, &input, &["--sink-mode", "completion"]);
+            assert_same(&output.stdout, &oracle::decide(&input, rules), &format!("{handler}, {mode}"));
+        }
+    }
+}
+
+#[test]
+fn a_second_run_starts_from_empty_state_and_gives_the_same_bytes() {
+    let input = generator::generate(11, 1_000);
+    for mode in MODES {
+        let (first, second) =
+            (fund_load(mode, "fund_load", &input, &[]), fund_load(mode, "fund_load", &input, &[]));
+        assert_same(&second.stdout, &first.stdout, mode);
+    }
+}

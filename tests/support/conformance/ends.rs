@@ -1,0 +1,313 @@
+//! Laws of leases that end: lost, given back, failed, timed out; and of dead jobs.
+
+use std::time::Duration;
+
+use cofferdam::job::{JobStatus, Verdict, WaitingFor};
+use cofferdam::ports::{CommitResult, ReleaseReason, StateAt};
+use cofferdam::problem::{Cause, Code};
+
+use super::{
+    Bench, Executor, Make, commit_of, crashed, entries, failed, ids, retry, set, state, succeeded, version_of,
+};
+
+const COMMITTED: CommitResult = CommitResult::Committed;
+const SECOND: Duration = Duration::from_secs(1);
+const FOR_EVER: Duration = Duration::from_secs(3600);
+
+pub fn a_lost_executors_jobs_come_again_at_once_and_only_the_started_one_counts(make: Make) {
+    let bench = Bench::new(make);
+    let jobs = bench.submit_many("serial", 4);
+    let free = bench.submit_many("free", 2);
+    let mut doomed = bench.executor();
+    let leases = doomed.leases(3);
+    assert_eq!(doomed.say(&leases[0], 0, succeeded()), COMMITTED);
+    doomed.die();
+    let deliveries: Vec<_> = jobs.iter().chain(&free).map(|id| bench.record(*id).deliveries).collect();
+    assert_eq!(deliveries, [1, 1, 0, 0, 1, 1], "the second job had started with the first one's commit");
+    let mut executor = bench.executor();
+    let leases = executor.leases(10);
+    let again: Vec<_> = leases.iter().map(|lease| (ids(lease), lease.jobs[0].delivery)).collect();
+    assert_eq!(again, [(vec![jobs[1]], 2), (vec![free[0]], 2), (vec![free[1]], 2)]);
+    leases.iter().for_each(|lease| executor.finish(lease));
+    assert_eq!(executor.finish_everything(), jobs[2..]);
+    let deliveries: Vec<_> = jobs.iter().map(|id| bench.record(*id).deliveries).collect();
+    assert_eq!(deliveries, [1, 2, 1, 1]);
+}
+
+pub fn after_a_loss_runs_are_of_one_until_a_commit(make: Make) {
+    let bench = Bench::new(make);
+    bench.submit_many("serial", 6);
+    for verdict in [succeeded(), failed()] {
+        let mut doomed = bench.executor();
+        doomed.lease();
+        doomed.die();
+        let mut executor = bench.executor();
+        let lease = executor.lease();
+        assert_eq!(lease.jobs.len(), 1);
+        executor.release(&lease, ReleaseReason::Draining);
+        let lease = executor.lease();
+        assert_eq!(lease.jobs.len(), 1, "a release is no commit");
+        assert_eq!(executor.say(&lease, 0, verdict), COMMITTED);
+        let lease = executor.lease();
+        assert!(lease.jobs.len() > 1, "runs are long again");
+        executor.release(&lease, ReleaseReason::Draining);
+    }
+}
+
+pub fn a_handler_with_one_delivery_gets_runs_of_one(make: Make) {
+    let bench = Bench::new(make);
+    let jobs = bench.submit_many("once", 3);
+    let mut executor = bench.executor();
+    for job in jobs {
+        let lease = executor.lease();
+        assert_eq!(ids(&lease), [job]);
+        executor.finish(&lease);
+    }
+}
+
+pub fn a_job_that_kills_its_executor_takes_no_neighbour_along(make: Make) {
+    let bench = Bench::new(make);
+    let jobs = bench.submit_many("serial", 5);
+    let killer = jobs[1];
+    for _ in 0..20 {
+        let mut executor = bench.executor();
+        let Some(lease) = executor.leases(1).pop() else { break };
+        for index in 0..lease.jobs.len() {
+            if lease.jobs[index].spec.id == killer {
+                break;
+            }
+            assert_eq!(executor.say(&lease, index, succeeded()), COMMITTED);
+        }
+        executor.die();
+    }
+    let ends: Vec<_> = jobs.iter().map(|id| bench.record(*id)).map(|r| (r.status, r.deliveries)).collect();
+    let well = (JobStatus::Succeeded, 1);
+    assert_eq!(ends, [well, (JobStatus::Dead, 3), well, well, well]);
+    assert_eq!(bench.error(killer).cause, Some(Cause::ExecutorLost));
+}
+
+pub fn used_up_deliveries_make_a_job_dead_with_its_cause(make: Make) {
+    for (handler, verdict, cause) in [
+        ("free", Some(retry()), Cause::RetriesExhausted),
+        ("serial", Some(retry()), Cause::RetriesExhausted),
+        ("free", Some(crashed()), Cause::HandlerCrashed),
+        ("serial", Some(crashed()), Cause::HandlerCrashed),
+        ("free", None, Cause::ExecutorLost),
+        ("serial", None, Cause::ExecutorLost),
+        ("once", Some(crashed()), Cause::HandlerCrashed),
+    ] {
+        let bench = Bench::new(make);
+        let job = bench.submit_to(handler);
+        let next = (handler != "free").then(|| bench.submit_to(handler));
+        let deliveries = if handler == "once" { 1 } else { 3 };
+        for delivery in 1..=deliveries {
+            assert_eq!(bench.status(job), JobStatus::Queued);
+            let mut executor = bench.executor();
+            let lease = executor.lease();
+            assert_eq!((lease.jobs[0].spec.id, lease.jobs[0].delivery), (job, delivery));
+            match &verdict {
+                Some(verdict) => assert_eq!(executor.say(&lease, 0, verdict.clone()), COMMITTED),
+                None => executor.die(),
+            }
+            bench.pass(FOR_EVER / 100);
+        }
+        let record = bench.record(job);
+        assert_eq!((record.status, record.deliveries), (JobStatus::Dead, deliveries), "{handler} {cause:?}");
+        let error = bench.error(job);
+        assert_eq!((error.code, error.cause), (Code::DeadLettered, Some(cause)), "{handler}");
+        assert_eq!(bench.backend.producer().stats().unwrap().dead, 1);
+        let done = bench.executor().finish_everything();
+        assert_eq!(done, next.into_iter().collect::<Vec<_>>(), "the lane goes on");
+    }
+}
+
+pub fn the_backoff_is_between_nothing_and_its_doubling_capped_bound(make: Make) {
+    let (base, cap) = (Duration::from_millis(100), Duration::from_millis(500));
+    let bench = Bench::with(make, |settings| {
+        (settings.retry_base, settings.retry_max, settings.max_deliveries) = (base, cap, 7);
+    });
+    let jobs = bench.submit_many("free", 200);
+    let mut executor = bench.executor();
+    for delivery in 1..=6 {
+        let bound = (base * (1 << (delivery - 1))).min(cap);
+        let leases = executor.leases(jobs.len());
+        assert_eq!(leases.len(), jobs.len());
+        for (index, lease) in leases.iter().enumerate() {
+            let verdict = if index % 2 == 0 { retry() } else { crashed() };
+            assert_eq!(executor.say(lease, 0, verdict), COMMITTED);
+        }
+        let now = bench.now();
+        let mut waits: Vec<Duration> = Vec::new();
+        for job in &jobs {
+            waits.push(match bench.record(*job).waiting_for {
+                Some(WaitingFor::Backoff(until)) => until.since(now),
+                _ => Duration::ZERO,
+            });
+        }
+        waits.sort();
+        assert!(waits[waits.len() - 1] <= bound, "delivery {delivery}: {waits:?}");
+        assert!(waits[20] < bound / 3 && waits[180] > bound / 3 * 2, "full jitter: {waits:?}");
+        bench.pass(bound);
+    }
+}
+
+pub fn a_released_lease_is_uncounted_and_keeps_its_order(make: Make) {
+    let bench = Bench::new(make);
+    let jobs = bench.submit_many("serial", 4);
+    let free = bench.submit_to("free");
+    let mut executor = bench.executor();
+    for reason in [ReleaseReason::Draining, ReleaseReason::RunEnded, ReleaseReason::NeedState] {
+        for _ in 0..4 {
+            for lease in executor.leases(2) {
+                executor.release(&lease, reason);
+            }
+        }
+    }
+    let leases = executor.leases(2);
+    assert!(leases.iter().all(|lease| lease.jobs[0].delivery == 1), "12 releases counted for nothing");
+    let serial = leases.iter().find(|lease| *lease.handler == *"serial").expect("its lane is ready");
+    assert_eq!(ids(serial), jobs);
+    // In the middle of a run the committed part stays committed.
+    assert_eq!(executor.say(serial, 0, succeeded()), COMMITTED);
+    executor.release(serial, ReleaseReason::Draining);
+    let record = bench.record(jobs[1]);
+    assert_eq!((record.status, record.deliveries), (JobStatus::Queued, 0));
+    assert_eq!(executor.finish_everything(), jobs[1..]);
+    let lease = leases.iter().find(|lease| *lease.handler == *"free").expect("claimed");
+    executor.finish(lease);
+    assert_eq!(bench.record(free).deliveries, 1);
+}
+
+pub fn a_release_of_a_lease_that_is_over_is_ignored(make: Make) {
+    let bench = Bench::new(make);
+    let jobs = bench.submit_many("serial", 2);
+    let mut executor = bench.executor();
+    let old = executor.lease();
+    executor.release(&old, ReleaseReason::Draining);
+    let lease = executor.lease();
+    executor.release(&old, ReleaseReason::Draining);
+    executor.claims_nothing();
+    executor.finish(&lease);
+    executor.release(&lease, ReleaseReason::Draining);
+    assert!(jobs.iter().all(|id| bench.status(*id) == JobStatus::Succeeded));
+}
+
+pub fn a_lease_that_is_not_renewed_is_lost_and_one_that_is_renewed_lives(make: Make) {
+    let bench = Bench::with(make, |settings| settings.visibility = 10 * SECOND);
+    let jobs = [bench.submit_to("serial"), bench.submit_to("free")];
+    let (mut slow, mut other) = (bench.executor(), bench.executor());
+    let leases = slow.leases(2);
+    for _ in 0..5 {
+        bench.pass(9 * SECOND);
+        slow.extend();
+        other.extend();
+        other.claims_nothing();
+    }
+    bench.pass(10 * SECOND - Duration::from_micros(1));
+    other.claims_nothing();
+    assert!(jobs.iter().all(|id| bench.status(*id) == JobStatus::Running));
+    bench.pass(Duration::from_micros(1));
+    let again = other.leases(10);
+    assert_eq!(again.len(), 2);
+    assert!(again.iter().all(|lease| lease.jobs[0].delivery == 2), "a lost delivery counts");
+    slow.extend();
+    assert!(leases.iter().all(|lease| slow.say(lease, 0, succeeded()) == CommitResult::Fenced));
+    again.iter().for_each(|lease| other.finish(lease));
+}
+
+pub fn a_commit_renews_its_lease(make: Make) {
+    let bench = Bench::with(make, |settings| settings.visibility = 10 * SECOND);
+    bench.submit_many("serial", 5);
+    let mut executor = bench.executor();
+    let lease = executor.lease();
+    for index in 0..5 {
+        bench.pass(9 * SECOND);
+        assert_eq!(executor.say(&lease, index, succeeded()), COMMITTED);
+    }
+}
+
+pub fn a_timeout_ends_the_run_and_its_rest_is_uncounted(make: Make) {
+    let bench = Bench::new(make);
+    let jobs = bench.submit_many("serial", 3);
+    let mut executor = bench.executor();
+    let lease = executor.lease();
+    let v1 = cofferdam::job::Version(lease.jobs[0].fence);
+    let first = commit_of(&lease, 0, version_of(&lease), state(vec![set("k", "1")]));
+    let second = commit_of(&lease, 1, v1, Verdict::TimedOut);
+    let third = commit_of(&lease, 2, v1, succeeded());
+    assert_eq!(executor.commits(vec![first, second, third]), [COMMITTED, COMMITTED, CommitResult::Fenced]);
+    assert_eq!(
+        (bench.status(jobs[1]), bench.error(jobs[1]).code),
+        (JobStatus::TimedOut, Code::HandlerTimedOut)
+    );
+    assert_eq!(bench.record(jobs[2]).deliveries, 0);
+    let rest = executor.lease();
+    assert_eq!((ids(&rest), rest.jobs[0].delivery), (jobs[2..].to_vec(), 1));
+    assert_eq!(
+        rest.state,
+        StateAt::Whole(v1, entries([("k", "1")])),
+        "the run's end was not its last commit"
+    );
+    executor.finish(&rest);
+}
+
+pub fn a_failed_job_lets_its_run_go_on(make: Make) {
+    let bench = Bench::new(make);
+    let jobs = bench.submit_many("serial", 2);
+    let mut executor = bench.executor();
+    let lease = executor.lease();
+    assert_eq!(executor.say(&lease, 0, failed()), COMMITTED);
+    assert_eq!(executor.say(&lease, 1, succeeded()), COMMITTED);
+    assert_eq!((bench.status(jobs[0]), bench.error(jobs[0]).code), (JobStatus::Failed, Code::HandlerFailed));
+    assert_eq!(bench.error(jobs[0]).detail, "it cannot be done");
+}
+
+/// A parked lane: its dead head, and what waits behind it.
+fn parked(bench: &Bench, executor: &mut Executor) -> [cofferdam::job::JobId; 3] {
+    let jobs = [(); 3].map(|()| bench.submit_to("parking"));
+    let lease = executor.lease();
+    assert_eq!(executor.say(&lease, 0, crashed()), COMMITTED);
+    assert_eq!(bench.status(jobs[0]), JobStatus::Dead);
+    bench.pass(FOR_EVER / 100);
+    executor.claims_nothing();
+    assert_eq!(bench.record(jobs[1]).waiting_for, Some(WaitingFor::Lane(jobs[0])));
+    jobs
+}
+
+pub fn a_parked_lane_waits_until_its_dead_head_is_retried(make: Make) {
+    let bench = Bench::new(make);
+    let mut executor = bench.executor();
+    let jobs = parked(&bench, &mut executor);
+    let record = bench.retry(jobs[0]).expect("a dead job can be retried");
+    assert_eq!((record.status, record.deliveries), (JobStatus::Queued, 0));
+    assert_eq!(executor.finish_everything(), jobs, "a parked job is its lane's head again");
+    assert!(jobs.iter().all(|id| bench.status(*id) == JobStatus::Succeeded));
+}
+
+pub fn a_parked_lane_goes_on_once_its_dead_head_is_deleted(make: Make) {
+    let bench = Bench::new(make);
+    let mut executor = bench.executor();
+    let jobs = parked(&bench, &mut executor);
+    bench.cancel(jobs[2]);
+    executor.claims_nothing();
+    assert_eq!(bench.cancel(jobs[0]).status, JobStatus::Dead, "it stays what it is");
+    assert_eq!(executor.finish_everything(), jobs[1..2]);
+    // A second time it is a record like others: retried, it goes to the tail.
+    let tail = bench.submit_to("parking");
+    bench.cancel(jobs[0]);
+    assert!(bench.retry(jobs[0]).is_ok());
+    assert_eq!(executor.finish_everything(), [tail, jobs[0]]);
+}
+
+pub fn a_parked_dead_job_outlives_its_time(make: Make) {
+    let bench = Bench::with(make, |settings| (settings.retain_records, settings.retain_bytes) = (1, 1 << 20));
+    let mut executor = bench.executor();
+    let jobs = parked(&bench, &mut executor);
+    bench.submit_many("free", 5);
+    executor.finish_everything();
+    bench.pass(FOR_EVER);
+    assert_eq!(bench.status(jobs[0]), JobStatus::Dead, "until someone acts");
+    bench.cancel(jobs[0]);
+    bench.pass(FOR_EVER);
+    assert_eq!(bench.find(jobs[0]), None);
+}

@@ -1,0 +1,430 @@
+//! Laws of acceptance and of what is kept: idempotency, capacity, records, figures.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cofferdam::job::{Effects, InstanceId, JobId, JobStatus, Payload, Verdict, WaitingFor};
+use cofferdam::ports::{CommitResult, Filter, Idempotency, NewJob, Refusal, Submitted, Viewer};
+
+use super::{
+    Bench, Make, crashed, entries, failed, follow_up, ids, retry, set, state, succeeded, succeeded_with,
+    unset,
+};
+
+const COMMITTED: CommitResult = CommitResult::Committed;
+const SECOND: Duration = Duration::from_secs(1);
+
+fn with_key(job: NewJob, key: &str, payload: u8) -> NewJob {
+    NewJob { idempotency: Some(Idempotency { key: Arc::from(key), fingerprint: [payload; 32] }), ..job }
+}
+
+fn existing(answer: Submitted) -> (JobId, JobStatus) {
+    match answer {
+        Submitted::Existing(record) => (record.spec.id, record.status),
+        Submitted::New | Submitted::Refused(_) => panic!("{answer:?}"),
+    }
+}
+
+pub fn an_idempotency_key_joins_its_job_in_every_status(make: Make) {
+    let bench = Bench::new(make);
+    let again = || existing(bench.try_submit(with_key(bench.job("serial"), "k", 1)));
+    let job = bench.submit(with_key(bench.job("serial"), "k", 1));
+    assert_eq!(again(), (job, JobStatus::Queued));
+    let mut executor = bench.executor();
+    let lease = executor.lease();
+    assert_eq!(ids(&lease), [job], "one job");
+    assert_eq!(again(), (job, JobStatus::Running));
+    assert_eq!(executor.say(&lease, 0, failed()), COMMITTED);
+    assert_eq!(again(), (job, JobStatus::Failed));
+    assert!(bench.retry(job).is_ok());
+    assert_eq!(again(), (job, JobStatus::Queued));
+    assert_eq!(executor.finish_everything(), [job]);
+    assert_eq!(again(), (job, JobStatus::Succeeded));
+    executor.claims_nothing();
+}
+
+pub fn another_payload_under_an_idempotency_key_is_refused(make: Make) {
+    let bench = Bench::new(make);
+    let job = bench.submit(with_key(bench.job("free"), "k", 1));
+    let other = with_key(bench.job("free"), "k", 2);
+    assert_eq!(bench.try_submit(other.clone()), Submitted::Refused(Refusal::IdempotencyMismatch));
+    assert_eq!(bench.find(other.id), None, "a refusal changes nothing");
+    assert_eq!(bench.executor().finish_everything(), [job]);
+    assert_eq!(bench.try_submit(other), Submitted::Refused(Refusal::IdempotencyMismatch));
+}
+
+pub fn an_idempotency_key_is_its_owners_and_its_handlers(make: Make) {
+    let bench = Bench::new(make);
+    let job = |owner: &str, handler| {
+        with_key(NewJob { owner: Arc::from(owner), ..bench.job(handler) }, "k", handler.len() as u8)
+    };
+    let first = bench.submit(job("ann", "free"));
+    bench.submit(job("bob", "free"));
+    bench.submit(job("ann", "serial"));
+    bench.submit(job("", "free"));
+    assert_eq!(existing(bench.try_submit(job("ann", "free"))).0, first);
+    assert_eq!(bench.executor().finish_everything().len(), 4);
+}
+
+pub fn an_idempotency_key_lives_as_long_as_its_jobs_record(make: Make) {
+    let bench = Bench::new(make);
+    let again = || bench.try_submit(with_key(bench.job("free"), "k", 1));
+    // While its job has not ended it lives however long that takes; then as long as the record.
+    let job = bench.submit(with_key(bench.job("free"), "k", 1));
+    bench.pass(2000 * SECOND);
+    assert_eq!(existing(again()).0, job);
+    bench.executor().finish_everything();
+    bench.pass(599 * SECOND);
+    assert_eq!(existing(again()), (job, JobStatus::Succeeded));
+    bench.pass(SECOND);
+    assert_eq!(bench.find(job), None);
+    assert_eq!(again(), Submitted::New);
+}
+
+pub fn a_submission_that_is_repeated_is_one_job(make: Make) {
+    let bench = Bench::new(make);
+    let job = bench.job("serial");
+    for _ in 0..3 {
+        assert_eq!(bench.try_submit(job.clone()), Submitted::New);
+    }
+    assert_eq!(bench.executor().finish_everything(), [job.id]);
+    assert_eq!(bench.try_submit(job.clone()), Submitted::New, "the answer that was lost");
+    assert_eq!(bench.status(job.id), JobStatus::Succeeded);
+    bench.executor().claims_nothing();
+}
+
+pub fn an_unknown_handler_is_refused(make: Make) {
+    let bench = Bench::new(make);
+    let job = bench.job("unheard of");
+    assert_eq!(bench.try_submit(job.clone()), Submitted::Refused(Refusal::UnknownHandler));
+    assert_eq!(bench.find(job.id), None);
+}
+
+pub fn a_full_queue_refuses_but_not_follow_ups_and_redeliveries(make: Make) {
+    let bench = Bench::with(make, |settings| settings.capacity = 4);
+    let full = || bench.try_submit(bench.job("free")) == Submitted::Refused(Refusal::QueueFull);
+    bench.submit_many("serial", 3);
+    bench.submit(NewJob { delay: SECOND, ..bench.job("free") });
+    assert!(full(), "delayed jobs count");
+    let key = with_key(bench.job("free"), "k", 1);
+    let mut executor = bench.executor();
+    let lease = executor.lease();
+    assert_eq!(lease.jobs.len(), 3);
+    bench.submit(key.clone());
+    assert!(full(), "jobs of a lease that have not started count");
+    assert_eq!(
+        existing(bench.try_submit(with_key(bench.job("free"), "k", 1))).0,
+        key.id,
+        "to join is no job"
+    );
+    let follow_ups = vec![follow_up("free"); 5];
+    let effects = Effects { follow_ups, ..Effects::default() };
+    assert_eq!(executor.say(&lease, 0, succeeded_with(effects)), COMMITTED);
+    assert_eq!(executor.say(&lease, 1, retry()), COMMITTED);
+    assert!(full());
+    bench.pass(SECOND);
+    // 5 follow-ups, 1 redelivery and its neighbour, the delayed one, the one with the key.
+    assert_eq!(executor.finish_everything().len(), 9);
+    assert!(!full());
+    let jobs = bench.submit_many("serial", 3);
+    assert!(full());
+    bench.cancel(jobs[2]);
+    assert!(!full(), "a cancelled job leaves room");
+    assert!(full());
+    assert_eq!(executor.leases(2).len(), 2);
+    assert!(!full(), "a started one too");
+}
+
+pub fn jobs_of_one_call_are_accepted_or_refused_each(make: Make) {
+    let bench = Bench::with(make, |settings| settings.capacity = 2);
+    let jobs = ["free", "unheard of", "serial", "free"].map(|handler| bench.job(handler));
+    let answers = bench.backend.producer().submit(jobs.to_vec()).unwrap();
+    let refused = Submitted::Refused;
+    let expected =
+        [Submitted::New, refused(Refusal::UnknownHandler), Submitted::New, refused(Refusal::QueueFull)];
+    assert_eq!(answers, expected);
+    assert_eq!(bench.executor().finish_everything(), [jobs[0].id, jobs[2].id]);
+}
+
+pub fn an_awaited_record_goes_earlier_unless_it_has_a_key(make: Make) {
+    let bench = Bench::new(make);
+    let awaited = |job| bench.submit(NewJob { awaited: true, ..job });
+    let plain = bench.submit_to("free");
+    let waited = awaited(bench.job("free"));
+    let keyed = awaited(with_key(bench.job("free"), "k", 1));
+    let cancelled = awaited(bench.job("free"));
+    let retried = awaited(bench.job("free"));
+    bench.pass(1000 * SECOND);
+    bench.cancel(cancelled);
+    bench.cancel(retried);
+    assert!(bench.retry(retried).is_ok());
+    bench.executor().finish_everything();
+    let kept = || [plain, waited, keyed, cancelled, retried].map(|id| bench.find(id).is_some());
+    bench.pass(30 * SECOND - Duration::from_micros(1));
+    assert_eq!(kept(), [true; 5], "counted from the end");
+    bench.pass(Duration::from_micros(1));
+    assert_eq!(kept(), [true, false, true, false, true], "who retries does not wait any more");
+    bench.pass(570 * SECOND - Duration::from_micros(1));
+    assert_eq!(kept(), [true, false, true, false, true]);
+    bench.pass(Duration::from_micros(1));
+    assert_eq!(kept(), [false; 5]);
+}
+
+pub fn records_beyond_the_number_kept_go_oldest_first(make: Make) {
+    let bench = Bench::with(make, |settings| settings.retain_records = 3);
+    let jobs = bench.submit_many("serial", 5);
+    let waiting = bench.submit_many("serial2", 2);
+    bench.pause("serial2", true);
+    bench.executor().finish_everything();
+    let kept: Vec<bool> = jobs.iter().map(|id| bench.find(*id).is_some()).collect();
+    assert_eq!(kept, [false, false, true, true, true]);
+    // Two times to live make one order, that of the ends; and a job that has not ended is never dropped.
+    bench.submit(NewJob { awaited: true, ..bench.job("free") });
+    bench.executor().finish_everything();
+    assert!(bench.find(jobs[2]).is_none() && bench.find(jobs[3]).is_some());
+    assert!(waiting.iter().all(|id| bench.status(*id) == JobStatus::Queued));
+}
+
+pub fn records_beyond_the_bytes_kept_go_oldest_first(make: Make) {
+    let bench = Bench::with(make, |settings| settings.retain_bytes = 100_000);
+    let mut executor = bench.executor();
+    let mut jobs = Vec::new();
+    for _ in 0..4 {
+        jobs.push(bench.submit_to("free"));
+        let lease = executor.lease();
+        let result = Verdict::Succeeded(Payload::octets(vec![b'x'; 30_000]), Effects::default());
+        assert_eq!(executor.say(&lease, 0, result), COMMITTED);
+    }
+    let kept: Vec<bool> = jobs.iter().map(|id| bench.find(*id).is_some()).collect();
+    assert_eq!(kept, [false, true, true, true]);
+}
+
+pub fn a_record_larger_than_all_that_is_kept_is_answered_and_goes_with_the_next_end(make: Make) {
+    let bench = Bench::with(make, |settings| settings.retain_bytes = 10_000);
+    let large =
+        |handler| bench.submit(NewJob { payload: Payload::octets(vec![b'x'; 20_000]), ..bench.job(handler) });
+    let cancelled = large("serial");
+    assert_eq!(bench.cancel(cancelled).status, JobStatus::Cancelled, "who cancels it still sees it");
+    let failing = large("free");
+    let mut executor = bench.executor();
+    let lease = executor.lease();
+    assert_eq!(executor.say(&lease, 0, failed()), COMMITTED);
+    let parked = large("parking");
+    let lease = executor.lease();
+    assert_eq!(executor.say(&lease, 0, crashed()), COMMITTED);
+    assert_eq!(bench.status(parked), JobStatus::Dead, "parked until someone acts");
+    executor.die();
+    assert_eq!(bench.cancel(parked).status, JobStatus::Dead);
+    bench.submit_to("free");
+    assert_eq!(bench.executor().finish_everything().len(), 1);
+    assert!([cancelled, failing, parked].iter().all(|id| bench.find(*id).is_none()));
+}
+
+pub fn nothing_is_kept_for_ever(make: Make) {
+    let sizes = |jobs: usize| {
+        let bench = Bench::new(make);
+        let mut inbox =
+            bench.backend.replies().subscribe(InstanceId(1), cofferdam::bell::Bell::silent()).unwrap();
+        let mut executor = bench.executor();
+        for number in 0..jobs {
+            let key = Some(Arc::from(format!("key {number}")));
+            let awaited = number % 3 == 0;
+            match number % 5 {
+                0 => drop(bench.submit(with_key(bench.job("free"), &number.to_string(), 1))),
+                1 => drop(bench.submit(NewJob { ordering_key: key, awaited, ..bench.job("keyed") })),
+                2 => drop(bench.submit(NewJob { awaited, ..bench.job("serial") })),
+                3 => drop(bench.cancel(bench.submit(NewJob { ordering_key: key, ..bench.job("keyed") }))),
+                _ => drop(bench.submit_to("parking")),
+            }
+            if number % 10 < 9 {
+                continue;
+            }
+            for lease in executor.leases(20) {
+                for (index, job) in lease.jobs.iter().enumerate() {
+                    let context = vec![set("k", "v")];
+                    let effects = Effects { context, ..Effects::default() };
+                    let verdict = match &*job.spec.handler {
+                        "parking" => crashed(),
+                        "free" => succeeded_with(effects),
+                        _ => succeeded(),
+                    };
+                    assert_eq!(executor.say(&lease, index, verdict), COMMITTED);
+                    if &*job.spec.handler == "parking" {
+                        bench.cancel(job.spec.id);
+                    }
+                }
+            }
+            executor.finish_everything();
+            inbox.take(100).unwrap();
+        }
+        bench.pass(1000 * SECOND);
+        executor.claims_nothing();
+        bench.backend.sizes()
+    };
+    let few = sizes(10);
+    assert_eq!(few, sizes(10_000));
+    assert_eq!(few.iter().sum::<usize>(), 0, "and that is nothing: {few:?}");
+}
+
+pub fn a_lane_whose_state_was_removed_is_not_kept(make: Make) {
+    let bench = Bench::new(make);
+    let mut executor = bench.executor();
+    let empty = bench.backend.sizes();
+    for key in ["a", "b", "c"] {
+        bench.submit_keyed(key);
+        let lease = executor.lease();
+        assert_eq!(executor.say(&lease, 0, state(vec![set("k", "v")])), COMMITTED);
+        bench.submit_keyed(key);
+        let lease = executor.lease();
+        assert_eq!(executor.say(&lease, 0, state(vec![unset("k")])), COMMITTED);
+        // Whatever the lane's version is now, its next job must find it and an empty state.
+        bench.submit_keyed(key);
+        let lease = executor.lease();
+        assert_eq!(executor.say(&lease, 0, state(vec![set("l", "v")])), COMMITTED);
+        bench.submit_keyed(key);
+        let mut other = bench.executor();
+        let lease = other.lease();
+        let cofferdam::ports::StateAt::Whole(_, map) = &lease.state else { panic!("{:?}", lease.state) };
+        assert_eq!(*map, entries([("l", "v")]));
+        assert_eq!(other.say(&lease, 0, state(vec![unset("l")])), COMMITTED);
+    }
+    bench.pass(1000 * SECOND);
+    assert_eq!(bench.backend.sizes(), empty);
+}
+
+pub fn others_jobs_are_not_there(make: Make) {
+    let bench = Bench::new(make);
+    let viewer = |name: &str, admin| Viewer { name: Arc::from(name), admin };
+    let producer = bench.backend.producer();
+    let filter = Filter { limit: 10, ..Filter::default() };
+    let job = bench.submit(NewJob { owner: Arc::from("ann"), ..bench.job("free") });
+    for (viewer, sees) in [
+        (viewer("ann", false), true),
+        (viewer("bob", false), false),
+        (viewer("", false), false),
+        (viewer("an", false), false),
+        (viewer("bob", true), true),
+        (Viewer::anonymous(), true),
+    ] {
+        assert_eq!(producer.record(&viewer, job).unwrap().is_some(), sees, "{viewer:?}");
+        assert_eq!(producer.list(&viewer, &filter).unwrap().len(), usize::from(sees), "{viewer:?}");
+        assert_eq!(producer.retry(&viewer, job).unwrap().is_some(), sees, "{viewer:?}");
+        if !sees {
+            assert_eq!(producer.cancel(&viewer, job).unwrap(), None, "{viewer:?}");
+            assert_eq!(bench.status(job), JobStatus::Queued, "{viewer:?}");
+        }
+    }
+    assert!(producer.cancel(&viewer("ann", false), job).unwrap().is_some());
+}
+
+pub fn a_list_is_newest_first_filtered_and_limited(make: Make) {
+    let bench = Bench::new(make);
+    let submit = |handler| {
+        bench.pass(SECOND);
+        bench.submit_to(handler)
+    };
+    let (a, b, c) = (submit("free"), submit("serial"), submit("free"));
+    bench.executor().finish_everything();
+    let d = submit("free");
+    let list = |status, handler: Option<&str>, limit| -> Vec<JobId> {
+        let filter = Filter { status, handler: handler.map(str::to_owned), limit };
+        let records = bench.backend.producer().list(&Viewer::anonymous(), &filter).unwrap();
+        records.iter().for_each(|record| assert_eq!(*record, bench.record(record.spec.id)));
+        records.iter().map(|record| record.spec.id).collect()
+    };
+    assert_eq!(list(None, None, 10), [d, c, b, a]);
+    assert_eq!(list(None, None, 2), [d, c]);
+    assert_eq!(list(None, None, 0), []);
+    assert_eq!(list(Some(JobStatus::Succeeded), None, 10), [c, b, a]);
+    assert_eq!(list(Some(JobStatus::Succeeded), Some("free"), 10), [c, a]);
+    assert_eq!(list(Some(JobStatus::Dead), None, 10), []);
+    assert_eq!(list(None, Some("unheard of"), 10), []);
+}
+
+pub fn a_record_says_what_its_job_waits_for(make: Make) {
+    let bench = Bench::new(make);
+    let waits = |id| bench.record(id).waiting_for;
+    let head = bench.submit_to("serial");
+    let next = bench.submit_to("serial");
+    assert_eq!(waits(head), Some(WaitingFor::Executor));
+    assert_eq!(waits(next), Some(WaitingFor::Lane(head)));
+    let mut executor = bench.executor();
+    assert_eq!(waits(head), Some(WaitingFor::Workers));
+    let delayed = bench.submit(NewJob { delay: SECOND, ..bench.job("free") });
+    let until = bench.now().plus(SECOND);
+    assert_eq!(waits(delayed), Some(WaitingFor::Delay(until)));
+    let lease = executor.lease();
+    assert_eq!((waits(head), waits(next)), (None, Some(WaitingFor::Lane(head))));
+    bench.pause("serial2", true);
+    assert_eq!(waits(bench.submit_to("serial2")), Some(WaitingFor::Paused));
+    executor.finish(&lease);
+    assert_eq!(waits(head), None);
+    let bench = Bench::with(make, |settings| settings.retry_base = SECOND * 1000);
+    let jobs = bench.submit_many("free", 4);
+    let mut executor = bench.executor();
+    for lease in executor.leases(4) {
+        assert_eq!(executor.say(&lease, 0, retry()), COMMITTED);
+    }
+    let backoffs = jobs.iter().filter(|id| {
+        let waiting = bench.record(**id).waiting_for;
+        matches!(waiting, Some(WaitingFor::Backoff(until)) if until <= bench.now().plus(SECOND * 2))
+    });
+    assert!(backoffs.count() > 0);
+}
+
+pub fn a_record_carries_the_job_as_submitted_and_its_times(make: Make) {
+    let bench = Bench::new(make);
+    let new = NewJob {
+        owner: Arc::from("ann"),
+        ordering_key: Some(Arc::from("key")),
+        timeout: Some(SECOND * 3),
+        one_line: true,
+        ..bench.job("keyed")
+    };
+    let submitted_at = bench.now();
+    let job = bench.submit(new.clone());
+    let mut executor = bench.executor();
+    bench.pass(SECOND);
+    let lease = executor.lease();
+    let (leased, started_at) = (&lease.jobs[0], bench.now());
+    bench.pass(SECOND);
+    executor.finish(&lease);
+    let record = bench.record(job);
+    assert_eq!((record.started_at, record.finished_at), (Some(started_at), Some(bench.now())));
+    assert_eq!((&leased.spec, &leased.payload), (&record.spec, &new.payload));
+    let spec = &record.spec;
+    assert_eq!((spec.id, &spec.owner, &spec.handler), (new.id, &new.owner, &new.handler));
+    assert_eq!((&spec.ordering_key, spec.trace, spec.one_line), (&new.ordering_key, new.trace, true));
+    assert_eq!((spec.timeout, spec.submitted_at), (SECOND * 3, submitted_at));
+    let plain = bench.record(bench.submit_to("free"));
+    assert_eq!(plain.spec.timeout, SECOND * 30, "the handler's own");
+}
+
+pub fn figures_agree_with_what_happened(make: Make) {
+    let bench = Bench::new(make);
+    bench.submit_many("serial", 6);
+    bench.submit(NewJob { delay: SECOND, ..bench.job("free") });
+    bench.pause("free", true);
+    let mut executor = bench.executor();
+    let lease = executor.lease();
+    for (index, verdict) in [succeeded(), failed(), succeeded(), retry()].into_iter().enumerate() {
+        assert_eq!(executor.say(&lease, index, verdict), COMMITTED);
+    }
+    bench.pass(2 * SECOND);
+    let lease = executor.lease();
+    assert_eq!(lease.jobs.len(), 3);
+    let stats = bench.backend.producer().stats().unwrap();
+    let of = |name: &str| stats.handlers.iter().find(|handler| *handler.handler == *name).unwrap();
+    let (serial, free) = (of("serial"), of("free"));
+    assert_eq!((serial.submitted, serial.queued, serial.running, serial.lanes), (6, 2, 1, 1));
+    assert_eq!(serial.finished, [0, 0, 2, 1, 0, 0, 0]);
+    assert_eq!((free.submitted, free.queued, free.running, free.paused), (1, 1, 0, true));
+    assert_eq!((stats.records, stats.leases, stats.redelivered, stats.dead), (7, 1, 1, 0));
+    assert_eq!(stats.consumers, [1, 0]);
+    assert_eq!(serial.job_seconds.buckets.iter().sum::<u64>(), 3);
+    assert_eq!(serial.queue_wait_seconds.buckets.iter().sum::<u64>(), 4);
+    assert_eq!((&*serial.group, stats.handlers.len()), ("group0", 8));
+    executor.die();
+    let stats = bench.backend.producer().stats().unwrap();
+    assert_eq!((stats.consumers, stats.leases), (vec![0, 0], 0));
+}

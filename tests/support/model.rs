@@ -1,0 +1,518 @@
+//! A naive broker: lists, walked from the front, and nothing else. It knows the laws and none of the tricks.
+//!
+//! It cannot draw the jitter of a backoff, so a retried job is due between two times; and it learns the ids of
+//! follow-ups from who asks. All else it predicts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cofferdam::clock::Timestamp;
+use cofferdam::job::{
+    Change, Entries, FollowUp, InstanceId, JobId, JobStatus, Payload, Trace, Verdict, Version,
+};
+use cofferdam::memory::broker::ConsumerId;
+use cofferdam::ports::{Commit, CommitResult, Idempotency, Lease, NewJob, Refusal, StateAt};
+
+/// How a handler of the model behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct Kind {
+    pub name: &'static str,
+    pub ordered: bool,
+    pub parks: bool,
+    pub max_deliveries: u32,
+    /// 0 is no limit.
+    pub concurrency: usize,
+}
+
+#[derive(Clone, Debug)]
+pub struct Job {
+    pub id: JobId,
+    pub kind: Kind,
+    pub lane: String,
+    pub payload: Payload,
+    pub status: JobStatus,
+    pub deliveries: u32,
+    /// Not delivered before the first of these, deliverable from the second on.
+    pub due: (Timestamp, Timestamp),
+    pub ended_at: Option<Timestamp>,
+    pub idempotency: Option<Idempotency>,
+    /// Token and delivery of the last commit that held in this life.
+    pub said: Option<([u8; 16], u32)>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Lane {
+    pub name: String,
+    pub kind: Kind,
+    pub jobs: Vec<JobId>,
+    pub parked: bool,
+    pub cautious: bool,
+    pub state: Entries,
+    pub version: Version,
+    pub maker: Option<ConsumerId>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Held {
+    pub lease: Lease,
+    pub consumer: ConsumerId,
+    pub lane: String,
+    /// Not committed yet; the first one runs.
+    pub left: Vec<JobId>,
+    pub expires_at: Timestamp,
+}
+
+#[derive(Default)]
+pub struct Model {
+    pub kinds: Vec<Kind>,
+    pub capacity: usize,
+    pub visibility: Duration,
+    pub backoff: (Duration, Duration),
+    pub ttl: Duration,
+    pub now: Timestamp,
+    pub jobs: Vec<Job>,
+    pub lanes: Vec<Lane>,
+    pub held: Vec<Held>,
+    pub paused: Vec<&'static str>,
+    /// Each consumer's room after its last step.
+    pub consumers: Vec<(ConsumerId, usize)>,
+    /// What each consumer has not been told yet.
+    pub revoked: Vec<(ConsumerId, u64, JobId)>,
+    /// Ends since they were last looked at.
+    pub rang: Vec<(JobId, JobStatus)>,
+    /// Follow-ups of commits, whose ids are not known yet; they are in their lanes already.
+    pub follow_ups: Vec<NewJob>,
+    pub last_fence: u64,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum Accepted {
+    New,
+    Existing(JobId),
+    Refused(Refusal),
+}
+
+impl Model {
+    pub fn job(&self, id: JobId) -> Option<&Job> {
+        self.jobs.iter().find(|job| job.id == id)
+    }
+
+    fn job_mut(&mut self, id: JobId) -> &mut Job {
+        self.jobs.iter_mut().find(|job| job.id == id).expect("the model knows the job")
+    }
+
+    fn lane_mut(&mut self, name: &str) -> &mut Lane {
+        self.lanes.iter_mut().find(|lane| lane.name == name).expect("the model knows the lane")
+    }
+
+    pub fn lane(&self, name: &str) -> Option<&Lane> {
+        self.lanes.iter().find(|lane| lane.name == name)
+    }
+
+    fn is_held(&self, lane: &str) -> bool {
+        self.held.iter().any(|held| held.lane == lane)
+    }
+
+    pub fn queued(&self) -> usize {
+        self.jobs.iter().filter(|job| job.status == JobStatus::Queued).count()
+    }
+
+    /// How many entries of jobs, lanes, leases and idempotency keys there should be.
+    pub fn sizes(&self) -> [usize; 4] {
+        let keys = self.jobs.iter().filter(|job| job.idempotency.is_some()).count();
+        [self.jobs.len(), self.lanes.len(), self.held.len(), keys]
+    }
+
+    pub fn submit(&mut self, new: &NewJob) -> Accepted {
+        let same = |job: &&Job| {
+            let (theirs, ours) = (job.idempotency.as_ref(), new.idempotency.as_ref());
+            *job.kind.name == *new.handler && ours.is_some() && theirs.map(|i| &i.key) == ours.map(|i| &i.key)
+        };
+        if let Some(job) = self.jobs.iter().find(same) {
+            return if job.idempotency == new.idempotency {
+                Accepted::Existing(job.id)
+            } else {
+                Accepted::Refused(Refusal::IdempotencyMismatch)
+            };
+        }
+        if self.queued() >= self.capacity {
+            return Accepted::Refused(Refusal::QueueFull);
+        }
+        self.accept(new);
+        Accepted::New
+    }
+
+    pub fn accept(&mut self, new: &NewJob) {
+        let kind = *self.kinds.iter().find(|kind| *kind.name == *new.handler).expect("a known handler");
+        let lane = lane_name(new, kind);
+        let due = self.now.plus(new.delay);
+        self.jobs.push(Job {
+            id: new.id,
+            kind,
+            lane: lane.clone(),
+            payload: new.payload.clone(),
+            status: JobStatus::Queued,
+            deliveries: 0,
+            due: (due, due),
+            ended_at: None,
+            idempotency: new.idempotency.clone(),
+            said: None,
+        });
+        self.enter(&lane, kind, new.id);
+    }
+
+    fn enter(&mut self, name: &str, kind: Kind, id: JobId) {
+        if self.lane(name).is_none() {
+            self.lanes.push(Lane {
+                name: name.to_owned(),
+                kind,
+                jobs: Vec::new(),
+                parked: false,
+                cautious: false,
+                state: Entries::new(),
+                version: Version::default(),
+                maker: None,
+            });
+        }
+        self.lane_mut(name).jobs.push(id);
+    }
+
+    /// Lanes without jobs, lease and state are not there.
+    fn forget_drained(&mut self) {
+        let mut held: Vec<String> = self.held.iter().map(|held| held.lane.clone()).collect();
+        let kind = |new: &NewJob| *self.kinds.iter().find(|kind| *kind.name == *new.handler).expect("known");
+        held.extend(self.follow_ups.iter().map(|new| lane_name(new, kind(new))));
+        self.lanes
+            .retain(|lane| !lane.jobs.is_empty() || held.contains(&lane.name) || !lane.state.is_empty());
+    }
+
+    fn forget_old(&mut self) {
+        let (now, ttl, lanes) = (self.now, self.ttl, &self.lanes);
+        let parked = |id: &JobId| lanes.iter().any(|lane| lane.parked && lane.jobs.first() == Some(id));
+        // A parked head's time begins when it is let go; `unpark` sets it again.
+        self.jobs.retain(|job| job.ended_at.is_none_or(|at| parked(&job.id) || now < at.plus(ttl)));
+    }
+
+    /// The jobs that a lease of this lane must have now; none if it must not be leased.
+    fn run(&self, lane: &Lane, due: impl Fn(&Job) -> bool) -> Vec<JobId> {
+        let blocked = self.is_held(&lane.name) || lane.parked || self.paused.contains(&lane.kind.name);
+        let most = match () {
+            () if blocked => 0,
+            () if lane.cautious || lane.kind.max_deliveries == 1 => 1,
+            () => 32,
+        };
+        let is_due = |id: &&JobId| self.job(**id).is_some_and(&due);
+        lane.jobs.iter().take(most).take_while(is_due).copied().collect()
+    }
+
+    /// Takes note of a lease, which must be one that the laws allow.
+    pub fn leased(&mut self, consumer: ConsumerId, lease: Lease) {
+        let first = &lease.jobs[0];
+        let name = self.job(first.spec.id).expect("a leased job is known").lane.clone();
+        let lane = self.lane(&name).expect("a leased job's lane is known").clone();
+        let expected = self.run(&lane, |job| job.due.0 <= self.now);
+        let ids: Vec<JobId> = lease.jobs.iter().map(|job| job.spec.id).collect();
+        assert_eq!(ids, expected, "the run is its lane's first jobs: {lane:?}");
+        let limit = lane.kind.concurrency;
+        assert!(
+            limit == 0 || self.running(consumer, lane.kind.name) < limit,
+            "concurrency of {}",
+            lane.kind.name
+        );
+        for leased in &lease.jobs {
+            let job = self.job(leased.spec.id).expect("known");
+            assert_eq!((leased.delivery, &leased.payload), (job.deliveries + 1, &job.payload));
+            assert!(leased.fence > self.last_fence, "fences grow");
+            self.last_fence = leased.fence;
+        }
+        let state = match () {
+            () if !lane.kind.ordered => StateAt::Stateless,
+            () if lane.maker == Some(consumer) => StateAt::Known(lane.version),
+            () => StateAt::Whole(lane.version, lane.state.clone()),
+        };
+        assert_eq!(lease.state, state);
+        let expires_at = self.now.plus(self.visibility);
+        self.held.push(Held { lease, consumer, lane: name, left: ids, expires_at });
+        self.start(expected[0]);
+    }
+
+    /// After a step of `consumer` that left room: nothing that it could have claimed may be left, except what is
+    /// left to the executor that knows the lane's state and has room itself.
+    pub fn check_nothing_was_left(&self, consumer: ConsumerId) {
+        for lane in &self.lanes {
+            let limit = lane.kind.concurrency;
+            let full = limit > 0 && self.running(consumer, lane.kind.name) >= limit;
+            let knows =
+                |(id, room): &(ConsumerId, usize)| lane.maker == Some(*id) && *id != consumer && *room > 0;
+            let may = self.run(lane, |job| job.due.1 <= self.now);
+            let left = may.is_empty() || full || self.consumers.iter().any(knows);
+            assert!(left, "a free lane was left: {lane:?}");
+        }
+    }
+
+    fn running(&self, consumer: ConsumerId, kind: &str) -> usize {
+        let of = |held: &&Held| held.consumer == consumer && *held.lease.handler == *kind;
+        self.held.iter().filter(of).count()
+    }
+
+    fn start(&mut self, id: JobId) {
+        let job = self.job_mut(id);
+        job.status = JobStatus::Running;
+        job.deliveries += 1;
+    }
+
+    /// Judges a commit; what it changes, changes here too.
+    pub fn commit(&mut self, consumer: ConsumerId, commit: &Commit) -> CommitResult {
+        let job = self.job(commit.job).cloned();
+        let again = job.as_ref().is_some_and(|job| job.said == Some((commit.lease.token, commit.delivery)));
+        let late = if again { CommitResult::AlreadyCommitted } else { CommitResult::Fenced };
+        let is_live = |held: &Held| held.lease.lease == commit.lease && held.consumer == consumer;
+        let Some(held) = self.held.iter().find(|held| is_live(held)).cloned() else { return late };
+        let lane = self.lane(&held.lane).expect("a lease's lane is known");
+        let in_order = held.left[0] == commit.job && job.is_some_and(|job| job.deliveries == commit.delivery);
+        if !in_order || (lane.kind.ordered && lane.version != commit.builds_on) {
+            if !again {
+                self.end(held.lease.lease.number);
+            }
+            return late;
+        }
+        self.job_mut(commit.job).said = Some((commit.lease.token, commit.delivery));
+        let fence = held.lease.jobs.iter().find(|job| job.spec.id == commit.job).expect("leased").fence;
+        self.apply(&held, commit.job, fence, &commit.verdict);
+        self.forget_drained();
+        CommitResult::Committed
+    }
+
+    fn apply(&mut self, held: &Held, job: JobId, fence: u64, verdict: &Verdict) {
+        let number = held.lease.lease.number;
+        match verdict {
+            Verdict::Succeeded(_, effects) => {
+                self.follow_ups.extend(effects.follow_ups.iter().map(as_new));
+                let lane = self.lane_mut(&held.lane);
+                change(&mut lane.state, &effects.state);
+                if !effects.state.is_empty() {
+                    lane.version = Version(fence);
+                }
+                lane.cautious = false;
+                self.finish(job, JobStatus::Succeeded);
+                self.go_on(number);
+            }
+            Verdict::Failed(_) => {
+                self.lane_mut(&held.lane).cautious = false;
+                self.finish(job, JobStatus::Failed);
+                self.go_on(number);
+            }
+            Verdict::Retry(_) | Verdict::Crashed(_) => {
+                let (base, cap) = self.backoff;
+                let doubled = base * 2_u32.pow(self.job(job).expect("known").deliveries - 1);
+                self.again(job, doubled.min(cap));
+                self.end(number);
+            }
+            Verdict::TimedOut => {
+                self.finish(job, JobStatus::TimedOut);
+                self.end(number);
+            }
+        }
+    }
+
+    fn go_on(&mut self, number: u64) {
+        let until = self.now.plus(self.visibility);
+        let held = self.held.iter_mut().find(|held| held.lease.lease.number == number).expect("live");
+        held.left.remove(0);
+        held.expires_at = until;
+        match held.left.first().copied() {
+            Some(next) => self.start(next),
+            None => {
+                let (lane, consumer) = (held.lane.clone(), held.consumer);
+                self.held.retain(|held| held.lease.lease.number != number);
+                self.lane_mut(&lane).maker = Some(consumer);
+            }
+        }
+    }
+
+    /// A job that is not done: queued again, or dead.
+    fn again(&mut self, id: JobId, backoff: Duration) {
+        let due = (self.now, self.now.plus(backoff));
+        let job = self.job_mut(id);
+        if job.deliveries >= job.kind.max_deliveries {
+            return self.finish(id, JobStatus::Dead);
+        }
+        (job.status, job.due) = (JobStatus::Queued, due);
+    }
+
+    fn finish(&mut self, id: JobId, status: JobStatus) {
+        let now = self.now;
+        let job = self.job_mut(id);
+        (job.status, job.ended_at) = (status, Some(now));
+        let (lane, parks) = (job.lane.clone(), job.kind.parks && status == JobStatus::Dead);
+        self.rang.push((id, status));
+        let lane = self.lane_mut(&lane);
+        if parks {
+            lane.parked = true;
+        } else {
+            lane.jobs.retain(|other| *other != id);
+        }
+        self.forget_old();
+    }
+
+    /// The lease ends, by nobody's fault.
+    fn end(&mut self, number: u64) {
+        let now = self.now;
+        let Some(place) = self.held.iter().position(|held| held.lease.lease.number == number) else { return };
+        let held = self.held.remove(place);
+        self.lane_mut(&held.lane).maker = None;
+        if let Some(id) = held.left.first().copied().filter(|id| self.status(*id) == Some(JobStatus::Running))
+        {
+            let job = self.job_mut(id);
+            (job.status, job.due) = (JobStatus::Queued, (now, now));
+            job.deliveries -= 1;
+        }
+        self.forget_drained();
+    }
+
+    /// The lease's executor is gone.
+    fn lose(&mut self, number: u64) {
+        let Some(place) = self.held.iter().position(|held| held.lease.lease.number == number) else { return };
+        let held = self.held.remove(place);
+        let lane = self.lane_mut(&held.lane);
+        (lane.maker, lane.cautious) = (None, true);
+        if let Some(id) = held.left.first().copied().filter(|id| self.status(*id) == Some(JobStatus::Running))
+        {
+            self.again(id, Duration::ZERO);
+        }
+        self.forget_drained();
+    }
+
+    fn status(&self, id: JobId) -> Option<JobStatus> {
+        self.job(id).map(|job| job.status)
+    }
+
+    pub fn release(&mut self, consumer: ConsumerId, lease: &Lease) {
+        if self.held.iter().any(|held| held.lease.lease == lease.lease && held.consumer == consumer) {
+            self.end(lease.lease.number);
+        }
+    }
+
+    pub fn extend(&mut self, consumer: ConsumerId) {
+        let until = self.now.plus(self.visibility);
+        self.held
+            .iter_mut()
+            .filter(|held| held.consumer == consumer)
+            .for_each(|held| held.expires_at = until);
+    }
+
+    pub fn die(&mut self, consumer: ConsumerId) {
+        self.consumers.retain(|(id, _)| *id != consumer);
+        self.revoked.retain(|(id, _, _)| *id != consumer);
+        let lost: Vec<u64> =
+            self.held.iter().filter(|h| h.consumer == consumer).map(|h| h.lease.lease.number).collect();
+        lost.into_iter().for_each(|number| self.lose(number));
+    }
+
+    pub fn pass(&mut self, time: Duration) {
+        self.now = self.now.plus(time);
+        let now = self.now;
+        let lost: Vec<u64> =
+            self.held.iter().filter(|h| h.expires_at <= now).map(|h| h.lease.lease.number).collect();
+        lost.into_iter().for_each(|number| self.lose(number));
+        self.forget_old();
+    }
+
+    pub fn cancel(&mut self, id: JobId) -> Option<JobStatus> {
+        let job = self.job(id)?.clone();
+        if job.status.is_terminal() {
+            if let Some(lane) = self.lanes.iter_mut().find(|l| l.parked && l.jobs.first() == Some(&id)) {
+                lane.parked = false;
+                lane.jobs.remove(0);
+                // Kept from now on: the visible end stays, the time to live begins.
+                let now = self.now;
+                self.job_mut(id).ended_at = Some(now);
+                self.forget_old();
+                self.forget_drained();
+            }
+            return Some(job.status);
+        }
+        let lease = self.held.iter().find(|held| held.left.contains(&id)).map(|held| held.lease.lease.number);
+        self.finish(id, JobStatus::Cancelled);
+        if let Some(number) = lease {
+            let held = self.held.iter_mut().find(|held| held.lease.lease.number == number).expect("live");
+            self.revoked.push((held.consumer, number, id));
+            if job.status == JobStatus::Running {
+                self.end(number);
+            } else {
+                held.left.retain(|other| *other != id);
+            }
+        }
+        self.forget_drained();
+        Some(JobStatus::Cancelled)
+    }
+
+    pub fn retry(&mut self, id: JobId) -> Option<Result<(), JobStatus>> {
+        let now = self.now;
+        let job = self.job(id)?.clone();
+        match job.status {
+            JobStatus::Queued | JobStatus::Running | JobStatus::Succeeded => return Some(Err(job.status)),
+            JobStatus::Dead | JobStatus::Failed | JobStatus::TimedOut | JobStatus::Cancelled => {}
+        }
+        let new = Job {
+            status: JobStatus::Queued,
+            deliveries: 0,
+            due: (now, now),
+            ended_at: None,
+            said: None,
+            ..job
+        };
+        let (lane, kind) = (new.lane.clone(), new.kind);
+        *self.job_mut(id) = new;
+        match self.lanes.iter_mut().find(|lane| lane.parked && lane.jobs.first() == Some(&id)) {
+            Some(lane) => lane.parked = false,
+            None => self.enter(&lane, kind, id),
+        }
+        Some(Ok(()))
+    }
+
+    pub fn pause(&mut self, handler: &'static str, paused: bool) {
+        self.paused.retain(|name| *name != handler);
+        if paused {
+            self.paused.push(handler);
+            for held in self.held.iter_mut().filter(|held| *held.lease.handler == *handler) {
+                let cut = held.left.drain(1..);
+                self.revoked.extend(cut.map(|id| (held.consumer, held.lease.lease.number, id)));
+            }
+        }
+    }
+}
+
+fn lane_name(new: &NewJob, kind: Kind) -> String {
+    match (&new.ordering_key, kind.ordered) {
+        (_, false) => new.id.to_string(),
+        (key, true) => format!("{}/{}", kind.name, key.as_deref().unwrap_or_default()),
+    }
+}
+
+/// A follow-up as if somebody submitted it; its id is learned later.
+fn as_new(job: &FollowUp) -> NewJob {
+    NewJob {
+        id: JobId([0; 16]),
+        owner: Arc::from(""),
+        handler: job.handler.clone(),
+        ordering_key: job.ordering_key.clone(),
+        payload: job.payload.clone(),
+        trace: Trace { id: [1; 16], span: [1; 8] },
+        delay: job.delay,
+        timeout: None,
+        idempotency: None,
+        awaited: false,
+        one_line: false,
+        instance: InstanceId(0),
+    }
+}
+
+fn change(state: &mut Entries, changes: &[Change]) {
+    for change in changes {
+        match &change.value {
+            Some(value) => state.insert(change.key.clone(), value.clone()),
+            None => state.remove(&change.key),
+        };
+    }
+}

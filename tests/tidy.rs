@@ -1,0 +1,372 @@
+//! House rules that a machine can see. Only rules that do hold are here; each failure names file and line.
+//!
+//! The files are those that git tracks or would track. What counts of a file in `src` ends where its unit
+//! tests begin, which is at its first `#[cfg(test)]`.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A file holds one idea and stays readable in one sitting.
+const FILE_LINES: usize = 500;
+/// Those that were weighed and left whole, with what they may grow to.
+const LONGER_FILES: &[(&str, usize)] = &[
+    // One value with one set of invariants; delivering and looking are files of their own already.
+    ("src/memory/broker.rs", 680),
+];
+const FUNCTION_LINES: usize = 100;
+/// All of `src`: what one person can still know by heart.
+const ALL_LINES: usize = 9_000;
+
+/// Files that may touch threads, locks, files, sockets or the clock; a name with `/` at its end is a folder.
+/// All others decide without I/O, with the time as an argument.
+const DOES_IO: &[&str] = &[
+    "src/batch/input.rs",
+    "src/batch/mod.rs",
+    "src/batch/progress.rs",
+    "src/bell.rs",
+    "src/channel/client.rs",
+    "src/channel/mod.rs",
+    "src/channel/server.rs",
+    "src/cli.rs",
+    "src/clock.rs",
+    "src/config/secret.rs",
+    "src/config/sources.rs",
+    "src/execution/inline.rs",
+    "src/execution/worker.rs",
+    "src/memory/shared.rs",
+    "src/observe/",
+    "src/supervisor/",
+    "src/web/event_loop.rs",
+    "src/web/inner.rs",
+    "src/web/mod.rs",
+    "src/web/pages.rs",
+];
+const IO: &[&str] = &[
+    "mio::",
+    "tiny_http::",
+    "rustix::",
+    "signal_hook::",
+    "std::fs",
+    "process::Command",
+    "process::exit",
+    "std::thread",
+    "std::env",
+    "TcpStream",
+    "TcpListener",
+    "UnixStream",
+    "UnixListener",
+    "Instant::now",
+    "SystemTime",
+    "Mutex",
+    "RwLock",
+    "Condvar",
+];
+
+/// Who must not know whom: a file or folder, and the rooms that it names nowhere. Arrows point one way.
+const ABSENCES: &[(&str, &[&str])] = &[
+    // Leaves.
+    ("src/bell.rs", ROOMS),
+    ("src/clock.rs", ROOMS),
+    ("src/config/", ROOMS),
+    ("src/entropy.rs", ROOMS),
+    ("src/job.rs", ROOMS),
+    ("src/limits.rs", ROOMS),
+    ("src/ports/", ROOMS),
+    ("src/problem.rs", ROOMS),
+    ("src/observe/", &["app", "batch", "cli", "execution", "memory", "supervisor", "web"]),
+    // Backends know the ports, not who uses them, and not each other.
+    ("src/memory/", &["app", "batch", "channel", "cli", "execution", "supervisor", "web"]),
+    ("src/channel/", &["app", "batch", "cli", "execution", "memory", "supervisor", "web"]),
+    // Neither side of a port knows the other side. `Setup` is the one place that wires them.
+    ("src/execution/", &["app", "batch", "channel", "cli", "supervisor", "web"]),
+    ("src/web/", &["execution"]),
+    ("src/batch/", &["cli", "web", "channel"]),
+];
+const ROOMS: &[&str] = &["app", "batch", "channel", "cli", "execution", "memory", "supervisor", "web"];
+
+/// Only [`cofferdam::execution`]'s inline executor names a backend: it is the twin of the two processes.
+const NAMES_THE_BACKEND: &str = "src/execution/inline.rs";
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Paths, relative to the root, of what is tracked or would be.
+fn files() -> Vec<String> {
+    let arguments = ["ls-files", "--cached", "--others", "--exclude-standard", "-z"];
+    let output = Command::new("git").arg("-C").arg(root()).args(arguments).output().expect("git can be run");
+    assert!(output.status.success(), "git ls-files: {}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).expect("our file names are text");
+    let names: BTreeSet<String> =
+        text.split('\0').filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    // A file that was deleted is tracked until that is committed.
+    names.into_iter().filter(|name| root().join(name).is_file()).collect()
+}
+
+/// One file of `src`.
+struct Source {
+    path: String,
+    /// As it is written.
+    text: String,
+}
+
+impl Source {
+    /// The lines before the unit tests, with their numbers.
+    fn lines(&self) -> impl Iterator<Item = (usize, &str)> {
+        let is_code = |line: &&str| line.trim_start() != "#[cfg(test)]";
+        (1..).zip(self.text.lines().take_while(is_code))
+    }
+
+    /// The same without lines that are comments.
+    fn code(&self) -> impl Iterator<Item = (usize, &str)> {
+        self.lines().filter(|(_, line)| !line.trim_start().starts_with("//"))
+    }
+
+    fn is_in(&self, place: &str) -> bool {
+        self.path == place || (place.ends_with('/') && self.path.starts_with(place))
+    }
+}
+
+fn sources() -> Vec<Source> {
+    let is_source = |path: &String| path.starts_with("src/") && path.ends_with(".rs");
+    let read = |path: String| {
+        let text = std::fs::read_to_string(root().join(&path)).expect("a source is text");
+        Source { path, text }
+    };
+    let sources: Vec<Source> = files().into_iter().filter(is_source).map(read).collect();
+    assert!(sources.len() > 20, "this finds only {} sources", sources.len());
+    sources
+}
+
+/// Fails with one line for each thing that was found.
+#[track_caller]
+fn assert_none(found: &[String], rule: &str) {
+    assert!(found.is_empty(), "{rule}:\n  {}", found.join("\n  "));
+}
+
+/// Where one of these words stands in the code.
+fn places(sources: &[Source], words: &[&str]) -> Vec<String> {
+    let mut found = Vec::new();
+    for source in sources {
+        for (number, line) in source.code() {
+            let words = words.iter().filter(|word| line.contains(*word));
+            found.extend(words.map(|word| format!("{}:{number}: {word}", source.path)));
+        }
+    }
+    found
+}
+
+#[test]
+fn every_source_begins_with_what_it_is_for() {
+    let says = |source: &Source| source.text.starts_with("//! ");
+    let found: Vec<String> = sources().into_iter().filter(|s| !says(s)).map(|s| s.path).collect();
+    assert_none(&found, "a source begins with a `//!` sentence");
+}
+
+#[test]
+fn unsafe_code_is_forbidden_at_every_root() {
+    let manifest = std::fs::read_to_string(root().join("Cargo.toml")).expect("the manifest");
+    let paths = manifest.lines().filter_map(|line| line.strip_prefix("path = \"")?.strip_suffix('"'));
+    let roots: Vec<&str> = paths.filter(|path| path.ends_with(".rs")).collect();
+    assert!(roots.contains(&"src/lib.rs") && roots.contains(&"src/main.rs"), "{roots:?}");
+    let forbids = |path: &&&str| {
+        let text = std::fs::read_to_string(root().join(path)).expect("a root of the manifest");
+        text.lines().any(|line| line == "#![forbid(unsafe_code)]")
+    };
+    let found: Vec<String> = roots.iter().filter(|path| !forbids(path)).map(ToString::to_string).collect();
+    assert_none(&found, "a root says #![forbid(unsafe_code)]");
+    assert!(manifest.contains("\nunsafe_code = \"forbid\"\n"), "Cargo.toml forbids it for every target");
+}
+
+#[test]
+fn nothing_unfinished_and_nothing_that_panics_on_a_closed_stream_is_in_src() {
+    let words = ["dbg!(", "todo!(", "unimplemented!(", "println!(", "eprintln!(", "print!(", "eprint!("];
+    assert_none(&places(&sources(), &words), "not in src");
+    let mut found = Vec::new();
+    for source in sources() {
+        let is_note = |line: &str| ["FIXME", "XXX", "TODO"].iter().any(|word| line.contains(word));
+        let notes = source.text.lines().enumerate().filter(|(_, line)| is_note(line));
+        found.extend(notes.map(|(index, line)| format!("{}:{}: {}", source.path, index + 1, line.trim())));
+    }
+    assert_none(&found, "what is known to be unfinished is an issue, not a comment");
+}
+
+#[test]
+fn no_async_is_in_src() {
+    let words = ["tokio", "async fn", "async move", "futures::", "std::future", "std::task"];
+    assert_none(&places(&sources(), &words), "blocking threads and two event loops, no async");
+}
+
+#[test]
+fn no_source_is_longer_than_one_sitting() {
+    let mut found = Vec::new();
+    for source in sources() {
+        let lines = source.lines().count();
+        let longer = LONGER_FILES.iter().find(|(path, _)| *path == source.path);
+        let most = longer.map_or(FILE_LINES, |(_, most)| *most);
+        if lines > most {
+            found.push(format!("{}: {lines} lines without tests, at most {most}", source.path));
+        }
+        if longer.is_some() && lines <= FILE_LINES {
+            found.push(format!("{}: {lines} lines; it no longer needs its exception", source.path));
+        }
+    }
+    assert_none(&found, "a longer file is two ideas");
+}
+
+#[test]
+fn no_function_is_longer_than_a_page_or_two() {
+    let mut found = Vec::new();
+    let mut functions = 0;
+    for source in sources() {
+        // rustfmt ends a function with a brace at the column where its first line begins.
+        let mut open: Vec<(usize, usize, &str)> = Vec::new();
+        for (number, line) in source.lines() {
+            let indent = line.len() - line.trim_start().len();
+            if is_function(line.trim_start()) && !line.ends_with([';', '}']) {
+                open.push((indent, number, line.trim()));
+                functions += 1;
+            }
+            if line.trim_start() == "}"
+                && let Some((_, start, head)) = open.pop_if(|(column, ..)| *column == indent)
+                && number - start + 1 > FUNCTION_LINES
+            {
+                found.push(format!("{}:{start}: {} lines: {head}", source.path, number - start + 1));
+            }
+        }
+    }
+    assert!(functions > 200, "this sees only {functions} functions");
+    assert_none(&found, "a function has at most 100 lines");
+}
+
+/// True for the first line of a function, after whatever stands before `fn`.
+fn is_function(line: &str) -> bool {
+    let before = line.split("fn ").next().unwrap_or_default();
+    let is_word = |word: &str| matches!(word, "pub" | "const" | "extern") || word.starts_with("pub(");
+    before.len() < line.len() && before.split_whitespace().all(is_word)
+}
+
+#[test]
+fn all_of_src_stays_within_what_one_person_can_know() {
+    let lines: usize = sources().iter().map(|source| source.lines().count()).sum();
+    assert!(lines <= ALL_LINES, "src has {lines} lines without tests, more than {ALL_LINES}");
+}
+
+#[test]
+fn only_the_files_that_do_io_touch_threads_locks_files_sockets_and_the_clock() {
+    let pure: Vec<Source> =
+        sources().into_iter().filter(|source| !DOES_IO.iter().any(|place| source.is_in(place))).collect();
+    assert_none(&places(&pure, IO), "decide without I/O (or add the file to DOES_IO and say why)");
+}
+
+#[test]
+fn arrows_between_the_rooms_point_one_way() {
+    let sources = sources();
+    let mut found = Vec::new();
+    for (place, absent) in ABSENCES {
+        let mut here = sources.iter().filter(|source| source.is_in(place)).peekable();
+        assert!(here.peek().is_some(), "{place} is gone: mend this rule");
+        for source in here {
+            for (number, room) in rooms_named(source) {
+                if absent.contains(&room.as_str()) {
+                    found.push(format!("{}:{number}: crate::{room}", source.path));
+                }
+            }
+        }
+    }
+    let execution = sources.iter().filter(|s| s.is_in("src/execution/") && s.path != NAMES_THE_BACKEND);
+    for source in execution {
+        let named = rooms_named(source).into_iter().filter(|(_, room)| room == "memory");
+        found.extend(named.map(|(number, _)| format!("{}:{number}: crate::memory", source.path)));
+    }
+    assert_none(&found, "a room names one that it must not know");
+}
+
+/// Which rooms of the crate a file names in its code, and where: `crate::room` and `crate::{room, …}`.
+fn rooms_named(source: &Source) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    let mut text = String::new();
+    let mut starts = Vec::new();
+    for (number, line) in source.code() {
+        starts.push((text.len(), number));
+        text.push_str(line);
+        text.push('\n');
+    }
+    for (at, path) in text.match_indices("crate::") {
+        let line = starts.iter().rev().find(|(start, _)| *start <= at).map_or(0, |(_, number)| *number);
+        let rest = &text[at + path.len()..];
+        let name =
+            |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+        match rest.strip_prefix('{') {
+            None => found.push((line, name(rest))),
+            Some(list) => found.extend(top_level(list).iter().map(|part| (line, name(part.trim())))),
+        }
+    }
+    found
+}
+
+/// The parts of a brace list whose opening brace has been taken.
+fn top_level(list: &str) -> Vec<&str> {
+    let (mut depth, mut start, mut parts) = (0, 0, Vec::new());
+    for (at, character) in list.char_indices() {
+        match character {
+            '{' => depth += 1,
+            '}' if depth == 0 => {
+                parts.push(&list[start..at]);
+                break;
+            }
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                parts.push(&list[start..at]);
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    parts
+}
+
+#[test]
+fn the_rule_about_arrows_sees_every_way_to_name_a_room() {
+    let text = "use crate::a::b;\nuse crate::{c, d::{e, f},\n    g};\n// crate::h\nlet x = crate::i::j();\n#[cfg(test)]\ncrate::k";
+    let source = Source { path: "x".into(), text: text.into() };
+    let names: Vec<String> =
+        rooms_named(&source).into_iter().map(|(line, name)| format!("{line}{name}")).collect();
+    assert_eq!(names, ["1a", "2c", "2d", "2g", "5i"]);
+}
+
+#[test]
+fn no_file_knows_the_machine_that_it_was_written_on() {
+    // In two pieces, so that this file obeys its own rule.
+    let homes = [["/wo", "rk/"], ["/ho", "me/"], ["/ro", "ot/"], ["/Us", "ers/"]].map(|parts| parts.concat());
+    // A path begins there: behind a letter or a dot it is the middle of another one.
+    let begins = |line: &str, at: usize| {
+        !line[..at]
+            .ends_with(|before: char| before.is_alphanumeric() || matches!(before, '.' | '_' | '-' | '~'))
+    };
+    let mut found = Vec::new();
+    for path in files() {
+        let Ok(text) = std::fs::read_to_string(root().join(&path)) else { continue };
+        for (index, line) in text.lines().enumerate() {
+            let home =
+                homes.iter().find(|home| line.match_indices(home.as_str()).any(|(at, _)| begins(line, at)));
+            found.extend(home.map(|home| format!("{path}:{}: {home}", index + 1)));
+        }
+    }
+    assert_none(&found, "absolute paths of one machine");
+}
+
+#[test]
+fn every_test_file_says_what_it_guards() {
+    let is_ours = |path: &String| {
+        let extension = PathBuf::from(path).extension().is_some_and(|extension| extension == "rs");
+        extension && (path.starts_with("tests/") || path.starts_with("tools/"))
+    };
+    let says = |path: &String| {
+        let text = std::fs::read_to_string(root().join(path)).expect("a source is text");
+        text.starts_with("//! ")
+    };
+    let found: Vec<String> = files().into_iter().filter(is_ours).filter(|path| !says(path)).collect();
+    assert_none(&found, "a test or tool begins with a `//!` sentence");
+}
