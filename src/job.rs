@@ -3,7 +3,7 @@
 //! Everything here is a plain value that any room may use; nothing here acts.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -167,9 +167,9 @@ impl Payload {
     }
 }
 
-/// A lane's state or a trace's context: a map in key order, so that a handler that walks it sees the same
-/// order in every run.
-pub type Entries = BTreeMap<Arc<str>, Arc<[u8]>>;
+/// A lane's state or a trace's context. It has no order, and handlers cannot walk it: nothing they decide can
+/// depend on one.
+pub type Entries = HashMap<Arc<str>, Arc<[u8]>>;
 
 /// Bytes that an entry counts for against the limits.
 #[must_use]

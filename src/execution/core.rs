@@ -26,6 +26,9 @@ use crate::ports::{
     Commit, CommitAnswer, CommitResult, Lease, LeaseRef, LeasedJob, ReleaseReason, Revoked, StateAt,
 };
 
+/// While a run has more than one job to go, outcomes may lie in the mailbox without a ring for this long.
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(1);
+
 /// What bounds the executor.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -309,6 +312,11 @@ impl Core {
             None => active.running().map(|(_, _, deadline)| deadline),
         };
         self.active.values().filter_map(deadline).min()
+    }
+
+    /// True while outcomes may lie in the mailbox that nobody has rung for.
+    pub(super) fn has_long_runs(&self) -> bool {
+        self.active.values().any(|active| active.jobs.len() > 1 && active.held.is_none())
     }
 
     /// True when a handler has ignored the end of its run for too long, or all workers are held that way.

@@ -1,6 +1,6 @@
 //! The engine: core, workers and consumer in one turn of a loop. Thin: every decision is the core's.
 
-use super::core::{Core, Limits, Request, Task};
+use super::core::{Core, LOOK_EVERY, Limits, Request, Task};
 use super::worker::{Run, WorkerPool};
 use crate::clock::Timestamp;
 use crate::ports::{BackendError, Consumer};
@@ -84,7 +84,8 @@ impl<C: Consumer> Engine<C> {
                 break;
             }
         }
-        Ok(Some(self.core.next_deadline().map_or(self.renew_at, |deadline| deadline.min(self.renew_at))))
+        let look = self.core.has_long_runs().then(|| now.plus(LOOK_EVERY));
+        Ok([self.core.next_deadline(), look, Some(self.renew_at)].into_iter().flatten().min())
     }
 
     /// How it is now.

@@ -32,6 +32,10 @@ pub struct Run {
     pub handler: usize,
 }
 
+/// Waking the loop costs more than a short job. So the outcomes of a run ring once in this time; the first one
+/// and the end ring always, and the loop looks by itself every [`super::core::LOOK_EVERY`].
+const RING_EVERY: Duration = Duration::from_micros(100);
+
 /// What a worker says.
 pub enum Done {
     /// What came of one job, at what time; the version is the one that the handler saw.
@@ -237,6 +241,7 @@ impl Shared {
         let Run { lease, jobs, mut contexts, mut version, control, handler } = run;
         let (spec, code) = &self.handlers[handler];
         let mut is_first = true;
+        let mut rung_at = None;
         for job in jobs {
             match control.begin(job.spec.id, is_first) {
                 Begin::Go => is_first = false,
@@ -249,13 +254,19 @@ impl Shared {
                 version = if effects.state.is_empty() { version } else { Version(fence) };
             }
             let ends_run = matches!(verdict, Verdict::Retry(_) | Verdict::Crashed(_));
-            self.say(Done::Outcome { lease, job: id, verdict, builds_on, at: self.clock.now() });
+            let at = self.clock.now();
+            self.say(Done::Outcome { lease, job: id, verdict, builds_on, at });
+            if rung_at.is_none_or(|rung_at| at.since(rung_at) >= RING_EVERY) {
+                rung_at = Some(at);
+                self.bell.ring();
+            }
             if ends_run {
                 break;
             }
         }
         contexts.forget_traces();
         self.say(Done::End { lease, contexts, version });
+        self.bell.ring();
     }
 
     fn do_job(
@@ -297,7 +308,6 @@ impl Shared {
 
     fn say(&self, done: Done) {
         self.mailbox.lock().unwrap_or_else(PoisonError::into_inner).push(done);
-        self.bell.ring();
     }
 }
 
