@@ -145,7 +145,8 @@ impl Setup {
         let mut rules = Rules::from_config(&self.config);
         adjust(&mut rules);
         let groups = self.groups();
-        let broker = Broker::new(rules, self.specs.clone(), groups.len(), Entropy::system());
+        let workers = self.config.runtime.platform.process_groups.iter().map(|group| group.workers).collect();
+        let broker = Broker::new(rules, self.specs.clone(), workers, Entropy::system());
         MemoryBroker::new(broker, self.clock.clone(), groups)
     }
 

@@ -9,7 +9,7 @@ use cofferdam::config::Retain;
 use cofferdam::entropy::Entropy;
 use cofferdam::memory::MemoryBroker;
 use cofferdam::memory::broker::{Broker, Rules};
-use cofferdam::ports::{Consumer, KeyValue, Producer, Replies};
+use cofferdam::ports::{Consumer, KeyValue, Producer, Replies, Upkeep};
 
 use support::conformance::{Backend, Settings};
 

@@ -29,6 +29,9 @@ use crate::ports::{
 /// While a run has more than one job to go, outcomes may lie in the mailbox without a ring for this long.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(1);
 
+/// Leases at once while jobs are short: enough that a round trip to the broker is shared by many.
+const LEASES_OF_SHORT_JOBS: usize = 64;
+
 /// What bounds the executor.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -76,7 +79,8 @@ struct Active {
     jobs: Vec<RunJob>,
     /// The first job without an outcome: the one that runs.
     position: usize,
-    started: Timestamp,
+    /// When that one started; `None` while the run waits for a worker.
+    started: Option<Timestamp>,
     version: Version,
     control: Arc<RunControl>,
     /// `Some` iff held: since when nothing of it counts any more.
@@ -137,10 +141,13 @@ impl Core {
     }
 
     /// How many leases more it takes: one a worker that is free, so that no lease waits here while another
-    /// executor is idle, and no job is counted that has not started.
+    /// executor is idle. While jobs are short a few more: they wait for microseconds, and the broker knows that
+    /// only the oldest, one a worker, can have started.
     #[must_use]
-    pub fn room(&self) -> usize {
-        if self.draining { 0 } else { self.workers - self.active.len().min(self.workers) }
+    pub fn room(&self, jobs_are_short: bool) -> usize {
+        let most = if jobs_are_short { self.workers.max(LEASES_OF_SHORT_JOBS) } else { self.workers };
+        let held = self.active.values().filter(|active| active.held.is_some()).count();
+        if self.draining || held >= self.workers { 0 } else { most.saturating_sub(self.active.len()) }
     }
 
     /// Workers that have a run.
@@ -186,7 +193,7 @@ impl Core {
             is_ordered,
             jobs: lease.jobs.iter().map(RunJob::of).collect(),
             position: 0,
-            started: now,
+            started: None,
             version,
             control: control.clone(),
             held: None,
@@ -214,7 +221,7 @@ impl Core {
         };
         let Some(index) = active.jobs.iter().position(|run_job| run_job.id == job) else { return };
         active.position = index + 1;
-        active.started = at;
+        active.started = Some(at);
         let changed = matches!(&verdict, Verdict::Succeeded(_, effects) if !effects.state.is_empty());
         active.version = if changed { Version(active.jobs[index].fence) } else { builds_on };
         active.keeps_state &= !matches!(verdict, Verdict::Retry(_) | Verdict::Crashed(_));
@@ -328,12 +335,17 @@ impl Core {
         all || held.any(|since| since.plus(self.limits.grace) <= now)
     }
 
-    /// No more leases; running jobs finish, the rest of their runs is given back.
-    pub fn drain(&mut self) {
+    /// No more leases; running jobs finish, the rest of their runs and those that wait are given back.
+    pub fn drain(&mut self, now: Timestamp) {
         self.draining = true;
         for active in self.active.values_mut() {
             active.control.stop_after_this();
             active.give_back = true;
+            if active.control.started().is_none() && active.held.is_none() {
+                active.control.end();
+                active.held = Some(now);
+                self.requests.push(Request::Release(active.lease, ReleaseReason::Draining));
+            }
         }
     }
 
@@ -358,6 +370,7 @@ impl Active {
     /// The job that runs and its deadline; `None` if nothing of it counts or all jobs have outcomes.
     fn running(&self) -> Option<(JobId, u32, Timestamp)> {
         let job = self.jobs.get(self.position).filter(|_| self.held.is_none())?;
-        Some((job.id, job.delivery, self.started.plus(job.timeout)))
+        let started = self.started.or_else(|| self.control.started())?;
+        Some((job.id, job.delivery, started.plus(job.timeout)))
     }
 }

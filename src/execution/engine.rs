@@ -50,6 +50,7 @@ impl<C: Consumer> Engine<C> {
     }
 
     fn try_turn(&mut self, now: Timestamp) -> Result<Option<Timestamp>, BackendError> {
+        let waits = self.pool.nudge();
         for done in self.pool.take() {
             self.core.on_done(done);
         }
@@ -59,6 +60,7 @@ impl<C: Consumer> Engine<C> {
             self.renew_at = now.plus(self.limits.visibility / 3);
         }
         let mut requests = self.core.take_requests();
+        let mut pushed = false;
         loop {
             let (mut commits, mut releases) = (Vec::with_capacity(requests.len()), Vec::new());
             for request in requests {
@@ -67,7 +69,7 @@ impl<C: Consumer> Engine<C> {
                     Request::Release(lease, reason) => releases.push((lease, reason)),
                 }
             }
-            let step = self.consumer.step(commits, self.core.room())?;
+            let step = self.consumer.step(commits, self.core.room(self.pool.jobs_are_short()))?;
             for (lease, reason) in releases {
                 self.consumer.release(lease, reason)?;
             }
@@ -77,6 +79,7 @@ impl<C: Consumer> Engine<C> {
             let runs: Vec<Run> = tasks.filter_map(|task| prepare(pool, task)).collect();
             step.revoked.into_iter().for_each(|revoked| self.core.on_revoked(revoked, now));
             if !runs.is_empty() {
+                pushed = true;
                 self.pool.push(runs);
             }
             requests = self.core.take_requests();
@@ -84,7 +87,7 @@ impl<C: Consumer> Engine<C> {
                 break;
             }
         }
-        let look = self.core.has_long_runs().then(|| now.plus(LOOK_EVERY));
+        let look = (waits || pushed || self.core.has_long_runs()).then(|| now.plus(LOOK_EVERY));
         Ok([self.core.next_deadline(), look, Some(self.renew_at)].into_iter().flatten().min())
     }
 
@@ -101,8 +104,8 @@ impl<C: Consumer> Engine<C> {
     }
 
     /// No more leases; what runs finishes, the rest is given back.
-    pub fn drain(&mut self) {
-        self.core.drain();
+    pub fn drain(&mut self, now: Timestamp) {
+        self.core.drain(now);
     }
 
     /// Workers that have a run.

@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use super::context::{Contexts, Job, JobContext};
@@ -66,6 +67,8 @@ pub enum Done {
 #[derive(Debug, Default)]
 pub struct RunControl {
     ended: AtomicBool,
+    /// When its first job started, in microseconds; 0 before.
+    started: AtomicU64,
     state: Mutex<ControlState>,
     changed: Condvar,
 }
@@ -99,6 +102,11 @@ impl RunControl {
     /// True after [`RunControl::end`].
     pub fn is_ended(&self) -> bool {
         self.ended.load(Ordering::SeqCst)
+    }
+
+    /// When a worker took the run; `None` while it waits for one.
+    pub fn started(&self) -> Option<Timestamp> {
+        Some(Timestamp(self.started.load(Ordering::SeqCst))).filter(|at| at.0 > 0)
     }
 
     /// This later job of the run should not start.
@@ -144,21 +152,34 @@ pub struct WorkerPool {
 
 struct Shared {
     queue: Mutex<Queue>,
-    wake: Condvar,
     mailbox: Mutex<Vec<Done>>,
     bell: Bell,
     clock: Clock,
     limits: Limits,
     handlers: Vec<(HandlerSpec, Arc<dyn Handler>)>,
     specs: Vec<HandlerSpec>,
+    /// How long jobs take of late, in microseconds: a moving average.
+    job_micros: AtomicU64,
 }
 
 #[derive(Default)]
 struct Queue {
     runs: VecDeque<Run>,
-    idle: usize,
+    /// Who sleeps; the last to fall asleep is woken first, so that few threads stay warm.
+    idle: Vec<Thread>,
     stop: bool,
 }
+
+impl Queue {
+    fn wake_one(&mut self) {
+        if let Some(thread) = self.idle.pop() {
+            thread.unpark();
+        }
+    }
+}
+
+/// Jobs that take less than this are not worth a wake-up of another worker each.
+const SHORT_JOB_MICROS: u64 = 50;
 
 impl WorkerPool {
     /// Starts the threads; `bell` rings when one of them has said something.
@@ -173,9 +194,9 @@ impl WorkerPool {
         bell: Bell,
     ) -> std::io::Result<WorkerPool> {
         let specs = handlers.iter().map(|(spec, _)| spec.clone()).collect();
-        let (queue, mailbox) = (Mutex::default(), Mutex::default());
-        let shared =
-            Arc::new(Shared { queue, wake: Condvar::new(), mailbox, bell, clock, limits, handlers, specs });
+        let (queue, mailbox, job_micros) =
+            (Mutex::default(), Mutex::default(), AtomicU64::new(u64::MAX / 16));
+        let shared = Arc::new(Shared { queue, mailbox, bell, clock, limits, handlers, specs, job_micros });
         for index in 0..workers {
             let shared = shared.clone();
             std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || shared.work())?;
@@ -189,14 +210,29 @@ impl WorkerPool {
         self.shared.specs.iter().position(|spec| *spec.name == *name)
     }
 
-    /// Hands runs over. One worker is woken and wakes the next while there is work: short runs stay on few
-    /// threads, long ones still spread over all of them.
+    /// True if jobs are so short of late that a worker's wake-up costs more than a job.
+    #[must_use]
+    pub fn jobs_are_short(&self) -> bool {
+        self.shared.job_micros.load(Ordering::Relaxed) < SHORT_JOB_MICROS
+    }
+
+    /// Hands runs over, in their order. One worker is woken; it wakes the next one while there is work, unless
+    /// jobs are short: then whoever is awake does them, and [`WorkerPool::nudge`] sees to those that wait.
     pub fn push(&self, runs: impl IntoIterator<Item = Run>) {
         let mut queue = self.shared.lock();
         queue.runs.extend(runs);
-        if !queue.runs.is_empty() && queue.idle > 0 {
-            self.shared.wake.notify_one();
+        if !queue.runs.is_empty() {
+            queue.wake_one();
         }
+    }
+
+    /// Wakes a worker for each run that still waits; true if there was one.
+    pub fn nudge(&self) -> bool {
+        let mut queue = self.shared.lock();
+        for _ in 0..queue.runs.len().min(queue.idle.len()) {
+            queue.wake_one();
+        }
+        !queue.runs.is_empty()
     }
 
     /// What the workers have said since the last call.
@@ -209,8 +245,9 @@ impl WorkerPool {
 impl Drop for WorkerPool {
     /// Idle threads end; a busy one ends after its run. Nobody waits for them: a handler may never return.
     fn drop(&mut self) {
-        self.shared.lock().stop = true;
-        self.shared.wake.notify_all();
+        let mut queue = self.shared.lock();
+        queue.stop = true;
+        queue.idle.drain(..).for_each(|thread| thread.unpark());
     }
 }
 
@@ -220,16 +257,20 @@ impl Shared {
     }
 
     fn work(&self) {
+        let me = std::thread::current();
         let mut queue = self.lock();
         while !queue.stop {
             let Some(run) = queue.runs.pop_front() else {
-                queue.idle += 1;
-                queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
-                queue.idle -= 1;
+                queue.idle.push(me.clone());
+                drop(queue);
+                std::thread::park();
+                queue = self.lock();
+                // Woken for no reason, it must not stand in the list twice.
+                queue.idle.retain(|thread| thread.id() != me.id());
                 continue;
             };
-            if !queue.runs.is_empty() && queue.idle > 0 {
-                self.wake.notify_one();
+            if !queue.runs.is_empty() && self.job_micros.load(Ordering::Relaxed) >= SHORT_JOB_MICROS {
+                queue.wake_one();
             }
             drop(queue);
             self.do_run(run);
@@ -237,11 +278,20 @@ impl Shared {
         }
     }
 
+    /// Jobs become "short" slowly and "long" at once: a wrong guess costs the others up to a millisecond.
+    fn count_job(&self, micros: u64) {
+        let average = self.job_micros.load(Ordering::Relaxed);
+        let next = if micros > average { micros } else { average - (average - micros).div_ceil(16) };
+        self.job_micros.store(next, Ordering::Relaxed);
+    }
+
     fn do_run(&self, run: Run) {
         let Run { lease, jobs, mut contexts, mut version, control, handler } = run;
         let (spec, code) = &self.handlers[handler];
         let mut is_first = true;
         let mut rung_at = None;
+        let mut started = self.clock.now();
+        control.started.store(started.0, Ordering::SeqCst);
         for job in jobs {
             match control.begin(job.spec.id, is_first) {
                 Begin::Go => is_first = false,
@@ -255,6 +305,8 @@ impl Shared {
             }
             let ends_run = matches!(verdict, Verdict::Retry(_) | Verdict::Crashed(_));
             let at = self.clock.now();
+            self.count_job(u64::try_from(at.since(started).as_micros()).unwrap_or(u64::MAX));
+            started = at;
             self.say(Done::Outcome { lease, job: id, verdict, builds_on, at });
             if rung_at.is_none_or(|rung_at| at.since(rung_at) >= RING_EVERY) {
                 rung_at = Some(at);

@@ -132,6 +132,8 @@ pub struct Broker {
     pub(super) last_number: u64,
     pub(super) last_fence: u64,
     pub(super) totals: Stats,
+    /// Workers of one executor, by group.
+    pub(super) workers: Vec<usize>,
     /// Per-job events are collected too.
     pub(super) verbose: bool,
 }
@@ -222,9 +224,9 @@ pub(super) struct Inbox {
 }
 
 impl Broker {
-    /// An empty broker. `groups` is the number of process groups.
+    /// An empty broker. `workers` are those of one executor, by group.
     #[must_use]
-    pub fn new(rules: Rules, handlers: Vec<HandlerSpec>, groups: usize, entropy: Entropy) -> Broker {
+    pub fn new(rules: Rules, handlers: Vec<HandlerSpec>, workers: Vec<usize>, entropy: Entropy) -> Broker {
         let retention = Retention::new(rules.result_ttl, rules.awaited_ttl, rules.retain);
         let handler_index =
             handlers.iter().enumerate().map(|(index, spec)| (spec.name.clone(), index)).collect();
@@ -258,7 +260,8 @@ impl Broker {
             live_bytes: 0,
             last_number: 0,
             last_fence: 0,
-            totals: Stats { consumers: vec![0; groups], ..Stats::default() },
+            totals: Stats { consumers: vec![0; workers.len()], ..Stats::default() },
+            workers,
             verbose: log::log_enabled!(log::Level::Debug),
         }
     }

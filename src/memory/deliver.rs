@@ -29,8 +29,15 @@ impl Broker {
     pub fn disconnect(&mut self, id: ConsumerId, now: Timestamp) {
         let Some(consumer) = self.consumers.remove(&id) else { return };
         self.totals.consumers[consumer.group] -= 1;
-        for number in consumer.leases {
-            self.lose_lease(number, now);
+        // Leases start in their order, at most one a worker: those behind cannot have started.
+        let workers = self.workers.get(consumer.group).copied().unwrap_or(usize::MAX);
+        for (index, number) in consumer.leases.into_iter().enumerate() {
+            if index < workers {
+                self.lose_lease(number, now);
+            } else if let Some(lane) = self.leases.get(&number).map(|lease| lease.lane) {
+                self.end_lease(number, now);
+                self.make_ready(lane, now);
+            }
         }
     }
 

@@ -109,7 +109,7 @@ impl Executor {
                 ToChild::Ping => control.send(&ToParent::Pong),
                 ToChild::Drain(_) | ToChild::Stop => {
                     self.stopping = true;
-                    self.engine.drain();
+                    self.engine.drain(self.clock.now());
                 }
                 ToChild::Restarted(..) => {}
             }
@@ -122,7 +122,7 @@ impl Executor {
         let (now, now_ms) = (self.clock.now(), monotonic_millis());
         self.engine.consumer().tick(poll.registry(), now_ms);
         if self.engine.consumer().wants_drain() && !self.stopping {
-            self.engine.drain();
+            self.engine.drain(self.clock.now());
         }
         let next = match self.engine.turn(now) {
             Ok(next) => next,
@@ -143,7 +143,7 @@ impl Executor {
                 "handlers ignore the end of their time: this process finishes its other jobs and is replaced"
             );
             self.stuck = true;
-            self.engine.drain();
+            self.engine.drain(self.clock.now());
         }
         let channel = Duration::from_millis(self.engine.consumer().next_due_ms(now_ms));
         next.map_or(channel, |at: Timestamp| at.since(now).min(channel)).max(Duration::from_millis(1))

@@ -131,9 +131,13 @@ pub fn a_commit_out_of_order_is_fenced_and_ends_the_lease(make: Make) {
     let bench = Bench::new(make);
     let jobs = bench.submit_many("serial", 3);
     let mut executor = bench.executor();
-    let lease = executor.lease();
-    assert_eq!(executor.say(&lease, 1, state(vec![set("k", "v")])), FENCED);
-    assert_eq!(executor.say(&lease, 0, succeeded()), FENCED, "the lease is over");
+    // Also with the number of deliveries that the broker has counted for a job that has not started.
+    for delivery in [1, 0] {
+        let lease = executor.lease();
+        let early = commit_of(&lease, 1, version_of(&lease), state(vec![set("k", "v")]));
+        assert_eq!(executor.commit(Commit { delivery, ..early }), FENCED);
+        assert_eq!(executor.say(&lease, 0, succeeded()), FENCED, "the lease is over");
+    }
     let again = executor.lease();
     assert_eq!(ids(&again), jobs);
     assert_eq!(again.jobs[0].delivery, 1, "a fence is not the job's fault");
@@ -221,7 +225,8 @@ pub fn a_commit_takes_hold_as_a_whole(make: Make) {
 }
 
 pub fn a_late_commit_takes_hold_in_no_part(make: Make) {
-    let ways: [(&str, fn(&Bench, &mut Executor, &Lease)); 6] = [
+    type End = fn(&Bench, &mut Executor, &Lease);
+    let ways: [(&str, End); 6] = [
         ("cancelled", |bench, _, lease| drop(bench.cancel(lease.jobs[0].spec.id))),
         ("ran out", |bench, _, _| bench.pass(Duration::from_secs(30))),
         ("released", |_, executor, lease| executor.release(lease, ReleaseReason::Draining)),
