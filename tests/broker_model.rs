@@ -124,7 +124,8 @@ impl Schedule {
             now: START,
             ..Model::default()
         };
-        let mut broker = Broker::new(rules, KINDS.iter().map(spec).collect(), 1, Entropy::Seeded(!seed));
+        let mut broker =
+            Broker::new(rules, KINDS.iter().map(spec).collect(), vec![64], Entropy::Seeded(!seed));
         broker.subscribe(INSTANCE);
         let random = Entropy::Seeded(seed);
         let (given, made) = (Vec::new(), Vec::new());

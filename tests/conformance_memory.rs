@@ -41,7 +41,7 @@ fn memory(settings: &Settings) -> Box<dyn Backend> {
         max_payload: settings.max_payload,
     };
     let clock = Clock::manual(Timestamp(1_700_000_000_000_000));
-    let broker = Broker::new(rules, settings.handlers.clone(), settings.groups, Entropy::Seeded(1));
+    let broker = Broker::new(rules, settings.handlers.clone(), vec![64; settings.groups], Entropy::Seeded(1));
     let groups = (0..settings.groups).map(|group| Arc::from(format!("group{group}"))).collect();
     Box::new(Memory { broker: MemoryBroker::new(broker, clock.clone(), groups), clock })
 }

@@ -88,9 +88,17 @@ fn failed() -> Verdict {
     Verdict::Failed(JobError::new(Code::HandlerFailed, "no"))
 }
 
+/// A free worker takes the run at once.
+fn started(task: Option<Task>, now: Timestamp) -> Option<Task> {
+    if let Some(task) = &task {
+        task.control.start(now);
+    }
+    task
+}
+
 impl Scene {
     fn lease(&mut self, number: u64, lane: &str, jobs: &[u8], state: StateAt) -> Option<Task> {
-        self.core.on_lease(lease_of(number, lane, jobs, state), self.now)
+        started(self.core.on_lease(lease_of(number, lane, jobs, state)), self.now)
     }
 
     fn outcome(&mut self, lease: u64, job: u8, verdict: Verdict, builds_on: Version) {
@@ -151,15 +159,15 @@ fn told_commit(commit: &Commit) -> String {
 #[test]
 fn there_is_room_for_one_lease_a_free_worker() {
     let mut s = scene(2);
-    assert_eq!((s.core.room(), s.core.busy()), (2, 0));
+    assert_eq!((s.core.room(false), s.core.busy()), (2, 0));
     s.lease(1, "a", &[1], StateAt::Stateless).expect("a task");
     s.lease(2, "b", &[2, 3], whole(0)).expect("a task");
-    assert_eq!((s.core.room(), s.core.busy()), (0, 2));
+    assert_eq!((s.core.room(false), s.core.busy()), (0, 2));
     s.outcome(2, 2, succeeded(), Version(5));
-    assert_eq!(s.core.room(), 0, "the run goes on");
+    assert_eq!(s.core.room(false), 0, "the run goes on");
     s.outcome(1, 1, succeeded(), Version(0));
     s.end(1, Version(0));
-    assert_eq!((s.core.room(), s.core.busy()), (1, 1));
+    assert_eq!((s.core.room(false), s.core.busy()), (1, 1));
 }
 
 #[test]
@@ -297,14 +305,14 @@ fn a_handler_past_its_time_is_timed_out_whatever_its_worker_does() {
     s.pass(Duration::from_micros(1));
     assert_eq!(s.asked(), [format!("commit 1 2 timed_out on {}", fence(1).0)]);
     assert!(task.control.is_ended(), "its handler is told");
-    assert_eq!(s.core.room(), 1, "its worker stays taken");
+    assert_eq!(s.core.room(false), 1, "its worker stays taken");
     s.outcome(1, 2, changed(), fence(1));
     s.outcome(1, 3, changed(), fence(2));
     s.pass(TIMEOUT);
     assert!(s.asked().is_empty(), "what comes later is dropped, and time strikes once");
     assert_eq!(s.core.late, 2);
     s.end(1, fence(3));
-    assert_eq!((s.core.room(), s.asked()), (2, vec![]));
+    assert_eq!((s.core.room(false), s.asked()), (2, vec![]));
 }
 
 #[test]
@@ -330,7 +338,7 @@ fn a_shorter_timeout_of_one_job_is_its_own() {
     let mut lease = lease_of(1, "a", &[1], StateAt::Stateless);
     let spec = Arc::get_mut(&mut lease.jobs[0].spec).expect("its only owner");
     spec.timeout = Duration::from_millis(5);
-    s.core.on_lease(lease, s.now);
+    started(s.core.on_lease(lease), s.now);
     s.lease(2, "b", &[2], StateAt::Stateless);
     assert_eq!(s.next_deadline(), Some(START.plus(Duration::from_millis(5))));
     s.pass(Duration::from_millis(5));
@@ -349,7 +357,7 @@ fn a_fenced_run_counts_no_more() {
     s.pass(TIMEOUT);
     s.revoked(1, 2);
     s.end(1, Version(5));
-    assert_eq!((s.asked(), s.core.late, s.core.room()), (vec![], 1, 2), "neither commit nor release");
+    assert_eq!((s.asked(), s.core.late, s.core.room(false)), (vec![], 1, 2), "neither commit nor release");
 }
 
 #[test]
@@ -409,8 +417,8 @@ fn what_is_revoked_but_not_here_any_more_is_ignored() {
 fn a_drain_finishes_what_runs_and_gives_back_the_rest() {
     let mut s = scene(3);
     s.lease(1, "a", &[1, 2, 3], whole(0));
-    s.core.drain();
-    assert_eq!(s.core.room(), 0);
+    s.core.drain(s.now);
+    assert_eq!(s.core.room(false), 0);
     assert!(!s.core.is_drained());
     assert!(s.lease(2, "b", &[4], whole(0)).is_none(), "a lease that was on its way");
     assert_eq!(s.asked(), ["release 2 Draining"]);
@@ -426,12 +434,12 @@ fn a_drain_does_not_wait_for_handlers_whose_run_has_ended() {
     let mut s = scene(2);
     assert!(!s.core.is_drained(), "nobody asked for it");
     s.lease(1, "a", &[1, 2], whole(0));
-    s.core.drain();
+    s.core.drain(s.now);
     s.pass(TIMEOUT);
     assert_eq!(s.asked(), ["commit 1 1 timed_out on 5"]);
     assert!(s.core.is_drained() && s.core.busy() == 1);
     let mut idle = scene(2);
-    idle.core.drain();
+    idle.core.drain(idle.now);
     assert!(idle.core.is_drained());
 }
 
@@ -447,11 +455,11 @@ fn a_lost_broker_ends_every_run_and_every_state() {
     s.core.abandon(s.now);
     assert!(s.asked().is_empty(), "nobody is there to be told");
     assert!(tasks.iter().all(|task| task.control.is_ended()));
-    assert_eq!(s.core.room(), 1, "workers are free when their handlers return");
+    assert_eq!(s.core.room(false), 1, "workers are free when their handlers return");
     s.outcome(3, 3, succeeded(), Version(5));
     s.end(2, Version(5));
     s.end(3, Version(5));
-    assert_eq!((s.asked(), s.core.room()), (vec![], 3));
+    assert_eq!((s.asked(), s.core.room(false)), (vec![], 3));
     assert!(s.lease(4, "a", &[4], StateAt::Known(Version(5))).is_none());
 }
 
@@ -472,13 +480,15 @@ fn a_handler_that_ignores_its_end_makes_the_process_stuck_after_the_grace() {
 }
 
 #[test]
-fn a_process_whose_workers_are_all_held_is_stuck_at_once() {
+fn a_process_whose_workers_are_all_held_is_stuck_after_a_moment() {
     let mut s = scene(2);
     for lease in [1, 2] {
         assert!(!s.core.is_stuck(s.now));
         s.lease(lease, &lease.to_string(), &[lease as u8], StateAt::Stateless);
         s.fenced(lease, lease as u8);
     }
+    assert!(!s.core.is_stuck(s.now), "a handler that listens is given the time to return");
+    s.pass(Duration::from_millis(250));
     assert!(s.core.is_stuck(s.now));
     s.end(2, Version(0));
     assert!(!s.core.is_stuck(s.now));

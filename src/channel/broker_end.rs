@@ -34,7 +34,7 @@ pub struct Doorman<'a> {
 
 enum Phase {
     Fresh,
-    Proven(Responder),
+    Proven(Box<Responder>),
     Up(Box<Up>),
     Over,
 }
@@ -154,12 +154,12 @@ impl BrokerEnd {
         let (responder, m2) =
             Responder::answer(&m1, doorman.secrets, doorman.nonces, doorman.terms, nonce, now_ms)?;
         self.outbox.put_raw(&m2);
-        Ok(Phase::Proven(responder))
+        Ok(Phase::Proven(Box::new(responder)))
     }
 
     fn third_message(
         &mut self,
-        responder: Responder,
+        responder: Box<Responder>,
         doorman: &mut Doorman,
         now_ms: u64,
     ) -> Result<Phase, Reject> {
@@ -295,13 +295,13 @@ impl Up {
                 }
             }
             ToBroker::Outcome { job, delivery, builds_on, mut verdict } => {
-                if let Some(mut parts) = self.parts.remove(&number) {
-                    if let Verdict::Succeeded(_, effects) = &mut verdict {
-                        parts.state.append(&mut effects.state);
-                        parts.context.append(&mut effects.context);
-                        parts.follow_ups.append(&mut effects.follow_ups);
-                        *effects = parts;
-                    }
+                if let Some(mut parts) = self.parts.remove(&number)
+                    && let Verdict::Succeeded(_, effects) = &mut verdict
+                {
+                    parts.state.append(&mut effects.state);
+                    parts.context.append(&mut effects.context);
+                    parts.follow_ups.append(&mut effects.follow_ups);
+                    *effects = parts;
                 }
                 if self.parts.is_empty() {
                     self.parts_bytes = 0;

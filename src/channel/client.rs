@@ -174,11 +174,11 @@ impl ChannelClient {
     /// Tells how many workers are busy, when that has changed.
     pub fn report(&mut self, busy: usize) {
         let busy = u32::try_from(busy).unwrap_or(u32::MAX);
-        if self.reported != Some(busy) {
-            if let Some(link) = &mut self.link {
-                link.end.report(busy);
-                self.reported = Some(busy);
-            }
+        if self.reported != Some(busy)
+            && let Some(link) = &mut self.link
+        {
+            link.end.report(busy);
+            self.reported = Some(busy);
         }
     }
 

@@ -16,7 +16,7 @@ pub mod messages;
 mod outbox;
 mod server;
 
-pub use broker_end::BrokerEnd;
+pub use broker_end::{BrokerEnd, Doorman};
 pub use client::ChannelClient;
 pub use executor_end::ExecutorEnd;
 pub use server::{ChannelServer, ServerConfig};

@@ -79,12 +79,8 @@ impl Drop for Secret {
 pub fn keygen(output: Option<&Path>) -> Result<(), String> {
     let secret = Secret::generate()?;
     let mut text = Zeroizing::new(String::with_capacity(65));
-    write_hex(&mut *text, secret.expose())
-        .and_then(|()| {
-            text.push('\n');
-            Ok(())
-        })
-        .map_err(|error| error.to_string())?;
+    write_hex(&mut *text, secret.expose()).map_err(|error| error.to_string())?;
+    text.push('\n');
     match output {
         None => {
             std::io::stdout().write_all(text.as_bytes()).map_err(|error| format!("standard output: {error}"))

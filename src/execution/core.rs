@@ -32,6 +32,9 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_millis(1);
 /// Leases at once while jobs are short: enough that a round trip to the broker is shared by many.
 const LEASES_OF_SHORT_JOBS: usize = 64;
 
+/// When all workers are held, the process is replaced this soon: handlers that listen have returned by then.
+const ALL_HELD_GRACE: Duration = Duration::from_millis(250);
+
 /// What bounds the executor.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -89,6 +92,8 @@ struct Active {
     give_back: bool,
     /// Its state can be trusted at its end.
     keeps_state: bool,
+    /// Revoked, but its worker had started it before the outcome of the job before it was heard.
+    doomed: Option<JobId>,
 }
 
 struct RunJob {
@@ -162,7 +167,7 @@ impl Core {
     }
 
     /// A lease came. `None`: it was given back, or nothing of it is left to run.
-    pub fn on_lease(&mut self, lease: Lease, now: Timestamp) -> Option<Task> {
+    pub fn on_lease(&mut self, lease: Lease) -> Option<Task> {
         let number = lease.lease.number;
         let key = lease.jobs.first().and_then(|job| job.spec.ordering_key.clone());
         let lane = (lease.handler.clone(), key);
@@ -199,6 +204,7 @@ impl Core {
             held: None,
             give_back: false,
             keeps_state: true,
+            doomed: None,
         };
         self.active.insert(number, active);
         Some(Task { lease: number, handler: lease.handler, jobs: lease.jobs, contexts, version, control })
@@ -233,6 +239,10 @@ impl Core {
             builds_on,
             verdict,
         }));
+        if active.doomed.is_some() && active.jobs.get(index + 1).map(|next| next.id) == active.doomed {
+            self.requests.push(Request::Release(active.lease, ReleaseReason::RunEnded));
+            self.hold(number, at);
+        }
     }
 
     fn on_end(&mut self, number: u64, contexts: Contexts, version: Version) {
@@ -277,9 +287,13 @@ impl Core {
             self.requests.push(Request::Release(active.lease, ReleaseReason::RunEnded));
             self.hold(revoked.lease, now);
         } else if index > active.position {
-            active.control.leave_out(revoked.job);
+            let is_left_out = active.control.leave_out(revoked.job);
             if let Some(active) = self.active.get_mut(&revoked.lease) {
-                active.jobs.remove(index);
+                if is_left_out {
+                    active.jobs.remove(index);
+                } else {
+                    active.doomed = active.doomed.or(Some(revoked.job));
+                }
             }
         }
     }
@@ -296,10 +310,10 @@ impl Core {
     pub fn on_time(&mut self, now: Timestamp) {
         let mut due = Vec::new();
         for (number, active) in &self.active {
-            if let Some((job, delivery, deadline)) = active.running() {
-                if deadline <= now {
-                    due.push((*number, job, delivery));
-                }
+            if let Some((job, delivery, deadline)) = active.running()
+                && deadline <= now
+            {
+                due.push((*number, job, delivery));
             }
         }
         for (number, job, delivery) in due {
@@ -314,8 +328,9 @@ impl Core {
     /// When [`Core::on_time`] has something to do, or [`Core::is_stuck`] may change.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Timestamp> {
+        let patience = self.patience();
         let deadline = |active: &Active| match active.held {
-            Some(since) => Some(since.plus(self.limits.grace)),
+            Some(since) => Some(since.plus(patience)),
             None => active.running().map(|(_, _, deadline)| deadline),
         };
         self.active.values().filter_map(deadline).min()
@@ -329,10 +344,14 @@ impl Core {
     /// True when a handler has ignored the end of its run for too long, or all workers are held that way.
     #[must_use]
     pub fn is_stuck(&self, now: Timestamp) -> bool {
-        let mut held = self.active.values().filter_map(|active| active.held);
-        let all = self.workers > 0
-            && self.active.values().filter(|active| active.held.is_some()).count() >= self.workers;
-        all || held.any(|since| since.plus(self.limits.grace) <= now)
+        let patience = self.patience();
+        self.active.values().filter_map(|active| active.held).any(|since| since.plus(patience) <= now)
+    }
+
+    /// How long a held run may keep its worker.
+    fn patience(&self) -> Duration {
+        let all = self.active.values().filter(|active| active.held.is_some()).count() >= self.workers;
+        if all { self.limits.grace.min(ALL_HELD_GRACE) } else { self.limits.grace }
     }
 
     /// No more leases; running jobs finish, the rest of their runs and those that wait are given back.

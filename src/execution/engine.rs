@@ -75,7 +75,7 @@ impl<C: Consumer> Engine<C> {
             }
             step.results.into_iter().for_each(|answer| self.core.on_answer(answer, now));
             let (core, pool) = (&mut self.core, &self.pool);
-            let tasks = step.leases.into_iter().filter_map(|lease| core.on_lease(lease, now));
+            let tasks = step.leases.into_iter().filter_map(|lease| core.on_lease(lease));
             let runs: Vec<Run> = tasks.filter_map(|task| prepare(pool, task)).collect();
             step.revoked.into_iter().for_each(|revoked| self.core.on_revoked(revoked, now));
             if !runs.is_empty() {

@@ -76,6 +76,7 @@ pub struct RunControl {
 #[derive(Debug, Default)]
 struct ControlState {
     left_out: Vec<JobId>,
+    begun: Vec<JobId>,
     last: bool,
 }
 
@@ -104,14 +105,25 @@ impl RunControl {
         self.ended.load(Ordering::SeqCst)
     }
 
+    /// A worker has taken the run.
+    pub fn start(&self, at: Timestamp) {
+        self.started.store(at.0, Ordering::SeqCst);
+    }
+
     /// When a worker took the run; `None` while it waits for one.
     pub fn started(&self) -> Option<Timestamp> {
         Some(Timestamp(self.started.load(Ordering::SeqCst))).filter(|at| at.0 > 0)
     }
 
-    /// This later job of the run should not start.
-    pub fn leave_out(&self, job: JobId) {
-        self.lock().left_out.push(job);
+    /// This later job of the run should not start. False: it has started already.
+    #[must_use]
+    pub fn leave_out(&self, job: JobId) -> bool {
+        let mut state = self.lock();
+        if state.begun.contains(&job) {
+            return false;
+        }
+        state.left_out.push(job);
+        true
     }
 
     /// The running job is the run's last.
@@ -120,12 +132,13 @@ impl RunControl {
     }
 
     fn begin(&self, job: JobId, is_first: bool) -> Begin {
-        let state = self.lock();
+        let mut state = self.lock();
         if self.is_ended() || (state.last && !is_first) {
             Begin::Stop
         } else if state.left_out.contains(&job) {
             Begin::LeaveOut
         } else {
+            state.begun.push(job);
             Begin::Go
         }
     }
@@ -291,7 +304,7 @@ impl Shared {
         let mut is_first = true;
         let mut rung_at = None;
         let mut started = self.clock.now();
-        control.started.store(started.0, Ordering::SeqCst);
+        control.start(started);
         for job in jobs {
             match control.begin(job.spec.id, is_first) {
                 Begin::Go => is_first = false,

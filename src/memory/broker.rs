@@ -121,7 +121,7 @@ pub struct Broker {
     pub(super) consumers: BTreeMap<ConsumerId, ConsumerEntry>,
     pub(super) maps: Maps,
     pub(super) retention: Retention,
-    pub(super) idempotency: HashMap<(Arc<str>, Arc<str>, Arc<str>), JobId>,
+    pub(super) idempotency: HashMap<IdempotencyScope, JobId>,
     pub(super) inboxes: HashMap<InstanceId, Inbox>,
     pub(super) signals: Signals,
     /// Jobs waiting or delayed.
@@ -131,12 +131,19 @@ pub struct Broker {
     /// Source of lane, lease and consumer numbers and of the ready order.
     pub(super) last_number: u64,
     pub(super) last_fence: u64,
+    /// Whose readiness by time alone has been signalled.
+    pub(super) ticked_at: Timestamp,
+    /// When expired maps were last freed.
+    pub(super) swept_at: Timestamp,
     pub(super) totals: Stats,
     /// Workers of one executor, by group.
     pub(super) workers: Vec<usize>,
     /// Per-job events are collected too.
     pub(super) verbose: bool,
 }
+
+/// Owner, handler, key.
+pub(super) type IdempotencyScope = (Arc<str>, Arc<str>, Arc<str>);
 
 /// A handler's share of the broker.
 #[derive(Debug)]
@@ -260,6 +267,8 @@ impl Broker {
             live_bytes: 0,
             last_number: 0,
             last_fence: 0,
+            ticked_at: Timestamp::default(),
+            swept_at: Timestamp::default(),
             totals: Stats { consumers: vec![0; workers.len()], ..Stats::default() },
             workers,
             verbose: log::log_enabled!(log::Level::Debug),
@@ -365,10 +374,8 @@ impl Broker {
     fn lane_for(&mut self, handler: usize, key: Option<Arc<str>>) -> u64 {
         let spec = &self.handlers[handler].spec;
         let ordered = spec.options.ordering != Ordering::None;
-        if ordered {
-            if let Some(&lane) = self.keyed_lanes.get(&(handler, key.clone())) {
-                return lane;
-            }
+        if ordered && let Some(&lane) = self.keyed_lanes.get(&(handler, key.clone())) {
+            return lane;
         }
         let map = ordered.then(|| state_map_name(&spec.name, key.as_deref()));
         self.last_number += 1;
@@ -403,7 +410,8 @@ impl Broker {
             if let Some(place) = lane.ready.take() {
                 queue.ready.remove(&place);
             }
-            if lane.jobs.is_empty() && lane.lease.is_none() && lane.version == Version::default() {
+            let has_state = lane.map.as_ref().is_some_and(|map| self.maps.contains(map));
+            if lane.jobs.is_empty() && lane.lease.is_none() && !has_state {
                 if lane.map.is_some() {
                     self.keyed_lanes.remove(&(lane.handler, lane.key.clone()));
                 }

@@ -12,6 +12,9 @@ use crate::ports::{
 };
 use crate::problem::{Cause, Code};
 
+/// How often expired maps are freed.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
 /// Ready lanes looked at in one search: those before them are left to the executors that know them.
 const AFFINITY_SCAN: usize = 64;
 
@@ -82,10 +85,10 @@ impl Broker {
             }
             let due = queue.ready.range(..=(now, u64::MAX)).take(AFFINITY_SCAN);
             let mut mine = due.filter(|(place, lane)| !self.left_to_another(**lane, place.0, id, now));
-            if let Some((place, lane)) = mine.next() {
-                if best.is_none_or(|(oldest, _)| *place < oldest) {
-                    best = Some((*place, *lane));
-                }
+            if let Some((place, lane)) = mine.next()
+                && best.is_none_or(|(oldest, _)| *place < oldest)
+            {
+                best = Some((*place, *lane));
             }
         }
         best.map(|(_, lane)| lane)
@@ -448,7 +451,25 @@ impl Broker {
             self.disconnect(id, now);
         }
         self.drop_records(now);
-        self.maps.sweep(now);
+        // Expired maps are absent at once; freeing them looks at each, so it is done now and then.
+        if now.since(self.swept_at) >= SWEEP_EVERY {
+            self.swept_at = now;
+            self.maps.sweep(now);
+        }
+        self.signal_due(now);
+    }
+
+    /// Wakes the groups of lanes whose delay or backoff, or whose time with their maker, has just passed.
+    fn signal_due(&mut self, now: Timestamp) {
+        let since = std::mem::replace(&mut self.ticked_at, now);
+        let affinity = u64::try_from(LANE_AFFINITY.as_micros()).unwrap_or(u64::MAX);
+        let left = |time: Timestamp| Timestamp(time.0.saturating_sub(affinity));
+        for queue in self.handlers.iter().filter(|queue| !queue.paused) {
+            let came = |since, now| queue.ready.range((since, u64::MAX)..=(now, u64::MAX)).next().is_some();
+            if came(since, now) || came(left(since), left(now)) {
+                self.signals.groups.push(queue.spec.group);
+            }
+        }
     }
 
     /// When something becomes ready by time alone. `None`: only an event changes anything.

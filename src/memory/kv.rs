@@ -39,6 +39,11 @@ impl Maps {
         self.maps.len()
     }
 
+    /// True if the map is there, expired and not swept or not.
+    pub(super) fn contains(&self, name: &str) -> bool {
+        self.maps.contains_key(name)
+    }
+
     /// The whole map; empty if there is none. A `ttl` renews it.
     pub fn load(&mut self, name: &str, ttl: Option<Duration>, now: Timestamp) -> Entries {
         match self.maps.get_mut(name) {

@@ -77,7 +77,8 @@ impl Retention {
                 class.queue.pop_front();
             }
         }
-        let full = self.records > self.retain.records || self.bytes > self.retain.bytes;
+        // The newest stays however large it is: whoever ended it is still to be answered.
+        let full = self.records > 1 && (self.records > self.retain.records || self.bytes > self.retain.bytes);
         let due = |class: &Class| {
             let front = class.queue.front()?;
             (full || front.until <= now).then_some((front.seq, front.job))

@@ -28,7 +28,6 @@ pub(crate) fn is_json() -> bool {
 }
 
 /// Begins an event of this name (CONTRACT 6). Costs nothing while its level is filtered out.
-#[must_use]
 pub fn event(level: Level, name: &str) -> Event {
     if !log::log_enabled!(target: EVENT_TARGET, level) {
         return Event { level, line: None };

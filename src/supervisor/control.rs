@@ -97,7 +97,7 @@ impl Message for ToParent {
                 Ok(ToParent::Ready(String::from_utf8(body.to_vec()).map_err(|_| Reject::Malformed)?))
             }
             (0x82, []) => Ok(ToParent::Pong),
-            (0x83, _) if body.len() % 16 == 0 => {
+            (0x83, _) if body.len().is_multiple_of(16) => {
                 let ids = body.chunks_exact(16).filter_map(|id| id.try_into().ok());
                 Ok(ToParent::Drained(ids.map(JobId).collect()))
             }
@@ -117,11 +117,14 @@ pub fn framed(kind: u8, body: &[u8]) -> Zeroizing<Vec<u8>> {
     out
 }
 
-/// The message at the start of the bytes: kind, body, whole length.
+/// Kind, body, and the whole length.
+pub type Split<'a> = (u8, &'a [u8], usize);
+
+/// The message at the start of the bytes.
 ///
 /// # Errors
 /// Its length makes no sense.
-pub fn split(bytes: &[u8]) -> Result<Option<(u8, &[u8], usize)>, Reject> {
+pub fn split(bytes: &[u8]) -> Result<Option<Split<'_>>, Reject> {
     let Some(length) = bytes.first_chunk().map(|length| u32::from_be_bytes(*length) as usize) else {
         return Ok(None);
     };

@@ -148,10 +148,10 @@ impl Fleet {
     /// Tells executors that were started since the last call.
     pub fn tell_new(&mut self, message: &ToChild) {
         for slot in self.slots.iter_mut().filter(|slot| slot.role != Role::Web) {
-            if let State::Running(running) = &mut slot.state {
-                if !std::mem::replace(&mut running.told, true) {
-                    running.control.send(message);
-                }
+            if let State::Running(running) = &mut slot.state
+                && !std::mem::replace(&mut running.told, true)
+            {
+                running.control.send(message);
             }
         }
     }

@@ -72,14 +72,11 @@ impl ExecutionHost {
                     Ok(channel) => channel,
                     Err(message) => return drop(ready.send(Err(message))),
                 };
-            let registered = channel.register(poll.registry(), CHANNEL).map_err(|error| error.to_string());
-            let address = channel.address().map_err(|error| error.to_string());
-            let address = match registered.and(address) {
-                Ok(address) => address,
-                Err(message) => return drop(ready.send(Err(message))),
-            };
+            if let Err(error) = channel.register(poll.registry(), CHANNEL) {
+                return drop(ready.send(Err(error.to_string())));
+            }
             let _ = ready.send(Ok(()));
-            let end = host(poll, &wake, &broker, channel, &mut fleet, &address.to_string(), &stopped, &clock);
+            let end = host(poll, &wake, &broker, channel, &mut fleet, &stopped, &clock);
             if let Err(message) = end {
                 *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(message);
             }
@@ -117,17 +114,17 @@ fn host(
     broker: &MemoryBroker,
     mut channel: ChannelServer,
     fleet: &mut Fleet,
-    address: &str,
     stop: &AtomicBool,
     clock: &Clock,
 ) -> Result<(), String> {
     let mut events = Events::with_capacity(256);
     let mut next_link = FIRST_LINK;
     let mut accepting = false;
+    let address = channel.address().map_err(|error| error.to_string())?.to_string();
     while !stop.load(Ordering::SeqCst) {
         let now_ms = monotonic_millis();
         let mut happened = fleet.tick(poll.registry(), now_ms);
-        fleet.tell_new(&ToChild::Channel(address.to_owned()));
+        fleet.tell_new(&ToChild::Channel(address.clone()));
         for event in &events {
             let Token(token) = event.token();
             if event.token() == CHANNEL {

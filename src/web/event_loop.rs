@@ -291,16 +291,15 @@ impl Front {
 
     /// Jobs to executors, replies to callers.
     fn exchange(&mut self, now: Timestamp, now_ms: u64) {
-        if self.wake_at.is_none_or(|at| at <= now) {
-            self.wake_at =
-                Some(self.broker.tick().unwrap_or(Timestamp(u64::MAX)).min(now.plus(Duration::from_secs(1))));
-        }
         if let Some(channel) = &mut self.channel {
             if self.channel_accepting {
                 self.channel_accepting = channel.accept(self.poll.registry(), &mut self.next_token, now_ms);
             }
             channel.turn(now_ms);
         }
+        // After the turn: what it queued again may be due sooner than anything that was known before.
+        let wake_at = self.broker.tick().unwrap_or(Timestamp(u64::MAX));
+        self.wake_at = Some(wake_at.min(now.plus(Duration::from_secs(1))));
         match self.inbox.take(usize::MAX) {
             Ok(doorbells) => self.core.deliver(doorbells, now),
             Err(error) => log::warn!("replies cannot be read: {error}"),
@@ -496,7 +495,8 @@ impl Front {
         let deadline = self.drain?;
         let now = self.clock.now();
         let late = now >= deadline;
-        if !late && !(self.broker.is_idle(deadline) && self.core.is_quiet()) {
+        let done = late || (self.broker.is_idle(deadline) && self.core.is_quiet());
+        if !done {
             return None;
         }
         let cut_off: Vec<JobId> = self.broker.unfinished();

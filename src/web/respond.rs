@@ -183,12 +183,11 @@ pub fn record_json(record: &JobRecord, with_result: bool) -> String {
 
 /// JSON stands as JSON, anything else as base64.
 fn result_json(payload: &crate::Payload) -> String {
-    if payload.media_type.is_json() {
-        if let Ok(text) = std::str::from_utf8(&payload.bytes) {
-            if serde_json::from_str::<&serde_json::value::RawValue>(text).is_ok() {
-                return text.trim().to_owned();
-            }
-        }
+    if payload.media_type.is_json()
+        && let Ok(text) = std::str::from_utf8(&payload.bytes)
+        && serde_json::from_str::<&serde_json::value::RawValue>(text).is_ok()
+    {
+        return text.trim().to_owned();
     }
     format!(r#"{{"base64":"{}"}}"#, base64(&payload.bytes))
 }

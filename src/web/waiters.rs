@@ -82,10 +82,10 @@ impl Core {
         self.left.clear();
         let waited: Vec<JobId> = self.waiters.keys().copied().collect();
         for job in waited {
-            if let Ok(Some(record)) = self.producer.record(&Viewer::anonymous(), job) {
-                if let Some(finished) = record.finished {
-                    self.reply(job, &finished, now);
-                }
+            if let Ok(Some(record)) = self.producer.record(&Viewer::anonymous(), job)
+                && let Some(finished) = record.finished
+            {
+                self.reply(job, &finished, now);
             }
         }
     }
