@@ -40,6 +40,11 @@ pub const CONTEXT_BYTES: usize = 1 << 20;
 pub const ERROR_DETAIL_BYTES: usize = 4_096;
 /// Follow-up jobs of one outcome: a fan-out wider than this is a batch.
 pub const FOLLOW_UPS: usize = 1_000;
+/// Their payloads together, each counted with [`FOLLOW_UP_OVERHEAD_BYTES`]: one of the largest
+/// `max_payload_bytes` fits.
+pub const FOLLOW_UPS_BYTES: usize = 65 << 20;
+/// What a follow-up has beside its payload at most: handler, key, media type, delay, lengths.
+pub const FOLLOW_UP_OVERHEAD_BYTES: usize = 1_024;
 
 /// Everything beside the payload in a frame fits in this, with every other field at its limit:
 /// 64 of frame, 256 each of handler, key and media type, 4,096 of error detail, ids, and room to spare.

@@ -96,7 +96,7 @@ fn fenced(mark: &str) -> Vec<&'static str> {
 }
 
 fn bytes(hex: &str) -> Vec<u8> {
-    assert!(hex.len() % 2 == 0, "pairs of digits: {hex}");
+    assert!(hex.len().is_multiple_of(2), "pairs of digits: {hex}");
     let byte = |at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap_or_else(|_| panic!("hex: {hex}"));
     (0..hex.len()).step_by(2).map(byte).collect()
 }

@@ -103,6 +103,16 @@ impl BrokerEnd {
         }
     }
 
+    /// What an end of file means now; between frames it is a peer's right.
+    #[must_use]
+    pub fn at_end_of_file(&self) -> Option<Reject> {
+        match &self.phase {
+            Phase::Fresh | Phase::Proven(_) => Some(Reject::HandshakeFailed),
+            Phase::Up(_) if !self.input.is_empty() => Some(Reject::Malformed),
+            Phase::Up(_) | Phase::Over => None,
+        }
+    }
+
     /// True until a first message was verified.
     #[must_use]
     pub fn is_fresh(&self) -> bool {
@@ -279,8 +289,12 @@ impl Up {
                 self.room = self.room.saturating_add(leases).min(self.session.max_leases);
             }
             ToBroker::Part(effects) => {
+                // A lease that has ended meanwhile: its outcome is fenced off, so nobody needs its parts.
+                if !self.leases.contains_key(&number) {
+                    return Ok(());
+                }
                 self.parts_bytes += bytes;
-                if self.parts_bytes > parts_max || !self.leases.contains_key(&number) {
+                if self.parts_bytes > parts_max {
                     return Err(Reject::Malformed);
                 }
                 let parts = self.parts.entry(number).or_default();
@@ -290,6 +304,9 @@ impl Up {
             }
             ToBroker::Release(reason) => {
                 self.parts.remove(&number);
+                if self.parts.is_empty() {
+                    self.parts_bytes = 0;
+                }
                 if let Some(held) = self.leases.remove(&number) {
                     self.releases.push((LeaseRef { number, token: held.token }, reason));
                 }

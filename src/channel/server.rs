@@ -16,7 +16,8 @@ use super::keys::GroupSecret;
 use crate::config::Ipc;
 use crate::entropy::Entropy;
 use crate::limits::{
-    ACCEPTS_A_TURN, FRAME_OVERHEAD_BYTES, HANDSHAKE_TIMEOUT, READ_A_TURN_BYTES, UNPROVEN_CONNECTIONS,
+    ACCEPTS_A_TURN, CONTEXT_BYTES, FOLLOW_UPS_BYTES, FRAME_OVERHEAD_BYTES, HANDSHAKE_TIMEOUT,
+    READ_A_TURN_BYTES, UNPROVEN_CONNECTIONS,
 };
 use crate::observe::event;
 use crate::observe::metrics::Counters;
@@ -92,7 +93,7 @@ impl ChannelServer {
             connect,
             counters,
             heartbeat_ms: config.ipc.heartbeat_ms,
-            parts_max: config.lane_state_max + max_frame,
+            parts_max: 2 * (config.lane_state_max + CONTEXT_BYTES) + FOLLOW_UPS_BYTES + max_frame,
             spare: std::fs::File::open("/dev/null").ok(),
             said: [0; Reject::ALL.len()],
         })
@@ -186,10 +187,7 @@ impl ChannelServer {
             let room = link.end.room().min(buffer.len());
             let read = match link.stream.read(&mut buffer[..room]) {
                 Ok(0) => {
-                    let reason = match link.end.group() {
-                        None => Some(Reject::HandshakeFailed),
-                        Some(_) => None,
-                    };
+                    let reason = link.end.at_end_of_file();
                     return self.close(token, reason, now_ms);
                 }
                 Ok(read) => read,

@@ -8,7 +8,7 @@ use super::worker::RunControl;
 use crate::clock::Timestamp;
 use crate::handler::HandlerSpec;
 use crate::job::{Change, Effects, Entries, FollowUp, JobError, JobId, Payload, Trace, entry_bytes};
-use crate::limits::{CONTEXT_BYTES, FOLLOW_UPS, MAP_NAME_BYTES};
+use crate::limits::{CONTEXT_BYTES, FOLLOW_UP_OVERHEAD_BYTES, FOLLOW_UPS, FOLLOW_UPS_BYTES, MAP_NAME_BYTES};
 use crate::ports::LeasedJob;
 use crate::problem::Code;
 
@@ -226,6 +226,14 @@ impl<'a> JobContext<'a> {
             return Err(JobError::new(
                 Code::HandlerFailed,
                 "a follow-up's payload exceeds max_payload_bytes",
+            ));
+        }
+        let follow_up_bytes =
+            follow_ups.iter().map(|job| job.payload.bytes.len() + FOLLOW_UP_OVERHEAD_BYTES).sum::<usize>();
+        if follow_up_bytes > FOLLOW_UPS_BYTES {
+            return Err(JobError::new(
+                Code::HandlerFailed,
+                "the follow-ups' payloads exceed 65 MiB together",
             ));
         }
         let bytes = bytes_after(&maps.state, maps.state_bytes, &staged_state);

@@ -220,6 +220,12 @@ impl Bench {
         self.backend.now()
     }
 
+    /// What a commit that comes again after its lease has ended is answered: a connection that stands for the
+    /// token never repeats a call, and forgets the lease with its end.
+    pub fn repeated(&self) -> CommitResult {
+        if self.backend.shows_tokens() { CommitResult::AlreadyCommitted } else { CommitResult::Fenced }
+    }
+
     pub fn pass(&self, time: Duration) {
         self.backend.advance(time);
         self.backend.tick();

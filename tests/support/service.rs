@@ -107,7 +107,12 @@ impl Service {
     /// The same with an embedder's binary.
     #[track_caller]
     pub fn of(program: &Path, sets: &[&str]) -> Service {
-        let mut child = Service::spawn(program, sets);
+        Service::from(Service::spawn(program, sets))
+    }
+
+    /// Around a `serve` that was just started with piped streams.
+    #[track_caller]
+    pub fn from(mut child: Child) -> Service {
         let stderr = Arc::new(Mutex::new(Vec::new()));
         let reader = collect(child.stderr.take().expect("stderr is piped"), stderr.clone());
         let lines = lines(child.stdout.take().expect("stdout is piped"));

@@ -23,6 +23,9 @@ pub fn a_commit_holds_and_a_repeated_one_is_already_committed(make: Make) {
         let lease = executor.lease();
         let commit = commit_of(&lease, 0, version_of(&lease), state_if_ordered(&lease));
         assert_eq!(executor.commit(commit.clone()), COMMITTED);
+        if !bench.backend.shows_tokens() {
+            continue; // A connection that stands for the token never repeats a call.
+        }
         let before = bench.record(commit.job);
         assert_eq!(executor.commit(commit.clone()), CommitResult::AlreadyCommitted);
         assert_eq!(bench.record(commit.job), before);
@@ -33,7 +36,8 @@ pub fn a_commit_holds_and_a_repeated_one_is_already_committed(make: Make) {
             assert_eq!(executor.commit(commit), CommitResult::AlreadyCommitted);
         }
     }
-    assert_eq!(bench.backend.producer().stats().unwrap().duplicate, 4);
+    let duplicate = if bench.backend.shows_tokens() { 4 } else { 0 };
+    assert_eq!(bench.backend.producer().stats().unwrap().duplicate, duplicate);
 }
 
 fn state_if_ordered(lease: &Lease) -> Verdict {
@@ -46,11 +50,11 @@ pub fn a_retry_that_is_committed_again_is_already_committed(make: Make) {
     let mut executor = bench.executor();
     let lease = executor.lease();
     assert_eq!(executor.say(&lease, 0, retry()), COMMITTED);
-    assert_eq!(executor.say(&lease, 0, retry()), CommitResult::AlreadyCommitted);
+    assert_eq!(executor.say(&lease, 0, retry()), bench.repeated());
     assert_eq!(bench.record(job).deliveries, 1);
     bench.pass(Duration::from_secs(60));
     let again = executor.lease();
-    assert_eq!(executor.say(&lease, 0, retry()), CommitResult::AlreadyCommitted);
+    assert_eq!(executor.say(&lease, 0, retry()), bench.repeated());
     executor.finish(&again);
 }
 
