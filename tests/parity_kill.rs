@@ -20,7 +20,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use oracle::Rules;
-use program::{Folder, command, example, shown, wait};
+use program::{Folder, cofferdam, command, example, shown, wait};
 use service::{Client, Service, children, kill, request, until};
 
 const LINES: usize = 20_000;
@@ -121,6 +121,34 @@ fn a_batch_whose_executors_are_killed_gives_the_oracles_bytes() {
     assert!(output.status.success(), "seed {seed}, {kills} kills: {}", shown(&output));
     assert_same(&output.stdout, &oracle::decide(&input, Rules::Baseline), &format!("seed {seed}"));
     assert!(kills > 0, "the batch ended before the first kill: give it more lines");
+}
+
+#[test]
+fn an_executor_of_a_batch_that_is_killed_while_nothing_else_happens_is_replaced_at_once() {
+    let _turn = turn();
+    let folder = Folder::new();
+    let file = folder.file("input.ndjson", "{\"ms\":2000}\n");
+    let arguments = ["batch", "--progress", "never", "--handler", "sleep", "--input"];
+    let arguments = arguments.iter().map(|word| (*word).to_owned()).chain([file.display().to_string()]);
+    let sets = UNDYING.iter().flat_map(|set| ["--set".to_owned(), (*set).to_owned()]);
+    let child = command(&cofferdam(), arguments.chain(sets)).spawn().expect("it can be started");
+    let pid = child.id();
+    let mut last = None;
+    // Few, as each end before readiness doubles the pause that follows it.
+    for _ in 0..8 {
+        let killed = Instant::now();
+        let executor = until("an executor is there", RUN, || {
+            children(pid, "executor").into_iter().find(|executor| Some(*executor) != last)
+        });
+        // With the time that a loaded machine needs to start one.
+        let took = killed.elapsed();
+        assert!(last.is_none() || took < Duration::from_millis(1_500), "replaced after {took:?}");
+        kill(executor);
+        last = Some(executor);
+    }
+    let output = wait(child);
+    assert!(output.status.success(), "{}", shown(&output));
+    assert_eq!(output.stdout, b"{\"slept_ms\":2000}\n");
 }
 
 fn batch(service: &Service, input: &[u8]) -> Vec<u8> {

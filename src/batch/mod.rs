@@ -294,6 +294,7 @@ impl Source {
                     break;
                 }
             };
+            self.take_place(&mut chunk);
             let key = payload.and_then(|bytes| match self.handler.options.ordering.key(None, &bytes) {
                 Ok(key) => Ok((bytes, key)),
                 Err(detail) => Err(JobError::new(Code::BadRequest, detail)),
@@ -318,7 +319,6 @@ impl Source {
             if chunk.len() == CHUNK || !lines.has_buffered_line() {
                 self.submit(std::mem::take(&mut chunk));
             }
-            self.wait_for_room(&mut chunk);
         }
         self.submit(chunk);
         self.ended.store(true, Ordering::SeqCst);
@@ -342,10 +342,9 @@ impl Source {
         }
     }
 
-    /// Takes a place in the window for the line just read; waits while there is none.
-    fn wait_for_room(&self, chunk: &mut Vec<NewJob>) {
+    /// Takes a place in the window for the line just read, before anyone can give it back; waits for one.
+    fn take_place(&self, chunk: &mut Vec<NewJob>) {
         let mut in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
-        *in_flight += 1;
         if *in_flight >= self.window && !chunk.is_empty() {
             // What is waited for must have been submitted.
             drop(in_flight);
@@ -355,12 +354,13 @@ impl Source {
         while *in_flight >= self.window {
             in_flight = self.room.wait(in_flight).unwrap_or_else(PoisonError::into_inner);
         }
+        *in_flight += 1;
     }
 
     fn give_back(&self, lines: u64) {
         if lines > 0 {
             let mut in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
-            *in_flight -= usize::try_from(lines).unwrap_or(usize::MAX).min(*in_flight);
+            *in_flight -= usize::try_from(lines).expect("no more lines than fit the window");
             self.room.notify_one();
         }
     }

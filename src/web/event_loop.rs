@@ -17,16 +17,15 @@ use super::pages::{self, Pages};
 use crate::app::Setup;
 use crate::bell::Bell;
 use crate::channel::ChannelServer;
-use crate::cli::{Exit, say};
+use crate::cli::Exit;
 use crate::clock::{Clock, Timestamp, monotonic_millis};
 use crate::entropy::Entropy;
-use crate::job::{InstanceId, JobId};
+use crate::job::InstanceId;
 use crate::limits::{ACCEPTS_A_TURN, READ_A_TURN_BYTES};
 use crate::memory::MemoryBroker;
-use crate::observe::event;
 use crate::observe::metrics::Counters;
 use crate::ports::{Inbox, Replies, Upkeep};
-use crate::supervisor::control::{Control, ToChild, ToParent};
+use crate::supervisor::control::Control;
 
 const LISTENER: Token = Token(0);
 const WAKER: Token = Token(1);
@@ -48,17 +47,17 @@ pub enum Master {
 
 /// The web process before it runs.
 pub struct Front {
-    core: Core,
-    listener: TcpListener,
-    broker: Arc<dyn Upkeep>,
+    pub(super) core: Core,
+    pub(super) listener: TcpListener,
+    pub(super) broker: Arc<dyn Upkeep>,
     inbox: Box<dyn Inbox>,
-    channel: Option<ChannelServer>,
-    master: MasterSocket,
-    counters: Arc<Counters>,
+    pub(super) channel: Option<ChannelServer>,
+    pub(super) master: MasterSocket,
+    pub(super) counters: Arc<Counters>,
     bell: Bell,
     poll: Poll,
-    clock: Clock,
-    address: SocketAddr,
+    pub(super) clock: Clock,
+    pub(super) address: SocketAddr,
     clients: HashMap<usize, Client>,
     /// Clients whose sockets may have bytes that were not read.
     unread: HashSet<usize>,
@@ -71,13 +70,14 @@ pub struct Front {
     /// When accepting is tried again after the kernel had nothing to give.
     accept_at_ms: u64,
     wake_at: Option<Timestamp>,
-    drain: Option<Timestamp>,
-    graceful: Duration,
+    pub(super) drain: Option<Timestamp>,
+    pub(super) graceful: Duration,
     pages: Option<Pages>,
     buffer: Box<[u8; 65_536]>,
 }
 
-enum MasterSocket {
+/// [`Master`], as the loop watches it.
+pub(super) enum MasterSocket {
     Signals(UnixStream),
     Supervisor(Control),
 }
@@ -217,22 +217,6 @@ impl Front {
                 Err(error) => return Err(format!("the event loop: {error}")),
             }
         }
-    }
-
-    fn say_ready(&mut self) -> Result<(), String> {
-        match &mut self.master {
-            MasterSocket::Signals(_) => {
-                let line = format!("ready http://{} pid={}\n", self.address, std::process::id());
-                say(std::io::stdout(), &line);
-                event(log::Level::Info, "lifecycle.ready").field("line", line.trim()).emit();
-            }
-            MasterSocket::Supervisor(control) => {
-                let channel = self.channel.as_ref().map(ChannelServer::address);
-                let address = channel.transpose().map_err(|error| error.to_string())?;
-                control.send(&ToParent::Ready(address.map_or(String::new(), |address| address.to_string())));
-            }
-        }
-        Ok(())
     }
 
     /// One turn: take what has come, decide, and send what is to be sent. Says how long to wait at most.
@@ -405,7 +389,7 @@ impl Front {
         self.unread.remove(&number);
     }
 
-    fn flush(&mut self, number: usize, now: Timestamp) {
+    pub(super) fn flush(&mut self, number: usize, now: Timestamp) {
         loop {
             let Some(client) = self.clients.get_mut(&number) else { return };
             let unsent = self.core.unsent(number as u64);
@@ -445,77 +429,6 @@ impl Front {
     fn inner_answers(&mut self, answered: impl IntoIterator<Item = Answered>, now: Timestamp) {
         for Answered { conn, request, answer } in answered {
             self.core.inner_answered(conn, request, answer, now);
-        }
-    }
-
-    /// A signal, or a word of the supervisor.
-    fn on_master(&mut self, now: Timestamp) -> Result<(), String> {
-        let mut told_to_drain = None;
-        match &mut self.master {
-            MasterSocket::Signals(stream) => {
-                let mut bytes = [0; 16];
-                while let Ok(read) = stream.read(&mut bytes) {
-                    for _ in 0..read {
-                        // The second signal's deadline is now.
-                        let again = told_to_drain.is_some() || self.drain.is_some();
-                        told_to_drain = Some(if again { Duration::ZERO } else { self.graceful });
-                    }
-                    if read == 0 {
-                        break;
-                    }
-                }
-            }
-            MasterSocket::Supervisor(control) => {
-                const GONE: &str = "the supervisor is gone";
-                control.flush();
-                for message in control.read::<ToChild>().map_err(|_| GONE)? {
-                    match message {
-                        ToChild::Ping => control.send(&ToParent::Pong),
-                        ToChild::Drain(millis) => told_to_drain = Some(Duration::from_millis(millis)),
-                        ToChild::Stop => std::process::exit(0),
-                        ToChild::Restarted(group, reason) => self.counters.restart(&group, &reason),
-                        ToChild::Channel(_) => {}
-                    }
-                }
-                if control.has_ended() {
-                    return Err(GONE.into());
-                }
-            }
-        }
-        if let Some(patience) = told_to_drain {
-            event(log::Level::Info, "lifecycle.draining").emit();
-            self.core.drain();
-            self.drain = Some(now.plus(patience));
-        }
-        Ok(())
-    }
-
-    /// `Some` once the drain is over and there is no supervisor to tell.
-    fn drained(&mut self) -> Option<Exit> {
-        let deadline = self.drain?;
-        let now = self.clock.now();
-        let late = now >= deadline;
-        let done = late || (self.broker.is_idle(deadline) && self.core.is_quiet());
-        if !done {
-            return None;
-        }
-        let cut_off: Vec<JobId> = self.broker.unfinished();
-        self.core.cut_off(now);
-        for number in self.core.take_touched() {
-            self.flush(usize::try_from(number).unwrap_or(usize::MAX), now);
-        }
-        self.drain = None;
-        match &mut self.master {
-            MasterSocket::Supervisor(control) => {
-                control.send(&ToParent::Drained(cut_off));
-                None
-            }
-            MasterSocket::Signals(_) => {
-                for job in &cut_off {
-                    event(log::Level::Warn, "lifecycle.forced").field("job_id", &job.to_string()).emit();
-                }
-                Some(if cut_off.is_empty() { Exit::Done } else { Exit::CutOff })
-            }
         }
     }
 }

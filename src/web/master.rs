@@ -1,0 +1,102 @@
+//! Who may tell the web process to stop, and how it does: the drain's states.
+
+use std::io::Read;
+use std::time::Duration;
+
+use super::event_loop::{Front, MasterSocket};
+use crate::channel::ChannelServer;
+use crate::cli::{Exit, say};
+use crate::clock::Timestamp;
+use crate::job::JobId;
+use crate::observe::event;
+use crate::supervisor::control::{ToChild, ToParent};
+
+impl Front {
+    /// Says that it serves: to whoever started it.
+    pub(super) fn say_ready(&mut self) -> Result<(), String> {
+        match &mut self.master {
+            MasterSocket::Signals(_) => {
+                let line = format!("ready http://{} pid={}\n", self.address, std::process::id());
+                say(std::io::stdout(), &line);
+                event(log::Level::Info, "lifecycle.ready").field("line", line.trim()).emit();
+            }
+            MasterSocket::Supervisor(control) => {
+                let channel = self.channel.as_ref().map(ChannelServer::address);
+                let address = channel.transpose().map_err(|error| error.to_string())?;
+                control.send(&ToParent::Ready(address.map_or(String::new(), |address| address.to_string())));
+            }
+        }
+        Ok(())
+    }
+
+    /// A signal, or a word of the supervisor.
+    pub(super) fn on_master(&mut self, now: Timestamp) -> Result<(), String> {
+        let mut told_to_drain = None;
+        match &mut self.master {
+            MasterSocket::Signals(stream) => {
+                let mut bytes = [0; 16];
+                while let Ok(read) = stream.read(&mut bytes) {
+                    for _ in 0..read {
+                        // The second signal's deadline is now.
+                        let again = told_to_drain.is_some() || self.drain.is_some();
+                        told_to_drain = Some(if again { Duration::ZERO } else { self.graceful });
+                    }
+                    if read == 0 {
+                        break;
+                    }
+                }
+            }
+            MasterSocket::Supervisor(control) => {
+                const GONE: &str = "the supervisor is gone";
+                control.flush();
+                for message in control.read::<ToChild>().map_err(|_| GONE)? {
+                    match message {
+                        ToChild::Ping => control.send(&ToParent::Pong),
+                        ToChild::Drain(millis) => told_to_drain = Some(Duration::from_millis(millis)),
+                        ToChild::Stop => std::process::exit(0),
+                        ToChild::Restarted(group, reason) => self.counters.restart(&group, &reason),
+                        ToChild::Channel(_) => {}
+                    }
+                }
+                if control.has_ended() {
+                    return Err(GONE.into());
+                }
+            }
+        }
+        if let Some(patience) = told_to_drain {
+            event(log::Level::Info, "lifecycle.draining").emit();
+            self.core.drain();
+            self.drain = Some(now.plus(patience));
+        }
+        Ok(())
+    }
+
+    /// `Some` once the drain is over and there is no supervisor to tell.
+    pub(super) fn drained(&mut self) -> Option<Exit> {
+        let deadline = self.drain?;
+        let now = self.clock.now();
+        let late = now >= deadline;
+        let done = late || (self.broker.is_idle(deadline) && self.core.is_quiet());
+        if !done {
+            return None;
+        }
+        let cut_off: Vec<JobId> = self.broker.unfinished();
+        self.core.cut_off(now);
+        for number in self.core.take_touched() {
+            self.flush(usize::try_from(number).unwrap_or(usize::MAX), now);
+        }
+        self.drain = None;
+        match &mut self.master {
+            MasterSocket::Supervisor(control) => {
+                control.send(&ToParent::Drained(cut_off));
+                None
+            }
+            MasterSocket::Signals(_) => {
+                for job in &cut_off {
+                    event(log::Level::Warn, "lifecycle.forced").field("job_id", &job.to_string()).emit();
+                }
+                Some(if cut_off.is_empty() { Exit::Done } else { Exit::CutOff })
+            }
+        }
+    }
+}
