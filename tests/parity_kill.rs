@@ -26,12 +26,9 @@ use service::{Client, Service, children, kill, request, until};
 const LINES: usize = 20_000;
 const EVERY: Duration = Duration::from_millis(100);
 const TWO_EXECUTORS: &str = r#"runtime.platform.process_groups=[{"name":"execution","processes":2}]"#;
-/// Kills come faster here than a loaded machine can start a process and send it a lane's state: a job is not dead
-/// because of that, and the service does not give up.
-const UNDYING: [&str; 2] = [
-    "runtime.platform.queue.max_deliveries=100000",
-    r#"runtime.platform.lifecycle.restart={"max_restarts":100000,"backoff_ms":1}"#,
-];
+/// A delivery is charged when its lease goes out, and here kills come faster than a debug build on a loaded machine
+/// can send a lane's state: a job must not be dead because of that. The restart policy stays as it is.
+const UNDYING: &str = "runtime.platform.queue.max_deliveries=100000";
 /// One at a time: each of them needs the whole machine.
 static TURN: Mutex<()> = Mutex::new(());
 
@@ -111,7 +108,7 @@ fn a_batch_whose_executors_are_killed_gives_the_oracles_bytes() {
     let file = folder.file("input.ndjson", &input);
     let file = file.to_str().expect("a path that is text");
     let arguments = ["batch", "--progress", "never", "--handler", "fund_load", "--input", file];
-    let sets = ["--set", TWO_EXECUTORS, "--set", UNDYING[0], "--set", UNDYING[1]];
+    let sets = ["--set", TWO_EXECUTORS, "--set", UNDYING];
     let child = command(&example("fund-load"), arguments.iter().chain(&sets)).spawn();
     let child = child.expect("the example can be started");
     let pid = child.id();
@@ -130,7 +127,7 @@ fn an_executor_of_a_batch_that_is_killed_while_nothing_else_happens_is_replaced_
     let file = folder.file("input.ndjson", "{\"ms\":2000}\n");
     let arguments = ["batch", "--progress", "never", "--handler", "sleep", "--input"];
     let arguments = arguments.iter().map(|word| (*word).to_owned()).chain([file.display().to_string()]);
-    let sets = UNDYING.iter().flat_map(|set| ["--set".to_owned(), (*set).to_owned()]);
+    let sets = ["--set".to_owned(), UNDYING.to_owned()];
     let child = command(&cofferdam(), arguments.chain(sets)).spawn().expect("it can be started");
     let pid = child.id();
     let mut last = None;
@@ -164,7 +161,7 @@ fn batch(service: &Service, input: &[u8]) -> Vec<u8> {
 fn a_batch_over_http_whose_executors_are_killed_gives_the_oracles_bytes() {
     let (_turn, seed) = (turn(), seed());
     let input = generator::generate(seed, LINES);
-    let service = Service::of(&example("fund-load"), &[TWO_EXECUTORS, UNDYING[0], UNDYING[1]]);
+    let service = Service::of(&example("fund-load"), &[TWO_EXECUTORS, UNDYING]);
     let (output, kills) = with_kills(service.pid, seed, || batch(&service, &input));
     println!("{kills} kills");
     assert_same(&output, &oracle::decide(&input, Rules::Baseline), &format!("seed {seed}, {kills} kills"));
@@ -183,7 +180,7 @@ fn waiting_callers_get_their_own_answers_while_executors_are_killed() {
     const CALLERS: usize = 16;
     const CALLS: usize = 150;
     let (_turn, seed) = (turn(), seed());
-    let service = Service::of(&example("fund-load"), &[TWO_EXECUTORS, UNDYING[0], UNDYING[1]]);
+    let service = Service::of(&example("fund-load"), &[TWO_EXECUTORS, UNDYING]);
     let call = |caller: usize| {
         let mut client = Client::to(service.address);
         for number in 0..CALLS {

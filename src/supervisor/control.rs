@@ -174,7 +174,11 @@ impl Control {
                 Ok(read) => self.input.extend_from_slice(&buffer[..read]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return Err(Gone),
+                // A peer that is gone before it has read everything resets the connection.
+                Err(_) => {
+                    self.ended = true;
+                    break;
+                }
             }
         }
         let mut messages = Vec::new();

@@ -21,7 +21,7 @@ use zeroize::Zeroizing;
 
 use super::child::{Role, spawn};
 use super::control::{Control, ToChild, ToParent};
-use super::restart::{History, Verdict};
+use super::restart::{History, How, Verdict};
 use crate::config::Lifecycle;
 use crate::job::JobId;
 use crate::observe::event;
@@ -279,7 +279,13 @@ impl Fleet {
             .field("process_group", &slot.name)
             .field("how", &how)
             .emit();
-        match slot.history.ended(was_ready || reason == "stuck", &self.lifecycle.restart, now_ms) {
+        let state = match reason {
+            "stuck" => How::Ready,
+            _ if was_ready => How::Ready,
+            "killed" if how.ends_with("signal 9") => How::Killed,
+            _ => How::Unready,
+        };
+        match slot.history.ended(state, &self.lifecycle.restart, now_ms) {
             Verdict::Again(start_at_ms) => {
                 slot.state = State::Waiting { start_at_ms };
                 event(log::Level::Info, "lifecycle.restarted")
@@ -325,6 +331,8 @@ impl Fleet {
     pub fn next_due_ms(&self, now_ms: u64) -> u64 {
         let due = |slot: &Slot| match &slot.state {
             State::Waiting { start_at_ms } => *start_at_ms,
+            // Its socket closes a moment before it can be waited for, and no other event need follow.
+            State::Running(running) if running.control.has_ended() => now_ms,
             State::Running(running) => {
                 let ping = running.pinged_ms + self.heartbeat_ms;
                 running.kill_at_ms.map_or(ping, |kill| kill.min(ping))

@@ -11,6 +11,17 @@ pub struct History {
     failures: VecDeque<u64>,
 }
 
+/// What a child was when it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// It served, or asked to be replaced.
+    Ready,
+    /// It did not serve yet, and somebody killed it (SIGKILL): that says nothing about the child.
+    Killed,
+    /// It did not serve yet.
+    Unready,
+}
+
 /// What to do about an end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
@@ -27,13 +38,15 @@ impl History {
         self.failures.clear();
     }
 
-    /// It ended. Only ends before readiness count; a running child's end is followed at once.
-    pub fn ended(&mut self, was_ready: bool, policy: &Restart, now_ms: u64) -> Verdict {
+    /// It ended. Only its own ends before readiness count; a running child's end is followed at once.
+    pub fn ended(&mut self, how: How, policy: &Restart, now_ms: u64) -> Verdict {
         if policy.policy == "never" {
             return Verdict::GiveUp;
         }
-        if was_ready {
-            return Verdict::Again(now_ms);
+        match how {
+            How::Ready => return Verdict::Again(now_ms),
+            How::Killed => return Verdict::Again(now_ms + policy.backoff_ms),
+            How::Unready => {}
         }
         while self.failures.front().is_some_and(|at| at + policy.window_ms < now_ms) {
             self.failures.pop_front();
@@ -59,14 +72,23 @@ mod tests {
     fn ends_before_readiness_back_off_and_then_stop_everything() {
         let mut history = History::default();
         let on_failure = policy("on_failure");
-        assert_eq!(history.ended(true, &on_failure, 0), Verdict::Again(0));
-        assert_eq!(history.ended(false, &on_failure, 0), Verdict::Again(100));
-        assert_eq!(history.ended(false, &on_failure, 100), Verdict::Again(300));
-        assert_eq!(history.ended(false, &on_failure, 300), Verdict::Again(700));
-        assert_eq!(history.ended(false, &on_failure, 700), Verdict::GiveUp);
+        assert_eq!(history.ended(How::Ready, &on_failure, 0), Verdict::Again(0));
+        assert_eq!(history.ended(How::Unready, &on_failure, 0), Verdict::Again(100));
+        assert_eq!(history.ended(How::Unready, &on_failure, 100), Verdict::Again(300));
+        assert_eq!(history.ended(How::Unready, &on_failure, 300), Verdict::Again(700));
+        assert_eq!(history.ended(How::Unready, &on_failure, 700), Verdict::GiveUp);
+        assert_eq!(
+            history.ended(How::Killed, &on_failure, 700),
+            Verdict::Again(800),
+            "no failure of its own"
+        );
         history.ready();
-        assert_eq!(history.ended(false, &on_failure, 800), Verdict::Again(900));
-        assert_eq!(history.ended(false, &on_failure, 5_000), Verdict::Again(5_100), "the window has passed");
-        assert_eq!(history.ended(true, &policy("never"), 0), Verdict::GiveUp);
+        assert_eq!(history.ended(How::Unready, &on_failure, 800), Verdict::Again(900));
+        assert_eq!(
+            history.ended(How::Unready, &on_failure, 5_000),
+            Verdict::Again(5_100),
+            "the window has passed"
+        );
+        assert_eq!(history.ended(How::Ready, &policy("never"), 0), Verdict::GiveUp);
     }
 }

@@ -67,6 +67,7 @@ fn supervise(setup: &Setup) -> Result<Exit, String> {
         started_ms: monotonic_millis(),
         channel: None,
         stopping: Stopping::No,
+        forced: false,
         exit: Exit::Done,
     }
     .run(poll, stop, child);
@@ -150,6 +151,8 @@ struct Supervisor<'a> {
     /// Where web's channel listens.
     channel: Option<String>,
     stopping: Stopping,
+    /// A second signal has come.
+    forced: bool,
     exit: Exit,
 }
 
@@ -205,11 +208,21 @@ impl Supervisor<'_> {
 
     /// A first signal drains, a second one forces.
     fn told_to_stop(&mut self, now_ms: u64) {
+        /// Web answers within a turn of its loop, unless it hangs.
+        const FORCED_MS: u64 = 500;
         let lifecycle = &self.setup.config.runtime.platform.lifecycle;
         if self.stopping != Stopping::No {
             event(log::Level::Warn, "lifecycle.forced").emit();
             self.exit = Exit::CutOff;
-            self.fleet.kill_all();
+            if matches!(self.stopping, Stopping::Draining { .. })
+                && !std::mem::replace(&mut self.forced, true)
+            {
+                // Web knows which jobs are cut off: its deadline is now, and it names them at once.
+                self.fleet.send(WEB, &ToChild::Drain(0));
+                self.stopping = Stopping::Draining { until_ms: now_ms + FORCED_MS };
+            } else {
+                self.fleet.kill_all();
+            }
             return;
         }
         let patience = if lifecycle.drain_inflight { lifecycle.graceful_timeout_ms } else { 0 };

@@ -47,6 +47,8 @@ pub(super) struct Current {
     pub(super) route: &'static str,
     pub(super) trace: Option<Trace>,
     pub(super) with_body: bool,
+    /// An HTTP/1.0 client must be told that its connection is kept.
+    pub(super) is_1_1: bool,
 }
 
 pub(super) enum Phase {
@@ -105,7 +107,7 @@ impl Conn {
             keep_alive: true,
             at_end: false,
             request: 0,
-            current: Current { route: "none", trace: None, with_body: true },
+            current: Current { route: "none", trace: None, with_body: true, is_1_1: true },
         }
     }
 

@@ -253,7 +253,9 @@ impl Core {
             Ok(None) => return false,
             Ok(Some(found)) => found,
             Err(refused) => {
-                conn.current = Current { route: "malformed", trace: None, with_body: true };
+                let trace = Trace { id: self.entropy.bytes(), span: self.entropy.bytes() };
+                conn.current =
+                    Current { route: "malformed", trace: Some(trace), with_body: true, is_1_1: true };
                 self.refuse_and_close(number, &refused.into(), now);
                 return false;
             }
@@ -261,7 +263,12 @@ impl Core {
         conn.input.drain(..length);
         conn.keep_alive = head.keep_alive;
         let trace = submission::trace(&head, &mut self.entropy);
-        conn.current = Current { route: "none", trace: Some(trace), with_body: head.method != "HEAD" };
+        conn.current = Current {
+            route: "none",
+            trace: Some(trace),
+            with_body: head.method != "HEAD",
+            is_1_1: head.is_1_1,
+        };
         match self.judge(&head) {
             Ok((route, max)) => self.accept_head(number, head, route, max, now),
             Err(no_route) => {
@@ -433,6 +440,9 @@ impl Core {
         let keep = conn.keep_alive && !conn.at_end && !draining;
         if let Some(trace) = &conn.current.trace {
             let _ = write!(answer.headers, "traceparent: {trace}\r\n");
+        }
+        if keep && !conn.current.is_1_1 {
+            answer.headers.push_str("connection: keep-alive\r\n");
         }
         write_answer(&mut conn.output, &answer, &self.date.1, keep, conn.current.with_body);
         self.counters.request(conn.current.route, answer.status);

@@ -86,6 +86,8 @@ struct Client {
     stream: TcpStream,
     ip: IpAddr,
     shut: bool,
+    /// The end of its side has come, behind bytes that may not have been read.
+    ended: bool,
 }
 
 impl Front {
@@ -239,6 +241,9 @@ impl Front {
                     if event.is_readable() || event.is_read_closed() {
                         self.unread.insert(number);
                     }
+                    if let Some(client) = self.clients.get_mut(&number) {
+                        client.ended |= event.is_read_closed();
+                    }
                     if event.is_writable() {
                         self.flush(number, now);
                     }
@@ -348,7 +353,7 @@ impl Front {
                 continue;
             }
             *self.per_ip.entry(ip).or_default() += 1;
-            self.clients.insert(number, Client { stream, ip, shut: false });
+            self.clients.insert(number, Client { stream, ip, shut: false, ended: false });
             self.core.open(number as u64, now);
             self.unread.insert(number);
         }
@@ -369,7 +374,8 @@ impl Front {
                 Ok(read) => {
                     total += read;
                     self.core.received(number as u64, &self.buffer[..read], now);
-                    if read < room {
+                    let ended = self.clients.get(&number).is_some_and(|client| client.ended);
+                    if read < room && !ended {
                         // The socket is empty: the next bytes come with an event of their own.
                         self.unread.remove(&number);
                         return;

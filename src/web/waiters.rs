@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::conn::{OUTPUT_BYTES, Phase, Wait, WaitKind};
+use super::conn::{Current, OUTPUT_BYTES, Phase, Wait, WaitKind};
 use super::core::Core;
 use super::http1::{Head, refused};
 use super::respond::{Answer, record_json, write_chunk, write_head};
@@ -11,7 +11,7 @@ use super::routes::parameter;
 use super::stream::Stream;
 use crate::clock::Timestamp;
 use crate::config::SinkMode;
-use crate::job::{Finished, JobError, JobId, Payload};
+use crate::job::{Finished, JobError, JobId, Payload, Trace};
 use crate::observe::event;
 use crate::ports::{NewJob, Refusal, Submitted, Viewer};
 use crate::problem::Code;
@@ -160,6 +160,12 @@ impl Core {
             }
             Phase::Head if conn.input.is_empty() => self.hung_up(number, now),
             Phase::Head | Phase::Body(_) => {
+                if matches!(conn.phase, Phase::Head) {
+                    // Nothing is known of this request; what `current` says is about the one before it.
+                    let trace = Trace { id: self.entropy.bytes(), span: self.entropy.bytes() };
+                    conn.current =
+                        Current { route: "malformed", trace: Some(trace), with_body: true, is_1_1: true };
+                }
                 conn.keep_alive = false;
                 conn.phase = Phase::Head;
                 let refused = refused(Code::RequestTimeout, "the request did not arrive in time");
@@ -322,10 +328,17 @@ impl Core {
                 return;
             }
             // Every line so far was refused at once: their answers are ready now.
-            self.stalled.push(number);
+            self.stall(number);
             return;
         }
         self.submit_lines(number, lines, jobs);
+    }
+
+    /// Once, however often it is fed in a turn.
+    fn stall(&mut self, number: u64) {
+        if !self.stalled.contains(&number) {
+            self.stalled.push(number);
+        }
     }
 
     fn submit_lines(&mut self, number: u64, lines: Vec<(JobId, super::stream::NextLine)>, jobs: Vec<NewJob>) {
@@ -353,7 +366,7 @@ impl Core {
             for line in back.iter().rev() {
                 stream.put_back(line);
             }
-            self.stalled.push(number);
+            self.stall(number);
         }
     }
 }
