@@ -21,7 +21,8 @@ use crate::config::{Config, Retain};
 use crate::entropy::Entropy;
 use crate::handler::{HandlerSpec, Ordering};
 use crate::job::{
-    Finished, FollowUp, InstanceId, JobError, JobId, JobRecord, JobSpec, JobStatus, Payload, Trace, Version,
+    Finished, FollowUp, IdMap, InstanceId, JobError, JobId, JobRecord, JobSpec, JobStatus, Payload, Trace,
+    Version,
 };
 use crate::limits::{INBOX_DOORBELLS, QUEUED_BYTES};
 use crate::ports::{
@@ -114,15 +115,15 @@ pub struct Broker {
     pub(super) entropy: Entropy,
     pub(super) handlers: Vec<HandlerQueue>,
     pub(super) handler_index: HashMap<Arc<str>, usize>,
-    pub(super) jobs: HashMap<JobId, Entry>,
-    pub(super) lanes: HashMap<u64, Lane>,
+    pub(super) jobs: IdMap<JobId, Entry>,
+    pub(super) lanes: IdMap<u64, Lane>,
     pub(super) keyed_lanes: HashMap<(usize, Option<Arc<str>>), u64>,
-    pub(super) leases: HashMap<u64, Lease>,
+    pub(super) leases: IdMap<u64, Lease>,
     pub(super) consumers: BTreeMap<ConsumerId, ConsumerEntry>,
     pub(super) maps: Maps,
     pub(super) retention: Retention,
     pub(super) idempotency: HashMap<IdempotencyScope, JobId>,
-    pub(super) inboxes: HashMap<InstanceId, Inbox>,
+    pub(super) inboxes: IdMap<InstanceId, Inbox>,
     pub(super) signals: Signals,
     /// Jobs waiting or delayed.
     pub(super) queued: usize,
@@ -253,15 +254,15 @@ impl Broker {
             entropy,
             handlers: handlers.into_iter().map(queue).collect(),
             handler_index,
-            jobs: HashMap::new(),
-            lanes: HashMap::new(),
+            jobs: IdMap::default(),
+            lanes: IdMap::default(),
             keyed_lanes: HashMap::new(),
-            leases: HashMap::new(),
+            leases: IdMap::default(),
             consumers: BTreeMap::new(),
             maps: Maps::default(),
             retention,
             idempotency: HashMap::new(),
-            inboxes: HashMap::new(),
+            inboxes: IdMap::default(),
             signals: Signals::default(),
             queued: 0,
             live_bytes: 0,
