@@ -98,6 +98,7 @@ impl Pages {
         };
         answer.unwrap_or_else(|problem| match problem {
             Problem::Refused(code, detail) => Answer::refusal(code, detail, trace),
+            Problem::NotReady(why) => Answer::refusal(Code::Overloaded, &why, trace),
             Problem::Backend(error) => Answer::refusal(Code::BackendUnavailable, &error.0, trace),
         })
     }
@@ -204,8 +205,7 @@ impl Pages {
             return Err(Problem::Refused(Code::Draining, "the service is shutting down"));
         }
         if let Some(group) = missing_group(&stats, &self.groups) {
-            let body = format!("no executor of group {group} is connected");
-            return Ok(Answer::refusal(Code::Overloaded, &body, None));
+            return Err(Problem::NotReady(format!("no executor of group {group} is connected")));
         }
         Ok(Answer::json(200, r#"{"status":"ready"}"#.into()))
     }
@@ -261,6 +261,7 @@ fn row(handler: &HandlerStats) -> String {
 /// Why a page is not what was asked for.
 enum Problem {
     Refused(Code, &'static str),
+    NotReady(String),
     Backend(BackendError),
 }
 
