@@ -23,7 +23,8 @@ pub const BODY_BYTES: usize = 64 << 20;
 pub const INBOX_DOORBELLS: usize = 65_536;
 
 /// Revoked leases waiting to be told to one executor, before it counts as lost.
-pub const REVOKED_LEASES: usize = 4_096;
+/// Every job of a lease for each of the most workers that a group may have.
+pub const REVOKED_LEASES: usize = RUN_JOBS * 4_096;
 
 /// An ordering key, an idempotency key, a media type.
 pub const ORDERING_KEY_BYTES: usize = 256;

@@ -123,7 +123,9 @@ pub fn run(setup: &Setup, options: &BatchOptions) -> Result<Summary, BatchError>
             summary.failed += 1;
             sequencer.push(line, text);
         }
-        for doorbell in rang {
+        // A follow-up of a line has no line of its own.
+        let of_lines = rang.into_iter().filter(|doorbell| doorbell.job.0[..8] == source.batch);
+        for doorbell in of_lines {
             summary.failed += u64::from(doorbell.finished.result.is_err());
             sequencer.push(line_of(doorbell.job), result_line(&doorbell.finished));
         }
@@ -234,6 +236,8 @@ impl Executors {
 
 /// The reading half: lines become jobs.
 struct Source {
+    /// The high half of its jobs' ids: what has another is no line.
+    batch: [u8; 8],
     handler: HandlerSpec,
     broker: MemoryBroker,
     bell: Bell,
@@ -257,6 +261,7 @@ fn line_of(id: JobId) -> u64 {
 impl Source {
     fn new(handler: HandlerSpec, broker: MemoryBroker, bell: Bell, window: usize) -> Source {
         Source {
+            batch: Entropy::system().bytes(),
             handler,
             broker,
             bell,
@@ -275,7 +280,6 @@ impl Source {
         /// Lines a submission at most: the broker's lock is taken once for them.
         const CHUNK: usize = 64;
         let mut entropy = Entropy::system();
-        let batch: [u8; 8] = entropy.bytes();
         let trace = Trace { id: entropy.bytes(), span: entropy.bytes() };
         let mut number: u64 = 0;
         let mut chunk = Vec::with_capacity(CHUNK);
@@ -302,7 +306,7 @@ impl Source {
             match key {
                 Ok((bytes, ordering_key)) => {
                     let mut id = [0; 16];
-                    id[..8].copy_from_slice(&batch);
+                    id[..8].copy_from_slice(&self.batch);
                     id[8..].copy_from_slice(&number.to_be_bytes());
                     chunk.push(self.job(JobId(id), bytes, ordering_key, trace));
                 }

@@ -250,6 +250,15 @@ impl BrokerEnd {
         Ok(())
     }
 
+    /// The connection is over; what was verified before still counts. Claims nothing.
+    pub fn settle(&mut self) {
+        let Phase::Up(up) = &mut self.phase else { return };
+        let _ = up.consumer.step(std::mem::take(&mut up.commits), 0);
+        for (lease, reason) in up.releases.drain(..) {
+            let _ = up.consumer.release(lease, reason);
+        }
+    }
+
     /// No more leases; what runs may finish.
     pub fn drain(&mut self) {
         if matches!(self.phase, Phase::Up(_)) {

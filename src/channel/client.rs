@@ -153,6 +153,12 @@ impl ChannelClient {
         }
     }
 
+    /// True if nothing waits to be written.
+    #[must_use]
+    pub fn is_flushed(&self) -> bool {
+        self.link.as_ref().is_none_or(|link| link.end.is_flushed())
+    }
+
     /// Writes what is queued, once a turn.
     pub fn flush(&mut self, now_ms: u64) {
         while let Some(link) = &mut self.link {

@@ -172,6 +172,12 @@ impl ExecutorEnd {
         }
     }
 
+    /// True if everything said was handed to the socket.
+    #[must_use]
+    pub fn is_flushed(&self) -> bool {
+        self.outbox.waiting() == 0
+    }
+
     /// What to write next.
     pub fn output(&mut self, now_ms: u64) -> &[u8] {
         let sealer = match &mut self.phase {

@@ -199,6 +199,8 @@ impl ChannelServer {
                 Err(_) => return self.close(token, None, now_ms),
             };
             total += read;
+            // The turn may have begun long ago, in a process that was stopped: frames are judged as they are read.
+            let now_ms = now_ms.max(crate::clock::monotonic_millis());
             let mut doorman = Doorman {
                 secrets: &self.secrets,
                 nonces: &mut self.nonces,
@@ -302,7 +304,10 @@ impl ChannelServer {
 
     /// Closes without a byte; dropping its consumer ends its leases.
     fn close(&mut self, token: usize, reason: Option<Reject>, now_ms: u64) {
-        let was_up = self.links.remove(&token).is_some_and(|link| link.end.group().is_some());
+        let was_up = self.links.remove(&token).is_some_and(|mut link| {
+            link.end.settle();
+            link.end.group().is_some()
+        });
         if let Some(reason) = reason {
             self.reject(reason, now_ms);
         } else if was_up {

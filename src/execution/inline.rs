@@ -52,8 +52,10 @@ impl InlineExecutor {
             while !stopped.load(Ordering::SeqCst) {
                 bell.answer();
                 let now = clock.now();
+                let turned = engine.turn(now);
+                // After the turn: what it queued again may be due sooner than anything known before.
                 let mut wake = broker.tick();
-                match engine.turn(now) {
+                match turned {
                     Ok(next) => wake = [wake, next].into_iter().flatten().min(),
                     Err(error) => log::error!("the memory broker is lost: {error}"),
                 }

@@ -28,6 +28,11 @@ impl Broker {
         id
     }
 
+    /// True until it is gone.
+    pub(super) fn knows(&self, id: ConsumerId) -> bool {
+        self.consumers.contains_key(&id)
+    }
+
     /// It is gone: its leases end at once.
     pub fn disconnect(&mut self, id: ConsumerId, now: Timestamp) {
         let Some(consumer) = self.consumers.remove(&id) else { return };

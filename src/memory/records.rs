@@ -69,7 +69,12 @@ impl Retention {
     /// The next record that has to go, if any. `place_of` gives a job's present place; stale entries are
     /// dropped on the way. The caller removes the job and calls [`Retention::forget`].
     pub(super) fn due(&mut self, now: Timestamp, place_of: impl Fn(JobId) -> Option<Place>) -> Option<JobId> {
+        let most = 2 * self.records + 64;
         for class in &mut self.classes {
+            if class.queue.len() > most {
+                // Records that were retried leave stale entries behind a younger one.
+                class.queue.retain(|kept| place_of(kept.job).is_some_and(|place| place.seq == kept.seq));
+            }
             while let Some(front) = class.queue.front() {
                 if place_of(front.job).is_some_and(|place| place.seq == front.seq) {
                     break;

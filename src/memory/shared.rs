@@ -209,7 +209,10 @@ pub struct MemoryConsumer {
 
 impl Consumer for MemoryConsumer {
     fn step(&mut self, commits: Vec<Commit>, room: usize) -> Result<Step, BackendError> {
-        Ok(self.broker.with(|broker, now| broker.step(self.id, commits, room, now)))
+        let step = |broker: &mut Broker, now| {
+            broker.knows(self.id).then(|| broker.step(self.id, commits, room, now))
+        };
+        self.broker.with(step).ok_or_else(|| BackendError("the broker has given this executor up".into()))
     }
 
     fn release(&mut self, lease: LeaseRef, reason: ReleaseReason) -> Result<(), BackendError> {

@@ -154,6 +154,9 @@ impl Executor {
         if self.engine.health(self.clock.now()) != Health::Drained || !(self.stopping || self.stuck) {
             return None;
         }
+        if !self.stopping && !self.engine.consumer().is_flushed() {
+            return None;
+        }
         if self.stuck && !self.stopping {
             control.send(&ToParent::Stuck);
         }

@@ -144,8 +144,9 @@ fn host(
         if accepting {
             accepting = channel.accept(poll.registry(), &mut next_link, now_ms);
         }
-        let wake = broker.tick();
         channel.turn(now_ms);
+        // After the turn: what it queued again may be due sooner than anything known before.
+        let wake = broker.tick();
         let due = [channel.next_due_ms().unwrap_or(60_000), fleet.next_due_ms(now_ms)];
         let timer = wake.map_or(Duration::from_secs(60), |at| at.since(clock.now()));
         let wait = timer.min(Duration::from_millis(due[0].min(due[1]))).max(Duration::from_millis(1));

@@ -62,8 +62,15 @@ fn sweep(place: &Path) {
         let pid =
             name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next()?.parse::<u32>().ok());
         let is_ours = entry.metadata().is_ok_and(|meta| meta.is_dir() && meta.uid() == own);
-        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) && is_ours {
+        let is_gone = pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists());
+        if is_gone && is_ours && !is_served(&entry.path()) {
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }
+}
+
+/// True if somebody listens in there: its process may live in another pid namespace, where we cannot see it.
+fn is_served(directory: &Path) -> bool {
+    let sockets = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    sockets.into_iter().any(|socket| std::os::unix::net::UnixStream::connect(socket.path()).is_ok())
 }

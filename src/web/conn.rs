@@ -74,6 +74,8 @@ pub(super) struct Incoming {
     pub(super) chunked: Chunked,
     pub(super) max: usize,
     pub(super) since: Timestamp,
+    /// Bytes of it in the budget of all bodies.
+    pub(super) counted: usize,
 }
 
 /// What a caller waits for.

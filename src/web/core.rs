@@ -138,7 +138,7 @@ impl Core {
     /// Bytes have arrived.
     pub fn received(&mut self, number: u64, bytes: &[u8], now: Timestamp) {
         let Some(conn) = self.conns.get_mut(&number) else { return };
-        match &conn.phase {
+        match &mut conn.phase {
             Phase::Closing => return,
             Phase::Head if conn.input.is_empty() => {
                 // The head's deadline counts from its first byte and is not moved by later ones.
@@ -146,7 +146,10 @@ impl Core {
                 self.next_due = self.next_due.min(conn.deadline);
             }
             Phase::Head | Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) => {}
-            Phase::Body(_) => self.body_bytes += bytes.len(),
+            Phase::Body(incoming) => {
+                incoming.counted += bytes.len();
+                self.body_bytes += bytes.len();
+            }
         }
         conn.input.extend_from_slice(bytes);
         self.advance(number, now);
@@ -170,14 +173,13 @@ impl Core {
                     self.leave(number, job, true);
                 }
             }
-            Phase::Body(incoming) => self.drop_body(number, &incoming),
+            Phase::Body(incoming) => self.drop_body(&incoming),
             Phase::Head | Phase::Inner | Phase::Closing => {}
         }
     }
 
-    fn drop_body(&mut self, number: u64, incoming: &Incoming) {
-        let buffered = self.conns.get(&number).map_or(0, |conn| conn.input.len()) + incoming.body.len();
-        self.body_bytes = self.body_bytes.saturating_sub(buffered);
+    fn drop_body(&mut self, incoming: &Incoming) {
+        self.body_bytes = self.body_bytes.saturating_sub(incoming.counted);
     }
 
     /// The client took so many bytes: what waited for room in its output goes on.
@@ -326,13 +328,14 @@ impl Core {
         conn.request += 1;
         conn.deadline = now.plus(Duration::from_millis(self.settings.limits.body_timeout_ms));
         self.next_due = self.next_due.min(conn.deadline);
-        self.body_bytes += conn.input.len();
+        let counted = conn.input.len();
+        self.body_bytes += counted;
         if head.expects_continue && conn.input.is_empty() {
             conn.output.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
             self.touched.push(number);
         }
         let (body, chunked) = (Vec::new(), super::chunked::Chunked::default());
-        conn.phase = Phase::Body(Box::new(Incoming { head, route, body, chunked, max, since: now }));
+        conn.phase = Phase::Body(Box::new(Incoming { head, route, body, chunked, max, since: now, counted }));
         true
     }
 
@@ -365,7 +368,7 @@ impl Core {
                 let Phase::Body(incoming) = std::mem::replace(&mut conn.phase, Phase::Head) else {
                     return false;
                 };
-                self.drop_body(number, &incoming);
+                self.drop_body(&incoming);
                 self.handle(number, *incoming, now);
                 true
             }
@@ -402,6 +405,12 @@ impl Core {
         }
     }
 
+    /// True if there is something for the inner server to do.
+    #[must_use]
+    pub fn has_inner(&self) -> bool {
+        !self.inner.is_empty()
+    }
+
     /// What the inner server is to do.
     pub fn take_inner(&mut self) -> Vec<InnerRequest> {
         std::mem::take(&mut self.inner)
@@ -420,11 +429,11 @@ impl Core {
     }
 
     /// Refuses the request and whatever comes after it.
-    fn refuse_and_close(&mut self, number: u64, no_route: &routes::NoRoute, now: Timestamp) {
+    pub(super) fn refuse_and_close(&mut self, number: u64, no_route: &routes::NoRoute, now: Timestamp) {
         let Some(conn) = self.conns.get_mut(&number) else { return };
         conn.keep_alive = false;
         if let Phase::Body(incoming) = std::mem::replace(&mut conn.phase, Phase::Head) {
-            self.drop_body(number, &incoming);
+            self.drop_body(&incoming);
         }
         self.refuse(number, no_route, now);
     }

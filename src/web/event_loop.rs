@@ -297,6 +297,9 @@ impl Front {
 
     fn wait(&self, now: Timestamp, now_ms: u64) -> Duration {
         const LONGEST: Duration = Duration::from_secs(1);
+        if self.core.has_inner() || (self.channel.is_some() && self.channel_accepting) {
+            return Duration::ZERO;
+        }
         if self.unread.iter().any(|number| self.core.room(*number as u64) > 0) {
             return Duration::ZERO;
         }

@@ -1,6 +1,6 @@
 //! `/v1/batch`: the lines of one body, so many of them in flight, their results in order. Pure.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::batch::sequence::Sequencer;
@@ -18,6 +18,8 @@ pub(super) struct Stream {
     /// Where the next line begins.
     at: usize,
     next_line: u64,
+    /// Lines that found no room: they go first, and stay counted in `open`.
+    again: VecDeque<NextLine>,
     in_flight: HashMap<JobId, u64>,
     sequencer: Sequencer,
     /// Lines read whose results have not left the sequencer.
@@ -38,6 +40,7 @@ impl Stream {
             body,
             at: 0,
             next_line: 0,
+            again: VecDeque::new(),
             in_flight: HashMap::new(),
             sequencer: Sequencer::new(mode),
             open: 0,
@@ -47,6 +50,9 @@ impl Stream {
     /// The next line that can become a job; `None` while the window is full, or at the end. Lines that cannot
     /// get their answers at once.
     pub(super) fn next_line(&mut self, max_payload: usize) -> Option<NextLine> {
+        if let Some(line) = self.again.pop_front() {
+            return Some(line);
+        }
         while self.open < BATCH_LINES && self.at < self.body.len() {
             let rest = &self.body[self.at..];
             let end = rest.iter().position(|byte| *byte == b'\n').unwrap_or(rest.len());
@@ -76,10 +82,13 @@ impl Stream {
     }
 
     /// The line could not be accepted yet: it is the next one again.
-    pub(super) fn put_back(&mut self, line: &NextLine) {
-        self.at -= line.bytes.len() + 1;
-        self.next_line -= 1;
-        self.open -= 1;
+    pub(super) fn put_back(&mut self, line: NextLine) {
+        self.again.push_front(line);
+    }
+
+    /// What it holds for the budget of bodies.
+    pub(super) fn body_bytes(&self) -> usize {
+        self.body.len()
     }
 
     /// The line is answered without a job.
@@ -109,5 +118,30 @@ impl Stream {
     /// Jobs that have not ended.
     pub(super) fn jobs(&self) -> Vec<JobId> {
         self.in_flight.keys().copied().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handler::HandlerOptions;
+
+    #[test]
+    fn lines_that_found_no_room_come_again_beside_one_that_was_refused_at_once() {
+        let handler = HandlerSpec { name: Arc::from("h"), group: 0, options: HandlerOptions::keyed("/k") };
+        let body = b"{\"k\":1}\n{}\n{\"k\":2}\n{\"k\":3}".to_vec();
+        let mut stream = Stream::new(handler, body, SinkMode::SourceSeq);
+        let numbers = |lines: &[NextLine]| lines.iter().map(|line| line.number).collect::<Vec<_>>();
+        let lines: Vec<NextLine> = std::iter::from_fn(|| stream.next_line(100)).collect();
+        assert_eq!(numbers(&lines), [0, 2, 3], "line 1 has no key and is answered at once");
+        lines.into_iter().rev().for_each(|line| stream.put_back(line));
+        let lines: Vec<NextLine> = std::iter::from_fn(|| stream.next_line(100)).collect();
+        assert_eq!(numbers(&lines), [0, 2, 3]);
+        assert_eq!(lines[1].bytes, b"{\"k\":2}");
+        assert!(stream.next_result().is_none(), "line 0 comes first");
+        let error = JobError::new(Code::Draining, "");
+        lines.iter().for_each(|line| stream.refuse(line.number, &error));
+        assert_eq!(std::iter::from_fn(|| stream.next_result()).count(), 4);
+        assert!(stream.is_done());
     }
 }

@@ -12,6 +12,7 @@ use super::stream::Stream;
 use crate::clock::Timestamp;
 use crate::config::SinkMode;
 use crate::job::{Finished, JobError, JobId, Payload, Trace};
+use crate::limits::BODY_BYTES;
 use crate::observe::event;
 use crate::ports::{NewJob, Refusal, Submitted, Viewer};
 use crate::problem::Code;
@@ -20,6 +21,7 @@ impl Core {
     /// The caller waits for a job, so long at most.
     pub(super) fn park(&mut self, number: u64, wait: Wait, at_most: Duration, now: Timestamp) {
         let Some(conn) = self.conns.get_mut(&number) else { return };
+        self.left.remove(&wait.job);
         self.waiters.entry(wait.job).or_default().push(number);
         conn.phase = Phase::Waiting(wait);
         conn.deadline = now.plus(at_most);
@@ -166,10 +168,8 @@ impl Core {
                     conn.current =
                         Current { route: "malformed", trace: Some(trace), with_body: true, is_1_1: true };
                 }
-                conn.keep_alive = false;
-                conn.phase = Phase::Head;
                 let refused = refused(Code::RequestTimeout, "the request did not arrive in time");
-                self.refuse(number, &refused.into(), now);
+                self.refuse_and_close(number, &refused.into(), now);
             }
             Phase::Closing => self.hung_up(number, now),
             Phase::Inner | Phase::Streaming(_) => conn.deadline = Timestamp(u64::MAX),
@@ -254,6 +254,15 @@ impl Core {
         };
         if self.waiting >= self.settings.max_inflight {
             let refused = refused(Code::TooManyWaiters, "web.max_inflight callers are waiting");
+            return self.refuse(number, &refused.into(), now);
+        }
+        let held = |conn: &super::conn::Conn| match &conn.phase {
+            Phase::Streaming(stream) => stream.body_bytes(),
+            _ => 0,
+        };
+        let held: usize = self.conns.values().map(held).sum();
+        if held > 0 && held + body.len() > BODY_BYTES {
+            let refused = refused(Code::Overloaded, "too many batches are running");
             return self.refuse(number, &refused.into(), now);
         }
         let trace = self.trace_of(number);
@@ -363,7 +372,7 @@ impl Core {
             }
         }
         if !back.is_empty() {
-            for line in back.iter().rev() {
+            for line in back.into_iter().rev() {
                 stream.put_back(line);
             }
             self.stall(number);
