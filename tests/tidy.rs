@@ -13,11 +13,10 @@ const FILE_LINES: usize = 500;
 const LONGER_FILES: &[(&str, usize)] = &[
     // One value with one set of invariants; delivering and looking are files of their own already.
     ("src/memory/broker.rs", 690),
-    ("src/memory/deliver.rs", 520),
 ];
 const FUNCTION_LINES: usize = 100;
 /// All of `src`, comments and blank lines included. The aim is 9,000; this only keeps it from growing.
-const ALL_LINES: usize = 15_100;
+const ALL_LINES: usize = 15_050;
 
 /// Files that may touch threads, locks, files, sockets or the clock; a name with `/` at its end is a folder.
 /// All others decide without I/O, with the time as an argument.

@@ -259,13 +259,6 @@ impl BrokerEnd {
         }
     }
 
-    /// No more leases; what runs may finish.
-    pub fn drain(&mut self) {
-        if matches!(self.phase, Phase::Up(_)) {
-            self.outbox.push(ToExecutor::Drain.encode(), 0);
-        }
-    }
-
     /// What to write next.
     pub fn output(&mut self, now_ms: u64) -> &[u8] {
         let sealer = match &mut self.phase {
@@ -278,15 +271,6 @@ impl BrokerEnd {
     /// So many bytes of it were written.
     pub fn wrote(&mut self, bytes: usize) {
         self.outbox.wrote(bytes);
-    }
-
-    /// The connection's number in logs.
-    #[must_use]
-    pub fn conn_id(&self) -> Option<[u8; 8]> {
-        match &self.phase {
-            Phase::Up(up) => Some(up.session.conn_id),
-            Phase::Fresh | Phase::Proven(_) | Phase::Over => None,
-        }
     }
 }
 

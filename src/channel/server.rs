@@ -291,17 +291,6 @@ impl ChannelServer {
         }
     }
 
-    /// Executors that have proved themselves, by group.
-    #[must_use]
-    pub fn connected(&self, group: usize) -> usize {
-        self.links.values().filter(|link| link.end.group() == Some(group)).count()
-    }
-
-    /// Tells every executor to finish and take no more.
-    pub fn drain(&mut self) {
-        self.links.values_mut().for_each(|link| link.end.drain());
-    }
-
     /// Closes without a byte; dropping its consumer ends its leases.
     fn close(&mut self, token: usize, reason: Option<Reject>, now_ms: u64) {
         let was_up = self.links.remove(&token).is_some_and(|mut link| {

@@ -113,11 +113,6 @@ impl<C: Consumer> Engine<C> {
     pub fn busy(&self) -> usize {
         self.core.busy()
     }
-
-    /// The broker is lost.
-    pub fn abandon(&mut self, now: Timestamp) {
-        self.core.abandon(now);
-    }
 }
 
 /// Both ends have the same registry, so a lease names a handler that is here; if not, its jobs come to their timeout.

@@ -1,6 +1,5 @@
 //! Delivering: claims, commits, and every way a lease can end.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::broker::{Broker, ConsumerEntry, ConsumerId, Lease, context_map_name};
@@ -491,16 +490,5 @@ impl Broker {
         });
         let leases = self.leases.values().map(|lease| lease.expires_at);
         delayed.chain(left).chain(leases).min()
-    }
-
-    /// The lane state's map as it stands, for those who test it.
-    #[must_use]
-    pub fn state_of(&mut self, handler: &str, key: Option<&str>, now: Timestamp) -> Entries {
-        let Some(&index) = self.handler_index.get(handler) else { return Entries::new() };
-        let lane = self.keyed_lanes.get(&(index, key.map(Arc::from))).and_then(|lane| self.lanes.get(lane));
-        match lane.and_then(|lane| lane.map.clone()) {
-            Some(map) => self.maps.load(&map, None, now),
-            None => Entries::new(),
-        }
     }
 }

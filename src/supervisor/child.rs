@@ -14,6 +14,7 @@ use super::control::{Control, framed, split};
 use crate::app::Setup;
 use crate::channel::Reject;
 use crate::channel::keys::GroupSecret;
+use crate::cli::{Exit, say};
 use crate::clock::Clock;
 use crate::config::Loaded;
 use crate::handler::Registry;
@@ -124,6 +125,14 @@ impl Bundle {
         let loaded = Loaded { config, value, origins: std::collections::BTreeMap::new() };
         Ok(Setup::new(&loaded, registry, Clock::System { offset: self.clock_offset }))
     }
+}
+
+/// A child's end as its exit code; what went wrong is said on standard error.
+pub fn ended(role: &str, end: Result<Exit, String>) -> Exit {
+    end.unwrap_or_else(|message| {
+        say(std::io::stderr(), &format!("cofferdam {role}: {message}\n"));
+        Exit::Failed
+    })
 }
 
 /// Starts this binary again in another role. Standard input is its control socket; `listener` becomes web's

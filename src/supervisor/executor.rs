@@ -22,21 +22,13 @@ const CHANNEL: Token = Token(2);
 /// The whole life of an executor that a supervisor has started.
 #[must_use]
 pub fn run_executor_child(registry: &Registry) -> Exit {
-    match serve_executor(registry) {
-        Ok(exit) => exit,
-        Err(message) => {
-            crate::cli::say(std::io::stderr(), &format!("cofferdam executor: {message}\n"));
-            Exit::Failed
-        }
-    }
+    super::child::ended("executor", serve_executor(registry))
 }
 
 fn serve_executor(registry: &Registry) -> Result<Exit, String> {
     let io = |error: std::io::Error| error.to_string();
     // Nobody may look into this process before it holds a secret.
-    hygiene::keep_secrets().map_err(io)?;
-    hygiene::die_with_parent().map_err(io)?;
-    hygiene::leave_signals_to_parent().map_err(io)?;
+    hygiene::begin_child().map_err(io)?;
     hygiene::become_subreaper().map_err(io)?;
     let (mut bundle, mut control) = Bundle::receive(hygiene::take_stdin().map_err(io)?)?;
     let setup = bundle.setup(registry)?;

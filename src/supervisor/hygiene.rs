@@ -28,8 +28,15 @@ pub fn become_subreaper() -> Result<()> {
     Ok(())
 }
 
+/// What a child does before it reads its bundle, and so a secret.
+pub fn begin_child() -> Result<()> {
+    keep_secrets()?;
+    die_with_parent()?;
+    leave_signals_to_parent()
+}
+
 /// A child dies with the thread that spawned it, even if its control socket should outlive it.
-pub fn die_with_parent() -> Result<()> {
+fn die_with_parent() -> Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     Ok(())
 }
@@ -84,7 +91,7 @@ impl Signals {
 }
 
 /// A child's signals are its supervisor's to give: those sent to a whole group or by a terminal change nothing.
-pub fn leave_signals_to_parent() -> Result<()> {
+fn leave_signals_to_parent() -> Result<()> {
     for signal in [SIGTERM, SIGINT, SIGHUP] {
         signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
     }

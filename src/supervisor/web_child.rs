@@ -14,21 +14,13 @@ use crate::web::{Front, Master};
 /// The whole life of a web process that a supervisor has started.
 #[must_use]
 pub fn run_web_child(registry: &Registry) -> Exit {
-    match serve_web(registry) {
-        Ok(exit) => exit,
-        Err(message) => {
-            crate::cli::say(std::io::stderr(), &format!("cofferdam web: {message}\n"));
-            Exit::Failed
-        }
-    }
+    super::child::ended("web", serve_web(registry))
 }
 
 fn serve_web(registry: &Registry) -> Result<Exit, String> {
     let io = |error: std::io::Error| error.to_string();
     // Nobody may look into this process before it holds a secret.
-    hygiene::keep_secrets().map_err(io)?;
-    hygiene::die_with_parent().map_err(io)?;
-    hygiene::leave_signals_to_parent().map_err(io)?;
+    hygiene::begin_child().map_err(io)?;
     // The public listener came as standard output: nothing may write to it from now on.
     let listener = TcpListener::from(hygiene::take_stdout().map_err(io)?);
     let (bundle, control) = Bundle::receive(hygiene::take_stdin().map_err(io)?)?;

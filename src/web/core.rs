@@ -122,12 +122,6 @@ impl Core {
         self.conns.insert(number, Conn::new(deadline));
     }
 
-    /// How many clients are connected.
-    #[must_use]
-    pub fn connections(&self) -> usize {
-        self.conns.len()
-    }
-
     /// How many bytes may be read from this client now.
     #[must_use]
     pub fn room(&self, number: u64) -> usize {

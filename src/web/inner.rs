@@ -92,7 +92,7 @@ impl Pool {
         match self.free_link(&request.route) {
             Some(link) => {
                 self.begin(link, request, now);
-                self.go_on(link, now)
+                self.go_on(link)
             }
             None if self.queue.len() < INNER_QUEUE => {
                 self.queue.push_back(request);
@@ -121,11 +121,11 @@ impl Pool {
     /// Its socket is ready: sends, reads, and goes on to the next request.
     pub fn on_event(&mut self, token: usize, registry: &Registry, now: Timestamp) -> Vec<Answered> {
         let link = token - self.first_token;
-        let mut answered: Vec<Answered> = self.go_on(link, now).into_iter().collect();
+        let mut answered: Vec<Answered> = self.go_on(link).into_iter().collect();
         if self.links[link].busy.is_none() {
             answered.extend(self.next_from_queue(now));
         }
-        answered.extend(self.mend(link, registry, now));
+        answered.extend(self.mend(link, registry));
         answered
     }
 
@@ -134,11 +134,11 @@ impl Pool {
         let request = self.queue.remove(at)?;
         let link = self.free_link(&request.route)?;
         self.begin(link, request, now);
-        self.go_on(link, now)
+        self.go_on(link)
     }
 
     /// Writes and reads until the socket would block; an answer if it is whole.
-    fn go_on(&mut self, link: usize, _now: Timestamp) -> Option<Answered> {
+    fn go_on(&mut self, link: usize) -> Option<Answered> {
         let Link { stream, busy } = &mut self.links[link];
         let working = busy.as_mut()?;
         while !working.output.is_empty() {
@@ -163,7 +163,7 @@ impl Pool {
     }
 
     /// A connection that broke off is our bug: its request gets 500, and another connection takes its place.
-    fn mend(&mut self, link: usize, registry: &Registry, _now: Timestamp) -> Option<Answered> {
+    fn mend(&mut self, link: usize, registry: &Registry) -> Option<Answered> {
         let error = self.links[link].stream.take_error().ok().flatten();
         let ended = error.is_some() || matches!(peek(&self.links[link].stream), Some(0));
         if !ended {
