@@ -803,7 +803,20 @@ fn a_programs_options_have_their_ranges_and_defaults() {
     }
 }
 
-// --- What is valid but not built yet ---
+// --- What is valid but not built yet, or cannot be ---
+
+#[test]
+fn limits_that_replace_processes_need_processes() {
+    for limit in ["max_jobs", "max_rss_mb"] {
+        let groups = format!(r#"runtime.platform.process_groups=[{{"name":"g","{limit}":1}}]"#);
+        for (mode, refused) in [("inline", 1), ("process_supervisor", 0)] {
+            let loaded = accepted(&sets([groups.clone(), format!("runtime.platform.bootstrap.mode={mode}")]));
+            let messages = config::unbuilt(&loaded.config, &loaded.value);
+            assert_eq!(messages.len(), refused, "{messages:?}");
+            assert!(messages.iter().all(|message| message.contains("process group g")), "{messages:?}");
+        }
+    }
+}
 
 #[test]
 fn what_is_not_built_is_valid_and_named_by_its_path() {
@@ -819,8 +832,6 @@ fn what_is_not_built_is_valid_and_named_by_its_path() {
         (&["web.auth.mode=bearer", "web.auth.token_file=/t"], &["web.auth.mode"]),
         (&[r#"handlers.prog.command=["true"]"#], &["handlers.prog.command"]),
         (&[r#"handlers.echo.command=["true"]"#], &["handlers.echo.command"]),
-        (&[r#"runtime.platform.process_groups=[{"name":"g","max_jobs":1}]"#], &["process group g"]),
-        (&[r#"runtime.platform.process_groups=[{"name":"g","max_rss_mb":1}]"#], &["process group g"]),
     ] {
         let messages = unbuilt(given);
         assert_eq!(messages.len(), paths.len(), "{messages:?}");

@@ -12,7 +12,7 @@ use cofferdam::entropy::Entropy;
 use cofferdam::job::{Change, Effects, FollowUp, JobError, JobId, JobSpec, Payload, Trace, Verdict, Version};
 use cofferdam::ports::{CommitResult, LeasedJob, ReleaseReason};
 use cofferdam::problem::Code;
-use cofferdam::supervisor::control::{Message, ToChild, ToParent, framed, fuzz_control};
+use cofferdam::supervisor::control::{Leaving, Message, ToChild, ToParent, framed, fuzz_control};
 use cofferdam::web::chunked::fuzz_chunked;
 use cofferdam::web::http1::fuzz_head;
 
@@ -214,7 +214,7 @@ fn arbitrary_control_messages_are_read_or_refused() {
         ToParent::Ready("127.0.0.1:1".into()),
         ToParent::Pong,
         ToParent::Drained(vec![JobId([1; 16]), JobId([2; 16])]),
-        ToParent::Stuck,
+        ToParent::Leaving(Leaving::Stuck),
     ];
     let bytes = |(kind, body): (u8, Vec<u8>)| framed(kind, &body).to_vec();
     let to_child = to_child.iter().map(|message| bytes(message.encode()));

@@ -206,6 +206,11 @@ impl BrokerEnd {
                     up.consumer.extend().map_err(|_| Reject::HandshakeFailed)?;
                 }
                 ToBroker::Report { busy } => self.busy = busy,
+                ToBroker::Room(0) => {
+                    // Behind the leases that are on their way: it is the last word about them.
+                    up.room = 0;
+                    self.outbox.push(ToExecutor::Drain.encode(), 0);
+                }
                 message => up.take(message, frame.lease, frame.body.len(), self.parts_max)?,
             }
         }

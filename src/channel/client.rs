@@ -80,6 +80,14 @@ impl ChannelClient {
         self.link.as_ref().is_some_and(|link| link.end.drain)
     }
 
+    /// Takes back all that was granted to the broker. True once no lease comes any more.
+    pub fn withdraw(&mut self) -> bool {
+        self.link.as_mut().is_none_or(|link| {
+            link.end.withdraw();
+            link.end.in_handshake() || link.end.drain
+        })
+    }
+
     /// True once a frame of the broker was verified.
     #[must_use]
     pub fn is_up(&self) -> bool {

@@ -29,7 +29,9 @@ pub struct ExecutorEnd {
     step: Step,
     /// Leases granted to the broker that have not come.
     granted: usize,
-    /// The broker asked to finish and take no more.
+    /// It took back what it had granted.
+    withdrawn: bool,
+    /// No lease follows: the broker's answer to that, or its own wish.
     pub drain: bool,
     /// A frame of the broker was verified: the connection is up.
     pub is_held_for_up: bool,
@@ -53,6 +55,7 @@ impl ExecutorEnd {
             states: HashMap::new(),
             step: Step::default(),
             granted: 0,
+            withdrawn: false,
             drain: false,
             is_held_for_up: false,
             last_heard_ms: now_ms,
@@ -162,6 +165,13 @@ impl ExecutorEnd {
         if matches!(self.phase, Phase::Up(_)) {
             self.outbox.push_urgent(ToBroker::Ping.encode(), 0);
             self.last_said_ms = now_ms;
+        }
+    }
+
+    /// Takes back all that was granted; [`ExecutorEnd::drain`] says when nothing comes any more.
+    pub fn withdraw(&mut self) {
+        if matches!(self.phase, Phase::Up(_)) && !std::mem::replace(&mut self.withdrawn, true) {
+            self.outbox.push(ToBroker::Room(0).encode(), 0);
         }
     }
 

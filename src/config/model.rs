@@ -133,6 +133,14 @@ pub struct Lifecycle {
     pub restart: Restart,
 }
 
+impl Lifecycle {
+    /// How long a drain lets jobs finish.
+    #[must_use]
+    pub fn patience_ms(&self) -> u64 {
+        if self.drain_inflight { self.graceful_timeout_ms } else { 0 }
+    }
+}
+
 #[derive(Clone, Debug, Deserialize)]
 pub struct Restart {
     pub policy: String,

@@ -460,9 +460,11 @@ pub fn unbuilt(config: &Config, value: &Value) -> Vec<String> {
         }
     }
     for group in &platform.process_groups {
-        if group.max_jobs > 0 || group.max_rss_mb > 0 {
+        if platform.bootstrap.mode == "inline" && (group.max_jobs > 0 || group.max_rss_mb > 0) {
             let name = &group.name;
-            out.push(format!("process group {name}: max_jobs and max_rss_mb are not built yet; use 0"));
+            out.push(format!(
+                "process group {name}: inline, no process can be replaced; use 0 for max_jobs, max_rss_mb"
+            ));
         }
     }
     out

@@ -12,6 +12,7 @@ pub struct Engine<C> {
     consumer: C,
     limits: Limits,
     renew_at: Timestamp,
+    finished: u64,
 }
 
 /// How the engine is.
@@ -29,7 +30,8 @@ impl<C: Consumer> Engine<C> {
     /// Around workers that have started.
     #[must_use]
     pub fn new(pool: WorkerPool, workers: usize, consumer: C, limits: Limits) -> Engine<C> {
-        Engine { core: Core::new(workers, limits), pool, consumer, limits, renew_at: Timestamp::default() }
+        let (core, renew_at) = (Core::new(workers, limits), Timestamp::default());
+        Engine { core, pool, consumer, limits, renew_at, finished: 0 }
     }
 
     /// The consumer, for those who do its I/O.
@@ -69,6 +71,7 @@ impl<C: Consumer> Engine<C> {
                     Request::Release(lease, reason) => releases.push((lease, reason)),
                 }
             }
+            self.finished += commits.len() as u64;
             let step = self.consumer.step(commits, self.core.room(self.pool.jobs_are_short()))?;
             for (lease, reason) in releases {
                 self.consumer.release(lease, reason)?;
@@ -112,6 +115,12 @@ impl<C: Consumer> Engine<C> {
     #[must_use]
     pub fn busy(&self) -> usize {
         self.core.busy()
+    }
+
+    /// Deliveries that came to an outcome here.
+    #[must_use]
+    pub fn finished(&self) -> u64 {
+        self.finished
     }
 }
 

@@ -2,7 +2,7 @@
 //! one ends nothing, and lost lines are counted.
 
 use std::io::Write;
-use std::sync::Arc;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
@@ -14,19 +14,25 @@ use crate::config::LogFormat;
 use crate::limits::LOG_LINES;
 use crate::problem::json_text;
 
+/// This process's buffer, once there is a writer.
+static BUFFER: OnceLock<Buffer> = OnceLock::new();
+/// Lines that found the buffer full.
+static LOST: AtomicU64 = AtomicU64::new(0);
+/// Lines that are not written yet.
+static PENDING: AtomicU64 = AtomicU64::new(0);
+
 /// Sets up logging for this process, once; `role` is named in every line. `RUST_LOG` filters (default `info`).
 pub fn start(format: LogFormat, role: &'static str) {
     write_json(format == LogFormat::Json);
     let (lines, inbox) = sync_channel::<Vec<u8>>(LOG_LINES);
-    let lost = Arc::new(AtomicU64::new(0));
-    let counter = lost.clone();
-    let writer = std::thread::Builder::new().name("log".into()).spawn(move || write_lines(&inbox, &counter));
+    let writer = std::thread::Builder::new().name("log".into()).spawn(move || write_lines(&inbox));
     if writer.is_err() {
         return; // No thread, no log: the service is worth more.
     }
+    let buffer = BUFFER.get_or_init(|| Buffer { lines });
     let clock = Clock::system();
     let mut builder = Builder::from_env(Env::default().default_filter_or("info"));
-    builder.target(Target::Pipe(Box::new(Buffer { lines, lost }))).format(move |out, record| {
+    builder.target(Target::Pipe(Box::new(buffer.clone()))).format(move |out, record| {
         let (ts, level, message) = (clock.now(), record.level(), record.args());
         let is_event = record.target() == EVENT_TARGET;
         match (format, is_event) {
@@ -50,19 +56,36 @@ pub fn start(format: LogFormat, role: &'static str) {
     let _ = builder.try_init();
 }
 
+/// Passes on a line that another process has written: it leaves as it came.
+pub fn pass_on(line: Vec<u8>) {
+    match BUFFER.get() {
+        Some(buffer) => buffer.push(line),
+        // No thread could be made: better in our way than lost.
+        None => drop(std::io::stderr().write_all(&line)),
+    }
+}
+
+#[derive(Clone)]
 struct Buffer {
     lines: SyncSender<Vec<u8>>,
-    lost: Arc<AtomicU64>,
+}
+
+impl Buffer {
+    fn push(&self, line: Vec<u8>) {
+        PENDING.fetch_add(1, Ordering::AcqRel);
+        match self.lines.try_send(line) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                PENDING.fetch_sub(1, Ordering::AcqRel);
+                LOST.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
 }
 
 impl Write for Buffer {
     fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
-        match self.lines.try_send(line.to_vec()) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                self.lost.fetch_add(1, Ordering::Relaxed);
-            }
-        }
+        self.push(line.to_vec());
         Ok(line.len())
     }
 
@@ -71,20 +94,26 @@ impl Write for Buffer {
     }
 }
 
-fn write_lines(inbox: &Receiver<Vec<u8>>, lost: &AtomicU64) {
+fn write_lines(inbox: &Receiver<Vec<u8>>) {
     let mut stderr = std::io::stderr();
     while let Ok(line) = inbox.recv() {
         // A sealed, closed or full standard error is not a reason to stop.
         let _ = stderr.write_all(&line);
-        let missing = lost.swap(0, Ordering::Relaxed);
+        PENDING.fetch_sub(1, Ordering::AcqRel);
+        let missing = LOST.swap(0, Ordering::Relaxed);
         if missing > 0 {
             let _ = writeln!(stderr, "{missing} log lines were lost: standard error was not read in time");
         }
     }
 }
 
-/// Gives the writer a moment to empty the buffer before the process ends. Bounded; a blocked pipe ends it.
+/// Waits until the buffer is written, before the process ends; a blocked pipe is not waited for.
 pub fn settle() {
-    log::logger().flush();
-    std::thread::sleep(std::time::Duration::from_millis(20));
+    const LOOKS: u32 = 200;
+    for _ in 0..LOOKS {
+        if PENDING.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
 }

@@ -9,11 +9,14 @@ use crate::channel::Reject;
 use crate::job::JobStatus;
 use crate::ports::{Histogram, Stats};
 
+/// Processes that were replaced, by group and reason.
+type Replaced = BTreeMap<(String, String), u64>;
+
 /// What the web process counts itself. Shared between its loop and the routes that show it.
 #[derive(Debug, Default)]
 pub struct Counters {
     http: Mutex<BTreeMap<(&'static str, u16), u64>>,
-    restarts: Mutex<BTreeMap<(String, String), u64>>,
+    restarts: Mutex<Replaced>,
     busy: Mutex<BTreeMap<usize, u64>>,
     /// Callers waiting now.
     pub waiters: AtomicU64,
@@ -112,20 +115,15 @@ pub fn render(counters: &Counters, stats: &Stats, groups: &[String]) -> String {
     out.family("process_restarts_total", "counter", "Processes that were replaced.");
     let restarts = counters.restarts.lock().unwrap_or_else(PoisonError::into_inner);
     for group in groups.iter().map(String::as_str).chain(["web"]) {
-        for reason in ["crashed", "killed", "stuck", "unresponsive"] {
-            let count = restarts.get(&(group.to_owned(), reason.to_owned())).copied().unwrap_or(0);
-            out.line("process_restarts_total", &format!("group=\"{group}\",reason=\"{reason}\""), count);
-        }
+        out.replaced("process_restarts_total", group, &["crashed", "killed", "unresponsive"], &restarts);
     }
     out.family(
         "process_recycled_total",
         "counter",
-        "Processes that were replaced between jobs, by their limits.",
+        "Processes that finished their jobs and made room for a new one.",
     );
     for group in groups {
-        for reason in ["max_jobs", "max_rss"] {
-            out.line("process_recycled_total", &format!("group=\"{group}\",reason=\"{reason}\""), 0);
-        }
+        out.replaced("process_recycled_total", group, &["max_jobs", "max_rss", "stuck"], &restarts);
     }
     out.family("http_requests_total", "counter", "Requests answered.");
     for ((route, status), count) in counters.http.lock().unwrap_or_else(PoisonError::into_inner).iter() {
@@ -174,6 +172,13 @@ fn per_handler(out: &mut Page, stats: &Stats) {
 struct Page(String);
 
 impl Page {
+    fn replaced(&mut self, family: &str, group: &str, reasons: &[&str], counts: &Replaced) {
+        for reason in reasons {
+            let count = counts.get(&(group.to_owned(), (*reason).to_owned())).copied().unwrap_or(0);
+            self.line(family, &format!("group=\"{group}\",reason=\"{reason}\""), count);
+        }
+    }
+
     fn family(&mut self, name: &str, kind: &str, help: &str) {
         let _ = writeln!(self.0, "# HELP cofferdam_{name} {help}\n# TYPE cofferdam_{name} {kind}");
     }

@@ -135,8 +135,12 @@ pub fn ended(role: &str, end: Result<Exit, String>) -> Exit {
     })
 }
 
+/// What a service manager says to the supervisor alone.
+const FOR_THE_SUPERVISOR: [&str; 6] =
+    ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+
 /// Starts this binary again in another role. Standard input is its control socket; `listener` becomes web's
-/// standard output.
+/// standard output; standard error is a pipe to us, so that its last words are known when it crashes.
 ///
 /// # Errors
 /// The process cannot be made.
@@ -150,7 +154,10 @@ pub fn spawn(role: Role, listener: Option<&TcpListener>) -> std::io::Result<(Chi
     let mut command = Command::new("/proc/self/exe");
     command.arg0(std::env::args_os().next().unwrap_or_else(|| "cofferdam".into()));
     command.args([role.command(), "--supervised"]).process_group(0);
-    command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(stdout);
+    command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(stdout).stderr(Stdio::piped());
+    for name in FOR_THE_SUPERVISOR {
+        command.env_remove(name);
+    }
     let child = command.spawn()?;
     // `Command` keeps the child's end open until it is dropped; then the end of file can come.
     drop(command);

@@ -38,8 +38,34 @@ pub enum ToParent {
     Pong,
     /// The drain is over; these jobs were cut off.
     Drained(Vec<JobId>),
-    /// Handlers hold its workers: it wants to be replaced.
+    /// It finishes its jobs, takes no more, and wants to be replaced.
+    Leaving(Leaving),
+}
+
+/// Why an executor asks to be replaced: the reasons of `process_recycled_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leaving {
+    /// It has finished as many jobs as its group allows.
+    MaxJobs,
+    /// It holds more memory than its group allows.
+    MaxRss,
+    /// Handlers that ignore the end of their time hold its workers.
     Stuck,
+}
+
+impl Leaving {
+    /// All of them, in the order of their numbers on the wire.
+    pub const ALL: [Leaving; 3] = [Leaving::MaxJobs, Leaving::MaxRss, Leaving::Stuck];
+
+    /// The name in metrics and events.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Leaving::MaxJobs => "max_jobs",
+            Leaving::MaxRss => "max_rss",
+            Leaving::Stuck => "stuck",
+        }
+    }
 }
 
 /// What a control message is made from and read into.
@@ -87,7 +113,7 @@ impl Message for ToParent {
             ToParent::Ready(address) => (0x81, address.clone().into_bytes()),
             ToParent::Pong => (0x82, Vec::new()),
             ToParent::Drained(jobs) => (0x83, jobs.iter().flat_map(|job| job.0).collect()),
-            ToParent::Stuck => (0x84, Vec::new()),
+            ToParent::Leaving(why) => (0x84, vec![*why as u8]),
         }
     }
 
@@ -101,7 +127,10 @@ impl Message for ToParent {
                 let ids = body.chunks_exact(16).filter_map(|id| id.try_into().ok());
                 Ok(ToParent::Drained(ids.map(JobId).collect()))
             }
-            (0x84, []) => Ok(ToParent::Stuck),
+            (0x84, [why]) => Leaving::ALL
+                .get(usize::from(*why))
+                .map(|why| ToParent::Leaving(*why))
+                .ok_or(Reject::Malformed),
             _ => Err(Reject::Malformed),
         }
     }
@@ -254,8 +283,11 @@ mod tests {
             assert_eq!((ToChild::decode(kind, body), length), (Ok(message), bytes.len()));
             assert_eq!(split(&bytes[..bytes.len() - 1]), Ok(None));
         }
-        for message in [ToParent::Ready("a".into()), ToParent::Drained(vec![JobId([1; 16])]), ToParent::Stuck]
-        {
+        for message in [
+            ToParent::Ready("a".into()),
+            ToParent::Drained(vec![JobId([1; 16])]),
+            ToParent::Leaving(Leaving::Stuck),
+        ] {
             let (kind, body) = message.encode();
             assert_eq!(ToParent::decode(kind, &body), Ok(message));
         }

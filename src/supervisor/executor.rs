@@ -5,12 +5,13 @@ use std::time::Duration;
 use mio::{Events, Interest, Poll, Token, Waker};
 
 use super::child::Bundle;
-use super::control::{Control, ToChild, ToParent};
+use super::control::{Control, Leaving, ToChild, ToParent};
 use super::hygiene;
 use crate::bell::Bell;
 use crate::channel::ChannelClient;
 use crate::cli::Exit;
 use crate::clock::{Clock, Timestamp, monotonic_millis};
+use crate::config::ProcessGroup;
 use crate::execution::{Engine, Health, WorkerPool};
 use crate::handler::Registry;
 use crate::observe::log_writer;
@@ -52,12 +53,14 @@ fn serve_executor(registry: &Registry) -> Result<Exit, String> {
     let client = ChannelClient::new(secret, bundle.group, ttl, heartbeat, CHANNEL);
     let engine = Engine::new(pool, workers, client, limits);
     let clock = setup.clock.clone();
-    let mut executor = Executor { engine, clock, said_ready: false, stopping: false, stuck: false };
+    let group = group.clone();
+    let mut executor =
+        Executor { engine, clock, group, said_ready: false, stopping: false, leaving: false, weighed_ms: 0 };
 
     let mut events = Events::with_capacity(64);
     loop {
         let wait = executor.turn(&poll, &mut control);
-        if let Some(exit) = executor.end(&mut control) {
+        if let Some(exit) = executor.end() {
             log_writer::settle();
             return Ok(exit);
         }
@@ -84,8 +87,11 @@ struct Executor {
     said_ready: bool,
     /// Finish what runs, then end.
     stopping: bool,
-    /// Handlers hold its workers: it ends, and says so.
-    stuck: bool,
+    /// It has asked to be replaced: it finishes its jobs and ends.
+    leaving: bool,
+    group: ProcessGroup,
+    /// When it last looked how much memory it holds.
+    weighed_ms: u64,
 }
 
 impl Executor {
@@ -123,6 +129,20 @@ impl Executor {
                 None
             }
         };
+        if self.said_ready
+            && !self.leaving
+            && !self.stopping
+            && let Some(why) = self.worn(now, now_ms)
+        {
+            log::info!("{}: this process finishes its jobs and is replaced", why.as_str());
+            self.leaving = true;
+            control.send(&ToParent::Leaving(why));
+            self.engine.drain(now);
+        }
+        if self.leaving {
+            // The service goes on: no lease may be sent to where nobody would run it.
+            self.engine.consumer().withdraw();
+        }
         let busy = self.engine.busy();
         self.engine.consumer().report(busy);
         self.engine.consumer().flush(now_ms);
@@ -130,28 +150,33 @@ impl Executor {
             self.said_ready = true;
             control.send(&ToParent::Ready(String::new()));
         }
-        if self.engine.health(now) == Health::Stuck && !self.stuck {
-            log::warn!(
-                "handlers ignore the end of their time: this process finishes its other jobs and is replaced"
-            );
-            self.stuck = true;
-            self.engine.drain(self.clock.now());
-        }
         let channel = Duration::from_millis(self.engine.consumer().next_due_ms(now_ms));
         next.map_or(channel, |at: Timestamp| at.since(now).min(channel)).max(Duration::from_millis(1))
     }
 
     /// `Some` once nothing is left to finish.
-    fn end(&mut self, control: &mut Control) -> Option<Exit> {
-        if self.engine.health(self.clock.now()) != Health::Drained || !(self.stopping || self.stuck) {
+    fn end(&mut self) -> Option<Exit> {
+        if self.engine.health(self.clock.now()) != Health::Drained || !(self.stopping || self.leaving) {
             return None;
         }
-        if !self.stopping && !self.engine.consumer().is_flushed() {
-            return None;
+        let consumer = self.engine.consumer();
+        (self.stopping || (consumer.withdraw() && consumer.is_flushed())).then_some(Exit::Done)
+    }
+
+    /// Why this process should be replaced, if it should.
+    fn worn(&mut self, now: Timestamp, now_ms: u64) -> Option<Leaving> {
+        const WEIGH_EVERY_MS: u64 = 500;
+        if self.engine.health(now) == Health::Stuck {
+            return Some(Leaving::Stuck);
         }
-        if self.stuck && !self.stopping {
-            control.send(&ToParent::Stuck);
+        if self.group.max_jobs > 0 && self.engine.finished() >= self.group.max_jobs {
+            return Some(Leaving::MaxJobs);
         }
-        Some(Exit::Done)
+        if self.group.max_rss_mb > 0 && now_ms >= self.weighed_ms + WEIGH_EVERY_MS {
+            self.weighed_ms = now_ms;
+            let is_heavy = hygiene::resident_mb().is_some_and(|mb| mb > self.group.max_rss_mb);
+            return is_heavy.then_some(Leaving::MaxRss);
+        }
+        None
     }
 }

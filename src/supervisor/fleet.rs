@@ -1,15 +1,5 @@
-//! The children of one supervisor: started, watched, replaced, stopped.
-//!
-//! A slot's states, and what moves it (`on_event` and `tick` are this table):
-//!
-//! ```text
-//!   state     | due          | Ready     | end                   | silent 3 x | told to stop
-//!   ----------+--------------+-----------+-----------------------+------------+-------------
-//!   Waiting   | -> Starting  |           |                       |            | -> Stopped
-//!   Starting  | too late: ko | -> Ready  | -> Waiting or give up | kill       | kill
-//!   Ready     |              |           | -> Waiting, at once   | TERM, KILL | Stop, KILL
-//!   Stopped   |              |           |                       |            |
-//! ```
+//! The children of one supervisor: started, watched, replaced, stopped. What happens to each is decided by the
+//! table in [`super::life`]; here are their processes.
 
 use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
@@ -20,14 +10,17 @@ use rustix::process::{Pid, Signal, kill_process};
 use zeroize::Zeroizing;
 
 use super::child::{Role, spawn};
-use super::control::{Control, ToChild, ToParent};
-use super::restart::{History, How, Verdict};
+use super::control::{Control, Leaving, ToChild, ToParent};
+use super::life::{Action, Event, Life, State};
+use super::restart::How;
+use super::words::Words;
 use crate::config::Lifecycle;
 use crate::job::JobId;
 use crate::observe::event;
 
-/// After SIGTERM, or after it was told to stop, a child has this long.
-const KILL_AFTER_MS: u64 = 1_000;
+/// Processes of one child that finish their jobs while their successors serve. One more waits for the first of
+/// them to end, so that short limits and long jobs cannot fill the host with processes.
+const MOST_ASIDE: usize = 2;
 
 /// What the owner of a fleet should know.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,6 +29,8 @@ pub enum FleetEvent {
     Ready(usize, String),
     /// A child has ended and will be replaced, for this reason.
     Replaced(usize, &'static str),
+    /// A child leaves and is replaced, for this reason.
+    Recycled(usize, Leaving),
     /// A child cannot be kept running: stop everything, and say why.
     GaveUp(String),
     /// Web's drain is over; these jobs were cut off.
@@ -47,29 +42,20 @@ struct Slot {
     name: String,
     bundle: Zeroizing<Vec<u8>>,
     listener: Option<TcpListener>,
-    state: State,
-    history: History,
+    life: Life,
+    /// `Some` iff it runs.
+    process: Option<Process>,
+    /// Those that left and finish their jobs.
+    aside: Vec<(Life, Process)>,
 }
 
-enum State {
-    Waiting { start_at_ms: u64 },
-    Running(Box<Running>),
-    Stopped,
-}
-
-struct Running {
+struct Process {
     child: Child,
     control: Control,
+    words: Words,
     since_ms: u64,
-    ready: bool,
     heard_ms: u64,
     pinged_ms: u64,
-    /// When SIGKILL follows.
-    kill_at_ms: Option<u64>,
-    /// Why it is being ended, if by us or by its own wish.
-    reason: Option<&'static str>,
-    /// It was told to stop: its end is no failure.
-    stopping: bool,
     /// It knows where the broker listens.
     told: bool,
 }
@@ -97,11 +83,11 @@ impl Fleet {
         bundle: Zeroizing<Vec<u8>>,
         listener: Option<TcpListener>,
     ) {
-        let state = State::Waiting { start_at_ms: 0 };
-        self.slots.push(Slot { role, name, bundle, listener, state, history: History::default() });
+        let (life, process, aside) = (Life::new(), None, Vec::new());
+        self.slots.push(Slot { role, name, bundle, listener, life, process, aside });
     }
 
-    /// True if this token is a child's control socket.
+    /// True if this token is a child's.
     #[must_use]
     pub fn owns(&self, token: usize) -> bool {
         (self.first_token..self.first_token + self.slots.len()).contains(&token)
@@ -119,198 +105,185 @@ impl Fleet {
         &self.slots[slot].name
     }
 
-    /// True once every child is ready.
-    #[must_use]
-    pub fn all_ready(&self) -> bool {
-        self.slots.iter().all(|slot| matches!(&slot.state, State::Running(running) if running.ready))
-    }
-
-    /// Children that are not ready, for messages.
+    /// Children that do not serve, for messages.
     #[must_use]
     pub fn not_ready(&self) -> Vec<&str> {
-        let is_ready = |slot: &&Slot| !matches!(&slot.state, State::Running(running) if running.ready);
-        self.slots.iter().filter(is_ready).map(|slot| slot.name.as_str()).collect()
+        let not_ready = self.slots.iter().filter(|slot| slot.life.state() != State::Serving);
+        not_ready.map(|slot| slot.name.as_str()).collect()
     }
 
     /// True once no child runs.
     #[must_use]
     pub fn all_stopped(&self) -> bool {
-        self.slots.iter().all(|slot| matches!(slot.state, State::Stopped))
+        self.slots.iter().all(Slot::is_gone)
     }
 
     /// True once no executor runs.
     #[must_use]
     pub fn executors_stopped(&self) -> bool {
-        let mut executors = self.slots.iter().filter(|slot| slot.role != Role::Web);
-        executors.all(|slot| matches!(slot.state, State::Stopped))
+        self.slots.iter().filter(|slot| slot.role != Role::Web).all(Slot::is_gone)
     }
 
     /// Tells executors that were started since the last call.
     pub fn tell_new(&mut self, message: &ToChild) {
-        for slot in self.slots.iter_mut().filter(|slot| slot.role != Role::Web) {
-            if let State::Running(running) = &mut slot.state
-                && !std::mem::replace(&mut running.told, true)
-            {
-                running.control.send(message);
+        let executors = self.slots.iter_mut().filter(|slot| slot.role != Role::Web);
+        for process in executors.filter_map(|slot| slot.process.as_mut()) {
+            if !std::mem::replace(&mut process.told, true) {
+                process.control.send(message);
             }
         }
     }
 
     /// Tells something to one child.
     pub fn send(&mut self, slot: usize, message: &ToChild) {
-        if let State::Running(running) = &mut self.slots[slot].state {
-            running.control.send(message);
+        if let Some(process) = &mut self.slots[slot].process {
+            process.control.send(message);
         }
     }
 
-    /// Tells something to every child of a kind.
-    pub fn send_all(&mut self, web: bool, message: &ToChild) {
-        for slot in 0..self.slots.len() {
-            if (self.slots[slot].role == Role::Web) == web {
-                self.send(slot, message);
-            }
+    /// Tells something to every executor, those that finish their jobs as well.
+    pub fn send_executors(&mut self, message: &ToChild) {
+        for slot in self.slots.iter_mut().filter(|slot| slot.role != Role::Web) {
+            let aside = slot.aside.iter_mut().map(|(_, process)| process);
+            slot.process.iter_mut().chain(aside).for_each(|process| process.control.send(message));
         }
     }
 
     /// Starts who is due, pings, and ends who is silent.
     pub fn tick(&mut self, registry: &Registry, now_ms: u64) -> Vec<FleetEvent> {
-        let mut events = Vec::new();
+        let mut happened = self.reap(now_ms);
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];
-            match &mut slot.state {
-                State::Waiting { start_at_ms } if *start_at_ms <= now_ms => {
-                    if let Err(error) = self.start(index, registry, now_ms) {
-                        log::error!("{} cannot be started: {error}", self.slots[index].name);
-                        events.extend(self.after_end(index, false, "cannot be started".into(), None, now_ms));
-                    }
+            if slot.start_at_ms().is_some_and(|at| at <= now_ms)
+                && let Some(Action::Spawn) = slot.act(Event::Due, &self.lifecycle, now_ms)
+                && let Err(error) = self.start(index, registry, now_ms)
+            {
+                log::error!("{} cannot be started: {error}", self.slots[index].name);
+                happened.extend(self.ended(index, How::Unready, "crashed", "cannot be started", now_ms));
+            }
+            let slot = &mut self.slots[index];
+            for (event, of) in slot.watch(self.heartbeat_ms, self.lifecycle.ready_timeout_ms, now_ms) {
+                match of {
+                    None => drop(slot.act(event, &self.lifecycle, now_ms)),
+                    Some(aside) => slot.act_aside(aside, event, &self.lifecycle, now_ms),
                 }
-                State::Running(running) => {
-                    running.control.flush();
-                    watch(&slot.name, running, self.heartbeat_ms, self.lifecycle.ready_timeout_ms, now_ms);
-                }
-                State::Waiting { .. } | State::Stopped => {}
             }
         }
-        events.extend(self.reap(now_ms));
-        events
+        happened
     }
 
     fn start(&mut self, index: usize, registry: &Registry, now_ms: u64) -> std::io::Result<()> {
         let slot = &mut self.slots[index];
-        let (child, mut control) = spawn(slot.role, slot.listener.as_ref())?;
+        let (mut child, mut control) = spawn(slot.role, slot.listener.as_ref())?;
         let token = Token(self.first_token + index);
-        registry.register(control.stream(), token, Interest::READABLE | Interest::WRITABLE)?;
+        let watched = child.stderr.take().ok_or(std::io::ErrorKind::BrokenPipe.into()).and_then(|pipe| {
+            let mut words = Words::new(pipe)?;
+            words.register(registry, token)?;
+            registry.register(control.stream(), token, Interest::READABLE | Interest::WRITABLE)?;
+            Ok(words)
+        });
+        let words = match watched {
+            Ok(words) => words,
+            Err(error) => {
+                let _ = child.kill().and_then(|()| child.wait());
+                return Err(error);
+            }
+        };
         control.send_bytes(&slot.bundle);
         log::debug!("{} is started as process {}", slot.name, child.id());
-        slot.state = State::Running(Box::new(Running {
+        slot.process = Some(Process {
             child,
             control,
+            words,
             since_ms: now_ms,
-            ready: false,
             heard_ms: now_ms,
             pinged_ms: now_ms,
-            kill_at_ms: None,
-            reason: None,
-            stopping: false,
             told: false,
-        }));
+        });
         Ok(())
     }
 
-    /// A control socket is ready.
+    /// A child's control socket or standard error is ready.
     pub fn on_event(&mut self, token: usize, now_ms: u64) -> Vec<FleetEvent> {
         let index = token - self.first_token;
         let slot = &mut self.slots[index];
-        let State::Running(running) = &mut slot.state else { return Vec::new() };
-        running.control.flush();
-        let Ok(messages) = running.control.read::<ToParent>() else {
-            // Its end of the socket is closed: it is ending, or has lost its way. Either way it goes.
-            let _ = running.child.kill();
-            return self.reap(now_ms);
-        };
-        let mut events = Vec::new();
-        for message in messages {
-            running.heard_ms = now_ms;
+        let mut happened = Vec::new();
+        for message in slot.process.as_mut().map(|process| process.hear(now_ms)).unwrap_or_default() {
             match message {
                 ToParent::Pong => {}
                 ToParent::Ready(address) => {
-                    running.ready = true;
-                    slot.history.ready();
-                    events.push(FleetEvent::Ready(index, address));
+                    let _ = slot.act(Event::Ready, &self.lifecycle, now_ms);
+                    happened.push(FleetEvent::Ready(index, address));
                 }
-                ToParent::Drained(jobs) => events.push(FleetEvent::Drained(jobs)),
-                ToParent::Stuck => running.reason = Some("stuck"),
+                ToParent::Drained(jobs) => happened.push(FleetEvent::Drained(jobs)),
+                ToParent::Leaving(why) => {
+                    if let Some(Action::SetAside(why)) = slot.act(Event::Leaves(why), &self.lifecycle, now_ms)
+                    {
+                        happened.push(FleetEvent::Recycled(index, why));
+                    }
+                }
             }
         }
-        if running.control.has_ended() {
-            let _ = running.child.kill();
-            events.extend(self.reap(now_ms));
+        for (_, process) in &mut slot.aside {
+            process.hear(now_ms);
         }
-        events
+        happened.extend(self.reap(now_ms));
+        happened
     }
 
     /// Looks at each child by its own number: waiting for "any child" would steal others' statuses.
     pub fn reap(&mut self, now_ms: u64) -> Vec<FleetEvent> {
-        let mut events = Vec::new();
+        let mut happened = Vec::new();
         for index in 0..self.slots.len() {
-            let State::Running(running) = &mut self.slots[index].state else { continue };
-            let Ok(Some(status)) = running.child.try_wait() else { continue };
-            let (ready, reason, stopping) = (running.ready, running.reason, running.stopping);
-            if stopping {
-                self.slots[index].state = State::Stopped;
-                continue;
-            }
-            events.extend(self.after_end(index, ready, said(status), reason, now_ms));
+            let slot = &mut self.slots[index];
+            slot.aside.retain_mut(|(_, process)| process.status().is_none());
+            let Some(status) = slot.process.as_mut().and_then(Process::status) else { continue };
+            let (how, reason) = match status.signal() {
+                Some(9) => (How::Killed, "killed"),
+                Some(_) => (How::Unready, "killed"),
+                None => (How::Unready, "crashed"),
+            };
+            happened.extend(self.ended(index, how, reason, &said(status), now_ms));
         }
-        events
+        happened
     }
 
-    fn after_end(
+    fn ended(
         &mut self,
         index: usize,
-        was_ready: bool,
-        how: String,
-        reason: Option<&'static str>,
+        how: How,
+        reason: &'static str,
+        said: &str,
         now_ms: u64,
     ) -> Option<FleetEvent> {
         let slot = &mut self.slots[index];
-        let reason = reason.unwrap_or(if how.contains("signal") { "killed" } else { "crashed" });
-        event(log::Level::Warn, "lifecycle.crashed")
-            .field("process_group", &slot.name)
-            .field("how", &how)
-            .emit();
-        let state = match reason {
-            "stuck" => How::Ready,
-            _ if was_ready => How::Ready,
-            "killed" if how.ends_with("signal 9") => How::Killed,
-            _ => How::Unready,
-        };
-        match slot.history.ended(state, &self.lifecycle.restart, now_ms) {
-            Verdict::Again(start_at_ms) => {
-                slot.state = State::Waiting { start_at_ms };
-                event(log::Level::Info, "lifecycle.restarted")
-                    .field("process_group", &slot.name)
-                    .field("reason", reason)
-                    .emit();
+        let words = slot.process.take().map(|process| process.words.last()).unwrap_or_default();
+        let stopping = matches!(slot.life.state(), State::Stopping { .. });
+        let action = slot.act(Event::Ended(how, reason), &self.lifecycle, now_ms);
+        if stopping {
+            return None;
+        }
+        let crashed = event(log::Level::Warn, "lifecycle.crashed").field("process_group", &slot.name);
+        crashed.field("how", said).field("last_words", &words).emit();
+        match action {
+            Some(Action::Replaced(reason)) => {
+                restarted(&slot.name, reason);
                 Some(FleetEvent::Replaced(index, reason))
             }
-            Verdict::GiveUp => {
-                slot.state = State::Stopped;
-                Some(FleetEvent::GaveUp(format!("{} {how}, and is not restarted again", slot.name)))
+            Some(Action::GiveUp) => {
+                let words = if words.is_empty() { words } else { format!("; its last words: {words}") };
+                Some(FleetEvent::GaveUp(format!("{} {said}, and is not restarted again{words}", slot.name)))
             }
+            Some(_) | None => None,
         }
     }
 
     /// Tells children of a kind to stop; they are killed if they do not.
     pub fn stop(&mut self, web: bool, now_ms: u64) {
         for slot in self.slots.iter_mut().filter(|slot| (slot.role == Role::Web) == web) {
-            match &mut slot.state {
-                State::Running(running) => {
-                    running.stopping = true;
-                    running.control.send(&ToChild::Stop);
-                    running.kill_at_ms.get_or_insert(now_ms + KILL_AFTER_MS);
-                }
-                State::Waiting { .. } | State::Stopped => slot.state = State::Stopped,
+            let _ = slot.act(Event::Stop, &self.lifecycle, now_ms);
+            for aside in 0..slot.aside.len() {
+                slot.act_aside(aside, Event::Stop, &self.lifecycle, now_ms);
             }
         }
     }
@@ -318,26 +291,27 @@ impl Fleet {
     /// Ends everything at once.
     pub fn kill_all(&mut self) {
         for slot in &mut self.slots {
-            if let State::Running(running) = &mut slot.state {
-                let _ = running.child.kill();
-                let _ = running.child.wait();
+            let aside = slot.aside.drain(..).map(|(_, process)| process);
+            for mut process in slot.process.take().into_iter().chain(aside) {
+                let _ = process.child.kill().and_then(|()| process.child.wait());
+                process.words.pass_on();
             }
-            slot.state = State::Stopped;
         }
     }
 
     /// When [`Fleet::tick`] has something to do, in ms from now.
     #[must_use]
     pub fn next_due_ms(&self, now_ms: u64) -> u64 {
-        let due = |slot: &Slot| match &slot.state {
-            State::Waiting { start_at_ms } => *start_at_ms,
-            // Its socket closes a moment before it can be waited for, and no other event need follow.
-            State::Running(running) if running.control.has_ended() => now_ms,
-            State::Running(running) => {
-                let ping = running.pinged_ms + self.heartbeat_ms;
-                running.kill_at_ms.map_or(ping, |kill| kill.min(ping))
-            }
-            State::Stopped => u64::MAX,
+        let due = |slot: &Slot| {
+            let aside = slot.aside.iter().map(|(life, process)| (life, process));
+            let running = slot.process.iter().map(|process| (&slot.life, process)).chain(aside);
+            let of_running = running.map(|(life, process)| {
+                // Its socket closes a moment before it can be waited for, and no other event need follow.
+                let at_once = process.control.has_ended() || process.words.has_more();
+                let ping = process.pinged_ms + self.heartbeat_ms;
+                if at_once { now_ms } else { life.due_ms().map_or(ping, |due| due.min(ping)) }
+            });
+            of_running.chain(slot.start_at_ms()).min().unwrap_or(u64::MAX)
         };
         self.slots.iter().map(due).min().unwrap_or(u64::MAX).saturating_sub(now_ms)
     }
@@ -349,29 +323,111 @@ impl Drop for Fleet {
     }
 }
 
-/// One running child: pings it, and ends it when it is silent or late.
-fn watch(name: &str, running: &mut Running, heartbeat_ms: u64, ready_timeout_ms: u64, now_ms: u64) {
-    if running.kill_at_ms.is_some_and(|at| at <= now_ms) {
-        let _ = running.child.kill();
-        return;
+impl Slot {
+    fn is_gone(&self) -> bool {
+        self.process.is_none() && self.aside.is_empty() && self.life.state() == State::Gone
     }
-    if now_ms.saturating_sub(running.pinged_ms) >= heartbeat_ms {
-        running.pinged_ms = now_ms;
-        running.control.send(&ToChild::Ping);
+
+    /// When its process is to be made; `None` while it has one, or too many that finish their jobs.
+    fn start_at_ms(&self) -> Option<u64> {
+        self.life.due_ms().filter(|_| self.process.is_none() && self.aside.len() < MOST_ASIDE)
     }
-    if running.kill_at_ms.is_some() || running.stopping {
-        return;
-    }
-    let silent = now_ms.saturating_sub(running.heard_ms) > 3 * heartbeat_ms + heartbeat_ms / 2;
-    let late = !running.ready && now_ms.saturating_sub(running.since_ms) > ready_timeout_ms;
-    if silent || late {
-        log::warn!("{name} {}: it is ended", if late { "was not ready in time" } else { "does not answer" });
-        running.reason = Some("unresponsive");
-        running.kill_at_ms = Some(now_ms + KILL_AFTER_MS);
-        if let Some(pid) = i32::try_from(running.child.id()).ok().and_then(Pid::from_raw) {
-            let _ = kill_process(pid, Signal::TERM);
+
+    /// Asks the table and does to the process what it says; what is left to the caller comes back.
+    fn act(&mut self, event: Event, lifecycle: &Lifecycle, now_ms: u64) -> Option<Action> {
+        let action = self.life.on(event, &lifecycle.restart, now_ms);
+        match action {
+            Action::SayStop | Action::Terminate | Action::Kill => {
+                self.process.iter_mut().for_each(|process| process.obey(action));
+                None
+            }
+            Action::SetAside(why) => {
+                self.aside.extend(self.process.take().map(|process| (Life::aside(), process)));
+                restarted(&self.name, why.as_str());
+                Some(action)
+            }
+            Action::None | Action::Spawn | Action::Replaced(_) | Action::GiveUp => Some(action),
         }
     }
+
+    fn act_aside(&mut self, aside: usize, event: Event, lifecycle: &Lifecycle, now_ms: u64) {
+        let (life, process) = &mut self.aside[aside];
+        process.obey(life.on(event, &lifecycle.restart, now_ms));
+    }
+
+    /// Pings, passes words on, and says who is silent, late or due to be killed.
+    fn watch(&mut self, heartbeat_ms: u64, ready_ms: u64, now_ms: u64) -> Vec<(Event, Option<usize>)> {
+        let aside =
+            self.aside.iter_mut().enumerate().map(|(at, (life, process))| (Some(at), &*life, process));
+        let main = self.process.iter_mut().map(|process| (None, &self.life, process));
+        let mut found = Vec::new();
+        for (of, life, process) in main.chain(aside) {
+            process.ping(heartbeat_ms, now_ms);
+            let silent = now_ms.saturating_sub(process.heard_ms) > 3 * heartbeat_ms + heartbeat_ms / 2;
+            let late = life.state() == State::Starting && now_ms.saturating_sub(process.since_ms) > ready_ms;
+            if life.due_ms().is_some_and(|due_ms| due_ms <= now_ms) {
+                found.push((Event::Due, of));
+            } else if (silent || late) && life.due_ms().is_none() {
+                let what = if late { "was not ready in time" } else { "does not answer" };
+                log::warn!("{} {what}: it is ended", self.name);
+                found.push((Event::Silent, of));
+            }
+        }
+        found
+    }
+}
+
+impl Process {
+    fn ping(&mut self, heartbeat_ms: u64, now_ms: u64) {
+        self.control.flush();
+        self.words.pass_on();
+        if now_ms.saturating_sub(self.pinged_ms) >= heartbeat_ms {
+            self.pinged_ms = now_ms;
+            self.control.send(&ToChild::Ping);
+        }
+    }
+
+    /// What it says. One that has closed its end of the socket is ending, or has lost its way: it goes.
+    fn hear(&mut self, now_ms: u64) -> Vec<ToParent> {
+        self.control.flush();
+        self.words.pass_on();
+        let said = self.control.read();
+        if said.is_err() || self.control.has_ended() {
+            let _ = self.child.kill();
+        }
+        let messages = said.unwrap_or_default();
+        if !messages.is_empty() {
+            self.heard_ms = now_ms;
+        }
+        messages
+    }
+
+    fn obey(&mut self, action: Action) {
+        match action {
+            Action::SayStop => self.control.send(&ToChild::Stop),
+            Action::Terminate => {
+                if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+                    let _ = kill_process(pid, Signal::TERM);
+                }
+            }
+            Action::Kill => drop(self.child.kill()),
+            Action::None | Action::Spawn | Action::Replaced(_) | Action::SetAside(_) | Action::GiveUp => {}
+        }
+    }
+
+    /// How it ended, once it has; all that it said before is passed on by then.
+    fn status(&mut self) -> Option<ExitStatus> {
+        let status = self.child.try_wait().ok().flatten()?;
+        self.words.pass_on();
+        Some(status)
+    }
+}
+
+fn restarted(name: &str, reason: &str) {
+    event(log::Level::Info, "lifecycle.restarted")
+        .field("process_group", name)
+        .field("reason", reason)
+        .emit();
 }
 
 fn said(status: ExitStatus) -> String {

@@ -138,7 +138,10 @@ fn host(
         for event in happened {
             match event {
                 FleetEvent::GaveUp(why) => return Err(why),
-                FleetEvent::Ready(..) | FleetEvent::Replaced(..) | FleetEvent::Drained(_) => {}
+                FleetEvent::Ready(..)
+                | FleetEvent::Replaced(..)
+                | FleetEvent::Recycled(..)
+                | FleetEvent::Drained(_) => {}
             }
         }
         if accepting {

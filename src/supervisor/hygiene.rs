@@ -49,6 +49,14 @@ pub fn raise_descriptor_limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(1 << 20)
 }
 
+/// Resident memory of this process, in MiB (`VmRSS`, proc_pid_status(5)).
+pub fn resident_mb() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib / 1_024)
+}
+
 /// Takes standard input over as a close-on-exec copy and puts `/dev/null` in its place.
 pub fn take_stdin() -> Result<OwnedFd> {
     let copy = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;

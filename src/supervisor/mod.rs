@@ -3,16 +3,20 @@
 //! The supervisor owns the public listener and the session secret; it spawns, watches, restarts and drains. In
 //! scope: children, their control sockets, the bootstrap bundle, restarts, signals. Not in scope: jobs.
 
-mod child;
+pub mod child;
 pub mod control;
 mod executor;
 mod fleet;
 mod host;
 mod hygiene;
+mod life;
+mod phase;
 pub mod restart;
 mod serve;
 mod socket_dir;
+pub mod systemd;
 mod web_child;
+mod words;
 
 pub use executor::run_executor_child;
 pub use host::ExecutionHost;

@@ -10,13 +10,14 @@ use super::child::{Bundle, Role};
 use super::control::ToChild;
 use super::fleet::{Fleet, FleetEvent};
 use super::hygiene::{self, Signals};
+use super::phase::{Action, Event, Phase, Phases};
 use super::socket_dir::SocketDir;
+use super::systemd::{Notifier, activated_listener};
 use crate::app::Setup;
 use crate::channel::keys::GroupSecret;
 use crate::cli::{Exit, say};
 use crate::clock::{Clock, monotonic_millis};
 use crate::config::secret::Secret;
-use crate::job::JobId;
 use crate::limits::LISTEN_BACKLOG;
 use crate::observe::{event, log_writer};
 
@@ -48,7 +49,7 @@ fn supervise(setup: &Setup) -> Result<Exit, String> {
     hygiene::raise_descriptor_limit();
     let signals = Signals::take().map_err(io)?;
     // The listener before any child: a replaced web process refuses no connection.
-    let listener = listen(&setup.config.web.bind)?;
+    let listener = listen(setup)?;
     let address = listener.local_addr().map_err(io)?;
     let sockets = SocketDir::make()?;
     // One secret for this run; children get what their role needs.
@@ -60,15 +61,14 @@ fn supervise(setup: &Setup) -> Result<Exit, String> {
     let mut child = UnixStream::from_std(signals.child);
     poll.registry().register(&mut stop, STOP, Interest::READABLE).map_err(io)?;
     poll.registry().register(&mut child, CHILD, Interest::READABLE).map_err(io)?;
+    let lifecycle = &setup.config.runtime.platform.lifecycle;
     let exit = Supervisor {
         fleet: &mut fleet,
-        setup,
-        ready_line: Some(format!("ready http://{address} pid={}\n", std::process::id())),
-        started_ms: monotonic_millis(),
+        phases: Phases::new(monotonic_millis() + lifecycle.ready_timeout_ms, lifecycle.patience_ms()),
+        ready_line: format!("ready http://{address} pid={}\n", std::process::id()),
+        notifier: Notifier::from_environment(),
         channel: None,
-        stopping: Stopping::No,
-        forced: false,
-        exit: Exit::Done,
+        gave_up: None,
     }
     .run(poll, stop, child);
     // Whatever happened: no child outlives this.
@@ -77,11 +77,27 @@ fn supervise(setup: &Setup) -> Result<Exit, String> {
     exit
 }
 
-/// Binds the public address with a backlog that bridges the replacement of web.
-pub(crate) fn listen(address: &str) -> Result<TcpListener, String> {
-    let listener = TcpListener::bind(address).map_err(|error| format!("web.bind {address}: {error}"))?;
-    rustix::net::listen(&listener, LISTEN_BACKLOG).map_err(|error| format!("web.bind {address}: {error}"))?;
-    listener.set_nonblocking(true).map_err(|error| format!("web.bind {address}: {error}"))?;
+/// The public listener: a service manager's, or one on the public address. Its backlog bridges the replacement
+/// of web.
+pub(crate) fn listen(setup: &Setup) -> Result<TcpListener, String> {
+    let address = &setup.config.web.bind;
+    let failed = |error: std::io::Error| format!("web.bind {address}: {error}");
+    let listener = match activated_listener()? {
+        Some(listener) => {
+            let given = listener.local_addr().map_err(failed)?;
+            // The rule that the config's own address has passed.
+            if setup.config.web.auth.mode == "none" && !given.ip().is_loopback() {
+                return Err(format!(
+                    "standard input listens on {given}: beyond loopback web.auth.mode must be bearer"
+                ));
+            }
+            log::info!("listening on standard input's socket, {given}, instead of web.bind");
+            listener
+        }
+        None => TcpListener::bind(address).map_err(failed)?,
+    };
+    rustix::net::listen(&listener, LISTEN_BACKLOG).map_err(|error| failed(error.into()))?;
+    listener.set_nonblocking(true).map_err(failed)?;
     Ok(listener)
 }
 
@@ -128,32 +144,15 @@ fn fleet(setup: &Setup, root: &Secret, listener: &TcpListener, sockets: &SocketD
     Ok(fleet)
 }
 
-/// Term, deadline and kill are states, not sleeps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stopping {
-    No,
-    /// Web finishes the jobs; past the deadline everything is cut off.
-    Draining {
-        until_ms: u64,
-    },
-    /// Executors end.
-    Executors,
-    /// Web ends, the last.
-    Web,
-}
-
 struct Supervisor<'a> {
     fleet: &'a mut Fleet,
-    setup: &'a Setup,
-    /// `Some` until it was printed.
-    ready_line: Option<String>,
-    started_ms: u64,
+    phases: Phases,
+    ready_line: String,
+    notifier: Notifier,
     /// Where web's channel listens.
     channel: Option<String>,
-    stopping: Stopping,
-    /// A second signal has come.
-    forced: bool,
-    exit: Exit,
+    /// Why a child cannot be kept running.
+    gave_up: Option<String>,
 }
 
 impl Supervisor<'_> {
@@ -162,14 +161,13 @@ impl Supervisor<'_> {
         loop {
             let now_ms = monotonic_millis();
             for event in self.fleet.tick(poll.registry(), now_ms) {
-                self.on_event(event, now_ms)?;
+                self.on_fleet(event, now_ms);
             }
-            if let Some(exit) = self.step(now_ms) {
-                return Ok(exit);
+            self.look(now_ms);
+            if let Phase::Over(exit) = self.phases.phase() {
+                return self.gave_up.map_or(Ok(exit), Err);
             }
-            let wait =
-                Duration::from_millis(self.fleet.next_due_ms(now_ms).clamp(1, self.longest_wait(now_ms)));
-            match poll.poll(&mut events, Some(wait)) {
+            match poll.poll(&mut events, Some(self.wait(now_ms))) {
                 Ok(()) => {}
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(format!("the event loop: {error}")),
@@ -178,9 +176,7 @@ impl Supervisor<'_> {
             for event in &events {
                 let happened = match event.token() {
                     STOP => {
-                        for _ in 0..drain_bytes(&mut stop) {
-                            self.told_to_stop(now_ms);
-                        }
+                        (0..drain_bytes(&mut stop)).for_each(|_| self.on(Event::Signal, now_ms));
                         Vec::new()
                     }
                     CHILD => {
@@ -191,58 +187,46 @@ impl Supervisor<'_> {
                     Token(_) => Vec::new(),
                 };
                 for event in happened {
-                    self.on_event(event, now_ms)?;
+                    self.on_fleet(event, now_ms);
                 }
             }
         }
     }
 
-    fn longest_wait(&self, now_ms: u64) -> u64 {
-        let ready_timeout = self.setup.config.runtime.platform.lifecycle.ready_timeout_ms;
-        match (self.stopping, &self.ready_line) {
-            (Stopping::Draining { until_ms }, _) => until_ms.saturating_sub(now_ms).max(1),
-            (Stopping::No, Some(_)) => (self.started_ms + ready_timeout).saturating_sub(now_ms).max(1),
-            (Stopping::No | Stopping::Executors | Stopping::Web, _) => 60_000,
+    fn wait(&mut self, now_ms: u64) -> Duration {
+        const LONGEST_MS: u64 = 60_000;
+        let phase = self.phases.due_ms().map_or(u64::MAX, |due| due.saturating_sub(now_ms));
+        let due = phase.min(self.fleet.next_due_ms(now_ms)).min(self.notifier.tick(now_ms));
+        Duration::from_millis(due.clamp(1, LONGEST_MS))
+    }
+
+    /// What follows from where everything stands.
+    fn look(&mut self, now_ms: u64) {
+        // A new executor is told where to connect with its first turn; telling it again changes nothing.
+        if let Some(address) = self.channel.clone() {
+            self.fleet.tell_new(&ToChild::Channel(address));
+        }
+        if self.fleet.not_ready().is_empty() {
+            self.on(Event::AllReady, now_ms);
+        }
+        if self.fleet.executors_stopped() {
+            self.on(Event::ExecutorsGone, now_ms);
+        }
+        if self.fleet.all_stopped() {
+            self.on(Event::WebGone, now_ms);
+        }
+        if self.phases.due_ms().is_some_and(|due_ms| due_ms <= now_ms) {
+            self.on(Event::Due, now_ms);
         }
     }
 
-    /// A first signal drains, a second one forces.
-    fn told_to_stop(&mut self, now_ms: u64) {
-        /// Web answers within a turn of its loop, unless it hangs.
-        const FORCED_MS: u64 = 500;
-        let lifecycle = &self.setup.config.runtime.platform.lifecycle;
-        if self.stopping != Stopping::No {
-            event(log::Level::Warn, "lifecycle.forced").emit();
-            self.exit = Exit::CutOff;
-            if matches!(self.stopping, Stopping::Draining { .. })
-                && !std::mem::replace(&mut self.forced, true)
-            {
-                // Web knows which jobs are cut off: its deadline is now, and it names them at once.
-                self.fleet.send(WEB, &ToChild::Drain(0));
-                self.stopping = Stopping::Draining { until_ms: now_ms + FORCED_MS };
-            } else {
-                self.fleet.kill_all();
-            }
-            return;
-        }
-        let patience = if lifecycle.drain_inflight { lifecycle.graceful_timeout_ms } else { 0 };
-        event(log::Level::Info, "lifecycle.draining").number("deadline_ms", patience).emit();
-        self.fleet.send(WEB, &ToChild::Drain(patience));
-        /// Web keeps the deadline itself; this is for a web that does not.
-        const SLACK_MS: u64 = 1_500;
-        self.stopping = Stopping::Draining { until_ms: now_ms + patience + SLACK_MS };
-        if self.ready_line.is_some() {
-            self.drained(&[], now_ms);
-        }
-    }
-
-    fn on_event(&mut self, event: FleetEvent, now_ms: u64) -> Result<(), String> {
-        match event {
+    fn on_fleet(&mut self, happened: FleetEvent, now_ms: u64) {
+        match happened {
             FleetEvent::Ready(slot, address) => match self.fleet.role(slot) {
                 Role::Web => {
-                    self.fleet.send_all(false, &ToChild::Channel(address.clone()));
+                    self.fleet.send_executors(&ToChild::Channel(address.clone()));
                     self.channel = Some(address);
-                    if let Stopping::Draining { until_ms } = self.stopping {
+                    if let Phase::Draining { until_ms } = self.phases.phase() {
                         self.fleet.send(WEB, &ToChild::Drain(until_ms.saturating_sub(now_ms)));
                     }
                 }
@@ -256,60 +240,52 @@ impl Supervisor<'_> {
                 }
                 self.fleet.send(WEB, &ToChild::Restarted(group, reason.into()));
             }
-            FleetEvent::Drained(jobs) => self.drained(&jobs, now_ms),
-            FleetEvent::GaveUp(why) => return Err(why),
-        }
-        Ok(())
-    }
-
-    fn drained(&mut self, cut_off: &[JobId], now_ms: u64) {
-        for job in cut_off {
-            event(log::Level::Warn, "lifecycle.forced").field("job_id", &job.to_string()).emit();
-        }
-        if !cut_off.is_empty() {
-            self.exit = Exit::CutOff;
-        }
-        self.stopping = Stopping::Executors;
-        self.fleet.stop(false, now_ms);
-    }
-
-    /// What follows from where everything stands.
-    fn step(&mut self, now_ms: u64) -> Option<Exit> {
-        // A new executor is told where to connect with its first turn; telling it again changes nothing.
-        if let Some(address) = self.channel.clone() {
-            self.fleet.tell_new(&ToChild::Channel(address));
-        }
-        if self.stopping == Stopping::No && self.ready_line.is_some() {
-            if self.fleet.all_ready() {
-                if let Some(line) = self.ready_line.take() {
-                    say(std::io::stdout(), &line);
-                    event(log::Level::Info, "lifecycle.ready").field("line", line.trim()).emit();
+            FleetEvent::Recycled(slot, why) => {
+                let group = self.fleet.name(slot).to_owned();
+                self.fleet.send(WEB, &ToChild::Restarted(group, why.as_str().into()));
+            }
+            FleetEvent::Drained(jobs) => {
+                for job in &jobs {
+                    event(log::Level::Warn, "lifecycle.forced").field("job_id", &job.to_string()).emit();
                 }
-            } else if now_ms.saturating_sub(self.started_ms)
-                > self.setup.config.runtime.platform.lifecycle.ready_timeout_ms
-            {
+                self.on(Event::Drained(jobs.len()), now_ms);
+            }
+            FleetEvent::GaveUp(why) => {
+                self.gave_up = Some(why);
+                self.on(Event::GaveUp, now_ms);
+            }
+        }
+    }
+
+    /// Asks the table, and does what it says.
+    fn on(&mut self, happened: Event, now_ms: u64) {
+        match self.phases.on(happened, now_ms) {
+            Action::None => {}
+            Action::SayReady => {
+                say(std::io::stdout(), &self.ready_line);
+                let line = self.ready_line.trim();
+                event(log::Level::Info, "lifecycle.ready").field("line", line).emit();
+                self.notifier.ready(line);
+            }
+            Action::SayLate => {
                 let late = self.fleet.not_ready().join(", ");
                 say(std::io::stderr(), &format!("cofferdam: not ready in time: {late}\n"));
-                return Some(Exit::NotReady);
             }
-        }
-        match self.stopping {
-            Stopping::No => None,
-            Stopping::Draining { until_ms } if now_ms >= until_ms => {
-                event(log::Level::Warn, "lifecycle.forced")
-                    .field("cause", "web did not finish its drain")
-                    .emit();
-                Some(Exit::CutOff)
+            Action::Drain(patience_ms) => {
+                event(log::Level::Info, "lifecycle.draining").number("deadline_ms", patience_ms).emit();
+                self.notifier.stopping(patience_ms);
+                self.fleet.send(WEB, &ToChild::Drain(patience_ms));
             }
-            Stopping::Draining { .. } if self.fleet.all_stopped() => Some(self.exit),
-            Stopping::Draining { .. } => None,
-            Stopping::Executors if self.fleet.executors_stopped() => {
-                self.stopping = Stopping::Web;
-                self.fleet.stop(true, now_ms);
-                self.fleet.all_stopped().then_some(self.exit)
+            // Web knows which jobs are cut off: its deadline is now, and it names them at once.
+            Action::Force => {
+                event(log::Level::Warn, "lifecycle.forced").emit();
+                self.fleet.send(WEB, &ToChild::Drain(0));
             }
-            Stopping::Executors => None,
-            Stopping::Web => self.fleet.all_stopped().then_some(self.exit),
+            Action::StopExecutors => self.fleet.stop(false, now_ms),
+            Action::StopWeb => self.fleet.stop(true, now_ms),
+            Action::SayCutOff => event(log::Level::Warn, "lifecycle.forced")
+                .field("cause", "what still ran was cut off")
+                .emit(),
         }
     }
 }

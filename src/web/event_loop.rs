@@ -26,6 +26,7 @@ use crate::memory::MemoryBroker;
 use crate::observe::metrics::Counters;
 use crate::ports::{Inbox, Replies, Upkeep};
 use crate::supervisor::control::Control;
+use crate::supervisor::systemd::Notifier;
 
 const LISTENER: Token = Token(0);
 const WAKER: Token = Token(1);
@@ -78,7 +79,7 @@ pub struct Front {
 
 /// [`Master`], as the loop watches it.
 pub(super) enum MasterSocket {
-    Signals(UnixStream),
+    Signals(UnixStream, Notifier),
     Supervisor(Control),
 }
 
@@ -111,8 +112,7 @@ impl Front {
         let inbox = broker.subscribe(instance, bell.clone()).map_err(|error| error.to_string())?;
         let config = &setup.config;
         let address = listener.local_addr().map_err(io)?;
-        let lifecycle = &config.runtime.platform.lifecycle;
-        let graceful = if lifecycle.drain_inflight { lifecycle.graceful_timeout_ms } else { 0 };
+        let graceful = config.runtime.platform.lifecycle.patience_ms();
         let settings = settings(setup, instance);
         let pages = Pages {
             producer: Arc::new(broker.clone()),
@@ -124,7 +124,9 @@ impl Front {
         let limits = settings.limits;
         let core = Core::new(settings, Arc::new(broker.clone()), counters.clone(), entropy);
         let master = match master {
-            Master::Signals(stream) => MasterSocket::Signals(UnixStream::from_std(stream)),
+            Master::Signals(stream) => {
+                MasterSocket::Signals(UnixStream::from_std(stream), Notifier::from_environment())
+            }
             Master::Supervisor(control) => MasterSocket::Supervisor(control),
         };
         let descriptors = crate::supervisor::raise_descriptor_limit();
@@ -198,7 +200,7 @@ impl Front {
         self.poll.registry().register(&mut self.listener, LISTENER, Interest::READABLE).map_err(io)?;
         let both = Interest::READABLE | Interest::WRITABLE;
         match &mut self.master {
-            MasterSocket::Signals(stream) => {
+            MasterSocket::Signals(stream, _) => {
                 self.poll.registry().register(stream, MASTER, both).map_err(io)?
             }
             MasterSocket::Supervisor(control) => {
@@ -295,15 +297,19 @@ impl Front {
         }
     }
 
-    fn wait(&self, now: Timestamp, now_ms: u64) -> Duration {
+    fn wait(&mut self, now: Timestamp, now_ms: u64) -> Duration {
         const LONGEST: Duration = Duration::from_secs(1);
+        let watchdog = match &mut self.master {
+            MasterSocket::Signals(_, notifier) => Duration::from_millis(notifier.tick(now_ms)),
+            MasterSocket::Supervisor(_) => LONGEST,
+        };
         if self.core.has_inner() || (self.channel.is_some() && self.channel_accepting) {
             return Duration::ZERO;
         }
         if self.unread.iter().any(|number| self.core.room(*number as u64) > 0) {
             return Duration::ZERO;
         }
-        let mut wait = self.core.next_due().since(now).min(LONGEST);
+        let mut wait = self.core.next_due().since(now).min(LONGEST).min(watchdog);
         if let Some(at) = self.wake_at {
             wait = wait.min(at.since(now));
         }

@@ -15,9 +15,10 @@ impl Front {
     /// Says that it serves: to whoever started it.
     pub(super) fn say_ready(&mut self) -> Result<(), String> {
         match &mut self.master {
-            MasterSocket::Signals(_) => {
+            MasterSocket::Signals(_, notifier) => {
                 let line = format!("ready http://{} pid={}\n", self.address, std::process::id());
                 say(std::io::stdout(), &line);
+                notifier.ready(line.trim());
                 event(log::Level::Info, "lifecycle.ready").field("line", line.trim()).emit();
             }
             MasterSocket::Supervisor(control) => {
@@ -33,7 +34,7 @@ impl Front {
     pub(super) fn on_master(&mut self, now: Timestamp) -> Result<(), String> {
         let mut told_to_drain = None;
         match &mut self.master {
-            MasterSocket::Signals(stream) => {
+            MasterSocket::Signals(stream, notifier) => {
                 let mut bytes = [0; 16];
                 while let Ok(read) = stream.read(&mut bytes) {
                     for _ in 0..read {
@@ -44,6 +45,7 @@ impl Front {
                     if read == 0 {
                         break;
                     }
+                    notifier.stopping(u64::try_from(self.graceful.as_millis()).unwrap_or(u64::MAX));
                 }
             }
             MasterSocket::Supervisor(control) => {
@@ -91,7 +93,7 @@ impl Front {
                 control.send(&ToParent::Drained(cut_off));
                 None
             }
-            MasterSocket::Signals(_) => {
+            MasterSocket::Signals(..) => {
                 for job in &cut_off {
                     event(log::Level::Warn, "lifecycle.forced").field("job_id", &job.to_string()).emit();
                 }

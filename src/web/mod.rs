@@ -49,7 +49,7 @@ fn try_serve_inline(setup: &Setup) -> Result<Exit, String> {
     log::info!("memory backends in one process: jobs and state go with it");
     raise_descriptor_limit();
     let signals = Signals::take().map_err(|error| error.to_string())?;
-    let listener = crate::supervisor::listen(&setup.config.web.bind)?;
+    let listener = crate::supervisor::listen(setup)?;
     let sockets = SocketDir::make()?;
     let broker = setup.broker();
     let front = Front::new(setup, listener, broker.clone(), Master::Signals(signals.stop))?;

@@ -1,0 +1,248 @@
+//! A child's life as a table: (state, event) to (state, action). Pure.
+//!
+//! ```text
+//!   state    | Due   | Ready   | Ended                | Silent       | Leaves          | Stop
+//!   ---------+-------+---------+----------------------+--------------+-----------------+------------------
+//!   Waiting  | Spawn |         | Waiting or GiveUp    |              |                 | Gone
+//!   Starting |       | Serving | Waiting or GiveUp    | Ending, Term | Waiting, Aside  | Stopping, SayStop
+//!   Serving  |       | Serving | Waiting              | Ending, Term | Waiting, Aside  | Stopping, SayStop
+//!   Ending   | Kill  | Ending  | Waiting or GiveUp    |              |                 | Stopping
+//!   Aside    |       |         | Gone                 | Stopping,Term|                 | Stopping, SayStop
+//!   Stopping | Kill  |         | Gone                 |              |                 |
+//!   Gone     |       |         |                      |              |                 |
+//! ```
+//!
+//! `Waiting` begins with the child's own beginning, and again when it was replaced. A child that leaves is put
+//! aside: it finishes its jobs while its successor starts.
+
+use super::control::Leaving;
+use super::restart::{History, How, Verdict};
+use crate::config::Restart;
+
+/// After SIGTERM, or after it was told to stop, a child has this long.
+const KILL_AFTER_MS: u64 = 1_000;
+
+/// Where a child is; times in ms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// To be started then.
+    Waiting { start_at_ms: u64 },
+    /// It runs and does not serve yet.
+    Starting,
+    /// It serves.
+    Serving,
+    /// It was silent and is being ended; then it is replaced.
+    Ending { kill_at_ms: u64, how: How },
+    /// It finishes its jobs; its successor is on the way.
+    Aside,
+    /// It was told to stop.
+    Stopping { kill_at_ms: u64 },
+    /// It does not run and will not.
+    Gone,
+}
+
+/// What can happen to a child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The time that its state names has come.
+    Due,
+    /// It says that it serves.
+    Ready,
+    /// Its process has ended, or could not be made; the word is for the metric.
+    Ended(How, &'static str),
+    /// It does not answer, or was not ready in time.
+    Silent,
+    /// It asks to be replaced.
+    Leaves(Leaving),
+    /// The service stops.
+    Stop,
+}
+
+/// What the fleet does about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Action {
+    /// Nothing.
+    None,
+    /// Make its process.
+    Spawn,
+    /// Tell it to stop.
+    SayStop,
+    /// SIGTERM.
+    Terminate,
+    /// SIGKILL.
+    Kill,
+    /// It ended and is replaced, for this reason.
+    Replaced(&'static str),
+    /// It leaves for this reason: keep its process beside its successor's.
+    SetAside(Leaving),
+    /// It cannot be kept running.
+    GiveUp,
+}
+
+/// One child's state and history.
+#[derive(Debug)]
+pub struct Life {
+    state: State,
+    history: History,
+}
+
+impl Life {
+    /// To be started at once.
+    #[must_use]
+    pub fn new() -> Life {
+        Life { state: State::Waiting { start_at_ms: 0 }, history: History::default() }
+    }
+
+    /// Of a process that was set aside.
+    #[must_use]
+    pub fn aside() -> Life {
+        Life { state: State::Aside, history: History::default() }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// When [`Event::Due`] comes; `None`: never by time alone.
+    #[must_use]
+    pub fn due_ms(&self) -> Option<u64> {
+        match self.state {
+            State::Waiting { start_at_ms } => Some(start_at_ms),
+            State::Ending { kill_at_ms, .. } | State::Stopping { kill_at_ms } => Some(kill_at_ms),
+            State::Starting | State::Serving | State::Aside | State::Gone => None,
+        }
+    }
+
+    /// The table.
+    pub fn on(&mut self, event: Event, policy: &Restart, now_ms: u64) -> Action {
+        use {Event as E, State as S};
+        let kill_at_ms = now_ms + KILL_AFTER_MS;
+        let (state, action) = match (self.state, event) {
+            (S::Waiting { .. }, E::Due) => (S::Starting, Action::Spawn),
+            (S::Waiting { .. }, E::Stop) => (S::Gone, Action::None),
+            (S::Starting | S::Serving, E::Ready) => {
+                self.history.ready();
+                (S::Serving, Action::None)
+            }
+            (S::Serving, E::Ended(_, reason)) => self.again(How::Ready, reason, policy, now_ms),
+            (S::Waiting { .. } | S::Starting, E::Ended(how, reason)) => {
+                self.again(how, reason, policy, now_ms)
+            }
+            (S::Ending { how, .. }, E::Ended(..)) => self.again(how, "unresponsive", policy, now_ms),
+            (S::Aside | S::Stopping { .. }, E::Ended(..)) => (S::Gone, Action::None),
+            (S::Starting, E::Silent) => (S::Ending { kill_at_ms, how: How::Unready }, Action::Terminate),
+            (S::Serving, E::Silent) => (S::Ending { kill_at_ms, how: How::Ready }, Action::Terminate),
+            (S::Aside, E::Silent) => (S::Stopping { kill_at_ms }, Action::Terminate),
+            (S::Starting | S::Serving, E::Leaves(why)) => {
+                (S::Waiting { start_at_ms: now_ms }, Action::SetAside(why))
+            }
+            (S::Starting | S::Serving | S::Aside, E::Stop) => (S::Stopping { kill_at_ms }, Action::SayStop),
+            (S::Ending { kill_at_ms, .. }, E::Stop) => (S::Stopping { kill_at_ms }, Action::None),
+            (S::Ending { .. } | S::Stopping { .. }, E::Due) => (self.state, Action::Kill),
+            // What comes late, or twice, changes nothing.
+            (S::Waiting { .. }, E::Ready | E::Silent | E::Leaves(_))
+            | (S::Starting | S::Serving, E::Due)
+            | (S::Ending { .. }, E::Ready | E::Silent | E::Leaves(_))
+            | (S::Aside, E::Due | E::Ready | E::Leaves(_))
+            | (S::Stopping { .. }, E::Ready | E::Silent | E::Leaves(_) | E::Stop)
+            | (S::Gone, E::Due | E::Ready | E::Ended(..) | E::Silent | E::Leaves(_) | E::Stop) => {
+                (self.state, Action::None)
+            }
+        };
+        self.state = state;
+        action
+    }
+
+    fn again(&mut self, how: How, reason: &'static str, policy: &Restart, now_ms: u64) -> (State, Action) {
+        match self.history.ended(how, policy, now_ms) {
+            Verdict::Again(start_at_ms) => (State::Waiting { start_at_ms }, Action::Replaced(reason)),
+            Verdict::GiveUp => (State::Gone, Action::GiveUp),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const READY: Event = Event::Ready;
+    const CRASHED: Event = Event::Ended(How::Unready, "crashed");
+
+    /// A child after these events, one a ms, and what the last of them asks for.
+    fn after(events: &[Event]) -> (State, Action) {
+        let policy = Restart { policy: "on_failure".into(), max_restarts: 1, window_ms: 9, backoff_ms: 5 };
+        let mut life = Life::new();
+        let actions: Vec<Action> =
+            (0..).zip(events).map(|(now_ms, event)| life.on(*event, &policy, now_ms)).collect();
+        (life.state(), *actions.last().expect("an event"))
+    }
+
+    #[test]
+    fn every_cell_of_the_table_that_does_something_does_that() {
+        use Event::{Due, Leaves, Silent, Stop};
+        let leaves = Leaves(Leaving::MaxJobs);
+        let waiting = |start_at_ms| State::Waiting { start_at_ms };
+        let ending = |kill_at_ms, how| State::Ending { kill_at_ms, how };
+        let stopping = |kill_at_ms| State::Stopping { kill_at_ms };
+        for (events, state, action) in [
+            (&[Due][..], State::Starting, Action::Spawn),
+            (&[Stop], State::Gone, Action::None),
+            (&[Due, READY], State::Serving, Action::None),
+            (&[Due, CRASHED], waiting(6), Action::Replaced("crashed")),
+            (&[Due, CRASHED, Due, CRASHED], State::Gone, Action::GiveUp),
+            (&[Due, READY, CRASHED], waiting(2), Action::Replaced("crashed")),
+            (&[Due, Silent], ending(1_001, How::Unready), Action::Terminate),
+            (&[Due, READY, Silent], ending(1_002, How::Ready), Action::Terminate),
+            (&[Due, READY, Silent, Due], ending(1_002, How::Ready), Action::Kill),
+            (&[Due, READY, Silent, Due, CRASHED], waiting(4), Action::Replaced("unresponsive")),
+            (&[Due, Silent, CRASHED], waiting(7), Action::Replaced("unresponsive")),
+            (&[Due, READY, leaves], waiting(2), Action::SetAside(Leaving::MaxJobs)),
+            (&[Due, Stop], stopping(1_001), Action::SayStop),
+            (&[Due, READY, Stop], stopping(1_002), Action::SayStop),
+            (&[Due, READY, Silent, Stop], stopping(1_002), Action::None),
+            (&[Due, READY, Stop, Due], stopping(1_002), Action::Kill),
+            (&[Due, READY, Stop, Due, CRASHED], State::Gone, Action::None),
+        ] {
+            assert_eq!(after(events), (state, action), "{events:?}");
+        }
+    }
+
+    #[test]
+    fn a_child_that_was_set_aside_is_never_replaced() {
+        let policy = Restart { policy: "on_failure".into(), max_restarts: 1, window_ms: 9, backoff_ms: 5 };
+        for (event, state, action) in [
+            (CRASHED, State::Gone, Action::None),
+            (Event::Silent, State::Stopping { kill_at_ms: 1_000 }, Action::Terminate),
+            (Event::Stop, State::Stopping { kill_at_ms: 1_000 }, Action::SayStop),
+            (Event::Leaves(Leaving::Stuck), State::Aside, Action::None),
+        ] {
+            let mut life = Life::aside();
+            assert_eq!((life.on(event, &policy, 0), life.state()), (action, state), "{event:?}");
+        }
+    }
+
+    #[test]
+    fn what_comes_late_or_twice_changes_nothing() {
+        use Event::{Due, Leaves, Silent, Stop};
+        for (before, late) in [
+            (&[][..], &[READY, Silent, Leaves(Leaving::Stuck)][..]),
+            (&[Due, READY], &[Due]),
+            (&[Due, READY, Silent], &[READY, Silent, Leaves(Leaving::Stuck)]),
+            (&[Due, READY, Stop], &[READY, Silent, Leaves(Leaving::Stuck), Stop]),
+            (&[Stop], &[Due, READY, CRASHED, Silent, Leaves(Leaving::Stuck), Stop]),
+        ] {
+            for event in late {
+                let state =
+                    if before.is_empty() { State::Waiting { start_at_ms: 0 } } else { after(before).0 };
+                assert_eq!(
+                    after(&[before, &[*event]].concat()),
+                    (state, Action::None),
+                    "{before:?} {event:?}"
+                );
+            }
+        }
+    }
+}

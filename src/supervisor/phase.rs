@@ -1,0 +1,235 @@
+//! The supervisor's own life as a table: (phase, event) to (phase, action). Pure.
+//!
+//! ```text
+//!   phase     | AllReady | Signal            | Drained       | ExecutorsGone | WebGone | Due            | GaveUp
+//!   ----------+----------+-------------------+---------------+---------------+---------+----------------+-------
+//!   Starting  | Serving  | Executors         |               |               |         | Over: NotReady | Over: Failed
+//!   Serving   |          | Draining          |               |               |         |                | Over: Failed
+//!   Draining  |          | Forced, at once   | Executors     |               |         | Over: CutOff   | Over: Failed
+//!   Forced    |          | Over: CutOff      | Executors     |               |         | Over: CutOff   | Over: Failed
+//!   Executors |          | Over: CutOff      |               | Web           |         |                | Over: Failed
+//!   Web       |          | Over: CutOff      |               |               | Over    |                | Over: Failed
+//!   Over      |          |                   |               |               |         |                |
+//! ```
+//!
+//! Term, deadline and kill are phases, not sleeps. In `Draining` web finishes the jobs, in `Executors` the executors
+//! end, in `Web` web does, the last. `Over` ends whatever still runs.
+
+use crate::cli::Exit;
+
+/// Web keeps the deadline of a drain itself; this is for a web that does not.
+const SLACK_MS: u64 = 1_500;
+/// Told that its deadline is now, web answers within a turn of its loop, unless it hangs.
+const FORCED_MS: u64 = 500;
+
+/// Where the service is; times in ms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Some child does not serve yet; until then it may.
+    Starting { until_ms: u64 },
+    /// All have served.
+    Serving,
+    /// Web finishes the jobs.
+    Draining { until_ms: u64 },
+    /// Web names what it cuts off.
+    Forced { until_ms: u64 },
+    /// The executors end.
+    Executors,
+    /// Web ends.
+    Web,
+    /// Nothing is left to do.
+    Over(Exit),
+}
+
+/// What can happen to the service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Every child serves.
+    AllReady,
+    /// SIGTERM or SIGINT.
+    Signal,
+    /// Web's drain is over, with so many jobs cut off.
+    Drained(usize),
+    /// No executor runs.
+    ExecutorsGone,
+    /// No child runs.
+    WebGone,
+    /// The time that the phase names has come.
+    Due,
+    /// A child cannot be kept running.
+    GaveUp,
+}
+
+/// What the supervisor does about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Action {
+    /// Nothing.
+    None,
+    /// Print the ready line.
+    SayReady,
+    /// Say who is late.
+    SayLate,
+    /// Tell web to finish within so many ms.
+    Drain(u64),
+    /// The same, by force: its deadline is now.
+    Force,
+    /// Tell the executors to stop.
+    StopExecutors,
+    /// Tell web to stop.
+    StopWeb,
+    /// Say that what still runs is cut off.
+    SayCutOff,
+}
+
+/// The phase, and how it will end.
+#[derive(Debug)]
+pub struct Phases {
+    phase: Phase,
+    /// How long jobs may take to finish once told to stop.
+    patience_ms: u64,
+    exit: Exit,
+}
+
+impl Phases {
+    /// At the start; the children are ready by then, or it is over.
+    #[must_use]
+    pub fn new(ready_until_ms: u64, patience_ms: u64) -> Phases {
+        Phases { phase: Phase::Starting { until_ms: ready_until_ms }, patience_ms, exit: Exit::Done }
+    }
+
+    /// Where the service is.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// When [`Event::Due`] comes; `None`: never by time alone.
+    #[must_use]
+    pub fn due_ms(&self) -> Option<u64> {
+        match self.phase {
+            Phase::Starting { until_ms } | Phase::Draining { until_ms } | Phase::Forced { until_ms } => {
+                Some(until_ms)
+            }
+            Phase::Serving | Phase::Executors | Phase::Web | Phase::Over(_) => None,
+        }
+    }
+
+    /// The table.
+    pub fn on(&mut self, event: Event, now_ms: u64) -> Action {
+        use {Event as E, Phase as P};
+        let over = |exit| (P::Over(exit), Action::None);
+        let (phase, action) = match (self.phase, event) {
+            (P::Starting { .. }, E::AllReady) => (P::Serving, Action::SayReady),
+            (P::Starting { .. }, E::Due) => (P::Over(Exit::NotReady), Action::SayLate),
+            // Nobody was told where to send jobs: there is nothing to drain.
+            (P::Starting { .. }, E::Signal) => (P::Executors, Action::StopExecutors),
+            (P::Serving, E::Signal) => {
+                let until_ms = now_ms + self.patience_ms + SLACK_MS;
+                (P::Draining { until_ms }, Action::Drain(self.patience_ms))
+            }
+            (P::Draining { .. }, E::Signal) => {
+                self.exit = Exit::CutOff;
+                (P::Forced { until_ms: now_ms + FORCED_MS }, Action::Force)
+            }
+            (P::Draining { .. } | P::Forced { .. }, E::Drained(cut_off)) => {
+                if cut_off > 0 {
+                    self.exit = Exit::CutOff;
+                }
+                (P::Executors, Action::StopExecutors)
+            }
+            (P::Draining { .. } | P::Forced { .. }, E::Due) => (P::Over(Exit::CutOff), Action::SayCutOff),
+            (P::Forced { .. } | P::Executors | P::Web, E::Signal) => {
+                (P::Over(Exit::CutOff), Action::SayCutOff)
+            }
+            (P::Executors, E::ExecutorsGone) => (P::Web, Action::StopWeb),
+            (P::Web, E::WebGone) => over(self.exit),
+            (
+                P::Starting { .. }
+                | P::Serving
+                | P::Draining { .. }
+                | P::Forced { .. }
+                | P::Executors
+                | P::Web,
+                E::GaveUp,
+            ) => over(Exit::Failed),
+            // What comes late, or too soon, changes nothing.
+            (P::Starting { .. } | P::Serving, E::Drained(_) | E::ExecutorsGone | E::WebGone)
+            | (P::Serving, E::AllReady | E::Due)
+            | (P::Draining { .. } | P::Forced { .. }, E::AllReady | E::ExecutorsGone | E::WebGone)
+            | (P::Executors, E::AllReady | E::Drained(_) | E::WebGone | E::Due)
+            | (P::Web, E::AllReady | E::Drained(_) | E::ExecutorsGone | E::Due)
+            | (
+                P::Over(_),
+                E::AllReady | E::Signal | E::Drained(_) | E::ExecutorsGone | E::WebGone | E::Due | E::GaveUp,
+            ) => (self.phase, Action::None),
+        };
+        self.phase = phase;
+        action
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Event::{AllReady, Drained, Due, ExecutorsGone, GaveUp, Signal, WebGone};
+    use super::*;
+
+    /// The service after these events, one a ms, and what the last of them asks for.
+    fn after(events: &[Event]) -> (Phase, Action) {
+        let mut phases = Phases::new(50, 100);
+        let actions: Vec<Action> =
+            (0..).zip(events).map(|(now_ms, event)| phases.on(*event, now_ms)).collect();
+        (phases.phase(), *actions.last().expect("an event"))
+    }
+
+    #[test]
+    fn every_cell_of_the_table_that_does_something_does_that() {
+        let (draining, forced) = (Phase::Draining { until_ms: 1_601 }, Phase::Forced { until_ms: 502 });
+        let over = Phase::Over;
+        for (events, phase, action) in [
+            (&[AllReady][..], Phase::Serving, Action::SayReady),
+            (&[Due], over(Exit::NotReady), Action::SayLate),
+            (&[Signal], Phase::Executors, Action::StopExecutors),
+            (&[AllReady, Signal], draining, Action::Drain(100)),
+            (&[AllReady, Signal, Due], over(Exit::CutOff), Action::SayCutOff),
+            (&[AllReady, Signal, Signal], forced, Action::Force),
+            (&[AllReady, Signal, Signal, Due], over(Exit::CutOff), Action::SayCutOff),
+            (&[AllReady, Signal, Signal, Signal], over(Exit::CutOff), Action::SayCutOff),
+            (&[AllReady, Signal, Drained(0)], Phase::Executors, Action::StopExecutors),
+            (&[AllReady, Signal, Drained(0), ExecutorsGone], Phase::Web, Action::StopWeb),
+            (&[AllReady, Signal, Drained(0), ExecutorsGone, WebGone], over(Exit::Done), Action::None),
+            (&[AllReady, Signal, Drained(1), ExecutorsGone, WebGone], over(Exit::CutOff), Action::None),
+            (
+                &[AllReady, Signal, Signal, Drained(0), ExecutorsGone, WebGone],
+                over(Exit::CutOff),
+                Action::None,
+            ),
+            (&[AllReady, Signal, Drained(0), Signal], over(Exit::CutOff), Action::SayCutOff),
+            (&[AllReady, Signal, Drained(0), ExecutorsGone, Signal], over(Exit::CutOff), Action::SayCutOff),
+            (&[GaveUp], over(Exit::Failed), Action::None),
+            (&[AllReady, GaveUp], over(Exit::Failed), Action::None),
+            (&[AllReady, Signal, GaveUp], over(Exit::Failed), Action::None),
+        ] {
+            assert_eq!(after(events), (phase, action), "{events:?}");
+        }
+    }
+
+    #[test]
+    fn what_comes_late_or_too_soon_changes_nothing() {
+        for (before, others) in [
+            (&[AllReady][..], &[AllReady, Drained(1), ExecutorsGone, WebGone, Due][..]),
+            (&[AllReady, Signal], &[AllReady, ExecutorsGone, WebGone]),
+            (&[Signal], &[AllReady, Drained(1), WebGone, Due]),
+            (&[Signal, ExecutorsGone], &[AllReady, Drained(1), ExecutorsGone, Due]),
+            (&[GaveUp], &[AllReady, Signal, Drained(1), ExecutorsGone, WebGone, Due, GaveUp]),
+        ] {
+            for event in others {
+                assert_eq!(
+                    after(&[before, &[*event]].concat()),
+                    (after(before).0, Action::None),
+                    "{before:?} {event:?}"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! What a service manager is told, and what it gives: `sd_notify(3)` datagrams, the watchdog, and a listening
+//! socket as standard input (`StandardInput=socket`). Without one all of this does nothing.
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::net::TcpListener;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+use rustix::net::sockopt::socket_acceptconn;
+
+/// The service manager's ear; silent iff there is none.
+pub struct Notifier {
+    socket: Option<(UnixDatagram, SocketAddr)>,
+    /// How often it wants to hear that we live.
+    watchdog_ms: Option<u64>,
+    watchdog_at_ms: u64,
+}
+
+impl Notifier {
+    /// As the environment says (`NOTIFY_SOCKET`, `WATCHDOG_USEC`, `WATCHDOG_PID`).
+    #[must_use]
+    pub fn from_environment() -> Notifier {
+        let address = std::env::var_os("NOTIFY_SOCKET").and_then(|name| notify_address(&name));
+        let socket = address.and_then(|address| Some((UnixDatagram::unbound().ok()?, address)));
+        // A stopped manager must not stop us.
+        let socket = socket.filter(|(socket, _)| socket.set_nonblocking(true).is_ok());
+        let number = |name| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
+        let for_us = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
+        let interval = number("WATCHDOG_USEC").filter(|micros| for_us && *micros > 0 && socket.is_some());
+        // Twice an interval, as sd_watchdog_enabled(3) recommends.
+        Notifier { socket, watchdog_ms: interval.map(|micros| (micros / 2_000).max(1)), watchdog_at_ms: 0 }
+    }
+
+    /// `READY=1`
+    pub fn ready(&self, status: &str) {
+        self.say(&format!("READY=1\nSTATUS={status}\nMAINPID={}\n", std::process::id()));
+    }
+
+    /// `STOPPING=1`, and how long it may take: the manager's own timeout waits for that.
+    pub fn stopping(&self, patience_ms: u64) {
+        const MARGIN_MS: u64 = 5_000;
+        let micros = (patience_ms + MARGIN_MS) * 1_000;
+        self.say(&format!("STOPPING=1\nSTATUS=draining\nEXTEND_TIMEOUT_USEC={micros}\n"));
+    }
+
+    /// `WATCHDOG=1` when it is time again; says in how many ms that is.
+    pub fn tick(&mut self, now_ms: u64) -> u64 {
+        let Some(every_ms) = self.watchdog_ms else { return u64::MAX };
+        if now_ms >= self.watchdog_at_ms {
+            self.watchdog_at_ms = now_ms + every_ms;
+            self.say("WATCHDOG=1\n");
+        }
+        self.watchdog_at_ms - now_ms
+    }
+
+    fn say(&self, text: &str) {
+        if let Some((socket, address)) = &self.socket {
+            // Nobody listens any more, or not now: that is the manager's own affair.
+            let _ = socket.send_to_addr(text.as_bytes(), address);
+        }
+    }
+}
+
+/// A path, or after `@` an abstract name. Others (`vsock:`) are not for this host.
+fn notify_address(name: &OsString) -> Option<SocketAddr> {
+    match name.as_bytes() {
+        [b'/', ..] => SocketAddr::from_pathname(name).ok(),
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name).ok(),
+        _ => None,
+    }
+}
+
+/// The listening socket that a service manager gave as standard input, if it did.
+///
+/// # Errors
+/// There is one, but it is none of TCP.
+pub fn activated_listener() -> Result<Option<TcpListener>, String> {
+    let stdin = std::io::stdin();
+    if stdin.is_terminal() || !socket_acceptconn(&stdin).unwrap_or(false) {
+        return Ok(None);
+    }
+    let failed = |error: std::io::Error| format!("the listening socket on standard input: {error}");
+    let listener = TcpListener::from(super::hygiene::take_stdin().map_err(failed)?);
+    listener.local_addr().map_err(failed)?;
+    Ok(Some(listener))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_notify_socket_is_a_path_or_an_abstract_name() {
+        let address = |name: &str| notify_address(&OsString::from(name));
+        assert!(address("/run/x").is_some_and(|at| at.as_pathname().is_some()));
+        assert!(address("@x").is_some_and(|at| at.as_abstract_name() == Some(b"x")));
+        assert!(address("vsock:2:1").is_none() && address("").is_none());
+    }
+}
