@@ -642,3 +642,15 @@ fn progress_is_drawn_on_standard_error_when_asked_for_and_never_otherwise() {
         }
     }
 }
+
+#[test]
+fn no_check_of_this_binary_can_be_switched_off() {
+    let binary = std::fs::read(cofferdam()).expect("the binary");
+    let name = b"COFFERDAM_DANGEROUS";
+    let found = binary.windows(name.len()).any(|window| window == name);
+    assert_eq!(
+        found,
+        cfg!(feature = "dangerous-negative-controls"),
+        "negative controls are for their own build"
+    );
+}

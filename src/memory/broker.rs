@@ -18,12 +18,14 @@ use super::kv::Maps;
 use super::records::{Place, Retention};
 use crate::clock::Timestamp;
 use crate::config::{Config, Retain};
+use crate::controls::{Control, is_off};
 use crate::entropy::Entropy;
 use crate::handler::{HandlerSpec, Ordering};
 use crate::job::{
     Finished, FollowUp, IdMap, InstanceId, JobError, JobId, JobRecord, JobSpec, JobStatus, Payload, Trace,
     Version,
 };
+use crate::life::JobEvent;
 use crate::limits::{INBOX_DOORBELLS, QUEUED_BYTES};
 use crate::ports::{
     Doorbell, Doorbells, Histogram, Idempotency, NewJob, Refusal, Revoked, Stats, Submitted, Viewer,
@@ -367,7 +369,10 @@ impl Broker {
         self.queued += 1;
         self.handlers[handler].queued += 1;
         let lane = self.lane_for(handler, key);
-        self.lanes.entry(lane).and_modify(|lane| lane.jobs.push_back(id));
+        self.lanes.entry(lane).and_modify(|lane| match is_off(Control::LaneOrder) {
+            false => lane.jobs.push_back(id),
+            true => lane.jobs.push_front(id),
+        });
         self.jobs.entry(id).and_modify(|entry| entry.lane = lane);
         self.make_ready(lane, now);
     }
@@ -467,12 +472,12 @@ impl Broker {
     pub fn cancel(&mut self, viewer: &Viewer, id: JobId, now: Timestamp) -> Option<JobRecord> {
         let entry = self.jobs.get(&id).filter(|entry| viewer.sees(&entry.spec.owner))?;
         let (lane, lease, status) = (entry.lane, entry.lease, entry.status);
-        if status.is_terminal() {
+        if status.after(JobEvent::Cancel).is_none() {
             self.unpark(lane, id, now);
             return Some(self.record_of(id, now));
         }
         let error = JobError::new(Code::Cancelled, "the job was cancelled");
-        self.finish(id, Finished { status: JobStatus::Cancelled, result: Err(error) }, now);
+        self.finish(id, JobEvent::Cancel, Err(error), now);
         if let Some(number) = lease {
             self.revoke(number, id);
             if status == JobStatus::Running {
@@ -505,11 +510,10 @@ impl Broker {
         now: Timestamp,
     ) -> Option<Result<JobRecord, JobStatus>> {
         let entry = self.jobs.get_mut(&id).filter(|entry| viewer.sees(&entry.spec.owner))?;
-        match entry.status {
-            JobStatus::Dead | JobStatus::Failed | JobStatus::TimedOut | JobStatus::Cancelled => {}
-            JobStatus::Queued | JobStatus::Running | JobStatus::Succeeded => return Some(Err(entry.status)),
-        }
-        entry.status = JobStatus::Queued;
+        let Some(status) = entry.status.after(JobEvent::Resubmit) else {
+            return Some(Err(entry.status));
+        };
+        entry.status = status;
         entry.deliveries = 0;
         entry.not_before = now;
         (entry.started_at, entry.finished_at, entry.finished) = (None, None, None);
@@ -577,8 +581,15 @@ impl Broker {
 
     /// Ends a job's life: out of its lane, into the records, the doorbell rung. The caller looks after the
     /// lease and calls [`Broker::make_ready`].
-    pub(super) fn finish(&mut self, id: JobId, finished: Finished, now: Timestamp) {
+    pub(super) fn finish(
+        &mut self,
+        id: JobId,
+        event: JobEvent,
+        result: Result<Payload, JobError>,
+        now: Timestamp,
+    ) {
         let Some(entry) = self.jobs.get_mut(&id) else { return };
+        let Some(status) = entry.status.after(event) else { return };
         let queue = &mut self.handlers[entry.handler];
         if entry.status == JobStatus::Running {
             queue.running -= 1;
@@ -588,7 +599,6 @@ impl Broker {
             self.queued -= 1;
         }
         self.live_bytes -= entry.payload.as_ref().map_or(0, |payload| payload.bytes.len());
-        let status = finished.status;
         queue.finished[status as usize] += 1;
         entry.status = status;
         entry.finished_at = Some(now);
@@ -596,7 +606,7 @@ impl Broker {
         if status == JobStatus::Succeeded {
             entry.payload = None;
         }
-        let finished = Arc::new(finished);
+        let finished = Arc::new(Finished { status, result });
         entry.finished = Some(finished.clone());
         if let Some(inbox) = self.inboxes.get_mut(&entry.instance) {
             if inbox.rang.len() < INBOX_DOORBELLS {

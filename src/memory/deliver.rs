@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use super::broker::{Broker, ConsumerEntry, ConsumerId, Lease, context_map_name};
 use crate::clock::Timestamp;
-use crate::job::{Effects, Entries, Finished, JobError, JobId, JobStatus, Payload, Verdict, Version};
+use crate::controls::{Control, is_off};
+use crate::job::{Effects, Entries, JobError, JobId, JobStatus, Payload, Verdict, Version};
+use crate::life::JobEvent;
 use crate::limits::{CONTEXT_BYTES, LANE_AFFINITY, REVOKED_LEASES, RUN_JOBS};
 use crate::ports::{
     self, Commit, CommitAnswer, CommitResult, LeaseRef, LeasedJob, ReleaseReason, StateAt, Step,
@@ -178,11 +180,12 @@ impl Broker {
     /// A delivery counts when it starts.
     fn start(&mut self, id: JobId, now: Timestamp) {
         let Some(entry) = self.jobs.get_mut(&id) else { return };
+        let Some(status) = entry.status.after(JobEvent::Start) else { return };
         let queue = &mut self.handlers[entry.handler];
         self.queued -= 1;
         queue.queued -= 1;
         queue.running += 1;
-        entry.status = JobStatus::Running;
+        entry.status = status;
         entry.deliveries += 1;
         entry.started_at = Some(now);
         if entry.deliveries == 1 {
@@ -200,13 +203,16 @@ impl Broker {
     fn commit(&mut self, id: ConsumerId, commit: Commit, now: Timestamp) -> CommitResult {
         let number = commit.lease.number;
         let known = self.leases.get(&number);
-        let live = known.filter(|lease| lease.token == commit.lease.token && lease.consumer == id);
+        let live = known.filter(|lease| {
+            (lease.token == commit.lease.token && lease.consumer == id) || is_off(Control::Token)
+        });
         let Some(lease) = live else { return self.too_late(&commit) };
         let lane_number = lease.lane;
         let lane = &self.lanes[&lane_number];
         let next =
             lease.jobs.front() == Some(&commit.job) && self.jobs[&commit.job].deliveries == commit.delivery;
-        if !next || (lane.map.is_some() && lane.version != commit.builds_on) {
+        let outdated = lane.map.is_some() && lane.version != commit.builds_on;
+        if !next || (outdated && !is_off(Control::StateVersion)) {
             let answer = self.too_late(&commit);
             if answer == CommitResult::Fenced {
                 self.end_lease(number, now);
@@ -222,7 +228,7 @@ impl Broker {
             None => self.apply(commit.job, commit.verdict, now),
             Some(error) => {
                 // The executor has applied what is refused here, so its cached state is wrong: the run ends.
-                self.finish(commit.job, Finished { status: JobStatus::Failed, result: Err(error) }, now);
+                self.finish(commit.job, JobEvent::Fail, Err(error), now);
                 false
             }
         };
@@ -281,13 +287,17 @@ impl Broker {
         match verdict {
             Verdict::Succeeded(payload, effects) => {
                 self.apply_effects(job, effects, now);
+                if is_off(Control::AtomicCommit) && self.jobs[&job].deliveries == 1 {
+                    self.again(job, Cause::ExecutorLost, String::new(), now);
+                    return false;
+                }
                 self.lanes.entry(lane).and_modify(|lane| lane.cautious = false);
-                self.finish(job, Finished { status: JobStatus::Succeeded, result: Ok(payload) }, now);
+                self.finish(job, JobEvent::Succeed, Ok(payload), now);
                 true
             }
             Verdict::Failed(error) => {
                 self.lanes.entry(lane).and_modify(|lane| lane.cautious = false);
-                self.finish(job, Finished { status: JobStatus::Failed, result: Err(error) }, now);
+                self.finish(job, JobEvent::Fail, Err(error), now);
                 true
             }
             Verdict::Retry(detail) => {
@@ -300,7 +310,7 @@ impl Broker {
             }
             Verdict::TimedOut => {
                 let error = JobError::new(Code::HandlerTimedOut, "the handler's timeout passed");
-                self.finish(job, Finished { status: JobStatus::TimedOut, result: Err(error) }, now);
+                self.finish(job, JobEvent::TimeOut, Err(error), now);
                 false
             }
         }
@@ -330,7 +340,7 @@ impl Broker {
         if deliveries >= self.max_deliveries(entry.handler) {
             self.totals.dead += 1;
             let error = JobError { code: Code::DeadLettered, detail, cause: Some(cause) };
-            self.finish(job, Finished { status: JobStatus::Dead, result: Err(error) }, now);
+            self.finish(job, JobEvent::Exhaust, Err(error), now);
             self.note("queue.dead", job, trace, cause.as_str());
             return;
         }
@@ -338,7 +348,7 @@ impl Broker {
             Cause::ExecutorLost => Duration::ZERO,
             Cause::RetriesExhausted | Cause::HandlerCrashed => self.backoff(deliveries),
         };
-        self.requeue(job, now.plus(backoff));
+        self.requeue(job, JobEvent::Again, now.plus(backoff));
         self.note("queue.redelivered", job, trace, cause.as_str());
     }
 
@@ -350,9 +360,10 @@ impl Broker {
     }
 
     /// A running job is queued again; it never left its lane.
-    fn requeue(&mut self, job: JobId, not_before: Timestamp) {
+    fn requeue(&mut self, job: JobId, event: JobEvent, not_before: Timestamp) {
         let Some(entry) = self.jobs.get_mut(&job) else { return };
-        entry.status = JobStatus::Queued;
+        let Some(status) = entry.status.after(event) else { return };
+        entry.status = status;
         entry.not_before = not_before;
         entry.lease = None;
         let queue = &mut self.handlers[entry.handler];
@@ -395,7 +406,7 @@ impl Broker {
         self.lanes.entry(lease.lane).and_modify(|lane| lane.maker = None);
         if let Some(job) = lease.jobs.front().filter(|job| self.is_running(job)) {
             // Cut off by a fence or a release, not by its own fault: not counted.
-            self.requeue(*job, now);
+            self.requeue(*job, JobEvent::GiveBack, now);
             self.jobs.entry(*job).and_modify(|entry| entry.deliveries -= 1);
         }
     }

@@ -17,6 +17,7 @@ use super::routes::{self, Inner, Route, check_browser};
 use super::submission::{self};
 use crate::clock::Timestamp;
 use crate::config::{SinkMode, WebLimits};
+use crate::controls::{Control, is_off};
 use crate::entropy::Entropy;
 use crate::handler::HandlerSpec;
 use crate::job::{InstanceId, JobId, Trace};
@@ -151,7 +152,7 @@ impl Core {
 
     /// The client has closed its side: nobody reads an answer any more.
     pub fn hung_up(&mut self, number: u64, now: Timestamp) {
-        let Some(conn) = self.conns.get_mut(&number) else { return };
+        let Some(conn) = self.conns.get_mut(&number).filter(|_| !is_off(Control::Waiters)) else { return };
         conn.at_end = true;
         self.touched.push(number);
         let phase = std::mem::replace(&mut conn.phase, Phase::Closing);

@@ -1,0 +1,35 @@
+//! Checks that a test build can switch off, so that the tests which guard them are seen to fail (negative controls).
+//!
+//! Only with the cargo feature `dangerous-negative-controls`, for `tools/negative-controls`; in every other build the
+//! answer is a constant, and the compiler removes the question.
+
+/// What can be switched off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// A frame's or handshake message's mac must hold.
+    Signature,
+    /// A commit must name its lease's token.
+    Token,
+    /// A commit must build on the lane's present state.
+    StateVersion,
+    /// A job enters its lane at the tail.
+    LaneOrder,
+    /// Effects and terminal status take hold together.
+    AtomicCommit,
+    /// A caller that hangs up leaves the waiter table.
+    Waiters,
+}
+
+/// True if `COFFERDAM_DANGEROUS_OFF` names this check.
+#[cfg(feature = "dangerous-negative-controls")]
+pub(crate) fn is_off(control: Control) -> bool {
+    static OFF: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    let off = OFF.get_or_init(|| std::env::var("COFFERDAM_DANGEROUS_OFF").unwrap_or_default());
+    *off == format!("{control:?}")
+}
+
+/// Nothing can be switched off.
+#[cfg(not(feature = "dangerous-negative-controls"))]
+pub(crate) const fn is_off(_: Control) -> bool {
+    false
+}
