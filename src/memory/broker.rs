@@ -1,8 +1,8 @@
 //! The broker: where a job is while nobody runs it. A pure value; time and randomness come in as arguments.
 //!
 //! In scope: lanes, leases, tokens, fences, commits, records, idempotency, state, contexts, doorbells. Not in
-//! scope: locks, threads, clocks, sockets. Submitting and steering are here, delivering is in `deliver`,
-//! looking is in `view`.
+//! scope: locks, threads, clocks, sockets. Submitting is here, steering in `steer`, delivering in `deliver`,
+//! a job's end in `ending`, looking in `view`.
 //!
 //! Invariants: a job that is not terminal stands in exactly one lane's queue; a lane is in its handler's
 //! ready set iff it has jobs, no lease, and is not parked; a lease's jobs are the first of its lane, and only
@@ -21,16 +21,9 @@ use crate::config::{Config, Retain};
 use crate::controls::{Control, is_off};
 use crate::entropy::Entropy;
 use crate::handler::{HandlerSpec, Ordering};
-use crate::job::{
-    Finished, FollowUp, IdMap, InstanceId, JobError, JobId, JobRecord, JobSpec, JobStatus, Payload, Trace,
-    Version,
-};
-use crate::life::JobEvent;
-use crate::limits::{INBOX_DOORBELLS, QUEUED_BYTES};
-use crate::ports::{
-    Doorbell, Doorbells, Histogram, Idempotency, NewJob, Refusal, Revoked, Stats, Submitted, Viewer,
-};
-use crate::problem::Code;
+use crate::job::{Finished, FollowUp, IdMap, InstanceId, JobId, JobSpec, JobStatus, Payload, Trace, Version};
+use crate::limits::QUEUED_BYTES;
+use crate::ports::{Doorbell, Histogram, Idempotency, NewJob, Refusal, Revoked, Stats, Submitted};
 
 /// The settings that the broker follows.
 #[derive(Clone, Debug)]
@@ -229,8 +222,8 @@ pub(super) struct ConsumerEntry {
 
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
-    rang: VecDeque<Doorbell>,
-    lost: bool,
+    pub(super) rang: VecDeque<Doorbell>,
+    pub(super) lost: bool,
 }
 
 impl Broker {
@@ -361,7 +354,7 @@ impl Broker {
     }
 
     /// Enters a queued job at the tail of its lane.
-    fn enqueue(&mut self, id: JobId, now: Timestamp) {
+    pub(super) fn enqueue(&mut self, id: JobId, now: Timestamp) {
         let Some(entry) = self.jobs.get(&id) else { return };
         let handler = entry.handler;
         let key = entry.spec.ordering_key.clone();
@@ -466,209 +459,6 @@ impl Broker {
             instance,
         };
         self.accept(handler, new, now);
-    }
-
-    /// Cancels a job that has not ended; unparks the lane of a dead head. `None`: the viewer knows no such job.
-    pub fn cancel(&mut self, viewer: &Viewer, id: JobId, now: Timestamp) -> Option<JobRecord> {
-        let entry = self.jobs.get(&id).filter(|entry| viewer.sees(&entry.spec.owner))?;
-        let (lane, lease, status) = (entry.lane, entry.lease, entry.status);
-        if status.after(JobEvent::Cancel).is_none() {
-            self.unpark(lane, id, now);
-            return Some(self.record_of(id, now));
-        }
-        let error = JobError::new(Code::Cancelled, "the job was cancelled");
-        self.finish(id, JobEvent::Cancel, Err(error), now);
-        if let Some(number) = lease {
-            self.revoke(number, id);
-            if status == JobStatus::Running {
-                self.end_lease(number, now);
-            } else if let Some(lease) = self.leases.get_mut(&number) {
-                lease.jobs.retain(|job| *job != id);
-            }
-        }
-        self.make_ready(lane, now);
-        Some(self.record_of(id, now))
-    }
-
-    fn unpark(&mut self, lane: u64, id: JobId, now: Timestamp) {
-        let Some(parked) =
-            self.lanes.get_mut(&lane).filter(|lane| lane.parked && lane.jobs.front() == Some(&id))
-        else {
-            return;
-        };
-        parked.parked = false;
-        parked.jobs.pop_front();
-        self.keep_record(id, now);
-        self.make_ready(lane, now);
-    }
-
-    /// Queues a dead, failed, timed-out or cancelled job again: a new life.
-    pub fn retry(
-        &mut self,
-        viewer: &Viewer,
-        id: JobId,
-        now: Timestamp,
-    ) -> Option<Result<JobRecord, JobStatus>> {
-        let entry = self.jobs.get_mut(&id).filter(|entry| viewer.sees(&entry.spec.owner))?;
-        let Some(status) = entry.status.after(JobEvent::Resubmit) else {
-            return Some(Err(entry.status));
-        };
-        entry.status = status;
-        entry.deliveries = 0;
-        entry.not_before = now;
-        (entry.started_at, entry.finished_at, entry.finished) = (None, None, None);
-        entry.committed = None;
-        entry.awaited = false;
-        if let Some(place) = entry.place.take() {
-            self.retention.forget(place);
-        }
-        let (number, handler) = (entry.lane, entry.handler);
-        let bytes = entry.payload.as_ref().map_or(0, |payload| payload.bytes.len());
-        match self.lanes.get_mut(&number).filter(|lane| lane.parked && lane.jobs.front() == Some(&id)) {
-            Some(lane) => {
-                // The parked head never left its place.
-                lane.parked = false;
-                self.queued += 1;
-                self.handlers[handler].queued += 1;
-                self.live_bytes += bytes;
-                self.make_ready(number, now);
-            }
-            None => self.enqueue(id, now),
-        }
-        Some(Ok(self.record_of(id, now)))
-    }
-
-    /// Holds or lets go a handler's queued jobs; false if there is no such handler.
-    pub fn pause(&mut self, handler: &str, paused: bool) -> bool {
-        let Some(&index) = self.handler_index.get(handler) else { return false };
-        self.handlers[index].paused = paused;
-        if paused {
-            // Of each run only the running job goes on.
-            let held: Vec<(u64, JobId)> = self
-                .leases
-                .iter()
-                .filter(|(_, lease)| self.lanes[&lease.lane].handler == index)
-                .flat_map(|(number, lease)| lease.jobs.iter().skip(1).map(|job| (*number, *job)))
-                .collect();
-            for (number, job) in held {
-                self.revoke(number, job);
-                self.jobs.entry(job).and_modify(|entry| entry.lease = None);
-                self.leases.entry(number).and_modify(|lease| lease.jobs.truncate(1));
-            }
-        } else {
-            let group = self.handlers[index].spec.group;
-            self.signals.groups.push(group);
-        }
-        true
-    }
-
-    /// Opens an inbox; an earlier one of this instance goes on.
-    pub fn subscribe(&mut self, instance: InstanceId) {
-        self.inboxes.entry(instance).or_default();
-    }
-
-    /// Closes an inbox.
-    pub fn unsubscribe(&mut self, instance: InstanceId) {
-        self.inboxes.remove(&instance);
-    }
-
-    /// Takes doorbells out of an inbox.
-    pub fn take_doorbells(&mut self, instance: InstanceId, most: usize) -> Doorbells {
-        let Some(inbox) = self.inboxes.get_mut(&instance) else { return Doorbells::default() };
-        let take = most.min(inbox.rang.len());
-        Doorbells { rang: inbox.rang.drain(..take).collect(), lost: std::mem::take(&mut inbox.lost) }
-    }
-
-    /// Ends a job's life: out of its lane, into the records, the doorbell rung. The caller looks after the
-    /// lease and calls [`Broker::make_ready`].
-    pub(super) fn finish(
-        &mut self,
-        id: JobId,
-        event: JobEvent,
-        result: Result<Payload, JobError>,
-        now: Timestamp,
-    ) {
-        let Some(entry) = self.jobs.get_mut(&id) else { return };
-        let Some(status) = entry.status.after(event) else { return };
-        let queue = &mut self.handlers[entry.handler];
-        if entry.status == JobStatus::Running {
-            queue.running -= 1;
-            queue.job_seconds.observe(now.since(entry.started_at.unwrap_or(now)));
-        } else {
-            queue.queued -= 1;
-            self.queued -= 1;
-        }
-        self.live_bytes -= entry.payload.as_ref().map_or(0, |payload| payload.bytes.len());
-        queue.finished[status as usize] += 1;
-        entry.status = status;
-        entry.finished_at = Some(now);
-        entry.lease = None;
-        if status == JobStatus::Succeeded {
-            entry.payload = None;
-        }
-        let finished = Arc::new(Finished { status, result });
-        entry.finished = Some(finished.clone());
-        if let Some(inbox) = self.inboxes.get_mut(&entry.instance) {
-            if inbox.rang.len() < INBOX_DOORBELLS {
-                inbox.rang.push_back(Doorbell { job: id, finished });
-            } else {
-                inbox.lost = true;
-            }
-            if !self.signals.instances.contains(&entry.instance) {
-                self.signals.instances.push(entry.instance);
-            }
-        }
-        let number = entry.lane;
-        let parks = status == JobStatus::Dead && queue.spec.options.on_dead == crate::handler::OnDead::Park;
-        let Some(lane) = self.lanes.get_mut(&number) else { return };
-        if parks && lane.map.is_some() {
-            lane.parked = true;
-            return;
-        }
-        if lane.jobs.front() == Some(&id) {
-            lane.jobs.pop_front();
-        } else {
-            lane.jobs.retain(|job| *job != id);
-        }
-        self.keep_record(id, now);
-    }
-
-    fn keep_record(&mut self, id: JobId, now: Timestamp) {
-        const ENTRY_BYTES: usize = 512;
-        let Some(entry) = self.jobs.get_mut(&id) else { return };
-        let result = entry.finished.as_ref().map_or(0, |finished| match &finished.result {
-            Ok(payload) => payload.bytes.len(),
-            Err(error) => error.detail.len(),
-        });
-        let bytes = ENTRY_BYTES + result + entry.payload.as_ref().map_or(0, |payload| payload.bytes.len());
-        entry.place = Some(self.retention.keep(id, entry.awaited, bytes, now));
-        self.drop_records(now);
-    }
-
-    /// Removes the records whose time is up, or that there is no more room for.
-    pub(super) fn drop_records(&mut self, now: Timestamp) {
-        while let Some(id) = self.retention.due(now, |id| self.jobs.get(&id).and_then(|entry| entry.place)) {
-            let Some(entry) = self.jobs.remove(&id) else { break };
-            if let Some(place) = entry.place {
-                self.retention.forget(place);
-            }
-            if let Some(idempotency) = entry.idempotency {
-                self.idempotency.remove(&(
-                    entry.spec.owner.clone(),
-                    entry.spec.handler.clone(),
-                    idempotency.key,
-                ));
-            }
-        }
-    }
-
-    /// Tells a lease's consumer to stop or leave out a job.
-    fn revoke(&mut self, number: u64, job: JobId) {
-        let Some(lease) = self.leases.get(&number) else { return };
-        if let Some(consumer) = self.consumers.get_mut(&lease.consumer) {
-            consumer.revoked.push(Revoked { lease: number, job });
-            self.signals.consumers.push(lease.consumer);
-        }
     }
 
     pub(super) fn note(&mut self, event: &'static str, job: JobId, trace: Trace, cause: &'static str) {

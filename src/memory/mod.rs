@@ -5,9 +5,12 @@
 
 pub mod broker;
 mod deliver;
+mod ending;
 mod kv;
 mod records;
 mod shared;
+mod steer;
+mod timers;
 mod view;
 
 pub use shared::MemoryBroker;

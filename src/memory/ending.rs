@@ -1,0 +1,113 @@
+//! A job's end: out of its lane, into the records, the doorbell rung; and the inboxes that doorbells wait in.
+
+use std::sync::Arc;
+
+use super::broker::Broker;
+use crate::clock::Timestamp;
+use crate::handler::OnDead;
+use crate::job::{Finished, InstanceId, JobError, JobId, JobStatus, Payload};
+use crate::life::JobEvent;
+use crate::limits::INBOX_DOORBELLS;
+use crate::ports::{Doorbell, Doorbells};
+
+impl Broker {
+    /// Opens an inbox; an earlier one of this instance goes on.
+    pub fn subscribe(&mut self, instance: InstanceId) {
+        self.inboxes.entry(instance).or_default();
+    }
+
+    /// Closes an inbox.
+    pub fn unsubscribe(&mut self, instance: InstanceId) {
+        self.inboxes.remove(&instance);
+    }
+
+    /// Takes doorbells out of an inbox.
+    pub fn take_doorbells(&mut self, instance: InstanceId, most: usize) -> Doorbells {
+        let Some(inbox) = self.inboxes.get_mut(&instance) else { return Doorbells::default() };
+        let take = most.min(inbox.rang.len());
+        Doorbells { rang: inbox.rang.drain(..take).collect(), lost: std::mem::take(&mut inbox.lost) }
+    }
+
+    /// Ends a job's life: out of its lane, into the records, the doorbell rung. The caller looks after the
+    /// lease and calls [`Broker::make_ready`].
+    pub(super) fn finish(
+        &mut self,
+        id: JobId,
+        event: JobEvent,
+        result: Result<Payload, JobError>,
+        now: Timestamp,
+    ) {
+        let Some(entry) = self.jobs.get_mut(&id) else { return };
+        let Some(status) = entry.status.after(event) else { return };
+        let queue = &mut self.handlers[entry.handler];
+        if entry.status == JobStatus::Running {
+            queue.running -= 1;
+            queue.job_seconds.observe(now.since(entry.started_at.unwrap_or(now)));
+        } else {
+            queue.queued -= 1;
+            self.queued -= 1;
+        }
+        self.live_bytes -= entry.payload.as_ref().map_or(0, |payload| payload.bytes.len());
+        queue.finished[status as usize] += 1;
+        entry.status = status;
+        entry.finished_at = Some(now);
+        entry.lease = None;
+        if status == JobStatus::Succeeded {
+            entry.payload = None;
+        }
+        let finished = Arc::new(Finished { status, result });
+        entry.finished = Some(finished.clone());
+        if let Some(inbox) = self.inboxes.get_mut(&entry.instance) {
+            if inbox.rang.len() < INBOX_DOORBELLS {
+                inbox.rang.push_back(Doorbell { job: id, finished });
+            } else {
+                inbox.lost = true;
+            }
+            if !self.signals.instances.contains(&entry.instance) {
+                self.signals.instances.push(entry.instance);
+            }
+        }
+        let number = entry.lane;
+        let parks = status == JobStatus::Dead && queue.spec.options.on_dead == OnDead::Park;
+        let Some(lane) = self.lanes.get_mut(&number) else { return };
+        if parks && lane.map.is_some() {
+            lane.parked = true;
+            return;
+        }
+        if lane.jobs.front() == Some(&id) {
+            lane.jobs.pop_front();
+        } else {
+            lane.jobs.retain(|job| *job != id);
+        }
+        self.keep_record(id, now);
+    }
+
+    pub(super) fn keep_record(&mut self, id: JobId, now: Timestamp) {
+        const ENTRY_BYTES: usize = 512;
+        let Some(entry) = self.jobs.get_mut(&id) else { return };
+        let result = entry.finished.as_ref().map_or(0, |finished| match &finished.result {
+            Ok(payload) => payload.bytes.len(),
+            Err(error) => error.detail.len(),
+        });
+        let bytes = ENTRY_BYTES + result + entry.payload.as_ref().map_or(0, |payload| payload.bytes.len());
+        entry.place = Some(self.retention.keep(id, entry.awaited, bytes, now));
+        self.drop_records(now);
+    }
+
+    /// Removes the records whose time is up, or that there is no more room for.
+    pub(super) fn drop_records(&mut self, now: Timestamp) {
+        while let Some(id) = self.retention.due(now, |id| self.jobs.get(&id).and_then(|entry| entry.place)) {
+            let Some(entry) = self.jobs.remove(&id) else { break };
+            if let Some(place) = entry.place {
+                self.retention.forget(place);
+            }
+            if let Some(idempotency) = entry.idempotency {
+                self.idempotency.remove(&(
+                    entry.spec.owner.clone(),
+                    entry.spec.handler.clone(),
+                    idempotency.key,
+                ));
+            }
+        }
+    }
+}

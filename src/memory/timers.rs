@@ -1,0 +1,71 @@
+//! What time alone does: leases, records and maps expire, delayed lanes become ready.
+
+use std::time::Duration;
+
+use super::broker::{Broker, ConsumerId};
+use super::deliver::AFFINITY_SCAN;
+use crate::clock::Timestamp;
+use crate::limits::{LANE_AFFINITY, REVOKED_LEASES};
+
+/// How often expired maps are freed.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
+impl Broker {
+    /// Does what time alone does: lost leases, old records, old contexts, executors that do not listen.
+    pub fn tick(&mut self, now: Timestamp) {
+        let expired: Vec<u64> = self
+            .leases
+            .iter()
+            .filter(|(_, lease)| lease.expires_at <= now)
+            .map(|(number, _)| *number)
+            .collect();
+        for number in expired {
+            self.lose_lease(number, now);
+        }
+        let deaf: Vec<ConsumerId> = self
+            .consumers
+            .iter()
+            .filter(|(_, consumer)| consumer.revoked.len() > REVOKED_LEASES)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in deaf {
+            self.disconnect(id, now);
+        }
+        self.drop_records(now);
+        // Expired maps are absent at once; freeing them looks at each, so it is done now and then.
+        if now.since(self.swept_at) >= SWEEP_EVERY {
+            self.swept_at = now;
+            self.maps.sweep(now);
+        }
+        self.signal_due(now);
+    }
+
+    /// Wakes the groups of lanes whose delay or backoff, or whose time with their maker, has just passed.
+    fn signal_due(&mut self, now: Timestamp) {
+        let since = std::mem::replace(&mut self.ticked_at, now);
+        let affinity = u64::try_from(LANE_AFFINITY.as_micros()).unwrap_or(u64::MAX);
+        let left = |time: Timestamp| Timestamp(time.0.saturating_sub(affinity));
+        for queue in self.handlers.iter().filter(|queue| !queue.paused) {
+            let came = |since, now| queue.ready.range((since, u64::MAX)..=(now, u64::MAX)).next().is_some();
+            if came(since, now) || came(left(since), left(now)) {
+                self.signals.groups.push(queue.spec.group);
+            }
+        }
+    }
+
+    /// When something becomes ready by time alone. `None`: only an event changes anything.
+    #[must_use]
+    pub fn next_wake(&self, now: Timestamp) -> Option<Timestamp> {
+        let delayed = self.handlers.iter().filter(|queue| !queue.paused).filter_map(|queue| {
+            let (place, _) = queue.ready.range((now, u64::MAX)..).next()?;
+            Some(place.0)
+        });
+        let left = self.handlers.iter().flat_map(|queue| {
+            let known =
+                queue.ready.iter().take(AFFINITY_SCAN).filter(|(_, lane)| self.lanes[*lane].maker.is_some());
+            known.map(|(place, _)| place.0.plus(LANE_AFFINITY)).find(|until| now < *until)
+        });
+        let leases = self.leases.values().map(|lease| lease.expires_at);
+        delayed.chain(left).chain(leases).min()
+    }
+}
