@@ -66,13 +66,15 @@ pub struct Fleet {
     lifecycle: Lifecycle,
     heartbeat_ms: u64,
     first_token: usize,
+    /// When it last looked at its children.
+    looked_ms: u64,
 }
 
 impl Fleet {
     /// Empty; its children's tokens begin at `first_token`.
     #[must_use]
     pub fn new(lifecycle: Lifecycle, heartbeat_ms: u64, first_token: usize) -> Fleet {
-        Fleet { slots: Vec::new(), lifecycle, heartbeat_ms, first_token }
+        Fleet { slots: Vec::new(), lifecycle, heartbeat_ms, first_token, looked_ms: 0 }
     }
 
     /// Adds a child, to be started with the next tick.
@@ -152,8 +154,15 @@ impl Fleet {
     /// Starts who is due, pings, and ends who is silent.
     pub fn tick(&mut self, registry: &Registry, now_ms: u64) -> Vec<FleetEvent> {
         let mut happened = self.reap(now_ms);
+        // It looks at least at every heartbeat. One that was stopped itself has heard nobody meanwhile, and that
+        // says nothing about them.
+        let looked_ms = std::mem::replace(&mut self.looked_ms, now_ms);
+        let was_stopped = now_ms.saturating_sub(looked_ms) > 2 * self.heartbeat_ms;
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];
+            if was_stopped {
+                slot.begin_again(now_ms);
+            }
             if slot.start_at_ms().is_some_and(|at| at <= now_ms)
                 && let Some(Action::Spawn) = slot.act(Event::Due, &self.lifecycle, now_ms)
                 && let Err(error) = self.start(index, registry, now_ms)
@@ -353,6 +362,14 @@ impl Slot {
     fn act_aside(&mut self, aside: usize, event: Event, lifecycle: &Lifecycle, now_ms: u64) {
         let (life, process) = &mut self.aside[aside];
         process.obey(life.on(event, &lifecycle.restart, now_ms));
+    }
+
+    /// Silence counts from now on.
+    fn begin_again(&mut self, now_ms: u64) {
+        let aside = self.aside.iter_mut().map(|(_, process)| process);
+        for process in self.process.iter_mut().chain(aside) {
+            (process.since_ms, process.heard_ms) = (now_ms, now_ms);
+        }
     }
 
     /// Pings, passes words on, and says who is silent, late or due to be killed.
