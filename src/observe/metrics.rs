@@ -38,6 +38,11 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// Requests of this kind are counted from here on.
+    pub fn request_series(&self, route: &'static str, status: u16) {
+        self.http.lock().unwrap_or_else(PoisonError::into_inner).entry((route, status)).or_default();
+    }
+
     /// One more request answered.
     pub fn request(&self, route: &'static str, status: u16) {
         *self.http.lock().unwrap_or_else(PoisonError::into_inner).entry((route, status)).or_default() += 1;

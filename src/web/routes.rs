@@ -108,6 +108,12 @@ pub fn route(method: &str, target: &str) -> Result<Route, NoRoute> {
 }
 
 impl Route {
+    /// The names in the metric.
+    pub const LABELS: [&str; 14] = [
+        "submit", "batch", "record", "healthz", "result", "list", "cancel", "retry", "pause", "resume",
+        "stats", "readyz", "metrics", "index",
+    ];
+
     /// The name in the metric.
     #[must_use]
     pub fn label(&self) -> &'static str {
