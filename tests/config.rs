@@ -1019,3 +1019,12 @@ fn an_embedders_handler_name_that_no_config_path_can_hold_is_refused_at_once() {
     }
     drop(App::new().handler("a-B_9", echo));
 }
+
+#[test]
+fn a_path_of_thousands_of_parts_is_an_unknown_key_and_no_stack_overflow() {
+    let path = "a.".repeat(60_000) + "a";
+    assert_eq!(refused(&sets([format!("{path}=1")])).len(), 1);
+    let name = format!("COFFERDAM_{}A", "A__".repeat(60_000));
+    let environment = vec![(name, "1".to_owned())];
+    assert_eq!(refused(&Source { environment, ..Source::default() }).len(), 1);
+}

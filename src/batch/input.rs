@@ -98,6 +98,26 @@ impl Lines {
     }
 }
 
+/// Whatever the buffer, lines are those of one split, and only the long ones are left out.
+#[doc(hidden)]
+pub fn fuzz_lines(bytes: &[u8]) {
+    const MAX: usize = 8;
+    let mut expected: Vec<Line> = bytes
+        .split(|byte| *byte == b'\n')
+        .map(|line| if line.len() > MAX { Line::TooLong } else { Line::Whole(line.to_vec()) })
+        .collect();
+    // What follows the last line break is a line only if there is something.
+    expected.pop_if(|last| *last == Line::Whole(Vec::new()));
+    for capacity in [1, 3, 64] {
+        let source: Box<dyn Read + Send> = Box::new(std::io::Cursor::new(bytes.to_vec()));
+        let input = Input { reader: BufReader::with_capacity(capacity, source), size: None };
+        let mut lines = Lines::new(input, MAX);
+        expected.iter().for_each(|line| assert!(lines.next_line().is_ok_and(|found| found == *line)));
+        assert!(lines.next_line().is_ok_and(|end| end == Line::End));
+        assert_eq!(lines.consumed(), bytes.len() as u64);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,6 +15,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+#[doc(hidden)]
+pub use input::fuzz_lines;
+
 use crate::app::Setup;
 use crate::bell::Bell;
 use crate::config::{Retain, SinkMode};

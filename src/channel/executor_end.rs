@@ -206,9 +206,9 @@ impl ExecutorEnd {
     fn send_commit(&mut self, commit: Commit, max_frame: usize) {
         let Commit { lease, job, delivery, builds_on, mut verdict } = commit;
         if let Verdict::Succeeded(payload, effects) = &mut verdict {
-            let spare =
-                max_frame.saturating_sub(payload.bytes.len() + crate::limits::FRAME_OVERHEAD_BYTES / 2);
-            for part in split_effects(effects, spare, max_frame - crate::limits::FRAME_OVERHEAD_BYTES / 2) {
+            // A broker may agree to smaller frames than ours ever does.
+            let most = max_frame - (crate::limits::FRAME_OVERHEAD_BYTES / 2).min(max_frame / 2);
+            for part in split_effects(effects, most.saturating_sub(payload.bytes.len()), most) {
                 self.outbox.push(ToBroker::Part(part).encode(), lease.number);
             }
         }

@@ -437,19 +437,6 @@ fn job(fields: &mut Cursor, handler: &Arc<str>) -> Result<LeasedJob, Reject> {
     Ok(LeasedJob { spec, payload, delivery, fence, context: Entries::new() })
 }
 
-/// Arbitrary kinds and bodies are decoded or refused, never a panic; what is decoded is encoded as it was.
-pub fn fuzz_messages(bytes: &[u8]) {
-    let Some((kind, body)) = bytes.split_first() else { return };
-    if let Ok(message) = ToBroker::decode(*kind, body) {
-        let (kind_again, body_again) = message.encode();
-        assert_eq!((kind_again, ToBroker::decode(kind_again, &body_again)), (*kind, Ok(message)));
-    }
-    if let Ok(message) = ToExecutor::decode(*kind, body) {
-        let (kind_again, body_again) = message.encode();
-        assert!(kind_again == *kind && ToExecutor::decode(kind_again, &body_again).is_ok());
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -53,10 +53,16 @@ impl Secret {
             .take(80)
             .read_to_end(&mut text)
             .map_err(|error| format!("{at}: cannot be read: {error}"))?;
-        let digits = text.strip_suffix(b"\n").unwrap_or(&text).to_ascii_lowercase();
-        let digits = Zeroizing::new(digits);
-        let bytes = parse_hex(&digits).ok_or_else(|| format!("{at}: is not 64 hex digits"))?;
-        Secret::new(bytes).map_err(|error| format!("{at}: {error}"))
+        Secret::parse(&text).map_err(|error| format!("{at}: {error}"))
+    }
+
+    /// Reads 64 hex digits and at most one newline.
+    ///
+    /// # Errors
+    /// Says what is wrong with the text, never what is in it.
+    pub fn parse(text: &[u8]) -> Result<Secret, String> {
+        let digits = Zeroizing::new(text.strip_suffix(b"\n").unwrap_or(text).to_ascii_lowercase());
+        Secret::new(parse_hex(&digits).ok_or("is not 64 hex digits")?)
     }
 
     /// For key derivation and for the bootstrap bundle alone.

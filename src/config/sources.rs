@@ -107,8 +107,13 @@ fn parse_word(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|_| Value::from(text))
 }
 
+/// The path as objects around the value. A path far deeper than the schema must not use up the stack: its tail stays
+/// one name, which no key has.
 fn nested(path: &str, value: Value) -> Value {
-    path.rsplit('.').fold(value, |inner, part| Value::Object(Map::from_iter([(part.to_owned(), inner)])))
+    const PARTS: usize = 16;
+    let parts: Vec<&str> = path.splitn(PARTS, '.').collect();
+    let around = |inner, part: &&str| Value::Object(Map::from_iter([((*part).to_owned(), inner)]));
+    parts.iter().rev().fold(value, around)
 }
 
 /// Lays `layer` over `base`: objects key by key, everything else as a whole. Lists replace lists.

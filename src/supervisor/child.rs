@@ -127,6 +127,14 @@ impl Bundle {
     }
 }
 
+/// A bundle is written as it was read.
+#[doc(hidden)]
+pub fn fuzz_bundle(bytes: &[u8]) {
+    let Ok(Some((kind, body, length))) = split(bytes) else { return };
+    let Ok(bundle) = Bundle::decode(kind, body) else { return };
+    assert!(bundle.encode()[..] == bytes[..length], "a bundle has one form");
+}
+
 /// A child's end as its exit code; what went wrong is said on standard error.
 pub fn ended(role: &str, end: Result<Exit, String>) -> Exit {
     end.unwrap_or_else(|message| {

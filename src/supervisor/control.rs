@@ -255,15 +255,6 @@ impl Control {
     }
 }
 
-/// Arbitrary bytes are messages or refused, never a panic.
-pub fn fuzz_control(bytes: &[u8]) {
-    if let Ok(Some((kind, body, length))) = split(bytes) {
-        assert!(length <= bytes.len());
-        let _ = ToChild::decode(kind, body);
-        let _ = ToParent::decode(kind, body);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

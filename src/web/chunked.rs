@@ -110,27 +110,6 @@ fn chunk_size(line: &[u8]) -> Result<usize, Refused> {
     usize::from_str_radix(text, 16).map_err(|_| BAD)
 }
 
-/// Arbitrary bytes in arbitrary pieces give the same result as in one piece, and never a panic.
-pub fn fuzz_chunked(bytes: &[u8]) {
-    let read = |piece: usize| {
-        let (mut state, mut body, mut input) = (Chunked::default(), Vec::new(), Vec::new());
-        for part in bytes.chunks(piece.max(1)) {
-            input.extend_from_slice(part);
-            let (used, done) = state.read(&input, &mut body, 4_096)?;
-            input.drain(..used);
-            if done {
-                break;
-            }
-        }
-        Ok::<_, Refused>(body)
-    };
-    let whole = read(bytes.len());
-    for piece in [1, 2, 3, 7] {
-        let pieces = read(piece);
-        assert_eq!(pieces.as_ref().ok(), whole.as_ref().ok(), "in pieces of {piece}");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

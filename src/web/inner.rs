@@ -246,6 +246,17 @@ fn parse_answer(input: &[u8]) -> Option<Answer> {
             }
         }
     }
-    let body = input.get(end + 4..end + 4 + length)?.to_vec();
+    let body = input[end + 4..].get(..length)?.to_vec();
     Some(Answer { status, headers, body })
+}
+
+/// A whole answer is no longer than what came, whatever follows it, and one byte less is none.
+#[doc(hidden)]
+pub fn fuzz_answer(bytes: &[u8]) {
+    let Some(answer) = parse_answer(bytes) else { return };
+    let length = bytes.windows(4).position(|window| window == b"\r\n\r\n").map_or(0, |at| at + 4);
+    let length = length + answer.body.len();
+    let again = parse_answer(&bytes[..length]).map(|again| (again.status, again.headers, again.body));
+    assert_eq!(again, Some((answer.status, answer.headers, answer.body)));
+    assert!(parse_answer(&bytes[..length - 1]).is_none());
 }

@@ -24,6 +24,8 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 pub use event_loop::{Front, Master};
+#[doc(hidden)]
+pub use inner::fuzz_answer;
 
 use crate::app::Setup;
 use crate::cli::{Exit, say};

@@ -1,0 +1,236 @@
+//! The whole gate under one connection's bytes: what it accepts, what it answers.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use cofferdam::clock::Timestamp;
+use cofferdam::config::{SinkMode, WebLimits};
+use cofferdam::entropy::Entropy;
+use cofferdam::handler::{HandlerOptions, HandlerSpec};
+use cofferdam::job::{Finished, InstanceId, JobId, JobRecord, JobStatus};
+use cofferdam::limits::{DELAY_MAX, IDEMPOTENCY_KEY_BYTES, MEDIA_TYPE_BYTES, ORDERING_KEY_BYTES};
+use cofferdam::observe::metrics::Counters;
+use cofferdam::ports::{
+    BackendError, Doorbell, Doorbells, Filter, NewJob, Producer, Refusal, Stats, Submitted, Viewer,
+};
+use cofferdam::web::core::{Core, Settings};
+use cofferdam::web::respond::Answer;
+
+use super::{piece, pieces, texts};
+
+const MAX_BODY: usize = 256;
+const CONNECTION: u64 = 1;
+const NOW: Timestamp = Timestamp(1_700_000_000_000_000);
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// Any segmentation of a connection's bytes has the same jobs and the same answers, and no connection is left that
+/// neither reads nor ends.
+pub fn gate(bytes: &[u8]) {
+    let whole = converse(bytes, |left| left);
+    let mut sizes = pieces(bytes);
+    let in_pieces = converse(bytes, |left| piece(&mut sizes, left));
+    assert_eq!(in_pieces.accepted, whole.accepted);
+    assert_eq!(in_pieces.said.escape_ascii().to_string(), whole.said.escape_ascii().to_string());
+}
+
+/// A first line with the query, then headers, an empty line, a body: around them a head that is always whole.
+pub fn submission(bytes: &[u8]) {
+    let end = bytes.windows(2).position(|window| window == b"\n\n").unwrap_or(bytes.len());
+    let body = bytes.get(end + 2..).unwrap_or_default();
+    let head = String::from_utf8_lossy(&bytes[..end]);
+    let (query, headers) = head.split_once('\n').unwrap_or((&head, ""));
+    for handler in ["echo", "keyed"] {
+        let length = body.len();
+        let mut request = format!(
+            "POST /v1/jobs/{handler}?{query} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n"
+        );
+        let headers = headers.lines().filter(|line| !line.is_empty());
+        headers.for_each(|line| request.extend([line, "\r\n"]));
+        request.push_str("\r\n");
+        let talk = converse(&[request.as_bytes(), body].concat(), |left| left);
+        assert!(talk.said.starts_with(b"HTTP/1.1 ") && talk.accepted.len() <= 1);
+        let taken = talk.accepted.first().is_some_and(|job| job.bytes == body);
+        assert_eq!(taken, talk.said.starts_with(b"HTTP/1.1 20"), "a job is accepted or its caller refused");
+    }
+}
+
+/// What came of one connection.
+#[derive(Default)]
+struct Talk {
+    accepted: Vec<Accepted>,
+    said: Vec<u8>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Accepted {
+    id: JobId,
+    bytes: Vec<u8>,
+    rest: String,
+}
+
+fn converse(bytes: &[u8], mut size: impl FnMut(usize) -> usize) -> Talk {
+    let book = Arc::new(Book::default());
+    let mut core = Core::new(settings(), book.clone(), Arc::new(Counters::default()), Entropy::Seeded(1));
+    let (mut talk, mut at) = (Talk::default(), 0);
+    core.open(CONNECTION, NOW);
+    while at < bytes.len() && !core.is_finished(CONNECTION) {
+        let room = core.room(CONNECTION);
+        assert!(room > 0, "the connection neither reads nor ends");
+        let end = at + size(bytes.len() - at).min(room);
+        core.received(CONNECTION, &bytes[at..end], NOW);
+        at = end;
+        while go_on(&mut core, &book, &mut talk.said) {}
+    }
+    // What a client is told before its body depends on when the body comes.
+    while let Some(at) = talk.said.windows(CONTINUE.len()).position(|window| window == CONTINUE) {
+        talk.said.drain(at..at + CONTINUE.len());
+    }
+    core.close(CONNECTION, NOW);
+    assert!(core.take_inner().is_empty());
+    talk.accepted = std::mem::take(&mut book.lock().accepted);
+    talk
+}
+
+/// Every job succeeds with its own input, the inner server answers with the query, the client reads everything.
+fn go_on(core: &mut Core, book: &Book, said: &mut Vec<u8>) -> bool {
+    let rang = std::mem::take(&mut book.lock().rings);
+    let inner = core.take_inner();
+    let went_on = !rang.is_empty() || !inner.is_empty();
+    core.deliver(Doorbells { rang, lost: false }, NOW);
+    for request in inner {
+        assert!(request.query.bytes().all(|byte| byte.is_ascii_graphic()));
+        let answer = Answer { status: 200, headers: String::new(), body: request.query.into_bytes() };
+        core.inner_answered(request.conn, request.request, answer, NOW);
+    }
+    let unsent = core.unsent(CONNECTION);
+    said.extend_from_slice(unsent);
+    let sent = unsent.len();
+    core.flushed(CONNECTION, sent, NOW);
+    went_on || sent > 0
+}
+
+fn settings() -> Settings {
+    let spec =
+        |name: &str, options| (name.to_owned(), HandlerSpec { name: Arc::from(name), group: 0, options });
+    Settings {
+        limits: WebLimits {
+            connections: 8,
+            connections_per_ip: 8,
+            header_bytes: 512,
+            header_timeout_ms: 1_000,
+            body_timeout_ms: 1_000,
+            idle_timeout_ms: 1_000,
+            write_timeout_ms: 1_000,
+        },
+        max_inflight: 8,
+        max_body: MAX_BODY,
+        max_batch: 2 * MAX_BODY,
+        allowed_hosts: Vec::new(),
+        reply_timeout: Duration::from_secs(30),
+        sink_mode: SinkMode::SourceSeq,
+        handlers: HashMap::from([
+            spec("echo", HandlerOptions::default()),
+            spec("keyed", HandlerOptions::keyed("/k")),
+        ]),
+        instance: InstanceId(1),
+    }
+}
+
+/// A broker that accepts everything, ends it at once, and looks at what it was given.
+#[derive(Default)]
+struct Book(Mutex<Entries>);
+
+#[derive(Default)]
+struct Entries {
+    accepted: Vec<Accepted>,
+    rings: Vec<Doorbell>,
+}
+
+impl Book {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Entries> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Producer for Book {
+    fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Submitted>, BackendError> {
+        let mut book = self.lock();
+        let answer = |job: NewJob| {
+            let NewJob { id, handler, ordering_key, payload, trace, delay, timeout, idempotency, .. } = job;
+            assert_eq!(ordering_key.is_some(), &*handler == "keyed");
+            assert!(ordering_key.as_ref().is_none_or(|key| key.len() <= ORDERING_KEY_BYTES));
+            assert!(payload.bytes.len() <= MAX_BODY && payload.media_type.as_str().len() <= MEDIA_TYPE_BYTES);
+            assert!(delay <= DELAY_MAX && trace.id != [0; 16]);
+            assert!(timeout.is_none_or(|timeout| !timeout.is_zero() && timeout <= Duration::from_secs(30)));
+            if let Some(key) = idempotency.as_ref().map(|idempotency| &idempotency.key) {
+                assert!((1..=IDEMPOTENCY_KEY_BYTES).contains(&key.len()));
+                assert!(key.bytes().all(|byte| byte.is_ascii_graphic()));
+                // A word that a mutation finds: the broker's other answer.
+                if &**key == "full" {
+                    return Submitted::Refused(Refusal::QueueFull);
+                }
+            }
+            let rest = format!("{handler} {ordering_key:?} {trace} {delay:?} {timeout:?} {idempotency:?}");
+            book.accepted.push(Accepted { id, bytes: payload.bytes.to_vec(), rest });
+            let finished = Finished { status: JobStatus::Succeeded, result: Ok(payload) };
+            book.rings.push(Doorbell { job: id, finished: Arc::new(finished) });
+            Submitted::New
+        };
+        Ok(jobs.into_iter().map(answer).collect())
+    }
+
+    fn record(&self, _: &Viewer, _: JobId) -> Result<Option<JobRecord>, BackendError> {
+        Ok(None)
+    }
+
+    fn cancel(&self, _: &Viewer, _: JobId) -> Result<Option<JobRecord>, BackendError> {
+        Ok(None)
+    }
+
+    fn retry(&self, _: &Viewer, _: JobId) -> Result<Option<Result<JobRecord, JobStatus>>, BackendError> {
+        Ok(None)
+    }
+
+    fn pause(&self, _: &str, _: bool) -> Result<bool, BackendError> {
+        Ok(false)
+    }
+
+    fn list(&self, _: &Viewer, _: &Filter) -> Result<Vec<JobRecord>, BackendError> {
+        Ok(Vec::new())
+    }
+
+    fn stats(&self) -> Result<Stats, BackendError> {
+        Ok(Stats::default())
+    }
+}
+
+pub fn conversations() -> Vec<Vec<u8>> {
+    let post = "POST /v1/jobs/echo HTTP/1.1\r\nHost: localhost\r\n";
+    let batch = "POST /v1/batch/keyed?sink_mode=completion HTTP/1.1\r\nHost: [::1]:1\r\n";
+    let get = "GET /v1/jobs?limit=2 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n";
+    let lines = "{\"k\":1}\nno\n\n{\"k\":2}";
+    texts(&[
+        &format!("{post}Content-Length: 3\r\n\r\nabc{get}"),
+        &format!(
+            "{post}Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n3\r\nabc\r\n0\r\n\r\n{get}{get}"
+        ),
+        &format!("{post}Prefer: respond-async\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx{get}"),
+        &format!("{batch}Content-Length: {}\r\n\r\n{lines}GET /healthz HTTP/1.0\r\n\r\n", lines.len()),
+        &format!(
+            "{batch}Transfer-Encoding: chunked\r\n\r\n5\r\n{{\"k\":\r\n3\r\n1}}\n\r\n0\r\nA: b\r\n\r\n{post}"
+        ),
+        &format!("HEAD /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n{post}Content-Length: 999\r\n\r\n"),
+        "PUT / HTTP/1.1\r\nHost: localhost\r\n\r\nGET /livez HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET / HTTP/2.0\r\n",
+    ])
+}
+
+pub fn submissions() -> Vec<Vec<u8>> {
+    texts(&[
+        "delay_ms=5&timeout_ms=30000\nOrdering-Key: k\nPrefer: wait=3, x\n\n{\"k\":1}",
+        "\nIdempotency-Key: \"a\\\"b\\\\\"\nContent-Type: text/plain; charset=utf-8\n\nx",
+        "x=1\nIdempotency-Key: full\nPrefer: respond-async\n\n{\"k\":true}",
+        "timeout_ms=1\ntraceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\n\n",
+        "delay_ms=604800000\nPrefer: wait=\"0\"\nContent-Type: application/json\n\n{\"k\":\"\\u00e4\"}",
+    ])
+}
