@@ -178,7 +178,7 @@ fn ping(now: u64) -> Forged {
 // --- Each reason, at a broker's end ---
 
 #[test]
-fn an_invalid_signature_is_refused_in_every_message() {
+fn c3_an_invalid_signature_is_refused_in_every_message() {
     let mut side = Side::new();
     for byte in 48..80 {
         let (mut end, mut m1) = (side.end(), *side.m1(0).m1());
@@ -217,7 +217,7 @@ impl Side {
 }
 
 #[test]
-fn another_groups_secret_or_an_unknown_group_is_a_bad_signature() {
+fn c2_another_groups_secret_or_an_unknown_group_is_a_bad_signature() {
     let mut side = Side::new();
     for (group, index) in [(0, 1), (1, 0), (0, 2), (0, u16::MAX)] {
         let m1 = *Initiator::start(&secret(group), index, [1; 32], TTL_MS, NOW).m1();
@@ -228,7 +228,7 @@ fn another_groups_secret_or_an_unknown_group_is_a_bad_signature() {
 }
 
 #[test]
-fn frames_of_another_connection_or_the_other_direction_are_bad_signatures() {
+fn c2_frames_of_another_connection_or_the_other_direction_are_bad_signatures() {
     let mut side = Side::new();
     let other = side.up();
     assert_eq!(side.first_of_up(|_| ping(NOW).sealed(&other.to_broker)), Err(Reject::BadSignature));
@@ -240,7 +240,7 @@ fn frames_of_another_connection_or_the_other_direction_are_bad_signatures() {
 }
 
 #[test]
-fn a_first_message_that_comes_again_is_a_replayed_nonce() {
+fn c2_a_first_message_that_comes_again_is_a_replayed_nonce() {
     let mut side = Side::new();
     let m1 = *side.m1(0).m1();
     let (mut end, mut again) = (side.end(), side.end());
@@ -255,7 +255,7 @@ fn a_first_message_that_comes_again_is_a_replayed_nonce() {
 }
 
 #[test]
-fn a_full_table_of_nonces_refuses_and_strangers_do_not_fill_it() {
+fn c2_a_full_table_of_nonces_refuses_and_strangers_do_not_fill_it() {
     let mut side = Side::new();
     for _ in 0..100 {
         let (mut end, mut m1) = (side.end(), *side.m1(0).m1());
@@ -271,7 +271,7 @@ fn a_full_table_of_nonces_refuses_and_strangers_do_not_fill_it() {
 }
 
 #[test]
-fn a_sequence_that_is_not_the_next_one_is_a_replayed_nonce() {
+fn c2_a_sequence_that_is_not_the_next_one_is_a_replayed_nonce() {
     let mut side = Side::new();
     for sequence in [1, 2, u64::MAX] {
         let skipped = |half: &Half| Forged { sequence, ..ping(NOW) }.sealed(&half.to_broker);
@@ -287,7 +287,7 @@ fn a_sequence_that_is_not_the_next_one_is_a_replayed_nonce() {
 }
 
 #[test]
-fn an_expired_timestamp_is_refused_and_one_at_the_limit_is_not() {
+fn c5_an_expired_timestamp_is_refused_and_one_at_the_limit_is_not() {
     let mut side = Side::new();
     for (time, refused) in
         [(NOW - 5_001, true), (NOW - 5_000, false), (NOW + 1_000, false), (NOW + 1_001, true), (0, true)]
@@ -308,7 +308,7 @@ fn an_expired_timestamp_is_refused_and_one_at_the_limit_is_not() {
 }
 
 #[test]
-fn an_oversized_length_is_refused_before_its_frame_has_come() {
+fn c1_an_oversized_length_is_refused_before_its_frame_has_come() {
     let mut side = Side::new();
     for length in [MAX_FRAME as u32 + 1, 1 << 31, u32::MAX] {
         let claimed = side.first_of_up(|_| length.to_be_bytes().to_vec());
@@ -326,7 +326,7 @@ fn an_oversized_length_is_refused_before_its_frame_has_come() {
 }
 
 #[test]
-fn a_result_of_the_maximum_passes_with_every_other_field_at_its_limit() {
+fn c4_a_result_of_the_maximum_passes_with_every_other_field_at_its_limit() {
     let mut side = Side::new();
     let mut half = side.up();
     submit(&side.broker, "free");
@@ -341,7 +341,7 @@ fn a_result_of_the_maximum_passes_with_every_other_field_at_its_limit() {
 }
 
 #[test]
-fn another_version_is_a_bad_version() {
+fn c5_another_version_is_a_bad_version() {
     let mut side = Side::new();
     for version in [0, 2, 0xFF] {
         let (mut end, mut m1) = (side.end(), *side.m1(0).m1());
@@ -355,7 +355,7 @@ fn another_version_is_a_bad_version() {
 }
 
 #[test]
-fn an_unknown_kind_is_refused_before_its_body_is_looked_at() {
+fn c5_an_unknown_kind_is_refused_before_its_body_is_looked_at() {
     let mut side = Side::new();
     for kind in (0..=u8::MAX).filter(|kind| !matches!(*kind, PING | 0x10..=0x14)) {
         let frame = |half: &Half| Forged { kind, body: vec![0xFF; 9], ..ping(NOW) }.sealed(&half.to_broker);
@@ -364,7 +364,7 @@ fn an_unknown_kind_is_refused_before_its_body_is_looked_at() {
 }
 
 #[test]
-fn what_does_not_have_the_shape_is_malformed() {
+fn c7_what_does_not_have_the_shape_is_malformed() {
     let mut side = Side::new();
     for (at, byte) in [(0, b'c'), (3, b'2'), (5, 2), (5, 0)] {
         let (mut end, mut m1) = (side.end(), *side.m1(0).m1());
@@ -404,7 +404,7 @@ fn what_does_not_have_the_shape_is_malformed() {
 }
 
 #[test]
-fn flags_are_looked_at_after_mac_sequence_and_time() {
+fn c5_flags_are_looked_at_after_mac_sequence_and_time() {
     let mut side = Side::new();
     let wrong = Forged { flags: 1, kind: 0xFF, sequence: 9, time_ms: 0, ..ping(NOW) };
     let cases = [
@@ -421,7 +421,7 @@ fn flags_are_looked_at_after_mac_sequence_and_time() {
 }
 
 #[test]
-fn a_second_message_with_senseless_limits_is_a_failed_handshake() {
+fn c5_a_second_message_with_senseless_limits_is_a_failed_handshake() {
     for (max_frame, max_leases, refused) in [(1_087, 1, true), (1_088, 1, false), (1_088, 0, true)] {
         let initiator = Initiator::start(&secret(0), 0, [1; 32], TTL_MS, NOW);
         let terms = Terms { boot_id: [9; 16], max_frame, max_leases, ttl_ms: TTL_MS };
@@ -434,7 +434,7 @@ fn a_second_message_with_senseless_limits_is_a_failed_handshake() {
 }
 
 #[test]
-fn a_broker_that_speaks_before_the_third_message_is_not_believed() {
+fn c5_a_broker_that_speaks_before_the_third_message_is_not_believed() {
     let initiator_end = || ExecutorEnd::new(&secret(0), 0, [1; 32], TTL_MS, NOW);
     let mut executor = initiator_end();
     let m1: [u8; 80] = executor.output(NOW).try_into().expect("M1 and nothing else");
@@ -452,7 +452,7 @@ fn a_broker_that_speaks_before_the_third_message_is_not_believed() {
 }
 
 #[test]
-fn before_authentication_exactly_the_next_message_is_read() {
+fn c1_before_authentication_exactly_the_next_message_is_read() {
     let mut side = Side::new();
     let mut end = side.end();
     let m1 = *side.m1(0).m1();

@@ -4,7 +4,7 @@
 //! The channel's port is chosen here: the kernel would tell it only to root, because the processes of a service are
 //! not dumpable.
 
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, ChildStdout};
 use std::sync::Arc;
@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use cofferdam::HandlerOptions;
 use cofferdam::bell::Bell;
-use cofferdam::channel::handshake::{Initiator, Session};
+use cofferdam::channel::handshake::Initiator;
 use cofferdam::channel::keys::GroupSecret;
-use cofferdam::channel::messages::{ToBroker, ToExecutor, to_executor};
+use cofferdam::channel::messages::ToBroker;
 use cofferdam::channel::{ChannelClient, ChannelServer, Reject, ServerConfig};
 use cofferdam::clock::{Clock, Timestamp, monotonic_millis};
 use cofferdam::config::secret::Secret;
@@ -31,10 +31,13 @@ use mio::{Events, Poll, Token};
 use serde_json::json;
 
 use program::{DEADLINE, Folder, cofferdam, command};
+use strangers::{Peer, said_until_closed, stranger};
 use wire::Forged;
 
 #[path = "support/program.rs"]
 mod program;
+#[path = "support/strangers.rs"]
+mod strangers;
 #[path = "support/wire.rs"]
 mod wire;
 
@@ -93,9 +96,7 @@ impl Service {
     }
 
     fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.channel).expect("the channel listens");
-        stream.set_read_timeout(Some(DEADLINE)).expect("a socket");
-        stream
+        strangers::connect(self.channel)
     }
 
     /// One request on a connection of its own; the whole answer.
@@ -150,36 +151,17 @@ impl Service {
     }
 
     fn initiator(&self, time_ms: u64) -> Initiator {
-        Initiator::start(&self.secret(), 0, Entropy::system().bytes(), 30_000, time_ms)
+        strangers::initiator(&self.secret(), time_ms)
     }
 
     /// A connection that has its M2.
     fn proven(&self) -> Peer {
-        let mut stream = self.connect();
-        let initiator = self.initiator(monotonic_millis());
-        stream.write_all(initiator.m1()).expect("it reads");
-        let mut m2 = [0; 104];
-        stream.read_exact(&mut m2).expect("M2");
-        let m1 = *initiator.m1();
-        let keys = wire::data_keys(&self.secret(), &m1, &m2);
-        let (session, m3) = initiator.finish(&m2, &self.secret(), monotonic_millis()).expect("it is valid");
-        Peer { stream, session, m1, m3, to_broker: keys.to_broker, to_executor: keys.to_executor }
+        Peer::proven(self.channel, &self.secret())
     }
 
     /// A connection that is up, as its first pong shows.
     fn up(&self) -> Peer {
-        let mut peer = self.proven();
-        let m3 = peer.m3;
-        let ping = ToBroker::Ping.encode();
-        let mut bytes = m3.to_vec();
-        peer.session.sealer.seal(ping.0, 0, &ping.1, monotonic_millis(), &mut bytes);
-        peer.stream.write_all(&bytes).expect("it reads");
-        let mut pong = [0; wire::OVERHEAD];
-        peer.stream.read_exact(&mut pong).expect("a pong");
-        let opened = peer.session.opener.open(&pong, monotonic_millis(), to_executor).expect("it is valid");
-        let (frame, _) = opened.expect("it is whole");
-        assert!(matches!(ToExecutor::decode(frame.kind, frame.body), Ok(ToExecutor::Pong)));
-        peer
+        Peer::up(self.channel, &self.secret())
     }
 }
 
@@ -198,54 +180,8 @@ impl Drop for Service {
     }
 }
 
-/// Who knows the secret.
-struct Peer {
-    stream: TcpStream,
-    session: Session,
-    m1: [u8; 80],
-    m3: [u8; 40],
-    to_broker: [u8; 32],
-    to_executor: [u8; 32],
-}
-
-impl Peer {
-    /// What the other side says until it closes.
-    fn said_until_closed(mut self) -> Vec<u8> {
-        said_until_closed(&mut self.stream)
-    }
-}
-
-/// All bytes until the end of file, or a reset: which of them, the kernel decides.
-fn said_until_closed(stream: &mut TcpStream) -> Vec<u8> {
-    let (mut said, mut buffer) = (Vec::new(), [0; 4_096]);
-    loop {
-        match stream.read(&mut buffer) {
-            Ok(0) => return said,
-            Ok(read) => said.extend_from_slice(&buffer[..read]),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => {
-                assert!(
-                    !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
-                    "it was not closed"
-                );
-                return said;
-            }
-        }
-    }
-}
-
-/// A stranger that sends these bytes; says how long it was kept.
-fn stranger(service: &Service, bytes: &[u8]) -> Duration {
-    let mut stream = service.connect();
-    let started = Instant::now();
-    // A connection that is closed meanwhile is the point of it.
-    let _ = stream.write_all(bytes);
-    assert_eq!(said_until_closed(&mut stream), b"", "a stranger gets not one byte");
-    started.elapsed()
-}
-
 #[test]
-fn strangers_are_closed_in_time_without_a_byte_and_the_service_serves() {
+fn c1_strangers_are_closed_in_time_without_a_byte_and_the_service_serves() {
     let service = Service::start();
     let before = service.all_rejected();
     let cases: [(&str, Vec<u8>, Reject); 7] = [
@@ -261,7 +197,7 @@ fn strangers_are_closed_in_time_without_a_byte_and_the_service_serves() {
         for (name, bytes, reason) in &cases {
             let service = &service;
             scope.spawn(move || {
-                let kept = stranger(service, bytes);
+                let kept = stranger(service.channel, bytes);
                 let limit =
                     if *reason == Reject::HandshakeTimeout { CLOSED_WITHIN } else { CLOSED_WITHIN / 2 };
                 assert!(kept < limit, "{name} was kept for {kept:?}");
@@ -275,7 +211,7 @@ fn strangers_are_closed_in_time_without_a_byte_and_the_service_serves() {
 }
 
 #[test]
-fn bytes_that_trickle_do_not_prolong_a_handshake() {
+fn c1_bytes_that_trickle_do_not_prolong_a_handshake() {
     let service = Service::start();
     let before = service.all_rejected();
     let mut stream = service.connect();
@@ -295,7 +231,7 @@ fn bytes_that_trickle_do_not_prolong_a_handshake() {
 }
 
 #[test]
-fn a_hundred_half_open_connections_cost_sixteen_places_and_no_executor() {
+fn c1_a_hundred_half_open_connections_cost_sixteen_places_and_no_executor() {
     let service = Service::start();
     let before = service.all_rejected();
     let mut executor = service.up();
@@ -317,7 +253,7 @@ fn a_hundred_half_open_connections_cost_sixteen_places_and_no_executor() {
 }
 
 #[test]
-fn a_hangup_in_the_handshake_is_a_failed_handshake() {
+fn c1_a_hangup_in_the_handshake_is_a_failed_handshake() {
     let service = Service::start();
     let before = service.all_rejected();
     drop(service.connect());
@@ -326,7 +262,7 @@ fn a_hangup_in_the_handshake_is_a_failed_handshake() {
 }
 
 #[test]
-fn a_seventeenth_peer_between_the_messages_is_refused_and_the_sixteen_are_not() {
+fn c1_a_seventeenth_peer_between_the_messages_is_refused_and_the_sixteen_are_not() {
     let service = Service::start();
     let before = service.all_rejected();
     let mut peers: Vec<Peer> = (0..16).map(|_| service.proven()).collect();
@@ -340,7 +276,7 @@ fn a_seventeenth_peer_between_the_messages_is_refused_and_the_sixteen_are_not() 
 }
 
 #[test]
-fn a_replayed_or_stale_first_message_is_refused_and_counted() {
+fn c2_a_replayed_or_stale_first_message_is_refused_and_counted() {
     let service = Service::start();
     let before = service.all_rejected();
     let peer = service.up();
@@ -349,7 +285,7 @@ fn a_replayed_or_stale_first_message_is_refused_and_counted() {
         (*service.initiator(monotonic_millis() - 6_000).m1(), Reject::ExpiredTimestamp),
         (*service.initiator(monotonic_millis() + 60_000).m1(), Reject::ExpiredTimestamp),
     ] {
-        assert!(stranger(&service, &m1) < CLOSED_WITHIN, "{reason:?}");
+        assert!(stranger(service.channel, &m1) < CLOSED_WITHIN, "{reason:?}");
     }
     service.has_counted(&before, &[(Reject::ReplayedNonce, 1), (Reject::ExpiredTimestamp, 2)]);
     let mut peer = service.proven();
@@ -363,7 +299,7 @@ fn a_replayed_or_stale_first_message_is_refused_and_counted() {
 }
 
 #[test]
-fn each_refused_frame_closes_its_connection_without_an_answer_and_is_counted() {
+fn c5_each_refused_frame_closes_its_connection_without_an_answer_and_is_counted() {
     let service = Service::start();
     let before = service.all_rejected();
     // The first ping had sequence 0.
@@ -397,7 +333,7 @@ fn each_refused_frame_closes_its_connection_without_an_answer_and_is_counted() {
 }
 
 #[test]
-fn an_end_of_file_inside_a_frame_is_malformed_and_one_between_frames_is_not() {
+fn c2_an_end_of_file_inside_a_frame_is_malformed_and_one_between_frames_is_not() {
     let service = Service::start();
     let before = service.all_rejected();
     drop(service.up());

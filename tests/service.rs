@@ -402,14 +402,25 @@ fn nothing_outlives_a_killed_supervisor() {
 
 #[test]
 fn a_supervisor_that_was_stopped_for_a_while_changes_nothing() {
-    let service = Service::start(&[]);
+    let service = Service::start(&["runtime.platform.execution_ipc.heartbeat_ms=200"]);
+    let family = [service.child("web"), service.child("executor")];
     signal(service.pid, Signal::STOP);
     for _ in 0..20 {
         assert_eq!(service.post("/v1/jobs/echo", "x").status, 200);
     }
+    // Longer than it lets a child be silent; but it was its own silence.
+    std::thread::sleep(Duration::from_millis(1_200));
     signal(service.pid, Signal::CONT);
+    // It answers control messages again: an executor that is killed now has a successor.
+    kill(family[1]);
+    until("the executor is replaced", PATIENCE, || {
+        (service.children("executor").iter().any(|pid| *pid != family[1])).then_some(())
+    });
+    assert_eq!(service.post("/v1/jobs/echo", "x").status, 200);
+    assert_eq!(service.child("web"), family[0], "nobody was ended for it");
     let ended = service.stop();
     assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("does not answer"), "{}", ended.stderr);
 }
 
 #[test]

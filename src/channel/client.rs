@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 
+use super::RefusalLog;
 use super::executor_end::ExecutorEnd;
 use super::keys::GroupSecret;
 use crate::entropy::Entropy;
@@ -30,6 +31,7 @@ pub struct ChannelClient {
     /// The connection was lost since the last step.
     lost: bool,
     reported: Option<u32>,
+    refusals: RefusalLog,
 }
 
 struct Link {
@@ -62,6 +64,7 @@ impl ChannelClient {
             retry_at_ms: 0,
             lost: false,
             reported: None,
+            refusals: RefusalLog::default(),
         }
     }
 
@@ -143,11 +146,16 @@ impl ChannelClient {
                 return;
             }
             match link.stream.read(&mut buffer) {
-                Ok(0) => return self.disconnect(now_ms),
+                Ok(0) => {
+                    if let Some(reason) = link.end.at_end_of_file() {
+                        self.refusals.say(reason, now_ms);
+                    }
+                    return self.disconnect(now_ms);
+                }
                 Ok(read) => {
                     total += read;
                     if let Err(reason) = link.end.received(&buffer[..read], &self.secret, now_ms) {
-                        log::warn!("the channel is closed: {}", reason.as_str());
+                        self.refusals.say(reason, now_ms);
                         return self.disconnect(now_ms);
                     }
                     if link.end.is_held_for_up {

@@ -69,6 +69,15 @@ impl ExecutorEnd {
         matches!(self.phase, Phase::AwaitsM2(_))
     }
 
+    /// What an end of file means now; between frames it is the broker's right.
+    pub fn at_end_of_file(&self) -> Option<Reject> {
+        match &self.phase {
+            Phase::AwaitsM2(_) => Some(Reject::HandshakeFailed),
+            Phase::Up(_) if !self.input.is_empty() => Some(Reject::Malformed),
+            Phase::Up(_) | Phase::Over => None,
+        }
+    }
+
     /// Bytes have arrived.
     ///
     /// # Errors

@@ -21,6 +21,8 @@ pub use client::ChannelClient;
 pub use executor_end::ExecutorEnd;
 pub use server::{ChannelServer, ServerConfig};
 
+use crate::observe::event;
+
 /// Why a connection on the channel ends. The names are the metric's labels and the event's codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reject {
@@ -75,6 +77,23 @@ impl Reject {
             Reject::HandshakeTimeout => "handshake_timeout",
             Reject::HandshakeFailed => "handshake_failed",
             Reject::TooManyConnections => "too_many_connections",
+        }
+    }
+}
+
+/// Says refusals to the log: at most one line a second for each reason, whatever a peer does.
+#[derive(Default)]
+struct RefusalLog {
+    /// When each was said last, in ms; 0 is never.
+    said_ms: [u64; Reject::ALL.len()],
+}
+
+impl RefusalLog {
+    fn say(&mut self, reason: Reject, now_ms: u64) {
+        let said_ms = &mut self.said_ms[reason as usize];
+        if *said_ms == 0 || now_ms.saturating_sub(*said_ms) >= 1_000 {
+            *said_ms = now_ms.max(1);
+            event(log::Level::Warn, "ipc.rejected").field("code", reason.as_str()).emit();
         }
     }
 }

@@ -9,17 +9,16 @@ use std::sync::atomic::Ordering;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
 
-use super::Reject;
 use super::broker_end::{BrokerEnd, Doorman};
 use super::handshake::{NonceCache, Terms};
 use super::keys::GroupSecret;
+use super::{RefusalLog, Reject};
 use crate::config::Ipc;
 use crate::entropy::Entropy;
 use crate::limits::{
     ACCEPTS_A_TURN, CONTEXT_BYTES, FOLLOW_UPS_BYTES, FRAME_OVERHEAD_BYTES, HANDSHAKE_TIMEOUT,
     READ_A_TURN_BYTES, UNPROVEN_CONNECTIONS,
 };
-use crate::observe::event;
 use crate::observe::metrics::Counters;
 use crate::ports::Consumer;
 
@@ -50,7 +49,7 @@ pub struct ChannelServer {
     parts_max: usize,
     /// Given up for a moment when there are no descriptors: accept, close, go on.
     spare: Option<std::fs::File>,
-    said: [u64; Reject::ALL.len()],
+    refusals: RefusalLog,
 }
 
 struct Link {
@@ -95,7 +94,7 @@ impl ChannelServer {
             heartbeat_ms: config.ipc.heartbeat_ms,
             parts_max: 2 * (config.lane_state_max + CONTEXT_BYTES) + FOLLOW_UPS_BYTES + max_frame,
             spare: std::fs::File::open("/dev/null").ok(),
-            said: [0; Reject::ALL.len()],
+            refusals: RefusalLog::default(),
         })
     }
 
@@ -304,14 +303,10 @@ impl ChannelServer {
         }
     }
 
-    /// Counts every refusal, and logs at most one line a second for each reason.
+    /// Counts every refusal, and logs some.
     fn reject(&mut self, reason: Reject, now_ms: u64) {
         self.counters.reject(reason);
-        let said = &mut self.said[reason as usize];
-        if *said == 0 || now_ms.saturating_sub(*said) >= 1_000 {
-            *said = now_ms.max(1);
-            event(log::Level::Warn, "ipc.rejected").field("code", reason.as_str()).emit();
-        }
+        self.refusals.say(reason, now_ms);
     }
 }
 

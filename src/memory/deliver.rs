@@ -5,9 +5,9 @@ use std::time::Duration;
 use super::broker::{Broker, ConsumerEntry, ConsumerId, Lease, context_map_name};
 use crate::clock::Timestamp;
 use crate::controls::{Control, is_off};
-use crate::job::{Effects, Entries, JobError, JobId, JobStatus, Payload, Verdict, Version};
+use crate::job::{Effects, Entries, FollowUp, JobError, JobId, JobStatus, Payload, Verdict, Version};
 use crate::life::JobEvent;
-use crate::limits::{CONTEXT_BYTES, LANE_AFFINITY, RUN_JOBS};
+use crate::limits::{CONTEXT_BYTES, FOLLOW_UPS, LANE_AFFINITY, ORDERING_KEY_BYTES, RUN_JOBS};
 use crate::ports::{
     self, Commit, CommitAnswer, CommitResult, LeaseRef, LeasedJob, ReleaseReason, StateAt, Step,
 };
@@ -255,8 +255,17 @@ impl Broker {
     /// Why the effects cannot be applied, if they exceed a bound. Executors check before they commit, so this
     /// catches only one that does not.
     fn refuses(&self, commit: &Commit, lane: u64, now: Timestamp) -> Option<JobError> {
-        let Verdict::Succeeded(_, effects) = &commit.verdict else { return None };
+        let Verdict::Succeeded(payload, effects) = &commit.verdict else { return None };
         let entry = &self.jobs[&commit.job];
+        // An entry or a payload that does not fit a frame would end each connection that is given its lane.
+        let most = self.rules.max_payload;
+        if payload.bytes.len() > most {
+            return Some(JobError::new(Code::ResultTooLarge, "the result exceeds max_payload_bytes"));
+        }
+        let mut values = effects.state.iter().chain(&effects.context).filter_map(|it| it.value.as_ref());
+        if values.any(|value| value.len() > most) {
+            return Some(JobError::new(Code::StateTooLarge, "a value exceeds max_payload_bytes"));
+        }
         let lane_map = self.lanes[&lane].map.as_ref();
         if !effects.state.is_empty() {
             let Some(map) = lane_map else {
@@ -272,6 +281,13 @@ impl Broker {
             if self.maps.bytes_after(&name, &effects.context, now) > CONTEXT_BYTES {
                 return Some(JobError::new(Code::StateTooLarge, "the trace's context would exceed 1 MiB"));
             }
+        }
+        let too_long = |job: &FollowUp| {
+            let key = job.ordering_key.as_ref().map_or(0, |key| key.len());
+            key > ORDERING_KEY_BYTES || job.payload.bytes.len() > most
+        };
+        if effects.follow_ups.len() > FOLLOW_UPS || effects.follow_ups.iter().any(too_long) {
+            return Some(JobError::new(Code::HandlerFailed, "the follow-ups exceed their bounds"));
         }
         let unknown = effects.follow_ups.iter().find(|job| !self.handler_index.contains_key(&job.handler));
         unknown.map(|_| JobError::new(Code::HandlerFailed, "a follow-up names an unknown handler"))

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 
 use super::program::{Folder, cofferdam, command, example};
 use super::service::{
-    Answer, Client, Ended, NoAnswer, PATIENCE, Service, all_children, caller, holdings, is_alive, request,
-    until, words,
+    Answer, Client, Ended, NoAnswer, PATIENCE, Service, all_children, caller, free_address, holdings,
+    is_alive, request, until, words,
 };
 
 /// In each payload, and so in no log.
@@ -75,7 +75,8 @@ impl Trial {
         let run = folder.path("run");
         std::fs::create_dir(&run).expect("a folder");
         let secret = format!("runtime.platform.execution_ipc.auth.secret_file={}", secret.display());
-        let sets = ["web.bind=127.0.0.1:0", &secret].into_iter().chain(sets.iter().copied());
+        let bind = format!("web.bind={}", free_address());
+        let sets = [&*bind, &secret].into_iter().chain(sets.iter().copied());
         let mut command = shell_command(shell, program);
         command.arg("serve").args(sets.flat_map(|set| ["--set", set])).env("RUNTIME_DIRECTORY", &run);
         prepare(&mut command);
@@ -206,7 +207,7 @@ impl Trial {
         let ended = service.ended();
         assert_ended(&ended.status, &ended.stderr, code);
         assert!(!children.iter().any(|pid| is_alive(*pid)), "a child outlives its supervisor");
-        TcpListener::bind(address).expect("its port is free");
+        until("its port is free", PATIENCE, || TcpListener::bind(address).ok());
         // A supervisor that was killed cannot clean up; the next one does, which is a test of its own.
         if code.is_some() {
             assert_eq!(std::fs::read_dir(&run).expect("our own folder").count(), 0, "it leaves its socket");

@@ -333,10 +333,15 @@ pub enum NoAnswer {
 impl Client {
     #[track_caller]
     pub fn to(address: SocketAddr) -> Client {
-        let stream = TcpStream::connect_timeout(&address, PATIENCE).expect("the service accepts");
-        stream.set_nodelay(true).expect("a TCP socket");
-        stream.set_write_timeout(Some(PATIENCE)).expect("a TCP socket");
-        Client { stream, input: Vec::new() }
+        Client::try_to(address).expect("the service accepts")
+    }
+
+    /// The same where a refused connection is one of the possible ends.
+    pub fn try_to(address: SocketAddr) -> std::io::Result<Client> {
+        let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+        stream.set_nodelay(true)?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Ok(Client { stream, input: Vec::new() })
     }
 
     /// Exactly these bytes. A service that has closed already is seen when its answer is read.

@@ -11,6 +11,8 @@
 //! - answers that are not the request's body (`--check-echo`), and answers that are no success: neither
 //!   counts as a request served.
 //!
+//! With `--any-status` the time to a refusal is what is asked for: each whole answer counts as served.
+//!
 //! With `--waiters N` each of N callers asks once, all of them at the same time, and the line says how each
 //! was answered.
 //!
@@ -33,8 +35,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 const USAGE: &str = "\
-usage: bench-load --url http://IP:PORT/PATH [--seconds S] [--method POST] [--body TEXT | --body-bytes N]
-                  (--connections N [--warmup S] [--check-echo] | --waiters N)";
+usage: bench-load --url http://IP:PORT/PATH [--seconds S] [--method POST] [--body TEXT | --body-bytes N] [--async]
+                  (--connections N [--warmup S] [--check-echo | --any-status] | --waiters N)";
 
 /// Beyond this the ephemeral ports of one source address (28,232 by default) get short.
 const CONNECTIONS_MAX: usize = 25_000;
@@ -70,7 +72,7 @@ fn run(options: &Options) -> io::Result<Value> {
             client.run_for(options.measured)?;
             Ok(report_waiters(options, &client))
         }
-        Task::Repeat | Task::RepeatAndCompare { .. } => {
+        Task::Repeat | Task::RepeatAndCompare { .. } | Task::RepeatWhatever => {
             client.run_for(options.warmup)?;
             client.forget_tally();
             let elapsed = client.run_for(options.measured)?;
@@ -156,6 +158,8 @@ struct Options {
     path: String,
     method: String,
     body: Vec<u8>,
+    /// Nobody waits for the job's end.
+    is_async: bool,
     connections: usize,
     task: Task,
     measured: Duration,
@@ -165,11 +169,17 @@ struct Options {
 impl Options {
     fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String> {
         let (mut url, mut method, mut body, mut body_bytes) = (None, "POST".to_string(), None, 120);
-        let (mut connections, mut waiters, mut check_echo) = (None, None, false);
+        let (mut connections, mut waiters) = (None, None);
+        let (mut check_echo, mut any_status, mut is_async) = (false, false, false);
         let (mut measured, mut warmup) = (Duration::from_secs(3), Duration::ZERO);
         while let Some(name) = arguments.next() {
-            if name == "--check-echo" {
-                check_echo = true;
+            match name.as_str() {
+                "--check-echo" => check_echo = true,
+                "--any-status" => any_status = true,
+                "--async" => is_async = true,
+                _ => {}
+            }
+            if matches!(name.as_str(), "--check-echo" | "--any-status" | "--async") {
                 continue;
             }
             let value = arguments.next().ok_or_else(|| format!("{name}: a value is missing"))?;
@@ -193,7 +203,11 @@ impl Options {
             Some(body) => body,
             None => json_of_length(body_bytes)?,
         };
+        if check_echo && any_status {
+            return Err("--check-echo and --any-status exclude each other".into());
+        }
         let (connections, task) = match (connections, waiters) {
+            (Some(connections), None) if any_status => (connections, Task::RepeatWhatever),
             (Some(connections), None) if check_echo => {
                 (connections, Task::RepeatAndCompare { body_length: body.len() })
             }
@@ -201,16 +215,17 @@ impl Options {
             (None, Some(waiters)) => (waiters, Task::Once),
             _ => return Err("one of --connections and --waiters is needed".into()),
         };
-        Ok(Options { target, path, method, body, connections, task, measured, warmup })
+        Ok(Options { target, path, method, body, is_async, connections, task, measured, warmup })
     }
 
     /// The bytes that every connection sends, every time.
     fn request(&self) -> Vec<u8> {
         let mut request = format!(
-            "{} {} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            "{} {} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\n{}Content-Length: {}\r\n\r\n",
             self.method,
             self.path,
             self.target,
+            if self.is_async { "Prefer: respond-async\r\n" } else { "" },
             self.body.len()
         )
         .into_bytes();
@@ -281,6 +296,9 @@ mod tests {
         let expected = "POST /v1/jobs/echo HTTP/1.1\r\nHost: 127.0.0.1:80\r\n\
                         Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
         assert_eq!(options.request(), expected.as_bytes());
+        let asynchronous = "--url http://127.0.0.1:80/ --connections 1 --body {} --async";
+        let bytes = parse(asynchronous).unwrap().request();
+        assert!(String::from_utf8(bytes).unwrap().contains("\r\nPrefer: respond-async\r\n"));
     }
 
     #[test]
@@ -298,6 +316,7 @@ mod tests {
             "--url https://127.0.0.1:80/ --connections 1",
             "--url http://127.0.0.1:80/ --connections",
             "--url http://127.0.0.1:80/ --what 1",
+            "--url http://127.0.0.1:80/ --connections 1 --check-echo --any-status",
         ] {
             assert!(parse(arguments).is_err(), "{arguments}");
         }
