@@ -1,7 +1,7 @@
 //! A service as processes: who runs, who listens, who is replaced, and how it ends.
 //!
-//! It guards rows P1 to P3, P5, P6, P12, P14 and W3, W4 of the fault list with the real binary: children are
-//! killed by their pids, and what callers see is compared with what CONTRACT 5 promises.
+//! It guards rows W3 and W4 of the fault list, and the shape of a service with the real binary. Rows P1 to P17
+//! are in lifecycle.rs, lifecycle_stop.rs and lifecycle_host.rs.
 
 #[path = "support/program.rs"]
 mod program;
@@ -9,30 +9,18 @@ mod program;
 mod service;
 
 use std::collections::HashSet;
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use program::{Folder, cofferdam, shown, wait};
+use program::{Folder, cofferdam, example};
 use rustix::process::Signal;
-use service::{Client, PATIENCE, Service, is_alive, kill, request, signal, until, words};
+use service::{
+    Client, PATIENCE, Service, holdings, is_alive, kill, request, signal, sleeper, until, waiters, words,
+};
 
 const INLINE: &str = "runtime.platform.bootstrap.mode=inline";
 const SUPERVISED: &str = "runtime.platform.bootstrap.mode=process_supervisor";
 const LONG_SLEEP: &str = r#"{"ms":600000}"#;
-
-fn waiters(service: &Service, count: f64) {
-    until(&format!("{count} callers wait"), PATIENCE, || {
-        (service.metric("reply_waiters") == count).then_some(())
-    });
-}
-
-/// A caller that waits for a sleep of so many ms.
-fn sleeper(service: &Service, ms: u64) -> Client {
-    let mut client = service.connect();
-    client.send(request("POST", "/v1/jobs/sleep", &[], format!("{{\"ms\":{ms}}}")));
-    client
-}
 
 /// The addresses on which the sockets of a process listen, IPv4 and IPv6, from `/proc`.
 fn listening(pid: u32) -> HashSet<String> {
@@ -109,93 +97,6 @@ fn no_argument_environment_or_log_line_holds_the_secret() {
 }
 
 #[test]
-fn two_hundred_waiting_callers_survive_the_kill_of_their_executor_and_web_stays_alive() {
-    const CALLERS: usize = 200;
-    let service = Service::start(&[]);
-    // The first ones hold every worker when the executor is killed.
-    let mut callers: Vec<Client> = (0..8).map(|_| sleeper(&service, 1_500)).collect();
-    until("every worker sleeps", PATIENCE, || {
-        (service.get("/v1/stats").json()["totals"]["running"] == 8).then_some(())
-    });
-    for number in 8..CALLERS {
-        let mut client = service.connect();
-        client.send(request("POST", "/v1/jobs/echo", &[], number.to_string()));
-        callers.push(client);
-    }
-    waiters(&service, CALLERS as f64);
-    for _ in 0..50 {
-        let begun = Instant::now();
-        assert_eq!(service.get("/healthz").status, 200);
-        assert!(begun.elapsed() < Duration::from_millis(500), "/healthz took {:?}", begun.elapsed());
-    }
-    let executor = service.child("executor");
-    kill(executor);
-    for (number, caller) in callers.iter_mut().enumerate() {
-        let answer = caller.read();
-        let expected = if number < 8 { r#"{"slept_ms":1500}"#.to_owned() } else { number.to_string() };
-        assert_eq!((answer.status, answer.text()), (200, expected), "{answer:?}");
-    }
-    waiters(&service, 0.0);
-    assert_ne!(service.child("executor"), executor);
-    assert_eq!(service.metric("process_restarts_total{group=\"execution\",reason=\"killed\"}"), 1.0);
-    assert_eq!(service.metric("queue_redelivered_total"), 8.0);
-    // Each answer is the only one on its connection.
-    for caller in &mut callers {
-        assert_eq!(caller.request("GET", "/healthz", &[], "").text(), r#"{"status":"alive"}"#);
-    }
-}
-
-#[test]
-fn an_idle_executor_that_is_killed_is_replaced_and_no_caller_notices() {
-    let service = Service::start(&[]);
-    let mut killed = HashSet::new();
-    for _ in 0..8 {
-        let executor = service.child("executor");
-        assert!(killed.insert(executor), "each kill has another victim");
-        kill(executor);
-        let begun = Instant::now();
-        assert_eq!(service.post("/v1/jobs/echo", "x").status, 200);
-        assert!(begun.elapsed() < Duration::from_secs(2), "it took {:?}", begun.elapsed());
-        until("the first one is gone", PATIENCE, || (!is_alive(executor)).then_some(()));
-    }
-    // Ends after readiness do not count: it would have given up by now.
-    until("it is ready", PATIENCE, || (service.get("/readyz").status == 200).then_some(()));
-    assert_eq!(service.stop().status.code(), Some(0));
-}
-
-#[test]
-fn the_effects_of_a_job_whose_executor_is_killed_are_counted_as_a_second_delivery() {
-    let service = Service::start(&[]);
-    let id = service.submit("/v1/jobs/sleep", &[], r#"{"ms":700}"#);
-    service.record_when(&id, "running");
-    kill(service.child("executor"));
-    let record = service.record_when(&id, "succeeded");
-    assert_eq!((record["deliveries"].as_u64(), record["status"].as_str()), (Some(2), Some("succeeded")));
-}
-
-#[test]
-fn a_job_that_loses_every_executor_is_dead_with_its_cause() {
-    let service = Service::start(&["handlers.sleep.max_deliveries=2"]);
-    let mut caller = sleeper(&service, 600_000);
-    waiters(&service, 1.0);
-    for delivery in 1..=2 {
-        let id = service.get("/v1/jobs").json()["jobs"][0]["id"].as_str().expect("an id").to_owned();
-        until("it runs", PATIENCE, || {
-            let record = service.record(&id);
-            (record["status"] == "running" && record["deliveries"] == delivery).then_some(())
-        });
-        kill(service.child("executor"));
-    }
-    let answer = caller.read();
-    assert_eq!((answer.status, answer.code().as_str()), (500, "dead_lettered"), "{answer:?}");
-    assert_eq!(answer.json()["cause"], "executor_lost");
-    assert_eq!(service.metric("queue_dead_total"), 1.0);
-    let id = answer.header("cofferdam-job-id").expect("a job").to_owned();
-    assert_eq!(service.record(&id)["status"], "dead");
-    assert_eq!(service.post(&format!("/v1/jobs/{id}/retry"), "").status, 202, "a dead job can live again");
-}
-
-#[test]
 fn sixty_four_connections_at_once_are_all_served() {
     const CALLS: usize = 40;
     let service = Service::start(&[]);
@@ -229,12 +130,6 @@ fn a_thousand_connections_that_say_nothing_do_not_keep_anyone_from_being_served(
     }
     drop(silent);
     assert_eq!(service.get("/healthz").status, 200);
-}
-
-/// How many descriptors and threads a process has.
-fn holdings(pid: u32) -> (usize, usize) {
-    let count = |of: &str| std::fs::read_dir(format!("/proc/{pid}/{of}")).expect("our own child").count();
-    (count("fd"), count("task"))
 }
 
 #[test]
@@ -342,215 +237,6 @@ fn a_hang_up_that_comes_together_with_the_request_is_seen() {
 }
 
 #[test]
-fn a_killed_web_process_refuses_no_connection_and_the_next_request_is_answered() {
-    let service = Service::start(&[]);
-    for _ in 0..5 {
-        let web = service.child("web");
-        let mut waiting = sleeper(&service, 600_000);
-        waiters(&service, 1.0);
-        kill(web);
-        let begun = Instant::now();
-        // This connection is made while nobody accepts.
-        let answer = service.post("/v1/jobs/echo", "x");
-        let took = begun.elapsed();
-        assert_eq!((answer.status, answer.text()), (200, "x".into()), "{answer:?}");
-        assert!(took < Duration::from_secs(2), "it took {took:?}");
-        assert!(waiting.try_read(PATIENCE).is_err(), "who waited there has lost its connection");
-        assert_ne!(service.child("web"), web);
-    }
-    let stats = service.get("/v1/stats").json();
-    assert_eq!(stats["totals"]["running"], 0, "jobs in memory went with their web process: {stats}");
-    until("it is ready", PATIENCE, || (service.get("/readyz").status == 200).then_some(()));
-    let ended = service.stop();
-    assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
-}
-
-#[test]
-fn a_new_web_process_counts_from_its_own_start_and_its_executors_work_on_all_workers() {
-    let service = Service::start(&[]);
-    // What the old web's jobs held in the executor must not hold anything in the new one's life.
-    let held: Vec<Client> = (0..8).map(|_| sleeper(&service, 600_000)).collect();
-    until("every worker sleeps", PATIENCE, || {
-        (service.get("/v1/stats").json()["totals"]["running"] == 8).then_some(())
-    });
-    kill(service.child("web"));
-    drop(held);
-    let begun = Instant::now();
-    let mut callers: Vec<Client> = (0..8).map(|_| sleeper(&service, 500)).collect();
-    for caller in &mut callers {
-        assert_eq!(caller.read().text(), r#"{"slept_ms":500}"#);
-    }
-    assert!(begun.elapsed() < Duration::from_secs(5), "it took {:?}", begun.elapsed());
-}
-
-#[test]
-fn nothing_outlives_a_killed_supervisor() {
-    let groups = r#"runtime.platform.process_groups=[{"name":"execution","processes":3}]"#;
-    let service = Service::start(&[groups]);
-    let _busy = sleeper(&service, 600_000);
-    waiters(&service, 1.0);
-    let children: Vec<u32> = [service.children("web"), service.children("executor")].concat();
-    assert_eq!(children.len(), 4);
-    kill(service.pid);
-    let begun = Instant::now();
-    until("every child is gone", Duration::from_secs(5), || {
-        (!children.iter().any(|pid| is_alive(*pid))).then_some(())
-    });
-    assert!(begun.elapsed() < Duration::from_secs(1), "it took {:?}", begun.elapsed());
-    TcpListener::bind(service.address).expect("its port is free");
-}
-
-#[test]
-fn a_supervisor_that_was_stopped_for_a_while_changes_nothing() {
-    let service = Service::start(&["runtime.platform.execution_ipc.heartbeat_ms=200"]);
-    let family = [service.child("web"), service.child("executor")];
-    signal(service.pid, Signal::STOP);
-    for _ in 0..20 {
-        assert_eq!(service.post("/v1/jobs/echo", "x").status, 200);
-    }
-    // Longer than it lets a child be silent; but it was its own silence.
-    std::thread::sleep(Duration::from_millis(1_200));
-    signal(service.pid, Signal::CONT);
-    // It answers control messages again: an executor that is killed now has a successor.
-    kill(family[1]);
-    until("the executor is replaced", PATIENCE, || {
-        (service.children("executor").iter().any(|pid| *pid != family[1])).then_some(())
-    });
-    assert_eq!(service.post("/v1/jobs/echo", "x").status, 200);
-    assert_eq!(service.child("web"), family[0], "nobody was ended for it");
-    let ended = service.stop();
-    assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
-    assert!(!ended.stderr.contains("does not answer"), "{}", ended.stderr);
-}
-
-#[test]
-fn a_stopped_executor_is_replaced_and_its_callers_are_served_by_the_next_one() {
-    let service = Service::start(&["runtime.platform.execution_ipc.heartbeat_ms=200"]);
-    let executor = service.child("executor");
-    signal(executor, Signal::STOP);
-    let answer = service.post("/v1/jobs/echo", "x");
-    assert_eq!((answer.status, answer.text()), (200, "x".into()), "{answer:?}");
-    until("the stopped one is ended", PATIENCE, || (!is_alive(executor)).then_some(()));
-    assert_ne!(service.child("executor"), executor);
-}
-
-#[test]
-fn sigterm_lets_running_and_queued_jobs_finish_and_exits_0() {
-    for mode in [INLINE, SUPERVISED] {
-        for stop in [Signal::TERM, Signal::INT] {
-            let service = Service::start(&[mode]);
-            let mut callers: Vec<Client> = (0..12).map(|_| sleeper(&service, 600)).collect();
-            waiters(&service, 12.0);
-            signal(service.pid, stop);
-            for caller in &mut callers {
-                let answer = caller.read();
-                assert_eq!((answer.status, answer.text()), (200, r#"{"slept_ms":600}"#.into()), "{answer:?}");
-            }
-            let ended = service.ended();
-            assert_eq!(ended.status.code(), Some(0), "{mode} {stop:?}: {}", ended.stderr);
-        }
-    }
-}
-
-#[test]
-fn an_idle_service_ends_at_once() {
-    for mode in [INLINE, SUPERVISED] {
-        let service = Service::start(&[mode]);
-        // A connection that is kept alive holds nobody up.
-        let mut idle = service.connect();
-        assert_eq!(idle.request("GET", "/healthz", &[], "").status, 200);
-        let children = [service.children("web"), service.children("executor")].concat();
-        let begun = Instant::now();
-        let ended = service.stop();
-        assert_eq!(ended.status.code(), Some(0), "{mode}: {}", ended.stderr);
-        assert!(begun.elapsed() < Duration::from_secs(2), "{mode} took {:?}", begun.elapsed());
-        assert!(!children.iter().any(|pid| is_alive(*pid)));
-    }
-}
-
-#[test]
-fn a_second_signal_forces_the_stop_and_names_what_was_cut_off() {
-    for mode in [INLINE, SUPERVISED] {
-        let service = Service::start(&[mode]);
-        let id = service.submit("/v1/jobs/sleep", &[], LONG_SLEEP);
-        service.record_when(&id, "running");
-        service.terminate();
-        until("it drains", PATIENCE, || (service.get("/readyz").status == 503).then_some(()));
-        let begun = Instant::now();
-        service.terminate();
-        let ended = service.ended();
-        assert!(begun.elapsed() < Duration::from_secs(3), "{mode} took {:?}", begun.elapsed());
-        assert_eq!(ended.status.code(), Some(4), "{mode}: {}", ended.stderr);
-        assert!(ended.stderr.contains(&id), "{mode} does not name {id}: {}", ended.stderr);
-    }
-}
-
-#[test]
-fn past_the_drains_deadline_it_exits_4_names_the_jobs_and_tells_the_callers() {
-    for mode in [INLINE, SUPERVISED] {
-        for deadline in [
-            "runtime.platform.lifecycle.graceful_timeout_ms=300",
-            "runtime.platform.lifecycle.drain_inflight=false",
-        ] {
-            let service = Service::start(&[mode, deadline]);
-            let mut caller = sleeper(&service, 600_000);
-            waiters(&service, 1.0);
-            let job = service.get("/v1/jobs").json()["jobs"][0]["id"].as_str().expect("an id").to_owned();
-            let begun = Instant::now();
-            service.terminate();
-            let answer = caller.read();
-            assert_eq!((answer.status, answer.code().as_str()), (503, "draining"), "{mode}: {answer:?}");
-            let ended = service.ended();
-            assert_eq!(ended.status.code(), Some(4), "{mode} {deadline}: {}", ended.stderr);
-            assert!(ended.stderr.contains(&job), "{mode} {deadline} does not name {job}: {}", ended.stderr);
-            assert!(begun.elapsed() < Duration::from_secs(5), "{mode} took {:?}", begun.elapsed());
-        }
-    }
-}
-
-#[test]
-fn a_delayed_job_that_cannot_start_in_time_does_not_hold_up_the_drain() {
-    for mode in [INLINE, SUPERVISED] {
-        let service = Service::start(&[mode]);
-        let id = service.submit("/v1/jobs/echo?delay_ms=600000", &[], "x");
-        let begun = Instant::now();
-        let ended = service.stop();
-        // In memory it is lost, so it is named.
-        assert_eq!(ended.status.code(), Some(4), "{mode}: {}", ended.stderr);
-        assert!(ended.stderr.contains(&id), "{mode} does not name {id}: {}", ended.stderr);
-        assert!(begun.elapsed() < Duration::from_secs(3), "{mode} took {:?}", begun.elapsed());
-    }
-}
-
-#[test]
-fn an_executor_killed_during_the_drain_is_replaced_and_its_job_finishes() {
-    let service = Service::start(&[]);
-    let mut caller = sleeper(&service, 1_000);
-    waiters(&service, 1.0);
-    until("it runs", PATIENCE, || (service.get("/v1/stats").json()["totals"]["running"] == 1).then_some(()));
-    service.terminate();
-    until("it drains", PATIENCE, || (service.get("/readyz").status == 503).then_some(()));
-    kill(service.child("executor"));
-    let answer = caller.read();
-    assert_eq!((answer.status, answer.text()), (200, r#"{"slept_ms":1000}"#.into()), "{answer:?}");
-    let ended = service.ended();
-    assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
-}
-
-#[test]
-fn a_port_that_is_taken_is_exit_1_with_the_address_and_leaves_nothing() {
-    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = taken.local_addr().expect("its address").to_string();
-    for mode in [INLINE, SUPERVISED] {
-        let output = wait(Service::spawn(&cofferdam(), &[mode, &format!("web.bind={address}")]));
-        assert_eq!(output.status.code(), Some(1), "{}", shown(&output));
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(stderr.contains(&address), "{stderr}");
-        assert!(output.stdout.is_empty(), "{}", shown(&output));
-    }
-}
-
-#[test]
 fn a_service_leaves_no_socket_folder_behind() {
     let folder = Folder::new();
     let path = folder.path("run");
@@ -565,29 +251,74 @@ fn a_service_leaves_no_socket_folder_behind() {
     service().stop();
     assert_eq!(left(), 0, "after SIGTERM");
     // A killed one cannot clean up; the next one does.
-    drop(service());
+    let killed = service();
+    let web = killed.child("web");
+    drop(killed);
     assert_eq!(left(), 1, "after a kill");
+    // A socket that somebody still listens on is nobody else's to remove.
+    until("its web is gone", PATIENCE, || (!is_alive(web)).then_some(()));
     service().stop();
     assert_eq!(left(), 0, "after a kill and another start");
 }
 
 #[test]
-fn signals_do_not_reach_past_a_closed_stdout_or_stderr() {
-    // Row P13: nobody reads its streams any more, and it goes on.
-    for mode in [INLINE, SUPERVISED] {
-        let mut child = Service::spawn(&cofferdam(), &[mode, "observability.log=json"]);
-        let mut line = String::new();
-        let stdout = child.stdout.take().expect("it is piped");
-        std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line).expect("the ready line");
-        drop(child.stderr.take());
-        let address =
-            line.split("http://").nth(1).and_then(|rest| rest.split(' ').next()).expect("an address");
-        let mut client = Client::to(address.parse().expect("an address"));
-        for _ in 0..50 {
-            assert_eq!(client.request("POST", "/v1/jobs/echo", &[], "x").text(), "x");
-        }
-        signal(child.id(), Signal::TERM);
-        let output = wait(child);
-        assert_eq!(output.status.code(), Some(0), "{mode}: {}", shown(&output));
+fn an_inline_handler_that_ignores_its_timeout_costs_its_worker_and_nothing_else() {
+    const FOR_MS: u64 = 2_000;
+    let group = r#"runtime.platform.process_groups=[{"name":"execution","workers":2}]"#;
+    let sets = [INLINE, group, "handlers.stubborn.timeout_ms=200"];
+    // How long it may take before it is said to be ignored.
+    let grace = "runtime.platform.lifecycle.graceful_timeout_ms=500";
+    let service = Service::of(&example("embedder"), &[&sets[..], &[grace]].concat());
+    let begun = Instant::now();
+    let mut stubborn = service.connect();
+    stubborn.send(request("POST", "/v1/jobs/stubborn", &[], FOR_MS.to_string()));
+    let answer = stubborn.read();
+    assert_eq!((answer.status, answer.code().as_str()), (504, "handler_timed_out"), "{answer:?}");
+    for number in 0..20 {
+        assert_eq!(service.post("/v1/jobs/echo", number.to_string()).text(), number.to_string());
     }
+    assert!(begun.elapsed() < Duration::from_millis(FOR_MS), "both in the time of the other worker");
+    let says = "a handler ignores its timeout; inline, its worker thread is lost until it returns";
+    until("it says so", PATIENCE, || service.stderr().contains(says).then_some(()));
+    // Two that sleep for longer than it takes do so beside each other once its worker is back.
+    let mut both = [sleeper(&service, 2_500), sleeper(&service, 2_500)];
+    until("both workers sleep", PATIENCE, || {
+        (service.get("/v1/stats").json()["totals"]["running"] == 2).then_some(())
+    });
+    both.iter_mut().for_each(|caller| assert_eq!(caller.read().status, 200));
+    let ended = service.stop();
+    assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
+    assert_eq!(ended.stderr.matches(says).count(), 1, "{}", ended.stderr);
+}
+
+#[test]
+fn more_pages_than_can_wait_are_refused_by_name_and_readiness_is_still_answered() {
+    // Four are made at once, 256 wait.
+    const PAGES: usize = 400;
+    let service = Service::start(&[]);
+    let lines = "1\n".repeat(1_000);
+    assert_eq!(service.post("/v1/batch/echo", lines).status, 200);
+    let front = service.child("web");
+    // Stopped meanwhile, it finds all of them at once.
+    signal(front, Signal::STOP);
+    let mut clients: Vec<Client> = (0..PAGES).map(|_| service.connect()).collect();
+    clients.iter_mut().for_each(|client| client.send(request("GET", "/v1/jobs?limit=1000", &[], "")));
+    let mut ready = service.connect();
+    ready.send(request("GET", "/readyz", &[], ""));
+    signal(front, Signal::CONT);
+    assert_eq!(ready.read().status, 200);
+    let mut refused = 0;
+    for client in &mut clients {
+        let answer = client.read();
+        if answer.status == 200 {
+            assert_eq!(answer.json()["jobs"].as_array().map(Vec::len), Some(1_000));
+            continue;
+        }
+        assert_eq!((answer.status, answer.code().as_str()), (503, "overloaded"), "{answer:?}");
+        assert!(answer.header("retry-after").is_some(), "{answer:?}");
+        refused += 1;
+    }
+    assert!(refused > 0 && refused <= PAGES - 260, "{refused} were refused");
+    drop(clients);
+    assert_eq!(service.get("/v1/jobs?limit=1000").status, 200);
 }

@@ -22,6 +22,9 @@ use crate::observe::event;
 /// them to end, so that short limits and long jobs cannot fill the host with processes.
 const MOST_ASIDE: usize = 2;
 
+/// A child that has closed its control socket has this long to end by itself.
+const GONE_MS: u64 = 200;
+
 /// What the owner of a fleet should know.
 #[derive(Debug, PartialEq, Eq)]
 pub enum FleetEvent {
@@ -56,6 +59,8 @@ struct Process {
     since_ms: u64,
     heard_ms: u64,
     pinged_ms: u64,
+    /// `Some` once it has closed its control socket.
+    gone_ms: Option<u64>,
     /// It knows where the broker listens.
     told: bool,
 }
@@ -167,8 +172,9 @@ impl Fleet {
                 && let Some(Action::Spawn) = slot.act(Event::Due, &self.lifecycle, now_ms)
                 && let Err(error) = self.start(index, registry, now_ms)
             {
-                log::error!("{} cannot be started: {error}", self.slots[index].name);
-                happened.extend(self.ended(index, How::Unready, "crashed", "cannot be started", now_ms));
+                // The host has no process to give: that says nothing about the child, and is tried again.
+                let said = format!("cannot be started: {error}");
+                happened.extend(self.ended(index, How::Killed, "crashed", &said, now_ms));
             }
             let slot = &mut self.slots[index];
             for (event, of) in slot.watch(self.heartbeat_ms, self.lifecycle.ready_timeout_ms, now_ms) {
@@ -207,6 +213,7 @@ impl Fleet {
             since_ms: now_ms,
             heard_ms: now_ms,
             pinged_ms: now_ms,
+            gone_ms: None,
             told: false,
         });
         Ok(())
@@ -398,18 +405,24 @@ impl Process {
     fn ping(&mut self, heartbeat_ms: u64, now_ms: u64) {
         self.control.flush();
         self.words.pass_on();
+        if self.gone_ms.is_some_and(|gone_ms| now_ms.saturating_sub(gone_ms) >= GONE_MS) {
+            let _ = self.child.kill();
+        }
         if now_ms.saturating_sub(self.pinged_ms) >= heartbeat_ms {
             self.pinged_ms = now_ms;
             self.control.send(&ToChild::Ping);
         }
     }
 
-    /// What it says. One that has closed its end of the socket is ending, or has lost its way: it goes.
+    /// What it says. One that has closed its end of the socket is ending, and may still say why; one that says what
+    /// makes no sense goes at once.
     fn hear(&mut self, now_ms: u64) -> Vec<ToParent> {
         self.control.flush();
         self.words.pass_on();
         let said = self.control.read();
-        if said.is_err() || self.control.has_ended() {
+        if self.control.has_ended() {
+            self.gone_ms.get_or_insert(now_ms);
+        } else if said.is_err() {
             let _ = self.child.kill();
         }
         let messages = said.unwrap_or_default();

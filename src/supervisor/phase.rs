@@ -12,6 +12,8 @@
 //!   Over      |          |                   |               |               |         |                |
 //! ```
 //!
+//! `WebLost` changes no phase; in `Draining` and `Forced` jobs went with it, so the exit will be `CutOff`.
+//!
 //! Term, deadline and kill are phases, not sleeps. In `Draining` web finishes the jobs, in `Executors` the executors
 //! end, in `Web` web does, the last. `Over` ends whatever still runs.
 
@@ -50,6 +52,8 @@ pub enum Event {
     Signal,
     /// Web's drain is over, with so many jobs cut off.
     Drained(usize),
+    /// Web has ended by itself, and jobs in memory with it.
+    WebLost,
     /// No executor runs.
     ExecutorsGone,
     /// No child runs.
@@ -138,6 +142,10 @@ impl Phases {
                 }
                 (P::Executors, Action::StopExecutors)
             }
+            (P::Draining { .. } | P::Forced { .. }, E::WebLost) => {
+                self.exit = Exit::CutOff;
+                (self.phase, Action::None)
+            }
             (P::Draining { .. } | P::Forced { .. }, E::Due) => (P::Over(Exit::CutOff), Action::SayCutOff),
             (P::Forced { .. } | P::Executors | P::Web, E::Signal) => {
                 (P::Over(Exit::CutOff), Action::SayCutOff)
@@ -154,14 +162,21 @@ impl Phases {
                 E::GaveUp,
             ) => over(Exit::Failed),
             // What comes late, or too soon, changes nothing.
-            (P::Starting { .. } | P::Serving, E::Drained(_) | E::ExecutorsGone | E::WebGone)
+            (P::Starting { .. } | P::Serving, E::Drained(_) | E::WebLost | E::ExecutorsGone | E::WebGone)
             | (P::Serving, E::AllReady | E::Due)
             | (P::Draining { .. } | P::Forced { .. }, E::AllReady | E::ExecutorsGone | E::WebGone)
-            | (P::Executors, E::AllReady | E::Drained(_) | E::WebGone | E::Due)
-            | (P::Web, E::AllReady | E::Drained(_) | E::ExecutorsGone | E::Due)
+            | (P::Executors, E::AllReady | E::Drained(_) | E::WebLost | E::WebGone | E::Due)
+            | (P::Web, E::AllReady | E::Drained(_) | E::WebLost | E::ExecutorsGone | E::Due)
             | (
                 P::Over(_),
-                E::AllReady | E::Signal | E::Drained(_) | E::ExecutorsGone | E::WebGone | E::Due | E::GaveUp,
+                E::AllReady
+                | E::Signal
+                | E::Drained(_)
+                | E::WebLost
+                | E::ExecutorsGone
+                | E::WebGone
+                | E::Due
+                | E::GaveUp,
             ) => (self.phase, Action::None),
         };
         self.phase = phase;
@@ -171,7 +186,7 @@ impl Phases {
 
 #[cfg(test)]
 mod tests {
-    use super::Event::{AllReady, Drained, Due, ExecutorsGone, GaveUp, Signal, WebGone};
+    use super::Event::{AllReady, Drained, Due, ExecutorsGone, GaveUp, Signal, WebGone, WebLost};
     use super::*;
 
     /// The service after these events, one a ms, and what the last of them asks for.
@@ -206,6 +221,12 @@ mod tests {
             ),
             (&[AllReady, Signal, Drained(0), Signal], over(Exit::CutOff), Action::SayCutOff),
             (&[AllReady, Signal, Drained(0), ExecutorsGone, Signal], over(Exit::CutOff), Action::SayCutOff),
+            (&[AllReady, Signal, WebLost], draining, Action::None),
+            (
+                &[AllReady, Signal, WebLost, Drained(0), ExecutorsGone, WebGone],
+                over(Exit::CutOff),
+                Action::None,
+            ),
             (&[GaveUp], over(Exit::Failed), Action::None),
             (&[AllReady, GaveUp], over(Exit::Failed), Action::None),
             (&[AllReady, Signal, GaveUp], over(Exit::Failed), Action::None),

@@ -237,6 +237,7 @@ impl Supervisor<'_> {
                 if self.fleet.role(slot) == Role::Web {
                     self.channel = None;
                     log::warn!("the web process is replaced: jobs and state in memory are gone with it");
+                    self.on(Event::WebLost, now_ms);
                 }
                 self.fleet.send(WEB, &ToChild::Restarted(group, reason.into()));
             }

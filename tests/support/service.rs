@@ -7,9 +7,10 @@
 #![allow(dead_code, reason = "each test that includes this file uses its own part of it")]
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, ExitStatus};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -36,6 +37,16 @@ pub fn until<T>(what: &str, patience: Duration, mut look: impl FnMut() -> Option
         assert!(Instant::now() < deadline, "not within {patience:?}: {what}");
         std::thread::sleep(LOOK_AGAIN);
     }
+}
+
+/// An address that nobody has, below the ports that Linux gives out by itself: nobody is given it meanwhile.
+pub fn free_address() -> SocketAddr {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let ports = std::iter::repeat_with(|| {
+        let at = 50 * std::process::id() + NEXT.fetch_add(1, Ordering::Relaxed);
+        SocketAddr::from(([127, 0, 0, 1], 10_000 + (at % 22_000) as u16))
+    });
+    ports.take(22_000).find(|address| TcpListener::bind(address).is_ok()).expect("a free port")
 }
 
 /// Sends a signal to one process, by its pid. One that has ended is none of our concern.
@@ -68,17 +79,35 @@ pub fn words(pid: u32) -> Vec<String> {
     words.map(|word| String::from_utf8_lossy(word).into_owned()).collect()
 }
 
-/// The children of a process that run in a role, `web` or `executor`: the second word of their command line.
-pub fn children(parent: u32, role: &str) -> Vec<u32> {
+/// The children of a process, whatever they are.
+pub fn all_children(parent: u32) -> Vec<u32> {
     let entries = std::fs::read_dir("/proc").expect("/proc").flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let is_child = |pid: &u32| {
         stat(*pid, 1).is_some_and(|of| of == parent.to_string()) && stat(*pid, 0) != Some("Z".into())
     };
-    let mut found: Vec<u32> =
-        pids.filter(is_child).filter(|pid| words(*pid).get(1).is_some_and(|word| word == role)).collect();
+    let mut found: Vec<u32> = pids.filter(is_child).collect();
     found.sort_unstable();
     found
+}
+
+/// Those that run in a role, `web` or `executor`: the second word of their command line.
+pub fn children(parent: u32, role: &str) -> Vec<u32> {
+    let is_in = |pid: &u32| words(*pid).get(1).is_some_and(|word| word == role);
+    all_children(parent).into_iter().filter(is_in).collect()
+}
+
+/// How many descriptors and threads a process has; none of those that only root may count, or of one that is gone.
+pub fn holdings(pid: u32) -> (usize, usize) {
+    let count = |of: &str| std::fs::read_dir(format!("/proc/{pid}/{of}")).map_or(0, Iterator::count);
+    (count("fd"), count("task"))
+}
+
+/// Processor time that a process has taken.
+pub fn processor_time(pid: u32) -> Duration {
+    // Linux counts these in hundredths of a second for every program (`USER_HZ`).
+    let ticks = |field| stat(pid, field).and_then(|ticks| ticks.parse::<u64>().ok()).unwrap_or(0);
+    Duration::from_millis(10 * (ticks(11) + ticks(12)))
 }
 
 /// How a service ended.
@@ -253,6 +282,34 @@ impl Drop for Service {
             println!("the service's stderr:\n{}", self.stderr());
         }
     }
+}
+
+/// Until so many callers wait.
+#[track_caller]
+pub fn waiters(service: &Service, count: f64) {
+    until(&format!("{count} callers wait"), PATIENCE, || {
+        (service.metric("reply_waiters") == count).then_some(())
+    });
+}
+
+/// Until so many jobs run.
+#[track_caller]
+pub fn running(service: &Service, count: u64) {
+    until(&format!("{count} jobs run"), PATIENCE, || {
+        (service.get("/v1/stats").json()["totals"]["running"] == count).then_some(())
+    });
+}
+
+/// A caller that waits for a handler's answer.
+pub fn caller(service: &Service, target: &str, body: impl AsRef<[u8]>) -> Client {
+    let mut client = service.connect();
+    client.send(request("POST", target, &[], body));
+    client
+}
+
+/// A caller that waits for a sleep of so many ms.
+pub fn sleeper(service: &Service, ms: u64) -> Client {
+    caller(service, "/v1/jobs/sleep", format!("{{\"ms\":{ms}}}"))
 }
 
 fn collect(mut pipe: impl Read + Send + 'static, into: Arc<Mutex<Vec<u8>>>) -> JoinHandle<()> {

@@ -1,0 +1,321 @@
+//! Processes that are stopped, and a service that is told to stop: rows P10 to P12 of the fault list, each test named
+//! after its row.
+//!
+//! It guards that a pause of any process costs time and nothing else, that one which is taken for dead stays it, and how
+//! a service ends: what is finished, what is cut off and named, and with which exit code.
+
+#[path = "support/aftermath.rs"]
+mod aftermath;
+#[path = "support/program.rs"]
+mod program;
+#[path = "support/service.rs"]
+mod service;
+
+use std::time::{Duration, Instant};
+
+use aftermath::{Trial, assert_counted, assert_ended, assert_text, call, counters, counting, payload};
+use program::{Folder, cofferdam, wait};
+use rustix::process::Signal;
+use service::{
+    Client, NoAnswer, PATIENCE, Service, all_children, caller, is_alive, kill, request, running, signal,
+    sleeper, until, waiters,
+};
+
+const INLINE: &str = "runtime.platform.bootstrap.mode=inline";
+const SUPERVISED: &str = "runtime.platform.bootstrap.mode=process_supervisor";
+const LONG_SLEEP: &str = r#"{"ms":600000}"#;
+
+#[test]
+fn p10_an_executor_that_is_stopped_for_three_seconds_costs_latency_only() {
+    let trial = counting(&[]);
+    let executor = trial.child("executor");
+    let mut callers = counters(&trial, 10, 50);
+    running(&trial, 1);
+    signal(executor, Signal::STOP);
+    callers.extend(counters(&trial, 10, 0));
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(callers[19].try_read(Duration::from_millis(1)), Err(NoAnswer::Late));
+    signal(executor, Signal::CONT);
+    assert_counted(&mut callers, 1);
+    drop(callers);
+    assert_eq!(trial.child("executor"), executor);
+    assert_eq!(trial.metric("queue_redelivered_total"), 0.0);
+    trial.over();
+}
+
+#[test]
+fn p10_an_executor_that_is_stopped_for_good_is_replaced_and_its_callers_are_served_by_the_next_one() {
+    let trial = counting(&["runtime.platform.execution_ipc.heartbeat_ms=200"]);
+    let executor = trial.child("executor");
+    let mut callers = counters(&trial, 5, 100);
+    running(&trial, 1);
+    signal(executor, Signal::STOP);
+    assert_counted(&mut callers, 1);
+    drop(callers);
+    assert!(!is_alive(executor));
+    assert_ne!(trial.child("executor"), executor);
+    trial.over();
+}
+
+#[test]
+fn p10_an_executor_that_continues_after_it_was_taken_for_dead_delivers_nothing() {
+    let trial = counting(&["runtime.platform.execution_ipc.heartbeat_ms=150"]);
+    let executor = trial.child("executor");
+    let mut callers = counters(&trial, 5, 300);
+    running(&trial, 1);
+    signal(executor, Signal::STOP);
+    until("its connection is closed", PATIENCE, || {
+        (trial.get("/v1/stats").json()["groups"][0]["executors"] == 0).then_some(())
+    });
+    // It has its SIGTERM by now, and goes on with what it was doing until SIGKILL comes a second later.
+    signal(executor, Signal::CONT);
+    assert_counted(&mut callers, 1);
+    drop(callers);
+    until("it is ended all the same", PATIENCE, || (!is_alive(executor)).then_some(()));
+    assert_ne!(trial.child("executor"), executor);
+    assert_eq!(trial.metric("process_restarts_total{group=\"execution\",reason=\"unresponsive\"}"), 1.0);
+    // Nothing of what it did came through: the number is what the callers were told.
+    assert_text(&trial.post("/v1/jobs/count", "0"), "6");
+    trial.over();
+}
+
+#[test]
+fn p11_deadlines_that_passed_while_web_was_stopped_are_answered_as_passed() {
+    let trial = Trial::start(&["runtime.platform.queue.max_deliveries=1"]);
+    let web = trial.child("web");
+    let mut timed_out = caller(&trial, "/v1/jobs/sleep?timeout_ms=600", LONG_SLEEP);
+    let mut waited = trial.connect();
+    waited.send(request("POST", "/v1/jobs/sleep", &["Prefer: wait=1"], r#"{"ms":900}"#));
+    let mut gave_up = trial.connect();
+    gave_up.send(request("POST", "/v1/jobs/sleep", &["Prefer: wait=1"], r#"{"ms":3500}"#));
+    running(&trial, 3);
+    signal(web, Signal::STOP);
+    std::thread::sleep(Duration::from_millis(2_500));
+    signal(web, Signal::CONT);
+    let begun = Instant::now();
+    let answer = timed_out.read();
+    assert_eq!((answer.status, answer.code().as_str()), (504, "handler_timed_out"), "{answer:?}");
+    // Its job was done in time by an executor that nobody had stopped; either answer is true.
+    let answer = waited.read();
+    assert!(matches!(answer.status, 200 | 202), "{answer:?}");
+    let answer = gave_up.read();
+    assert_eq!(answer.status, 202, "{answer:?}");
+    assert!(
+        begun.elapsed() < Duration::from_millis(900),
+        "a stop prolongs no deadline: {:?}",
+        begun.elapsed()
+    );
+    drop((timed_out, waited, gave_up));
+    assert_eq!(trial.child("web"), web);
+    trial.over();
+}
+
+#[test]
+fn p11_a_job_whose_time_passed_while_web_was_stopped_does_not_run_on() {
+    let trial = counting(&["handlers.count.timeout_ms=500", "runtime.platform.queue.max_deliveries=1"]);
+    let (web, mut late) = (trial.child("web"), counters(&trial, 1, 60_000));
+    running(&trial, 1);
+    signal(web, Signal::STOP);
+    std::thread::sleep(Duration::from_millis(1_500));
+    signal(web, Signal::CONT);
+    assert_eq!(late[0].read().code(), "handler_timed_out");
+    // It took no effect, and holds its lane no longer.
+    let begun = Instant::now();
+    assert_counted(&mut counters(&trial, 1, 0), 1);
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    drop(late);
+    trial.over();
+}
+
+#[test]
+fn p11_a_web_that_is_stopped_for_good_is_replaced_and_connections_wait_for_the_next_one() {
+    let trial = Trial::start(&["runtime.platform.execution_ipc.heartbeat_ms=150"]);
+    let web = trial.child("web");
+    let mut waiting = sleeper(&trial, 600_000);
+    waiters(&trial, 1.0);
+    signal(web, Signal::STOP);
+    assert_eq!(trial.call(1, PATIENCE), Ok(()));
+    assert_eq!(waiting.try_read(PATIENCE), Err(NoAnswer::Closed));
+    assert!(!is_alive(web));
+    drop(waiting);
+    trial.over();
+}
+
+#[test]
+fn p11_a_supervisor_that_is_stopped_is_missed_by_nobody_and_misses_nobody_afterwards() {
+    for heartbeat_ms in [100, 2_000] {
+        let trial = Trial::start(&[&format!("runtime.platform.execution_ipc.heartbeat_ms={heartbeat_ms}")]);
+        let children = all_children(trial.pid);
+        signal(trial.pid, Signal::STOP);
+        let end = Instant::now() + Duration::from_millis(1_500);
+        let mut client = trial.connect();
+        for number in (0..).take_while(|_| Instant::now() < end) {
+            assert_eq!(call(&mut client, number, PATIENCE), Ok(()));
+        }
+        signal(trial.pid, Signal::CONT);
+        drop(client);
+        assert_kept(&trial, &children);
+        trial.over();
+    }
+}
+
+#[test]
+fn p11_a_service_that_is_stopped_as_a_whole_goes_on_with_the_same_processes() {
+    let trial = counting(&["runtime.platform.execution_ipc.heartbeat_ms=100"]);
+    let children = all_children(trial.pid);
+    let mut callers = counters(&trial, 5, 50);
+    running(&trial, 1);
+    // As when its host is suspended.
+    let all = [children.clone(), vec![trial.pid]].concat();
+    all.iter().for_each(|pid| signal(*pid, Signal::STOP));
+    std::thread::sleep(Duration::from_secs(1));
+    all.iter().for_each(|pid| signal(*pid, Signal::CONT));
+    assert_counted(&mut callers, 1);
+    drop(callers);
+    assert_kept(&trial, &children);
+    trial.over();
+}
+
+/// For longer than it takes to end a child that does not answer (3.5 heartbeats of 100 ms, and a second).
+#[track_caller]
+fn assert_kept(service: &Service, children: &[u32]) {
+    let end = Instant::now() + Duration::from_millis(1_600);
+    while Instant::now() < end {
+        assert_eq!(all_children(service.pid), children, "{}", service.stderr());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn p12_sigterm_lets_running_and_queued_jobs_finish_and_exits_0() {
+    for mode in [INLINE, SUPERVISED] {
+        for stop in [Signal::TERM, Signal::INT] {
+            let trial = Trial::start(&[mode]);
+            let mut callers: Vec<Client> = (0..12).map(|_| sleeper(&trial, 600)).collect();
+            waiters(&trial, 12.0);
+            signal(trial.pid, stop);
+            for caller in &mut callers {
+                assert_text(&caller.read(), r#"{"slept_ms":600}"#);
+            }
+            drop(callers);
+            trial.ended(Some(0));
+        }
+    }
+}
+
+#[test]
+fn p12_an_idle_service_ends_at_once() {
+    for mode in [INLINE, SUPERVISED] {
+        let trial = Trial::start(&[mode]);
+        // A connection that is kept alive holds nobody up.
+        let mut idle = trial.connect();
+        assert_eq!(call(&mut idle, 1, PATIENCE), Ok(()));
+        let begun = Instant::now();
+        trial.terminate();
+        trial.ended(Some(0));
+        assert!(begun.elapsed() < Duration::from_secs(2), "{mode} took {:?}", begun.elapsed());
+    }
+}
+
+#[test]
+fn p12_a_second_signal_forces_the_stop_and_names_what_was_cut_off() {
+    for mode in [INLINE, SUPERVISED] {
+        let trial = Trial::start(&[mode]);
+        let id = trial.submit("/v1/jobs/sleep", &[], LONG_SLEEP);
+        trial.record_when(&id, "running");
+        trial.terminate();
+        until("it drains", PATIENCE, || (trial.get("/readyz").status == 503).then_some(()));
+        let begun = Instant::now();
+        trial.terminate();
+        let ended = trial.ended(Some(4));
+        assert!(begun.elapsed() < Duration::from_secs(3), "{mode} took {:?}", begun.elapsed());
+        assert!(ended.stderr.contains(&id), "{mode} does not name {id}: {}", ended.stderr);
+    }
+}
+
+#[test]
+fn p12_past_the_drains_deadline_it_exits_4_names_the_jobs_and_tells_the_callers() {
+    for mode in [INLINE, SUPERVISED] {
+        for deadline in [
+            "runtime.platform.lifecycle.graceful_timeout_ms=300",
+            "runtime.platform.lifecycle.drain_inflight=false",
+        ] {
+            let trial = Trial::start(&[mode, deadline]);
+            let mut caller = sleeper(&trial, 600_000);
+            waiters(&trial, 1.0);
+            let jobs = trial.get("/v1/jobs?handler=sleep").json();
+            let job = jobs["jobs"][0]["id"].as_str().expect("an id");
+            let begun = Instant::now();
+            trial.terminate();
+            let answer = caller.read();
+            assert_eq!((answer.status, answer.code().as_str()), (503, "draining"), "{mode}: {answer:?}");
+            drop(caller);
+            let ended = trial.ended(Some(4));
+            assert!(ended.stderr.contains(job), "{mode} {deadline} does not name {job}: {}", ended.stderr);
+            assert!(begun.elapsed() < Duration::from_secs(5), "{mode} took {:?}", begun.elapsed());
+        }
+    }
+}
+
+#[test]
+fn p12_a_delayed_job_that_cannot_start_in_time_does_not_hold_up_the_drain() {
+    for mode in [INLINE, SUPERVISED] {
+        let trial = Trial::start(&[mode]);
+        let id = trial.submit("/v1/jobs/echo?delay_ms=600000", &[], payload(1));
+        let begun = Instant::now();
+        trial.terminate();
+        // In memory it is lost, so it is named.
+        let ended = trial.ended(Some(4));
+        assert!(ended.stderr.contains(&id), "{mode} does not name {id}: {}", ended.stderr);
+        assert!(begun.elapsed() < Duration::from_secs(3), "{mode} took {:?}", begun.elapsed());
+    }
+}
+
+#[test]
+fn p12_an_executor_killed_during_the_drain_is_replaced_and_its_job_finishes() {
+    let trial = Trial::start(&[]);
+    let mut caller = sleeper(&trial, 1_000);
+    running(&trial, 1);
+    trial.terminate();
+    until("it drains", PATIENCE, || (trial.get("/readyz").status == 503).then_some(()));
+    kill(trial.child("executor"));
+    assert_text(&caller.read(), r#"{"slept_ms":1000}"#);
+    drop(caller);
+    trial.ended(Some(0));
+}
+
+#[test]
+fn p12_a_web_killed_during_the_drain_is_exit_4_as_jobs_went_with_it() {
+    let trial = Trial::start(&[]);
+    let mut caller = sleeper(&trial, 600_000);
+    running(&trial, 1);
+    trial.terminate();
+    until("it drains", PATIENCE, || (trial.get("/readyz").status == 503).then_some(()));
+    let begun = Instant::now();
+    kill(trial.child("web"));
+    assert_eq!(caller.try_read(PATIENCE), Err(NoAnswer::Closed));
+    drop(caller);
+    trial.ended(Some(4));
+    assert!(begun.elapsed() < Duration::from_secs(5), "it took {:?}", begun.elapsed());
+}
+
+#[test]
+fn p12_a_signal_before_it_is_ready_ends_it_with_exit_0_and_leaves_nothing() {
+    for mode in [INLINE, SUPERVISED] {
+        let folder = Folder::new();
+        let run = folder.path("run");
+        std::fs::create_dir(&run).expect("a folder");
+        let sets = ["serve", "--set", mode, "--set", "web.bind=127.0.0.1:0"];
+        let mut command = program::command(&cofferdam(), sets);
+        let child = command.env("RUNTIME_DIRECTORY", &run).spawn().expect("it starts");
+        let pid = child.id();
+        // Its socket's folder is made after it has taken its signals.
+        until("it has begun", PATIENCE, || {
+            (std::fs::read_dir(&run).expect("our own folder").count() > 0).then_some(())
+        });
+        signal(pid, Signal::TERM);
+        let output = wait(child);
+        assert_ended(&output.status, &String::from_utf8_lossy(&output.stderr), Some(0));
+        assert_eq!(std::fs::read_dir(&run).expect("our own folder").count(), 0);
+    }
+}
