@@ -11,7 +11,8 @@ use crate::entropy::Entropy;
 use crate::execution::{InlineExecutor, Limits, builtin};
 use crate::handler::{Handler, HandlerOptions, HandlerSpec, Registry, is_handler_name};
 use crate::memory::MemoryBroker;
-use crate::memory::broker::{Broker, Rules};
+use crate::memory::broker::Broker;
+use crate::ports::Rules;
 
 /// A binary with handlers: register them, then call [`App::main`].
 pub struct App {

@@ -15,7 +15,8 @@ use cofferdam::handler::HandlerSpec;
 use cofferdam::job::{
     Change, Effects, FollowUp, InstanceId, JobError, JobId, JobStatus, Payload, Trace, Verdict, Version,
 };
-use cofferdam::memory::broker::{Broker, ConsumerId, Rules};
+use cofferdam::memory::broker::{Broker, ConsumerId};
+use cofferdam::ports::Rules;
 use cofferdam::ports::{Commit, CommitAnswer, Idempotency, Lease, NewJob, ReleaseReason, Submitted, Viewer};
 use cofferdam::problem::Code;
 use cofferdam::{HandlerOptions, OnDead};

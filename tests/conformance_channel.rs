@@ -19,7 +19,8 @@ use cofferdam::config::Retain;
 use cofferdam::entropy::Entropy;
 use cofferdam::limits::FRAME_OVERHEAD_BYTES;
 use cofferdam::memory::MemoryBroker;
-use cofferdam::memory::broker::{Broker, Rules};
+use cofferdam::memory::broker::Broker;
+use cofferdam::ports::Rules;
 use cofferdam::ports::{
     BackendError, Commit, Consumer, KeyValue, LeaseRef, Producer, ReleaseReason, Replies, Step, Upkeep,
 };

@@ -8,7 +8,8 @@ use cofferdam::clock::{Clock, Timestamp};
 use cofferdam::config::Retain;
 use cofferdam::entropy::Entropy;
 use cofferdam::memory::MemoryBroker;
-use cofferdam::memory::broker::{Broker, Rules};
+use cofferdam::memory::broker::Broker;
+use cofferdam::ports::Rules;
 use cofferdam::ports::{Consumer, KeyValue, Producer, Replies, Upkeep};
 
 use support::conformance::{Backend, Settings};

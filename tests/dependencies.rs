@@ -36,6 +36,15 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("signal-hook, for signals", &["signal-hook", "signal-hook-registry", "errno"]),
     ("rustix, for processes and clocks", &["rustix", "linux-raw-sys", "bitflags"]),
     ("zeroize, for wiping secrets", &["zeroize"]),
+    (
+        "redis, for the Redis backend",
+        &["redis", "arcstr", "bytes", "combine", "ryu", "sha1_smol", "socket2", "utf_types", "xxhash-rust"],
+    ),
+    // Held at an idna_adapter without Unicode tables: our addresses are ASCII.
+    (
+        "url, for Redis addresses",
+        &["url", "form_urlencoded", "idna", "idna_adapter", "percent-encoding", "smallvec", "utf8_iter"],
+    ),
     ("libc, below mio, getrandom and signal-hook", &["libc"]),
 ];
 

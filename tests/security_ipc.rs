@@ -20,7 +20,8 @@ use cofferdam::entropy::Entropy;
 use cofferdam::handler::HandlerSpec;
 use cofferdam::job::{Effects, InstanceId, JobId, JobStatus, Payload, Trace, Verdict, Version};
 use cofferdam::memory::MemoryBroker;
-use cofferdam::memory::broker::{Broker, Rules};
+use cofferdam::memory::broker::Broker;
+use cofferdam::ports::Rules;
 use cofferdam::ports::{Consumer, Lease, LeaseRef, NewJob, Producer, StateAt, Submitted, Viewer};
 
 use wire::Forged;

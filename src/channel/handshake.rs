@@ -13,9 +13,9 @@
 use std::collections::{HashSet, VecDeque};
 
 use super::Reject;
-use super::codec::Cursor;
 use super::frame::{OVERHEAD_BYTES, Opener, Sealer, is_fresh};
 use super::keys::{GroupSecret, MAC_BYTES, MacKey, SessionKeys, transcript};
+use crate::codec::Cursor;
 
 /// Bytes of the messages.
 pub const M1_BYTES: usize = 80;
@@ -226,7 +226,7 @@ fn preamble(fields: &mut Cursor, role: u8) -> Result<u16, Reject> {
     if fields.u8()? != role {
         return Err(Reject::Malformed);
     }
-    fields.u16()
+    Ok(fields.u16()?)
 }
 
 /// Nonces of valid first messages, for as long as a replay could be fresh. Full is refused, never evicted:

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Reject;
-use super::codec::{Cursor, put_bytes, put_list, put_text};
 use crate::clock::Timestamp;
+use crate::codec::{Cursor, put_bytes, put_list, put_text};
 use crate::job::{
     Change, Effects, Entries, FollowUp, JobError, JobId, JobSpec, MediaType, Payload, Trace, Verdict, Version,
 };
@@ -240,7 +240,9 @@ impl ToExecutor {
                 if !is_context && trace != [0; 16] {
                     return Err(Reject::Malformed);
                 }
-                let entry = |fields: &mut Cursor| Ok((Arc::from(name(fields)?), Arc::from(fields.bytes()?)));
+                let entry = |fields: &mut Cursor| -> Result<_, Reject> {
+                    Ok((Arc::from(name(fields)?), Arc::from(fields.bytes()?)))
+                };
                 ToExecutor::State { trace: is_context.then_some(trace), entries: fields.list(entry)? }
             }
             LEASE => {
@@ -389,7 +391,7 @@ fn put_effects(out: &mut Vec<u8>, effects: &Effects) {
 fn effects(fields: &mut Cursor) -> Result<Effects, Reject> {
     let state = fields.list(change)?;
     let context = fields.list(change)?;
-    let follow_ups = fields.list(|fields| {
+    let follow_ups = fields.list(|fields| -> Result<_, Reject> {
         Ok(FollowUp {
             handler: Arc::from(fields.text()?),
             ordering_key: key(fields)?,

@@ -7,7 +7,6 @@
 
 mod broker_end;
 mod client;
-mod codec;
 mod executor_end;
 pub mod frame;
 pub mod handshake;
@@ -81,6 +80,12 @@ impl Reject {
     }
 }
 
+impl From<crate::codec::Malformed> for Reject {
+    fn from(_: crate::codec::Malformed) -> Reject {
+        Reject::Malformed
+    }
+}
+
 /// Says refusals to the log: at most one line a second for each reason, whatever a peer does.
 #[derive(Default)]
 struct RefusalLog {
@@ -96,9 +101,4 @@ impl RefusalLog {
             event(log::Level::Warn, "ipc.rejected").field("code", reason.as_str()).emit();
         }
     }
-}
-
-/// A checked reader of fields, for the control socket's messages too.
-pub(crate) fn cursor(bytes: &[u8]) -> codec::Cursor<'_> {
-    codec::Cursor::new(bytes)
 }

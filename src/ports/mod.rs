@@ -8,6 +8,7 @@ mod consumer;
 mod key_value;
 mod producer;
 mod replies;
+mod rules;
 mod upkeep;
 
 pub use consumer::{
@@ -19,6 +20,7 @@ pub use producer::{
     Filter, HandlerStats, Histogram, Idempotency, NewJob, Producer, Refusal, Stats, Submitted, Viewer,
 };
 pub use replies::{Doorbell, Doorbells, Inbox, Replies};
+pub use rules::Rules;
 pub use upkeep::Upkeep;
 
 use std::fmt;

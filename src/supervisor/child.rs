@@ -71,7 +71,7 @@ impl Bundle {
     }
 
     fn decode(kind: u8, body: &[u8]) -> Result<Bundle, Reject> {
-        let mut fields = crate::channel::cursor(body);
+        let mut fields = crate::codec::Cursor::new(body);
         if kind != BUNDLE {
             return Err(Reject::Malformed);
         }

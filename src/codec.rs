@@ -1,6 +1,8 @@
 //! Fields of messages: a checked cursor to read them, helpers to write them. Integers are big-endian.
 
-use super::Reject;
+/// The bytes are not what they should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Malformed;
 
 /// Reads fields from a peer's bytes; never an index, never an allocation beyond what has arrived.
 pub struct Cursor<'a> {
@@ -12,58 +14,58 @@ impl<'a> Cursor<'a> {
         Cursor { rest: bytes }
     }
 
-    pub(crate) fn take(&mut self, length: usize) -> Result<&'a [u8], Reject> {
-        let (field, rest) = self.rest.split_at_checked(length).ok_or(Reject::Malformed)?;
+    pub(crate) fn take(&mut self, length: usize) -> Result<&'a [u8], Malformed> {
+        let (field, rest) = self.rest.split_at_checked(length).ok_or(Malformed)?;
         self.rest = rest;
         Ok(field)
     }
 
-    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], Reject> {
-        let (field, rest) = self.rest.split_first_chunk().ok_or(Reject::Malformed)?;
+    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
+        let (field, rest) = self.rest.split_first_chunk().ok_or(Malformed)?;
         self.rest = rest;
         Ok(*field)
     }
 
-    pub(crate) fn u8(&mut self) -> Result<u8, Reject> {
+    pub(crate) fn u8(&mut self) -> Result<u8, Malformed> {
         self.array().map(|[byte]| byte)
     }
 
-    pub(crate) fn u16(&mut self) -> Result<u16, Reject> {
+    pub(crate) fn u16(&mut self) -> Result<u16, Malformed> {
         self.array().map(u16::from_be_bytes)
     }
 
-    pub(crate) fn u32(&mut self) -> Result<u32, Reject> {
+    pub(crate) fn u32(&mut self) -> Result<u32, Malformed> {
         self.array().map(u32::from_be_bytes)
     }
 
-    pub(crate) fn u64(&mut self) -> Result<u64, Reject> {
+    pub(crate) fn u64(&mut self) -> Result<u64, Malformed> {
         self.array().map(u64::from_be_bytes)
     }
 
     /// u16 length and UTF-8.
-    pub(crate) fn text(&mut self) -> Result<&'a str, Reject> {
+    pub(crate) fn text(&mut self) -> Result<&'a str, Malformed> {
         let length = self.u16()?;
-        std::str::from_utf8(self.take(length.into())?).map_err(|_| Reject::Malformed)
+        std::str::from_utf8(self.take(length.into())?).map_err(|_| Malformed)
     }
 
     /// u32 length and bytes.
-    pub(crate) fn bytes(&mut self) -> Result<&'a [u8], Reject> {
-        let length = usize::try_from(self.u32()?).map_err(|_| Reject::Malformed)?;
+    pub(crate) fn bytes(&mut self) -> Result<&'a [u8], Malformed> {
+        let length = usize::try_from(self.u32()?).map_err(|_| Malformed)?;
         self.take(length)
     }
 
     /// u16 count, then each item.
-    pub(crate) fn list<T>(
+    pub(crate) fn list<T, E: From<Malformed>>(
         &mut self,
-        item: impl Fn(&mut Cursor<'a>) -> Result<T, Reject>,
-    ) -> Result<Vec<T>, Reject> {
+        item: impl Fn(&mut Cursor<'a>) -> Result<T, E>,
+    ) -> Result<Vec<T>, E> {
         let count = self.u16()?;
         (0..count).map(|_| item(self)).collect()
     }
 
     /// Nothing may be left over.
-    pub(crate) fn finish(self) -> Result<(), Reject> {
-        if self.rest.is_empty() { Ok(()) } else { Err(Reject::Malformed) }
+    pub(crate) fn finish(self) -> Result<(), Malformed> {
+        if self.rest.is_empty() { Ok(()) } else { Err(Malformed) }
     }
 }
 

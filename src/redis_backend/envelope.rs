@@ -1,0 +1,167 @@
+//! Jobs, outcomes and map entries as signed bytes. Pure.
+//!
+//! Who can write to Redis but lacks the secret cannot make anything run or answer. Each is `body || mac`, the mac over the
+//! deployment's prefix, what it belongs to, and the body, each with its length before it; the key is
+//! HKDF("cofferdam/1 envelope", R, kind, 32).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::Timestamp;
+use crate::codec::{Cursor, Malformed, put_bytes, put_text};
+use crate::config::secret::Secret;
+use crate::job::{Finished, JobError, JobId, JobSpec, JobStatus, MediaType, Payload, Trace};
+use crate::mac::{MAC_BYTES, MacKey, hkdf_expand, hkdf_extract};
+use crate::ports::NewJob;
+use crate::problem::{Cause, Code};
+
+/// What is not signed by a process of this deployment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forged;
+
+impl From<Malformed> for Forged {
+    fn from(_: Malformed) -> Forged {
+        Forged
+    }
+}
+
+/// Signs and verifies for one deployment.
+pub struct Signer {
+    prefix: String,
+    job: MacKey,
+    outcome: MacKey,
+    entry: MacKey,
+}
+
+impl Signer {
+    /// With the root secret's keys.
+    #[must_use]
+    pub fn new(root: &Secret, prefix: &str) -> Signer {
+        let prk = hkdf_extract(b"cofferdam/1 envelope", root.expose());
+        let key = |kind: &[u8]| MacKey::new(&*hkdf_expand::<32>(&prk, &[kind]));
+        Signer { prefix: prefix.to_owned(), job: key(b"job"), outcome: key(b"outcome"), entry: key(b"entry") }
+    }
+
+    fn seal(&self, key: &MacKey, about: &[&[u8]], mut body: Vec<u8>) -> Vec<u8> {
+        let mac = key.sign(&[&self.signed(about, &body)]);
+        body.extend_from_slice(&mac);
+        body
+    }
+
+    fn open<'a>(&self, key: &MacKey, about: &[&[u8]], sealed: &'a [u8]) -> Result<&'a [u8], Forged> {
+        let at = sealed.len().checked_sub(MAC_BYTES).ok_or(Forged)?;
+        let (body, mac) = sealed.split_at(at);
+        if key.verify(&[&self.signed(about, body)], mac) { Ok(body) } else { Err(Forged) }
+    }
+
+    fn signed(&self, about: &[&[u8]], body: &[u8]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(64 + body.len());
+        [self.prefix.as_bytes()]
+            .iter()
+            .chain(about)
+            .chain([&body])
+            .for_each(|part| put_bytes(&mut out, part));
+        out
+    }
+
+    /// A job as it is accepted.
+    #[must_use]
+    pub fn seal_job(&self, job: &NewJob, timeout: Duration) -> Vec<u8> {
+        let mut out = Vec::with_capacity(128 + job.payload.bytes.len());
+        put_text(&mut out, &job.owner);
+        put_text(&mut out, &job.handler);
+        out.push(u8::from(job.ordering_key.is_some()));
+        put_text(&mut out, job.ordering_key.as_deref().unwrap_or_default());
+        out.extend_from_slice(&job.trace.id);
+        out.extend_from_slice(&job.trace.span);
+        out.extend_from_slice(&u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX).to_be_bytes());
+        out.push(u8::from(job.one_line));
+        put_text(&mut out, job.payload.media_type.as_str());
+        put_bytes(&mut out, &job.payload.bytes);
+        self.seal(&self.job, &[&job.id.0], out)
+    }
+
+    /// The job of this id, if it was signed.
+    ///
+    /// # Errors
+    /// It was not.
+    pub fn open_job(
+        &self,
+        id: JobId,
+        sealed: &[u8],
+        submitted_at: Timestamp,
+    ) -> Result<(JobSpec, Payload), Forged> {
+        let mut fields = Cursor::new(self.open(&self.job, &[&id.0], sealed)?);
+        let (owner, handler) = (Arc::from(fields.text()?), Arc::from(fields.text()?));
+        let keyed = fields.u8()? == 1;
+        let key: &str = fields.text()?;
+        let ordering_key = keyed.then(|| Arc::from(key));
+        let trace = Trace { id: fields.array()?, span: fields.array()? };
+        let timeout = Duration::from_micros(fields.u64()?);
+        let one_line = fields.u8()? == 1;
+        let media_type = MediaType::parse(fields.text()?).ok_or(Forged)?;
+        let payload = Payload { media_type, bytes: Arc::from(fields.bytes()?) };
+        fields.finish()?;
+        let spec = JobSpec { id, owner, handler, ordering_key, trace, submitted_at, timeout, one_line };
+        Ok((spec, payload))
+    }
+
+    /// How a delivery ended.
+    #[must_use]
+    pub fn seal_outcome(&self, id: JobId, finished: &Finished) -> Vec<u8> {
+        let mut out = Vec::new();
+        match &finished.result {
+            Ok(payload) => {
+                put_text(&mut out, payload.media_type.as_str());
+                put_bytes(&mut out, &payload.bytes);
+            }
+            Err(error) => {
+                put_text(&mut out, error.code.as_str());
+                put_text(&mut out, &error.detail);
+                put_text(&mut out, error.cause.map_or("", Cause::as_str));
+            }
+        }
+        self.seal(&self.outcome, &[&id.0, finished.status.as_str().as_bytes()], out)
+    }
+
+    /// What a job of this status came to. A job that its executors were lost with was signed by nobody: it has no result.
+    ///
+    /// # Errors
+    /// It was not signed.
+    pub fn open_outcome(&self, id: JobId, status: JobStatus, sealed: &[u8]) -> Result<Finished, Forged> {
+        if sealed.is_empty() && status == JobStatus::Dead {
+            let detail = "its executor was lost".to_owned();
+            let error = JobError { code: Code::DeadLettered, detail, cause: Some(Cause::ExecutorLost) };
+            return Ok(Finished { status, result: Err(error) });
+        }
+        let about: [&[u8]; 2] = [&id.0, status.as_str().as_bytes()];
+        let mut fields = Cursor::new(self.open(&self.outcome, &about, sealed)?);
+        let result = if status == JobStatus::Succeeded {
+            let media_type = MediaType::parse(fields.text()?).ok_or(Forged)?;
+            Ok(Payload { media_type, bytes: Arc::from(fields.bytes()?) })
+        } else {
+            let code = Code::parse(fields.text()?).ok_or(Forged)?;
+            let detail = fields.text()?.to_owned();
+            let cause = fields.text()?;
+            let causes = [Cause::RetriesExhausted, Cause::HandlerCrashed, Cause::ExecutorLost];
+            let cause = causes.into_iter().find(|known| known.as_str() == cause);
+            Err(JobError { code, detail, cause })
+        };
+        fields.finish()?;
+        Ok(Finished { status, result })
+    }
+
+    /// A value of a map.
+    #[must_use]
+    pub fn seal_entry(&self, map: &str, key: &str, value: &[u8]) -> Vec<u8> {
+        self.seal(&self.entry, &[map.as_bytes(), key.as_bytes()], value.to_vec())
+    }
+
+    /// The value, if it was signed for this map and key.
+    ///
+    /// # Errors
+    /// It was not.
+    pub fn open_entry(&self, map: &str, key: &str, sealed: &[u8]) -> Result<Arc<[u8]>, Forged> {
+        self.open(&self.entry, &[map.as_bytes(), key.as_bytes()], sealed).map(Arc::from)
+    }
+}
