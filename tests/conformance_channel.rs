@@ -15,12 +15,9 @@ use cofferdam::channel::handshake::{NonceCache, Terms};
 use cofferdam::channel::keys::GroupSecret;
 use cofferdam::channel::{BrokerEnd, Doorman, ExecutorEnd};
 use cofferdam::clock::{Clock, Timestamp};
-use cofferdam::config::Retain;
 use cofferdam::entropy::Entropy;
 use cofferdam::limits::FRAME_OVERHEAD_BYTES;
 use cofferdam::memory::MemoryBroker;
-use cofferdam::memory::broker::Broker;
-use cofferdam::ports::Rules;
 use cofferdam::ports::{
     BackendError, Commit, Consumer, KeyValue, LeaseRef, Producer, ReleaseReason, Replies, Step, Upkeep,
 };
@@ -38,23 +35,7 @@ conformance!(crate::through_the_channel);
 const TTL_MS: u64 = 30_000;
 
 fn through_the_channel(settings: &Settings) -> Box<dyn Backend> {
-    let rules = Rules {
-        capacity: settings.capacity,
-        visibility: settings.visibility,
-        max_deliveries: settings.max_deliveries,
-        retry_base: settings.retry_base,
-        retry_max: settings.retry_max,
-        result_ttl: settings.result_ttl,
-        awaited_ttl: settings.awaited_ttl,
-        retain: Retain { records: settings.retain_records, bytes: settings.retain_bytes },
-        context_ttl: settings.context_ttl,
-        lane_state_max: settings.lane_state_max,
-        max_payload: settings.max_payload,
-    };
-    let clock = Clock::manual(Timestamp(1_700_000_000_000_000));
-    let broker = Broker::new(rules, settings.handlers.clone(), vec![64; settings.groups], Entropy::Seeded(1));
-    let groups = (0..settings.groups).map(|group| Arc::from(format!("group{group}"))).collect();
-    let broker = MemoryBroker::new(broker, clock.clone(), groups);
+    let (broker, clock) = settings.memory_broker();
     let seed = seed();
     eprintln!("pieces of random sizes: COFFERDAM_SEED={seed}");
     let max_frame = settings.max_payload + FRAME_OVERHEAD_BYTES;

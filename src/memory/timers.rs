@@ -13,13 +13,11 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 impl Broker {
     /// Does what time alone does: lost leases, old records, old contexts, executors that do not listen.
     pub fn tick(&mut self, now: Timestamp) {
-        let expired: Vec<u64> = self
-            .leases
-            .iter()
-            .filter(|(_, lease)| lease.expires_at <= now)
-            .map(|(number, _)| *number)
-            .collect();
-        for number in expired {
+        let expired = self.leases.iter().filter(|(_, lease)| lease.expires_at <= now);
+        let mut expired: Vec<(Timestamp, u64)> = expired.map(|(n, lease)| (lease.expires_at, *n)).collect();
+        // In their order, so that the same schedule has the same outcome on every backend.
+        expired.sort_unstable();
+        for (_, number) in expired {
             self.lose_lease(number, now);
         }
         let deaf: Vec<ConsumerId> = self

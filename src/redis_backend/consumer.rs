@@ -119,7 +119,7 @@ impl RedisConsumer {
         #[allow(clippy::cast_precision_loss, reason = "a jitter between 0 and 1")]
         let jitter = self.entropy.up_to(1 << 20) as f64 / f64::from(1 << 20);
         let mut out = json!({
-            "n": commit.lease.number.to_string(), "t": hex(&commit.lease.token), "id": id.to_string(), "d": commit.delivery,
+            "n": format!("{:016}", commit.lease.number), "t": hex(&commit.lease.token), "id": id.to_string(), "d": commit.delivery,
             "v": commit.builds_on.0.to_string(), "s": word, "r": outcome, "j": jitter,
         });
         if let Verdict::Succeeded(_, effects) = &commit.verdict
@@ -275,7 +275,7 @@ impl Consumer for RedisConsumer {
     }
 
     fn release(&mut self, lease: LeaseRef, _reason: ReleaseReason) -> Result<(), BackendError> {
-        let (number, token) = (lease.number.to_string(), hex(&lease.token));
+        let (number, token) = (format!("{:016}", lease.number), hex(&lease.token));
         self.broker.lease(json!({ "do": "release", "con": self.id, "n": number, "t": token })).map(drop)
     }
 

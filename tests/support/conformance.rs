@@ -12,15 +12,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cofferdam::bell::Bell;
-use cofferdam::clock::Timestamp;
+use cofferdam::clock::{Clock, Timestamp};
+use cofferdam::config::Retain;
+use cofferdam::entropy::Entropy;
 use cofferdam::handler::HandlerSpec;
 use cofferdam::job::{
     Change, Effects, Entries, FollowUp, InstanceId, JobError, JobId, JobRecord, JobStatus, Payload, Trace,
     Verdict, Version,
 };
+use cofferdam::memory::MemoryBroker;
+use cofferdam::memory::broker::Broker;
 use cofferdam::ports::{
     Commit, CommitAnswer, CommitResult, Consumer, KeyValue, Lease, NewJob, Producer, ReleaseReason, Replies,
-    Revoked, StateAt, Submitted, Viewer,
+    Revoked, Rules, StateAt, Submitted, Viewer,
 };
 use cofferdam::problem::Code;
 use cofferdam::{HandlerOptions, OnDead};
@@ -32,6 +36,8 @@ pub mod lives;
 pub mod maps;
 pub mod records;
 
+/// When the clock of every backend begins.
+pub const START: Timestamp = Timestamp(1_700_000_000_000_000);
 /// Steps in a row that bring nothing, after which nothing more is expected.
 const QUIET_STEPS: usize = 3;
 
@@ -81,6 +87,38 @@ pub struct Settings {
     pub max_payload: usize,
     pub handlers: Vec<HandlerSpec>,
     pub groups: usize,
+}
+
+impl Settings {
+    /// As a broker follows them.
+    pub fn rules(&self) -> Rules {
+        Rules {
+            capacity: self.capacity,
+            visibility: self.visibility,
+            max_deliveries: self.max_deliveries,
+            retry_base: self.retry_base,
+            retry_max: self.retry_max,
+            result_ttl: self.result_ttl,
+            awaited_ttl: self.awaited_ttl,
+            retain: Retain { records: self.retain_records, bytes: self.retain_bytes },
+            context_ttl: self.context_ttl,
+            lane_state_max: self.lane_state_max,
+            max_payload: self.max_payload,
+        }
+    }
+
+    /// The names of the groups.
+    pub fn groups(&self) -> Vec<Arc<str>> {
+        (0..self.groups).map(|group| Arc::from(format!("group{group}"))).collect()
+    }
+
+    /// A memory broker of this kind, and the clock that it reads.
+    pub fn memory_broker(&self) -> (MemoryBroker, Clock) {
+        let clock = Clock::manual(START);
+        let workers = vec![64; self.groups];
+        let broker = Broker::new(self.rules(), self.handlers.clone(), workers, Entropy::Seeded(1));
+        (MemoryBroker::new(broker, clock.clone(), self.groups()), clock)
+    }
 }
 
 impl Default for Settings {

@@ -8,7 +8,7 @@
 -- Keys, after the prefix:
 --   job:ID      hash   env, h, l(ane), s(tatus), d(eliveries), f(ence), nb, sub, sq, st(arted), fi(nished), r(esult),
 --                      ls (its lease), ct + cd (last commit's token and delivery), pb (payload bytes), ow(ner),
---                      in(stance), aw(aited), ik + fp (idempotency), tr(ace), kb (bytes kept), kc (kept in class)
+--                      in(stance), aw(aited), ik + fp (idempotency), tr(ace), kb (bytes kept), kc + ko (class and place there)
 --   q:LANE      list   jobs in submission order
 --   lane:LANE   hash   h, ls (live lease), v(ersion), mk (who knows the state), pk (parked), ca(utious), rs + rm (place
 --                      in the ready set: score and member)
@@ -17,7 +17,7 @@
 --   con:ID      hash   g(roup), room, x (end, unless renewed); held:ID zset of leases; revoked:ID list; cons zset -> end
 --   m:MAP       hash   entries; mx zset MAP -> end; mb hash MAP -> bytes
 --   idem:…      string job of an idempotency key
---   kept:0, 1   zset   finished records -> end, by class; keptn, keptb counters in count
+--   kept:0, 1   zset   finished records (place of the end, ":", job) -> end of their time, by class
 --   all         zset   records -> place of submission
 --   count       hash   figures; paused set; fence, place, number counters
 --   inbox:I     stream doorbells; bell:G stream, wakes executors of a group
@@ -101,8 +101,9 @@ end
 
 local function state_map(lane) return 'state:' .. lane end
 
--- Numbers that grow with every use: fences never repeat, whatever the clock does.
-local function next_number() return call('INCR', P .. 'number') end
+-- Numbers that grow with every use, padded so that their order is that of their texts too. Fences never repeat,
+-- whatever the clock does.
+local function next_number() return string.format('%016.0f', call('INCR', P .. 'number')) end
 local function take_fences(n)
   local first = math.max(tonumber(call('GET', P .. 'fence') or '0') + 1, now)
   call('SET', P .. 'fence', int(first + n - 1))
@@ -188,10 +189,10 @@ end
 
 -- Finished records, by their time to live and within a number and a size, oldest first.
 local function forget(id)
-  local class, bytes = unpack(call('HMGET', job_key(id), 'kc', 'kb'))
+  local class, bytes, place = unpack(call('HMGET', job_key(id), 'kc', 'kb', 'ko'))
   if class then
-    call('ZREM', P .. 'kept:' .. class, id)
-    call('HDEL', job_key(id), 'kc', 'kb')
+    call('ZREM', P .. 'kept:' .. class, place .. ':' .. id)
+    call('HDEL', job_key(id), 'kc', 'kb', 'ko')
     count('keptn', -1)
     count('keptb', -tonumber(bytes))
   end
@@ -205,20 +206,15 @@ local function drop_record(id)
 end
 local function drop_records(most)
   for _ = 1, most do
-    local oldest, ends
+    local kept = figure('keptn')
+    local full = kept > 1 and (kept > R.keepn or figure('keptb') > R.keepb)
+    local oldest
     for class = 0, 1 do
-      local due = call('ZRANGE', P .. 'kept:' .. class, '-inf', int(now), 'BYSCORE', 'LIMIT', 0, 1)[1]
-      if due then oldest = due; break end
-    end
-    if not oldest and (figure('keptn') > R.keepn or figure('keptb') > R.keepb) and figure('keptn') > 1 then
-      for class = 0, 1 do
-        local first = call('ZRANGE', P .. 'kept:' .. class, 0, 0)[1]
-        local at = first and tonumber(call('HGET', job_key(first), 'ko'))
-        if first and (not ends or at < ends) then oldest, ends = first, at end
-      end
+      local first = call('ZRANGE', P .. 'kept:' .. class, '-inf', full and '+inf' or int(now), 'BYSCORE', 'LIMIT', 0, 1)[1]
+      if first and (not oldest or first < oldest) then oldest = first end
     end
     if not oldest then return end
-    drop_record(oldest)
+    drop_record(string.sub(oldest, 18))
   end
 end
 local function keep_record(id)
@@ -227,9 +223,9 @@ local function keep_record(id)
   local class = aw == '1' and 1 or 0
   local bytes = 512 + #(result or '') + (s == 'succeeded' and 0 or tonumber(env))
   local ttl = class == 1 and R.attl or R.ttl
-  local place = call('INCR', P .. 'place')
+  local place = string.format('%016.0f', call('INCR', P .. 'place'))
   call('HSET', key, 'kc', class, 'kb', bytes, 'ko', place)
-  call('ZADD', P .. 'kept:' .. class, int(now + ttl), id)
+  call('ZADD', P .. 'kept:' .. class, int(now + ttl), place .. ':' .. id)
   count('keptn', 1)
   count('keptb', bytes)
   drop_records(64)
