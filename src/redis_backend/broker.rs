@@ -23,6 +23,8 @@ use crate::problem::Code;
 
 /// How long an executor is taken for alive after its last word.
 const CONSUMER_LIVES: Duration = Duration::from_secs(30);
+/// How long a forged job is kept for whoever wants to look at it: a week.
+const QUARANTINE_MS: u64 = 7 * 24 * 3_600_000;
 /// Ready lanes of a handler that a claim looks at.
 const SCAN: usize = 64;
 
@@ -116,7 +118,7 @@ impl RedisBroker {
             "keepn": rules.retain.records, "keepb": rules.retain.bytes, "ctx": micros(rules.context_ttl),
             "ctxm": CONTEXT_BYTES, "lsm": rules.lane_state_max, "mp": rules.max_payload, "run": RUN_JOBS, "scan": SCAN,
             "aff": micros(LANE_AFFINITY), "doorbells": INBOX_DOORBELLS, "con": micros(CONSUMER_LIVES),
-            "tag": crate::mac::MAC_BYTES,
+            "tag": crate::mac::MAC_BYTES, "quarantine": QUARANTINE_MS,
         });
         let mut common = Map::new();
         common.insert("H".into(), handlers.into());
@@ -138,6 +140,16 @@ impl RedisBroker {
                 maps: script!("maps"),
             },
         })))
+    }
+
+    /// Jobs that were not run because nobody of this deployment signed them.
+    ///
+    /// # Errors
+    /// The backend is lost.
+    pub fn forged(&self) -> Result<u64, BackendError> {
+        let key = format!("{}count", self.0.prefix);
+        let forged: Option<u64> = self.0.link.command(redis::cmd("HGET").arg(key).arg("forged"))?;
+        Ok(forged.unwrap_or(0))
     }
 
     /// Every key of the deployment, by its kind (tests).

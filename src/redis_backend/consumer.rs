@@ -165,7 +165,10 @@ impl RedisConsumer {
             let id = parse_hex(&bytes(id)?).map(JobId).ok_or(BackendError("redis: no id".into()))?;
             let submitted = Timestamp(super::connection::number(submitted)?);
             let Ok((spec, payload)) = self.broker.0.signer.open_job(id, &bytes(env)?, submitted) else {
-                return Ok(None);
+                event(log::Level::Error, "queue.forged").field("job_id", &id.to_string()).emit();
+                let (number, token) = (format!("{number:016}"), hex(&token));
+                let what = json!({ "do": "quarantine", "con": self.id, "n": number, "t": token, "id": id.to_string() });
+                return self.broker.lease(what).map(|_| None);
             };
             let spec = Arc::new(spec);
             let context = self.broker.0.entries(&context_map(&spec), context)?;

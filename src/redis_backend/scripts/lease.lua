@@ -1,6 +1,7 @@
 -- What happens to leases besides commits.
 --
--- "do"     "connect" {con, g} | "leave" {con, workers} | "release" {con, n, t} | "extend" {con} | "sweep"
+-- "do"     "connect" {con, g} | "leave" {con, workers} | "release" {con, n, t} | "extend" {con} | "sweep" |
+--          "quarantine" {con, n, t, id}: a job of this lease that nobody of the deployment signed
 -- Answers  {notices, us until something is due or "", 0: call again}
 
 local function of_group(id) return tonumber(call('HGET', P .. 'con:' .. id, 'g') or '-1') end
@@ -18,6 +19,22 @@ elseif A['do'] == 'leave' then
 elseif A['do'] == 'release' then
   local token, consumer = unpack(call('HMGET', P .. 'lease:' .. A.n, 't', 'c'))
   if token == A.t and consumer == A.con then end_lease(A.n) end
+elseif A['do'] == 'quarantine' then
+  local token, consumer, lane = unpack(call('HMGET', P .. 'lease:' .. A.n, 't', 'c', 'l'))
+  if token == A.t and consumer == A.con then
+    end_lease(A.n)
+    local key = job_key(A.id)
+    local h, bytes = unpack(call('HMGET', key, 'h', 'pb'))
+    count('queued', -1)
+    count('queued:' .. h, -1)
+    count('bytes', -(tonumber(bytes) or 0))
+    count('forged', 1)
+    call('LREM', P .. 'q:' .. lane, 1, A.id)
+    call('ZREM', P .. 'all', A.id)
+    call('RENAME', key, P .. 'quarantine:' .. A.id)
+    call('PEXPIRE', P .. 'quarantine:' .. A.id, R.quarantine)
+    make_ready(lane)
+  end
 elseif A['do'] == 'extend' then
   if call('EXISTS', P .. 'con:' .. A.con) == 1 then
     call('ZADD', P .. 'cons', int(now + R.con), A.con)

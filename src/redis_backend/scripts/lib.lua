@@ -18,6 +18,7 @@
 --   m:MAP       hash   entries; mx zset MAP -> end; mb hash MAP -> bytes
 --   idem:…      string job of an idempotency key
 --   kept:0, 1   zset   finished records (place of the end, ":", job) -> end of their time, by class
+--   quarantine:ID      a job that nobody of the deployment signed, for a week
 --   all         zset   records -> place of submission
 --   count       hash   figures; paused set; fence, place, number counters
 --   inbox:I     stream doorbells; bell:G stream, wakes executors of a group

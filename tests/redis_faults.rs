@@ -1,0 +1,198 @@
+//! What goes wrong with a Redis server, and with what stands in it: rows R1, R7, R8 and R9 at the adapters.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cofferdam::HandlerOptions;
+use cofferdam::bell::Bell;
+use cofferdam::clock::{Clock, Timestamp};
+use cofferdam::config::secret::Secret;
+use cofferdam::handler::HandlerSpec;
+use cofferdam::job::{Change, InstanceId, JobId, JobStatus, Payload, Trace, Verdict, Version};
+use cofferdam::ports::{
+    Commit, CommitResult, Consumer, KeyValue, Lease, NewJob, Producer, Rules, Submitted, Viewer,
+};
+use cofferdam::redis_backend::{RedisBroker, Settings};
+
+#[path = "support/redis.rs"]
+mod server;
+
+/// The server is one for all: what a test does to all of it must not happen beside another.
+static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+struct Deployment {
+    broker: RedisBroker,
+    raw: redis::Connection,
+    prefix: String,
+    last: u8,
+}
+
+impl Deployment {
+    fn new(row: &str) -> Deployment {
+        let seconds = Duration::from_secs;
+        let rules = Rules {
+            capacity: 100,
+            visibility: seconds(30),
+            max_deliveries: 3,
+            retry_base: Duration::ZERO,
+            retry_max: Duration::ZERO,
+            result_ttl: seconds(60),
+            awaited_ttl: seconds(60),
+            retain: cofferdam::config::Retain { records: 100, bytes: 1 << 20 },
+            context_ttl: seconds(60),
+            lane_state_max: 1 << 20,
+            max_payload: 1 << 20,
+        };
+        let spec = |name: &str, options| HandlerSpec { name: Arc::from(name), group: 0, options };
+        let settings = Settings {
+            url: server::url().to_owned(),
+            prefix: row.to_owned(),
+            rules,
+            handlers: vec![spec("free", HandlerOptions::default()), spec("serial", HandlerOptions::serial())],
+            groups: vec![Arc::from("execution")],
+            connect_timeout: seconds(2),
+            response_timeout: seconds(5),
+            clock: Some(Clock::manual(Timestamp(1_700_000_000_000_000))),
+        };
+        let secret =
+            Secret::new(std::array::from_fn(|at| u8::try_from(at).expect("a byte"))).expect("a secret");
+        let broker = RedisBroker::new(settings, &secret).expect("a sound address");
+        let raw = redis::Client::open(server::url()).and_then(|client| client.get_connection());
+        Deployment { broker, raw: raw.expect("the server is there"), prefix: format!("{{{row}}}:"), last: 0 }
+    }
+
+    fn submit(&mut self, handler: &str) -> JobId {
+        self.last += 1;
+        let id = JobId([self.last; 16]);
+        let job = NewJob {
+            id,
+            owner: "".into(),
+            handler: handler.into(),
+            ordering_key: None,
+            payload: Payload::json(vec![b'0' + self.last % 10]),
+            trace: Trace { id: id.0, span: [1; 8] },
+            delay: Duration::ZERO,
+            timeout: None,
+            idempotency: None,
+            awaited: false,
+            one_line: false,
+            instance: InstanceId(1),
+        };
+        let answers = self.broker.submit(vec![job]).expect("the server is there");
+        assert_eq!(answers, [Submitted::New]);
+        id
+    }
+
+    fn executor(&self) -> Box<dyn Consumer> {
+        Box::new(self.broker.consumer(0, 1, Bell::silent()).expect("the server is there"))
+    }
+
+    fn status(&self, id: JobId) -> Option<JobStatus> {
+        let record = self.broker.record(&Viewer::anonymous(), id).expect("the server is there");
+        record.map(|record| record.status)
+    }
+
+    /// As a stranger who can write to the server.
+    fn set(&mut self, key: &str, field: impl redis::ToRedisArgs, value: impl redis::ToRedisArgs) {
+        let key = format!("{}{key}", self.prefix);
+        redis::cmd("HSET").arg(key).arg(field).arg(value).exec(&mut self.raw).expect("the server is there");
+    }
+
+    fn bytes(&mut self, key: &str, field: &str) -> Vec<u8> {
+        let key = format!("{}{key}", self.prefix);
+        redis::cmd("HGET").arg(key).arg(field).query(&mut self.raw).expect("it is there")
+    }
+}
+
+fn lease(executor: &mut dyn Consumer) -> Option<Lease> {
+    executor.step(Vec::new(), 1).expect("the server is there").leases.pop()
+}
+
+fn finish(executor: &mut dyn Consumer, lease: &Lease, result: &str) -> CommitResult {
+    let job = &lease.jobs[0];
+    let verdict = Verdict::Succeeded(Payload::json(result.as_bytes()), cofferdam::job::Effects::default());
+    let builds_on = Version::default();
+    let commit = Commit { lease: lease.lease, job: job.spec.id, delivery: job.delivery, builds_on, verdict };
+    executor.step(vec![commit], 0).expect("the server is there").results[0].result
+}
+
+#[test]
+fn r1_connections_that_the_server_cuts_are_replaced_and_the_call_is_repeated() {
+    let _turn = TURN.lock();
+    let mut deployment = Deployment::new("r1");
+    let mut executor = deployment.executor();
+    for _ in 0..20 {
+        let id = deployment.submit("free");
+        let cut = redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("normal").clone();
+        cut.exec(&mut deployment.raw).expect("the server is there");
+        let lease = lease(executor.as_mut()).expect("the job is there");
+        cut.exec(&mut deployment.raw).expect("the server is there");
+        assert_eq!(finish(executor.as_mut(), &lease, "1"), CommitResult::Committed);
+        assert_eq!((lease.jobs[0].spec.id, deployment.status(id)), (id, Some(JobStatus::Succeeded)));
+    }
+    assert_eq!(deployment.broker.stats().expect("the server is there").redelivered, 0, "each effect once");
+}
+
+#[test]
+fn r7_a_server_that_was_flushed_knows_no_old_job_and_serves_new_ones() {
+    let _turn = TURN.lock();
+    let mut deployment = Deployment::new("r7");
+    let mut executor = deployment.executor();
+    let old = [deployment.submit("free"), deployment.submit("serial")];
+    let held = lease(executor.as_mut()).expect("a job");
+    redis::cmd("FLUSHALL").exec(&mut deployment.raw).expect("the server is there");
+    assert!(old.iter().all(|id| deployment.status(*id).is_none()));
+    assert_eq!(finish(executor.as_mut(), &held, "1"), CommitResult::Fenced);
+    let new = deployment.submit("serial");
+    let lease = lease(executor.as_mut()).expect("the new job");
+    assert_eq!(lease.jobs[0].spec.id, new);
+    assert_eq!(finish(executor.as_mut(), &lease, "1"), CommitResult::Committed);
+}
+
+#[test]
+fn r8_a_job_that_nobody_of_the_deployment_signed_is_never_run_and_holds_up_nobody() {
+    let _turn = TURN.lock();
+    let mut deployment = Deployment::new("r8");
+    let mut executor = deployment.executor();
+    let (altered, swapped, good) =
+        (deployment.submit("serial"), deployment.submit("serial"), deployment.submit("serial"));
+    // One bit of the payload; the envelope of another job.
+    let mut envelope = deployment.bytes(&format!("job:{altered}"), "env");
+    let at = envelope.len() - 40;
+    envelope[at] ^= 1;
+    deployment.set(&format!("job:{altered}"), "env", envelope);
+    let of_another = deployment.bytes(&format!("job:{good}"), "env");
+    deployment.set(&format!("job:{swapped}"), "env", of_another);
+    let leases: Vec<Lease> = (0..4).filter_map(|_| lease(executor.as_mut())).collect();
+    assert_eq!(leases.len(), 1);
+    assert_eq!(leases[0].jobs[0].spec.id, good, "what is signed is run, in its order");
+    assert_eq!(deployment.broker.forged(), Ok(2));
+    assert!(deployment.status(altered).is_none() && deployment.status(swapped).is_none());
+
+    // A forged result is no result, a forged state no state.
+    assert_eq!(finish(executor.as_mut(), &leases[0], "1"), CommitResult::Committed);
+    deployment.set(&format!("job:{good}"), "r", "{\"paid\":true}");
+    assert!(deployment.status(good).is_none());
+    let change = |value: &str| Change { key: "k".into(), value: Some(Arc::from(value.as_bytes())) };
+    deployment.broker.apply("m", &[change("mine")], None).expect("the server is there");
+    deployment.set("m:m", "k", "theirs");
+    assert_eq!(deployment.broker.get("m", "k"), Ok(None));
+    assert_eq!(deployment.broker.load("m", None), Ok(cofferdam::job::Entries::new()));
+}
+
+#[test]
+fn r9_scripts_that_the_server_forgot_are_loaded_again() {
+    let _turn = TURN.lock();
+    let mut deployment = Deployment::new("r9");
+    let mut executor = deployment.executor();
+    for _ in 0..3 {
+        redis::cmd("SCRIPT").arg("FLUSH").exec(&mut deployment.raw).expect("the server is there");
+        let id = deployment.submit("free");
+        redis::cmd("SCRIPT").arg("FLUSH").exec(&mut deployment.raw).expect("the server is there");
+        let lease = lease(executor.as_mut()).expect("the job is there");
+        assert_eq!(
+            (lease.jobs[0].spec.id, finish(executor.as_mut(), &lease, "1")),
+            (id, CommitResult::Committed)
+        );
+    }
+}
