@@ -193,7 +193,7 @@ impl Options {
 }
 
 fn startable(loaded: &Loaded) -> Result<(), String> {
-    let unbuilt = config::unbuilt(&loaded.config, &loaded.value);
+    let unbuilt = config::unbuilt(loaded);
     if !unbuilt.is_empty() {
         return Err(format!("this config is valid but cannot be started:\n  {}", unbuilt.join("\n  ")));
     }

@@ -5,10 +5,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-pub use crate::config::OnDeadChoice as OnDead;
 pub use crate::execution::{Job, JobContext};
 use crate::job::Payload;
 use crate::limits::ORDERING_KEY_BYTES;
@@ -50,15 +49,16 @@ pub enum HandlerError {
 }
 
 /// Options of a handler; `handlers.NAME` in the config overrides each (CONTRACT 4).
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct HandlerOptions {
     /// How long one delivery may take.
-    #[serde(rename = "timeout_ms", deserialize_with = "millis")]
+    #[serde(rename = "timeout_ms", deserialize_with = "from_millis", serialize_with = "as_millis")]
     pub timeout: Duration,
     /// Jobs at once in one process; 0 is no limit.
     pub concurrency: usize,
     /// Deliveries before a job is dead; `None` is the queue's setting.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub max_deliveries: Option<u32>,
     /// Cancel a job when its last waiting caller hangs up.
     pub cancel_on_disconnect: bool,
@@ -95,12 +95,27 @@ impl HandlerOptions {
     }
 }
 
-fn millis<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+fn from_millis<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     u64::deserialize(deserializer).map(Duration::from_millis)
 }
 
+fn as_millis<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// What a dead job does to its ordered lane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnDead {
+    /// The lane goes on with the next job.
+    #[default]
+    Continue,
+    /// The lane waits until the dead job is retried or deleted.
+    Park,
+}
+
 /// Which jobs of a handler wait for each other.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Ordering {
     /// None: each job is a lane of its own, without state.

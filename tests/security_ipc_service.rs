@@ -366,8 +366,11 @@ fn as_many_and_as_large_follow_ups_as_a_handler_may_submit_are_committed() {
     let clock = Clock::manual(Timestamp(1_700_000_000_000_000));
     let broker = Broker::new(rules, vec![spec], vec![64], Entropy::Seeded(1));
     let broker = MemoryBroker::new(broker, clock, vec![Arc::from("a")]);
-    let auth = json!({"secret_mode": "generated", "ttl_seconds": 30, "nonce_cache_size": 16});
+    let auth = json!({
+        "mode": "hmac", "kdf": "hkdf_sha256", "secret_mode": "generated", "ttl_seconds": 30, "nonce_cache_size": 16,
+    });
     let ipc = json!({
+        "transport": "tcp_local",
         "bind_host": "127.0.0.1", "bind_port": 0, "max_payload_bytes": PAYLOAD, "auth": auth, "heartbeat_ms": 2_000,
     });
     let ipc: Ipc = serde_json::from_value(ipc).expect("all of it");

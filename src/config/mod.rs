@@ -4,15 +4,14 @@
 //! the normalised form, redaction. Not in scope: acting on any of it. Files are read in [`sources`] and
 //! [`secret`] alone; the rest is pure.
 
-mod model;
 mod schema;
 pub mod secret;
 pub mod sources;
 mod validate;
 
-pub use model::{
-    Config, Ipc, Kv, Lifecycle, LogFormat, Observability, OnDeadChoice, Platform, ProcessGroup, Queue, Reply,
-    Restart, Retain, Retry, SinkMode, Web, WebLimits,
+pub use schema::{
+    Config, Ipc, Kv, Lifecycle, LogFormat, Observability, Platform, ProcessGroup, Queue, Reply, Restart,
+    Retain, Retry, SinkMode, Web, WebLimits,
 };
 pub use sources::{Loaded, Origin, Source, load};
 pub use validate::{Issue, unbuilt};
@@ -20,7 +19,6 @@ pub use validate::{Issue, unbuilt};
 use serde_json::{Value, json};
 
 /// The profile's name for `check`, logs and `/v1/stats`: how it runs, and where jobs are kept.
-#[must_use]
 pub fn profile(config: &Config) -> String {
     let platform = &config.runtime.platform;
     let run = if platform.bootstrap.mode == "inline" { "inline" } else { "supervised" };
@@ -33,7 +31,6 @@ pub fn profile(config: &Config) -> String {
 }
 
 /// The normalised config as `check --json` prints it: every default filled in, secrets redacted, the profile added.
-#[must_use]
 pub fn normalised(loaded: &Loaded) -> Value {
     let mut value = loaded.value.clone();
     if let Some(handlers) = value.get_mut("handlers").and_then(Value::as_object_mut) {
@@ -47,35 +44,28 @@ pub fn normalised(loaded: &Loaded) -> Value {
 }
 
 /// `check` for people: the profile, what it promises, and where each value that is not a default came from.
-#[must_use]
 pub fn summary(loaded: &Loaded) -> String {
-    let config = &loaded.config;
-    let groups = config.runtime.platform.process_groups.iter().map(|group| {
-        format!(
-            "  group {}: {} x {} workers, handlers {}",
-            group.name,
-            group.processes,
-            group.workers,
-            group.handlers.join(" ")
-        )
-    });
-    let mut lines = vec![format!("profile {}, listening on {}", profile(config), config.web.bind)];
-    lines.push(match profile(config).rsplit('-').next() {
-        Some("memory") => "jobs and state survive executors; they go with the web process".into(),
-        Some("mixed") => {
-            "weaker promise: state changes are kept first, the terminal status after them".into()
-        }
-        _ => "jobs and state are as durable as Redis is set up".into(),
-    });
-    lines.extend(groups);
+    let (config, value) = (&loaded.config, normalised(loaded));
+    let profile = profile(config);
+    let promise = match profile.rsplit('-').next() {
+        Some("memory") => "jobs and state survive executors; they go with the web process",
+        Some("mixed") => "weaker promise: state changes are kept first, the terminal status after them",
+        _ => "jobs and state are as durable as Redis is set up",
+    };
+    let mut lines = vec![format!("profile {profile}, listening on {}", config.web.bind), promise.into()];
+    for group in &config.runtime.platform.process_groups {
+        let ProcessGroup { name, processes, workers, handlers, .. } = group;
+        let handlers = handlers.join(" ");
+        lines.push(format!("  group {name}: {processes} x {workers} workers, handlers {handlers}"));
+    }
     for (path, origin) in &loaded.origins {
-        let value = normalised(loaded).pointer(&format!("/{}", path.replace('.', "/"))).map(Value::to_string);
+        let shown = value.pointer(&format!("/{}", path.replace('.', "/"))).map(Value::to_string);
         let from = match origin {
             Origin::File => "the file",
             Origin::Environment(name) => name,
             Origin::CommandLine => "--set",
         };
-        lines.push(format!("  {path} = {} (from {from})", value.unwrap_or_default()));
+        lines.push(format!("  {path} = {} (from {from})", shown.unwrap_or_default()));
     }
     lines.join("\n") + "\n"
 }

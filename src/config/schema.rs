@@ -1,226 +1,344 @@
-//! The table of CONTRACT 2: each key's path, default and allowed values.
+//! CONTRACT 2 as a table: each key once, with its type, default and allowed values. The typed configuration and
+//! what the validator walks are both made of it.
+#![allow(missing_docs, reason = "CONTRACT 2 documents each key under the same name")]
 
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// What a key's value must be.
+use crate::handler::{HandlerOptions, is_handler_name};
+
+/// What a key's value must be; in words where it is a check.
 #[derive(Clone, Copy)]
 pub(super) enum Kind {
     /// A whole number in this range.
     Int(u64, u64),
-    /// `true` or `false`.
-    Bool,
     /// One of these words.
     OneOf(&'static [&'static str]),
-    /// A text that this accepts; the error says what it expects.
-    Text(fn(&str) -> Result<(), &'static str>),
-    /// A list of such texts.
-    Texts,
-    /// `process_groups`: checked in the validator.
-    Groups,
+    /// A text that passes.
+    Text(fn(&str) -> bool, &'static str),
+    /// Any value that passes.
+    Is(fn(&Value) -> bool, &'static str),
+    /// The same for what has no default: its `null` is judged, where other keys take it for "not given".
+    Shape(fn(&Value) -> bool, &'static str),
+    /// An object that is always there.
+    Section(&'static [Key]),
+    /// An object that may be absent.
+    Optional(&'static [Key]),
 }
+use Kind::{Int, Is, OneOf, Optional, Section, Shape, Text};
 
-/// One key. `default` is JSON text; `"null"` where the key may be absent.
+#[derive(Clone, Copy)]
 pub(super) struct Key {
-    pub(super) path: &'static str,
+    pub(super) name: &'static str,
+    /// `null` where the key may be absent.
+    pub(super) default: fn() -> Value,
     pub(super) kind: Kind,
-    pub(super) default: &'static str,
 }
 
-const fn key(path: &'static str, kind: Kind, default: &'static str) -> Key {
-    Key { path, kind, default }
+macro_rules! keys {
+    ($($name:ident = $default:tt, $kind:expr;)*) => {
+        &[$(Key { name: stringify!($name), default: || json!($default), kind: $kind },)*]
+    };
+}
+
+/// A typed section of the configuration, whose fields are in their ranges once the validator has passed them.
+macro_rules! section {
+    ($(#[$attribute:meta])* $section:ident { $($name:ident: $type:ty = $default:tt, $kind:expr;)* }) => {
+        #[derive(Clone, Debug, Deserialize)]
+        $(#[$attribute])*
+        pub struct $section { $(pub $name: $type,)* }
+
+        impl $section {
+            pub(super) const KEYS: &[Key] = keys! { $($name = $default, $kind;)* };
+        }
+    };
 }
 
 const MAX: u64 = u32::MAX as u64;
-const BACKENDS: Kind = Kind::OneOf(&["memory", "redis"]);
-const COUNT: Kind = Kind::Int(1, MAX);
-const MILLIS: Kind = Kind::Int(1, MAX);
+const COUNT: Kind = Int(1, MAX);
+const MILLIS: Kind = COUNT;
+const FROM_0: Kind = Int(0, MAX);
+const BACKEND: Kind = OneOf(&["memory", "redis"]);
+const BOOL: Kind = Is(Value::is_boolean, "true or false");
+const TEXTS: Kind = Is(are_texts, "a list of strings, none empty");
+const FILE: Kind = Text(is_not_empty, "a string that is not empty");
+const ADDRESS: Kind = Text(is_address, "an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080");
+const LOOPBACK: Kind = Text(is_loopback, "a loopback address: the channel never leaves the host");
+const PREFIX: Kind = Text(is_key_prefix, "1 to 32 of a-z, 0-9, _ and -");
+const NAME: Kind = Text(is_handler_name, "1 to 64 of a-z, A-Z, 0-9, _ and -");
+const REDIS_URL: Kind =
+    Text(is_redis_url, "redis://HOST:PORT/DB, rediss://… or redis+unix://PATH, without user and password");
+const GROUPS: Kind = Is(is_list, "a list of at least one process group");
+const OBJECT: Kind = Shape(Value::is_object, "an object");
+const ORDERING: Kind = Shape(is_ordering, r#""none", "serial" or {"key":"/json/pointer"}"#);
+const COMMAND: Kind = Shape(is_command, "a list of strings: the program and its arguments");
+const TEXT_MAP: Kind = Shape(is_text_map, "an object of strings");
 
-/// Every key that is not inside `handlers`.
-pub(super) const KEYS: &[Key] = &[
-    key("version", Kind::Int(1, 1), "1"),
-    key(
-        "runtime.platform.bootstrap.mode",
-        Kind::OneOf(&["inline", "process_supervisor"]),
-        r#""process_supervisor""#,
-    ),
-    key("runtime.platform.queue.backend", BACKENDS, r#""memory""#),
-    key("runtime.platform.queue.capacity", COUNT, "10000"),
-    key("runtime.platform.queue.visibility_timeout_ms", Kind::Int(100, MAX), "30000"),
-    key("runtime.platform.queue.max_deliveries", COUNT, "5"),
-    key("runtime.platform.queue.retry.base_ms", MILLIS, "200"),
-    key("runtime.platform.queue.retry.max_ms", MILLIS, "60000"),
-    key("runtime.platform.kv.backend", BACKENDS, r#""memory""#),
-    key("runtime.platform.kv.context_ttl_seconds", COUNT, "3600"),
-    key("runtime.platform.kv.lane_state_max_bytes", Kind::Int(1_024, 1 << 40), "67108864"),
-    key("runtime.platform.reply.backend", BACKENDS, r#""memory""#),
-    key("runtime.platform.reply.timeout_ms", MILLIS, "30000"),
-    key("runtime.platform.reply.result_ttl_seconds", COUNT, "600"),
-    key("runtime.platform.reply.awaited_ttl_seconds", COUNT, "30"),
-    key("runtime.platform.reply.retain.records", COUNT, "10000"),
-    key("runtime.platform.reply.retain.bytes", Kind::Int(1, 1 << 40), "67108864"),
-    key("runtime.platform.redis.url", Kind::Text(redis_url), r#""redis://127.0.0.1:6379/0""#),
-    key("runtime.platform.redis.username", Kind::Text(not_empty), "null"),
-    key("runtime.platform.redis.password_file", Kind::Text(not_empty), "null"),
-    key("runtime.platform.redis.key_prefix", Kind::Text(key_prefix), r#""cofferdam""#),
-    key("runtime.platform.redis.connect_timeout_ms", MILLIS, "2000"),
-    key("runtime.platform.redis.response_timeout_ms", MILLIS, "5000"),
-    key("runtime.platform.execution_ipc.transport", Kind::OneOf(&["tcp_local"]), r#""tcp_local""#),
-    key("runtime.platform.execution_ipc.bind_host", Kind::Text(loopback), r#""127.0.0.1""#),
-    key("runtime.platform.execution_ipc.bind_port", Kind::Int(0, 65_535), "0"),
-    key("runtime.platform.execution_ipc.max_payload_bytes", Kind::Int(1_024, 67_108_864), "1048576"),
-    key("runtime.platform.execution_ipc.auth.mode", Kind::OneOf(&["hmac"]), r#""hmac""#),
-    key("runtime.platform.execution_ipc.auth.secret_mode", Kind::OneOf(&["generated", "static"]), "null"),
-    key("runtime.platform.execution_ipc.auth.secret_file", Kind::Text(not_empty), "null"),
-    key("runtime.platform.execution_ipc.auth.kdf", Kind::OneOf(&["hkdf_sha256"]), r#""hkdf_sha256""#),
-    key("runtime.platform.execution_ipc.auth.ttl_seconds", Kind::Int(1, 3_600), "30"),
-    key("runtime.platform.execution_ipc.auth.nonce_cache_size", Kind::Int(16, 1 << 20), "4096"),
-    key("runtime.platform.execution_ipc.heartbeat_ms", Kind::Int(100, 3_600_000), "2000"),
-    key("runtime.platform.process_groups", Kind::Groups, r#"[{"name":"execution"}]"#),
-    key("runtime.platform.lifecycle.ready_timeout_ms", MILLIS, "10000"),
-    key("runtime.platform.lifecycle.graceful_timeout_ms", Kind::Int(0, MAX), "10000"),
-    key("runtime.platform.lifecycle.drain_inflight", Kind::Bool, "true"),
-    key(
-        "runtime.platform.lifecycle.restart.policy",
-        Kind::OneOf(&["on_failure", "never"]),
-        r#""on_failure""#,
-    ),
-    key("runtime.platform.lifecycle.restart.max_restarts", Kind::Int(0, MAX), "5"),
-    key("runtime.platform.lifecycle.restart.window_ms", MILLIS, "60000"),
-    key("runtime.platform.lifecycle.restart.backoff_ms", MILLIS, "100"),
-    key("runtime.ordering.sink_mode", Kind::OneOf(&["source_seq", "completion"]), r#""source_seq""#),
-    key("web.bind", Kind::Text(socket_address), r#""127.0.0.1:8080""#),
-    key("web.max_inflight", COUNT, "4096"),
-    key("web.max_body_bytes", COUNT, "1048576"),
-    key("web.max_batch_bytes", COUNT, "16777216"),
-    key("web.allowed_hosts", Kind::Texts, "[]"),
-    key("web.auth.mode", Kind::OneOf(&["none", "bearer"]), r#""none""#),
-    key("web.auth.token_file", Kind::Text(not_empty), "null"),
-    key("web.limits.connections", COUNT, "4096"),
-    key("web.limits.connections_per_ip", COUNT, "256"),
-    key("web.limits.header_bytes", COUNT, "16384"),
-    key("web.limits.header_timeout_ms", MILLIS, "5000"),
-    key("web.limits.body_timeout_ms", MILLIS, "15000"),
-    key("web.limits.idle_timeout_ms", MILLIS, "60000"),
-    key("web.limits.write_timeout_ms", MILLIS, "30000"),
-    key("observability.log", Kind::OneOf(&["text", "json"]), r#""text""#),
-];
+section! { Config {
+    version: u32 = 1, Int(1, 1);
+    runtime: Runtime = {}, Section(Runtime::KEYS);
+    web: Web = {}, Section(Web::KEYS);
+    observability: Observability = {}, Section(Observability::KEYS);
+    handlers: BTreeMap<String, HandlerOptions> = {}, OBJECT;
+}}
+section! { Runtime {
+    platform: Platform = {}, Section(Platform::KEYS);
+    ordering: Sink = {}, Section(Sink::KEYS);
+}}
+section! { Sink {
+    sink_mode: SinkMode = "source_seq", OneOf(&["source_seq", "completion"]);
+}}
+section! { Platform {
+    bootstrap: Bootstrap = {}, Section(Bootstrap::KEYS);
+    queue: Queue = {}, Section(Queue::KEYS);
+    kv: Kv = {}, Section(Kv::KEYS);
+    reply: Reply = {}, Section(Reply::KEYS);
+    redis: Redis = {}, Section(Redis::KEYS);
+    execution_ipc: Ipc = {}, Section(Ipc::KEYS);
+    process_groups: Vec<ProcessGroup> = [{"name": "execution"}], GROUPS;
+    lifecycle: Lifecycle = {}, Section(Lifecycle::KEYS);
+}}
+section! { Bootstrap {
+    mode: String = "process_supervisor", OneOf(&["inline", "process_supervisor"]);
+}}
+section! { Queue {
+    backend: String = "memory", BACKEND;
+    capacity: usize = 10_000, COUNT;
+    visibility_timeout_ms: u64 = 30_000, Int(100, MAX);
+    max_deliveries: u32 = 5, COUNT;
+    retry: Retry = {}, Section(Retry::KEYS);
+}}
+section! { #[derive(Copy)] Retry {
+    base_ms: u64 = 200, MILLIS;
+    max_ms: u64 = 60_000, MILLIS;
+}}
+section! { Kv {
+    backend: String = "memory", BACKEND;
+    context_ttl_seconds: u64 = 3_600, COUNT;
+    lane_state_max_bytes: usize = 67_108_864, Int(1_024, 1 << 40);
+}}
+section! { Reply {
+    backend: String = "memory", BACKEND;
+    timeout_ms: u64 = 30_000, MILLIS;
+    result_ttl_seconds: u64 = 600, COUNT;
+    awaited_ttl_seconds: u64 = 30, COUNT;
+    retain: Retain = {}, Section(Retain::KEYS);
+}}
+section! { #[derive(Copy)] Retain {
+    records: usize = 10_000, COUNT;
+    bytes: usize = 67_108_864, Int(1, 1 << 40);
+}}
+section! { Redis {
+    url: String = "redis://127.0.0.1:6379/0", REDIS_URL;
+    username: Option<String> = null, FILE;
+    password_file: Option<String> = null, FILE;
+    key_prefix: String = "cofferdam", PREFIX;
+    connect_timeout_ms: u64 = 2_000, MILLIS;
+    response_timeout_ms: u64 = 5_000, MILLIS;
+}}
+section! { Ipc {
+    transport: String = "tcp_local", OneOf(&["tcp_local"]);
+    bind_host: String = "127.0.0.1", LOOPBACK;
+    bind_port: u16 = 0, Int(0, 65_535);
+    max_payload_bytes: usize = 1_048_576, Int(1_024, 67_108_864);
+    auth: IpcAuth = {}, Section(IpcAuth::KEYS);
+    heartbeat_ms: u64 = 2_000, Int(100, 3_600_000);
+}}
+section! { IpcAuth {
+    mode: String = "hmac", OneOf(&["hmac"]);
+    secret_mode: String = null, OneOf(&["generated", "static"]);
+    secret_file: Option<String> = null, FILE;
+    kdf: String = "hkdf_sha256", OneOf(&["hkdf_sha256"]);
+    ttl_seconds: u64 = 30, Int(1, 3_600);
+    nonce_cache_size: usize = 4_096, Int(16, 1 << 20);
+}}
+section! { ProcessGroup {
+    name: String = null, NAME;
+    processes: usize = 1, Int(1, 1_024);
+    workers: usize = 8, Int(1, 4_096);
+    handlers: Vec<String> = ["*"], TEXTS;
+    max_jobs: u64 = 0, Int(0, 1 << 40);
+    max_rss_mb: u64 = 0, FROM_0;
+}}
+section! { Lifecycle {
+    ready_timeout_ms: u64 = 10_000, MILLIS;
+    graceful_timeout_ms: u64 = 10_000, FROM_0;
+    drain_inflight: bool = true, BOOL;
+    restart: Restart = {}, Section(Restart::KEYS);
+}}
+section! { Restart {
+    policy: String = "on_failure", OneOf(&["on_failure", "never"]);
+    max_restarts: usize = 5, FROM_0;
+    window_ms: u64 = 60_000, MILLIS;
+    backoff_ms: u64 = 100, MILLIS;
+}}
+section! { Web {
+    bind: String = "127.0.0.1:8080", ADDRESS;
+    max_inflight: usize = 4_096, COUNT;
+    max_body_bytes: usize = 1_048_576, COUNT;
+    max_batch_bytes: usize = 16_777_216, COUNT;
+    allowed_hosts: Vec<String> = [], TEXTS;
+    auth: WebAuth = {}, Section(WebAuth::KEYS);
+    limits: WebLimits = {}, Section(WebLimits::KEYS);
+}}
+section! { WebAuth {
+    mode: String = "none", OneOf(&["none", "bearer"]);
+    token_file: Option<String> = null, FILE;
+}}
+section! { #[derive(Copy)] WebLimits {
+    connections: usize = 4_096, COUNT;
+    connections_per_ip: usize = 256, COUNT;
+    header_bytes: usize = 16_384, COUNT;
+    header_timeout_ms: u64 = 5_000, MILLIS;
+    body_timeout_ms: u64 = 15_000, MILLIS;
+    idle_timeout_ms: u64 = 60_000, MILLIS;
+    write_timeout_ms: u64 = 30_000, MILLIS;
+}}
+section! { Observability {
+    log: LogFormat = "text", OneOf(&["text", "json"]);
+}}
 
-/// Keys of one process group, with the groups' own defaults.
-pub(super) const GROUP_KEYS: &[Key] = &[
-    key("name", Kind::Text(group_name), "null"),
-    key("processes", Kind::Int(1, 1_024), "1"),
-    key("workers", Kind::Int(1, 4_096), "8"),
-    key("handlers", Kind::Texts, r#"["*"]"#),
-    key("max_jobs", Kind::Int(0, 1 << 40), "0"),
-    key("max_rss_mb", Kind::Int(0, MAX), "0"),
-];
+/// Options of any handler. None has a default here: a handler brings its own ([`HandlerOptions`]).
+pub(super) const HANDLER_KEYS: &[Key] = keys! {
+    timeout_ms = null, MILLIS;
+    concurrency = null, FROM_0;
+    max_deliveries = null, COUNT;
+    cancel_on_disconnect = null, BOOL;
+    on_dead = null, OneOf(&["continue", "park"]);
+    ordering = null, ORDERING;
+};
 
-/// Options of any handler; their defaults are the handler's own. `ordering` is checked in the validator.
-pub(super) const HANDLER_KEYS: &[Key] = &[
-    key("timeout_ms", MILLIS, "30000"),
-    key("concurrency", Kind::Int(0, MAX), "0"),
-    key("max_deliveries", COUNT, "null"),
-    key("cancel_on_disconnect", Kind::Bool, "false"),
-    key("on_dead", Kind::OneOf(&["continue", "park"]), r#""continue""#),
-];
+/// Options of a handler that is a program, beside those.
+pub(super) const COMMAND_KEYS: &[Key] = keys! {
+    command = null, COMMAND;
+    env = null, TEXT_MAP;
+    limits = null, Optional(COMMAND_LIMIT_KEYS);
+    mode = "once", OneOf(&["once", "worker"]);
+    dir = null, FILE;
+    max_output_bytes = 1_048_576, Int(1, 67_108_864);
+    stop_grace_ms = 2_000, FROM_0;
+    uid = null, FROM_0;
+    gid = null, FROM_0;
+};
+const COMMAND_LIMIT_KEYS: &[Key] = keys! {
+    memory_mb = null, COUNT;
+    cpu_seconds = null, COUNT;
+    processes = null, COUNT;
+    open_files = null, COUNT;
+};
 
-/// Options of a handler that is a program. `command`, `env` and `limits` are checked in the validator.
-pub(super) const COMMAND_KEYS: &[Key] = &[
-    key("mode", Kind::OneOf(&["once", "worker"]), r#""once""#),
-    key("dir", Kind::Text(not_empty), "null"),
-    key("max_output_bytes", Kind::Int(1, 67_108_864), "1048576"),
-    key("stop_grace_ms", Kind::Int(0, MAX), "2000"),
-    key("uid", Kind::Int(0, MAX), "null"),
-    key("gid", Kind::Int(0, MAX), "null"),
-];
+/// Which order results of a batch come in: that of the input lines, or as they finish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SinkMode {
+    SourceSeq,
+    Completion,
+}
 
-/// Keys of a program's `limits`.
-pub(super) const COMMAND_LIMIT_KEYS: &[Key] = &[
-    key("memory_mb", COUNT, "null"),
-    key("cpu_seconds", COUNT, "null"),
-    key("processes", COUNT, "null"),
-    key("open_files", COUNT, "null"),
-];
+/// How log lines are written: for people, or one object a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+impl ProcessGroup {
+    pub fn runs(&self, handler: &str) -> bool {
+        self.handlers.iter().any(|name| name == "*" || name == handler)
+    }
+}
+
+impl Lifecycle {
+    /// How long a drain lets jobs finish.
+    pub fn patience_ms(&self) -> u64 {
+        if self.drain_inflight { self.graceful_timeout_ms } else { 0 }
+    }
+}
 
 impl Key {
-    /// The default; `None` where the key may be absent.
-    pub(super) fn default_value(&self) -> Option<Value> {
-        let value: Value = serde_json::from_str(self.default).expect("the schema's defaults are JSON");
-        (!value.is_null()).then_some(value)
+    /// The key at a dotted path.
+    pub(super) fn at(path: &str) -> Option<&'static Key> {
+        let (mut keys, mut found) = (Config::KEYS, None);
+        for name in path.split('.') {
+            let key = keys.iter().find(|key| key.name == name)?;
+            keys = if let Section(keys) = key.kind { keys } else { &[] };
+            found = Some(key);
+        }
+        found
     }
 
     /// What a refusal says was expected; `None` if the value is allowed.
     pub(super) fn refuses(&self, value: &Value) -> Option<String> {
-        match self.kind {
-            Kind::Int(min, max) => {
-                let expected = match max {
-                    _ if min == max => format!("{min}"),
-                    _ => format!("a whole number from {min} to {max}"),
-                };
-                let fits = value.as_u64().is_some_and(|number| (min..=max).contains(&number));
-                (!fits).then_some(expected)
+        let (is_allowed, expected) = match self.kind {
+            Int(min, max) => {
+                let range =
+                    if min == max { format!("{min}") } else { format!("a whole number from {min} to {max}") };
+                (value.as_u64().is_some_and(|number| (min..=max).contains(&number)), range)
             }
-            Kind::Bool => (!value.is_boolean()).then(|| "true or false".into()),
-            Kind::OneOf(words) => {
-                let known = value.as_str().is_some_and(|word| words.contains(&word));
-                (!known).then(|| {
-                    words.iter().map(|word| json!(word).to_string()).collect::<Vec<_>>().join(" or ")
-                })
+            OneOf(words) => {
+                let quoted: Vec<String> = words.iter().map(|word| json!(word).to_string()).collect();
+                (value.as_str().is_some_and(|word| words.contains(&word)), quoted.join(" or "))
             }
-            Kind::Text(check) => match value.as_str() {
-                Some(text) => check(text).err().map(str::to_owned),
-                None => Some("a string".into()),
+            Text(passes, expected) => match value.as_str() {
+                Some(text) => (passes(text), expected.into()),
+                None => (false, "a string".into()),
             },
-            Kind::Texts => {
-                let texts = value.as_array().is_some_and(|list| {
-                    list.iter().all(|text| text.as_str().is_some_and(|text| !text.is_empty()))
-                });
-                (!texts).then(|| "a list of strings, none empty".into())
-            }
-            Kind::Groups => {
-                let groups = value.as_array().is_some_and(|list| !list.is_empty());
-                (!groups).then(|| "a list of at least one process group".into())
-            }
-        }
+            Is(passes, expected) | Shape(passes, expected) => (passes(value), expected.into()),
+            Section(_) | Optional(_) => (value.is_object(), "an object".into()),
+        };
+        (!is_allowed).then_some(expected)
     }
 }
 
-fn not_empty(text: &str) -> Result<(), &'static str> {
-    if text.is_empty() { Err("a string that is not empty") } else { Ok(()) }
+fn is_not_empty(text: &str) -> bool {
+    !text.is_empty()
 }
 
-fn socket_address(text: &str) -> Result<(), &'static str> {
-    match text.parse::<std::net::SocketAddr>() {
-        Ok(_) => Ok(()),
-        Err(_) => Err("an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080"),
-    }
+fn is_address(text: &str) -> bool {
+    text.parse::<SocketAddr>().is_ok()
 }
 
-fn loopback(text: &str) -> Result<(), &'static str> {
-    match text.parse::<std::net::IpAddr>() {
-        Ok(address) if address.is_loopback() => Ok(()),
-        Ok(_) | Err(_) => Err("a loopback address: the channel never leaves the host"),
-    }
+fn is_loopback(text: &str) -> bool {
+    text.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-fn key_prefix(text: &str) -> Result<(), &'static str> {
-    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-".contains(&byte);
-    let fits = (1..=32).contains(&text.len()) && text.bytes().all(allowed);
-    if fits { Ok(()) } else { Err("1 to 32 of a-z, 0-9, _ and -") }
+fn is_key_prefix(text: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-".contains(&byte);
+    (1..=32).contains(&text.len()) && text.bytes().all(is_allowed)
 }
 
-fn group_name(text: &str) -> Result<(), &'static str> {
-    if crate::handler::is_handler_name(text) { Ok(()) } else { Err("1 to 64 of a-z, A-Z, 0-9, _ and -") }
-}
-
-fn redis_url(text: &str) -> Result<(), &'static str> {
-    const EXPECTED: &str = "redis://HOST:PORT/DB, rediss://… or redis+unix://PATH, without user and password";
+fn is_redis_url(text: &str) -> bool {
     let rest = ["redis://", "rediss://", "redis+unix://"].iter().find_map(|scheme| text.strip_prefix(scheme));
-    // A `redis+unix` URL takes them in its query.
+    // A `redis+unix` URL takes user and password in its query.
     let query = text.split_once('?').map_or("", |(_, query)| query);
     let in_query = query.split('&').any(|part| part.starts_with("user=") || part.starts_with("pass="));
-    match rest {
-        Some(rest) if !rest.is_empty() && !rest.contains('@') && !in_query => Ok(()),
-        Some(_) | None => Err(EXPECTED),
-    }
+    rest.is_some_and(|rest| !rest.is_empty() && !rest.contains('@')) && !in_query
+}
+
+fn is_list(value: &Value) -> bool {
+    value.as_array().is_some_and(|list| !list.is_empty())
+}
+
+fn are_texts(value: &Value) -> bool {
+    let is_text = |value: &Value| value.as_str().is_some_and(is_not_empty);
+    value.as_array().is_some_and(|list| list.iter().all(is_text))
+}
+
+fn is_ordering(value: &Value) -> bool {
+    let pointer = value.as_object().filter(|map| map.len() == 1).and_then(|map| map.get("key")?.as_str());
+    pointer.is_some_and(|pointer| pointer.is_empty() || pointer.starts_with('/'))
+        || matches!(value.as_str(), Some("none" | "serial"))
+}
+
+fn is_command(value: &Value) -> bool {
+    let is_word = |word: &Value| word.as_str().is_some_and(|word| !word.contains('\0'));
+    value.as_array().is_some_and(|list| !list.is_empty() && list[0] != "" && list.iter().all(is_word))
+}
+
+fn is_text_map(value: &Value) -> bool {
+    value.as_object().is_some_and(|map| map.values().all(Value::is_string))
 }

@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::model::Config;
-use super::schema::KEYS;
+use super::schema::{Config, Key};
 use super::validate::{self, Issue};
 use crate::handler::HandlerOptions;
 
@@ -71,16 +70,20 @@ pub fn load(source: &Source, handlers: &BTreeMap<String, HandlerOptions>) -> Res
             Some(_) | None => issues.push(Issue::new("--set", "is malformed", set, "PATH=VALUE")),
         }
     }
-    let value = validate::normalise(given, handlers, &mut issues);
-    if !issues.is_empty() {
-        return Err(issues);
-    }
+    let value = validate::normalise(&given, handlers, &mut issues);
     match serde_json::from_value(value.clone()) {
-        Ok(config) => Ok(Loaded { config, value, origins }),
+        Ok(config) => {
+            validate::cross_rules(&config, &mut issues);
+            if issues.is_empty() {
+                return Ok(Loaded { config, value, origins });
+            }
+        }
         Err(error) => {
-            Err(vec![Issue::new("config", "does not fit its own schema", &error.to_string(), "a bug report")])
+            let error = error.to_string();
+            issues.push(Issue::new("config", "does not fit its own schema", &error, "a bug report"));
         }
     }
+    Err(issues)
 }
 
 fn read_file(path: &Path) -> Result<Value, Issue> {
@@ -136,8 +139,7 @@ fn merge(
             }
         }
         (base, layer) => {
-            let is_default =
-                KEYS.iter().any(|key| key.path == path && key.default_value().as_ref() == Some(&layer));
+            let is_default = !layer.is_null() && Key::at(path).is_some_and(|key| (key.default)() == layer);
             *base = layer;
             if is_default {
                 origins.remove(path);
