@@ -23,30 +23,43 @@
 #![forbid(unsafe_code)]
 
 pub mod app;
-pub mod batch;
-pub mod bell;
 pub mod channel;
-pub mod cli;
 pub mod clock;
 pub(crate) mod codec;
-pub mod config;
 pub mod controls;
-pub mod entropy;
-pub mod execution;
 pub mod handler;
 pub mod job;
 pub mod life;
-pub mod limits;
 pub mod mac;
 pub mod memory;
-pub mod observe;
-pub mod ports;
-pub mod problem;
 pub mod redis_backend;
 pub mod supervisor;
 pub mod web;
 
+// Public for the tests and tools of this repository: no interface that stays.
+#[doc(hidden)]
+pub mod batch;
+#[doc(hidden)]
+pub mod bell;
+#[doc(hidden)]
+pub mod cli;
+#[doc(hidden)]
+pub mod config;
+#[doc(hidden)]
+pub mod entropy;
+#[doc(hidden)]
+pub mod execution;
+#[doc(hidden)]
+pub mod limits;
+#[doc(hidden)]
+pub mod observe;
+#[doc(hidden)]
+pub mod ports;
+#[doc(hidden)]
+pub mod problem;
+
 pub use app::App;
+pub use clock::Timestamp;
 pub use execution::{Job, JobContext, LaneState};
 pub use handler::{Handler, HandlerError, HandlerOptions, OnDead, Ordering};
-pub use job::{MediaType, Payload};
+pub use job::{JobId, MediaType, Payload, Trace};

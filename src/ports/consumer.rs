@@ -5,6 +5,24 @@ use std::sync::Arc;
 use super::BackendError;
 use crate::job::{Entries, JobId, JobSpec, Payload, Verdict, Version};
 
+/// An executor's side of the broker. Dropping it ends its leases, where the backend can see that. After an error
+/// every lease of it must be taken as ended.
+///
+/// Laws: a lane has at most one live lease; its jobs come in submission order; a retried or delayed head
+/// stays the head; ready lanes are served oldest first; a commit holds only under a live lease, for the run's
+/// next job, on the lane's current state version; one call's commits are judged one by one.
+pub trait Consumer: Send {
+    /// Commits what is finished, then claims up to `room` leases. Never waits: answers and leases that are
+    /// not there yet come with a later step, after the bell rang.
+    fn step(&mut self, commits: Vec<Commit>, room: usize) -> Result<Step, BackendError>;
+
+    /// Gives a lease back: its jobs are queued again in their order, uncounted. One that is over is ignored.
+    fn release(&mut self, lease: LeaseRef, reason: ReleaseReason) -> Result<(), BackendError>;
+
+    /// Renews all live leases of this consumer.
+    fn extend(&mut self) -> Result<(), BackendError>;
+}
+
 /// Names a live lease to its broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaseRef {
@@ -17,7 +35,6 @@ pub struct LeaseRef {
 /// A lane with a run of its first jobs, for one worker, in order.
 #[derive(Clone, Debug)]
 pub struct Lease {
-    /// What commits must name.
     pub lease: LeaseRef,
     /// The handler of all its jobs.
     pub handler: Arc<str>,
@@ -41,9 +58,7 @@ pub enum StateAt {
 /// One job of a lease.
 #[derive(Clone, Debug)]
 pub struct LeasedJob {
-    /// The job as accepted.
     pub spec: Arc<JobSpec>,
-    /// Its input.
     pub payload: Payload,
     /// 1 for the first delivery of this life.
     pub delivery: u32,
@@ -53,18 +68,15 @@ pub struct LeasedJob {
     pub context: Entries,
 }
 
-/// What came of the run's next job.
+/// What came of the run's next uncommitted job.
 #[derive(Clone, Debug)]
 pub struct Commit {
-    /// The lease it ran under.
     pub lease: LeaseRef,
-    /// The run's next uncommitted job.
     pub job: JobId,
     /// The delivery that this is the outcome of.
     pub delivery: u32,
     /// The state version that the handler saw.
     pub builds_on: Version,
-    /// What came of it.
     pub verdict: Verdict,
 }
 
@@ -83,11 +95,8 @@ pub enum CommitResult {
 /// Which commit an answer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CommitAnswer {
-    /// The lease's number.
     pub lease: u64,
-    /// The job.
     pub job: JobId,
-    /// The word.
     pub result: CommitResult,
 }
 
@@ -95,9 +104,7 @@ pub struct CommitAnswer {
 /// handler was paused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Revoked {
-    /// The lease's number.
     pub lease: u64,
-    /// The job.
     pub job: JobId,
 }
 
@@ -108,7 +115,6 @@ pub struct Step {
     pub results: Vec<CommitAnswer>,
     /// New leases, at most as many as there was room for.
     pub leases: Vec<Lease>,
-    /// Jobs to stop or to leave out.
     pub revoked: Vec<Revoked>,
 }
 
@@ -121,30 +127,4 @@ pub enum ReleaseReason {
     Draining,
     /// The run ended early: its running job was cancelled here.
     RunEnded,
-}
-
-/// An executor's side of the broker. Dropping it ends its leases, where the backend can see that.
-///
-/// Laws: a lane has at most one live lease; its jobs come in submission order; a retried or delayed head
-/// stays the head; ready lanes are served oldest first; a commit holds only under a live lease, for the run's
-/// next job, on the lane's current state version; one call's commits are judged one by one.
-pub trait Consumer: Send {
-    /// Commits what is finished, then claims up to `room` leases. Never waits: answers and leases that are
-    /// not there yet come with a later step, after the bell rang.
-    ///
-    /// # Errors
-    /// The backend is lost: every lease of this consumer must be taken as ended.
-    fn step(&mut self, commits: Vec<Commit>, room: usize) -> Result<Step, BackendError>;
-
-    /// Gives a lease back: its jobs are queued again in their order, uncounted. One that is over is ignored.
-    ///
-    /// # Errors
-    /// As [`Consumer::step`].
-    fn release(&mut self, lease: LeaseRef, reason: ReleaseReason) -> Result<(), BackendError>;
-
-    /// Renews all live leases of this consumer.
-    ///
-    /// # Errors
-    /// As [`Consumer::step`].
-    fn extend(&mut self) -> Result<(), BackendError>;
 }

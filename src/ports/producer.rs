@@ -7,6 +7,34 @@ use super::BackendError;
 use crate::job::{InstanceId, JobId, JobRecord, JobStatus, Payload, Trace};
 use crate::problem::Code;
 
+/// The submitting side of the broker.
+///
+/// Laws: an accepted job reaches exactly one terminal status in one life; an idempotency key names one job
+/// while its record lives; refusals change nothing.
+pub trait Producer: Send + Sync {
+    /// Accepts jobs; one answer a job, in order. Each is accepted or refused on its own, except that after one
+    /// that found the queue full none of the same call is accepted: their order is kept.
+    fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Submitted>, BackendError>;
+
+    /// The record of a job that the viewer may see.
+    fn record(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError>;
+
+    /// Cancels the job if it has not ended, unparks its lane if it is the dead head of one; the record after that.
+    fn cancel(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError>;
+
+    /// Queues a dead, failed, timed-out or cancelled job again. `Some(Err)`: it is in another status.
+    fn retry(&self, viewer: &Viewer, id: JobId)
+    -> Result<Option<Result<JobRecord, JobStatus>>, BackendError>;
+
+    /// Holds or lets go the queued jobs of a handler; false if there is no such handler.
+    fn pause(&self, handler: &str, paused: bool) -> Result<bool, BackendError>;
+
+    /// Records, newest submission first.
+    fn list(&self, viewer: &Viewer, filter: &Filter) -> Result<Vec<JobRecord>, BackendError>;
+
+    fn stats(&self) -> Result<Stats, BackendError>;
+}
+
 /// A job to be accepted.
 #[derive(Clone, Debug)]
 pub struct NewJob {
@@ -18,9 +46,7 @@ pub struct NewJob {
     pub handler: Arc<str>,
     /// `Some` iff the handler is keyed.
     pub ordering_key: Option<Arc<str>>,
-    /// The input.
     pub payload: Payload,
-    /// The request's trace.
     pub trace: Trace,
     /// Not before this long from now.
     pub delay: Duration,
@@ -60,7 +86,6 @@ pub enum Submitted {
 /// Why a submission was not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// No such handler.
     UnknownHandler,
     /// `queue.capacity` jobs, or their bytes, are waiting.
     QueueFull,
@@ -69,8 +94,6 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// What the caller is told.
-    #[must_use]
     pub fn code(self) -> Code {
         match self {
             Refusal::UnknownHandler => Code::UnknownHandler,
@@ -91,13 +114,11 @@ pub struct Viewer {
 
 impl Viewer {
     /// Without authentication there is one user, who may do everything.
-    #[must_use]
     pub fn anonymous() -> Viewer {
         Viewer { name: Arc::from(""), admin: true }
     }
 
     /// True if this viewer may know of a job of `owner`.
-    #[must_use]
     pub fn sees(&self, owner: &str) -> bool {
         self.admin || *self.name == *owner
     }
@@ -106,9 +127,7 @@ impl Viewer {
 /// Which records to list.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
-    /// Only of this status.
     pub status: Option<JobStatus>,
-    /// Only of this handler.
     pub handler: Option<String>,
     /// At most so many, newest first.
     pub limit: usize,
@@ -125,20 +144,10 @@ pub struct Histogram {
 
 impl Histogram {
     /// Upper bounds in microseconds: 100 us to 5 min.
+    #[rustfmt::skip]
     pub const BOUNDS: [u64; 13] = [
-        100,
-        500,
-        1_000,
-        5_000,
-        10_000,
-        50_000,
-        100_000,
-        500_000,
-        1_000_000,
-        5_000_000,
-        10_000_000,
-        60_000_000,
-        300_000_000,
+        100, 500, 1_000, 5_000, 10_000, 50_000, 100_000, 500_000,
+        1_000_000, 5_000_000, 10_000_000, 60_000_000, 300_000_000,
     ];
 
     /// Counts one duration.
@@ -153,9 +162,7 @@ impl Histogram {
 /// One handler's figures.
 #[derive(Clone, Debug, Default)]
 pub struct HandlerStats {
-    /// Its name.
     pub handler: Arc<str>,
-    /// Its group's name.
     pub group: Arc<str>,
     /// Submissions are queued but not run.
     pub paused: bool,
@@ -194,56 +201,5 @@ pub struct Stats {
     pub consumers: Vec<usize>,
     /// Records kept, of finished jobs too.
     pub records: usize,
-    /// Live leases.
     pub leases: usize,
-}
-
-/// The submitting side of the broker.
-///
-/// Laws: an accepted job reaches exactly one terminal status in one life; an idempotency key names one job
-/// while its record lives; refusals change nothing.
-pub trait Producer: Send + Sync {
-    /// Accepts jobs; one answer a job, in order. Each is accepted or refused on its own, except that after one
-    /// that found the queue full none of the same call is accepted: their order is kept.
-    ///
-    /// # Errors
-    /// The backend is lost.
-    fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Submitted>, BackendError>;
-
-    /// The record of a job that the viewer may see.
-    ///
-    /// # Errors
-    /// The backend is lost.
-    fn record(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError>;
-
-    /// Cancels the job if it has not ended, unparks its lane if it is the dead head of one; the record after that.
-    ///
-    /// # Errors
-    /// The backend is lost.
-    fn cancel(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError>;
-
-    /// Queues a dead, failed, timed-out or cancelled job again. `Some(Err)`: it is in another status.
-    ///
-    /// # Errors
-    /// The backend is lost.
-    fn retry(&self, viewer: &Viewer, id: JobId)
-    -> Result<Option<Result<JobRecord, JobStatus>>, BackendError>;
-
-    /// Holds or lets go the queued jobs of a handler; false if there is no such handler.
-    ///
-    /// # Errors
-    /// The backend is lost.
-    fn pause(&self, handler: &str, paused: bool) -> Result<bool, BackendError>;
-
-    /// Records, newest submission first.
-    ///
-    /// # Errors
-    /// The backend is lost.
-    fn list(&self, viewer: &Viewer, filter: &Filter) -> Result<Vec<JobRecord>, BackendError>;
-
-    /// The figures now.
-    ///
-    /// # Errors
-    /// The backend is lost.
-    fn stats(&self) -> Result<Stats, BackendError>;
 }
