@@ -27,7 +27,6 @@ impl Default for App {
 
 impl App {
     /// With the built-in handlers `echo` and `sleep`.
-    #[must_use]
     pub fn new() -> App {
         App { registry: builtin::registry() }
     }
@@ -36,7 +35,6 @@ impl App {
     ///
     /// # Panics
     /// If the name is not 1 to 64 of `a-z A-Z 0-9 _ -`.
-    #[must_use]
     pub fn handler(mut self, name: &str, handler: impl Handler + 'static) -> App {
         assert!(is_handler_name(name), "a handler's name is 1 to 64 of a-z, A-Z, 0-9, _ and -: {name:?}");
         self.registry.insert(name.to_owned(), Arc::new(handler));
@@ -47,13 +45,11 @@ impl App {
     ///
     /// # Panics
     /// As [`App::handler`].
-    #[must_use]
     pub fn handler_with(self, name: &str, options: HandlerOptions, handler: impl Handler + 'static) -> App {
         self.handler(name, WithOptions { options, handler })
     }
 
     /// The command line of CONTRACT 1, from the arguments to the exit code.
-    #[must_use]
     pub fn main(self) -> ExitCode {
         crate::cli::main(&self.registry)
     }
@@ -79,7 +75,6 @@ impl<H: Handler> Handler for WithOptions<H> {
 }
 
 /// The options that registered handlers bring along, for the config's defaults.
-#[must_use]
 pub fn own_options(registry: &Registry) -> BTreeMap<String, HandlerOptions> {
     registry.iter().map(|(name, handler)| (name.clone(), handler.options())).collect()
 }
@@ -101,7 +96,6 @@ pub struct Setup {
 
 impl Setup {
     /// From a config that passed.
-    #[must_use]
     pub fn new(loaded: &Loaded, registry: &Registry, clock: Clock) -> Setup {
         let config = loaded.config.clone();
         let group_of =
@@ -117,13 +111,11 @@ impl Setup {
     }
 
     /// One process does it all.
-    #[must_use]
     pub fn is_inline(&self) -> bool {
         self.config.runtime.platform.bootstrap.mode == "inline"
     }
 
     /// The names of the process groups.
-    #[must_use]
     pub fn groups(&self) -> Vec<Arc<str>> {
         self.config
             .runtime
@@ -135,13 +127,11 @@ impl Setup {
     }
 
     /// A memory broker by the config's rules.
-    #[must_use]
     pub fn broker(&self) -> MemoryBroker {
         self.broker_with(|_| {})
     }
 
     /// The same with the rules changed by `adjust`.
-    #[must_use]
     pub fn broker_with(&self, adjust: impl FnOnce(&mut Rules)) -> MemoryBroker {
         let mut rules = Rules::from_config(&self.config);
         adjust(&mut rules);
@@ -152,14 +142,12 @@ impl Setup {
     }
 
     /// The handlers with their code, for a pool of workers. Every process has all of them.
-    #[must_use]
     pub fn handlers(&self) -> Vec<(HandlerSpec, Arc<dyn Handler>)> {
         let with_code = |spec: &HandlerSpec| Some((spec.clone(), self.registry.get(&*spec.name)?.clone()));
         self.specs.iter().filter_map(with_code).collect()
     }
 
     /// What bounds an executor.
-    #[must_use]
     pub fn execution_limits(&self) -> Limits {
         let platform = &self.config.runtime.platform;
         Limits {

@@ -25,14 +25,12 @@ impl Bell {
     }
 
     /// A bell that unparks the current thread.
-    #[must_use]
     pub fn for_this_thread() -> Bell {
         let thread = std::thread::current();
         Bell::new(move || thread.unpark())
     }
 
     /// A bell that nobody hears.
-    #[must_use]
     pub fn silent() -> Bell {
         Bell::new(|| {})
     }

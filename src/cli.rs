@@ -61,7 +61,6 @@ fn complain(text: &str) {
 }
 
 /// The whole command line.
-#[must_use]
 pub fn main(registry: &Registry) -> ExitCode {
     // A handler's panic becomes its job's error; its text may hold a payload and is not for the log.
     std::panic::set_hook(Box::new(|info| {

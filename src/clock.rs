@@ -17,19 +17,16 @@ pub struct Timestamp(pub u64);
 
 impl Timestamp {
     /// This time and `duration` more; saturates.
-    #[must_use]
     pub fn plus(self, duration: Duration) -> Timestamp {
         Timestamp(self.0.saturating_add(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)))
     }
 
     /// How long ago `earlier` was, zero if it lies ahead.
-    #[must_use]
     pub fn since(self, earlier: Timestamp) -> Duration {
         Duration::from_micros(self.0.saturating_sub(earlier.0))
     }
 
     /// Milliseconds since the epoch, rounded down.
-    #[must_use]
     pub fn millis(self) -> u64 {
         self.0 / 1_000
     }
@@ -62,7 +59,6 @@ fn civil_from_days(days: u64) -> (u64, u64, u64) {
 }
 
 /// Milliseconds of `CLOCK_MONOTONIC`: one clock for all processes of a host; what the channel's frames carry.
-#[must_use]
 pub fn monotonic_millis() -> u64 {
     monotonic_micros() / 1_000
 }
@@ -87,7 +83,6 @@ pub enum Clock {
 
 impl Clock {
     /// The host's time, with the wall clock read now and never again.
-    #[must_use]
     pub fn system() -> Clock {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let wall = u64::try_from(wall.as_micros()).unwrap_or(u64::MAX);
@@ -95,13 +90,11 @@ impl Clock {
     }
 
     /// A clock that stands still at `start` until [`Clock::advance`].
-    #[must_use]
     pub fn manual(start: Timestamp) -> Clock {
         Clock::Manual(Arc::new(AtomicU64::new(start.0)))
     }
 
     /// The time now.
-    #[must_use]
     pub fn now(&self) -> Timestamp {
         match self {
             Clock::System { offset } => Timestamp(monotonic_micros().saturating_add(*offset)),

@@ -19,7 +19,6 @@ const BLOCK_BYTES: usize = 256;
 
 impl Entropy {
     /// The kernel's generator.
-    #[must_use]
     pub fn system() -> Entropy {
         Entropy::System { block: Box::new([0; BLOCK_BYTES]), used: BLOCK_BYTES }
     }

@@ -83,13 +83,11 @@ impl Default for HandlerOptions {
 
 impl HandlerOptions {
     /// One job at a time, in submission order, with one state.
-    #[must_use]
     pub fn serial() -> HandlerOptions {
         HandlerOptions { ordering: Ordering::Serial, ..HandlerOptions::default() }
     }
 
     /// In submission order among jobs whose payload has the same value at this JSON pointer (RFC 6901).
-    #[must_use]
     pub fn keyed(pointer: &str) -> HandlerOptions {
         HandlerOptions { ordering: Ordering::Keyed(pointer.to_owned()), ..HandlerOptions::default() }
     }
@@ -190,7 +188,6 @@ pub struct HandlerSpec {
 pub type Registry = std::collections::BTreeMap<String, Arc<dyn Handler>>;
 
 /// True for a name that can stand in a URL, a metric label and a config path.
-#[must_use]
 pub fn is_handler_name(name: &str) -> bool {
     (1..=64).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))

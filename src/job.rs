@@ -18,7 +18,6 @@ pub struct JobId(pub [u8; 16]);
 
 impl JobId {
     /// Reads 32 lowercase hex digits; anything else is no id.
-    #[must_use]
     pub fn parse(text: &str) -> Option<JobId> {
         parse_hex(text.as_bytes()).map(JobId)
     }
@@ -72,7 +71,6 @@ pub struct Trace {
 
 impl Trace {
     /// Reads a `traceparent` of version 00 and later ones by its rules; `None` if it is not valid.
-    #[must_use]
     pub fn parse(text: &str) -> Option<Trace> {
         let mut parts = text.split('-');
         let (version, id, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
@@ -86,7 +84,6 @@ impl Trace {
     }
 
     /// The trace id as 32 hex digits.
-    #[must_use]
     pub fn id_text(&self) -> String {
         JobId(self.id).to_string()
     }
@@ -139,7 +136,6 @@ impl MediaType {
     pub const BYTES: MediaType = MediaType(Cow::Borrowed("application/octet-stream"));
 
     /// `text` if it is a media type: `token/token`, then visible ASCII parameters.
-    #[must_use]
     pub fn parse(text: &str) -> Option<MediaType> {
         if text == "application/json" {
             return Some(MediaType::JSON);
@@ -153,13 +149,11 @@ impl MediaType {
     }
 
     /// The text as it goes into a header.
-    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
     /// True for `application/json`, with or without parameters, and for `+json` types.
-    #[must_use]
     pub fn is_json(&self) -> bool {
         let essence = self.0.split(';').next().unwrap_or_default().trim_end();
         essence.eq_ignore_ascii_case("application/json") || essence.ends_with("+json")
@@ -197,7 +191,6 @@ impl Payload {
 pub type Entries = HashMap<Arc<str>, Arc<[u8]>>;
 
 /// Bytes that an entry counts for against the limits.
-#[must_use]
 pub fn entry_bytes(key: &str, value: &[u8]) -> usize {
     key.len() + value.len()
 }
@@ -272,7 +265,6 @@ impl JobStatus {
     ];
 
     /// The name in records, metrics and events.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             JobStatus::Queued => "queued",
@@ -286,13 +278,11 @@ impl JobStatus {
     }
 
     /// The status of that name.
-    #[must_use]
     pub fn parse(text: &str) -> Option<JobStatus> {
         JobStatus::ALL.into_iter().find(|status| status.as_str() == text)
     }
 
     /// True once nothing more happens to the job in this life.
-    #[must_use]
     pub fn is_terminal(self) -> bool {
         match self {
             JobStatus::Queued | JobStatus::Running => false,

@@ -16,19 +16,16 @@ macro_rules! codes {
             pub const ALL: &[Code] = &[$(Code::$name,)*];
 
             /// The code as it stands in a problem document.
-            #[must_use]
             pub fn as_str(self) -> &'static str {
                 match self { $(Code::$name => $text,)* }
             }
 
             /// The HTTP status.
-            #[must_use]
             pub fn status(self) -> u16 {
                 match self { $(Code::$name => $status,)* }
             }
 
             /// A short summary, the same for every occurrence.
-            #[must_use]
             pub fn title(self) -> &'static str {
                 match self { $(Code::$name => $title,)* }
             }
@@ -75,13 +72,11 @@ codes! {
 
 impl Code {
     /// Seconds for `Retry-After`; `Some` for every 429 and 503.
-    #[must_use]
     pub fn retry_after(self) -> Option<u32> {
         matches!(self.status(), 429 | 503).then_some(1)
     }
 
     /// The code of that name.
-    #[must_use]
     pub fn parse(text: &str) -> Option<Code> {
         Code::ALL.iter().copied().find(|code| code.as_str() == text)
     }
@@ -100,7 +95,6 @@ pub enum Cause {
 
 impl Cause {
     /// The name in problem documents and records.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Cause::RetriesExhausted => "retries_exhausted",
@@ -111,7 +105,6 @@ impl Cause {
 }
 
 /// A problem document, one line, no line break in it. `trace_id` is left out where there is none.
-#[must_use]
 pub fn document(error: &JobError, trace_id: Option<&str>) -> String {
     let code = error.code;
     let mut out = String::with_capacity(256);
@@ -134,7 +127,6 @@ pub fn document(error: &JobError, trace_id: Option<&str>) -> String {
 }
 
 /// `text` as a JSON string.
-#[must_use]
 pub fn json_text(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }

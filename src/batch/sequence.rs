@@ -16,7 +16,6 @@ pub struct Sequencer {
 
 impl Sequencer {
     /// From line 0.
-    #[must_use]
     pub fn new(mode: SinkMode) -> Sequencer {
         Sequencer { next: 0, early: BTreeMap::new(), ready: VecDeque::new(), mode }
     }

@@ -66,7 +66,6 @@ impl Secret {
     }
 
     /// For key derivation and for the bootstrap bundle alone.
-    #[must_use]
     pub fn expose(&self) -> &[u8; 32] {
         &self.0
     }

@@ -8,7 +8,6 @@ use crate::handler::{HandlerError, Registry};
 use crate::job::Payload;
 
 /// `echo` and `sleep`, by name.
-#[must_use]
 pub fn registry() -> Registry {
     let mut registry = Registry::new();
     registry.insert("echo".into(), Arc::new(echo));

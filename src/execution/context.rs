@@ -18,31 +18,26 @@ pub struct Job(pub(super) LeasedJob);
 
 impl Job {
     /// Its id; the same in every delivery.
-    #[must_use]
     pub fn id(&self) -> JobId {
         self.0.spec.id
     }
 
     /// The handler's name.
-    #[must_use]
     pub fn handler(&self) -> &str {
         &self.0.spec.handler
     }
 
     /// The input, as it came.
-    #[must_use]
     pub fn payload(&self) -> &Payload {
         &self.0.payload
     }
 
     /// `Some` iff the handler is keyed.
-    #[must_use]
     pub fn ordering_key(&self) -> Option<&str> {
         self.0.spec.ordering_key.as_deref()
     }
 
     /// The request's trace.
-    #[must_use]
     pub fn trace(&self) -> Trace {
         self.0.spec.trace
     }
@@ -58,7 +53,6 @@ type Staged = HashMap<Arc<str>, Option<Arc<[u8]>>>;
 
 impl LaneState<'_> {
     /// The value of a key.
-    #[must_use]
     pub fn get(&self, key: &str) -> Option<&[u8]> {
         match self.staged.get(key) {
             Some(staged) => staged.as_deref(),
@@ -90,7 +84,6 @@ pub struct Contexts {
 
 impl Contexts {
     /// Around a lane's state.
-    #[must_use]
     pub fn new(state: Entries) -> Contexts {
         let state_bytes = state.iter().map(|(key, value)| entry_bytes(key, value)).sum();
         Contexts { state, state_bytes, traces: HashMap::new() }
@@ -174,13 +167,11 @@ impl<'a> JobContext<'a> {
     }
 
     /// When the handler's timeout passes.
-    #[must_use]
     pub fn deadline(&self) -> Timestamp {
         self.deadline
     }
 
     /// True once the job was cancelled or has timed out: whatever comes now takes no effect.
-    #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.control.is_ended()
     }
@@ -192,19 +183,16 @@ impl<'a> JobContext<'a> {
     }
 
     /// 1 for the first delivery.
-    #[must_use]
     pub fn delivery(&self) -> u32 {
         self.job.delivery
     }
 
     /// Grows with every delivery of the whole deployment: outside systems can refuse smaller ones.
-    #[must_use]
     pub fn fence(&self) -> u64 {
         self.job.fence
     }
 
     /// The submission time, the same in every delivery.
-    #[must_use]
     pub fn now(&self) -> Timestamp {
         self.job.spec.submitted_at
     }

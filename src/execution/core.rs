@@ -131,7 +131,6 @@ pub struct Core {
 
 impl Core {
     /// With so many idle workers.
-    #[must_use]
     pub fn new(workers: usize, limits: Limits) -> Core {
         Core {
             limits,
@@ -148,7 +147,6 @@ impl Core {
     /// How many leases more it takes: one a worker that is free, so that no lease waits here while another
     /// executor is idle. While jobs are short a few more: they wait for microseconds, and the broker knows that
     /// only the oldest, one a worker, can have started.
-    #[must_use]
     pub fn room(&self, jobs_are_short: bool) -> usize {
         let most = if jobs_are_short { self.workers.max(LEASES_OF_SHORT_JOBS) } else { self.workers };
         let held = self.active.values().filter(|active| active.held.is_some()).count();
@@ -156,7 +154,6 @@ impl Core {
     }
 
     /// Workers that have a run.
-    #[must_use]
     pub fn busy(&self) -> usize {
         self.active.len()
     }
@@ -326,7 +323,6 @@ impl Core {
     }
 
     /// When [`Core::on_time`] has something to do, or [`Core::is_stuck`] may change.
-    #[must_use]
     pub fn next_deadline(&self) -> Option<Timestamp> {
         let patience = self.patience();
         let deadline = |active: &Active| match active.held {
@@ -342,7 +338,6 @@ impl Core {
     }
 
     /// True when a handler has ignored the end of its run for too long, or all workers are held that way.
-    #[must_use]
     pub fn is_stuck(&self, now: Timestamp) -> bool {
         let patience = self.patience();
         self.active.values().filter_map(|active| active.held).any(|since| since.plus(patience) <= now)
@@ -369,7 +364,6 @@ impl Core {
     }
 
     /// True once no run counts any more.
-    #[must_use]
     pub fn is_drained(&self) -> bool {
         self.draining && self.requests.is_empty() && self.active.values().all(|active| active.held.is_some())
     }

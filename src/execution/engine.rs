@@ -28,7 +28,6 @@ pub enum Health {
 
 impl<C: Consumer> Engine<C> {
     /// Around workers that have started.
-    #[must_use]
     pub fn new(pool: WorkerPool, workers: usize, consumer: C, limits: Limits) -> Engine<C> {
         let (core, renew_at) = (Core::new(workers, limits), Timestamp::default());
         Engine { core, pool, consumer, limits, renew_at, finished: 0 }
@@ -95,7 +94,6 @@ impl<C: Consumer> Engine<C> {
     }
 
     /// How it is now.
-    #[must_use]
     pub fn health(&self, now: Timestamp) -> Health {
         if self.core.is_drained() {
             Health::Drained
@@ -112,13 +110,11 @@ impl<C: Consumer> Engine<C> {
     }
 
     /// Workers that have a run.
-    #[must_use]
     pub fn busy(&self) -> usize {
         self.core.busy()
     }
 
     /// Deliveries that came to an outcome here.
-    #[must_use]
     pub fn finished(&self) -> u64 {
         self.finished
     }

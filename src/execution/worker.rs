@@ -218,13 +218,11 @@ impl WorkerPool {
     }
 
     /// The index of a handler.
-    #[must_use]
     pub fn handler(&self, name: &str) -> Option<usize> {
         self.shared.specs.iter().position(|spec| *spec.name == *name)
     }
 
     /// True if jobs are so short of late that a worker's wake-up costs more than a job.
-    #[must_use]
     pub fn jobs_are_short(&self) -> bool {
         self.shared.job_micros.load(Ordering::Relaxed) < SHORT_JOB_MICROS
     }
@@ -249,7 +247,6 @@ impl WorkerPool {
     }
 
     /// What the workers have said since the last call.
-    #[must_use]
     pub fn take(&self) -> Vec<Done> {
         std::mem::take(&mut *self.shared.mailbox.lock().unwrap_or_else(PoisonError::into_inner))
     }

@@ -71,7 +71,6 @@ impl Counters {
 }
 
 /// The page at `/metrics`.
-#[must_use]
 pub fn render(counters: &Counters, stats: &Stats, groups: &[String]) -> String {
     let mut out = Page::default();
     out.family("build_info", "gauge", "The version that is running.");
