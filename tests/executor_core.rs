@@ -12,7 +12,7 @@ use cofferdam::HandlerOptions;
 use cofferdam::bell::Bell;
 use cofferdam::clock::{Clock, Timestamp};
 use cofferdam::execution::{
-    Contexts, Core, Done, Engine, Health, Job, JobContext, Limits, Request, Task, WorkerPool,
+    Contexts, Core, Done, Engine, Health, Job, JobContext, Limits, Requests, Run, WorkerPool,
 };
 use cofferdam::handler::HandlerSpec;
 use cofferdam::job::{Change, Effects, Entries, JobError, JobId, JobSpec, Payload, Trace, Verdict, Version};
@@ -89,7 +89,7 @@ fn failed() -> Verdict {
 }
 
 /// A free worker takes the run at once.
-fn started(task: Option<Task>, now: Timestamp) -> Option<Task> {
+fn started(task: Option<Run>, now: Timestamp) -> Option<Run> {
     if let Some(task) = &task {
         task.control.start(now);
     }
@@ -97,7 +97,7 @@ fn started(task: Option<Task>, now: Timestamp) -> Option<Task> {
 }
 
 impl Scene {
-    fn lease(&mut self, number: u64, lane: &str, jobs: &[u8], state: StateAt) -> Option<Task> {
+    fn lease(&mut self, number: u64, lane: &str, jobs: &[u8], state: StateAt) -> Option<Run> {
         started(self.core.on_lease(lease_of(number, lane, jobs, state)), self.now)
     }
 
@@ -106,11 +106,11 @@ impl Scene {
     }
 
     fn end(&mut self, lease: u64, version: Version) {
-        self.core.on_done(Done::End { lease, contexts: Contexts::default(), version });
+        self.end_with(lease, Contexts::new(version, Entries::new()));
     }
 
-    fn end_with(&mut self, lease: u64, version: Version, contexts: Contexts) {
-        self.core.on_done(Done::End { lease, contexts, version });
+    fn end_with(&mut self, lease: u64, contexts: Contexts) {
+        self.core.on_done(Done::End { lease, contexts });
     }
 
     fn fenced(&mut self, lease: u64, job: u8) {
@@ -133,14 +133,9 @@ impl Scene {
 
     /// `commit LEASE JOB VERDICT on VERSION`, `release LEASE REASON`.
     fn asked(&mut self) -> Vec<String> {
-        self.core.take_requests().iter().map(told).collect()
-    }
-}
-
-fn told(request: &Request) -> String {
-    match request {
-        Request::Commit(commit) => told_commit(commit),
-        Request::Release(lease, reason) => format!("release {} {reason:?}", lease.number),
+        let Requests { commits, releases } = self.core.take_requests();
+        let released = releases.iter().map(|(lease, reason)| format!("release {} {reason:?}", lease.number));
+        commits.iter().map(told_commit).chain(released).collect()
     }
 }
 
@@ -174,7 +169,7 @@ fn there_is_room_for_one_lease_a_free_worker() {
 fn a_task_carries_the_lease_and_its_state() {
     let mut s = scene(1);
     let task = s.lease(1, "a", &[1, 2], whole(3)).expect("a task");
-    assert_eq!((task.lease, &*task.handler, task.version), (1, "h", Version(5)));
+    assert_eq!((task.lease, &*task.handler, task.contexts.version), (1, "h", Version(5)));
     assert_eq!(task.jobs.iter().map(|job| job.spec.id).collect::<Vec<_>>(), [id(1), id(2)]);
     assert_eq!((task.contexts.state.len(), task.contexts.state_bytes), (1, 4));
     assert!(!task.control.is_ended());
@@ -228,7 +223,7 @@ fn a_known_state_is_used_only_if_it_is_here_in_that_version() {
         if before != "nothing" {
             s.lease(1, "a", &[1], whole(3));
             end(&mut s);
-            s.end_with(1, version, Contexts::new(Entries::from([(Arc::from("k"), Arc::from(*b"new"))])));
+            s.end_with(1, Contexts::new(version, Entries::from([(Arc::from("k"), Arc::from(*b"new"))])));
             s.asked();
         }
         let task = s.lease(2, "a", &[2], known(version));
@@ -271,19 +266,19 @@ fn a_whole_state_replaces_what_was_known() {
     s.end(1, fence(1));
     let other = StateAt::Whole(Version(9), Entries::new());
     let task = s.lease(2, "a", &[2], other).expect("a task");
-    assert_eq!((task.version, task.contexts.state.len()), (Version(9), 0));
+    assert_eq!((task.contexts.version, task.contexts.state.len()), (Version(9), 0));
 }
 
 #[test]
 fn states_beyond_twice_a_lanes_bound_are_forgotten_longest_unused_first() {
     // Two of these fit into 2,000 bytes.
-    let contexts = || Contexts::new(Entries::from([(Arc::from("k"), Arc::from(vec![0; 699]))]));
+    let contexts = || Contexts::new(Version(5), Entries::from([(Arc::from("k"), Arc::from(vec![0; 699]))]));
     let mut s = scene(1);
     let mut number = 0;
     let mut is_known = |lane: &str, state: StateAt| {
         number += 1;
         let is_known = s.lease(number, lane, &[1], state).is_some();
-        s.end_with(number, Version(5), contexts());
+        s.end_with(number, contexts());
         is_known
     };
     is_known("a", whole(0));

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::worker::RunControl;
 use crate::clock::Timestamp;
-use crate::handler::HandlerSpec;
-use crate::job::{Change, Effects, Entries, FollowUp, JobError, JobId, Payload, Trace, entry_bytes};
+use crate::handler::{Handler, HandlerSpec};
+use crate::job::{Change, Effects, Entries, FollowUp, JobError, JobId, Payload, Trace, Version, entry_bytes};
 use crate::limits::{CONTEXT_BYTES, FOLLOW_UP_OVERHEAD_BYTES, FOLLOW_UPS, FOLLOW_UPS_BYTES, MAP_NAME_BYTES};
 use crate::ports::LeasedJob;
 use crate::problem::Code;
@@ -74,19 +74,19 @@ impl LaneState<'_> {
 /// The maps of a run: the lane's state, and the context of each trace in it.
 #[derive(Debug, Default)]
 pub struct Contexts {
+    /// Names the state; grows with each committed change.
+    pub version: Version,
     /// The lane's state as of the last success.
     pub state: Entries,
-    /// Its bytes.
     pub state_bytes: usize,
     /// By trace, as of the claim, with this run's own changes.
     traces: HashMap<[u8; 16], Entries>,
 }
 
 impl Contexts {
-    /// Around a lane's state.
-    pub fn new(state: Entries) -> Contexts {
+    pub fn new(version: Version, state: Entries) -> Contexts {
         let state_bytes = state.iter().map(|(key, value)| entry_bytes(key, value)).sum();
-        Contexts { state, state_bytes, traces: HashMap::new() }
+        Contexts { version, state, state_bytes, traces: HashMap::new() }
     }
 
     pub(super) fn forget_traces(&mut self) {
@@ -101,11 +101,10 @@ pub struct JobContext<'a> {
     control: &'a RunControl,
     deadline: Timestamp,
     is_ordered: bool,
-    handlers: &'a [HandlerSpec],
+    handlers: &'a [(HandlerSpec, Arc<dyn Handler>)],
     staged_state: Staged,
     staged_context: Staged,
     follow_ups: Vec<FollowUp>,
-    nothing: Entries,
 }
 
 impl<'a> JobContext<'a> {
@@ -115,8 +114,9 @@ impl<'a> JobContext<'a> {
         control: &'a RunControl,
         deadline: Timestamp,
         is_ordered: bool,
-        handlers: &'a [HandlerSpec],
+        handlers: &'a [(HandlerSpec, Arc<dyn Handler>)],
     ) -> JobContext<'a> {
+        let (staged_state, staged_context, follow_ups) = Default::default();
         JobContext {
             job,
             maps,
@@ -124,10 +124,9 @@ impl<'a> JobContext<'a> {
             deadline,
             is_ordered,
             handlers,
-            staged_state: Staged::new(),
-            staged_context: Staged::new(),
-            follow_ups: Vec::new(),
-            nothing: Entries::new(),
+            staged_state,
+            staged_context,
+            follow_ups,
         }
     }
 
@@ -140,8 +139,7 @@ impl<'a> JobContext<'a> {
     /// The trace's context: shared by all jobs of one trace, for `kv.context_ttl_seconds` after its last use.
     pub fn context(&mut self) -> LaneState<'_> {
         let own = self.maps.traces.get(&self.job.spec.trace.id);
-        let claimed = if self.job.context.is_empty() { &self.nothing } else { &self.job.context };
-        LaneState { committed: own.unwrap_or(claimed), staged: &mut self.staged_context }
+        LaneState { committed: own.unwrap_or(&self.job.context), staged: &mut self.staged_context }
     }
 
     /// Submits a job of the same trace when this one succeeds. Its ordering key is taken from its payload
@@ -156,8 +154,8 @@ impl<'a> JobContext<'a> {
         key: Option<&str>,
         delay: Duration,
     ) -> Result<(), String> {
-        let spec = self.handlers.iter().find(|spec| *spec.name == *handler);
-        let spec = spec.ok_or_else(|| format!("there is no handler {handler}"))?;
+        let known = self.handlers.iter().find(|(spec, _)| *spec.name == *handler);
+        let (spec, _) = known.ok_or_else(|| format!("there is no handler {handler}"))?;
         if self.follow_ups.len() == FOLLOW_UPS {
             return Err(format!("a job submits at most {FOLLOW_UPS} follow-ups"));
         }
@@ -200,50 +198,44 @@ impl<'a> JobContext<'a> {
     /// Takes the staged changes over into the run's maps and gives them for the commit.
     pub(super) fn commit(self, limits: &super::core::Limits) -> Result<Effects, JobError> {
         let JobContext { job, maps, staged_state, staged_context, follow_ups, .. } = self;
-        let too_long = |staged: &Staged| {
-            let long =
-                |value: &Option<Arc<[u8]>>| value.as_ref().is_some_and(|v| v.len() > limits.max_payload);
-            staged.iter().any(|(key, value)| key.len() > MAP_NAME_BYTES || long(value))
+        let state_too_large = |detail: String| Err(JobError::new(Code::StateTooLarge, detail));
+        let failed = |detail| Err(JobError::new(Code::HandlerFailed, detail));
+        let is_too_long = |(key, value): (&Arc<str>, &Option<Arc<[u8]>>)| {
+            key.len() > MAP_NAME_BYTES || value.as_ref().is_some_and(|value| value.len() > limits.max_payload)
         };
-        if too_long(&staged_state) || too_long(&staged_context) {
-            let detail =
-                format!("a key is at most {MAP_NAME_BYTES} bytes, a value at most max_payload_bytes");
-            return Err(JobError::new(Code::StateTooLarge, detail));
-        }
-        if follow_ups.iter().any(|job| job.payload.bytes.len() > limits.max_payload) {
-            return Err(JobError::new(
-                Code::HandlerFailed,
-                "a follow-up's payload exceeds max_payload_bytes",
+        if staged_state.iter().chain(&staged_context).any(is_too_long) {
+            return state_too_large(format!(
+                "a key is at most {MAP_NAME_BYTES} bytes, a value at most max_payload_bytes"
             ));
         }
-        let follow_up_bytes =
-            follow_ups.iter().map(|job| job.payload.bytes.len() + FOLLOW_UP_OVERHEAD_BYTES).sum::<usize>();
+        let mut follow_up_bytes = 0;
+        for job in &follow_ups {
+            if job.payload.bytes.len() > limits.max_payload {
+                return failed("a follow-up's payload exceeds max_payload_bytes");
+            }
+            follow_up_bytes += job.payload.bytes.len() + FOLLOW_UP_OVERHEAD_BYTES;
+        }
         if follow_up_bytes > FOLLOW_UPS_BYTES {
-            return Err(JobError::new(
-                Code::HandlerFailed,
-                "the follow-ups' payloads exceed 65 MiB together",
-            ));
+            return failed("the follow-ups' payloads exceed 65 MiB together");
         }
         let bytes = bytes_after(&maps.state, maps.state_bytes, &staged_state);
         if bytes > limits.lane_state_max {
-            return Err(JobError::new(
-                Code::StateTooLarge,
-                "the lane's state would exceed kv.lane_state_max_bytes",
-            ));
+            return state_too_large("the lane's state would exceed kv.lane_state_max_bytes".into());
         }
+        let mut context = Vec::new();
         if !staged_context.is_empty() {
-            let context = maps.traces.entry(job.spec.trace.id).or_insert_with(|| job.context.clone());
-            let size = context.iter().map(|(key, value)| entry_bytes(key, value)).sum();
-            if bytes_after(context, size, &staged_context) > CONTEXT_BYTES {
-                return Err(JobError::new(Code::StateTooLarge, "the trace's context would exceed 1 MiB"));
+            let map = maps.traces.entry(job.spec.trace.id).or_insert_with(|| job.context.clone());
+            let size = map.iter().map(|(key, value)| entry_bytes(key, value)).sum();
+            if bytes_after(map, size, &staged_context) > CONTEXT_BYTES {
+                return state_too_large("the trace's context would exceed 1 MiB".into());
             }
+            context = absorb(map, staged_context);
         }
         maps.state_bytes = bytes;
         let state = absorb(&mut maps.state, staged_state);
-        let context = match maps.traces.get_mut(&job.spec.trace.id).filter(|_| !staged_context.is_empty()) {
-            Some(map) => absorb(map, staged_context),
-            None => Vec::new(),
-        };
+        if !state.is_empty() {
+            maps.version = Version(job.fence);
+        }
         Ok(Effects { state, context, follow_ups })
     }
 }

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::context::Contexts;
-use super::worker::{Done, RunControl};
+use super::worker::{Done, Run, RunControl};
 use crate::clock::Timestamp;
 use crate::job::{JobId, Verdict, Version};
 use crate::ports::{
@@ -48,29 +48,12 @@ pub struct Limits {
     pub visibility: Duration,
 }
 
-/// What the broker must be told, in this order.
-#[derive(Debug)]
-pub enum Request {
-    /// What came of a job.
-    Commit(Commit),
-    /// A lease is given back.
-    Release(LeaseRef, ReleaseReason),
-}
-
-/// A lease that is ready for a worker.
-pub struct Task {
-    /// The lease's number.
-    pub lease: u64,
-    /// The handler's name.
-    pub handler: Arc<str>,
-    /// In order.
-    pub jobs: Vec<LeasedJob>,
-    /// The lane's state.
-    pub contexts: Contexts,
-    /// Its version.
-    pub version: Version,
-    /// Shared with the worker.
-    pub control: Arc<RunControl>,
+/// What the broker must be told.
+#[derive(Debug, Default)]
+pub struct Requests {
+    pub commits: Vec<Commit>,
+    /// To be told after the commits: a run's last outcome still holds under its lease.
+    pub releases: Vec<(LeaseRef, ReleaseReason)>,
 }
 
 type LaneName = (Arc<str>, Option<Arc<str>>);
@@ -78,7 +61,6 @@ type LaneName = (Arc<str>, Option<Arc<str>>);
 struct Active {
     lease: LeaseRef,
     lane: LaneName,
-    is_ordered: bool,
     jobs: Vec<RunJob>,
     /// The first job without an outcome: the one that runs.
     position: usize,
@@ -88,9 +70,7 @@ struct Active {
     control: Arc<RunControl>,
     /// `Some` iff held: since when nothing of it counts any more.
     held: Option<Timestamp>,
-    /// The rest is given back when the worker is done.
-    give_back: bool,
-    /// Its state can be trusted at its end.
+    /// Its lane has a state, which can be trusted at its end.
     keeps_state: bool,
     /// Revoked, but its worker had started it before the outcome of the job before it was heard.
     doomed: Option<JobId>,
@@ -103,15 +83,8 @@ struct RunJob {
     timeout: Duration,
 }
 
-impl RunJob {
-    fn of(job: &LeasedJob) -> RunJob {
-        RunJob { id: job.spec.id, delivery: job.delivery, fence: job.fence, timeout: job.spec.timeout }
-    }
-}
-
 struct Cached {
     contexts: Contexts,
-    version: Version,
     lease: u64,
     used: u64,
 }
@@ -122,7 +95,7 @@ pub struct Core {
     workers: usize,
     active: HashMap<u64, Active>,
     lanes: HashMap<LaneName, Cached>,
-    requests: Vec<Request>,
+    requests: Requests,
     draining: bool,
     uses: u64,
     /// Outcomes that came after their run had ended.
@@ -130,18 +103,9 @@ pub struct Core {
 }
 
 impl Core {
-    /// With so many idle workers.
     pub fn new(workers: usize, limits: Limits) -> Core {
-        Core {
-            limits,
-            workers,
-            active: HashMap::new(),
-            lanes: HashMap::new(),
-            requests: Vec::new(),
-            draining: false,
-            uses: 0,
-            late: 0,
-        }
+        let (active, lanes, requests) = Default::default();
+        Core { limits, workers, active, lanes, requests, draining: false, uses: 0, late: 0 }
     }
 
     /// How many leases more it takes: one a worker that is free, so that no lease waits here while another
@@ -158,53 +122,53 @@ impl Core {
         self.active.len()
     }
 
-    /// What the broker must be told, commits and releases in their order.
-    pub fn take_requests(&mut self) -> Vec<Request> {
+    pub fn take_requests(&mut self) -> Requests {
         std::mem::take(&mut self.requests)
     }
 
-    /// A lease came. `None`: it was given back, or nothing of it is left to run.
-    pub fn on_lease(&mut self, lease: Lease) -> Option<Task> {
-        let number = lease.lease.number;
+    /// A lease came. `None`: it was given back.
+    pub fn on_lease(&mut self, lease: Lease) -> Option<Run> {
         let key = lease.jobs.first().and_then(|job| job.spec.ordering_key.clone());
         let lane = (lease.handler.clone(), key);
-        let (contexts, version, is_ordered) = match lease.state {
-            StateAt::Stateless => (Contexts::default(), Version::default(), false),
+        let keeps_state = lease.state != StateAt::Stateless;
+        let contexts = match lease.state {
+            StateAt::Stateless => Some(Contexts::default()),
             StateAt::Whole(version, entries) => {
                 self.lanes.remove(&lane);
-                (Contexts::new(entries), version, true)
+                Some(Contexts::new(version, entries))
             }
             StateAt::Known(version) => {
-                match self.lanes.remove(&lane).filter(|cached| cached.version == version) {
-                    Some(cached) => (cached.contexts, version, true),
-                    None => {
-                        self.requests.push(Request::Release(lease.lease, ReleaseReason::NeedState));
-                        return None;
-                    }
-                }
+                let cached = self.lanes.remove(&lane).map(|cached| cached.contexts);
+                cached.filter(|contexts| contexts.version == version)
             }
         };
+        let Some(contexts) = contexts else {
+            self.requests.releases.push((lease.lease, ReleaseReason::NeedState));
+            return None;
+        };
         if self.draining {
-            self.requests.push(Request::Release(lease.lease, ReleaseReason::Draining));
+            self.requests.releases.push((lease.lease, ReleaseReason::Draining));
             return None;
         }
+        let run_job = |job: &LeasedJob| {
+            let (id, timeout) = (job.spec.id, job.spec.timeout);
+            RunJob { id, delivery: job.delivery, fence: job.fence, timeout }
+        };
         let control = Arc::new(RunControl::default());
         let active = Active {
             lease: lease.lease,
             lane,
-            is_ordered,
-            jobs: lease.jobs.iter().map(RunJob::of).collect(),
+            jobs: lease.jobs.iter().map(run_job).collect(),
             position: 0,
             started: None,
-            version,
+            version: contexts.version,
             control: control.clone(),
             held: None,
-            give_back: false,
-            keeps_state: true,
+            keeps_state,
             doomed: None,
         };
-        self.active.insert(number, active);
-        Some(Task { lease: number, handler: lease.handler, jobs: lease.jobs, contexts, version, control })
+        self.active.insert(lease.lease.number, active);
+        Some(Run { lease: lease.lease.number, handler: lease.handler, jobs: lease.jobs, contexts, control })
     }
 
     /// A worker said something.
@@ -213,7 +177,7 @@ impl Core {
             Done::Outcome { lease, job, verdict, builds_on, at } => {
                 self.on_outcome(lease, job, verdict, builds_on, at)
             }
-            Done::End { lease, contexts, version } => self.on_end(lease, contexts, version),
+            Done::End { lease, contexts } => self.on_end(lease, contexts),
         }
     }
 
@@ -225,30 +189,24 @@ impl Core {
         let Some(index) = active.jobs.iter().position(|run_job| run_job.id == job) else { return };
         active.position = index + 1;
         active.started = Some(at);
+        let RunJob { delivery, fence, .. } = active.jobs[index];
         let changed = matches!(&verdict, Verdict::Succeeded(_, effects) if !effects.state.is_empty());
-        active.version = if changed { Version(active.jobs[index].fence) } else { builds_on };
+        active.version = if changed { Version(fence) } else { builds_on };
         active.keeps_state &= !matches!(verdict, Verdict::Retry(_) | Verdict::Crashed(_));
-        let delivery = active.jobs[index].delivery;
-        self.requests.push(Request::Commit(Commit {
-            lease: active.lease,
-            job,
-            delivery,
-            builds_on,
-            verdict,
-        }));
+        self.requests.commits.push(Commit { lease: active.lease, job, delivery, builds_on, verdict });
         if active.doomed.is_some() && active.jobs.get(index + 1).map(|next| next.id) == active.doomed {
-            self.requests.push(Request::Release(active.lease, ReleaseReason::RunEnded));
-            self.hold(number, at);
+            self.requests.releases.push((active.lease, ReleaseReason::RunEnded));
+            active.hold(at);
         }
     }
 
-    fn on_end(&mut self, number: u64, contexts: Contexts, version: Version) {
-        let Some(active) = self.active.remove(&number) else { return };
-        if active.give_back && active.held.is_none() {
-            self.requests.push(Request::Release(active.lease, ReleaseReason::Draining));
-        } else if active.is_ordered && active.keeps_state && active.held.is_none() {
+    fn on_end(&mut self, number: u64, contexts: Contexts) {
+        let Some(active) = self.active.remove(&number).filter(|active| active.held.is_none()) else { return };
+        if self.draining {
+            self.requests.releases.push((active.lease, ReleaseReason::Draining));
+        } else if active.keeps_state {
             self.uses += 1;
-            self.lanes.insert(active.lane, Cached { contexts, version, lease: number, used: self.uses });
+            self.lanes.insert(active.lane, Cached { contexts, lease: number, used: self.uses });
             self.bound_cache();
         }
     }
@@ -271,54 +229,41 @@ impl Core {
             CommitResult::Fenced => {
                 // Nothing of this run counts from here on, and what we know of its lane is wrong.
                 self.lanes.retain(|_, cached| cached.lease != answer.lease);
-                self.hold(answer.lease, now);
+                if let Some(active) = self.active.get_mut(&answer.lease) {
+                    active.hold(now);
+                }
             }
         }
     }
 
     /// A job was cancelled or its handler paused.
     pub fn on_revoked(&mut self, revoked: Revoked, now: Timestamp) {
-        let Some(active) = self.active.get(&revoked.lease) else { return };
+        let Some(active) = self.active.get_mut(&revoked.lease).filter(|active| active.held.is_none()) else {
+            return;
+        };
         let Some(index) = active.jobs.iter().position(|job| job.id == revoked.job) else { return };
-        if index == active.position && active.held.is_none() {
-            self.requests.push(Request::Release(active.lease, ReleaseReason::RunEnded));
-            self.hold(revoked.lease, now);
+        if index == active.position {
+            self.requests.releases.push((active.lease, ReleaseReason::RunEnded));
+            active.hold(now);
         } else if index > active.position {
-            let is_left_out = active.control.leave_out(revoked.job);
-            if let Some(active) = self.active.get_mut(&revoked.lease) {
-                if is_left_out {
-                    active.jobs.remove(index);
-                } else {
-                    active.doomed = active.doomed.or(Some(revoked.job));
-                }
+            if active.control.leave_out(revoked.job) {
+                active.jobs.remove(index);
+            } else {
+                active.doomed.get_or_insert(revoked.job);
             }
-        }
-    }
-
-    /// Ends a run for good; its worker stays taken until its handler returns.
-    fn hold(&mut self, number: u64, now: Timestamp) {
-        if let Some(active) = self.active.get_mut(&number) {
-            active.held.get_or_insert(now);
-            active.control.end();
         }
     }
 
     /// Does what time alone does: a handler's timeout takes effect here, whatever its worker is doing.
     pub fn on_time(&mut self, now: Timestamp) {
-        let mut due = Vec::new();
-        for (number, active) in &self.active {
+        for active in self.active.values_mut() {
             if let Some((job, delivery, deadline)) = active.running()
                 && deadline <= now
             {
-                due.push((*number, job, delivery));
+                let (lease, builds_on, verdict) = (active.lease, active.version, Verdict::TimedOut);
+                self.requests.commits.push(Commit { lease, job, delivery, builds_on, verdict });
+                active.hold(now);
             }
-        }
-        for (number, job, delivery) in due {
-            let active = &self.active[&number];
-            let (lease, builds_on) = (active.lease, active.version);
-            let verdict = Verdict::TimedOut;
-            self.requests.push(Request::Commit(Commit { lease, job, delivery, builds_on, verdict }));
-            self.hold(number, now);
         }
     }
 
@@ -354,11 +299,9 @@ impl Core {
         self.draining = true;
         for active in self.active.values_mut() {
             active.control.stop_after_this();
-            active.give_back = true;
             if active.control.started().is_none() && active.held.is_none() {
-                active.control.end();
-                active.held = Some(now);
-                self.requests.push(Request::Release(active.lease, ReleaseReason::Draining));
+                active.hold(now);
+                self.requests.releases.push((active.lease, ReleaseReason::Draining));
             }
         }
     }
@@ -370,16 +313,25 @@ impl Core {
 
     /// The broker is lost: every lease has ended, and no lane's state is known.
     pub fn abandon(&mut self, now: Timestamp) {
-        self.requests.clear();
+        self.requests = Requests::default();
         self.lanes.clear();
-        let numbers: Vec<u64> = self.active.keys().copied().collect();
-        for number in numbers {
-            self.hold(number, now);
-        }
+        self.active.values_mut().for_each(|active| active.hold(now));
+    }
+}
+
+impl Requests {
+    pub(super) fn is_empty(&self) -> bool {
+        self.commits.is_empty() && self.releases.is_empty()
     }
 }
 
 impl Active {
+    /// Ends the run for good; its worker stays taken until its handler returns.
+    fn hold(&mut self, now: Timestamp) {
+        self.held.get_or_insert(now);
+        self.control.end();
+    }
+
     /// The job that runs and its deadline; `None` if nothing of it counts or all jobs have outcomes.
     fn running(&self) -> Option<(JobId, u32, Timestamp)> {
         let job = self.jobs.get(self.position).filter(|_| self.held.is_none())?;

@@ -1,6 +1,6 @@
 //! The engine: core, workers and consumer in one turn of a loop. Thin: every decision is the core's.
 
-use super::core::{Core, LOOK_EVERY, Limits, Request, Task};
+use super::core::{Core, LOOK_EVERY, Limits, Requests};
 use super::worker::{Run, WorkerPool};
 use crate::clock::Timestamp;
 use crate::ports::{BackendError, Consumer};
@@ -27,7 +27,6 @@ pub enum Health {
 }
 
 impl<C: Consumer> Engine<C> {
-    /// Around workers that have started.
     pub fn new(pool: WorkerPool, workers: usize, consumer: C, limits: Limits) -> Engine<C> {
         let (core, renew_at) = (Core::new(workers, limits), Timestamp::default());
         Engine { core, pool, consumer, limits, renew_at, finished: 0 }
@@ -38,10 +37,8 @@ impl<C: Consumer> Engine<C> {
         &mut self.consumer
     }
 
-    /// Does all there is to do now; says when to come again at the latest.
-    ///
-    /// # Errors
-    /// The broker is lost; every run has been abandoned.
+    /// Does all there is to do now; says when to come again at the latest. An error: the broker is lost, and every
+    /// run has been abandoned.
     pub fn turn(&mut self, now: Timestamp) -> Result<Option<Timestamp>, BackendError> {
         let answer = self.try_turn(now);
         if answer.is_err() {
@@ -63,22 +60,15 @@ impl<C: Consumer> Engine<C> {
         let mut requests = self.core.take_requests();
         let mut pushed = false;
         loop {
-            let (mut commits, mut releases) = (Vec::with_capacity(requests.len()), Vec::new());
-            for request in requests {
-                match request {
-                    Request::Commit(commit) => commits.push(commit),
-                    Request::Release(lease, reason) => releases.push((lease, reason)),
-                }
-            }
+            let Requests { commits, releases } = requests;
             self.finished += commits.len() as u64;
             let step = self.consumer.step(commits, self.core.room(self.pool.jobs_are_short()))?;
             for (lease, reason) in releases {
                 self.consumer.release(lease, reason)?;
             }
             step.results.into_iter().for_each(|answer| self.core.on_answer(answer, now));
-            let (core, pool) = (&mut self.core, &self.pool);
-            let tasks = step.leases.into_iter().filter_map(|lease| core.on_lease(lease));
-            let runs: Vec<Run> = tasks.filter_map(|task| prepare(pool, task)).collect();
+            let runs: Vec<Run> =
+                step.leases.into_iter().filter_map(|lease| self.core.on_lease(lease)).collect();
             step.revoked.into_iter().for_each(|revoked| self.core.on_revoked(revoked, now));
             if !runs.is_empty() {
                 pushed = true;
@@ -93,7 +83,6 @@ impl<C: Consumer> Engine<C> {
         Ok([self.core.next_deadline(), look, Some(self.renew_at)].into_iter().flatten().min())
     }
 
-    /// How it is now.
     pub fn health(&self, now: Timestamp) -> Health {
         if self.core.is_drained() {
             Health::Drained
@@ -118,14 +107,4 @@ impl<C: Consumer> Engine<C> {
     pub fn finished(&self) -> u64 {
         self.finished
     }
-}
-
-/// Both ends have the same registry, so a lease names a handler that is here; if not, its jobs come to their timeout.
-fn prepare(pool: &WorkerPool, task: Task) -> Option<Run> {
-    let Task { lease, handler, jobs, contexts, version, control } = task;
-    let Some(handler) = pool.handler(&handler) else {
-        log::error!("a lease names the handler {handler}, which is not in this binary");
-        return None;
-    };
-    Some(Run { lease, jobs, contexts, version, control, handler })
 }

@@ -11,7 +11,7 @@ mod engine;
 mod inline;
 mod worker;
 
-pub use self::core::{Core, Limits, Request, Task};
+pub use self::core::{Core, Limits, Requests};
 pub use context::{Contexts, Job, JobContext, LaneState};
 pub use engine::{Engine, Health};
 pub use inline::InlineExecutor;

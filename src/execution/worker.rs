@@ -19,18 +19,13 @@ use crate::problem::Code;
 
 /// A lease on its way through a worker.
 pub struct Run {
-    /// The lease's number.
     pub lease: u64,
+    pub handler: Arc<str>,
     /// In order.
     pub jobs: Vec<LeasedJob>,
-    /// The lane's state and its version.
     pub contexts: Contexts,
-    /// Grows with each committed change.
-    pub version: Version,
     /// Shared with the core.
     pub control: Arc<RunControl>,
-    /// Index into the pool's handlers.
-    pub handler: usize,
 }
 
 /// Waking the loop costs more than a short job. So the outcomes of a run ring once in this time; the first one
@@ -39,28 +34,18 @@ const RING_EVERY: Duration = Duration::from_micros(100);
 
 /// What a worker says.
 pub enum Done {
-    /// What came of one job, at what time; the version is the one that the handler saw.
+    /// What came of one job.
     Outcome {
-        /// The lease's number.
         lease: u64,
-        /// The job.
         job: JobId,
-        /// What came of it.
         verdict: Verdict,
-        /// The state version before it.
+        /// The state version that the handler saw.
         builds_on: Version,
         /// When it ended: the next job of the run starts then.
         at: Timestamp,
     },
     /// The run is over and the worker free; the state as the run left it.
-    End {
-        /// The lease's number.
-        lease: u64,
-        /// The maps.
-        contexts: Contexts,
-        /// Their version.
-        version: Version,
-    },
+    End { lease: u64, contexts: Contexts },
 }
 
 /// The core's hold on a run that a worker has.
@@ -170,7 +155,6 @@ struct Shared {
     clock: Clock,
     limits: Limits,
     handlers: Vec<(HandlerSpec, Arc<dyn Handler>)>,
-    specs: Vec<HandlerSpec>,
     /// How long jobs take of late, in microseconds: a moving average.
     job_micros: AtomicU64,
 }
@@ -196,9 +180,6 @@ const SHORT_JOB_MICROS: u64 = 50;
 
 impl WorkerPool {
     /// Starts the threads; `bell` rings when one of them has said something.
-    ///
-    /// # Errors
-    /// A thread cannot be made.
     pub fn start(
         workers: usize,
         handlers: Vec<(HandlerSpec, Arc<dyn Handler>)>,
@@ -206,20 +187,14 @@ impl WorkerPool {
         clock: Clock,
         bell: Bell,
     ) -> std::io::Result<WorkerPool> {
-        let specs = handlers.iter().map(|(spec, _)| spec.clone()).collect();
-        let (queue, mailbox, job_micros) =
-            (Mutex::default(), Mutex::default(), AtomicU64::new(u64::MAX / 16));
-        let shared = Arc::new(Shared { queue, mailbox, bell, clock, limits, handlers, specs, job_micros });
+        let (queue, mailbox) = Default::default();
+        let job_micros = AtomicU64::new(u64::MAX / 16);
+        let shared = Arc::new(Shared { queue, mailbox, bell, clock, limits, handlers, job_micros });
         for index in 0..workers {
             let shared = shared.clone();
             std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || shared.work())?;
         }
         Ok(WorkerPool { shared })
-    }
-
-    /// The index of a handler.
-    pub fn handler(&self, name: &str) -> Option<usize> {
-        self.shared.specs.iter().position(|spec| *spec.name == *name)
     }
 
     /// True if jobs are so short of late that a worker's wake-up costs more than a job.
@@ -296,8 +271,7 @@ impl Shared {
     }
 
     fn do_run(&self, run: Run) {
-        let Run { lease, jobs, mut contexts, mut version, control, handler } = run;
-        let (spec, code) = &self.handlers[handler];
+        let Run { lease, handler, jobs, mut contexts, control } = run;
         let mut is_first = true;
         let mut rung_at = None;
         let mut started = self.clock.now();
@@ -308,11 +282,8 @@ impl Shared {
                 Begin::LeaveOut => continue,
                 Begin::Stop => break,
             }
-            let (id, fence, builds_on) = (job.spec.id, job.fence, version);
-            let verdict = self.do_job(spec, &**code, job, &mut contexts, &control);
-            if let Verdict::Succeeded(_, effects) = &verdict {
-                version = if effects.state.is_empty() { version } else { Version(fence) };
-            }
+            let (id, builds_on) = (job.spec.id, contexts.version);
+            let verdict = self.do_job(&handler, job, &mut contexts, &control);
             let ends_run = matches!(verdict, Verdict::Retry(_) | Verdict::Crashed(_));
             let at = self.clock.now();
             self.count_job(u64::try_from(at.since(started).as_micros()).unwrap_or(u64::MAX));
@@ -327,40 +298,41 @@ impl Shared {
             }
         }
         contexts.forget_traces();
-        self.say(Done::End { lease, contexts, version });
+        self.say(Done::End { lease, contexts });
         self.bell.ring();
     }
 
     fn do_job(
         &self,
-        spec: &HandlerSpec,
-        code: &dyn Handler,
+        handler: &str,
         job: LeasedJob,
         contexts: &mut Contexts,
         control: &RunControl,
     ) -> Verdict {
+        let failed = |code, detail: String| Verdict::Failed(JobError::new(code, detail));
+        // Both ends have the same registry, so a lease names a handler that is here.
+        let Some((spec, code)) = self.handlers.iter().find(|(spec, _)| *spec.name == *handler) else {
+            return failed(Code::InternalError, format!("the handler {handler} is not in this binary"));
+        };
         let deadline = self.clock.now().plus(job.spec.timeout);
         let is_ordered = spec.options.ordering != Order::None;
         let one_line = job.spec.one_line;
         let job = Job(job);
-        let mut cx = JobContext::new(&job.0, contexts, control, deadline, is_ordered, &self.specs);
+        let mut cx = JobContext::new(&job.0, contexts, control, deadline, is_ordered, &self.handlers);
         // What a panicking handler leaves behind is its own: our maps change only in `commit` below.
         let said = catch_unwind(AssertUnwindSafe(|| code.handle(&job, &mut cx)));
         let payload = match said {
             Ok(Ok(payload)) => payload,
             Ok(Err(HandlerError::Retry(detail))) => return Verdict::Retry(clip(detail)),
-            Ok(Err(HandlerError::Fail(detail))) => {
-                return Verdict::Failed(JobError::new(Code::HandlerFailed, clip(detail)));
-            }
+            Ok(Err(HandlerError::Fail(detail))) => return failed(Code::HandlerFailed, clip(detail)),
             Err(panic) => return Verdict::Crashed(clip(panic_text(&*panic))),
         };
         if payload.bytes.len() > self.limits.max_payload {
-            let detail = format!("the result has {} bytes", payload.bytes.len());
-            return Verdict::Failed(JobError::new(Code::ResultTooLarge, detail));
+            return failed(Code::ResultTooLarge, format!("the result has {} bytes", payload.bytes.len()));
         }
         if one_line && payload.bytes.contains(&b'\n') {
             let detail = "the result has a line break, and a batch's results are one line each";
-            return Verdict::Failed(JobError::new(Code::HandlerFailed, detail));
+            return failed(Code::HandlerFailed, detail.into());
         }
         match cx.commit(&self.limits) {
             Ok(effects) => Verdict::Succeeded(payload, effects),
