@@ -9,7 +9,7 @@ use crate::clock::Clock;
 use crate::config::{Config, Loaded};
 use crate::entropy::Entropy;
 use crate::execution::{InlineExecutor, Limits, builtin};
-use crate::handler::{Handler, HandlerOptions, HandlerSpec, Registry, is_handler_name};
+use crate::handler::{Handler, HandlerOptions, HandlerSpec, Handlers, Registry, is_handler_name};
 use crate::memory::MemoryBroker;
 use crate::memory::broker::Broker;
 use crate::ports::Rules;
@@ -142,7 +142,7 @@ impl Setup {
     }
 
     /// The handlers with their code, for a pool of workers. Every process has all of them.
-    pub fn handlers(&self) -> Vec<(HandlerSpec, Arc<dyn Handler>)> {
+    pub fn handlers(&self) -> Handlers {
         let with_code = |spec: &HandlerSpec| Some((spec.clone(), self.registry.get(&*spec.name)?.clone()));
         self.specs.iter().filter_map(with_code).collect()
     }

@@ -1,10 +1,15 @@
-//! A doorbell between threads: "look again", lost never, doubled at most.
+//! What threads share: a doorbell ("look again", lost never, doubled at most) and the way to take a lock.
 //!
 //! A busy loop is not woken by a system call: the bell rings through its wake function only while its owner says
 //! that it sleeps. The owner calls [`Bell::asleep`] before it waits and does not wait when that says no.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Takes a lock. No handler ever runs under one of ours, so what a poisoned one guards is whole.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A cloneable doorbell; all clones are one bell.
 #[derive(Clone)]
@@ -19,9 +24,8 @@ struct Inner {
 impl Bell {
     /// A bell that calls `wake` when it rings while its owner sleeps.
     pub fn new(wake: impl Fn() + Send + Sync + 'static) -> Bell {
-        let inner =
-            Inner { rung: AtomicBool::new(false), asleep: AtomicBool::new(false), wake: Box::new(wake) };
-        Bell(Arc::new(inner))
+        let (rung, asleep) = Default::default();
+        Bell(Arc::new(Inner { rung, asleep, wake: Box::new(wake) }))
     }
 
     /// A bell that unparks the current thread.

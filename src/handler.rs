@@ -184,6 +184,9 @@ pub struct HandlerSpec {
     pub options: HandlerOptions,
 }
 
+/// Handlers with their code, for a pool of workers.
+pub type Handlers = Vec<(HandlerSpec, Arc<dyn Handler>)>;
+
 /// The handlers of a binary, by name. A name is 1 to 64 of `a-z A-Z 0-9 _ - .`
 pub type Registry = std::collections::BTreeMap<String, Arc<dyn Handler>>;
 

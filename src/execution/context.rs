@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::worker::RunControl;
 use crate::clock::Timestamp;
-use crate::handler::{Handler, HandlerSpec};
+use crate::handler::Handlers;
 use crate::job::{Change, Effects, Entries, FollowUp, JobError, JobId, Payload, Trace, Version, entry_bytes};
 use crate::limits::{CONTEXT_BYTES, FOLLOW_UP_OVERHEAD_BYTES, FOLLOW_UPS, FOLLOW_UPS_BYTES, MAP_NAME_BYTES};
 use crate::ports::LeasedJob;
@@ -101,7 +101,7 @@ pub struct JobContext<'a> {
     control: &'a RunControl,
     deadline: Timestamp,
     is_ordered: bool,
-    handlers: &'a [(HandlerSpec, Arc<dyn Handler>)],
+    handlers: &'a Handlers,
     staged_state: Staged,
     staged_context: Staged,
     follow_ups: Vec<FollowUp>,
@@ -114,7 +114,7 @@ impl<'a> JobContext<'a> {
         control: &'a RunControl,
         deadline: Timestamp,
         is_ordered: bool,
-        handlers: &'a [(HandlerSpec, Arc<dyn Handler>)],
+        handlers: &'a Handlers,
     ) -> JobContext<'a> {
         let (staged_state, staged_context, follow_ups) = Default::default();
         JobContext {

@@ -3,15 +3,15 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use super::context::{Contexts, Job, JobContext};
 use super::core::Limits;
-use crate::bell::Bell;
+use crate::bell::{Bell, lock};
 use crate::clock::{Clock, Timestamp};
-use crate::handler::{Handler, HandlerError, HandlerSpec, Ordering as Order};
+use crate::handler::{HandlerError, Handlers, Ordering as Order};
 use crate::job::{JobError, JobId, Verdict, Version};
 use crate::limits::ERROR_DETAIL_BYTES;
 use crate::ports::LeasedJob;
@@ -72,14 +72,9 @@ enum Begin {
 }
 
 impl RunControl {
-    fn lock(&self) -> MutexGuard<'_, ControlState> {
-        // A handler never runs under this lock, so nobody can poison it.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Nothing of the run takes effect any more: its handler should stop, no other job starts.
     pub fn end(&self) {
-        let state = self.lock();
+        let state = lock(&self.state);
         self.ended.store(true, Ordering::SeqCst);
         drop(state);
         self.changed.notify_all();
@@ -103,7 +98,7 @@ impl RunControl {
     /// This later job of the run should not start. False: it has started already.
     #[must_use]
     pub fn leave_out(&self, job: JobId) -> bool {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         if state.begun.contains(&job) {
             return false;
         }
@@ -113,11 +108,11 @@ impl RunControl {
 
     /// The running job is the run's last.
     pub fn stop_after_this(&self) {
-        self.lock().last = true;
+        lock(&self.state).last = true;
     }
 
     fn begin(&self, job: JobId, is_first: bool) -> Begin {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         if self.is_ended() || (state.last && !is_first) {
             Begin::Stop
         } else if state.left_out.contains(&job) {
@@ -131,7 +126,7 @@ impl RunControl {
     /// Waits; false as soon as the run has ended.
     pub(super) fn sleep(&self, duration: Duration) -> bool {
         let until = Instant::now() + duration;
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         while !self.is_ended() {
             let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
             else {
@@ -154,7 +149,7 @@ struct Shared {
     bell: Bell,
     clock: Clock,
     limits: Limits,
-    handlers: Vec<(HandlerSpec, Arc<dyn Handler>)>,
+    handlers: Handlers,
     /// How long jobs take of late, in microseconds: a moving average.
     job_micros: AtomicU64,
 }
@@ -182,7 +177,7 @@ impl WorkerPool {
     /// Starts the threads; `bell` rings when one of them has said something.
     pub fn start(
         workers: usize,
-        handlers: Vec<(HandlerSpec, Arc<dyn Handler>)>,
+        handlers: Handlers,
         limits: Limits,
         clock: Clock,
         bell: Bell,
@@ -205,7 +200,7 @@ impl WorkerPool {
     /// Hands runs over, in their order. One worker is woken; it wakes the next one while there is work, unless
     /// jobs are short: then whoever is awake does them, and [`WorkerPool::nudge`] sees to those that wait.
     pub fn push(&self, runs: impl IntoIterator<Item = Run>) {
-        let mut queue = self.shared.lock();
+        let mut queue = lock(&self.shared.queue);
         queue.runs.extend(runs);
         if !queue.runs.is_empty() {
             queue.wake_one();
@@ -214,7 +209,7 @@ impl WorkerPool {
 
     /// Wakes a worker for each run that still waits; true if there was one.
     pub fn nudge(&self) -> bool {
-        let mut queue = self.shared.lock();
+        let mut queue = lock(&self.shared.queue);
         for _ in 0..queue.runs.len().min(queue.idle.len()) {
             queue.wake_one();
         }
@@ -223,33 +218,29 @@ impl WorkerPool {
 
     /// What the workers have said since the last call.
     pub fn take(&self) -> Vec<Done> {
-        std::mem::take(&mut *self.shared.mailbox.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *lock(&self.shared.mailbox))
     }
 }
 
 impl Drop for WorkerPool {
     /// Idle threads end; a busy one ends after its run. Nobody waits for them: a handler may never return.
     fn drop(&mut self) {
-        let mut queue = self.shared.lock();
+        let mut queue = lock(&self.shared.queue);
         queue.stop = true;
         queue.idle.drain(..).for_each(|thread| thread.unpark());
     }
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn work(&self) {
         let me = std::thread::current();
-        let mut queue = self.lock();
+        let mut queue = lock(&self.queue);
         while !queue.stop {
             let Some(run) = queue.runs.pop_front() else {
                 queue.idle.push(me.clone());
                 drop(queue);
                 std::thread::park();
-                queue = self.lock();
+                queue = lock(&self.queue);
                 // Woken for no reason, it must not stand in the list twice.
                 queue.idle.retain(|thread| thread.id() != me.id());
                 continue;
@@ -259,7 +250,7 @@ impl Shared {
             }
             drop(queue);
             self.do_run(run);
-            queue = self.lock();
+            queue = lock(&self.queue);
         }
     }
 
@@ -341,7 +332,7 @@ impl Shared {
     }
 
     fn say(&self, done: Done) {
-        self.mailbox.lock().unwrap_or_else(PoisonError::into_inner).push(done);
+        lock(&self.mailbox).push(done);
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
+use crate::bell::lock;
 use crate::channel::Reject;
 use crate::job::JobStatus;
 use crate::ports::{Histogram, Stats};
@@ -40,12 +41,12 @@ pub struct Counters {
 impl Counters {
     /// Requests of this kind are counted from here on.
     pub fn request_series(&self, route: &'static str, status: u16) {
-        self.http.lock().unwrap_or_else(PoisonError::into_inner).entry((route, status)).or_default();
+        lock(&self.http).entry((route, status)).or_default();
     }
 
     /// One more request answered.
     pub fn request(&self, route: &'static str, status: u16) {
-        *self.http.lock().unwrap_or_else(PoisonError::into_inner).entry((route, status)).or_default() += 1;
+        *lock(&self.http).entry((route, status)).or_default() += 1;
     }
 
     /// One more connection or frame refused on the channel.
@@ -60,13 +61,13 @@ impl Counters {
 
     /// A process was replaced.
     pub fn restart(&self, group: &str, reason: &str) {
-        let mut restarts = self.restarts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut restarts = lock(&self.restarts);
         *restarts.entry((group.into(), reason.into())).or_default() += 1;
     }
 
     /// Busy workers of a group, all its executors together.
     pub fn busy(&self, group: usize, workers: u64) {
-        self.busy.lock().unwrap_or_else(PoisonError::into_inner).insert(group, workers);
+        lock(&self.busy).insert(group, workers);
     }
 }
 
@@ -112,12 +113,12 @@ pub fn render(counters: &Counters, stats: &Stats, groups: &[String]) -> String {
         out.line("ipc_rejected_total", &format!("reason=\"{}\"", reason.as_str()), counters.rejected(reason));
     }
     out.family("workers_busy", "gauge", "Workers that have a job.");
-    let busy = counters.busy.lock().unwrap_or_else(PoisonError::into_inner);
+    let busy = lock(&counters.busy);
     for (index, group) in groups.iter().enumerate() {
         out.line("workers_busy", &format!("group=\"{group}\""), busy.get(&index).copied().unwrap_or(0));
     }
     out.family("process_restarts_total", "counter", "Processes that were replaced.");
-    let restarts = counters.restarts.lock().unwrap_or_else(PoisonError::into_inner);
+    let restarts = lock(&counters.restarts);
     for group in groups.iter().map(String::as_str).chain(["web"]) {
         out.replaced("process_restarts_total", group, &["crashed", "killed", "unresponsive"], &restarts);
     }
@@ -130,7 +131,7 @@ pub fn render(counters: &Counters, stats: &Stats, groups: &[String]) -> String {
         out.replaced("process_recycled_total", group, &["max_jobs", "max_rss", "stuck"], &restarts);
     }
     out.family("http_requests_total", "counter", "Requests answered.");
-    for ((route, status), count) in counters.http.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+    for ((route, status), count) in lock(&counters.http).iter() {
         out.line("http_requests_total", &format!("route=\"{route}\",status=\"{status}\""), *count);
     }
     out.0
