@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::clock::Timestamp;
 use crate::limits::MEDIA_TYPE_BYTES;
-use crate::problem::{Cause, Code};
+use crate::problem::{Cause, Code, named};
 
 /// 128 random bits, written as 32 lowercase hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -31,7 +31,7 @@ impl fmt::Display for JobId {
 
 impl fmt::Debug for JobId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_hex(f, &self.0)
+        fmt::Display::fmt(self, f)
     }
 }
 
@@ -83,7 +83,6 @@ impl Trace {
         (trace.id != [0; 16] && trace.span != [0; 8]).then_some(trace)
     }
 
-    /// The trace id as 32 hex digits.
     pub fn id_text(&self) -> String {
         JobId(self.id).to_string()
     }
@@ -200,7 +199,6 @@ pub fn entry_bytes(key: &str, value: &[u8]) -> usize {
 pub struct Change {
     /// At most [`crate::limits::MAP_NAME_BYTES`].
     pub key: Arc<str>,
-    /// The new value, or `None` to remove the key.
     pub value: Option<Arc<[u8]>>,
 }
 
@@ -219,11 +217,9 @@ pub struct JobSpec {
     pub id: JobId,
     /// The token name of the caller; empty without authentication.
     pub owner: Arc<str>,
-    /// The handler's name.
     pub handler: Arc<str>,
     /// `Some` iff the handler is keyed.
     pub ordering_key: Option<Arc<str>>,
-    /// The request's trace.
     pub trace: Trace,
     /// When it was accepted: the handler's `now`.
     pub submitted_at: Timestamp,
@@ -233,64 +229,33 @@ pub struct JobSpec {
     pub one_line: bool,
 }
 
-/// Where a job is in its life (DESIGN 5).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum JobStatus {
-    /// Waiting for its lane, its time, or a worker.
-    Queued,
-    /// A delivery has started.
-    Running,
-    /// A result was committed.
-    Succeeded,
-    /// The handler said that it cannot be done.
-    Failed,
-    /// Somebody cancelled it.
-    Cancelled,
-    /// The handler took longer than its timeout.
-    TimedOut,
-    /// Every delivery was used up.
-    Dead,
+named! {
+    /// Where a job is in its life (DESIGN 5), in the order of the metric's series.
+    JobStatus {
+        /// Waiting for its lane, its time, or a worker.
+        Queued = "queued",
+        /// A delivery has started.
+        Running = "running",
+        /// A result was committed.
+        Succeeded = "succeeded",
+        /// The handler said that it cannot be done.
+        Failed = "failed",
+        /// Somebody cancelled it.
+        Cancelled = "cancelled",
+        /// The handler took longer than its timeout.
+        TimedOut = "timed_out",
+        /// Every delivery was used up.
+        Dead = "dead",
+    }
 }
 
 impl JobStatus {
-    /// All of them, in the order of the metric's series.
-    pub const ALL: [JobStatus; 7] = [
-        JobStatus::Queued,
-        JobStatus::Running,
-        JobStatus::Succeeded,
-        JobStatus::Failed,
-        JobStatus::Cancelled,
-        JobStatus::TimedOut,
-        JobStatus::Dead,
-    ];
-
-    /// The name in records, metrics and events.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            JobStatus::Queued => "queued",
-            JobStatus::Running => "running",
-            JobStatus::Succeeded => "succeeded",
-            JobStatus::Failed => "failed",
-            JobStatus::Cancelled => "cancelled",
-            JobStatus::TimedOut => "timed_out",
-            JobStatus::Dead => "dead",
-        }
-    }
-
-    /// The status of that name.
-    pub fn parse(text: &str) -> Option<JobStatus> {
-        JobStatus::ALL.into_iter().find(|status| status.as_str() == text)
-    }
-
     /// True once nothing more happens to the job in this life.
     pub fn is_terminal(self) -> bool {
+        use JobStatus as S;
         match self {
-            JobStatus::Queued | JobStatus::Running => false,
-            JobStatus::Succeeded
-            | JobStatus::Failed
-            | JobStatus::Cancelled
-            | JobStatus::TimedOut
-            | JobStatus::Dead => true,
+            S::Queued | S::Running => false,
+            S::Succeeded | S::Failed | S::Cancelled | S::TimedOut | S::Dead => true,
         }
     }
 }
@@ -300,14 +265,12 @@ impl JobStatus {
 pub struct JobError {
     /// What its waiting caller is told.
     pub code: Code,
-    /// In words.
     pub detail: String,
     /// `Some` iff the code is `dead_lettered`.
     pub cause: Option<Cause>,
 }
 
 impl JobError {
-    /// An error without a cause.
     pub fn new(code: Code, detail: impl Into<String>) -> JobError {
         JobError { code, detail: detail.into(), cause: None }
     }
@@ -340,11 +303,8 @@ pub enum Verdict {
 /// What a successful delivery changes besides its result; all of it or nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Effects {
-    /// Changes of the lane's state.
     pub state: Vec<Change>,
-    /// Changes of the trace's context.
     pub context: Vec<Change>,
-    /// Jobs to submit.
     pub follow_ups: Vec<FollowUp>,
 }
 
@@ -357,7 +317,6 @@ pub struct FollowUp {
     pub ordering_key: Option<Arc<str>>,
     /// Not before this long after the commit.
     pub delay: Duration,
-    /// Its input.
     pub payload: Payload,
 }
 
@@ -381,9 +340,7 @@ pub enum WaitingFor {
 /// What is known of a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobRecord {
-    /// The job as accepted.
     pub spec: Arc<JobSpec>,
-    /// Where it is.
     pub status: JobStatus,
     /// How often a delivery started in this life.
     pub deliveries: u32,

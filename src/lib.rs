@@ -23,18 +23,8 @@
 #![forbid(unsafe_code)]
 
 pub mod app;
-pub mod channel;
-pub mod clock;
 pub(crate) mod codec;
-pub mod controls;
 pub mod handler;
-pub mod job;
-pub mod life;
-pub mod mac;
-pub mod memory;
-pub mod redis_backend;
-pub mod supervisor;
-pub mod web;
 
 // Public for the tests and tools of this repository: no interface that stays.
 #[doc(hidden)]
@@ -42,21 +32,41 @@ pub mod batch;
 #[doc(hidden)]
 pub mod bell;
 #[doc(hidden)]
+pub mod channel;
+#[doc(hidden)]
 pub mod cli;
 #[doc(hidden)]
+pub mod clock;
+#[doc(hidden)]
 pub mod config;
+#[doc(hidden)]
+pub mod controls;
 #[doc(hidden)]
 pub mod entropy;
 #[doc(hidden)]
 pub mod execution;
 #[doc(hidden)]
+pub mod job;
+#[doc(hidden)]
+pub mod life;
+#[doc(hidden)]
 pub mod limits;
+#[doc(hidden)]
+pub mod mac;
+#[doc(hidden)]
+pub mod memory;
 #[doc(hidden)]
 pub mod observe;
 #[doc(hidden)]
 pub mod ports;
 #[doc(hidden)]
 pub mod problem;
+#[doc(hidden)]
+pub mod redis_backend;
+#[doc(hidden)]
+pub mod supervisor;
+#[doc(hidden)]
+pub mod web;
 
 pub use app::App;
 pub use clock::Timestamp;

@@ -4,30 +4,44 @@ use std::fmt::Write as _;
 
 use crate::job::JobError;
 
-macro_rules! codes {
-    ($($name:ident $text:literal $status:literal $title:literal,)*) => {
-        /// Every refusal has one name: problem code, event code and test name (CONTRACT 3).
+/// An enum whose variants have names in answers, metrics and records: one list gives both.
+macro_rules! named {
+    ($(#[$attribute:meta])* $kind:ident { $($(#[$doc:meta])* $variant:ident = $name:literal,)* }) => {
+        $(#[$attribute])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        #[allow(missing_docs, reason = "the title beside each says what it means")]
-        pub enum Code { $($name,)* }
+        pub enum $kind { $($(#[$doc])* $variant,)* }
 
-        impl Code {
-            /// All of them.
-            pub const ALL: &[Code] = &[$(Code::$name,)*];
+        impl $kind {
+            pub const ALL: [$kind; [$($name),*].len()] = [$($kind::$variant),*];
 
-            /// The code as it stands in a problem document.
             pub fn as_str(self) -> &'static str {
-                match self { $(Code::$name => $text,)* }
+                match self { $($kind::$variant => $name,)* }
             }
 
+            pub fn parse(text: &str) -> Option<$kind> {
+                $kind::ALL.into_iter().find(|value| value.as_str() == text)
+            }
+        }
+    };
+}
+pub(crate) use named;
+
+macro_rules! codes {
+    ($($code:ident $name:literal $status:literal $title:literal,)*) => {
+        named! {
+            /// Every refusal has one name: problem code, event code and test name (CONTRACT 3).
+            Code { $($code = $name,)* }
+        }
+
+        impl Code {
             /// The HTTP status.
             pub fn status(self) -> u16 {
-                match self { $(Code::$name => $status,)* }
+                match self { $(Code::$code => $status,)* }
             }
 
             /// A short summary, the same for every occurrence.
             pub fn title(self) -> &'static str {
-                match self { $(Code::$name => $title,)* }
+                match self { $(Code::$code => $title,)* }
             }
         }
     };
@@ -75,32 +89,17 @@ impl Code {
     pub fn retry_after(self) -> Option<u32> {
         matches!(self.status(), 429 | 503).then_some(1)
     }
-
-    /// The code of that name.
-    pub fn parse(text: &str) -> Option<Code> {
-        Code::ALL.iter().copied().find(|code| code.as_str() == text)
-    }
 }
 
-/// Why a job is dead.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
-    /// The handler asked for another try too often.
-    RetriesExhausted,
-    /// The handler panicked or its program was killed, at its last delivery.
-    HandlerCrashed,
-    /// Its executor was lost at its last delivery.
-    ExecutorLost,
-}
-
-impl Cause {
-    /// The name in problem documents and records.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Cause::RetriesExhausted => "retries_exhausted",
-            Cause::HandlerCrashed => "handler_crashed",
-            Cause::ExecutorLost => "executor_lost",
-        }
+named! {
+    /// Why a job is dead.
+    Cause {
+        /// The handler asked for another try too often.
+        RetriesExhausted = "retries_exhausted",
+        /// The handler panicked or its program was killed, at its last delivery.
+        HandlerCrashed = "handler_crashed",
+        /// Its executor was lost at its last delivery.
+        ExecutorLost = "executor_lost",
     }
 }
 
@@ -137,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_problem_document_is_one_line_of_valid_json() {
-        for &code in Code::ALL {
+        for code in Code::ALL {
             let error = JobError { code, detail: "a \"b\"\nc".into(), cause: Some(Cause::ExecutorLost) };
             let text = document(&error, Some("00ff"));
             assert!(!text.contains('\n'));
