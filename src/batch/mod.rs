@@ -11,7 +11,6 @@ pub mod sequence;
 use std::io::{BufWriter, ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,7 +18,7 @@ use std::time::Duration;
 pub use input::fuzz_lines;
 
 use crate::app::Setup;
-use crate::bell::Bell;
+use crate::bell::{Bell, lock};
 use crate::config::{Retain, SinkMode};
 use crate::entropy::Entropy;
 use crate::execution::InlineExecutor;
@@ -39,24 +38,18 @@ use sequence::Sequencer;
 pub enum ShowProgress {
     /// If standard error is a terminal.
     Auto,
-    /// Always.
     Always,
-    /// Never.
     Never,
 }
 
 /// The command's own options. `-` or nothing is standard input or output.
 #[derive(Clone, Debug)]
 pub struct BatchOptions {
-    /// Which handler does the lines.
     pub handler: String,
-    /// NDJSON.
     pub input: Option<PathBuf>,
-    /// NDJSON.
     pub output: Option<PathBuf>,
     /// Overrides `runtime.ordering.sink_mode`.
     pub sink_mode: Option<SinkMode>,
-    /// The progress bar.
     pub progress: ShowProgress,
 }
 
@@ -79,9 +72,6 @@ pub enum BatchError {
 }
 
 /// Runs a whole batch.
-///
-/// # Errors
-/// The handler is unknown, a file cannot be opened or read, executors cannot be kept running.
 pub fn run(setup: &Setup, options: &BatchOptions) -> Result<Summary, BatchError> {
     let handler = setup.specs.iter().find(|spec| *spec.name == *options.handler).cloned();
     let unknown = || BatchError::Usage(format!("--handler: there is no handler {}", options.handler));
@@ -103,10 +93,12 @@ pub fn run(setup: &Setup, options: &BatchOptions) -> Result<Summary, BatchError>
     let failed = |error: crate::ports::BackendError| BatchError::Failed(error.to_string());
     let mut inbox = broker.subscribe(INSTANCE, bell.clone()).map_err(failed)?;
 
-    let source = Arc::new(Source::new(handler, broker.clone(), bell.clone(), window));
-    let reader = source.clone();
-    let size = input.size;
+    let mut progress = Progress::new(options.progress, input.size);
     let lines = Lines::new(input, setup.config.runtime.platform.execution_ipc.max_payload_bytes);
+    let batch = Entropy::system().bytes();
+    let (room, shared) = Default::default();
+    let source = Arc::new(Source { batch, handler, broker, bell: bell.clone(), window, room, shared });
+    let reader = source.clone();
     std::thread::Builder::new()
         .name("reader".into())
         .spawn(move || reader.read(lines))
@@ -115,12 +107,10 @@ pub fn run(setup: &Setup, options: &BatchOptions) -> Result<Summary, BatchError>
     let mode = options.sink_mode.unwrap_or(setup.config.runtime.ordering.sink_mode);
     let mut sequencer = Sequencer::new(mode);
     let mut summary = Summary { done: 0, failed: 0 };
-    let mut progress = Progress::new(options.progress, size);
     loop {
         bell.answer();
-        let ended = source.ended.load(Ordering::SeqCst);
         let rang = inbox.take(usize::MAX).map_err(failed)?.rang;
-        let refused = std::mem::take(&mut *source.refused.lock().unwrap_or_else(PoisonError::into_inner));
+        let refused = std::mem::take(&mut lock(&source.shared).refused);
         let is_quiet = rang.is_empty() && refused.is_empty();
         for (line, text) in refused {
             summary.failed += 1;
@@ -140,29 +130,24 @@ pub fn run(setup: &Setup, options: &BatchOptions) -> Result<Summary, BatchError>
             }
         }
         summary.done += written;
-        source.give_back(written);
-        if ended && summary.done == source.lines.load(Ordering::SeqCst) {
-            break;
+        let ReadSoFar { lines, bytes, ended } = source.give_back(written);
+        let is_over = ended.is_some() && summary.done == lines;
+        if (is_over || is_quiet)
+            && let Err(error) = output.flush()
+        {
+            return broken(&error, summary);
+        }
+        progress.draw(&summary, bytes, is_over);
+        if let Some(ended) = ended.filter(|_| is_over) {
+            return ended.map(|()| summary).map_err(BatchError::Failed);
         }
         if let Some(reason) = executors.failed() {
             return Err(BatchError::Failed(reason));
         }
-        progress.draw(&summary, source.bytes.load(Ordering::Relaxed), false);
-        if is_quiet {
-            if let Err(error) = output.flush() {
-                return broken(&error, summary);
-            }
-            if bell.asleep() {
-                std::thread::park_timeout(Duration::from_millis(100));
-            }
+        if is_quiet && bell.asleep() {
+            std::thread::park_timeout(Duration::from_millis(100));
         }
     }
-    if let Err(error) = output.flush() {
-        return broken(&error, summary);
-    }
-    progress.draw(&summary, source.bytes.load(Ordering::Relaxed), true);
-    let read_error = source.error.lock().unwrap_or_else(PoisonError::into_inner).take();
-    read_error.map_or(Ok(summary), |error| Err(BatchError::Failed(error)))
 }
 
 const INSTANCE: InstanceId = InstanceId(1);
@@ -245,15 +230,27 @@ struct Source {
     broker: MemoryBroker,
     bell: Bell,
     window: usize,
-    /// Lines read whose results are not written.
-    in_flight: Mutex<usize>,
+    /// Rings when a line leaves the window.
     room: Condvar,
+    shared: Mutex<Shared>,
+}
+
+/// What the reader and the writer tell each other.
+#[derive(Default)]
+struct Shared {
+    /// Lines read whose results are not written.
+    in_flight: usize,
     /// Lines that were never a job, with their answers.
-    refused: Mutex<Vec<(u64, Vec<u8>)>>,
-    lines: AtomicU64,
-    bytes: AtomicU64,
-    ended: AtomicBool,
-    error: Mutex<Option<String>>,
+    refused: Vec<(u64, Vec<u8>)>,
+    read: ReadSoFar,
+}
+
+#[derive(Clone, Default)]
+struct ReadSoFar {
+    lines: u64,
+    bytes: u64,
+    /// `Some` iff there is nothing more to read.
+    ended: Option<Result<(), String>>,
 }
 
 /// A line's number is the low half of its job's id: the id needs no table.
@@ -262,79 +259,52 @@ fn line_of(id: JobId) -> u64 {
 }
 
 impl Source {
-    fn new(handler: HandlerSpec, broker: MemoryBroker, bell: Bell, window: usize) -> Source {
-        Source {
-            batch: Entropy::system().bytes(),
-            handler,
-            broker,
-            bell,
-            window,
-            in_flight: Mutex::new(0),
-            room: Condvar::new(),
-            refused: Mutex::default(),
-            lines: AtomicU64::new(0),
-            bytes: AtomicU64::new(0),
-            ended: AtomicBool::new(false),
-            error: Mutex::default(),
-        }
-    }
-
     fn read(&self, mut lines: Lines) {
         /// Lines a submission at most: the broker's lock is taken once for them.
         const CHUNK: usize = 64;
         let mut entropy = Entropy::system();
         let trace = Trace { id: entropy.bytes(), span: entropy.bytes() };
-        let mut number: u64 = 0;
         let mut chunk = Vec::with_capacity(CHUNK);
-        loop {
-            let line = lines.next_line();
-            self.bytes.store(lines.consumed(), Ordering::Relaxed);
-            let payload = match line {
+        let mut number = 0;
+        let ended = loop {
+            let payload = match lines.next_line() {
                 Ok(Line::Whole(bytes)) => Ok(bytes),
                 Ok(Line::TooLong) => {
                     Err(JobError::new(Code::PayloadTooLarge, "the line exceeds max_payload_bytes"))
                 }
-                Ok(Line::End) => break,
-                Err(error) => {
-                    *self.error.lock().unwrap_or_else(PoisonError::into_inner) =
-                        Some(format!("the input: {error}"));
-                    break;
-                }
+                Ok(Line::End) => break Ok(()),
+                Err(error) => break Err(format!("the input: {error}")),
             };
-            self.take_place(&mut chunk);
+            self.take_place(&mut chunk, lines.consumed());
             let key = payload.and_then(|bytes| match self.handler.options.ordering.key(None, &bytes) {
                 Ok(key) => Ok((bytes, key)),
                 Err(detail) => Err(JobError::new(Code::BadRequest, detail)),
             });
             match key {
-                Ok((bytes, ordering_key)) => {
-                    let mut id = [0; 16];
-                    id[..8].copy_from_slice(&self.batch);
-                    id[8..].copy_from_slice(&number.to_be_bytes());
-                    chunk.push(self.job(JobId(id), bytes, ordering_key, trace));
-                }
+                Ok((bytes, ordering_key)) => chunk.push(self.job(number, bytes, ordering_key, trace)),
                 Err(error) => {
-                    self.refused
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .push((number, error_line(&error)));
+                    lock(&self.shared).refused.push((number, error_line(&error)));
                     self.bell.ring();
                 }
             }
             number += 1;
-            self.lines.store(number, Ordering::SeqCst);
             if chunk.len() == CHUNK || !lines.has_buffered_line() {
                 self.submit(std::mem::take(&mut chunk));
             }
-        }
+        };
         self.submit(chunk);
-        self.ended.store(true, Ordering::SeqCst);
+        let mut shared = lock(&self.shared);
+        shared.read.bytes = lines.consumed();
+        shared.read.ended = Some(ended);
         self.bell.ring();
     }
 
-    fn job(&self, id: JobId, bytes: Vec<u8>, ordering_key: Option<Arc<str>>, trace: Trace) -> NewJob {
+    fn job(&self, line: u64, bytes: Vec<u8>, ordering_key: Option<Arc<str>>, trace: Trace) -> NewJob {
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&self.batch);
+        id[8..].copy_from_slice(&line.to_be_bytes());
         NewJob {
-            id,
+            id: JobId(id),
             owner: Arc::from(""),
             handler: self.handler.name.clone(),
             ordering_key,
@@ -350,26 +320,29 @@ impl Source {
     }
 
     /// Takes a place in the window for the line just read, before anyone can give it back; waits for one.
-    fn take_place(&self, chunk: &mut Vec<NewJob>) {
-        let mut in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
-        if *in_flight >= self.window && !chunk.is_empty() {
+    fn take_place(&self, chunk: &mut Vec<NewJob>, bytes: u64) {
+        let mut shared = lock(&self.shared);
+        if shared.in_flight >= self.window && !chunk.is_empty() {
             // What is waited for must have been submitted.
-            drop(in_flight);
+            drop(shared);
             self.submit(std::mem::take(chunk));
-            in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
+            shared = lock(&self.shared);
         }
-        while *in_flight >= self.window {
-            in_flight = self.room.wait(in_flight).unwrap_or_else(PoisonError::into_inner);
-        }
-        *in_flight += 1;
+        let is_full = |shared: &mut Shared| shared.in_flight >= self.window;
+        let mut shared = self.room.wait_while(shared, is_full).unwrap_or_else(PoisonError::into_inner);
+        shared.in_flight += 1;
+        shared.read.lines += 1;
+        shared.read.bytes = bytes;
     }
 
-    fn give_back(&self, lines: u64) {
+    /// Results of so many lines have been written; says how far the reader is.
+    fn give_back(&self, lines: u64) -> ReadSoFar {
+        let mut shared = lock(&self.shared);
         if lines > 0 {
-            let mut in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
-            *in_flight -= usize::try_from(lines).expect("no more lines than fit the window");
+            shared.in_flight -= usize::try_from(lines).expect("no more lines than fit the window");
             self.room.notify_one();
         }
+        shared.read.clone()
     }
 
     /// A full queue (by bytes) is waited out: a batch never gets `queue_full`.
@@ -385,8 +358,7 @@ impl Source {
                         refusal @ (Refusal::UnknownHandler | Refusal::IdempotencyMismatch),
                     ) => {
                         let error = JobError::new(refusal.code(), "the line was not accepted");
-                        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-                        refused.push((line_of(job.id), error_line(&error)));
+                        lock(&self.shared).refused.push((line_of(job.id), error_line(&error)));
                     }
                 }
             }
