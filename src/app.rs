@@ -35,18 +35,25 @@ impl App {
     ///
     /// # Panics
     /// If the name is not 1 to 64 of `a-z A-Z 0-9 _ -`.
-    pub fn handler(mut self, name: &str, handler: impl Handler + 'static) -> App {
-        assert!(is_handler_name(name), "a handler's name is 1 to 64 of a-z, A-Z, 0-9, _ and -: {name:?}");
-        self.registry.insert(name.to_owned(), Arc::new(handler));
-        self
+    #[must_use]
+    pub fn handler(self, name: &str, handler: impl Handler + 'static) -> App {
+        self.handler_with(name, handler.options(), handler)
     }
 
     /// Registers a handler with options of its own, which the config may override.
     ///
     /// # Panics
     /// As [`App::handler`].
-    pub fn handler_with(self, name: &str, options: HandlerOptions, handler: impl Handler + 'static) -> App {
-        self.handler(name, WithOptions { options, handler })
+    #[must_use]
+    pub fn handler_with(
+        mut self,
+        name: &str,
+        options: HandlerOptions,
+        handler: impl Handler + 'static,
+    ) -> App {
+        assert!(is_handler_name(name), "a handler's name is 1 to 64 of a-z, A-Z, 0-9, _ and -: {name:?}");
+        self.registry.insert(name.to_owned(), (options, Arc::new(handler)));
+        self
     }
 
     /// The command line of CONTRACT 1, from the arguments to the exit code.
@@ -55,42 +62,22 @@ impl App {
     }
 }
 
-struct WithOptions<H> {
-    options: HandlerOptions,
-    handler: H,
-}
-
-impl<H: Handler> Handler for WithOptions<H> {
-    fn handle(
-        &self,
-        job: &crate::Job,
-        cx: &mut crate::JobContext,
-    ) -> Result<crate::Payload, crate::HandlerError> {
-        self.handler.handle(job, cx)
-    }
-
-    fn options(&self) -> HandlerOptions {
-        self.options.clone()
-    }
-}
-
 /// The options that registered handlers bring along, for the config's defaults.
+#[doc(hidden)]
 pub fn own_options(registry: &Registry) -> BTreeMap<String, HandlerOptions> {
-    registry.iter().map(|(name, handler)| (name.clone(), handler.options())).collect()
+    registry.iter().map(|(name, (options, _))| (name.clone(), options.clone())).collect()
 }
 
 /// What every process of a deployment starts from.
+#[doc(hidden)]
 #[derive(Clone)]
 pub struct Setup {
-    /// As validated.
     pub config: Config,
     /// The normalised config as JSON text: what children are given.
     pub config_text: Arc<str>,
-    /// The code.
     pub registry: Registry,
     /// Name, group and options of each handler.
     pub specs: Vec<HandlerSpec>,
-    /// The deployment's clock.
     pub clock: Clock,
 }
 
@@ -98,11 +85,10 @@ impl Setup {
     /// From a config that passed.
     pub fn new(loaded: &Loaded, registry: &Registry, clock: Clock) -> Setup {
         let config = loaded.config.clone();
-        let group_of =
-            |name: &str| config.runtime.platform.process_groups.iter().position(|group| group.runs(name));
+        let groups = &config.runtime.platform.process_groups;
         let specs = config.handlers.iter().map(|(name, options)| HandlerSpec {
             name: Arc::from(name.as_str()),
-            group: group_of(name).unwrap_or(0),
+            group: groups.iter().position(|group| group.runs(name)).unwrap_or(0),
             options: options.clone(),
         });
         let specs = specs.collect();
@@ -110,20 +96,14 @@ impl Setup {
         Setup { config, config_text, registry: registry.clone(), specs, clock }
     }
 
-    /// One process does it all.
     pub fn is_inline(&self) -> bool {
         self.config.runtime.platform.bootstrap.mode == "inline"
     }
 
     /// The names of the process groups.
     pub fn groups(&self) -> Vec<Arc<str>> {
-        self.config
-            .runtime
-            .platform
-            .process_groups
-            .iter()
-            .map(|group| Arc::from(group.name.as_str()))
-            .collect()
+        let groups = &self.config.runtime.platform.process_groups;
+        groups.iter().map(|group| Arc::from(group.name.as_str())).collect()
     }
 
     /// A memory broker by the config's rules.
@@ -143,11 +123,10 @@ impl Setup {
 
     /// The handlers with their code, for a pool of workers. Every process has all of them.
     pub fn handlers(&self) -> Handlers {
-        let with_code = |spec: &HandlerSpec| Some((spec.clone(), self.registry.get(&*spec.name)?.clone()));
+        let with_code = |spec: &HandlerSpec| Some((spec.clone(), self.registry.get(&*spec.name)?.1.clone()));
         self.specs.iter().filter_map(with_code).collect()
     }
 
-    /// What bounds an executor.
     pub fn execution_limits(&self) -> Limits {
         let platform = &self.config.runtime.platform;
         Limits {
@@ -159,16 +138,15 @@ impl Setup {
     }
 
     /// An executor a group, on threads of this process.
-    ///
-    /// # Errors
-    /// A thread cannot be made.
     pub fn inline_executors(&self, broker: &MemoryBroker) -> Result<Vec<InlineExecutor>, String> {
-        let groups = self.config.runtime.platform.process_groups.iter().enumerate();
-        let start = |(index, group): (usize, &crate::config::ProcessGroup)| {
+        let mut executors = Vec::new();
+        for (index, group) in self.config.runtime.platform.process_groups.iter().enumerate() {
             let (handlers, limits, clock) = (self.handlers(), self.execution_limits(), self.clock.clone());
-            InlineExecutor::start(broker.clone(), index, group.workers, handlers, limits, clock)
-                .map_err(|error| format!("group {}: its threads cannot be made: {error}", group.name))
-        };
-        groups.map(start).collect()
+            executors.push(
+                InlineExecutor::start(broker.clone(), index, group.workers, handlers, limits, clock)
+                    .map_err(|error| format!("group {}: its threads cannot be made: {error}", group.name))?,
+            );
+        }
+        Ok(executors)
     }
 }

@@ -60,6 +60,17 @@ fn complain(text: &str) {
     say(std::io::stderr(), &format!("cofferdam: {text}\n"));
 }
 
+/// How a command that may fail while it runs has ended.
+fn ended(outcome: Result<(), String>) -> Exit {
+    match outcome {
+        Ok(()) => Exit::Done,
+        Err(message) => {
+            complain(&message);
+            Exit::Failed
+        }
+    }
+}
+
 /// The whole command line.
 pub fn main(registry: &Registry) -> ExitCode {
     // A handler's panic becomes its job's error; its text may hold a payload and is not for the log.
@@ -73,32 +84,33 @@ pub fn main(registry: &Registry) -> ExitCode {
         }
     }));
     let arguments: Result<Vec<String>, _> = std::env::args_os().skip(1).map(OsString::into_string).collect();
-    let exit = arguments.map_or_else(
-        |bad| {
-            complain(&format!("an argument is not UTF-8: {}", bad.display()));
+    let exit = arguments
+        .map_err(|bad| format!("an argument is not UTF-8: {}", bad.display()))
+        .and_then(|arguments| run(&arguments, registry))
+        .unwrap_or_else(|message| {
+            complain(&message);
             Exit::Usage
-        },
-        |arguments| run(&arguments, registry),
-    );
+        });
     ExitCode::from(exit as u8)
 }
 
-fn run(arguments: &[String], registry: &Registry) -> Exit {
+/// Runs a command; an error is bad usage or a bad config.
+fn run(arguments: &[String], registry: &Registry) -> Result<Exit, String> {
     let Some(command) = arguments.first().map(String::as_str) else {
         say(std::io::stderr(), USAGE);
-        return Exit::Usage;
+        return Ok(Exit::Usage);
     };
     let wants_help = arguments.iter().any(|argument| argument == "--help" || argument == "-h");
     if wants_help || command == "help" {
         say(std::io::stdout(), USAGE);
-        return Exit::Done;
+        return Ok(Exit::Done);
     }
     if matches!(command, "--version" | "-V") {
         say(std::io::stdout(), concat!("cofferdam ", env!("CARGO_PKG_VERSION"), "\n"));
-        return Exit::Done;
+        return Ok(Exit::Done);
     }
     let mut options = Options::new(&arguments[1..]);
-    let end = match command {
+    match command {
         "serve" => serve(&mut options, registry),
         "batch" => run_batch(&mut options, registry),
         "check" => check(&mut options, registry),
@@ -108,11 +120,7 @@ fn run(arguments: &[String], registry: &Registry) -> Exit {
         "executor" => child(&mut options, registry, supervisor::run_executor_child),
         "token" => Err("token: bearer tokens are not built yet".into()),
         unknown => Err(format!("there is no command {unknown}; see --help")),
-    };
-    end.unwrap_or_else(|message| {
-        complain(&message);
-        Exit::Usage
-    })
+    }
 }
 
 /// What follows the command. Every option is taken by name; what is left over is an error.
@@ -173,24 +181,14 @@ impl Options {
         let source = Source { file: file.map(PathBuf::from), environment, sets };
         self.finish()?;
         config::load(&source, &own_options(registry)).map_err(|issues| {
-            let lines: Vec<String> = issues.iter().map(|issue| format!("\n  {issue}")).collect();
-            format!(
-                "the config has {} error{}:{}",
-                issues.len(),
-                if issues.len() == 1 { "" } else { "s" },
-                lines.concat()
-            )
+            let lines: String = issues.iter().map(|issue| format!("\n  {issue}")).collect();
+            let (count, plural) = (issues.len(), if issues.len() == 1 { "" } else { "s" });
+            format!("the config has {count} error{plural}:{lines}")
         })
-    }
-
-    /// The same, and refuses what is not built yet or cannot be read.
-    fn load_to_run(&mut self, registry: &Registry) -> Result<Loaded, String> {
-        let loaded = self.load(registry)?;
-        startable(&loaded)?;
-        Ok(loaded)
     }
 }
 
+/// Refuses what is not built yet or cannot be read.
 fn startable(loaded: &Loaded) -> Result<(), String> {
     let unbuilt = config::unbuilt(loaded);
     if !unbuilt.is_empty() {
@@ -202,16 +200,18 @@ fn startable(loaded: &Loaded) -> Result<(), String> {
     }
 }
 
+/// What to run from, where it can be started.
+fn setup(options: &mut Options, registry: &Registry) -> Result<Setup, String> {
+    let loaded = options.load(registry)?;
+    startable(&loaded)?;
+    Ok(Setup::new(&loaded, registry, Clock::system()))
+}
+
 fn serve(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
-    let loaded = options.load_to_run(registry)?;
-    let setup = Setup::new(&loaded, registry, Clock::system());
-    if setup.is_inline() {
-        log_writer::start(setup.config.observability.log, "inline");
-        Ok(web::serve_inline(&setup))
-    } else {
-        log_writer::start(setup.config.observability.log, "supervisor");
-        Ok(supervisor::serve(&setup))
-    }
+    let setup = setup(options, registry)?;
+    let role = if setup.is_inline() { "inline" } else { "supervisor" };
+    log_writer::start(setup.config.observability.log, role);
+    Ok(if setup.is_inline() { web::serve_inline(&setup) } else { supervisor::serve(&setup) })
 }
 
 /// `web` and `executor`: as children of a supervisor, or alone (which needs Redis).
@@ -247,35 +247,24 @@ fn run_batch(options: &mut Options, registry: &Registry) -> Result<Exit, String>
     };
     let input = options.value("--input")?.map(PathBuf::from);
     let output = options.value("--output")?.map(PathBuf::from);
-    let loaded = options.load_to_run(registry)?;
-    let setup = Setup::new(&loaded, registry, Clock::system());
+    let setup = setup(options, registry)?;
     log_writer::start(setup.config.observability.log, "batch");
     let end = batch::run(&setup, &BatchOptions { handler, input, output, sink_mode, progress });
     log_writer::settle();
     match end {
         Ok(summary) if summary.failed == 0 => Ok(Exit::Done),
-        Ok(summary) => {
-            complain(&format!("{} of {} lines failed", summary.failed, summary.done));
-            Ok(Exit::Failed)
-        }
+        Ok(summary) => Ok(ended(Err(format!("{} of {} lines failed", summary.failed, summary.done)))),
         Err(BatchError::Usage(message)) => Err(message),
-        Err(BatchError::Failed(message)) => {
-            complain(&message);
-            Ok(Exit::Failed)
-        }
+        Err(BatchError::Failed(message)) => Ok(ended(Err(message))),
     }
 }
 
 fn check(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
     let as_json = options.flag("--json");
     let loaded = options.load(registry)?;
-    let normalised = config::normalised(&loaded);
-    if as_json {
-        let text = serde_json::to_string_pretty(&normalised).map_err(|error| error.to_string())?;
-        say(std::io::stdout(), &format!("{text}\n"));
-    } else {
-        say(std::io::stdout(), &config::summary(&loaded));
-    }
+    let text =
+        if as_json { format!("{:#}\n", config::normalised(&loaded)) } else { config::summary(&loaded) };
+    say(std::io::stdout(), &text);
     startable(&loaded)?;
     Ok(Exit::Done)
 }
@@ -283,13 +272,8 @@ fn check(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
 fn keygen(options: &mut Options) -> Result<Exit, String> {
     let output = options.value("--output")?.map(PathBuf::from);
     options.finish()?;
-    match config::secret::keygen(output.as_deref()) {
-        Ok(()) => Ok(Exit::Done),
-        Err(message) => {
-            complain(&format!("keygen: {message}"));
-            Ok(Exit::Failed)
-        }
-    }
+    let made = config::secret::keygen(output.as_deref());
+    Ok(ended(made.map_err(|message| format!("keygen: {message}"))))
 }
 
 fn health(options: &mut Options) -> Result<Exit, String> {
@@ -297,11 +281,5 @@ fn health(options: &mut Options) -> Result<Exit, String> {
     options.finish()?;
     let address = url.strip_prefix("http://").ok_or("--url must begin with http://")?;
     let address = address.split('/').next().unwrap_or_default();
-    match web::ask_ready(address) {
-        Ok(()) => Ok(Exit::Done),
-        Err(message) => {
-            complain(&format!("health: {message}"));
-            Ok(Exit::Failed)
-        }
-    }
+    Ok(ended(web::ask_ready(address).map_err(|message| format!("health: {message}"))))
 }

@@ -1,7 +1,7 @@
 //! What an embedder writes: [`Handler`], its options, its errors.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -187,8 +187,8 @@ pub struct HandlerSpec {
 /// Handlers with their code, for a pool of workers.
 pub type Handlers = Vec<(HandlerSpec, Arc<dyn Handler>)>;
 
-/// The handlers of a binary, by name. A name is 1 to 64 of `a-z A-Z 0-9 _ - .`
-pub type Registry = std::collections::BTreeMap<String, Arc<dyn Handler>>;
+/// The handlers of a binary with their own options, by name. A name is 1 to 64 of `a-z A-Z 0-9 _ - .`
+pub type Registry = BTreeMap<String, (HandlerOptions, Arc<dyn Handler>)>;
 
 /// True for a name that can stand in a URL, a metric label and a config path.
 pub fn is_handler_name(name: &str) -> bool {

@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::context::{Job, JobContext};
-use crate::handler::{HandlerError, Registry};
+use crate::handler::{HandlerError, HandlerOptions, Registry};
 use crate::job::Payload;
 
 /// `echo` and `sleep`, by name.
 pub fn registry() -> Registry {
     let mut registry = Registry::new();
-    registry.insert("echo".into(), Arc::new(echo));
-    registry.insert("sleep".into(), Arc::new(sleep));
+    registry.insert("echo".into(), (HandlerOptions::default(), Arc::new(echo)));
+    registry.insert("sleep".into(), (HandlerOptions::default(), Arc::new(sleep)));
     registry
 }
 
