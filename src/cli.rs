@@ -1,12 +1,12 @@
 //! Arguments to a command, and a command's end to an exit code (CONTRACT 1).
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::app::{Setup, own_options};
-use crate::batch::{self, BatchError, BatchOptions, ShowProgress};
+use crate::batch::{self, BatchError, BatchOptions};
 use crate::clock::Clock;
 use crate::config::{self, Loaded, SinkMode, Source};
 use crate::handler::Registry;
@@ -239,17 +239,17 @@ fn run_batch(options: &mut Options, registry: &Registry) -> Result<Exit, String>
         Some("completion") => Some(SinkMode::Completion),
         Some(other) => return Err(format!("--sink-mode is source_seq or completion, not {other}")),
     };
-    let progress = match options.value("--progress")?.as_deref() {
-        None | Some("auto") => ShowProgress::Auto,
-        Some("always") => ShowProgress::Always,
-        Some("never") => ShowProgress::Never,
+    let shows_progress = match options.value("--progress")?.as_deref() {
+        None | Some("auto") => std::io::stderr().is_terminal(),
+        Some("always") => true,
+        Some("never") => false,
         Some(other) => return Err(format!("--progress is auto, always or never, not {other}")),
     };
     let input = options.value("--input")?.map(PathBuf::from);
     let output = options.value("--output")?.map(PathBuf::from);
     let setup = setup(options, registry)?;
     log_writer::start(setup.config.observability.log, "batch");
-    let end = batch::run(&setup, &BatchOptions { handler, input, output, sink_mode, progress });
+    let end = batch::run(&setup, &BatchOptions { handler, input, output, sink_mode, shows_progress });
     log_writer::settle();
     match end {
         Ok(summary) if summary.failed == 0 => Ok(Exit::Done),

@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Result};
 use std::path::Path;
 
-/// An open input.
 pub(super) struct Input {
     reader: BufReader<Box<dyn Read + Send>>,
     /// `Some` iff it is a regular file.
@@ -19,8 +18,9 @@ pub(super) fn open(path: Option<&Path>) -> std::result::Result<Input, String> {
     let (reader, size): (Box<dyn Read + Send>, _) = match path.filter(|path| *path != Path::new("-")) {
         None => (Box::new(std::io::stdin()), None),
         Some(path) => {
-            let file = File::open(path).map_err(|error| format!("--input {}: {error}", path.display()))?;
-            let meta = file.metadata().map_err(|error| format!("--input {}: {error}", path.display()))?;
+            let failed = |error| format!("--input {}: {error}", path.display());
+            let file = File::open(path).map_err(failed)?;
+            let meta = file.metadata().map_err(failed)?;
             if meta.is_dir() {
                 return Err(format!("--input {}: is a directory", path.display()));
             }
@@ -30,7 +30,6 @@ pub(super) fn open(path: Option<&Path>) -> std::result::Result<Input, String> {
     Ok(Input { reader: BufReader::with_capacity(BUFFER_BYTES, reader), size })
 }
 
-/// One line.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Line {
     /// Without its line break.
@@ -41,7 +40,6 @@ pub(super) enum Line {
     End,
 }
 
-/// An input line by line.
 pub(super) struct Lines {
     reader: BufReader<Box<dyn Read + Send>>,
     max_bytes: usize,

@@ -21,7 +21,6 @@ use crate::app::Setup;
 use crate::bell::{Bell, lock};
 use crate::config::{Retain, SinkMode};
 use crate::entropy::Entropy;
-use crate::execution::InlineExecutor;
 use crate::handler::HandlerSpec;
 use crate::job::{Finished, InstanceId, JobError, JobId, Payload, Trace};
 use crate::limits::BATCH_COMMAND_LINES;
@@ -33,15 +32,6 @@ use input::{Line, Lines};
 use progress::Progress;
 use sequence::Sequencer;
 
-/// When a progress bar is drawn on standard error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ShowProgress {
-    /// If standard error is a terminal.
-    Auto,
-    Always,
-    Never,
-}
-
 /// The command's own options. `-` or nothing is standard input or output.
 #[derive(Clone, Debug)]
 pub struct BatchOptions {
@@ -50,7 +40,7 @@ pub struct BatchOptions {
     pub output: Option<PathBuf>,
     /// Overrides `runtime.ordering.sink_mode`.
     pub sink_mode: Option<SinkMode>,
-    pub progress: ShowProgress,
+    pub shows_progress: bool,
 }
 
 /// How a batch ended.
@@ -88,12 +78,18 @@ pub fn run(setup: &Setup, options: &BatchOptions) -> Result<Summary, BatchError>
     // Nobody reads records of a batch: those that are in flight are enough.
     let retain = Retain { records: window, bytes: usize::MAX };
     let broker = setup.broker_with(|rules| rules.retain = retain);
-    let executors = Executors::start(setup, &broker).map_err(BatchError::Failed)?;
+    // Who runs the jobs: threads here, or executor processes.
+    let (mut _threads, mut processes) = (Vec::new(), None);
+    if setup.is_inline() {
+        _threads = setup.inline_executors(&broker).map_err(BatchError::Failed)?;
+    } else {
+        processes = Some(ExecutionHost::start(setup, &broker).map_err(BatchError::Failed)?);
+    }
     let bell = Bell::for_this_thread();
     let failed = |error: crate::ports::BackendError| BatchError::Failed(error.to_string());
     let mut inbox = broker.subscribe(INSTANCE, bell.clone()).map_err(failed)?;
 
-    let mut progress = Progress::new(options.progress, input.size);
+    let mut progress = Progress::new(options.shows_progress, input.size);
     let lines = Lines::new(input, setup.config.runtime.platform.execution_ipc.max_payload_bytes);
     let batch = Entropy::system().bytes();
     let (room, shared) = Default::default();
@@ -141,7 +137,7 @@ pub fn run(setup: &Setup, options: &BatchOptions) -> Result<Summary, BatchError>
         if let Some(ended) = ended.filter(|_| is_over) {
             return ended.map(|()| summary).map_err(BatchError::Failed);
         }
-        if let Some(reason) = executors.failed() {
+        if let Some(reason) = processes.as_ref().and_then(ExecutionHost::failed) {
             return Err(BatchError::Failed(reason));
         }
         if is_quiet && bell.asleep() {
@@ -173,15 +169,16 @@ fn is_same_file(one: &Path, other: &Path) -> bool {
     key(one).is_some_and(|one| key(other) == Some(one))
 }
 
-fn open_output(path: Option<&Path>) -> Result<Box<dyn Write>, BatchError> {
+fn open_output(path: Option<&Path>) -> Result<impl Write, BatchError> {
     const BUFFER_BYTES: usize = 256 << 10;
-    match path.filter(|path| *path != Path::new("-")) {
-        None => Ok(Box::new(BufWriter::with_capacity(BUFFER_BYTES, std::io::stdout().lock()))),
-        Some(path) => match std::fs::File::create(path) {
-            Ok(file) => Ok(Box::new(BufWriter::with_capacity(BUFFER_BYTES, file))),
-            Err(error) => Err(BatchError::Usage(format!("--output {}: {error}", path.display()))),
-        },
-    }
+    let output: Box<dyn Write> = match path.filter(|path| *path != Path::new("-")) {
+        None => Box::new(std::io::stdout().lock()),
+        Some(path) => {
+            let failed = |error| BatchError::Usage(format!("--output {}: {error}", path.display()));
+            Box::new(std::fs::File::create(path).map_err(failed)?)
+        }
+    };
+    Ok(BufWriter::with_capacity(BUFFER_BYTES, output))
 }
 
 /// A result as a line: the bytes as they came, or the problem object.
@@ -197,29 +194,6 @@ pub(crate) fn error_line(error: &JobError) -> Vec<u8> {
     let mut line = problem::document(error, None).into_bytes();
     line.push(b'\n');
     line
-}
-
-/// Who runs the jobs: threads here, or executor processes.
-enum Executors {
-    Inline { _executors: Vec<InlineExecutor> },
-    Processes(ExecutionHost),
-}
-
-impl Executors {
-    fn start(setup: &Setup, broker: &MemoryBroker) -> Result<Executors, String> {
-        if setup.is_inline() {
-            Ok(Executors::Inline { _executors: setup.inline_executors(broker)? })
-        } else {
-            ExecutionHost::start(setup, broker).map(Executors::Processes)
-        }
-    }
-
-    fn failed(&self) -> Option<String> {
-        match self {
-            Executors::Inline { .. } => None,
-            Executors::Processes(host) => host.failed(),
-        }
-    }
 }
 
 /// The reading half: lines become jobs.

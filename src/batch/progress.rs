@@ -1,14 +1,14 @@
 //! The progress bar: one line on standard error, at most five times a second, never when nobody looks.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::time::{Duration, Instant};
 
-use super::{ShowProgress, Summary};
+use super::Summary;
 
 const EVERY: Duration = Duration::from_millis(200);
 
 pub(super) struct Progress {
-    visible: bool,
+    is_shown: bool,
     /// `Some` iff the input's size is known: then there is a time left.
     size: Option<u64>,
     started: Instant,
@@ -16,19 +16,14 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    pub(super) fn new(show: ShowProgress, size: Option<u64>) -> Progress {
-        let visible = match show {
-            ShowProgress::Auto => std::io::stderr().is_terminal(),
-            ShowProgress::Always => true,
-            ShowProgress::Never => false,
-        };
+    pub(super) fn new(is_shown: bool, size: Option<u64>) -> Progress {
         let now = Instant::now();
-        Progress { visible, size, started: now, drawn: now }
+        Progress { is_shown, size, started: now, drawn: now }
     }
 
     pub(super) fn draw(&mut self, summary: &Summary, bytes: u64, is_last: bool) {
         let now = Instant::now();
-        if !self.visible || (!is_last && now - self.drawn < EVERY) {
+        if !self.is_shown || (!is_last && now - self.drawn < EVERY) {
             return;
         }
         self.drawn = now;
@@ -50,12 +45,8 @@ fn line(summary: &Summary, bytes: u64, size: Option<u64>, elapsed: Duration) -> 
     let filled = (share * WIDTH as f64) as usize;
     let left =
         if share > 0.0 { format!("{:.0} s left", seconds * (1.0 - share) / share) } else { "…".into() };
-    format!(
-        "[{}{}] {:3.0} %  {counts}, {left}",
-        "#".repeat(filled),
-        "-".repeat(WIDTH - filled),
-        share * 100.0
-    )
+    let (full, empty) = ("#".repeat(filled), "-".repeat(WIDTH - filled));
+    format!("[{full}{empty}] {:3.0} %  {counts}, {left}", share * 100.0)
 }
 
 #[cfg(test)]

@@ -64,18 +64,28 @@ const FROM_0: Kind = Int(0, MAX);
 const BACKEND: Kind = OneOf(&["memory", "redis"]);
 const BOOL: Kind = Is(Value::is_boolean, "true or false");
 const TEXTS: Kind = Is(are_texts, "a list of strings, none empty");
-const FILE: Kind = Text(is_not_empty, "a string that is not empty");
-const ADDRESS: Kind = Text(is_address, "an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080");
-const LOOPBACK: Kind = Text(is_loopback, "a loopback address: the channel never leaves the host");
+const FILE: Kind = Text(|text| !text.is_empty(), "a string that is not empty");
+const ADDRESS: Kind = Text(
+    |text| text.parse::<SocketAddr>().is_ok(),
+    "an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080",
+);
+const LOOPBACK: Kind = Text(
+    |text| text.parse::<IpAddr>().is_ok_and(|address| address.is_loopback()),
+    "a loopback address: the channel never leaves the host",
+);
 const PREFIX: Kind = Text(is_key_prefix, "1 to 32 of a-z, 0-9, _ and -");
 const NAME: Kind = Text(is_handler_name, "1 to 64 of a-z, A-Z, 0-9, _ and -");
 const REDIS_URL: Kind =
     Text(is_redis_url, "redis://HOST:PORT/DB, rediss://… or redis+unix://PATH, without user and password");
-const GROUPS: Kind = Is(is_list, "a list of at least one process group");
+const GROUPS: Kind =
+    Is(|value| value.as_array().is_some_and(|list| !list.is_empty()), "a list of at least one process group");
 const OBJECT: Kind = Shape(Value::is_object, "an object");
 const ORDERING: Kind = Shape(is_ordering, r#""none", "serial" or {"key":"/json/pointer"}"#);
 const COMMAND: Kind = Shape(is_command, "a list of strings: the program and its arguments");
-const TEXT_MAP: Kind = Shape(is_text_map, "an object of strings");
+const TEXT_MAP: Kind = Shape(
+    |value| value.as_object().is_some_and(|map| map.values().all(Value::is_string)),
+    "an object of strings",
+);
 
 section! { Config {
     version: u32 = 1, Int(1, 1);
@@ -294,18 +304,6 @@ impl Key {
     }
 }
 
-fn is_not_empty(text: &str) -> bool {
-    !text.is_empty()
-}
-
-fn is_address(text: &str) -> bool {
-    text.parse::<SocketAddr>().is_ok()
-}
-
-fn is_loopback(text: &str) -> bool {
-    text.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
 fn is_key_prefix(text: &str) -> bool {
     let is_allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-".contains(&byte);
     (1..=32).contains(&text.len()) && text.bytes().all(is_allowed)
@@ -319,12 +317,8 @@ fn is_redis_url(text: &str) -> bool {
     rest.is_some_and(|rest| !rest.is_empty() && !rest.contains('@')) && !in_query
 }
 
-fn is_list(value: &Value) -> bool {
-    value.as_array().is_some_and(|list| !list.is_empty())
-}
-
 fn are_texts(value: &Value) -> bool {
-    let is_text = |value: &Value| value.as_str().is_some_and(is_not_empty);
+    let is_text = |value: &Value| value.as_str().is_some_and(|text| !text.is_empty());
     value.as_array().is_some_and(|list| list.iter().all(is_text))
 }
 
@@ -337,8 +331,4 @@ fn is_ordering(value: &Value) -> bool {
 fn is_command(value: &Value) -> bool {
     let is_word = |word: &Value| word.as_str().is_some_and(|word| !word.contains('\0'));
     value.as_array().is_some_and(|list| !list.is_empty() && list[0] != "" && list.iter().all(is_word))
-}
-
-fn is_text_map(value: &Value) -> bool {
-    value.as_object().is_some_and(|map| map.values().all(Value::is_string))
 }

@@ -14,9 +14,6 @@ pub struct Secret([u8; 32]);
 
 impl Secret {
     /// Takes the bytes over; all one byte is no secret.
-    ///
-    /// # Errors
-    /// Says why these bytes cannot be one.
     pub fn new(bytes: [u8; 32]) -> Result<Secret, String> {
         if bytes.iter().all(|byte| *byte == bytes[0]) {
             return Err("the secret is one byte repeated".into());
@@ -25,9 +22,6 @@ impl Secret {
     }
 
     /// A new random one.
-    ///
-    /// # Errors
-    /// The kernel gives no randomness.
     pub fn generate() -> Result<Secret, String> {
         let mut bytes = [0; 32];
         getrandom::fill(&mut bytes).map_err(|error| format!("no randomness for a secret: {error}"))?;
@@ -35,31 +29,20 @@ impl Secret {
     }
 
     /// Reads 64 hex digits and at most one newline from a file that nobody else can read.
-    ///
-    /// # Errors
-    /// Says what is wrong with the file, never what is in it.
     pub fn read(path: &Path) -> Result<Secret, String> {
         let at = path.display();
-        let mut file = File::open(path).map_err(|error| format!("{at}: cannot be read: {error}"))?;
-        let meta = file.metadata().map_err(|error| format!("{at}: cannot be read: {error}"))?;
-        if meta.mode() & 0o077 != 0 {
-            return Err(format!(
-                "{at}: others can read or write it (mode {:03o}): chmod 600 it",
-                meta.mode() & 0o777
-            ));
+        let unreadable = |error| format!("{at}: cannot be read: {error}");
+        let file = File::open(path).map_err(unreadable)?;
+        let mode = file.metadata().map_err(unreadable)?.mode() & 0o777;
+        if mode & 0o077 != 0 {
+            return Err(format!("{at}: others can read or write it (mode {mode:03o}): chmod 600 it"));
         }
         let mut text = Zeroizing::new(Vec::with_capacity(80));
-        (&mut file)
-            .take(80)
-            .read_to_end(&mut text)
-            .map_err(|error| format!("{at}: cannot be read: {error}"))?;
+        file.take(80).read_to_end(&mut text).map_err(unreadable)?;
         Secret::parse(&text).map_err(|error| format!("{at}: {error}"))
     }
 
-    /// Reads 64 hex digits and at most one newline.
-    ///
-    /// # Errors
-    /// Says what is wrong with the text, never what is in it.
+    /// Reads 64 hex digits and at most one newline; an error says what is wrong, never what is in it.
     pub fn parse(text: &[u8]) -> Result<Secret, String> {
         let digits = Zeroizing::new(text.strip_suffix(b"\n").unwrap_or(text).to_ascii_lowercase());
         Secret::new(parse_hex(&digits).ok_or("is not 64 hex digits")?)
@@ -78,23 +61,16 @@ impl Drop for Secret {
 }
 
 /// Writes a new secret, as hex, to a new file of mode 0600, or to standard output.
-///
-/// # Errors
-/// The file exists or cannot be written.
 pub fn keygen(output: Option<&Path>) -> Result<(), String> {
     let secret = Secret::generate()?;
     let mut text = Zeroizing::new(String::with_capacity(65));
     write_hex(&mut *text, secret.expose()).map_err(|error| error.to_string())?;
     text.push('\n');
-    match output {
-        None => {
-            std::io::stdout().write_all(text.as_bytes()).map_err(|error| format!("standard output: {error}"))
-        }
-        Some(path) => {
-            let mut options = OpenOptions::new();
-            let file = options.write(true).create_new(true).mode(0o600).open(path);
-            file.and_then(|mut file| file.write_all(text.as_bytes()))
-                .map_err(|error| format!("{}: {error}", path.display()))
-        }
-    }
+    let Some(path) = output else {
+        let written = std::io::stdout().write_all(text.as_bytes());
+        return written.map_err(|error| format!("standard output: {error}"));
+    };
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
+    written.map_err(|error| format!("{}: {error}", path.display()))
 }

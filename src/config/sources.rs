@@ -14,7 +14,6 @@ use crate::handler::HandlerOptions;
 pub struct Source {
     /// `--config`, else `COFFERDAM_CONFIG`.
     pub file: Option<PathBuf>,
-    /// The environment.
     pub environment: Vec<(String, String)>,
     /// `--set PATH=VALUE`, in order.
     pub sets: Vec<String>,
@@ -23,9 +22,8 @@ pub struct Source {
 /// Where a value that is not a default came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// The config file.
     File,
-    /// This environment variable.
+    /// This variable.
     Environment(String),
     /// A `--set`.
     CommandLine,
@@ -34,7 +32,6 @@ pub enum Origin {
 /// A configuration that passed.
 #[derive(Clone, Debug)]
 pub struct Loaded {
-    /// Typed.
     pub config: Config,
     /// Normalised: every default filled in.
     pub value: Value,
@@ -42,10 +39,8 @@ pub struct Loaded {
     pub origins: BTreeMap<String, Origin>,
 }
 
-/// Reads, merges and checks everything; `handlers` are the registered ones with their own options.
-///
-/// # Errors
-/// All that is wrong, in one list.
+/// Reads, merges and checks everything; an error is all that is wrong, in one list. `handlers` are the registered
+/// ones with their own options.
 pub fn load(source: &Source, handlers: &BTreeMap<String, HandlerOptions>) -> Result<Loaded, Vec<Issue>> {
     let mut issues = Vec::new();
     let mut given = Value::Object(Map::new());
@@ -90,13 +85,10 @@ fn read_file(path: &Path) -> Result<Value, Issue> {
     let at = path.display().to_string();
     let text = std::fs::read_to_string(path)
         .map_err(|error| Issue::new(&at, "cannot be read", &error.to_string(), "a readable JSON file"))?;
-    let value: Value = serde_json::from_str(&text)
+    let value = serde_json::from_str::<Value>(&text)
         .map_err(|error| Issue::new(&at, "is not JSON", &error.to_string(), "a JSON object"))?;
-    if value.is_object() {
-        Ok(value)
-    } else {
-        Err(Issue::new(&at, "is not an object", "another kind", "a JSON object"))
-    }
+    let not_an_object = || Issue::new(&at, "is not an object", "another kind", "a JSON object");
+    Some(value).filter(Value::is_object).ok_or_else(not_an_object)
 }
 
 /// `COFFERDAM_WEB__BIND` is `web.bind`; names without `__` are not config paths.
