@@ -4,7 +4,7 @@
 use std::io::Write;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use env_logger::{Builder, Env, Target};
 
@@ -33,23 +33,15 @@ pub fn start(format: LogFormat, role: &'static str) {
     let clock = Clock::system();
     let mut builder = Builder::from_env(Env::default().default_filter_or("info"));
     builder.target(Target::Pipe(Box::new(buffer.clone()))).format(move |out, record| {
-        let (ts, level, message) = (clock.now(), record.level(), record.args());
-        let is_event = record.target() == EVENT_TARGET;
-        match (format, is_event) {
-            (LogFormat::Text, _) => writeln!(out, "{ts} {level:5} {role}[{}] {message}", std::process::id()),
-            (LogFormat::Json, true) => writeln!(
-                out,
-                r#"{{"ts":"{ts}","level":"{}","process":"{role}","pid":{},{message}}}"#,
-                level.as_str().to_ascii_lowercase(),
-                std::process::id()
-            ),
-            (LogFormat::Json, false) => writeln!(
-                out,
-                r#"{{"ts":"{ts}","level":"{}","process":"{role}","pid":{},"event":"log","message":{}}}"#,
-                level.as_str().to_ascii_lowercase(),
-                std::process::id(),
-                json_text(&message.to_string())
-            ),
+        let (ts, level, pid, message) = (clock.now(), record.level(), std::process::id(), record.args());
+        if format == LogFormat::Text {
+            return writeln!(out, "{ts} {level:5} {role}[{pid}] {message}");
+        }
+        let level = level.as_str().to_ascii_lowercase();
+        write!(out, r#"{{"ts":"{ts}","level":"{level}","process":"{role}","pid":{pid},"#)?;
+        match record.target() {
+            EVENT_TARGET => writeln!(out, "{message}}}"),
+            _ => writeln!(out, r#""event":"log","message":{}}}"#, json_text(&message.to_string())),
         }
     });
     // A second logger (an embedder's own) keeps what is there.
@@ -73,12 +65,9 @@ struct Buffer {
 impl Buffer {
     fn push(&self, line: Vec<u8>) {
         PENDING.fetch_add(1, Ordering::AcqRel);
-        match self.lines.try_send(line) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                PENDING.fetch_sub(1, Ordering::AcqRel);
-                LOST.fetch_add(1, Ordering::Relaxed);
-            }
+        if self.lines.try_send(line).is_err() {
+            PENDING.fetch_sub(1, Ordering::AcqRel);
+            LOST.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
@@ -109,11 +98,8 @@ fn write_lines(inbox: &Receiver<Vec<u8>>) {
 
 /// Waits until the buffer is written, before the process ends; a blocked pipe is not waited for.
 pub fn settle() {
-    const LOOKS: u32 = 200;
-    for _ in 0..LOOKS {
-        if PENDING.load(Ordering::Acquire) == 0 {
-            return;
-        }
+    let mut looks = 0..200;
+    while PENDING.load(Ordering::Acquire) > 0 && looks.next().is_some() {
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
 }

@@ -1,14 +1,14 @@
 //! Counters of this process and the broker's figures, as Prometheus text (exposition format 0.0.4).
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::bell::lock;
 use crate::channel::Reject;
 use crate::job::JobStatus;
-use crate::ports::{Histogram, Stats};
+use crate::ports::{HandlerStats, Histogram, Stats};
 
 /// Processes that were replaced, by group and reason.
 type Replaced = BTreeMap<(String, String), u64>;
@@ -27,11 +27,7 @@ pub struct Counters {
     pub reply_cancelled: AtomicU64,
     /// Replies whose callers had gone.
     pub reply_late: AtomicU64,
-    /// Replies that came twice.
-    pub reply_duplicate: AtomicU64,
-    /// Frames from executors.
     pub frames_in: AtomicU64,
-    /// Frames to executors.
     pub frames_out: AtomicU64,
     rejected: [AtomicU64; Reject::ALL.len()],
     /// The service is stopping.
@@ -44,7 +40,6 @@ impl Counters {
         lock(&self.http).entry((route, status)).or_default();
     }
 
-    /// One more request answered.
     pub fn request(&self, route: &'static str, status: u16) {
         *lock(&self.http).entry((route, status)).or_default() += 1;
     }
@@ -54,12 +49,10 @@ impl Counters {
         self.rejected[reason as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How often the channel refused for this reason.
     pub fn rejected(&self, reason: Reject) -> u64 {
         self.rejected[reason as usize].load(Ordering::Relaxed)
     }
 
-    /// A process was replaced.
     pub fn restart(&self, group: &str, reason: &str) {
         let mut restarts = lock(&self.restarts);
         *restarts.entry((group.into(), reason.into())).or_default() += 1;
@@ -74,10 +67,11 @@ impl Counters {
 /// The page at `/metrics`.
 pub fn render(counters: &Counters, stats: &Stats, groups: &[String]) -> String {
     let mut out = Page::default();
-    out.family("build_info", "gauge", "The version that is running.");
-    out.line("build_info", concat!("version=\"", env!("CARGO_PKG_VERSION"), "\""), 1);
-    per_handler(&mut out, stats);
+    let version = concat!("version=\"", env!("CARGO_PKG_VERSION"), "\"");
+    out.family("build_info", "gauge", "The version that is running.", [(version, 1)]);
+    per_handler(&mut out, &stats.handlers);
     let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let late = load(&counters.reply_late) + stats.late;
     for (name, kind, help, value) in [
         ("queue_redelivered_total", "counter", "Deliveries beyond a job's first.", stats.redelivered),
         ("queue_dead_total", "counter", "Jobs that used up their deliveries.", stats.dead),
@@ -93,102 +87,99 @@ pub fn render(counters: &Counters, stats: &Stats, groups: &[String]) -> String {
             "reply_late_total",
             "counter",
             "Replies whose callers had gone, and commits that were fenced off.",
-            load(&counters.reply_late) + stats.late,
+            late,
         ),
-        (
-            "reply_duplicate_total",
-            "counter",
-            "Replies and commits that came twice.",
-            load(&counters.reply_duplicate) + stats.duplicate,
-        ),
+        ("reply_duplicate_total", "counter", "Replies and commits that came twice.", stats.duplicate),
     ] {
-        out.family(name, kind, help);
-        out.line(name, "", value);
+        out.family(name, kind, help, [("", value)]);
     }
-    out.family("ipc_frames_total", "counter", "Frames on the channel.");
-    out.line("ipc_frames_total", "direction=\"in\"", load(&counters.frames_in));
-    out.line("ipc_frames_total", "direction=\"out\"", load(&counters.frames_out));
-    out.family("ipc_rejected_total", "counter", "Connections and frames that the channel refused.");
-    for reason in Reject::ALL {
-        out.line("ipc_rejected_total", &format!("reason=\"{}\"", reason.as_str()), counters.rejected(reason));
-    }
-    out.family("workers_busy", "gauge", "Workers that have a job.");
+    let frames =
+        [("direction=\"in\"", load(&counters.frames_in)), ("direction=\"out\"", load(&counters.frames_out))];
+    out.family("ipc_frames_total", "counter", "Frames on the channel.", frames);
+    let rejected = Reject::ALL.map(|reason| (label("reason", reason.as_str()), counters.rejected(reason)));
+    out.family("ipc_rejected_total", "counter", "Connections and frames that the channel refused.", rejected);
     let busy = lock(&counters.busy);
-    for (index, group) in groups.iter().enumerate() {
-        out.line("workers_busy", &format!("group=\"{group}\""), busy.get(&index).copied().unwrap_or(0));
-    }
-    out.family("process_restarts_total", "counter", "Processes that were replaced.");
+    let busy = groups
+        .iter()
+        .enumerate()
+        .map(|(index, group)| (label("group", group), busy.get(&index).copied().unwrap_or(0)));
+    out.family("workers_busy", "gauge", "Workers that have a job.", busy);
     let restarts = lock(&counters.restarts);
-    for group in groups.iter().map(String::as_str).chain(["web"]) {
-        out.replaced("process_restarts_total", group, &["crashed", "killed", "unresponsive"], &restarts);
-    }
-    out.family(
-        "process_recycled_total",
-        "counter",
-        "Processes that finished their jobs and made room for a new one.",
-    );
-    for group in groups {
-        out.replaced("process_recycled_total", group, &["max_jobs", "max_rss", "stuck"], &restarts);
-    }
-    out.family("http_requests_total", "counter", "Requests answered.");
-    for ((route, status), count) in lock(&counters.http).iter() {
-        out.line("http_requests_total", &format!("route=\"{route}\",status=\"{status}\""), *count);
-    }
+    let replaced = |group: &str, reasons: [&'static str; 3]| {
+        reasons.map(|reason| {
+            let count = restarts.get(&(group.to_owned(), reason.to_owned())).copied().unwrap_or(0);
+            (format!("group=\"{group}\",reason=\"{reason}\""), count)
+        })
+    };
+    let all = groups.iter().map(String::as_str).chain(["web"]);
+    let restarted = all.flat_map(|group| replaced(group, ["crashed", "killed", "unresponsive"]));
+    out.family("process_restarts_total", "counter", "Processes that were replaced.", restarted);
+    let recycled = groups.iter().flat_map(|group| replaced(group, ["max_jobs", "max_rss", "stuck"]));
+    let help = "Processes that finished their jobs and made room for a new one.";
+    out.family("process_recycled_total", "counter", help, recycled);
+    let http = lock(&counters.http);
+    let requests = http
+        .iter()
+        .map(|((route, status), count)| (format!("route=\"{route}\",status=\"{status}\""), *count));
+    out.family("http_requests_total", "counter", "Requests answered.", requests);
     out.0
 }
 
-fn per_handler(out: &mut Page, stats: &Stats) {
-    out.family("jobs_submitted_total", "counter", "Jobs accepted.");
-    for handler in &stats.handlers {
-        out.line("jobs_submitted_total", &format!("handler=\"{}\"", handler.handler), handler.submitted);
+fn per_handler(out: &mut Page, handlers: &[HandlerStats]) {
+    let each = handlers.iter();
+    let submitted = each.clone().map(|of| (label("handler", &of.handler), of.submitted));
+    out.family("jobs_submitted_total", "counter", "Jobs accepted.", submitted);
+    let terminal = JobStatus::ALL.into_iter().filter(|status| status.is_terminal());
+    let finished = each.clone().flat_map(|of| {
+        terminal.clone().map(|status| {
+            let labels = format!("{},{}", label("handler", &of.handler), label("status", status.as_str()));
+            (labels, of.finished[status as usize])
+        })
+    });
+    out.family("jobs_finished_total", "counter", "Jobs that reached a terminal status.", finished);
+    out.head("job_seconds", "histogram", "From a delivery's start to its commit.");
+    for of in each.clone() {
+        out.histogram("job_seconds", &of.handler, &of.job_seconds);
     }
-    out.family("jobs_finished_total", "counter", "Jobs that reached a terminal status.");
-    for handler in &stats.handlers {
-        for status in JobStatus::ALL.into_iter().filter(|status| status.is_terminal()) {
-            let labels = format!("handler=\"{}\",status=\"{}\"", handler.handler, status.as_str());
-            out.line("jobs_finished_total", &labels, handler.finished[status as usize]);
-        }
-    }
-    out.family("job_seconds", "histogram", "From a delivery's start to its commit.");
-    for handler in &stats.handlers {
-        out.histogram("job_seconds", &handler.handler, &handler.job_seconds);
-    }
-    out.family("queue_wait_seconds", "histogram", "From when a job could run to its first start.");
-    for handler in &stats.handlers {
-        out.histogram("queue_wait_seconds", &handler.handler, &handler.queue_wait_seconds);
+    out.head("queue_wait_seconds", "histogram", "From when a job could run to its first start.");
+    for of in each.clone() {
+        out.histogram("queue_wait_seconds", &of.handler, &of.queue_wait_seconds);
     }
     // A queue is a handler's.
-    out.family("queue_depth", "gauge", "Jobs waiting or delayed.");
-    for handler in &stats.handlers {
-        out.line("queue_depth", &format!("queue=\"{}\"", handler.handler), handler.queued as u64);
-    }
-    out.family("queue_oldest_seconds", "gauge", "How long the oldest job that could run has waited.");
-    for handler in &stats.handlers {
-        let _ = writeln!(
-            out.0,
-            "cofferdam_queue_oldest_seconds{{queue=\"{}\"}} {}",
-            handler.handler,
-            handler.oldest.as_secs_f64()
-        );
-    }
+    let depth = each.clone().map(|of| (label("queue", &of.handler), of.queued));
+    out.family("queue_depth", "gauge", "Jobs waiting or delayed.", depth);
+    let oldest = each.map(|of| (label("queue", &of.handler), of.oldest.as_secs_f64()));
+    let help = "How long the oldest job that could run has waited.";
+    out.family("queue_oldest_seconds", "gauge", help, oldest);
+}
+
+fn label(name: &str, value: &str) -> String {
+    format!("{name}=\"{value}\"")
 }
 
 #[derive(Default)]
 struct Page(String);
 
 impl Page {
-    fn replaced(&mut self, family: &str, group: &str, reasons: &[&str], counts: &Replaced) {
-        for reason in reasons {
-            let count = counts.get(&(group.to_owned(), (*reason).to_owned())).copied().unwrap_or(0);
-            self.line(family, &format!("group=\"{group}\",reason=\"{reason}\""), count);
+    /// A metric and its series: labels and value of each.
+    fn family<L: AsRef<str>, V: Display>(
+        &mut self,
+        name: &str,
+        kind: &str,
+        help: &str,
+        series: impl IntoIterator<Item = (L, V)>,
+    ) {
+        self.head(name, kind, help);
+        for (labels, value) in series {
+            self.line(name, labels.as_ref(), value);
         }
     }
 
-    fn family(&mut self, name: &str, kind: &str, help: &str) {
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
         let _ = writeln!(self.0, "# HELP cofferdam_{name} {help}\n# TYPE cofferdam_{name} {kind}");
     }
 
-    fn line(&mut self, name: &str, labels: &str, value: u64) {
+    fn line(&mut self, name: &str, labels: &str, value: impl Display) {
         let _ = match labels {
             "" => writeln!(self.0, "cofferdam_{name} {value}"),
             _ => writeln!(self.0, "cofferdam_{name}{{{labels}}} {value}"),
@@ -197,16 +188,16 @@ impl Page {
 
     #[allow(clippy::cast_precision_loss, reason = "bounds and sums are shown in seconds")]
     fn histogram(&mut self, name: &str, handler: &str, histogram: &Histogram) {
+        let handler = label("handler", handler);
         let mut total = 0;
         for (bound, count) in Histogram::BOUNDS.iter().zip(&histogram.buckets) {
             total += count;
             let le = *bound as f64 / 1e6;
-            self.line(&format!("{name}_bucket"), &format!("handler=\"{handler}\",le=\"{le}\""), total);
+            self.line(&format!("{name}_bucket"), &format!("{handler},le=\"{le}\""), total);
         }
         total += histogram.buckets[Histogram::BOUNDS.len()];
-        self.line(&format!("{name}_bucket"), &format!("handler=\"{handler}\",le=\"+Inf\""), total);
-        let sum = histogram.sum_micros as f64 / 1e6;
-        let _ = writeln!(self.0, "cofferdam_{name}_sum{{handler=\"{handler}\"}} {sum}");
-        self.line(&format!("{name}_count"), &format!("handler=\"{handler}\""), total);
+        self.line(&format!("{name}_bucket"), &format!("{handler},le=\"+Inf\""), total);
+        self.line(&format!("{name}_sum"), &handler, histogram.sum_micros as f64 / 1e6);
+        self.line(&format!("{name}_count"), &handler, total);
     }
 }
