@@ -94,7 +94,6 @@ impl Clock {
         Clock::Manual(Arc::new(AtomicU64::new(start.0)))
     }
 
-    /// The time now.
     pub fn now(&self) -> Timestamp {
         match self {
             Clock::System { offset } => Timestamp(monotonic_micros().saturating_add(*offset)),

@@ -23,10 +23,7 @@ impl Entropy {
         Entropy::System { block: Box::new([0; BLOCK_BYTES]), used: BLOCK_BYTES }
     }
 
-    /// `N` random bytes.
-    ///
-    /// # Panics
-    /// If the kernel has no randomness to give: nothing that needs an id can be done safely then.
+    /// Panics if the kernel has no randomness to give: nothing that needs an id can be done safely then.
     pub fn bytes<const N: usize>(&mut self) -> [u8; N] {
         let mut out = [0; N];
         match self {

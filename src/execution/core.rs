@@ -171,7 +171,6 @@ impl Core {
         Some(Run { lease: lease.lease.number, handler: lease.handler, jobs: lease.jobs, contexts, control })
     }
 
-    /// A worker said something.
     pub fn on_done(&mut self, done: Done) {
         match done {
             Done::Outcome { lease, job, verdict, builds_on, at } => {
@@ -222,7 +221,6 @@ impl Core {
         }
     }
 
-    /// The broker's word on a commit.
     pub fn on_answer(&mut self, answer: CommitAnswer, now: Timestamp) {
         match answer.result {
             CommitResult::Committed | CommitResult::AlreadyCommitted => {}

@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::Thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::context::{Contexts, Job, JobContext};
 use super::core::Limits;
@@ -80,7 +80,6 @@ impl RunControl {
         self.changed.notify_all();
     }
 
-    /// True after [`RunControl::end`].
     pub fn is_ended(&self) -> bool {
         self.ended.load(Ordering::SeqCst)
     }
@@ -125,16 +124,9 @@ impl RunControl {
 
     /// Waits; false as soon as the run has ended.
     pub(super) fn sleep(&self, duration: Duration) -> bool {
-        let until = Instant::now() + duration;
-        let mut state = lock(&self.state);
-        while !self.is_ended() {
-            let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
-            else {
-                return true;
-            };
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        false
+        let waited = self.changed.wait_timeout_while(lock(&self.state), duration, |_| !self.is_ended());
+        drop(waited);
+        !self.is_ended()
     }
 }
 
@@ -345,7 +337,7 @@ fn clip(mut detail: String) -> String {
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-    format!("the handler panicked: {}", text.unwrap_or_else(|| "without a message".into()))
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("the handler panicked: {}", text.unwrap_or("without a message"))
 }
