@@ -127,15 +127,14 @@ pub enum Ordering {
 }
 
 impl Ordering {
-    /// The ordering key of a job: what the request said, else what its payload holds.
-    ///
-    /// # Errors
-    /// Says why a keyed job has no usable key.
+    /// The ordering key of a job: what the request said, else what its payload holds; or why it has no usable one.
     pub fn key(&self, said: Option<&str>, payload: &[u8]) -> Result<Option<Arc<str>>, String> {
         let Ordering::Keyed(pointer) = self else { return Ok(None) };
         let key = match said {
             Some(said) => Cow::Borrowed(said),
-            None => scalar_at(payload, pointer)?,
+            None => scalar_at(payload, pointer).ok_or_else(|| {
+                format!("there is no ordering key: neither the header nor a scalar at {pointer}")
+            })?,
         };
         match key.len() {
             0..=ORDERING_KEY_BYTES => Ok(Some(Arc::from(&*key))),
@@ -147,40 +146,36 @@ impl Ordering {
 }
 
 /// The JSON scalar at `pointer`: a string's text, a number's or boolean's text as written.
-fn scalar_at<'a>(payload: &'a [u8], pointer: &str) -> Result<Cow<'a, str>, String> {
-    let nothing = || format!("there is no ordering key: neither the header nor a scalar at {pointer}");
-    let mut value: &RawValue = serde_json::from_slice(payload).map_err(|_| nothing())?;
+fn scalar_at<'a>(payload: &'a [u8], pointer: &str) -> Option<Cow<'a, str>> {
+    let mut value: &RawValue = serde_json::from_slice(payload).ok()?;
     for token in pointer.split('/').skip(1) {
         let token = token.replace("~1", "/").replace("~0", "~");
         let text = value.get();
         value = if text.starts_with('{') {
-            let mut object: HashMap<Cow<str>, &RawValue> =
-                serde_json::from_str(text).map_err(|_| nothing())?;
-            object.remove(token.as_str()).ok_or_else(nothing)?
+            serde_json::from_str::<HashMap<Cow<str>, &RawValue>>(text).ok()?.remove(token.as_str())?
         } else if text.starts_with('[') {
-            let array: Vec<&RawValue> = serde_json::from_str(text).map_err(|_| nothing())?;
-            let canonical = token == "0" || !token.starts_with(['0', '+']);
-            let index = token.parse::<usize>().ok().filter(|_| canonical).ok_or_else(nothing)?;
-            array.get(index).copied().ok_or_else(nothing)?
+            let is_canonical = token == "0" || !token.starts_with(['0', '+']);
+            let index = token.parse::<usize>().ok().filter(|_| is_canonical)?;
+            serde_json::from_str::<Vec<&RawValue>>(text).ok()?.get(index).copied()?
         } else {
-            return Err(nothing());
+            return None;
         };
     }
     match value.get().as_bytes().first() {
-        Some(b'"') => serde_json::from_str(value.get()).map(Cow::Owned).map_err(|_| nothing()),
-        Some(b'{' | b'[' | b'n') | None => Err(nothing()),
-        Some(_) => Ok(Cow::Borrowed(value.get())),
+        Some(b'"') => serde_json::from_str(value.get()).ok().map(Cow::Owned),
+        Some(b'{' | b'[' | b'n') | None => None,
+        Some(_) => Some(Cow::Borrowed(value.get())),
     }
 }
 
 /// What the broker and the worker code need to know of a handler.
+#[doc(hidden)]
 #[derive(Clone, Debug)]
 pub struct HandlerSpec {
-    /// Its name.
     pub name: Arc<str>,
     /// The index of its group in `process_groups`.
     pub group: usize,
-    /// Its options, the config's word included.
+    /// The config's word included.
     pub options: HandlerOptions,
 }
 

@@ -5,29 +5,13 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Result};
 use std::path::Path;
 
-pub(super) struct Input {
+/// An input line by line.
+pub(super) struct Lines {
     reader: BufReader<Box<dyn Read + Send>>,
     /// `Some` iff it is a regular file.
     pub(super) size: Option<u64>,
-}
-
-const BUFFER_BYTES: usize = 256 << 10;
-
-/// Opens a file, or standard input.
-pub(super) fn open(path: Option<&Path>) -> std::result::Result<Input, String> {
-    let (reader, size): (Box<dyn Read + Send>, _) = match path.filter(|path| *path != Path::new("-")) {
-        None => (Box::new(std::io::stdin()), None),
-        Some(path) => {
-            let failed = |error| format!("--input {}: {error}", path.display());
-            let file = File::open(path).map_err(failed)?;
-            let meta = file.metadata().map_err(failed)?;
-            if meta.is_dir() {
-                return Err(format!("--input {}: is a directory", path.display()));
-            }
-            (Box::new(file), meta.is_file().then_some(meta.len()))
-        }
-    };
-    Ok(Input { reader: BufReader::with_capacity(BUFFER_BYTES, reader), size })
+    max_bytes: usize,
+    consumed: u64,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -40,15 +24,23 @@ pub(super) enum Line {
     End,
 }
 
-pub(super) struct Lines {
-    reader: BufReader<Box<dyn Read + Send>>,
-    max_bytes: usize,
-    consumed: u64,
-}
-
 impl Lines {
-    pub(super) fn new(input: Input, max_bytes: usize) -> Lines {
-        Lines { reader: input.reader, max_bytes, consumed: 0 }
+    /// Opens a file, or standard input.
+    pub(super) fn open(path: Option<&Path>, max_bytes: usize) -> std::result::Result<Lines, String> {
+        const BUFFER_BYTES: usize = 256 << 10;
+        let (reader, size): (Box<dyn Read + Send>, _) = match path.filter(|path| *path != Path::new("-")) {
+            None => (Box::new(std::io::stdin()), None),
+            Some(path) => {
+                let failed = |error| format!("--input {}: {error}", path.display());
+                let file = File::open(path).map_err(failed)?;
+                let meta = file.metadata().map_err(failed)?;
+                if meta.is_dir() {
+                    return Err(format!("--input {}: is a directory", path.display()));
+                }
+                (Box::new(file), meta.is_file().then_some(meta.len()))
+            }
+        };
+        Ok(Lines { reader: BufReader::with_capacity(BUFFER_BYTES, reader), size, max_bytes, consumed: 0 })
     }
 
     /// Bytes read so far, for the progress bar.
@@ -108,8 +100,8 @@ pub fn fuzz_lines(bytes: &[u8]) {
     expected.pop_if(|last| *last == Line::Whole(Vec::new()));
     for capacity in [1, 3, 64] {
         let source: Box<dyn Read + Send> = Box::new(std::io::Cursor::new(bytes.to_vec()));
-        let input = Input { reader: BufReader::with_capacity(capacity, source), size: None };
-        let mut lines = Lines::new(input, MAX);
+        let reader = BufReader::with_capacity(capacity, source);
+        let mut lines = Lines { reader, size: None, max_bytes: MAX, consumed: 0 };
         expected.iter().for_each(|line| assert!(lines.next_line().is_ok_and(|found| found == *line)));
         assert!(lines.next_line().is_ok_and(|end| end == Line::End));
         assert_eq!(lines.consumed(), bytes.len() as u64);
@@ -122,7 +114,7 @@ mod tests {
 
     fn all(text: &'static [u8], capacity: usize) -> Vec<Line> {
         let reader = BufReader::with_capacity(capacity, Box::new(text) as Box<dyn Read + Send>);
-        let mut lines = Lines::new(Input { reader, size: None }, 4);
+        let mut lines = Lines { reader, size: None, max_bytes: 4, consumed: 0 };
         std::iter::from_fn(|| Some(lines.next_line().unwrap()).filter(|line| *line != Line::End)).collect()
     }
 

@@ -66,7 +66,8 @@ pub fn run(setup: &Setup, options: &BatchOptions) -> Result<Summary, BatchError>
     let handler = setup.specs.iter().find(|spec| *spec.name == *options.handler).cloned();
     let unknown = || BatchError::Usage(format!("--handler: there is no handler {}", options.handler));
     let handler = handler.ok_or_else(unknown)?;
-    let input = input::open(options.input.as_deref()).map_err(BatchError::Usage)?;
+    let max_payload = setup.config.runtime.platform.execution_ipc.max_payload_bytes;
+    let lines = Lines::open(options.input.as_deref(), max_payload).map_err(BatchError::Usage)?;
     if let (Some(from), Some(to)) = (&options.input, &options.output)
         && is_same_file(from, to)
     {
@@ -89,8 +90,7 @@ pub fn run(setup: &Setup, options: &BatchOptions) -> Result<Summary, BatchError>
     let failed = |error: crate::ports::BackendError| BatchError::Failed(error.to_string());
     let mut inbox = broker.subscribe(INSTANCE, bell.clone()).map_err(failed)?;
 
-    let mut progress = Progress::new(options.shows_progress, input.size);
-    let lines = Lines::new(input, setup.config.runtime.platform.execution_ipc.max_payload_bytes);
+    let mut progress = Progress::new(options.shows_progress, lines.size);
     let batch = Entropy::system().bytes();
     let (room, shared) = Default::default();
     let source = Arc::new(Source { batch, handler, broker, bell: bell.clone(), window, room, shared });

@@ -96,50 +96,34 @@ impl Contexts {
 
 /// What a handler may ask and change besides returning a result.
 pub struct JobContext<'a> {
-    job: &'a LeasedJob,
-    maps: &'a mut Contexts,
-    control: &'a RunControl,
-    deadline: Timestamp,
-    is_ordered: bool,
-    handlers: &'a Handlers,
-    staged_state: Staged,
-    staged_context: Staged,
+    pub(super) job: &'a LeasedJob,
+    pub(super) maps: &'a mut Contexts,
+    pub(super) control: &'a RunControl,
+    pub(super) deadline: Timestamp,
+    pub(super) is_ordered: bool,
+    pub(super) handlers: &'a Handlers,
+    pub(super) staging: Staging,
+}
+
+/// What takes effect with success.
+#[derive(Default)]
+pub(super) struct Staging {
+    state: Staged,
+    context: Staged,
     follow_ups: Vec<FollowUp>,
 }
 
-impl<'a> JobContext<'a> {
-    pub(super) fn new(
-        job: &'a LeasedJob,
-        maps: &'a mut Contexts,
-        control: &'a RunControl,
-        deadline: Timestamp,
-        is_ordered: bool,
-        handlers: &'a Handlers,
-    ) -> JobContext<'a> {
-        let (staged_state, staged_context, follow_ups) = Default::default();
-        JobContext {
-            job,
-            maps,
-            control,
-            deadline,
-            is_ordered,
-            handlers,
-            staged_state,
-            staged_context,
-            follow_ups,
-        }
-    }
-
+impl JobContext<'_> {
     /// The lane's state; `None` if the handler is not ordered. Already loaded: reads never wait or fail.
     pub fn state(&mut self) -> Option<LaneState<'_>> {
-        let (committed, staged) = (&self.maps.state, &mut self.staged_state);
+        let (committed, staged) = (&self.maps.state, &mut self.staging.state);
         self.is_ordered.then_some(LaneState { committed, staged })
     }
 
     /// The trace's context: shared by all jobs of one trace, for `kv.context_ttl_seconds` after its last use.
     pub fn context(&mut self) -> LaneState<'_> {
         let own = self.maps.traces.get(&self.job.spec.trace.id);
-        LaneState { committed: own.unwrap_or(&self.job.context), staged: &mut self.staged_context }
+        LaneState { committed: own.unwrap_or(&self.job.context), staged: &mut self.staging.context }
     }
 
     /// Submits a job of the same trace when this one succeeds. Its ordering key is taken from its payload
@@ -156,11 +140,11 @@ impl<'a> JobContext<'a> {
     ) -> Result<(), String> {
         let known = self.handlers.iter().find(|(spec, _)| *spec.name == *handler);
         let (spec, _) = known.ok_or_else(|| format!("there is no handler {handler}"))?;
-        if self.follow_ups.len() == FOLLOW_UPS {
+        if self.staging.follow_ups.len() == FOLLOW_UPS {
             return Err(format!("a job submits at most {FOLLOW_UPS} follow-ups"));
         }
         let ordering_key = spec.options.ordering.key(key, &payload.bytes)?;
-        self.follow_ups.push(FollowUp { handler: spec.name.clone(), ordering_key, delay, payload });
+        self.staging.follow_ups.push(FollowUp { handler: spec.name.clone(), ordering_key, delay, payload });
         Ok(())
     }
 
@@ -197,13 +181,14 @@ impl<'a> JobContext<'a> {
 
     /// Takes the staged changes over into the run's maps and gives them for the commit.
     pub(super) fn commit(self, limits: &super::core::Limits) -> Result<Effects, JobError> {
-        let JobContext { job, maps, staged_state, staged_context, follow_ups, .. } = self;
+        let JobContext { job, maps, staging, .. } = self;
+        let Staging { state, context, follow_ups } = staging;
         let state_too_large = |detail: String| Err(JobError::new(Code::StateTooLarge, detail));
         let failed = |detail| Err(JobError::new(Code::HandlerFailed, detail));
         let is_too_long = |(key, value): (&Arc<str>, &Option<Arc<[u8]>>)| {
             key.len() > MAP_NAME_BYTES || value.as_ref().is_some_and(|value| value.len() > limits.max_payload)
         };
-        if staged_state.iter().chain(&staged_context).any(is_too_long) {
+        if state.iter().chain(&context).any(is_too_long) {
             return state_too_large(format!(
                 "a key is at most {MAP_NAME_BYTES} bytes, a value at most max_payload_bytes"
             ));
@@ -218,25 +203,25 @@ impl<'a> JobContext<'a> {
         if follow_up_bytes > FOLLOW_UPS_BYTES {
             return failed("the follow-ups' payloads exceed 65 MiB together");
         }
-        let bytes = bytes_after(&maps.state, maps.state_bytes, &staged_state);
+        let bytes = bytes_after(&maps.state, maps.state_bytes, &state);
         if bytes > limits.lane_state_max {
             return state_too_large("the lane's state would exceed kv.lane_state_max_bytes".into());
         }
-        let mut context = Vec::new();
-        if !staged_context.is_empty() {
+        let mut context_changes = Vec::new();
+        if !context.is_empty() {
             let map = maps.traces.entry(job.spec.trace.id).or_insert_with(|| job.context.clone());
             let size = map.iter().map(|(key, value)| entry_bytes(key, value)).sum();
-            if bytes_after(map, size, &staged_context) > CONTEXT_BYTES {
+            if bytes_after(map, size, &context) > CONTEXT_BYTES {
                 return state_too_large("the trace's context would exceed 1 MiB".into());
             }
-            context = absorb(map, staged_context);
+            context_changes = absorb(map, context);
         }
         maps.state_bytes = bytes;
-        let state = absorb(&mut maps.state, staged_state);
-        if !state.is_empty() {
+        let state_changes = absorb(&mut maps.state, state);
+        if !state_changes.is_empty() {
             maps.version = Version(job.fence);
         }
-        Ok(Effects { state, context, follow_ups })
+        Ok(Effects { state: state_changes, context: context_changes, follow_ups })
     }
 }
 

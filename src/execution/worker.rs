@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::Thread;
 use std::time::Duration;
 
-use super::context::{Contexts, Job, JobContext};
+use super::context::{Contexts, Job, JobContext, Staging};
 use super::core::Limits;
 use crate::bell::{Bell, lock};
 use crate::clock::{Clock, Timestamp};
@@ -297,11 +297,16 @@ impl Shared {
         let Some((spec, code)) = self.handlers.iter().find(|(spec, _)| *spec.name == *handler) else {
             return failed(Code::InternalError, format!("the handler {handler} is not in this binary"));
         };
-        let deadline = self.clock.now().plus(job.spec.timeout);
-        let is_ordered = spec.options.ordering != Order::None;
-        let one_line = job.spec.one_line;
         let job = Job(job);
-        let mut cx = JobContext::new(&job.0, contexts, control, deadline, is_ordered, &self.handlers);
+        let mut cx = JobContext {
+            job: &job.0,
+            maps: contexts,
+            control,
+            deadline: self.clock.now().plus(job.0.spec.timeout),
+            is_ordered: spec.options.ordering != Order::None,
+            handlers: &self.handlers,
+            staging: Staging::default(),
+        };
         // What a panicking handler leaves behind is its own: our maps change only in `commit` below.
         let said = catch_unwind(AssertUnwindSafe(|| code.handle(&job, &mut cx)));
         let payload = match said {
@@ -313,7 +318,7 @@ impl Shared {
         if payload.bytes.len() > self.limits.max_payload {
             return failed(Code::ResultTooLarge, format!("the result has {} bytes", payload.bytes.len()));
         }
-        if one_line && payload.bytes.contains(&b'\n') {
+        if job.0.spec.one_line && payload.bytes.contains(&b'\n') {
             let detail = "the result has a line break, and a batch's results are one line each";
             return failed(Code::HandlerFailed, detail.into());
         }
