@@ -15,20 +15,18 @@ use crate::handler::{HandlerOptions, is_handler_name};
 pub struct Issue {
     /// The dotted path.
     pub path: String,
-    what: String,
-    got: String,
-    expected: String,
+    text: String,
 }
 
 impl Issue {
     pub(super) fn new(path: &str, what: &str, got: &str, expected: &str) -> Issue {
-        Issue { path: path.into(), what: what.into(), got: got.into(), expected: expected.into() }
+        Issue { path: path.into(), text: format!("{what} (got {got}; expected {expected})") }
     }
 }
 
 impl fmt::Display for Issue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {} (got {}; expected {})", self.path, self.what, self.got, self.expected)
+        write!(f, "{}: {}", self.path, self.text)
     }
 }
 

@@ -1,5 +1,5 @@
 //! The executor's books: which run is where, what is due, what is known of lanes. Pure: time comes in, requests
-//! and tasks come out.
+//! and runs come out.
 //!
 //! Life of a lease here, and what moves it:
 //!

@@ -29,7 +29,7 @@ pub fn start(format: LogFormat, role: &'static str) {
     if writer.is_err() {
         return; // No thread, no log: the service is worth more.
     }
-    let buffer = BUFFER.get_or_init(|| Buffer { lines });
+    let buffer = BUFFER.get_or_init(|| Buffer(lines));
     let clock = Clock::system();
     let mut builder = Builder::from_env(Env::default().default_filter_or("info"));
     builder.target(Target::Pipe(Box::new(buffer.clone()))).format(move |out, record| {
@@ -58,14 +58,12 @@ pub fn pass_on(line: Vec<u8>) {
 }
 
 #[derive(Clone)]
-struct Buffer {
-    lines: SyncSender<Vec<u8>>,
-}
+struct Buffer(SyncSender<Vec<u8>>);
 
 impl Buffer {
     fn push(&self, line: Vec<u8>) {
         PENDING.fetch_add(1, Ordering::AcqRel);
-        if self.lines.try_send(line).is_err() {
+        if self.0.try_send(line).is_err() {
             PENDING.fetch_sub(1, Ordering::AcqRel);
             LOST.fetch_add(1, Ordering::Relaxed);
         }
