@@ -32,8 +32,6 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// As configured.
-    #[must_use]
     pub fn from_config(config: &Config) -> Rules {
         let platform = &config.runtime.platform;
         Rules {
