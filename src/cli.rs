@@ -57,7 +57,7 @@ pub(crate) fn say(mut out: impl Write, text: &str) {
 }
 
 fn complain(text: &str) {
-    say(std::io::stderr(), &format!("cofferdam: {text}\n"));
+    log_writer::say(format!("cofferdam: {text}\n"));
 }
 
 /// How a command that may fail while it runs has ended.
@@ -91,6 +91,7 @@ pub fn main(registry: &Registry) -> ExitCode {
             complain(&message);
             Exit::Usage
         });
+    log_writer::settle();
     ExitCode::from(exit as u8)
 }
 

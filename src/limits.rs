@@ -83,5 +83,7 @@ pub const INNER_TIMEOUT: Duration = Duration::from_secs(30);
 pub const LIST_RECORDS: usize = 1_000;
 /// The log buffer between the threads and the one writer: some 4,000 lines.
 pub const LOG_LINES: usize = 4_096;
+/// And so many bytes of them: a child may write long lines.
+pub const LOG_BYTES: u64 = 4 << 20;
 /// The public listener's backlog: while web is replaced the kernel keeps this many connections.
 pub const LISTEN_BACKLOG: i32 = 4_096;

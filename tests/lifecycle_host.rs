@@ -506,3 +506,21 @@ fn p17_a_wall_clock_that_jumps_by_an_hour_is_noticed_by_nobody() {
     assert!(before < after, "{before} {after}");
     trial.over();
 }
+
+#[test]
+fn p13_a_failure_that_nobody_can_be_told_of_is_an_exit_code_all_the_same() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let bind = format!("web.bind={}", taken.local_addr().expect("its address"));
+    for (set, code) in [(&*bind, 1), ("runtime.platform.lifecycle.ready_timeout_ms=1", 3)] {
+        let (reader, mut full) = std::io::pipe().expect("a pipe");
+        // The default size of a pipe (pipe(7)): the next byte would have to wait for a reader.
+        std::io::Write::write_all(&mut full, &[b'x'; 65_536]).expect("as much as it holds");
+        let free = if set == bind { "web.max_inflight=1" } else { "web.bind=127.0.0.1:0" };
+        let mut command = program::command(&program::cofferdam(), ["serve", "--set", set, "--set", free]);
+        let mut child = command.stderr(full).spawn().expect("it starts");
+        drop(command);
+        let status = until("it has ended", PATIENCE, || child.try_wait().expect("our own child"));
+        assert_eq!(status.code(), Some(code), "{set}");
+        drop(reader);
+    }
+}

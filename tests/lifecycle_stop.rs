@@ -319,3 +319,54 @@ fn p12_a_signal_before_it_is_ready_ends_it_with_exit_0_and_leaves_nothing() {
         assert_eq!(std::fs::read_dir(&run).expect("our own folder").count(), 0);
     }
 }
+
+#[test]
+fn p11_a_supervisor_that_is_stopped_across_the_end_of_a_drain_ends_with_exit_0() {
+    let service = Service::start(&["runtime.platform.lifecycle.graceful_timeout_ms=1000"]);
+    let mut caller = sleeper(&service, 500);
+    running(&service, 1);
+    service.terminate();
+    until("it drains", PATIENCE, || (service.get("/readyz").status == 503).then_some(()));
+    signal(service.pid, Signal::STOP);
+    assert_eq!(caller.read().status, 200);
+    drop(caller);
+    // Beyond the deadline that it would judge by, and its slack.
+    std::thread::sleep(Duration::from_secs(3));
+    signal(service.pid, Signal::CONT);
+    let ended = service.ended();
+    assert_ended(&ended.status, &ended.stderr, Some(0));
+}
+
+#[test]
+fn p12_each_of_many_jobs_that_are_cut_off_is_named() {
+    const JOBS: usize = 6_000;
+    for mode in [INLINE, SUPERVISED] {
+        let service = Service::start(&[mode, "runtime.platform.lifecycle.drain_inflight=false"]);
+        let mut client = service.connect();
+        let one = request("POST", "/v1/jobs/echo?delay_ms=600000", &["Prefer: respond-async"], "1");
+        for _ in 0..JOBS / 100 {
+            client.send(one.repeat(100));
+            (0..100).for_each(|_| assert_eq!(client.read().status, 202));
+        }
+        let ended = service.stop();
+        assert_eq!(ended.status.code(), Some(4));
+        let named =
+            ended.stderr.lines().filter(|line| line.contains("lifecycle.forced") && line.contains("job_id"));
+        let ids: std::collections::HashSet<&str> =
+            named.filter_map(|line| line.split("job_id=").nth(1)).collect();
+        assert_eq!(ids.len(), JOBS);
+    }
+}
+
+#[test]
+fn p12_a_second_signal_after_the_jobs_are_done_is_exit_0() {
+    let service = Service::start(&["runtime.platform.execution_ipc.heartbeat_ms=5000"]);
+    assert_eq!(service.post("/v1/jobs/echo", "1").status, 200);
+    // Nothing but this process is left to be ended, and it does not listen.
+    signal(service.child("executor"), Signal::STOP);
+    service.terminate();
+    until("its web has finished", PATIENCE, || service.stderr().contains("lifecycle.draining").then_some(()));
+    service.terminate();
+    let ended = service.ended();
+    assert_ended(&ended.status, &ended.stderr, Some(0));
+}

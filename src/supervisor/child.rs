@@ -14,10 +14,11 @@ use super::control::{Control, framed, split};
 use crate::app::Setup;
 use crate::channel::Reject;
 use crate::channel::keys::GroupSecret;
-use crate::cli::{Exit, say};
+use crate::cli::Exit;
 use crate::clock::Clock;
 use crate::config::Loaded;
 use crate::handler::Registry;
+use crate::observe::log_writer;
 
 /// What a child is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,7 +139,8 @@ pub fn fuzz_bundle(bytes: &[u8]) {
 /// A child's end as its exit code; what went wrong is said on standard error.
 pub fn ended(role: &str, end: Result<Exit, String>) -> Exit {
     end.unwrap_or_else(|message| {
-        say(std::io::stderr(), &format!("cofferdam {role}: {message}\n"));
+        log_writer::say(format!("cofferdam {role}: {message}\n"));
+        log_writer::settle();
         Exit::Failed
     })
 }

@@ -14,6 +14,9 @@ use crate::job::JobId;
 /// The bundle is the largest message: a config, and 32 bytes a group.
 const MESSAGE_BYTES: usize = 4 << 20;
 
+/// Jobs of one [`ToParent::CutOff`], and lines that the log is given at once for them.
+pub const CUT_OFF_AT_ONCE: usize = 1_000;
+
 /// From the supervisor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToChild {
@@ -25,6 +28,8 @@ pub enum ToChild {
     Drain(u64),
     /// End now.
     Stop,
+    /// It may leave, as it asked: finish its jobs, take no more, end.
+    Leave,
     /// For the metrics: a process of this group was replaced for this reason.
     Restarted(String, String),
 }
@@ -36,9 +41,11 @@ pub enum ToParent {
     Ready(String),
     /// Answers a ping.
     Pong,
-    /// The drain is over; these jobs were cut off.
-    Drained(Vec<JobId>),
-    /// It finishes its jobs, takes no more, and wants to be replaced.
+    /// The drain is over; these jobs were cut off, at most [`CUT_OFF_AT_ONCE`]; the next message may name more.
+    CutOff(Vec<JobId>),
+    /// The drain is over; so many jobs were cut off.
+    Drained(u64),
+    /// It asks to be replaced.
     Leaving(Leaving),
 }
 
@@ -86,6 +93,7 @@ impl Message for ToChild {
             ToChild::Ping => (3, Vec::new()),
             ToChild::Drain(millis) => (4, millis.to_be_bytes().to_vec()),
             ToChild::Stop => (5, Vec::new()),
+            ToChild::Leave => (7, Vec::new()),
             ToChild::Restarted(group, reason) => (6, format!("{group} {reason}").into_bytes()),
         }
     }
@@ -97,6 +105,7 @@ impl Message for ToChild {
             (3, []) => Ok(ToChild::Ping),
             (4, _) => Ok(ToChild::Drain(u64::from_be_bytes(body.try_into().map_err(|_| Reject::Malformed)?))),
             (5, []) => Ok(ToChild::Stop),
+            (7, []) => Ok(ToChild::Leave),
             (6, _) => {
                 let text = text()?;
                 let (group, reason) = text.split_once(' ').ok_or(Reject::Malformed)?;
@@ -112,7 +121,8 @@ impl Message for ToParent {
         match self {
             ToParent::Ready(address) => (0x81, address.clone().into_bytes()),
             ToParent::Pong => (0x82, Vec::new()),
-            ToParent::Drained(jobs) => (0x83, jobs.iter().flat_map(|job| job.0).collect()),
+            ToParent::CutOff(jobs) => (0x83, jobs.iter().flat_map(|job| job.0).collect()),
+            ToParent::Drained(count) => (0x85, count.to_be_bytes().to_vec()),
             ToParent::Leaving(why) => (0x84, vec![*why as u8]),
         }
     }
@@ -125,7 +135,10 @@ impl Message for ToParent {
             (0x82, []) => Ok(ToParent::Pong),
             (0x83, _) if body.len().is_multiple_of(16) => {
                 let ids = body.chunks_exact(16).filter_map(|id| id.try_into().ok());
-                Ok(ToParent::Drained(ids.map(JobId).collect()))
+                Ok(ToParent::CutOff(ids.map(JobId).collect()))
+            }
+            (0x85, count) => {
+                Ok(ToParent::Drained(u64::from_be_bytes(count.try_into().map_err(|_| Reject::Malformed)?)))
             }
             (0x84, [why]) => Leaving::ALL
                 .get(usize::from(*why))
@@ -200,6 +213,7 @@ impl Control {
                     self.ended = true;
                     break;
                 }
+                Ok(_) if self.input.len() > 2 * MESSAGE_BYTES => return Err(Gone),
                 Ok(read) => self.input.extend_from_slice(&buffer[..read]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -266,6 +280,7 @@ mod tests {
             ToChild::Ping,
             ToChild::Drain(5),
             ToChild::Stop,
+            ToChild::Leave,
             ToChild::Restarted("execution".into(), "crashed".into()),
         ] {
             let (kind, body) = message.encode();
@@ -276,7 +291,8 @@ mod tests {
         }
         for message in [
             ToParent::Ready("a".into()),
-            ToParent::Drained(vec![JobId([1; 16])]),
+            ToParent::CutOff(vec![JobId([1; 16])]),
+            ToParent::Drained(7),
             ToParent::Leaving(Leaving::Stuck),
         ] {
             let (kind, body) = message.encode();

@@ -54,8 +54,16 @@ fn serve_executor(registry: &Registry) -> Result<Exit, String> {
     let engine = Engine::new(pool, workers, client, limits);
     let clock = setup.clock.clone();
     let group = group.clone();
-    let mut executor =
-        Executor { engine, clock, group, said_ready: false, stopping: false, leaving: false, weighed_ms: 0 };
+    let mut executor = Executor {
+        engine,
+        clock,
+        group,
+        said_ready: false,
+        stopping: false,
+        asked: false,
+        leaving: false,
+        weighed_ms: 0,
+    };
 
     let mut events = Events::with_capacity(64);
     loop {
@@ -87,7 +95,9 @@ struct Executor {
     said_ready: bool,
     /// Finish what runs, then end.
     stopping: bool,
-    /// It has asked to be replaced: it finishes its jobs and ends.
+    /// It has asked to be replaced.
+    asked: bool,
+    /// It was told that it may go: it finishes its jobs and ends.
     leaving: bool,
     group: ProcessGroup,
     /// When it last looked how much memory it holds.
@@ -107,6 +117,10 @@ impl Executor {
                 ToChild::Ping => control.send(&ToParent::Pong),
                 ToChild::Drain(_) | ToChild::Stop => {
                     self.stopping = true;
+                    self.engine.drain(self.clock.now());
+                }
+                ToChild::Leave => {
+                    self.leaving = true;
                     self.engine.drain(self.clock.now());
                 }
                 ToChild::Restarted(..) => {}
@@ -130,14 +144,13 @@ impl Executor {
             }
         };
         if self.said_ready
-            && !self.leaving
+            && !self.asked
             && !self.stopping
             && let Some(why) = self.worn(now, now_ms)
         {
             log::info!("{}: this process finishes its jobs and is replaced", why.as_str());
-            self.leaving = true;
+            self.asked = true;
             control.send(&ToParent::Leaving(why));
-            self.engine.drain(now);
         }
         if self.leaving {
             // The service goes on: no lease may be sent to where nobody would run it.

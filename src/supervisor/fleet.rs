@@ -3,27 +3,24 @@
 
 use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, ExitStatus};
+use std::process::ExitStatus;
 
 use mio::{Interest, Registry, Token};
-use rustix::process::{Pid, Signal, kill_process};
 use zeroize::Zeroizing;
 
 use super::child::{Role, spawn};
-use super::control::{Control, Leaving, ToChild, ToParent};
+use super::control::{Leaving, ToChild, ToParent};
 use super::life::{Action, Event, Life, State};
+use super::process::Process;
 use super::restart::How;
 use super::words::Words;
 use crate::config::Lifecycle;
 use crate::job::JobId;
 use crate::observe::event;
 
-/// Processes of one child that finish their jobs while their successors serve. One more waits for the first of
-/// them to end, so that short limits and long jobs cannot fill the host with processes.
+/// Processes of one child that finish their jobs while their successor serves. At the bound the successor stays until
+/// one of them has ended, so that short limits and long jobs cannot fill the host with processes.
 const MOST_ASIDE: usize = 2;
-
-/// A child that has closed its control socket has this long to end by itself.
-const GONE_MS: u64 = 200;
 
 /// What the owner of a fleet should know.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,8 +33,10 @@ pub enum FleetEvent {
     Recycled(usize, Leaving),
     /// A child cannot be kept running: stop everything, and say why.
     GaveUp(String),
-    /// Web's drain is over; these jobs were cut off.
-    Drained(Vec<JobId>),
+    /// Web's drain is over; these jobs were cut off, and the next event may name more.
+    CutOff(Vec<JobId>),
+    /// Web's drain is over; so many jobs were cut off.
+    Drained(u64),
 }
 
 struct Slot {
@@ -50,19 +49,8 @@ struct Slot {
     process: Option<Process>,
     /// Those that left and finish their jobs.
     aside: Vec<(Life, Process)>,
-}
-
-struct Process {
-    child: Child,
-    control: Control,
-    words: Words,
-    since_ms: u64,
-    heard_ms: u64,
-    pinged_ms: u64,
-    /// `Some` once it has closed its control socket.
-    gone_ms: Option<u64>,
-    /// It knows where the broker listens.
-    told: bool,
+    /// It asks to be replaced, and may not leave yet.
+    wants: Option<Leaving>,
 }
 
 /// See the module.
@@ -90,8 +78,8 @@ impl Fleet {
         bundle: Zeroizing<Vec<u8>>,
         listener: Option<TcpListener>,
     ) {
-        let (life, process, aside) = (Life::new(), None, Vec::new());
-        self.slots.push(Slot { role, name, bundle, listener, life, process, aside });
+        let (life, process, aside, wants) = (Life::new(), None, Vec::new(), None);
+        self.slots.push(Slot { role, name, bundle, listener, life, process, aside, wants });
     }
 
     /// True if this token is a child's.
@@ -115,7 +103,7 @@ impl Fleet {
     /// Children that do not serve, for messages.
     #[must_use]
     pub fn not_ready(&self) -> Vec<&str> {
-        let not_ready = self.slots.iter().filter(|slot| slot.life.state() != State::Serving);
+        let not_ready = self.slots.iter().filter(|slot| !matches!(slot.life.state(), State::Serving { .. }));
         not_ready.map(|slot| slot.name.as_str()).collect()
     }
 
@@ -177,6 +165,8 @@ impl Fleet {
                 happened.extend(self.ended(index, How::Killed, "crashed", &said, now_ms));
             }
             let slot = &mut self.slots[index];
+            let left = slot.let_leave(&self.lifecycle, now_ms);
+            happened.extend(left.map(|why| FleetEvent::Recycled(index, why)));
             for (event, of) in slot.watch(self.heartbeat_ms, self.lifecycle.ready_timeout_ms, now_ms) {
                 match of {
                     None => drop(slot.act(event, &self.lifecycle, now_ms)),
@@ -231,12 +221,12 @@ impl Fleet {
                     let _ = slot.act(Event::Ready, &self.lifecycle, now_ms);
                     happened.push(FleetEvent::Ready(index, address));
                 }
-                ToParent::Drained(jobs) => happened.push(FleetEvent::Drained(jobs)),
+                ToParent::CutOff(jobs) => happened.push(FleetEvent::CutOff(jobs)),
+                ToParent::Drained(count) => happened.push(FleetEvent::Drained(count)),
                 ToParent::Leaving(why) => {
-                    if let Some(Action::SetAside(why)) = slot.act(Event::Leaves(why), &self.lifecycle, now_ms)
-                    {
-                        happened.push(FleetEvent::Recycled(index, why));
-                    }
+                    slot.wants = Some(why);
+                    let left = slot.let_leave(&self.lifecycle, now_ms);
+                    happened.extend(left.map(|why| FleetEvent::Recycled(index, why)));
                 }
             }
         }
@@ -252,7 +242,14 @@ impl Fleet {
         let mut happened = Vec::new();
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];
-            slot.aside.retain_mut(|(_, process)| process.status().is_none());
+            let name = &slot.name;
+            slot.aside.retain_mut(|(_, process)| match process.status() {
+                Some(status) if !status.success() => {
+                    crashed(name, &said(status), &process.words.last());
+                    false
+                }
+                status => status.is_none(),
+            });
             let Some(status) = slot.process.as_mut().and_then(Process::status) else { continue };
             let (how, reason) = match status.signal() {
                 Some(9) => (How::Killed, "killed"),
@@ -273,14 +270,14 @@ impl Fleet {
         now_ms: u64,
     ) -> Option<FleetEvent> {
         let slot = &mut self.slots[index];
+        slot.wants = None;
         let words = slot.process.take().map(|process| process.words.last()).unwrap_or_default();
         let stopping = matches!(slot.life.state(), State::Stopping { .. });
         let action = slot.act(Event::Ended(how, reason), &self.lifecycle, now_ms);
         if stopping {
             return None;
         }
-        let crashed = event(log::Level::Warn, "lifecycle.crashed").field("process_group", &slot.name);
-        crashed.field("how", said).field("last_words", &words).emit();
+        crashed(&slot.name, said, &words);
         match action {
             Some(Action::Replaced(reason)) => {
                 restarted(&slot.name, reason);
@@ -344,9 +341,20 @@ impl Slot {
         self.process.is_none() && self.aside.is_empty() && self.life.state() == State::Gone
     }
 
-    /// When its process is to be made; `None` while it has one, or too many that finish their jobs.
+    /// When its process is to be made; `None` while it has one.
     fn start_at_ms(&self) -> Option<u64> {
-        self.life.due_ms().filter(|_| self.process.is_none() && self.aside.len() < MOST_ASIDE)
+        self.life.due_ms().filter(|_| self.process.is_none())
+    }
+
+    /// Lets the process leave that has asked to, if there is a place for it. One whose workers are held serves nobody:
+    /// it may go in any case.
+    fn let_leave(&mut self, lifecycle: &Lifecycle, now_ms: u64) -> Option<Leaving> {
+        let has_place = self.aside.len() < MOST_ASIDE;
+        let why = self.wants.take_if(|why| has_place || *why == Leaving::Stuck)?;
+        if let Some(process) = &mut self.process {
+            process.control.send(&ToChild::Leave);
+        }
+        matches!(self.act(Event::Leaves(why), lifecycle, now_ms), Some(Action::SetAside(_))).then_some(why)
     }
 
     /// Asks the table and does to the process what it says; what is left to the caller comes back.
@@ -387,8 +395,11 @@ impl Slot {
         let mut found = Vec::new();
         for (of, life, process) in main.chain(aside) {
             process.ping(heartbeat_ms, now_ms);
-            let silent = now_ms.saturating_sub(process.heard_ms) > 3 * heartbeat_ms + heartbeat_ms / 2;
-            let late = life.state() == State::Starting && now_ms.saturating_sub(process.since_ms) > ready_ms;
+            // Before it serves it answers nothing: an embedder's own start may take its time.
+            let starting = life.state() == State::Starting;
+            let late = starting && now_ms.saturating_sub(process.since_ms) > ready_ms;
+            let quiet_ms = now_ms.saturating_sub(process.heard_ms);
+            let silent = !starting && quiet_ms > 3 * heartbeat_ms + heartbeat_ms / 2;
             if life.due_ms().is_some_and(|due_ms| due_ms <= now_ms) {
                 found.push((Event::Due, of));
             } else if (silent || late) && life.due_ms().is_none() {
@@ -401,56 +412,9 @@ impl Slot {
     }
 }
 
-impl Process {
-    fn ping(&mut self, heartbeat_ms: u64, now_ms: u64) {
-        self.control.flush();
-        self.words.pass_on();
-        if self.gone_ms.is_some_and(|gone_ms| now_ms.saturating_sub(gone_ms) >= GONE_MS) {
-            let _ = self.child.kill();
-        }
-        if now_ms.saturating_sub(self.pinged_ms) >= heartbeat_ms {
-            self.pinged_ms = now_ms;
-            self.control.send(&ToChild::Ping);
-        }
-    }
-
-    /// What it says. One that has closed its end of the socket is ending, and may still say why; one that says what
-    /// makes no sense goes at once.
-    fn hear(&mut self, now_ms: u64) -> Vec<ToParent> {
-        self.control.flush();
-        self.words.pass_on();
-        let said = self.control.read();
-        if self.control.has_ended() {
-            self.gone_ms.get_or_insert(now_ms);
-        } else if said.is_err() {
-            let _ = self.child.kill();
-        }
-        let messages = said.unwrap_or_default();
-        if !messages.is_empty() {
-            self.heard_ms = now_ms;
-        }
-        messages
-    }
-
-    fn obey(&mut self, action: Action) {
-        match action {
-            Action::SayStop => self.control.send(&ToChild::Stop),
-            Action::Terminate => {
-                if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
-                    let _ = kill_process(pid, Signal::TERM);
-                }
-            }
-            Action::Kill => drop(self.child.kill()),
-            Action::None | Action::Spawn | Action::Replaced(_) | Action::SetAside(_) | Action::GiveUp => {}
-        }
-    }
-
-    /// How it ended, once it has; all that it said before is passed on by then.
-    fn status(&mut self) -> Option<ExitStatus> {
-        let status = self.child.try_wait().ok().flatten()?;
-        self.words.pass_on();
-        Some(status)
-    }
+fn crashed(name: &str, how: &str, words: &str) {
+    let crashed = event(log::Level::Warn, "lifecycle.crashed").field("process_group", name);
+    crashed.field("how", how).field("last_words", words).emit();
 }
 
 fn restarted(name: &str, reason: &str) {

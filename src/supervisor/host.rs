@@ -141,6 +141,7 @@ fn host(
                 FleetEvent::Ready(..)
                 | FleetEvent::Replaced(..)
                 | FleetEvent::Recycled(..)
+                | FleetEvent::CutOff(_)
                 | FleetEvent::Drained(_) => {}
             }
         }

@@ -5,7 +5,7 @@
 //!   ---------+-------+---------+----------------------+--------------+-----------------+------------------
 //!   Waiting  | Spawn |         | Waiting or GiveUp    |              |                 | Gone
 //!   Starting |       | Serving | Waiting or GiveUp    | Ending, Term | Waiting, Aside  | Stopping, SayStop
-//!   Serving  |       | Serving | Waiting              | Ending, Term | Waiting, Aside  | Stopping, SayStop
+//!   Serving  |       | Serving | Waiting or GiveUp    | Ending, Term | Waiting, Aside  | Stopping, SayStop
 //!   Ending   | Kill  | Ending  | Waiting or GiveUp    |              |                 | Stopping
 //!   Aside    |       |         | Gone                 | Stopping,Term|                 | Stopping, SayStop
 //!   Stopping | Kill  |         | Gone                 |              |                 |
@@ -21,6 +21,8 @@ use crate::config::Restart;
 
 /// After SIGTERM, or after it was told to stop, a child has this long.
 const KILL_AFTER_MS: u64 = 1_000;
+/// A child that asks to be replaced within so many backoffs of its start has served only for a moment.
+const SOON: u64 = 10;
 
 /// Where a child is; times in ms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,8 +31,8 @@ pub enum State {
     Waiting { start_at_ms: u64 },
     /// It runs and does not serve yet.
     Starting,
-    /// It serves.
-    Serving,
+    /// It serves, since then.
+    Serving { since_ms: u64 },
     /// It was silent and is being ended; then it is replaced.
     Ending { kill_at_ms: u64, how: How },
     /// It finishes its jobs; its successor is on the way.
@@ -112,7 +114,7 @@ impl Life {
         match self.state {
             State::Waiting { start_at_ms } => Some(start_at_ms),
             State::Ending { kill_at_ms, .. } | State::Stopping { kill_at_ms } => Some(kill_at_ms),
-            State::Starting | State::Serving | State::Aside | State::Gone => None,
+            State::Starting | State::Serving { .. } | State::Aside | State::Gone => None,
         }
     }
 
@@ -123,28 +125,35 @@ impl Life {
         let (state, action) = match (self.state, event) {
             (S::Waiting { .. }, E::Due) => (S::Starting, Action::Spawn),
             (S::Waiting { .. }, E::Stop) => (S::Gone, Action::None),
-            (S::Starting | S::Serving, E::Ready) => {
+            (S::Starting, E::Ready) => {
                 self.history.ready();
-                (S::Serving, Action::None)
+                (S::Serving { since_ms: now_ms }, Action::None)
             }
-            (S::Serving, E::Ended(_, reason)) => self.again(How::Ready, reason, policy, now_ms),
+            (S::Serving { .. }, E::Ended(_, reason)) => self.again(How::Ready, reason, policy, now_ms),
             (S::Waiting { .. } | S::Starting, E::Ended(how, reason)) => {
                 self.again(how, reason, policy, now_ms)
             }
             (S::Ending { how, .. }, E::Ended(..)) => self.again(how, "unresponsive", policy, now_ms),
             (S::Aside | S::Stopping { .. }, E::Ended(..)) => (S::Gone, Action::None),
             (S::Starting, E::Silent) => (S::Ending { kill_at_ms, how: How::Unready }, Action::Terminate),
-            (S::Serving, E::Silent) => (S::Ending { kill_at_ms, how: How::Ready }, Action::Terminate),
+            (S::Serving { .. }, E::Silent) => (S::Ending { kill_at_ms, how: How::Ready }, Action::Terminate),
             (S::Aside, E::Silent) => (S::Stopping { kill_at_ms }, Action::Terminate),
-            (S::Starting | S::Serving, E::Leaves(why)) => {
+            // One that served only for a moment would be followed by another of that kind: no faster than a backoff.
+            (S::Serving { since_ms }, E::Leaves(why)) if now_ms - since_ms >= SOON * policy.backoff_ms => {
                 (S::Waiting { start_at_ms: now_ms }, Action::SetAside(why))
             }
-            (S::Starting | S::Serving | S::Aside, E::Stop) => (S::Stopping { kill_at_ms }, Action::SayStop),
+            (S::Starting | S::Serving { .. }, E::Leaves(why)) => {
+                (S::Waiting { start_at_ms: now_ms + policy.backoff_ms }, Action::SetAside(why))
+            }
+            (S::Starting | S::Serving { .. } | S::Aside, E::Stop) => {
+                (S::Stopping { kill_at_ms }, Action::SayStop)
+            }
             (S::Ending { kill_at_ms, .. }, E::Stop) => (S::Stopping { kill_at_ms }, Action::None),
             (S::Ending { .. } | S::Stopping { .. }, E::Due) => (self.state, Action::Kill),
             // What comes late, or twice, changes nothing.
             (S::Waiting { .. }, E::Ready | E::Silent | E::Leaves(_))
-            | (S::Starting | S::Serving, E::Due)
+            | (S::Starting | S::Serving { .. }, E::Due)
+            | (S::Serving { .. }, E::Ready)
             | (S::Ending { .. }, E::Ready | E::Silent | E::Leaves(_))
             | (S::Aside, E::Due | E::Ready | E::Leaves(_))
             | (S::Stopping { .. }, E::Ready | E::Silent | E::Leaves(_) | E::Stop)
@@ -190,7 +199,7 @@ mod tests {
         for (events, state, action) in [
             (&[Due][..], State::Starting, Action::Spawn),
             (&[Stop], State::Gone, Action::None),
-            (&[Due, READY], State::Serving, Action::None),
+            (&[Due, READY], State::Serving { since_ms: 1 }, Action::None),
             (&[Due, CRASHED], waiting(6), Action::Replaced("crashed")),
             (&[Due, CRASHED, Due, CRASHED], State::Gone, Action::GiveUp),
             (&[Due, READY, CRASHED], waiting(2), Action::Replaced("crashed")),
@@ -199,7 +208,10 @@ mod tests {
             (&[Due, READY, Silent, Due], ending(1_002, How::Ready), Action::Kill),
             (&[Due, READY, Silent, Due, CRASHED], waiting(4), Action::Replaced("unresponsive")),
             (&[Due, Silent, CRASHED], waiting(7), Action::Replaced("unresponsive")),
-            (&[Due, READY, leaves], waiting(2), Action::SetAside(Leaving::MaxJobs)),
+            (&[Due, READY, leaves], waiting(7), Action::SetAside(Leaving::MaxJobs)),
+            (&[Due, leaves], waiting(6), Action::SetAside(Leaving::MaxJobs)),
+            (&[CRASHED], waiting(5), Action::Replaced("crashed")),
+            (&[Due, CRASHED, Due, Silent, CRASHED], State::Gone, Action::GiveUp),
             (&[Due, Stop], stopping(1_001), Action::SayStop),
             (&[Due, READY, Stop], stopping(1_002), Action::SayStop),
             (&[Due, READY, Silent, Stop], stopping(1_002), Action::None),
@@ -208,6 +220,29 @@ mod tests {
         ] {
             assert_eq!(after(events), (state, action), "{events:?}");
         }
+    }
+
+    #[test]
+    fn a_child_that_leaves_is_followed_at_once_if_it_has_served_for_a_while() {
+        let policy = Restart { policy: "on_failure".into(), max_restarts: 1, window_ms: 9, backoff_ms: 5 };
+        for (after_ms, start_at_ms) in [(49, 54), (50, 50)] {
+            let mut life = Life::new();
+            let _ = life.on(Event::Due, &policy, 0);
+            let _ = life.on(READY, &policy, 0);
+            let action = life.on(Event::Leaves(Leaving::MaxRss), &policy, after_ms);
+            assert_eq!(action, Action::SetAside(Leaving::MaxRss));
+            assert_eq!(life.state(), State::Waiting { start_at_ms });
+        }
+    }
+
+    #[test]
+    fn a_policy_of_never_gives_up_at_the_first_end() {
+        let policy = Restart { policy: "never".into(), max_restarts: 1, window_ms: 9, backoff_ms: 5 };
+        let mut life = Life::new();
+        for event in [Event::Due, READY] {
+            let _ = life.on(event, &policy, 0);
+        }
+        assert_eq!((life.on(CRASHED, &policy, 1), life.state()), (Action::GiveUp, State::Gone));
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod host;
 mod hygiene;
 mod life;
 mod phase;
+mod process;
 pub mod restart;
 mod serve;
 mod socket_dir;

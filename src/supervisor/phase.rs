@@ -3,16 +3,17 @@
 //! ```text
 //!   phase     | AllReady | Signal            | Drained       | ExecutorsGone | WebGone | Due            | GaveUp
 //!   ----------+----------+-------------------+---------------+---------------+---------+----------------+-------
-//!   Starting  | Serving  | Executors         |               |               |         | Over: NotReady | Over: Failed
+//!   Starting  | Serving  | Draining          |               |               |         | Over: NotReady | Over: Failed
 //!   Serving   |          | Draining          |               |               |         |                | Over: Failed
-//!   Draining  |          | Forced, at once   | Executors     |               |         | Over: CutOff   | Over: Failed
+//!   Draining  |          | Forced            | Executors     |               |         | Over: CutOff   | Over: Failed
 //!   Forced    |          | Over: CutOff      | Executors     |               |         | Over: CutOff   | Over: Failed
-//!   Executors |          | Over: CutOff      |               | Web           |         |                | Over: Failed
-//!   Web       |          | Over: CutOff      |               |               | Over    |                | Over: Failed
+//!   Executors |          | Over              |               | Web           |         |                | Over: Failed
+//!   Web       |          | Over              |               |               | Over    |                | Over: Failed
 //!   Over      |          |                   |               |               |         |                |
 //! ```
 //!
-//! `WebLost` changes no phase; in `Draining` and `Forced` jobs went with it, so the exit will be `CutOff`.
+//! `WebLost` changes no phase; in `Draining` and `Forced` jobs went with it, so the exit will be `CutOff`, as after
+//! `Drained` with jobs that were cut off.
 //!
 //! Term, deadline and kill are phases, not sleeps. In `Draining` web finishes the jobs, in `Executors` the executors
 //! end, in `Web` web does, the last. `Over` ends whatever still runs.
@@ -51,7 +52,7 @@ pub enum Event {
     /// SIGTERM or SIGINT.
     Signal,
     /// Web's drain is over, with so many jobs cut off.
-    Drained(usize),
+    Drained(u64),
     /// Web has ended by itself, and jobs in memory with it.
     WebLost,
     /// No executor runs.
@@ -126,16 +127,12 @@ impl Phases {
         let (phase, action) = match (self.phase, event) {
             (P::Starting { .. }, E::AllReady) => (P::Serving, Action::SayReady),
             (P::Starting { .. }, E::Due) => (P::Over(Exit::NotReady), Action::SayLate),
-            // Nobody was told where to send jobs: there is nothing to drain.
-            (P::Starting { .. }, E::Signal) => (P::Executors, Action::StopExecutors),
-            (P::Serving, E::Signal) => {
+            // Web may have accepted jobs before the last executor served.
+            (P::Starting { .. } | P::Serving, E::Signal) => {
                 let until_ms = now_ms + self.patience_ms + SLACK_MS;
                 (P::Draining { until_ms }, Action::Drain(self.patience_ms))
             }
-            (P::Draining { .. }, E::Signal) => {
-                self.exit = Exit::CutOff;
-                (P::Forced { until_ms: now_ms + FORCED_MS }, Action::Force)
-            }
+            (P::Draining { .. }, E::Signal) => (P::Forced { until_ms: now_ms + FORCED_MS }, Action::Force),
             (P::Draining { .. } | P::Forced { .. }, E::Drained(cut_off)) => {
                 if cut_off > 0 {
                     self.exit = Exit::CutOff;
@@ -147,9 +144,9 @@ impl Phases {
                 (self.phase, Action::None)
             }
             (P::Draining { .. } | P::Forced { .. }, E::Due) => (P::Over(Exit::CutOff), Action::SayCutOff),
-            (P::Forced { .. } | P::Executors | P::Web, E::Signal) => {
-                (P::Over(Exit::CutOff), Action::SayCutOff)
-            }
+            (P::Forced { .. }, E::Signal) => (P::Over(Exit::CutOff), Action::SayCutOff),
+            // The jobs are done, or named: only processes are left to be ended.
+            (P::Executors | P::Web, E::Signal) => over(self.exit),
             (P::Executors, E::ExecutorsGone) => (P::Web, Action::StopWeb),
             (P::Web, E::WebGone) => over(self.exit),
             (
@@ -204,7 +201,7 @@ mod tests {
         for (events, phase, action) in [
             (&[AllReady][..], Phase::Serving, Action::SayReady),
             (&[Due], over(Exit::NotReady), Action::SayLate),
-            (&[Signal], Phase::Executors, Action::StopExecutors),
+            (&[Signal], Phase::Draining { until_ms: 1_600 }, Action::Drain(100)),
             (&[AllReady, Signal], draining, Action::Drain(100)),
             (&[AllReady, Signal, Due], over(Exit::CutOff), Action::SayCutOff),
             (&[AllReady, Signal, Signal], forced, Action::Force),
@@ -214,19 +211,25 @@ mod tests {
             (&[AllReady, Signal, Drained(0), ExecutorsGone], Phase::Web, Action::StopWeb),
             (&[AllReady, Signal, Drained(0), ExecutorsGone, WebGone], over(Exit::Done), Action::None),
             (&[AllReady, Signal, Drained(1), ExecutorsGone, WebGone], over(Exit::CutOff), Action::None),
+            (&[AllReady, Signal, Signal, Drained(0), ExecutorsGone, WebGone], over(Exit::Done), Action::None),
             (
-                &[AllReady, Signal, Signal, Drained(0), ExecutorsGone, WebGone],
+                &[AllReady, Signal, Signal, Drained(1), ExecutorsGone, WebGone],
                 over(Exit::CutOff),
                 Action::None,
             ),
-            (&[AllReady, Signal, Drained(0), Signal], over(Exit::CutOff), Action::SayCutOff),
-            (&[AllReady, Signal, Drained(0), ExecutorsGone, Signal], over(Exit::CutOff), Action::SayCutOff),
+            (&[AllReady, Signal, Drained(0), Signal], over(Exit::Done), Action::None),
+            (&[AllReady, Signal, Drained(1), Signal], over(Exit::CutOff), Action::None),
+            (&[AllReady, Signal, Drained(0), ExecutorsGone, Signal], over(Exit::Done), Action::None),
             (&[AllReady, Signal, WebLost], draining, Action::None),
             (
                 &[AllReady, Signal, WebLost, Drained(0), ExecutorsGone, WebGone],
                 over(Exit::CutOff),
                 Action::None,
             ),
+            (&[AllReady, Signal, Signal, WebLost], forced, Action::None),
+            (&[AllReady, Signal, Signal, GaveUp], over(Exit::Failed), Action::None),
+            (&[AllReady, Signal, Drained(0), GaveUp], over(Exit::Failed), Action::None),
+            (&[AllReady, Signal, Drained(0), ExecutorsGone, GaveUp], over(Exit::Failed), Action::None),
             (&[GaveUp], over(Exit::Failed), Action::None),
             (&[AllReady, GaveUp], over(Exit::Failed), Action::None),
             (&[AllReady, Signal, GaveUp], over(Exit::Failed), Action::None),
@@ -240,8 +243,9 @@ mod tests {
         for (before, others) in [
             (&[AllReady][..], &[AllReady, Drained(1), ExecutorsGone, WebGone, Due][..]),
             (&[AllReady, Signal], &[AllReady, ExecutorsGone, WebGone]),
-            (&[Signal], &[AllReady, Drained(1), WebGone, Due]),
-            (&[Signal, ExecutorsGone], &[AllReady, Drained(1), ExecutorsGone, Due]),
+            (&[AllReady, Signal, Signal], &[AllReady, ExecutorsGone, WebGone]),
+            (&[Signal, Drained(0)], &[AllReady, Drained(1), WebLost, WebGone, Due]),
+            (&[Signal, Drained(0), ExecutorsGone], &[AllReady, Drained(1), WebLost, ExecutorsGone, Due]),
             (&[GaveUp], &[AllReady, Signal, Drained(1), ExecutorsGone, WebGone, Due, GaveUp]),
         ] {
             for event in others {

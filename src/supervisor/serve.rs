@@ -30,7 +30,7 @@ const WEB: usize = 0;
 #[must_use]
 pub fn serve(setup: &Setup) -> Exit {
     let exit = supervise(setup).unwrap_or_else(|message| {
-        say(std::io::stderr(), &format!("cofferdam: {message}\n"));
+        log_writer::say(format!("cofferdam: {message}\n"));
         Exit::Failed
     });
     log_writer::settle();
@@ -167,10 +167,13 @@ impl Supervisor<'_> {
             if let Phase::Over(exit) = self.phases.phase() {
                 return self.gave_up.map_or(Ok(exit), Err);
             }
-            match poll.poll(&mut events, Some(self.wait(now_ms))) {
-                Ok(()) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(format!("the event loop: {error}")),
+            let mut wait = self.wait(now_ms);
+            // A stop and its end interrupt the wait. What has come meanwhile is read before any deadline is judged.
+            while let Err(error) = poll.poll(&mut events, Some(wait)) {
+                if error.kind() != std::io::ErrorKind::Interrupted {
+                    return Err(format!("the event loop: {error}"));
+                }
+                wait = Duration::ZERO;
             }
             let now_ms = monotonic_millis();
             for event in &events {
@@ -245,12 +248,8 @@ impl Supervisor<'_> {
                 let group = self.fleet.name(slot).to_owned();
                 self.fleet.send(WEB, &ToChild::Restarted(group, why.as_str().into()));
             }
-            FleetEvent::Drained(jobs) => {
-                for job in &jobs {
-                    event(log::Level::Warn, "lifecycle.forced").field("job_id", &job.to_string()).emit();
-                }
-                self.on(Event::Drained(jobs.len()), now_ms);
-            }
+            FleetEvent::CutOff(jobs) => log_writer::name_cut_off(&jobs),
+            FleetEvent::Drained(count) => self.on(Event::Drained(count), now_ms),
             FleetEvent::GaveUp(why) => {
                 self.gave_up = Some(why);
                 self.on(Event::GaveUp, now_ms);
@@ -270,7 +269,7 @@ impl Supervisor<'_> {
             }
             Action::SayLate => {
                 let late = self.fleet.not_ready().join(", ");
-                say(std::io::stderr(), &format!("cofferdam: not ready in time: {late}\n"));
+                log_writer::say(format!("cofferdam: not ready in time: {late}\n"));
             }
             Action::Drain(patience_ms) => {
                 event(log::Level::Info, "lifecycle.draining").number("deadline_ms", patience_ms).emit();

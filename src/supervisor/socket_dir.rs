@@ -1,5 +1,9 @@
 //! The private directory of the inner listener: mode 0700, a random name, removed with its owner.
+//!
+//! Its owner holds a lock on it, which ends with the owner however that ends: so a leftover is told from a directory
+//! in use without a word about process numbers, which come again and differ between pid namespaces.
 
+use std::fs::File;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -12,6 +16,7 @@ const PREFIX: &str = "cofferdam-";
 #[derive(Debug)]
 pub struct SocketDir {
     path: PathBuf,
+    _lock: File,
 }
 
 impl SocketDir {
@@ -24,16 +29,12 @@ impl SocketDir {
             ["RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"].into_iter().filter_map(std::env::var_os);
         let fixed = ["/run", "/dev/shm"].into_iter().map(Into::into);
         let places = from_environment.chain(fixed).map(PathBuf::from).chain([std::env::temp_dir()]);
-        let mut name = format!("{PREFIX}{}-", std::process::id());
-        let random: [u8; 8] = Entropy::system().bytes();
-        let _ = write_hex(&mut name, &random);
         let mut tried = Vec::new();
         for place in places {
-            let path = place.join(&name);
-            match std::fs::DirBuilder::new().mode(0o700).create(&path) {
-                Ok(()) => {
+            match SocketDir::make_in(&place) {
+                Ok(made) => {
                     sweep(&place);
-                    return Ok(SocketDir { path });
+                    return Ok(made);
                 }
                 Err(error) => tried.push(format!("{}: {error}", place.display())),
             }
@@ -41,8 +42,20 @@ impl SocketDir {
         Err(format!("no place for the private socket: {}", tried.join("; ")))
     }
 
+    fn make_in(place: &Path) -> std::io::Result<SocketDir> {
+        loop {
+            let mut name = format!("{PREFIX}{}-", std::process::id());
+            let _ = write_hex(&mut name, &Entropy::system().bytes::<8>());
+            let path = place.join(name);
+            std::fs::DirBuilder::new().mode(0o700).create(&path)?;
+            // Another service that starts now may take it for a leftover until it is locked; then there is another name.
+            if let Some(lock) = lock(&path) {
+                return Ok(SocketDir { path, _lock: lock });
+            }
+        }
+    }
+
     /// Where it is.
-    #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -54,23 +67,22 @@ impl Drop for SocketDir {
     }
 }
 
-/// Removes directories of ours whose process is gone.
+/// A lock on a directory that nobody else has, and that is still where it was.
+fn lock(path: &Path) -> Option<File> {
+    let directory = File::open(path).ok()?;
+    directory.try_lock().ok()?;
+    let is_same = std::fs::metadata(path).ok()?.ino() == directory.metadata().ok()?.ino();
+    is_same.then_some(directory)
+}
+
+/// Removes directories of ours whose owner is gone.
 fn sweep(place: &Path) {
     let own = rustix::process::geteuid().as_raw();
     for entry in std::fs::read_dir(place).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let pid =
-            name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next()?.parse::<u32>().ok());
-        let is_ours = entry.metadata().is_ok_and(|meta| meta.is_dir() && meta.uid() == own);
-        let is_gone = pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists());
-        if is_gone && is_ours && !is_served(&entry.path()) {
+        let is_named = entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX));
+        let is_ours = is_named && entry.metadata().is_ok_and(|meta| meta.is_dir() && meta.uid() == own);
+        if is_ours && lock(&entry.path()).is_some() {
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }
-}
-
-/// True if somebody listens in there: its process may live in another pid namespace, where we cannot see it.
-fn is_served(directory: &Path) -> bool {
-    let sockets = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    sockets.into_iter().any(|socket| std::os::unix::net::UnixStream::connect(socket.path()).is_ok())
 }

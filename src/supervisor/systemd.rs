@@ -16,6 +16,8 @@ pub struct Notifier {
     /// How often it wants to hear that we live.
     watchdog_ms: Option<u64>,
     watchdog_at_ms: u64,
+    /// What it had no room for: said again until it has.
+    unsaid: Option<String>,
 }
 
 impl Notifier {
@@ -30,36 +32,52 @@ impl Notifier {
         let for_us = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
         let interval = number("WATCHDOG_USEC").filter(|micros| for_us && *micros > 0 && socket.is_some());
         // Twice an interval, as sd_watchdog_enabled(3) recommends.
-        Notifier { socket, watchdog_ms: interval.map(|micros| (micros / 2_000).max(1)), watchdog_at_ms: 0 }
+        Notifier {
+            socket,
+            watchdog_ms: interval.map(|micros| (micros / 2_000).max(1)),
+            watchdog_at_ms: 0,
+            unsaid: None,
+        }
     }
 
     /// `READY=1`
-    pub fn ready(&self, status: &str) {
+    pub fn ready(&mut self, status: &str) {
         self.say(&format!("READY=1\nSTATUS={status}\nMAINPID={}\n", std::process::id()));
     }
 
     /// `STOPPING=1`, and how long it may take: the manager's own timeout waits for that.
-    pub fn stopping(&self, patience_ms: u64) {
+    pub fn stopping(&mut self, patience_ms: u64) {
         const MARGIN_MS: u64 = 5_000;
         let micros = (patience_ms + MARGIN_MS) * 1_000;
         self.say(&format!("STOPPING=1\nSTATUS=draining\nEXTEND_TIMEOUT_USEC={micros}\n"));
     }
 
-    /// `WATCHDOG=1` when it is time again; says in how many ms that is.
+    /// `WATCHDOG=1` when it is time again, and what was not said yet; says in how many ms to come again.
     pub fn tick(&mut self, now_ms: u64) -> u64 {
-        let Some(every_ms) = self.watchdog_ms else { return u64::MAX };
+        const AGAIN_MS: u64 = 50;
+        if let Some(text) = self.unsaid.take() {
+            self.say(&text);
+        }
+        let again_ms = if self.unsaid.is_some() { AGAIN_MS } else { u64::MAX };
+        let Some(every_ms) = self.watchdog_ms else { return again_ms };
         if now_ms >= self.watchdog_at_ms {
             self.watchdog_at_ms = now_ms + every_ms;
-            self.say("WATCHDOG=1\n");
+            // One that is lost is followed by another in time.
+            let _ = self.send("WATCHDOG=1\n");
         }
-        self.watchdog_at_ms - now_ms
+        again_ms.min(self.watchdog_at_ms - now_ms)
     }
 
-    fn say(&self, text: &str) {
-        if let Some((socket, address)) = &self.socket {
-            // Nobody listens any more, or not now: that is the manager's own affair.
-            let _ = socket.send_to_addr(text.as_bytes(), address);
+    fn say(&mut self, text: &str) {
+        if self.send(text).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock) {
+            self.unsaid = Some(text.to_owned());
         }
+    }
+
+    /// Where nobody listens any more nothing is said: that is the manager's own affair.
+    fn send(&self, text: &str) -> std::io::Result<()> {
+        let Some((socket, address)) = &self.socket else { return Ok(()) };
+        socket.send_to_addr(text.as_bytes(), address).map(drop)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -72,13 +72,14 @@ impl Pool {
     }
 
     fn connect(&self) -> std::io::Result<UnixStream> {
-        let mut stream = StdStream::connect(&self.socket)?;
+        // A signal may come now: it is nothing that happened to this connection.
+        let mut stream = retry(|| StdStream::connect(&self.socket))?;
         stream.set_read_timeout(Some(Duration::from_secs(2)))?;
         stream.write_all(b"GET /nothing HTTP/1.1\r\nHost: inner\r\nContent-Length: 0\r\n\r\n")?;
         let mut input = Vec::new();
         while parse_answer(&input).is_none() {
             let mut part = [0; 1_024];
-            match stream.read(&mut part)? {
+            match retry(|| stream.read(&mut part))? {
                 0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
                 read => input.extend_from_slice(&part[..read]),
             }
@@ -259,4 +260,14 @@ pub fn fuzz_answer(bytes: &[u8]) {
     let again = parse_answer(&bytes[..length]).map(|again| (again.status, again.headers, again.body));
     assert_eq!(again, Some((answer.status, answer.headers, answer.body)));
     assert!(parse_answer(&bytes[..length - 1]).is_none());
+}
+
+/// The same call again for as long as signals interrupt it.
+fn retry<T>(mut call: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
 }

@@ -8,8 +8,8 @@ use crate::channel::ChannelServer;
 use crate::cli::{Exit, say};
 use crate::clock::Timestamp;
 use crate::job::JobId;
-use crate::observe::event;
-use crate::supervisor::control::{ToChild, ToParent};
+use crate::observe::{event, log_writer};
+use crate::supervisor::control::{CUT_OFF_AT_ONCE, ToChild, ToParent};
 
 impl Front {
     /// Says that it serves: to whoever started it.
@@ -57,7 +57,7 @@ impl Front {
                         ToChild::Drain(millis) => told_to_drain = Some(Duration::from_millis(millis)),
                         ToChild::Stop => std::process::exit(0),
                         ToChild::Restarted(group, reason) => self.counters.restart(&group, &reason),
-                        ToChild::Channel(_) => {}
+                        ToChild::Channel(_) | ToChild::Leave => {}
                     }
                 }
                 if control.has_ended() {
@@ -90,13 +90,14 @@ impl Front {
         self.drain = None;
         match &mut self.master {
             MasterSocket::Supervisor(control) => {
-                control.send(&ToParent::Drained(cut_off));
+                for some in cut_off.chunks(CUT_OFF_AT_ONCE) {
+                    control.send(&ToParent::CutOff(some.to_vec()));
+                }
+                control.send(&ToParent::Drained(cut_off.len() as u64));
                 None
             }
             MasterSocket::Signals(..) => {
-                for job in &cut_off {
-                    event(log::Level::Warn, "lifecycle.forced").field("job_id", &job.to_string()).emit();
-                }
+                log_writer::name_cut_off(&cut_off);
                 Some(if cut_off.is_empty() { Exit::Done } else { Exit::CutOff })
             }
         }

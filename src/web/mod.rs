@@ -28,7 +28,7 @@ pub use event_loop::{Front, Master};
 pub use inner::fuzz_answer;
 
 use crate::app::Setup;
-use crate::cli::{Exit, say};
+use crate::cli::Exit;
 use crate::observe::event;
 use crate::supervisor::{Signals, SocketDir, raise_descriptor_limit};
 
@@ -36,7 +36,7 @@ use crate::supervisor::{Signals, SocketDir, raise_descriptor_limit};
 #[must_use]
 pub fn serve_inline(setup: &Setup) -> Exit {
     let exit = try_serve_inline(setup).unwrap_or_else(|message| {
-        say(std::io::stderr(), &format!("cofferdam: {message}\n"));
+        crate::observe::log_writer::say(format!("cofferdam: {message}\n"));
         Exit::Failed
     });
     event(log::Level::Info, "lifecycle.stopped").emit();

@@ -29,12 +29,14 @@ pub fn messages() -> Vec<Vec<u8>> {
         ToChild::Ping,
         ToChild::Drain(5),
         ToChild::Stop,
+        ToChild::Leave,
         ToChild::Restarted("execution".into(), "crashed".into()),
     ];
     let to_parent = [
         ToParent::Ready("127.0.0.1:1".into()),
         ToParent::Pong,
-        ToParent::Drained(vec![JobId([1; 16]), JobId([2; 16])]),
+        ToParent::CutOff(vec![JobId([1; 16]), JobId([2; 16])]),
+        ToParent::Drained(2),
         ToParent::Leaving(Leaving::Stuck),
     ];
     let bytes = |(kind, body): (u8, Vec<u8>)| framed(kind, &body).to_vec();
