@@ -319,10 +319,15 @@ impl Source {
         shared.read.clone()
     }
 
-    /// A full queue (by bytes) is waited out: a batch never gets `queue_full`.
+    /// A full queue (by bytes) is waited out, and so is a backend that is away: a batch never gets `queue_full`, and
+    /// every call is safe to repeat.
     fn submit(&self, mut jobs: Vec<NewJob>) {
+        const AGAIN: Duration = Duration::from_millis(1);
         while !jobs.is_empty() {
-            let answers = self.broker.submit(jobs.clone()).unwrap_or_default();
+            let Ok(answers) = self.broker.submit(jobs.clone()) else {
+                std::thread::park_timeout(AGAIN);
+                continue;
+            };
             let mut again = Vec::new();
             for (job, answer) in jobs.into_iter().zip(answers) {
                 match answer {
@@ -338,7 +343,7 @@ impl Source {
             }
             jobs = again;
             if !jobs.is_empty() {
-                std::thread::park_timeout(Duration::from_millis(1));
+                std::thread::park_timeout(AGAIN);
             }
         }
     }
