@@ -5,14 +5,17 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::bell::Bell;
 use crate::clock::Clock;
+use crate::config::secret::Secret;
 use crate::config::{Config, Loaded};
 use crate::entropy::Entropy;
-use crate::execution::{InlineExecutor, Limits, builtin};
+use crate::execution::{Crew, EngineThread, Limits, builtin};
 use crate::handler::{Handler, HandlerOptions, HandlerSpec, Handlers, Registry, is_handler_name};
 use crate::memory::MemoryBroker;
 use crate::memory::broker::Broker;
-use crate::ports::Rules;
+use crate::ports::{BackendError, Consumer, Producer, Replies, Rules, Upkeep};
+use crate::redis_backend::{RedisBroker, RedisUpkeep, Settings as RedisSettings, envelope_secret};
 
 /// A binary with handlers: register them, then call [`App::main`].
 pub struct App {
@@ -68,6 +71,59 @@ pub fn own_options(registry: &Registry) -> BTreeMap<String, HandlerOptions> {
     registry.iter().map(|(name, (options, _))| (name.clone(), options.clone())).collect()
 }
 
+/// The broker of a deployment: where it is, is told by the config alone, and known here alone.
+#[doc(hidden)]
+#[derive(Clone)]
+pub enum Backend {
+    Memory(MemoryBroker),
+    Redis(RedisBroker),
+}
+
+impl Backend {
+    pub fn producer(&self) -> Arc<dyn Producer> {
+        match self {
+            Backend::Memory(broker) => Arc::new(broker.clone()),
+            Backend::Redis(broker) => Arc::new(broker.clone()),
+        }
+    }
+
+    pub fn replies(&self) -> Arc<dyn Replies> {
+        match self {
+            Backend::Memory(broker) => Arc::new(broker.clone()),
+            Backend::Redis(broker) => Arc::new(broker.clone()),
+        }
+    }
+
+    /// What time does to the broker; `waiters` says how many callers wait in this process, for the others to see.
+    pub fn upkeep(&self, waiters: impl Fn() -> u64 + Send + Sync + 'static) -> Arc<dyn Upkeep> {
+        match self {
+            Backend::Memory(broker) => Arc::new(broker.clone()),
+            Backend::Redis(broker) => Arc::new(RedisUpkeep::new(broker.clone(), Box::new(waiters))),
+        }
+    }
+
+    /// True if a call may wait for a network: then nothing that others wait for may make it.
+    pub fn may_wait(&self) -> bool {
+        match self {
+            Backend::Memory(_) => false,
+            Backend::Redis(_) => true,
+        }
+    }
+
+    /// An executor of this group; `bell` rings when a step would bring something.
+    pub fn consumer(
+        &self,
+        group: usize,
+        workers: usize,
+        bell: Bell,
+    ) -> Result<Box<dyn Consumer>, BackendError> {
+        match self {
+            Backend::Memory(broker) => Ok(Box::new(broker.consumer(group, bell))),
+            Backend::Redis(broker) => Ok(Box::new(broker.consumer(group, workers, bell)?)),
+        }
+    }
+}
+
 /// What every process of a deployment starts from.
 #[doc(hidden)]
 #[derive(Clone)]
@@ -106,15 +162,43 @@ impl Setup {
         groups.iter().map(|group| Arc::from(group.name.as_str())).collect()
     }
 
-    /// A memory broker by the config's rules.
-    pub fn broker(&self) -> MemoryBroker {
-        self.broker_with(|_| {})
+    /// True if jobs are kept in Redis.
+    pub fn uses_redis(&self) -> bool {
+        self.config.runtime.platform.queue.backend == "redis"
     }
 
-    /// The same with the rules changed by `adjust`.
-    pub fn broker_with(&self, adjust: impl FnOnce(&mut Rules)) -> MemoryBroker {
-        let mut rules = Rules::from_config(&self.config);
-        adjust(&mut rules);
+    /// The root secret: from its file, or one for this run.
+    pub fn root_secret(&self) -> Result<Secret, String> {
+        match &self.config.runtime.platform.execution_ipc.auth.secret_file {
+            Some(file) => Secret::read(std::path::Path::new(file)),
+            None => Secret::generate(),
+        }
+    }
+
+    /// A process that serves alone, or all of a deployment in one: with the root secret.
+    pub fn backend(&self) -> Result<Backend, String> {
+        match self.uses_redis() {
+            true => self.redis(&envelope_secret(&self.root_secret()?)?, "").map(Backend::Redis),
+            false => Ok(Backend::Memory(self.broker(Rules::from_config(&self.config)))),
+        }
+    }
+
+    /// The broker on Redis. `inside` names a deployment inside this one, with a colon at its end.
+    pub fn redis(&self, envelope: &Secret, inside: &str) -> Result<RedisBroker, String> {
+        let redis = self.config.runtime.platform.redis.clone();
+        let settings = RedisSettings {
+            prefix: format!("{{{}}}:{inside}", redis.key_prefix),
+            redis,
+            rules: Rules::from_config(&self.config),
+            handlers: self.specs.clone(),
+            groups: self.groups(),
+            clock: self.clock.clone(),
+        };
+        RedisBroker::new(settings, envelope)
+    }
+
+    /// A memory broker by these rules.
+    pub fn broker(&self, rules: Rules) -> MemoryBroker {
         let groups = self.groups();
         let workers = self.config.runtime.platform.process_groups.iter().map(|group| group.workers).collect();
         let broker = Broker::new(rules, self.specs.clone(), workers, Entropy::system());
@@ -137,15 +221,26 @@ impl Setup {
         }
     }
 
+    /// What the executors of a group run with.
+    pub fn crew(&self, group: usize) -> Crew {
+        Crew {
+            workers: self.config.runtime.platform.process_groups[group].workers,
+            handlers: self.handlers(),
+            limits: self.execution_limits(),
+            clock: self.clock.clone(),
+        }
+    }
+
     /// An executor a group, on threads of this process.
-    pub fn inline_executors(&self, broker: &MemoryBroker) -> Result<Vec<InlineExecutor>, String> {
+    pub fn inline_executors(&self, backend: &Backend) -> Result<Vec<EngineThread>, String> {
         let mut executors = Vec::new();
         for (index, group) in self.config.runtime.platform.process_groups.iter().enumerate() {
-            let (handlers, limits, clock) = (self.handlers(), self.execution_limits(), self.clock.clone());
-            executors.push(
-                InlineExecutor::start(broker.clone(), index, group.workers, handlers, limits, clock)
-                    .map_err(|error| format!("group {}: its threads cannot be made: {error}", group.name))?,
-            );
+            // In memory nothing else may look after time; on Redis each step does.
+            let upkeep = (!backend.may_wait()).then(|| backend.upkeep(|| 0));
+            let connect =
+                |bell| backend.consumer(index, group.workers, bell).map_err(|error| error.to_string());
+            let executor = EngineThread::start(self.crew(index), connect, upkeep, Bell::silent());
+            executors.push(executor.map_err(|error| format!("group {}: {error}", group.name))?);
         }
         Ok(executors)
     }

@@ -22,6 +22,14 @@ pub const BODY_BYTES: usize = 64 << 20;
 /// Doorbells waiting for one subscriber. Beyond it the subscriber is told to look at its records instead.
 pub const INBOX_DOORBELLS: usize = 65_536;
 
+/// A result that travels inside a doorbell of the Redis inbox; a larger one is read from its record, so that an inbox
+/// whose reader has stopped holds 256 MiB at most.
+pub const DOORBELL_RESULT_BYTES: usize = 4_096;
+const _: () = assert!(INBOX_DOORBELLS * DOORBELL_RESULT_BYTES <= 256 << 20);
+
+/// A process of the Redis profile is taken for alive this long after its last word; each looks once a second.
+pub const PROCESS_LIVES: Duration = Duration::from_secs(5);
+
 /// Revoked leases waiting to be told to one executor, before it counts as lost.
 /// Every job of a lease for each of the most workers that a group may have.
 pub const REVOKED_LEASES: usize = RUN_JOBS * 4_096;

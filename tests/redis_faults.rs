@@ -45,14 +45,12 @@ impl Deployment {
         };
         let spec = |name: &str, options| HandlerSpec { name: Arc::from(name), group: 0, options };
         let settings = Settings {
-            url: server::url().to_owned(),
-            prefix: row.to_owned(),
+            redis: server::config(),
+            prefix: format!("{{{row}}}:"),
             rules,
             handlers: vec![spec("free", HandlerOptions::default()), spec("serial", HandlerOptions::serial())],
             groups: vec![Arc::from("execution")],
-            connect_timeout: seconds(2),
-            response_timeout: seconds(5),
-            clock: Some(Clock::manual(Timestamp(1_700_000_000_000_000))),
+            clock: Clock::manual(Timestamp(1_700_000_000_000_000)),
         };
         let secret =
             Secret::new(std::array::from_fn(|at| u8::try_from(at).expect("a byte"))).expect("a secret");
@@ -84,7 +82,7 @@ impl Deployment {
     }
 
     fn executor(&self) -> Box<dyn Consumer> {
-        Box::new(self.broker.consumer(0, 1, Bell::silent()).expect("the server is there"))
+        Box::new(self.broker.consumer(0, 1, Bell::silent()).expect("a thread"))
     }
 
     fn status(&self, id: JobId) -> Option<JobStatus> {

@@ -17,7 +17,7 @@ use std::time::Duration;
 #[doc(hidden)]
 pub use input::fuzz_lines;
 
-use crate::app::Setup;
+use crate::app::{Backend, Setup};
 use crate::bell::{Bell, lock};
 use crate::config::{Retain, SinkMode};
 use crate::entropy::Entropy;
@@ -25,7 +25,7 @@ use crate::handler::HandlerSpec;
 use crate::job::{Finished, InstanceId, JobError, JobId, Payload, Trace};
 use crate::limits::BATCH_COMMAND_LINES;
 use crate::memory::MemoryBroker;
-use crate::ports::{NewJob, Producer, Refusal, Replies, Submitted};
+use crate::ports::{NewJob, Producer, Refusal, Replies, Rules, Submitted};
 use crate::problem::{self, Code};
 use crate::supervisor::ExecutionHost;
 use input::{Line, Lines};
@@ -78,11 +78,11 @@ pub fn run(setup: &Setup, options: &BatchOptions) -> Result<Summary, BatchError>
     let window = BATCH_COMMAND_LINES.min(setup.config.runtime.platform.queue.capacity);
     // Nobody reads records of a batch: those that are in flight are enough.
     let retain = Retain { records: window, bytes: usize::MAX };
-    let broker = setup.broker_with(|rules| rules.retain = retain);
+    let broker = setup.broker(Rules { retain, ..Rules::from_config(&setup.config) });
     // Who runs the jobs: threads here, or executor processes.
     let (mut _threads, mut processes) = (Vec::new(), None);
     if setup.is_inline() {
-        _threads = setup.inline_executors(&broker).map_err(BatchError::Failed)?;
+        _threads = setup.inline_executors(&Backend::Memory(broker.clone())).map_err(BatchError::Failed)?;
     } else {
         processes = Some(ExecutionHost::start(setup, &broker).map_err(BatchError::Failed)?);
     }

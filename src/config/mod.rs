@@ -10,8 +10,8 @@ pub mod sources;
 mod validate;
 
 pub use schema::{
-    Config, Ipc, Kv, Lifecycle, LogFormat, Observability, Platform, ProcessGroup, Queue, Reply, Restart,
-    Retain, Retry, SinkMode, Web, WebLimits,
+    Config, Ipc, Kv, Lifecycle, LogFormat, Observability, Platform, ProcessGroup, Queue, Redis, Reply,
+    Restart, Retain, Retry, SinkMode, Web, WebLimits,
 };
 pub use sources::{Loaded, Origin, Source, load};
 pub use validate::{Issue, unbuilt};

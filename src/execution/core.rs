@@ -304,6 +304,17 @@ impl Core {
         }
     }
 
+    /// The runs that still count are given back; the jobs that ran.
+    pub fn cut_off(&mut self, now: Timestamp) -> Vec<JobId> {
+        let mut cut_off = Vec::new();
+        for active in self.active.values_mut().filter(|active| active.held.is_none()) {
+            cut_off.extend(active.running().map(|(job, ..)| job));
+            self.requests.releases.push((active.lease, ReleaseReason::Draining));
+            active.hold(now);
+        }
+        cut_off
+    }
+
     /// True once no run counts any more.
     pub fn is_drained(&self) -> bool {
         self.draining && self.requests.is_empty() && self.active.values().all(|active| active.held.is_some())

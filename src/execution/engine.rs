@@ -3,6 +3,7 @@
 use super::core::{Core, LOOK_EVERY, Limits, Requests};
 use super::worker::{Run, WorkerPool};
 use crate::clock::Timestamp;
+use crate::job::JobId;
 use crate::ports::{BackendError, Consumer};
 
 /// One process's execution of one group.
@@ -96,6 +97,11 @@ impl<C: Consumer> Engine<C> {
     /// No more leases; what runs finishes, the rest is given back.
     pub fn drain(&mut self, now: Timestamp) {
         self.core.drain(now);
+    }
+
+    /// Gives back what still runs; the jobs whose deliveries are cut off.
+    pub fn cut_off(&mut self, now: Timestamp) -> Vec<JobId> {
+        self.core.cut_off(now)
     }
 
     /// Workers that have a run.

@@ -8,11 +8,11 @@ pub mod builtin;
 mod context;
 mod core;
 mod engine;
-mod inline;
+mod thread;
 mod worker;
 
 pub use self::core::{Core, Limits, Requests};
 pub use context::{Contexts, Job, JobContext, LaneState};
 pub use engine::{Engine, Health};
-pub use inline::InlineExecutor;
+pub use thread::{Crew, EngineState, EngineThread};
 pub use worker::{Done, Run, RunControl, WorkerPool};

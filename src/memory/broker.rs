@@ -127,7 +127,8 @@ pub(super) struct Entry {
     pub(super) committed: Option<([u8; 16], u32)>,
     pub(super) idempotency: Option<Idempotency>,
     pub(super) awaited: bool,
-    pub(super) instance: InstanceId,
+    /// Who hears of the end; the first of them submitted it.
+    pub(super) instances: Vec<InstanceId>,
     /// `Some` iff it is kept as a finished record.
     pub(super) place: Option<Place>,
 }
@@ -293,7 +294,7 @@ impl Broker {
             committed: None,
             awaited: new.awaited && new.idempotency.is_none(),
             idempotency: new.idempotency,
-            instance: new.instance,
+            instances: vec![new.instance],
             place: None,
         };
         if self.verbose {

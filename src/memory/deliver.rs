@@ -331,7 +331,7 @@ impl Broker {
 
     fn apply_effects(&mut self, job: JobId, effects: Effects, now: Timestamp) {
         let entry = &self.jobs[&job];
-        let (spec, fence, instance) = (entry.spec.clone(), entry.fence, entry.instance);
+        let (spec, fence, instance) = (entry.spec.clone(), entry.fence, entry.instances[0]);
         let lane = self.lanes.get_mut(&entry.lane).expect("a live job's lane exists");
         if let Some(map) = lane.map.as_ref().filter(|_| !effects.state.is_empty()) {
             lane.version = Version(fence);

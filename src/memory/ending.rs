@@ -5,10 +5,10 @@ use std::sync::Arc;
 use super::broker::Broker;
 use crate::clock::Timestamp;
 use crate::handler::OnDead;
-use crate::job::{Finished, InstanceId, JobError, JobId, JobStatus, Payload};
+use crate::job::{Finished, InstanceId, JobError, JobId, JobRecord, JobStatus, Payload};
 use crate::life::JobEvent;
 use crate::limits::INBOX_DOORBELLS;
-use crate::ports::{Doorbell, Doorbells};
+use crate::ports::{Doorbell, Doorbells, Viewer};
 
 impl Broker {
     /// Opens an inbox; an earlier one of this instance goes on.
@@ -19,6 +19,23 @@ impl Broker {
     /// Closes an inbox.
     pub fn unsubscribe(&mut self, instance: InstanceId) {
         self.inboxes.remove(&instance);
+    }
+
+    /// The record of a job that the viewer may see; `instance` hears of its end.
+    pub fn watch(
+        &mut self,
+        viewer: &Viewer,
+        id: JobId,
+        instance: InstanceId,
+        now: Timestamp,
+    ) -> Option<JobRecord> {
+        let record = self.record(viewer, id, now)?;
+        self.jobs.entry(id).and_modify(|entry| {
+            if !entry.instances.contains(&instance) {
+                entry.instances.push(instance);
+            }
+        });
+        Some(record)
     }
 
     /// Takes doorbells out of an inbox.
@@ -57,14 +74,15 @@ impl Broker {
         }
         let finished = Arc::new(Finished { status, result });
         entry.finished = Some(finished.clone());
-        if let Some(inbox) = self.inboxes.get_mut(&entry.instance) {
+        for instance in &entry.instances {
+            let Some(inbox) = self.inboxes.get_mut(instance) else { continue };
             if inbox.rang.len() < INBOX_DOORBELLS {
-                inbox.rang.push_back(Doorbell { job: id, finished });
+                inbox.rang.push_back(Doorbell { job: id, finished: finished.clone() });
             } else {
                 inbox.lost = true;
             }
-            if !self.signals.instances.contains(&entry.instance) {
-                self.signals.instances.push(entry.instance);
+            if !self.signals.instances.contains(instance) {
+                self.signals.instances.push(*instance);
             }
         }
         let number = entry.lane;

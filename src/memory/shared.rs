@@ -128,6 +128,15 @@ impl Producer for MemoryBroker {
         Ok(self.with(|broker, now| broker.record(viewer, id, now)))
     }
 
+    fn watch(
+        &self,
+        viewer: &Viewer,
+        id: JobId,
+        instance: InstanceId,
+    ) -> Result<Option<JobRecord>, BackendError> {
+        Ok(self.with(|broker, now| broker.watch(viewer, id, instance, now)))
+    }
+
     fn cancel(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError> {
         Ok(self.with(|broker, now| broker.cancel(viewer, id, now)))
     }

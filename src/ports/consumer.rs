@@ -23,6 +23,20 @@ pub trait Consumer: Send {
     fn extend(&mut self) -> Result<(), BackendError>;
 }
 
+impl Consumer for Box<dyn Consumer> {
+    fn step(&mut self, commits: Vec<Commit>, room: usize) -> Result<Step, BackendError> {
+        (**self).step(commits, room)
+    }
+
+    fn release(&mut self, lease: LeaseRef, reason: ReleaseReason) -> Result<(), BackendError> {
+        (**self).release(lease, reason)
+    }
+
+    fn extend(&mut self) -> Result<(), BackendError> {
+        (**self).extend()
+    }
+}
+
 /// Names a live lease to its broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaseRef {

@@ -20,7 +20,8 @@ pub use consumer::{
     StateAt, Step,
 };
 pub use producer::{
-    Filter, HandlerStats, Histogram, Idempotency, NewJob, Producer, Refusal, Stats, Submitted, Viewer,
+    Filter, HandlerStats, Histogram, Idempotency, NewJob, ProcessStats, Producer, Refusal, Stats, Submitted,
+    Viewer,
 };
 pub use rules::Rules;
 

@@ -19,6 +19,14 @@ pub trait Producer: Send + Sync {
     /// The record of a job that the viewer may see.
     fn record(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError>;
 
+    /// The same; if the job has not ended, `instance` hears of its end as well as whoever submitted it.
+    fn watch(
+        &self,
+        viewer: &Viewer,
+        id: JobId,
+        instance: InstanceId,
+    ) -> Result<Option<JobRecord>, BackendError>;
+
     /// Cancels the job if it has not ended, unparks its lane if it is the dead head of one; the record after that.
     fn cancel(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError>;
 
@@ -77,7 +85,7 @@ pub struct Idempotency {
 pub enum Submitted {
     /// Accepted under the id that was given.
     New,
-    /// The idempotency key names this job already.
+    /// The idempotency key names this job already; the submitter's instance hears of its end.
     Existing(Box<JobRecord>),
     /// Not accepted.
     Refused(Refusal),
@@ -184,6 +192,19 @@ pub struct HandlerStats {
     pub queue_wait_seconds: Histogram,
 }
 
+/// A process of a deployment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProcessStats {
+    /// `web` or `executor`
+    pub role: &'static str,
+    /// `Some` iff it is an executor.
+    pub group: Option<Arc<str>>,
+    pub host: String,
+    pub pid: u32,
+    /// An executor's leases; callers that wait in a web process.
+    pub busy: u64,
+}
+
 /// The broker's figures.
 #[derive(Clone, Debug, Default)]
 pub struct Stats {
@@ -199,6 +220,12 @@ pub struct Stats {
     pub duplicate: u64,
     /// Connected consumers, by group index.
     pub consumers: Vec<usize>,
+    /// The processes of the deployment, where they are many and tell of themselves.
+    pub processes: Vec<ProcessStats>,
+    /// Leases that were renewed, that ran out, and connections to the backend that were made again, by all processes.
+    pub leases_renewed: u64,
+    pub leases_lost: u64,
+    pub reconnects: u64,
     /// Records kept, of finished jobs too.
     pub records: usize,
     pub leases: usize,

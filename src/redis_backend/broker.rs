@@ -1,6 +1,6 @@
-//! The submitting side, and what all sides share: the settings as the scripts read them.
+//! What all sides share: the settings as the scripts read them, and how jobs and records are named.
 
-use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -9,43 +9,38 @@ use serde_json::{Map, Value as Json, json};
 use sha2::{Digest, Sha256};
 
 use super::connection::{Link, bytes, fields, list, number, text};
-use super::envelope::Signer;
+use super::envelope::{Signer, lost_body};
 use super::replies::Heard;
 use crate::clock::{Clock, Timestamp};
+use crate::config::Redis;
 use crate::config::secret::Secret;
 use crate::handler::{HandlerSpec, OnDead, Ordering};
-use crate::job::{Finished, JobError, JobId, JobRecord, JobStatus, WaitingFor, parse_hex};
-use crate::limits::{CONTEXT_BYTES, INBOX_DOORBELLS, LANE_AFFINITY, QUEUED_BYTES, RUN_JOBS};
-use crate::ports::{
-    BackendError, Filter, HandlerStats, Histogram, NewJob, Producer, Refusal, Stats, Submitted, Viewer,
+use crate::job::{JobId, JobRecord, JobStatus, WaitingFor};
+use crate::limits::{
+    CONTEXT_BYTES, DOORBELL_RESULT_BYTES, INBOX_DOORBELLS, LANE_AFFINITY, PROCESS_LIVES, QUEUED_BYTES,
+    RUN_JOBS,
 };
-use crate::problem::Code;
+use crate::ports::{BackendError, NewJob, Rules};
 
-/// How long an executor is taken for alive after its last word.
-const CONSUMER_LIVES: Duration = Duration::from_secs(30);
 /// How long a forged job is kept for whoever wants to look at it: a week.
 const QUARANTINE_MS: u64 = 7 * 24 * 3_600_000;
-/// Ready lanes of a handler that a claim looks at.
+/// Ready lanes of a handler that a claim looks at, beyond those that it has room for.
 const SCAN: usize = 64;
 
 /// What a deployment on Redis is made from.
 pub struct Settings {
-    /// `redis://…` or `unix://…`
-    pub url: String,
-    /// Before every key.
+    /// Where the server is.
+    pub redis: Redis,
+    /// Before every key: the deployment's hash tag, and for a deployment inside one more words.
     pub prefix: String,
     /// The bounds and times of the queue.
-    pub rules: crate::ports::Rules,
+    pub rules: Rules,
     /// All handlers.
     pub handlers: Vec<HandlerSpec>,
     /// The names of the process groups.
     pub groups: Vec<Arc<str>>,
-    /// A server that does not accept is given up after this.
-    pub connect_timeout: Duration,
-    /// One that does not answer after this.
-    pub response_timeout: Duration,
-    /// In place of the server's time (tests).
-    pub clock: Option<Clock>,
+    /// When a job was submitted; a manual one stands in for the server's own time, too (tests).
+    pub clock: Clock,
 }
 
 /// A handle to a deployment's broker; all clones are one.
@@ -58,29 +53,19 @@ pub(super) struct Shared {
     pub(super) signer: Signer,
     pub(super) handlers: Vec<HandlerSpec>,
     pub(super) groups: Vec<Arc<str>>,
-    clock: Option<Clock>,
-    /// "H" and "R" of every call.
-    common: Map<String, Json>,
+    pub(super) visibility: Duration,
+    clock: Clock,
     pub(super) scripts: Scripts,
     /// Who listens (tests).
     pub(super) ears: Mutex<Vec<Weak<Heard>>>,
 }
 
 pub(super) struct Scripts {
-    submit: Script,
+    pub(super) submit: Script,
     pub(super) step: Script,
     pub(super) lease: Script,
     pub(super) control: Script,
     pub(super) maps: Script,
-}
-
-macro_rules! script {
-    ($name:literal) => {
-        Script::new(concat!(
-            include_str!("scripts/lib.lua"),
-            include_str!(concat!("scripts/", $name, ".lua"))
-        ))
-    };
 }
 
 /// ARGV of a call: the first names the others by their index.
@@ -96,49 +81,33 @@ impl Blobs {
 }
 
 impl RedisBroker {
-    /// Around a server that is not asked yet.
+    /// Around a server that is not asked yet. `envelope` is what [`super::envelope::envelope_secret`] gives.
     ///
     /// # Errors
-    /// The address makes no sense.
-    pub fn new(settings: Settings, root: &Secret) -> Result<RedisBroker, String> {
-        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        let rules = &settings.rules;
-        let handler = |spec: &HandlerSpec| {
-            let options = &spec.options;
-            let value = json!({
-                "g": spec.group, "c": options.concurrency, "o": options.ordering != Ordering::None,
-                "d": options.max_deliveries.unwrap_or(rules.max_deliveries), "p": options.on_dead == OnDead::Park,
-            });
-            (spec.name.to_string(), value)
+    /// The address makes no sense, or the password cannot be read.
+    pub fn new(settings: Settings, envelope: &Secret) -> Result<RedisBroker, String> {
+        let config = lua_config(&settings);
+        // Only submissions are refused when the server's memory is used up: what runs can still end, which frees some.
+        let script = |flags: &str, name: &str| {
+            Script::new(&format!("#!lua{flags}\n{config}{}{name}", include_str!("scripts/lib.lua")))
         };
-        let handlers: Map<String, Json> = settings.handlers.iter().map(handler).collect();
-        let rules = json!({
-            "cap": rules.capacity, "bytes": QUEUED_BYTES, "vis": micros(rules.visibility), "rb": micros(rules.retry_base),
-            "rm": micros(rules.retry_max), "ttl": micros(rules.result_ttl), "attl": micros(rules.awaited_ttl),
-            "keepn": rules.retain.records, "keepb": rules.retain.bytes, "ctx": micros(rules.context_ttl),
-            "ctxm": CONTEXT_BYTES, "lsm": rules.lane_state_max, "mp": rules.max_payload, "run": RUN_JOBS, "scan": SCAN,
-            "aff": micros(LANE_AFFINITY), "doorbells": INBOX_DOORBELLS, "con": micros(CONSUMER_LIVES),
-            "tag": crate::mac::MAC_BYTES, "quarantine": QUARANTINE_MS,
-        });
-        let mut common = Map::new();
-        common.insert("H".into(), handlers.into());
-        common.insert("R".into(), rules);
+        let scripts = Scripts {
+            submit: script("", include_str!("scripts/submit.lua")),
+            step: script(" flags=allow-oom", include_str!("scripts/step.lua")),
+            lease: script(" flags=allow-oom", include_str!("scripts/lease.lua")),
+            control: script(" flags=allow-oom", include_str!("scripts/control.lua")),
+            maps: script(" flags=allow-oom", include_str!("scripts/maps.lua")),
+        };
         Ok(RedisBroker(Arc::new(Shared {
-            link: Link::new(&settings.url, settings.connect_timeout, settings.response_timeout)?,
-            signer: Signer::new(root, &settings.prefix),
-            prefix: format!("{{{}}}:", settings.prefix),
+            link: Link::new(&settings.redis)?,
+            signer: Signer::new(envelope, &settings.prefix),
+            prefix: settings.prefix,
+            visibility: settings.rules.visibility,
             handlers: settings.handlers,
             groups: settings.groups,
             clock: settings.clock,
-            common,
+            scripts,
             ears: Mutex::new(Vec::new()),
-            scripts: Scripts {
-                submit: script!("submit"),
-                step: script!("step"),
-                lease: script!("lease"),
-                control: script!("control"),
-                maps: script!("maps"),
-            },
         })))
     }
 
@@ -161,18 +130,97 @@ impl RedisBroker {
         let kind = |key: String| key[self.0.prefix.len()..].split(':').next().unwrap_or_default().to_owned();
         Ok(keys.into_iter().map(kind).collect())
     }
+
+    /// Removes every key: of a deployment inside another one, which nobody uses any more.
+    ///
+    /// # Errors
+    /// The backend is lost; what was removed stays removed.
+    pub fn remove_all(&self) -> Result<(), BackendError> {
+        let mut cursor = "0".to_owned();
+        loop {
+            let scan = redis::cmd("SCAN")
+                .arg(&cursor)
+                .arg("MATCH")
+                .arg(format!("{}*", self.0.prefix))
+                .arg("COUNT")
+                .arg(1_000)
+                .clone();
+            let (next, keys): (String, Vec<String>) = self.0.link.command(&scan)?;
+            if !keys.is_empty() {
+                let _: Value = self.0.link.command(redis::cmd("UNLINK").arg(keys))?;
+            }
+            if next == "0" {
+                return Ok(());
+            }
+            cursor = next;
+        }
+    }
+}
+
+/// Handlers and rules as the first lines of every script: so they are read once, not with each call.
+fn lua_config(settings: &Settings) -> String {
+    let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    let rules = &settings.rules;
+    let mut out = String::from("local H = {");
+    for spec in &settings.handlers {
+        let HandlerSpec { name, group, options } = spec;
+        let _ = write!(
+            out,
+            r#"["{name}"]={{g={group},c={},o={},d={},p={}}},"#,
+            options.concurrency,
+            options.ordering != Ordering::None,
+            options.max_deliveries.unwrap_or(rules.max_deliveries),
+            options.on_dead == OnDead::Park,
+        );
+    }
+    out.push_str("}\nlocal R = {");
+    for (name, value) in [
+        ("cap", rules.capacity as u64),
+        ("bytes", QUEUED_BYTES as u64),
+        ("vis", micros(rules.visibility)),
+        ("rb", micros(rules.retry_base)),
+        ("rm", micros(rules.retry_max)),
+        ("ttl", micros(rules.result_ttl)),
+        ("attl", micros(rules.awaited_ttl)),
+        ("keepn", rules.retain.records as u64),
+        ("keepb", rules.retain.bytes as u64),
+        ("ctx", micros(rules.context_ttl)),
+        ("ctxm", CONTEXT_BYTES as u64),
+        ("lsm", rules.lane_state_max as u64),
+        ("mp", rules.max_payload as u64),
+        ("run", RUN_JOBS as u64),
+        ("scan", SCAN as u64),
+        ("aff", micros(LANE_AFFINITY)),
+        ("doorbells", INBOX_DOORBELLS as u64),
+        ("small", DOORBELL_RESULT_BYTES as u64),
+        ("con", micros(PROCESS_LIVES)),
+        ("tag", crate::mac::MAC_BYTES as u64),
+        ("quarantine", QUARANTINE_MS),
+    ] {
+        let _ = write!(out, "{name}={value},");
+    }
+    out.push_str("lost='");
+    for byte in lost_body() {
+        let _ = write!(out, "\\{byte:03}");
+    }
+    out.push_str("'}\n");
+    out
 }
 
 impl Shared {
-    pub(super) fn call(&self, script: &Script, what: Json, blobs: Blobs) -> Result<Value, BackendError> {
-        let mut header = self.common.clone();
-        if let Some(clock) = &self.clock {
-            header.insert("now".into(), clock.now().0.into());
-        }
-        if let Json::Object(fields) = what {
-            header.extend(fields);
-        }
-        let header = Json::Object(header).to_string();
+    pub(super) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    pub(super) fn call(&self, script: &Script, what: &Json, blobs: &Blobs) -> Result<Value, BackendError> {
+        let header = match &self.clock {
+            Clock::System { .. } => what.to_string(),
+            Clock::Manual(_) => {
+                let mut what = what.clone();
+                what["now"] = self.clock.now().0.into();
+                what.to_string()
+            }
+        };
         let mut arguments: Vec<&[u8]> = vec![header.as_bytes()];
         arguments.extend(blobs.0.iter().map(Vec::as_slice));
         self.link.run(script, &self.prefix, &arguments)
@@ -184,38 +232,44 @@ impl Shared {
 
     /// A job as `submit` and follow-ups name it.
     pub(super) fn job_json(&self, job: &NewJob, blobs: &mut Blobs) -> Json {
-        let spec = self.spec(&job.handler);
-        let timeout = job.timeout.or(spec.map(|spec| spec.options.timeout)).unwrap_or_default();
-        let ordered = spec.is_some_and(|spec| spec.options.ordering != Ordering::None);
-        let lane = match (ordered, &job.ordering_key) {
-            (false, _) => format!("{}:{}", job.handler, job.id),
-            (true, key) => {
-                format!("{}:{}", job.handler, hex(&Sha256::digest(key.as_deref().unwrap_or_default())))
+        let options = self.spec(&job.handler).map(|spec| &spec.options);
+        let timeout = job.timeout.or(options.map(|options| options.timeout)).unwrap_or_default();
+        let lane = match options {
+            Some(options) if options.ordering != Ordering::None => {
+                let key = job.ordering_key.as_deref().unwrap_or_default();
+                format!("{}:{}", job.handler, hex(&Sha256::digest(key)))
             }
+            Some(_) | None => String::new(),
         };
-        let mut out = json!({
-            "id": job.id.to_string(), "h": &*job.handler, "lane": lane, "ow": &*job.owner,
-            "in": format!("{:016x}", job.instance.0), "aw": u8::from(job.awaited && job.idempotency.is_none()),
-            "tr": job.trace.id_text(), "nb": u64::try_from(job.delay.as_micros()).unwrap_or(u64::MAX),
-            "pb": job.payload.bytes.len(), "env": blobs.add(self.signer.seal_job(job, timeout)),
-        });
+        let mut out = Map::new();
+        let mut put = |name: &str, value: Json| drop(out.insert(name.to_owned(), value));
+        put("id", job.id.to_string().into());
+        put("h", (*job.handler).into());
+        put("lane", lane.into());
+        put("ow", (*job.owner).into());
+        put("in", format!("{:016x}", job.instance.0).into());
+        put("aw", u8::from(job.awaited && job.idempotency.is_none()).into());
+        put("tr", job.trace.id_text().into());
+        put("nb", u64::try_from(job.delay.as_micros()).unwrap_or(u64::MAX).into());
+        put("pb", job.payload.bytes.len().into());
+        put("env", blobs.add(self.signer.seal_job(job, timeout, self.now())).into());
+        put("x", blobs.add(self.signer.sign_loss(job.id)).into());
         if let Some(idempotency) = &job.idempotency {
             let scope = [&*job.owner, &*job.handler, &*idempotency.key].join("\0");
-            out["ik"] = hex(&Sha256::digest(scope)).into();
-            out["fp"] = hex(&idempotency.fingerprint).into();
+            put("ik", hex(&Sha256::digest(scope)).into());
+            put("fp", hex(&idempotency.fingerprint).into());
         }
-        out
+        Json::Object(out)
     }
 
     /// `None` where there is no such job. What is not signed is as good as not there.
-    fn record(&self, value: Value) -> Result<Option<JobRecord>, BackendError> {
+    pub(super) fn record(&self, value: Value) -> Result<Option<JobRecord>, BackendError> {
         if matches!(&value, Value::BulkString(_) | Value::SimpleString(_)) {
             return Ok(None);
         }
-        let [id, env, status, deliveries, submitted, started, finished, result, waiting] = fields(value)?;
+        let [id, env, status, deliveries, started, finished, result, _, waiting] = fields(value)?;
         let Some(id) = JobId::parse(&text(id)?) else { return Ok(None) };
-        let submitted = Timestamp(number(submitted)?);
-        let Ok((spec, _)) = self.signer.open_job(id, &bytes(env)?, submitted) else { return Ok(None) };
+        let Ok((spec, _)) = self.signer.open_job(id, &bytes(env)?) else { return Ok(None) };
         let Some(status) = JobStatus::parse(&text(status)?) else { return Ok(None) };
         let time = |value| text(value).map(|text| text.parse().ok().map(Timestamp));
         let ended = match status.is_terminal() {
@@ -246,13 +300,6 @@ impl Shared {
             waiting_for,
         }))
     }
-
-    fn control(&self, viewer: Option<&Viewer>, mut what: Json, blobs: Blobs) -> Result<Value, BackendError> {
-        if let Some(viewer) = viewer.filter(|viewer| !viewer.admin) {
-            what["ow"] = (*viewer.name).into();
-        }
-        self.call(&self.scripts.control, what, blobs)
-    }
 }
 
 pub(super) fn hex(bytes: &[u8]) -> String {
@@ -261,125 +308,7 @@ pub(super) fn hex(bytes: &[u8]) -> String {
     out
 }
 
-impl Producer for RedisBroker {
-    fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Submitted>, BackendError> {
-        let mut blobs = Blobs::default();
-        let named: Vec<Json> = jobs.iter().map(|job| self.0.job_json(job, &mut blobs)).collect();
-        let answers = list(self.0.call(&self.0.scripts.submit, json!({ "jobs": named }), blobs)?)?;
-        let answers: Vec<String> = answers.into_iter().map(text).collect::<Result<_, _>>()?;
-        let existing = |id: &str| -> Result<Submitted, BackendError> {
-            let id: [u8; 16] = parse_hex(id.as_bytes()).ok_or(BackendError("redis: no id".into()))?;
-            let record = self.record(&Viewer::anonymous(), JobId(id))?;
-            Ok(record.map_or(Submitted::Refused(Refusal::IdempotencyMismatch), |record| {
-                Submitted::Existing(Box::new(record))
-            }))
-        };
-        let read = |answer: &String| match answer.as_str() {
-            "new" => Ok(Submitted::New),
-            "full" => Ok(Submitted::Refused(Refusal::QueueFull)),
-            "unknown" => Ok(Submitted::Refused(Refusal::UnknownHandler)),
-            "mismatch" => Ok(Submitted::Refused(Refusal::IdempotencyMismatch)),
-            id => existing(id),
-        };
-        answers.iter().map(read).collect()
-    }
-
-    fn record(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError> {
-        let what = json!({ "do": "records", "ids": [id.to_string()] });
-        let records = list(self.0.control(Some(viewer), what, Blobs::default())?)?;
-        records.into_iter().next().map_or(Ok(None), |record| self.0.record(record))
-    }
-
-    fn cancel(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError> {
-        let mut blobs = Blobs::default();
-        let error = JobError::new(Code::Cancelled, "the job was cancelled");
-        let finished = Finished { status: JobStatus::Cancelled, result: Err(error) };
-        let outcome = blobs.add(self.0.signer.seal_outcome(id, &finished));
-        let what = json!({ "do": "cancel", "id": id.to_string(), "r": outcome });
-        self.0.control(Some(viewer), what, blobs).and_then(|record| self.0.record(record))
-    }
-
-    fn retry(
-        &self,
-        viewer: &Viewer,
-        id: JobId,
-    ) -> Result<Option<Result<JobRecord, JobStatus>>, BackendError> {
-        let what = json!({ "do": "retry", "id": id.to_string() });
-        match self.0.control(Some(viewer), what, Blobs::default())? {
-            Value::BulkString(word) => {
-                Ok(std::str::from_utf8(&word).ok().and_then(JobStatus::parse).map(Err))
-            }
-            record => Ok(self.0.record(record)?.map(Ok)),
-        }
-    }
-
-    fn pause(&self, handler: &str, paused: bool) -> Result<bool, BackendError> {
-        let what = json!({ "do": "pause", "h": handler, "on": paused });
-        Ok(text(self.0.control(None, what, Blobs::default())?)? == "ok")
-    }
-
-    fn list(&self, viewer: &Viewer, filter: &Filter) -> Result<Vec<JobRecord>, BackendError> {
-        let mut what = json!({ "do": "list", "most": filter.limit });
-        if let Some(handler) = &filter.handler {
-            what["h"] = handler.as_str().into();
-        }
-        if let Some(status) = filter.status {
-            what["s"] = status.as_str().into();
-        }
-        let records = list(self.0.control(Some(viewer), what, Blobs::default())?)?;
-        records.into_iter().filter_map(|record| self.0.record(record).transpose()).collect()
-    }
-
-    fn stats(&self) -> Result<Stats, BackendError> {
-        let answer = self.0.control(None, json!({ "do": "stats" }), Blobs::default())?;
-        let [counts, ready, paused, consumers, records, leases] = fields(answer)?;
-        let words = |value| list(value)?.into_iter().map(text).collect::<Result<Vec<String>, _>>();
-        let (counts, ready) = (words(counts)?, words(ready)?);
-        let figure = |pairs: &[String], name: &str| {
-            let pair = pairs.chunks_exact(2).find(|pair| pair[0] == name);
-            pair.and_then(|pair| pair[1].parse::<u64>().ok()).unwrap_or(0)
-        };
-        let count = |name: &str| figure(&counts, name);
-        let paused: BTreeSet<String> = words(paused)?.into_iter().collect();
-        let histogram = |name: &str, handler: &str| {
-            let bucket = |index: usize| count(&format!("{name}:{handler}:{index}"));
-            Histogram {
-                buckets: std::array::from_fn(bucket),
-                sum_micros: count(&format!("{name}:{handler}:sum")),
-            }
-        };
-        let size = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
-        let handlers = self.0.handlers.iter().map(|spec| {
-            let name = &*spec.name;
-            HandlerStats {
-                handler: spec.name.clone(),
-                group: self.0.groups[spec.group].clone(),
-                paused: paused.contains(name),
-                queued: size(count(&format!("queued:{name}"))),
-                running: size(count(&format!("running:{name}"))),
-                lanes: size(count(&format!("lanes:{name}"))),
-                oldest: Duration::from_micros(figure(&ready, name)),
-                submitted: count(&format!("submitted:{name}")),
-                finished: JobStatus::ALL.map(|status| count(&format!("finished:{name}:{}", status.as_str()))),
-                job_seconds: histogram("job", name),
-                queue_wait_seconds: histogram("wait", name),
-            }
-        });
-        let mut connected = vec![0; self.0.groups.len()];
-        for group in words(consumers)? {
-            if let Some(count) = group.parse().ok().and_then(|group: usize| connected.get_mut(group)) {
-                *count += 1;
-            }
-        }
-        Ok(Stats {
-            handlers: handlers.collect(),
-            redelivered: count("redelivered"),
-            dead: count("dead"),
-            late: count("late"),
-            duplicate: count("duplicate"),
-            consumers: connected,
-            records: size(number(records)?),
-            leases: size(number(leases)?),
-        })
-    }
+/// A call's name: one that is repeated has the same.
+pub(super) fn call_name() -> Json {
+    json!(hex(&crate::entropy::Entropy::system().bytes::<8>()))
 }

@@ -1,40 +1,108 @@
-//! One connection to the server: scripts in, values out. A connection that had an I/O error is never used again, and a
+//! Connections to the server: scripts in, values out. A connection that had an I/O error is never used again, and a
 //! call that met one is repeated once on a new one: every script is safe to repeat.
 
-use std::sync::{Mutex, PoisonError};
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use redis::{Client, Connection, ErrorKind, FromRedisValue, RedisError, Script, Value};
+use redis::io::tcp::TcpSettings;
+use redis::{Client, Connection, ErrorKind, FromRedisValue, IntoConnectionInfo, RedisError, Script, Value};
+use zeroize::Zeroizing;
 
+use super::vet::{Fitness, judge};
+use crate::bell::lock;
+use crate::config::Redis;
 use crate::ports::BackendError;
 
-/// A client with at most one idle connection.
+/// Connections that are kept while nobody needs them: the loop's thread, and routes that render.
+const IDLE: usize = 4;
+
+/// A client with a few idle connections.
 pub struct Link {
     client: Client,
     connect_timeout: Duration,
     response_timeout: Duration,
-    idle: Mutex<Option<Connection>>,
+    idle: Mutex<Vec<Connection>>,
+    /// Connections that were made.
+    made: AtomicU64,
 }
 
 impl Link {
-    /// To the server at `url`; connects with the first call.
+    /// To the server that the config names; connects with the first call.
     ///
     /// # Errors
-    /// The address makes no sense.
-    pub fn new(url: &str, connect_timeout: Duration, response_timeout: Duration) -> Result<Link, String> {
-        let client = Client::open(url).map_err(|error| format!("runtime.platform.redis.url: {error}"))?;
-        Ok(Link { client, connect_timeout, response_timeout, idle: Mutex::new(None) })
+    /// The address makes no sense, or the password's file cannot be read.
+    pub fn new(config: &Redis) -> Result<Link, String> {
+        let at = "runtime.platform.redis";
+        let url = config.url.replacen("redis+unix://", "unix://", 1);
+        let info = url.into_connection_info().map_err(|error| format!("{at}.url: {error}"))?;
+        let mut login = info.redis_settings().clone().set_skip_set_lib_name();
+        if let Some(file) = &config.password_file {
+            let unreadable = |error| format!("{at}.password_file {file}: {error}");
+            let text = Zeroizing::new(std::fs::read_to_string(Path::new(file)).map_err(unreadable)?);
+            login = login.set_password(text.strip_suffix('\n').unwrap_or(&text));
+        }
+        if let Some(name) = &config.username {
+            login = login.set_username(name);
+        }
+        let tcp = TcpSettings::default().set_nodelay(true);
+        let info = info.set_redis_settings(login).set_tcp_settings(tcp);
+        Ok(Link {
+            client: Client::open(info).map_err(|error| format!("{at}.url: {error}"))?,
+            connect_timeout: Duration::from_millis(config.connect_timeout_ms),
+            response_timeout: Duration::from_millis(config.response_timeout_ms),
+            idle: Mutex::new(Vec::new()),
+            made: AtomicU64::new(0),
+        })
     }
 
     /// A connection of its own, for a caller that blocks.
     ///
     /// # Errors
-    /// The server cannot be reached.
+    /// The server cannot be reached, or does not let us in.
     pub fn connect(&self) -> Result<Connection, BackendError> {
         let connection = self.client.get_connection_with_timeout(self.connect_timeout).map_err(lost)?;
         connection.set_read_timeout(Some(self.response_timeout)).map_err(lost)?;
         connection.set_write_timeout(Some(self.response_timeout)).map_err(lost)?;
+        self.made.fetch_add(1, Ordering::Relaxed);
         Ok(connection)
+    }
+
+    /// One for waits of so long.
+    ///
+    /// # Errors
+    /// As [`Link::connect`].
+    pub fn connect_to_listen(&self, wait: Duration) -> Result<Connection, BackendError> {
+        let connection = self.connect()?;
+        connection.set_read_timeout(Some(wait + self.response_timeout)).map_err(lost)?;
+        Ok(connection)
+    }
+
+    /// What the server says of itself.
+    #[must_use]
+    pub fn vet(&self) -> Fitness {
+        let judged =
+            self.client.get_connection_with_timeout(self.connect_timeout).and_then(|mut connection| {
+                connection.set_read_timeout(Some(self.response_timeout))?;
+                connection.set_write_timeout(Some(self.response_timeout))?;
+                let info: String = redis::cmd("INFO").query(&mut connection)?;
+                // Not every role may ask for this.
+                let fsync = redis::cmd("CONFIG").arg("GET").arg("appendfsync").query(&mut connection);
+                let fsync: Option<(String, String)> = fsync.ok();
+                Ok(judge(&info, fsync.as_ref().map(|(_, value)| value.as_str())))
+            });
+        judged.unwrap_or_else(|error| {
+            let is_away =
+                is_lost(&error) || error.code() == Some("LOADING") || error.code() == Some("MASTERDOWN");
+            let said = format!("redis: {error}");
+            if is_away { Fitness::Away(said) } else { Fitness::Unfit(said) }
+        })
+    }
+
+    /// Connections that were made so far.
+    pub fn made(&self) -> u64 {
+        self.made.load(Ordering::Relaxed)
     }
 
     /// Runs a script: the prefix as its key, then these arguments.
@@ -42,14 +110,12 @@ impl Link {
     /// # Errors
     /// The server cannot be reached, twice, or refuses.
     pub fn run(&self, script: &Script, prefix: &str, arguments: &[&[u8]]) -> Result<Value, BackendError> {
-        self.repeat(|connection| {
-            let mut call = script.prepare_invoke();
-            call.key(prefix);
-            for argument in arguments {
-                call.arg(*argument);
-            }
-            call.invoke(connection)
-        })
+        let mut call = script.prepare_invoke();
+        call.key(prefix);
+        for argument in arguments {
+            call.arg(*argument);
+        }
+        self.repeat(|connection| call.invoke(connection))
     }
 
     /// Runs a command.
@@ -61,28 +127,46 @@ impl Link {
     }
 
     fn repeat<T>(&self, call: impl Fn(&mut Connection) -> Result<T, RedisError>) -> Result<T, BackendError> {
-        let mut attempt = 0;
+        let mut is_first = true;
         loop {
-            let kept = self.idle.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let kept = lock(&self.idle).pop();
             let mut connection = match kept {
                 Some(connection) => connection,
                 None => self.connect()?,
             };
-            match call(&mut connection) {
+            let error = match call(&mut connection) {
                 Ok(answer) => {
-                    *self.idle.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
+                    self.keep(connection);
                     return Ok(answer);
                 }
-                // Nothing is known of what the call did; the connection's state is unknown too: it is dropped.
-                Err(error) if is_lost(&error) && !error.is_timeout() && attempt == 0 => attempt += 1,
-                Err(error) => return Err(lost(error)),
+                Err(error) => error,
+            };
+            if !is_lost(&error) {
+                // The server has refused: the connection is as good as before.
+                self.keep(connection);
+                return Err(lost(error));
             }
+            // Nothing is known of what the call did, and of those that lay idle no more than of this one.
+            lock(&self.idle).clear();
+            if error.is_timeout() || !std::mem::take(&mut is_first) {
+                return Err(lost(error));
+            }
+        }
+    }
+
+    fn keep(&self, connection: Connection) {
+        let mut idle = lock(&self.idle);
+        if idle.len() < IDLE {
+            idle.push(connection);
         }
     }
 }
 
 fn is_lost(error: &RedisError) -> bool {
-    error.is_io_error() || error.is_connection_dropped() || error.kind() == ErrorKind::Io
+    error.is_io_error()
+        || error.is_connection_dropped()
+        || error.is_unrecoverable_error()
+        || error.kind() == ErrorKind::Parse
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "it is what map_err gives")]

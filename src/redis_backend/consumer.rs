@@ -1,16 +1,21 @@
 //! An executor's side: one script a step. Leases are live as long as somebody renews them.
+//!
+//! A server that is away is waited for: what was said and not answered is said again, as it was, until the leases have
+//! run out. So a step fails only when every lease of this consumer has ended.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use redis::Value;
-use serde_json::{Value as Json, json};
+use serde_json::{Map, Value as Json, json};
 
-use super::broker::{Blobs, RedisBroker, hex};
+use super::broker::{Blobs, RedisBroker, call_name, hex};
 use super::connection::{bytes, fields, list, number, text};
+use super::envelope::Forged;
+use super::producer::pushed;
 use super::replies::Ear;
 use crate::bell::Bell;
-use crate::clock::Timestamp;
 use crate::entropy::Entropy;
 use crate::job::{
     Change, Effects, Entries, Finished, FollowUp, InstanceId, JobError, JobId, JobSpec, JobStatus, Trace,
@@ -23,6 +28,9 @@ use crate::ports::{
 };
 use crate::problem::{Cause, Code};
 
+/// Between two tries of a server that is away: doubling, from the first of these to the second.
+const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
+
 /// See the module. Dropping it ends its leases, if the server hears of it.
 pub struct RedisConsumer {
     broker: RedisBroker,
@@ -32,6 +40,13 @@ pub struct RedisConsumer {
     entropy: Entropy,
     /// What commits of a live lease must name.
     held: HashMap<u64, Held>,
+    unsaid: Vec<Commit>,
+    releases: Vec<LeaseRef>,
+    in_doubt: Option<Said>,
+    /// What the next step brings besides its own.
+    heard: Step,
+    away: Option<Away>,
+    bell: Bell,
     _ear: Ear,
 }
 
@@ -40,23 +55,41 @@ struct Held {
     jobs: Vec<Arc<JobSpec>>,
 }
 
+/// A step as it goes to the server.
+struct Said {
+    what: Json,
+    blobs: Blobs,
+    commits: Vec<Commit>,
+}
+
+/// The server could not be reached.
+struct Away {
+    since: Instant,
+    again_at: Instant,
+    pause: Duration,
+}
+
 impl RedisBroker {
     /// An executor of this group with so many workers; `bell` rings when a step would bring something.
     ///
     /// # Errors
-    /// The backend cannot be reached.
+    /// There is no thread to be had.
     pub fn consumer(&self, group: usize, workers: usize, bell: Bell) -> Result<RedisConsumer, BackendError> {
         let mut entropy = Entropy::system();
-        let id = hex(&entropy.bytes::<8>());
-        let ear = Ear::listen(self, format!("{}bell:{group}", self.0.prefix), bell)?;
-        self.lease(json!({ "do": "connect", "con": id, "g": group }))?;
+        let ear = Ear::listen(self, super::replies::Stream::Bell(group), bell.clone())?;
         Ok(RedisConsumer {
             broker: self.clone(),
-            id,
+            id: hex(&entropy.bytes::<8>()),
             group,
             workers,
             entropy,
             held: HashMap::new(),
+            unsaid: Vec::new(),
+            releases: Vec::new(),
+            in_doubt: None,
+            heard: Step::default(),
+            away: None,
+            bell,
             _ear: ear,
         })
     }
@@ -67,32 +100,171 @@ impl RedisBroker {
     /// The backend cannot be reached.
     pub fn sweep(&self) -> Result<Option<u64>, BackendError> {
         loop {
-            match self.lease(json!({ "do": "sweep" }))? {
+            match self.lease(&json!({ "do": "sweep" }))?.0 {
                 Some(0) => {}
                 due => return Ok(due),
             }
         }
     }
 
-    fn lease(&self, what: Json) -> Result<Option<u64>, BackendError> {
-        let answer = self.0.call(&self.0.scripts.lease, what, Blobs::default())?;
-        let [notices, due] = fields(answer)?;
-        log_notices(notices)?;
-        Ok(text(due)?.parse().ok())
+    /// A consumer's process is known to have ended: its leases end at once.
+    ///
+    /// # Errors
+    /// The backend cannot be reached: they run out.
+    pub fn is_lost(&self, consumer: &str, workers: usize) -> Result<(), BackendError> {
+        self.lease(&json!({ "do": "leave", "con": consumer, "workers": workers })).map(drop)
     }
+
+    /// The time until something is due, and the leases that are over.
+    pub(super) fn lease(&self, what: &Json) -> Result<(Option<u64>, Vec<u64>), BackendError> {
+        let answer = self.0.call(&self.0.scripts.lease, what, &Blobs::default())?;
+        let [notices, due, over] = fields(answer)?;
+        log_notices(notices)?;
+        let over = list(over)?.into_iter().map(number).collect::<Result<_, _>>()?;
+        Ok((text(due)?.parse().ok(), over))
+    }
+}
+
+/// What a process says of itself, as names and values.
+pub(super) fn facts() -> Vec<String> {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    ["host".into(), host.trim().into(), "pid".into(), std::process::id().to_string()].into()
 }
 
 fn log_notices(notices: Value) -> Result<(), BackendError> {
     for notice in list(notices)? {
-        let [name, job, cause] = fields(notice)?;
-        let (name, job, cause) = (text(name)?, text(job)?, text(cause)?);
+        let [name, job, cause, trace] = fields(notice)?;
+        let (name, job, cause, trace) = (text(name)?, text(job)?, text(cause)?, text(trace)?);
         let level = if name == "queue.dead" { log::Level::Warn } else { log::Level::Info };
-        event(level, &name).field("job_id", &job).field("cause", &cause).emit();
+        event(level, &name).field("trace_id", &trace).field("job_id", &job).field("cause", &cause).emit();
     }
     Ok(())
 }
 
+fn log_claimed(spec: &JobSpec) {
+    event(log::Level::Debug, "queue.claimed")
+        .field("trace_id", &spec.trace.id_text())
+        .field("job_id", &spec.id.to_string())
+        .emit();
+}
+
 impl RedisConsumer {
+    /// Its name in the deployment.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// What there is to say now.
+    fn compose(&mut self, room: usize) -> Said {
+        let (mut blobs, commits) = (Blobs::default(), std::mem::take(&mut self.unsaid));
+        let named: Vec<Json> = commits.iter().map(|commit| self.commit_json(commit, &mut blobs)).collect();
+        let released = std::mem::take(&mut self.releases);
+        let releases: Vec<Json> = released.iter().map(|lease| lease_json(*lease).into()).collect();
+        let what = json!({
+            "con": self.id, "g": self.group, "facts": facts(), "call": call_name(), "room": room,
+            "token": hex(&self.entropy.bytes::<14>()), "commits": named, "releases": releases,
+        });
+        Said { what, blobs, commits }
+    }
+
+    /// Says it, and takes in what comes of it.
+    fn say(&mut self, said: &Said, step: &mut Step) -> Result<(), BackendError> {
+        let answer = self.broker.0.call(&self.broker.0.scripts.step, &said.what, &said.blobs)?;
+        let [results, leases, revoked, notices] = fields(answer)?;
+        for (commit, result) in said.commits.iter().zip(list(results)?) {
+            let result = match text(result)?.as_str() {
+                "committed" => CommitResult::Committed,
+                "again" => CommitResult::AlreadyCommitted,
+                _ => CommitResult::Fenced,
+            };
+            self.committed(commit, result);
+            step.results.push(CommitAnswer { lease: commit.lease.number, job: commit.job, result });
+        }
+        for lease in list(leases)? {
+            step.leases.extend(self.lease_of(lease)?);
+        }
+        for word in list(revoked)? {
+            let word = text(word)?;
+            if let Some((lease, job)) = word.split_once(' ')
+                && let (Ok(lease), Some(job)) = (lease.parse(), JobId::parse(job))
+            {
+                step.revoked.push(Revoked { lease, job });
+            }
+        }
+        log_notices(notices)
+    }
+
+    /// The books after a commit, and what others should know of it.
+    fn committed(&mut self, commit: &Commit, result: CommitResult) {
+        let Some(held) = self.held.get(&commit.lease.number) else { return };
+        let at = held.jobs.iter().position(|spec| spec.id == commit.job).unwrap_or(held.jobs.len());
+        let goes_on = matches!(commit.verdict, Verdict::Succeeded(..) | Verdict::Failed(_));
+        if result == CommitResult::Committed
+            && !matches!(commit.verdict, Verdict::Retry(_) | Verdict::Crashed(_))
+            && let Some(spec) = held.jobs.get(at)
+        {
+            event(log::Level::Debug, "reply.published")
+                .field("trace_id", &spec.trace.id_text())
+                .field("job_id", &spec.id.to_string())
+                .emit();
+        }
+        match held.jobs.get(at + 1).filter(|_| goes_on && result != CommitResult::Fenced) {
+            Some(next) => log_claimed(next),
+            None => drop(self.held.remove(&commit.lease.number)),
+        }
+    }
+
+    /// The server is away. A step fails once nothing of it can count any more.
+    fn is_away(&mut self, error: BackendError) -> Result<(), BackendError> {
+        let now = Instant::now();
+        let away = self.away.get_or_insert_with(|| {
+            log::warn!("the backend is away; what has finished is kept until it is back: {error}");
+            Away { since: now, again_at: now, pause: PAUSES[0] }
+        });
+        away.again_at = now + away.pause;
+        away.pause = (away.pause * 2).min(PAUSES[1]);
+        if now.duration_since(away.since) <= self.broker.0.visibility {
+            return Ok(());
+        }
+        away.since = now;
+        self.unsaid.clear();
+        self.releases.clear();
+        self.in_doubt = None;
+        self.held.clear();
+        Err(error)
+    }
+
+    /// Says what there is to say, and claims up to so many leases.
+    fn talk(&mut self, room: usize, step: &mut Step) -> Result<(), BackendError> {
+        while !self.is_pausing() {
+            // What was said and not answered comes first, as it was: it may have been heard.
+            let in_doubt = self.in_doubt.take();
+            let was_in_doubt = in_doubt.is_some();
+            let room = room.saturating_sub(step.leases.len());
+            let said = in_doubt.unwrap_or_else(|| self.compose(room));
+            if let Err(error) = self.say(&said, step) {
+                self.in_doubt = Some(said);
+                return self.is_away(error);
+            }
+            self.is_back();
+            if !was_in_doubt {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_pausing(&self) -> bool {
+        self.away.as_ref().is_some_and(|away| Instant::now() < away.again_at)
+    }
+
+    fn is_back(&mut self) {
+        if let Some(away) = self.away.take() {
+            log::info!("the backend is back after {} ms", away.since.elapsed().as_millis());
+        }
+    }
+
     fn commit_json(&mut self, commit: &Commit, blobs: &mut Blobs) -> Json {
         let (id, signer) = (commit.job, &self.broker.0.signer);
         let mut seal = |status, result| blobs.add(signer.seal_outcome(id, &Finished { status, result }));
@@ -118,10 +290,14 @@ impl RedisConsumer {
         };
         #[allow(clippy::cast_precision_loss, reason = "a jitter between 0 and 1")]
         let jitter = self.entropy.up_to(1 << 20) as f64 / f64::from(1 << 20);
-        let mut out = json!({
-            "n": format!("{:016}", commit.lease.number), "t": hex(&commit.lease.token), "id": id.to_string(), "d": commit.delivery,
-            "v": commit.builds_on.0.to_string(), "s": word, "r": outcome, "j": jitter,
-        });
+        let mut out = lease_json(commit.lease);
+        let mut put = |name: &str, value: Json| drop(out.insert(name.to_owned(), value));
+        put("id", id.to_string().into());
+        put("d", commit.delivery.into());
+        put("v", commit.builds_on.0.to_string().into());
+        put("s", word.into());
+        put("r", outcome.into());
+        put("j", jitter.into());
         if let Verdict::Succeeded(_, effects) = &commit.verdict
             && *effects != Effects::default()
             && let Some(held) = self.held.get(&commit.lease.number)
@@ -133,23 +309,29 @@ impl RedisConsumer {
                 failed(Code::StateTooLarge, "the trace's context would exceed 1 MiB"),
                 failed(Code::HandlerFailed, "a follow-up names an unknown handler"),
             ];
-            out["no"] = refusals.map(|(status, result)| seal(status, result)).to_vec().into();
+            put("no", refusals.map(|(status, result)| seal(status, result)).to_vec().into());
             let context = context_map(spec);
-            out["st"] = self.broker.0.changes(&held.state, &effects.state, blobs);
-            out["cx"] = self.broker.0.changes(&context, &effects.context, blobs);
-            out["ctx"] = context.into();
+            put("st", self.broker.0.changes(&held.state, &effects.state, blobs));
+            put("cx", self.broker.0.changes(&context, &effects.context, blobs));
+            put("ctx", context.into());
             let spec = spec.clone();
             let follow_ups: Vec<Json> = effects
                 .follow_ups
                 .iter()
                 .map(|job| {
                     let new = follow_up(&spec, job, &mut self.entropy);
+                    pushed(&new);
                     self.broker.0.job_json(&new, blobs)
                 })
                 .collect();
-            out["fu"] = follow_ups.into();
+            put("fu", follow_ups.into());
         }
-        out
+        out.into()
+    }
+
+    /// A signed job in another handler's lane is as good as forged.
+    fn is_of(&self, spec: &JobSpec, handler: &str) -> Result<(), Forged> {
+        if *spec.handler == *handler { Ok(()) } else { Err(Forged) }
     }
 
     fn lease_of(&mut self, value: Value) -> Result<Option<Lease>, BackendError> {
@@ -161,14 +343,19 @@ impl RedisConsumer {
         let lease = LeaseRef { number, token };
         let mut leased = Vec::new();
         for job in list(jobs)? {
-            let [id, env, delivery, fence, submitted, context] = fields(job)?;
+            let [id, env, delivery, fence, context] = fields(job)?;
             let id = parse_hex(&bytes(id)?).map(JobId).ok_or(BackendError("redis: no id".into()))?;
-            let submitted = Timestamp(super::connection::number(submitted)?);
-            let Ok((spec, payload)) = self.broker.0.signer.open_job(id, &bytes(env)?, submitted) else {
+            let opened = self.broker.0.signer.open_job(id, &env_bytes(env));
+            let Ok((spec, payload)) = opened.and_then(|job| self.is_of(&job.0, &handler).map(|()| job))
+            else {
                 event(log::Level::Error, "queue.forged").field("job_id", &id.to_string()).emit();
-                let (number, token) = (format!("{number:016}"), hex(&token));
-                let what = json!({ "do": "quarantine", "con": self.id, "n": number, "t": token, "id": id.to_string() });
-                return self.broker.lease(what).map(|_| None);
+                let mut what = lease_json(lease);
+                what.extend([
+                    ("do".to_owned(), "quarantine".into()),
+                    ("con".to_owned(), self.id.as_str().into()),
+                    ("id".to_owned(), id.to_string().into()),
+                ]);
+                return self.broker.lease(&what.into()).map(|_| None);
             };
             let spec = Arc::new(spec);
             let context = self.broker.0.entries(&context_map(&spec), context)?;
@@ -184,9 +371,21 @@ impl RedisConsumer {
             _ => StateAt::Whole(version, self.broker.0.entries(&map, state)?),
         };
         let jobs: Vec<Arc<JobSpec>> = leased.iter().map(|job| job.spec.clone()).collect();
+        log_claimed(&jobs[0]);
         self.held.insert(number, Held { state: map, jobs });
         Ok(Some(Lease { lease, handler, state, jobs: leased }))
     }
+}
+
+/// A lease as the scripts name it.
+fn lease_json(lease: LeaseRef) -> Map<String, Json> {
+    let named = [("n", format!("{:016}", lease.number)), ("t", hex(&lease.token))];
+    named.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect()
+}
+
+/// An envelope that is not there, or no text, is signed by nobody.
+fn env_bytes(env: Value) -> Vec<u8> {
+    bytes(env).unwrap_or_default()
 }
 
 fn state_map(handler: &str, key: Option<&str>) -> String {
@@ -246,50 +445,51 @@ impl super::broker::Shared {
 
 impl Consumer for RedisConsumer {
     fn step(&mut self, commits: Vec<Commit>, room: usize) -> Result<Step, BackendError> {
-        let mut blobs = Blobs::default();
-        let named: Vec<Json> = commits.iter().map(|commit| self.commit_json(commit, &mut blobs)).collect();
-        let tokens: Vec<String> = (0..room).map(|_| hex(&self.entropy.bytes::<16>())).collect();
-        let what =
-            json!({ "con": self.id, "g": self.group, "room": room, "tokens": tokens, "commits": named });
-        let answer = self.broker.0.call(&self.broker.0.scripts.step, what, blobs)?;
-        let [results, leases, revoked, notices] = fields(answer)?;
-        let mut step = Step::default();
-        for (commit, result) in commits.iter().zip(list(results)?) {
-            let result = match text(result)?.as_str() {
-                "committed" => CommitResult::Committed,
-                "again" => CommitResult::AlreadyCommitted,
-                _ => CommitResult::Fenced,
-            };
-            step.results.push(CommitAnswer { lease: commit.lease.number, job: commit.job, result });
-        }
-        for lease in list(leases)? {
-            step.leases.extend(self.lease_of(lease)?);
-        }
-        for word in list(revoked)? {
-            let word = text(word)?;
-            if let Some((lease, job)) = word.split_once(' ')
-                && let (Ok(lease), Some(job)) = (lease.parse(), JobId::parse(job))
-            {
-                step.revoked.push(Revoked { lease, job });
-            }
-        }
-        log_notices(notices)?;
+        self.unsaid.extend(commits);
+        let mut step = std::mem::take(&mut self.heard);
+        self.talk(room, &mut step)?;
         Ok(step)
     }
 
     fn release(&mut self, lease: LeaseRef, _reason: ReleaseReason) -> Result<(), BackendError> {
-        let (number, token) = (format!("{:016}", lease.number), hex(&lease.token));
-        self.broker.lease(json!({ "do": "release", "con": self.id, "n": number, "t": token })).map(drop)
+        self.held.remove(&lease.number);
+        self.releases.push(lease);
+        let mut heard = std::mem::take(&mut self.heard);
+        let said = self.talk(0, &mut heard);
+        if !(heard.results.is_empty() && heard.leases.is_empty() && heard.revoked.is_empty()) {
+            self.bell.ring();
+        }
+        self.heard = heard;
+        said
     }
 
     fn extend(&mut self) -> Result<(), BackendError> {
-        self.broker.lease(json!({ "do": "extend", "con": self.id })).map(drop)
+        if self.held.is_empty() || self.is_pausing() {
+            return Ok(());
+        }
+        let numbers: Vec<String> = self.held.keys().map(|number| format!("{number:016}")).collect();
+        let what = json!({ "do": "extend", "con": self.id, "ns": numbers });
+        let over = match self.broker.lease(&what) {
+            Ok((_, over)) => over,
+            Err(error) => return self.is_away(error),
+        };
+        // One in doubt may be over because all of it is committed.
+        for number in over.into_iter().filter(|_| self.in_doubt.is_none()) {
+            let Some(held) = self.held.remove(&number) else { continue };
+            event(log::Level::Warn, "lease.lost").field("lease", &number.to_string()).emit();
+            self.heard.revoked.extend(held.jobs.iter().map(|spec| Revoked { lease: number, job: spec.id }));
+            self.bell.ring();
+        }
+        Ok(())
     }
 }
 
 impl Drop for RedisConsumer {
     fn drop(&mut self) {
-        // If nobody hears it, its leases run out.
-        let _ = self.broker.lease(json!({ "do": "leave", "con": self.id, "workers": self.workers }));
+        // If nobody hears it, its leases run out. What is in doubt was never started.
+        if !self.is_pausing() {
+            let workers = if self.held.is_empty() { 0 } else { self.workers };
+            let _ = self.broker.is_lost(&self.id, workers);
+        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Who can write to Redis but lacks the secret cannot make anything run or answer. Each is `body || mac`, the mac over the
 //! deployment's prefix, what it belongs to, and the body, each with its length before it; the key is
-//! HKDF("cofferdam/1 envelope", R, kind, 32).
+//! HKDF("cofferdam/1 envelope", R, kind, 32). Processes are given its first half, never R.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,12 +33,19 @@ pub struct Signer {
     entry: MacKey,
 }
 
+/// What processes of a deployment sign with: `HKDF-Extract(salt "cofferdam/1 envelope", R)`.
+///
+/// # Errors
+/// The secret is none.
+pub fn envelope_secret(root: &Secret) -> Result<Secret, String> {
+    Secret::new(*hkdf_extract(b"cofferdam/1 envelope", root.expose()))
+}
+
 impl Signer {
-    /// With the root secret's keys.
+    /// With the keys that follow from [`envelope_secret`].
     #[must_use]
-    pub fn new(root: &Secret, prefix: &str) -> Signer {
-        let prk = hkdf_extract(b"cofferdam/1 envelope", root.expose());
-        let key = |kind: &[u8]| MacKey::new(&*hkdf_expand::<32>(&prk, &[kind]));
+    pub fn new(envelope: &Secret, prefix: &str) -> Signer {
+        let key = |kind: &[u8]| MacKey::new(&*hkdf_expand::<32>(envelope.expose(), &[kind]));
         Signer { prefix: prefix.to_owned(), job: key(b"job"), outcome: key(b"outcome"), entry: key(b"entry") }
     }
 
@@ -66,7 +73,7 @@ impl Signer {
 
     /// A job as it is accepted.
     #[must_use]
-    pub fn seal_job(&self, job: &NewJob, timeout: Duration) -> Vec<u8> {
+    pub fn seal_job(&self, job: &NewJob, timeout: Duration, submitted_at: Timestamp) -> Vec<u8> {
         let mut out = Vec::with_capacity(128 + job.payload.bytes.len());
         put_text(&mut out, &job.owner);
         put_text(&mut out, &job.handler);
@@ -74,6 +81,7 @@ impl Signer {
         put_text(&mut out, job.ordering_key.as_deref().unwrap_or_default());
         out.extend_from_slice(&job.trace.id);
         out.extend_from_slice(&job.trace.span);
+        out.extend_from_slice(&submitted_at.0.to_be_bytes());
         out.extend_from_slice(&u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX).to_be_bytes());
         out.push(u8::from(job.one_line));
         put_text(&mut out, job.payload.media_type.as_str());
@@ -85,18 +93,14 @@ impl Signer {
     ///
     /// # Errors
     /// It was not.
-    pub fn open_job(
-        &self,
-        id: JobId,
-        sealed: &[u8],
-        submitted_at: Timestamp,
-    ) -> Result<(JobSpec, Payload), Forged> {
+    pub fn open_job(&self, id: JobId, sealed: &[u8]) -> Result<(JobSpec, Payload), Forged> {
         let mut fields = Cursor::new(self.open(&self.job, &[&id.0], sealed)?);
         let (owner, handler) = (Arc::from(fields.text()?), Arc::from(fields.text()?));
         let keyed = fields.u8()? == 1;
         let key: &str = fields.text()?;
         let ordering_key = keyed.then(|| Arc::from(key));
         let trace = Trace { id: fields.array()?, span: fields.array()? };
+        let submitted_at = Timestamp(fields.u64()?);
         let timeout = Duration::from_micros(fields.u64()?);
         let one_line = fields.u8()? == 1;
         let media_type = MediaType::parse(fields.text()?).ok_or(Forged)?;
@@ -109,31 +113,22 @@ impl Signer {
     /// How a delivery ended.
     #[must_use]
     pub fn seal_outcome(&self, id: JobId, finished: &Finished) -> Vec<u8> {
-        let mut out = Vec::new();
-        match &finished.result {
-            Ok(payload) => {
-                put_text(&mut out, payload.media_type.as_str());
-                put_bytes(&mut out, &payload.bytes);
-            }
-            Err(error) => {
-                put_text(&mut out, error.code.as_str());
-                put_text(&mut out, &error.detail);
-                put_text(&mut out, error.cause.map_or("", Cause::as_str));
-            }
-        }
-        self.seal(&self.outcome, &[&id.0, finished.status.as_str().as_bytes()], out)
+        self.seal(&self.outcome, &[&id.0, finished.status.as_str().as_bytes()], outcome_body(finished))
     }
 
-    /// What a job of this status came to. A job that its executors were lost with was signed by nobody: it has no result.
+    /// The signature of the outcome that a job has when its executors were lost too often. Nobody who could sign is
+    /// there at that moment, so it is made with the job; the script puts it behind [`lost_body`].
+    #[must_use]
+    pub fn sign_loss(&self, id: JobId) -> Vec<u8> {
+        let about: [&[u8]; 2] = [&id.0, JobStatus::Dead.as_str().as_bytes()];
+        self.outcome.sign(&[&self.signed(&about, &lost_body())]).to_vec()
+    }
+
+    /// What a job of this status came to.
     ///
     /// # Errors
     /// It was not signed.
     pub fn open_outcome(&self, id: JobId, status: JobStatus, sealed: &[u8]) -> Result<Finished, Forged> {
-        if sealed.is_empty() && status == JobStatus::Dead {
-            let detail = "its executor was lost".to_owned();
-            let error = JobError { code: Code::DeadLettered, detail, cause: Some(Cause::ExecutorLost) };
-            return Ok(Finished { status, result: Err(error) });
-        }
         let about: [&[u8]; 2] = [&id.0, status.as_str().as_bytes()];
         let mut fields = Cursor::new(self.open(&self.outcome, &about, sealed)?);
         let result = if status == JobStatus::Succeeded {
@@ -142,15 +137,11 @@ impl Signer {
         } else {
             let code = Code::parse(fields.text()?).ok_or(Forged)?;
             let detail = fields.text()?.to_owned();
-            let cause = fields.text()?;
-            let causes = [Cause::RetriesExhausted, Cause::HandlerCrashed, Cause::ExecutorLost];
-            let cause = causes.into_iter().find(|known| known.as_str() == cause);
-            Err(JobError { code, detail, cause })
+            Err(JobError { code, detail, cause: Cause::parse(fields.text()?) })
         };
         fields.finish()?;
         Ok(Finished { status, result })
     }
-
     /// A value of a map.
     #[must_use]
     pub fn seal_entry(&self, map: &str, key: &str, value: &[u8]) -> Vec<u8> {
@@ -164,4 +155,29 @@ impl Signer {
     pub fn open_entry(&self, map: &str, key: &str, sealed: &[u8]) -> Result<Arc<[u8]>, Forged> {
         self.open(&self.entry, &[map.as_bytes(), key.as_bytes()], sealed).map(Arc::from)
     }
+}
+
+/// An outcome without its signature.
+fn outcome_body(finished: &Finished) -> Vec<u8> {
+    let mut out = Vec::new();
+    match &finished.result {
+        Ok(payload) => {
+            put_text(&mut out, payload.media_type.as_str());
+            put_bytes(&mut out, &payload.bytes);
+        }
+        Err(error) => {
+            put_text(&mut out, error.code.as_str());
+            put_text(&mut out, &error.detail);
+            put_text(&mut out, error.cause.map_or("", Cause::as_str));
+        }
+    }
+    out
+}
+
+/// The outcome of a job whose executors were lost, without its signature: the same for all jobs.
+#[must_use]
+pub fn lost_body() -> Vec<u8> {
+    let detail = "its executor was lost".to_owned();
+    let error = JobError { code: Code::DeadLettered, detail, cause: Some(Cause::ExecutorLost) };
+    outcome_body(&Finished { status: JobStatus::Dead, result: Err(error) })
 }

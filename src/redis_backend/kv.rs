@@ -16,7 +16,7 @@ impl RedisBroker {
         if let Some(ttl) = ttl {
             what["ttl"] = u64::try_from(ttl.as_micros()).unwrap_or(u64::MAX).into();
         }
-        self.0.call(&self.0.scripts.maps, what, blobs)
+        self.0.call(&self.0.scripts.maps, &what, &blobs)
     }
 }
 

@@ -8,6 +8,12 @@ mod connection;
 mod consumer;
 pub mod envelope;
 mod kv;
+mod producer;
 mod replies;
+mod upkeep;
+pub mod vet;
 
 pub use broker::{RedisBroker, Settings};
+pub use envelope::envelope_secret;
+pub use upkeep::RedisUpkeep;
+pub use vet::Fitness;

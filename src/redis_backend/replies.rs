@@ -2,22 +2,35 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use redis::Value;
+use redis::{Connection, Value};
 use serde_json::json;
 
 use super::broker::{Blobs, RedisBroker};
 use super::connection::{bytes, list, lost, text};
-use crate::bell::Bell;
+use crate::bell::{Bell, lock};
 use crate::job::{InstanceId, JobId, JobStatus};
 use crate::limits::INBOX_DOORBELLS;
-use crate::ports::{BackendError, Doorbell, Doorbells, Inbox, Replies};
+use crate::ports::{BackendError, Doorbell, Doorbells, Inbox, Producer, Replies, Viewer};
 
 /// A wait on a stream lasts this long at most; so an ear that is dropped ends its thread.
 const LISTEN: Duration = Duration::from_millis(500);
-const AGAIN: Duration = Duration::from_millis(100);
+/// An inbox nobody keeps open vanishes after this long; it is kept open by a word this often.
+const INBOX_LIVES: Duration = Duration::from_secs(60);
+const KEEP_OPEN: Duration = Duration::from_secs(15);
+/// Between two tries of a server that is away: doubling, from the first of these to the second.
+const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
+
+/// What an ear listens to.
+#[derive(Clone)]
+pub(super) enum Stream {
+    /// An executor group's bell.
+    Bell(usize),
+    /// The doorbells of an instance.
+    Inbox(String),
+}
 
 /// Listens to a stream until it is dropped.
 pub(super) struct Ear(Arc<Heard>);
@@ -26,39 +39,43 @@ pub(super) struct Heard {
     closed: AtomicBool,
     rang: Mutex<VecDeque<Doorbell>>,
     lost: AtomicBool,
-    /// The last entry that was read.
+    stream: Stream,
+    key: String,
+    /// The last entry that was read; empty before the first connection (tests).
     at: Mutex<String>,
-    stream: String,
     /// The bell has rung for all that was read (tests).
     has_rung: AtomicBool,
 }
 
 impl Ear {
-    pub(super) fn listen(broker: &RedisBroker, stream: String, bell: Bell) -> Result<Ear, BackendError> {
-        let at = last_entry(broker, &stream)?;
+    /// Starts to listen; the server may be away.
+    pub(super) fn listen(broker: &RedisBroker, stream: Stream, bell: Bell) -> Result<Ear, BackendError> {
+        let key = match &stream {
+            Stream::Bell(group) => format!("{}bell:{group}", broker.0.prefix),
+            Stream::Inbox(name) => format!("{}inbox:{name}", broker.0.prefix),
+        };
         let heard = Arc::new(Heard {
             closed: AtomicBool::new(false),
-            rang: Mutex::new(VecDeque::new()),
+            rang: Mutex::default(),
             lost: AtomicBool::new(false),
-            at: Mutex::new(at),
             stream,
-            has_rung: AtomicBool::new(true),
+            key,
+            at: Mutex::default(),
+            has_rung: AtomicBool::new(false),
         });
         let (listener, owned) = (heard.clone(), broker.clone());
         let thread = std::thread::Builder::new().name("redis-ear".into());
         thread
-            .spawn(move || {
-                while !listener.closed.load(Ordering::SeqCst) {
-                    if let Err(error) = listen(&owned, &listener, &bell) {
-                        log::warn!("{error}");
-                        listener.lost.store(true, Ordering::SeqCst);
-                        std::thread::park_timeout(AGAIN);
-                    }
-                }
-            })
+            .spawn(move || listen_for_ever(&owned, &listener, &bell))
             .map_err(|error| BackendError(error.to_string()))?;
-        broker.0.ears.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&heard));
+        lock(&broker.0.ears).push(Arc::downgrade(&heard));
         Ok(Ear(heard))
+    }
+}
+
+impl Drop for Ear {
+    fn drop(&mut self) {
+        self.0.closed.store(true, Ordering::SeqCst);
     }
 }
 
@@ -68,15 +85,16 @@ impl RedisBroker {
     /// # Errors
     /// The backend cannot be reached.
     pub fn has_heard_all(&self) -> Result<bool, BackendError> {
-        let mut ears = self.0.ears.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ears = lock(&self.0.ears);
         ears.retain(|ear| ear.strong_count() > 0);
         for ear in ears.iter().filter_map(std::sync::Weak::upgrade) {
-            let last = last_entry(self, &ear.stream)?;
-            let at = ear.at.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            if !ear.closed.load(Ordering::SeqCst)
-                && last != "0-0"
-                && (last != at || !ear.has_rung.load(Ordering::SeqCst))
-            {
+            if ear.closed.load(Ordering::SeqCst) {
+                continue;
+            }
+            let last = last_entry(&ear.key);
+            let last = last_id(self.0.link.command(&last)?)?;
+            let at = lock(&ear.at).clone();
+            if !ear.has_rung.load(Ordering::SeqCst) || (last != "0-0" && last != at) {
                 return Ok(false);
             }
         }
@@ -84,40 +102,102 @@ impl RedisBroker {
     }
 }
 
-/// The stream's last entry's id; `0-0` if it is empty.
-fn last_entry(broker: &RedisBroker, stream: &str) -> Result<String, BackendError> {
-    let last = redis::cmd("XREVRANGE").arg(stream).arg("+").arg("-").arg("COUNT").arg(1).clone();
-    let first = list(broker.0.link.command(&last)?)?.into_iter().next();
+/// Asks for the stream's last entry.
+fn last_entry(key: &str) -> redis::Cmd {
+    redis::cmd("XREVRANGE").arg(key).arg("+").arg("-").arg("COUNT").arg(1).clone()
+}
+
+/// Its id; `0-0` if the stream is empty.
+fn last_id(entries: Value) -> Result<String, BackendError> {
+    let first = list(entries)?.into_iter().next();
     let id = first.map(list).transpose()?.and_then(|entry| entry.into_iter().next());
     id.map_or(Ok("0-0".into()), text)
 }
 
-impl Drop for Ear {
-    fn drop(&mut self) {
-        self.0.closed.store(true, Ordering::SeqCst);
+fn listen_for_ever(broker: &RedisBroker, heard: &Heard, bell: &Bell) {
+    let mut pause = PAUSES[0];
+    while !heard.closed.load(Ordering::SeqCst) {
+        let began = Instant::now();
+        let Err(error) = listen(broker, heard, bell) else { return };
+        // Whatever rang meanwhile went unheard.
+        heard.lost.store(true, Ordering::SeqCst);
+        if began.elapsed() > PAUSES[1] * 2 {
+            pause = PAUSES[0];
+        }
+        if pause == PAUSES[0] {
+            log::warn!("the backend is not heard for now: {error}");
+        }
+        std::thread::park_timeout(pause);
+        pause = (pause * 2).min(PAUSES[1]);
     }
 }
 
 /// On one connection, until it fails or nobody wants to hear.
 fn listen(broker: &RedisBroker, heard: &Heard, bell: &Bell) -> Result<(), BackendError> {
-    let mut connection = broker.0.link.connect()?;
+    let mut connection = broker.0.link.connect_to_listen(LISTEN)?;
+    let mut kept_at = keep_open(broker, heard)?;
+    let last: Value = last_entry(&heard.key).query(&mut connection).map_err(lost)?;
+    let is_again = !std::mem::replace(&mut *lock(&heard.at), last_id(last)?).is_empty();
+    // What came before this connection is looked for where it is kept.
+    if is_again || matches!(heard.stream, Stream::Bell(_)) {
+        bell.ring();
+    }
+    heard.has_rung.store(true, Ordering::SeqCst);
     while !heard.closed.load(Ordering::SeqCst) {
-        let at = heard.at.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut read = redis::cmd("XREAD");
-        read.arg("COUNT").arg(1_000).arg("BLOCK").arg(LISTEN.as_millis() as u64).arg("STREAMS");
-        let streams: Value = read.arg(&heard.stream).arg(at).query(&mut connection).map_err(lost)?;
-        let Value::Array(streams) = streams else { continue };
+        if kept_at.elapsed() >= KEEP_OPEN {
+            kept_at = keep_open(broker, heard)?;
+        }
+        let at = lock(&heard.at).clone();
+        let Some(entries) = read(heard, &at, &mut connection)? else { continue };
         heard.has_rung.store(false, Ordering::SeqCst);
-        for stream in streams {
-            let Some(entries) = list(stream)?.into_iter().nth(1) else { continue };
-            for entry in list(entries)? {
-                take(broker, heard, entry)?;
-            }
+        for entry in entries {
+            take(broker, heard, entry)?;
         }
         bell.ring();
         heard.has_rung.store(true, Ordering::SeqCst);
     }
     Ok(())
+}
+
+/// Opens an inbox, or says that somebody listens to it. One that had vanished has lost what rang.
+fn keep_open(broker: &RedisBroker, heard: &Heard) -> Result<Instant, BackendError> {
+    if let Stream::Inbox(name) = &heard.stream {
+        let ttl = INBOX_LIVES.as_millis() as u64;
+        let what = json!({ "do": "listen", "in": name, "ttl": ttl });
+        let answer = broker.0.call(&broker.0.scripts.control, &what, &Blobs::default())?;
+        if text(answer)? == "new" && !lock(&heard.at).is_empty() {
+            heard.lost.store(true, Ordering::SeqCst);
+        }
+    }
+    Ok(Instant::now())
+}
+
+/// Waits for what follows `at`. What was read before is removed from an inbox, in the same round trip.
+fn read(heard: &Heard, at: &str, connection: &mut Connection) -> Result<Option<Vec<Value>>, BackendError> {
+    let mut pipe = redis::pipe();
+    let is_inbox = matches!(heard.stream, Stream::Inbox(_));
+    if is_inbox {
+        pipe.cmd("XTRIM").arg(&heard.key).arg("MINID").arg(at).ignore();
+        pipe.cmd("XLEN").arg(&heard.key);
+    }
+    pipe.cmd("XREAD").arg("COUNT").arg(1_000).arg("BLOCK").arg(LISTEN.as_millis() as u64);
+    pipe.arg("STREAMS").arg(&heard.key).arg(at);
+    let mut answers: Vec<Value> = pipe.query(connection).map_err(lost)?;
+    let streams = answers.pop();
+    if let Some(Value::Int(length)) = answers.pop()
+        && usize::try_from(length).is_ok_and(|length| length >= INBOX_DOORBELLS)
+    {
+        // At its bound the oldest go first.
+        heard.lost.store(true, Ordering::SeqCst);
+    }
+    let Some(Value::Array(streams)) = streams else { return Ok(None) };
+    let mut found = Vec::new();
+    for stream in streams {
+        if let Some(entries) = list(stream)?.into_iter().nth(1) {
+            found.extend(list(entries)?);
+        }
+    }
+    Ok(Some(found))
 }
 
 fn take(broker: &RedisBroker, heard: &Heard, entry: Value) -> Result<(), BackendError> {
@@ -129,27 +209,33 @@ fn take(broker: &RedisBroker, heard: &Heard, entry: Value) -> Result<(), Backend
     let job = std::str::from_utf8(&job).ok().and_then(JobId::parse);
     let status = std::str::from_utf8(&status).ok().and_then(JobStatus::parse);
     if let (Some(job), Some(status)) = (job, status) {
-        match broker.0.signer.open_outcome(job, status, &result) {
-            Ok(finished) => {
-                let mut rang = heard.rang.lock().unwrap_or_else(PoisonError::into_inner);
+        let finished = match result.is_empty() {
+            // Too large for a doorbell.
+            true => broker.record(&Viewer::anonymous(), job)?.and_then(|record| record.finished),
+            false => broker.0.signer.open_outcome(job, status, &result).ok().map(Arc::new),
+        };
+        match finished {
+            Some(finished) => {
+                let mut rang = lock(&heard.rang);
                 if rang.len() < INBOX_DOORBELLS {
-                    rang.push_back(Doorbell { job, finished: Arc::new(finished) });
+                    rang.push_back(Doorbell { job, finished });
                 } else {
                     heard.lost.store(true, Ordering::SeqCst);
                 }
             }
-            Err(_) => log::warn!("redis: an outcome that nobody of this deployment signed was dropped"),
+            None => log::warn!(
+                "redis: an outcome that is gone, or that nobody of this deployment signed, is dropped"
+            ),
         }
     }
-    *heard.at.lock().unwrap_or_else(PoisonError::into_inner) = text(id)?;
+    *lock(&heard.at) = text(id)?;
     Ok(())
 }
 
 impl Replies for RedisBroker {
     fn subscribe(&self, instance: InstanceId, bell: Bell) -> Result<Box<dyn Inbox>, BackendError> {
         let name = format!("{:016x}", instance.0);
-        self.0.call(&self.0.scripts.control, json!({ "do": "subscribe", "in": name }), Blobs::default())?;
-        let ear = Ear::listen(self, format!("{}inbox:{name}", self.0.prefix), bell)?;
+        let ear = Ear::listen(self, Stream::Inbox(name.clone()), bell)?;
         Ok(Box::new(RedisInbox { broker: self.clone(), name, ear }))
     }
 }
@@ -162,7 +248,7 @@ struct RedisInbox {
 
 impl Inbox for RedisInbox {
     fn take(&mut self, most: usize) -> Result<Doorbells, BackendError> {
-        let mut rang = self.ear.0.rang.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rang = lock(&self.ear.0.rang);
         let take = most.min(rang.len());
         Ok(Doorbells {
             rang: rang.drain(..take).collect(),
@@ -174,6 +260,6 @@ impl Inbox for RedisInbox {
 impl Drop for RedisInbox {
     fn drop(&mut self) {
         let what = json!({ "do": "unsubscribe", "in": self.name });
-        let _ = self.broker.0.call(&self.broker.0.scripts.control, what, Blobs::default());
+        let _ = self.broker.0.call(&self.broker.0.scripts.control, &what, &Blobs::default());
     }
 }

@@ -4,11 +4,12 @@ use std::net::TcpListener;
 
 use super::child::Bundle;
 use super::hygiene;
+use crate::app::Backend;
 use crate::channel::{ChannelServer, ServerConfig};
 use crate::cli::Exit;
 use crate::handler::Registry;
 use crate::observe::log_writer;
-use crate::ports::Consumer;
+use crate::ports::{Consumer, Rules};
 use crate::web::{Front, Master};
 
 /// The whole life of a web process that a supervisor has started.
@@ -26,8 +27,9 @@ fn serve_web(registry: &Registry) -> Result<Exit, String> {
     let (bundle, control) = Bundle::receive(hygiene::take_stdin().map_err(io)?)?;
     let setup = bundle.setup(registry)?;
     log_writer::start(setup.config.observability.log, "web");
-    let broker = setup.broker();
-    let front = Front::new(&setup, listener, broker.clone(), Master::Supervisor(control))?;
+    let broker = setup.broker(Rules::from_config(&setup.config));
+    let backend = Backend::Memory(broker.clone());
+    let front = Front::new(&setup, listener, &backend, Master::Supervisor(control))?;
     let platform = &setup.config.runtime.platform;
     let bell = front.bell();
     let config = ServerConfig {

@@ -1,19 +1,24 @@
 //! One client connection: its buffers, where it stands, and until when it may stand there. Pure.
 //!
 //! ```text
-//!            head whole       body whole         answer
-//!    Head ---------------> Body ---------> Waiting | Inner | Streaming ----> Head
+//!            head whole       body whole                    answer
+//!    Head ---------------> Body ---------> Asked -> Waiting ------------> Head
+//!      |                     |             | Inner | Streaming
 //!      |                     |                                (keep-alive)     |
 //!      | refused, closing    |                                                 |
 //!      +---------------------+-------------> Closing <-------------------------+
 //! ```
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use super::chunked::Chunked;
 use super::http1::{Framing, Head};
 use super::routes::Route;
 use super::stream::Stream;
+use super::submission::Prefer;
 use crate::clock::Timestamp;
-use crate::job::{JobId, Trace};
+use crate::job::{Finished, JobId, Trace};
 
 /// Answers that a client has not read yet; beyond it no further request of the connection is begun.
 pub(super) const OUTPUT_BYTES: usize = 256 << 10;
@@ -56,6 +61,8 @@ pub(super) enum Phase {
     Head,
     /// The head was accepted, the body is arriving.
     Body(Box<Incoming>),
+    /// The broker was asked, and has not answered.
+    Asked(Asked),
     /// The caller waits for a job.
     Waiting(Wait),
     /// A route that renders is at it.
@@ -76,6 +83,28 @@ pub(super) struct Incoming {
     pub(super) since: Timestamp,
     /// Bytes of it in the budget of all bodies.
     pub(super) counted: usize,
+}
+
+/// What the broker was asked for.
+pub(super) struct Asked {
+    pub(super) since: Timestamp,
+    pub(super) job: JobId,
+    pub(super) then: Then,
+    /// Where others tell of ends, the job's may be heard before the answer.
+    pub(super) ended: Option<Arc<Finished>>,
+    /// Counted among those who wait.
+    pub(super) waits: bool,
+}
+
+/// What its answer is for.
+#[derive(Clone, Debug)]
+pub(super) enum Then {
+    /// The job is accepted: its caller is answered as it prefers.
+    Follow(Prefer),
+    /// The record is there: its caller waits so long at most for the end.
+    Wait(Duration),
+    /// A wait is over: the caller is told how the job stands, with these headers.
+    Show(WaitKind, String),
 }
 
 /// What a caller waits for.
@@ -121,7 +150,7 @@ impl Conn {
                 Framing::Length(length) => usize::try_from(length).unwrap_or(usize::MAX),
                 Framing::None | Framing::Chunked => READ_AHEAD_BYTES,
             },
-            Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) => READ_AHEAD_BYTES,
+            Phase::Asked(_) | Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) => READ_AHEAD_BYTES,
             // What comes after the last request is thrown away.
             Phase::Closing => usize::MAX,
         };

@@ -1,5 +1,5 @@
-//! The gate: connections, requests, waiters and streams, as one value. Bytes, doorbells and time come in;
-//! bytes to send and requests for the inner server come out. No socket, no thread; the broker is a port.
+//! The gate: connections, requests, waiters and streams, as one value. Bytes, doorbells, the broker's answers and
+//! time come in; bytes to send, questions to the broker and requests for the inner server come out.
 //!
 //! Invariants: a waiter is in the table iff its connection's phase says that it waits; exactly one of reply,
 //! deadline, hang-up and drain takes it out; an answer goes to the request that asked, or nowhere.
@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::conn::{Conn, Current, Incoming, OUTPUT_BYTES, Phase};
+use super::conn::{Asked, Conn, Current, Incoming, OUTPUT_BYTES, Phase, Wait};
+use super::desk::{Ask, From, Told};
 use super::http1::{Framing, Head, Refused, parse_head, refused};
 use super::respond::{Answer, http_date, write_answer};
 use super::routes::{self, Inner, Route, check_browser};
@@ -24,7 +25,7 @@ use crate::job::{InstanceId, JobId, Trace};
 use crate::limits::{BODY_BYTES, TARGET_BYTES};
 use crate::observe::event;
 use crate::observe::metrics::Counters;
-use crate::ports::{Doorbells, Producer};
+use crate::ports::Doorbells;
 use crate::problem::Code;
 
 /// What the gate follows.
@@ -68,7 +69,6 @@ pub struct InnerRequest {
 /// See the module.
 pub struct Core {
     pub(super) settings: Settings,
-    pub(super) producer: Arc<dyn Producer>,
     pub(super) counters: Arc<Counters>,
     pub(super) entropy: Entropy,
     pub(super) conns: HashMap<u64, Conn>,
@@ -80,6 +80,9 @@ pub struct Core {
     /// Streams that found the queue full.
     pub(super) stalled: Vec<u64>,
     pub(super) inner: Vec<InnerRequest>,
+    pub(super) asks: Vec<Ask>,
+    /// Handlers whose jobs are cancelled when their last caller hangs up.
+    pub(super) cancelling: Arc<[Arc<str>]>,
     /// Connections with something to send or to close.
     pub(super) touched: Vec<u64>,
     body_bytes: usize,
@@ -91,17 +94,13 @@ pub struct Core {
 impl Core {
     /// Without connections.
     #[must_use]
-    pub fn new(
-        settings: Settings,
-        producer: Arc<dyn Producer>,
-        counters: Arc<Counters>,
-        entropy: Entropy,
-    ) -> Core {
+    pub fn new(settings: Settings, counters: Arc<Counters>, entropy: Entropy) -> Core {
         // A series that appears with its first request has no rate before its second.
         Route::LABELS.into_iter().for_each(|route| counters.request_series(route, 200));
+        let cancelling = settings.handlers.values().filter(|spec| spec.options.cancel_on_disconnect);
         Core {
+            cancelling: cancelling.map(|spec| spec.name.clone()).collect(),
             settings,
-            producer,
             counters,
             entropy,
             conns: HashMap::new(),
@@ -110,6 +109,7 @@ impl Core {
             waiting: 0,
             stalled: Vec::new(),
             inner: Vec::new(),
+            asks: Vec::new(),
             touched: Vec::new(),
             body_bytes: 0,
             next_due: Timestamp(u64::MAX),
@@ -142,7 +142,7 @@ impl Core {
                 conn.deadline = now.plus(Duration::from_millis(self.settings.limits.header_timeout_ms));
                 self.next_due = self.next_due.min(conn.deadline);
             }
-            Phase::Head | Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) => {}
+            Phase::Head | Phase::Asked(_) | Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) => {}
             Phase::Body(incoming) => {
                 incoming.counted += bytes.len();
                 self.body_bytes += bytes.len();
@@ -160,10 +160,10 @@ impl Core {
         let phase = std::mem::replace(&mut conn.phase, Phase::Closing);
         conn.deadline = now;
         match phase {
-            Phase::Waiting(wait) => {
+            Phase::Waiting(Wait { job, .. }) | Phase::Asked(Asked { job, waits: true, .. }) => {
                 self.counters.reply_cancelled.fetch_add(1, Ordering::Relaxed);
                 self.count_waiting(-1);
-                self.leave(number, wait.job, true);
+                self.leave(number, job, true);
             }
             Phase::Streaming(stream) => {
                 for job in stream.jobs() {
@@ -171,7 +171,7 @@ impl Core {
                 }
             }
             Phase::Body(incoming) => self.drop_body(&incoming),
-            Phase::Head | Phase::Inner | Phase::Closing => {}
+            Phase::Head | Phase::Asked(_) | Phase::Inner | Phase::Closing => {}
         }
     }
 
@@ -189,6 +189,7 @@ impl Core {
             Phase::Head if !conn.input.is_empty() => self.advance(number, now),
             Phase::Head
             | Phase::Body(_)
+            | Phase::Asked(_)
             | Phase::Waiting(_)
             | Phase::Inner
             | Phase::Streaming(_)
@@ -237,7 +238,9 @@ impl Core {
                 Phase::Head if full || conn.input.is_empty() => false,
                 Phase::Head => self.advance_head(number, now),
                 Phase::Body(_) => self.advance_body(number, now),
-                Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) | Phase::Closing => false,
+                Phase::Asked(_) | Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) | Phase::Closing => {
+                    false
+                }
             };
             if !went_on {
                 return;
@@ -402,6 +405,25 @@ impl Core {
         }
     }
 
+    /// What the broker is asked.
+    pub fn take_asks(&mut self) -> Vec<Ask> {
+        std::mem::take(&mut self.asks)
+    }
+
+    /// The broker has answered.
+    pub fn told(&mut self, told: Told, now: Timestamp) {
+        match told {
+            Told::Submitted(from, answers) => self.submitted(from, answers, now),
+            Told::Record(from, record) => self.record_is_there(from, record, now),
+            Told::Ended(rang) => self.deliver(Doorbells { rang, lost: false }, now),
+        }
+    }
+
+    /// Whose question it is, while its request is the one under way.
+    pub(super) fn asker(&mut self, from: From) -> Option<&mut Conn> {
+        self.conns.get_mut(&from.conn).filter(|conn| conn.request == from.request)
+    }
+
     /// True if there is something for the inner server to do.
     #[must_use]
     pub fn has_inner(&self) -> bool {
@@ -480,7 +502,7 @@ impl Core {
             self.reply(doorbell.job, &doorbell.finished, now);
         }
         if doorbells.lost {
-            self.look_again(now);
+            self.look_again();
         }
         for number in std::mem::take(&mut self.stalled) {
             self.feed_stream(number, now);

@@ -6,15 +6,17 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mio::net::{TcpListener, TcpStream, UnixStream};
 use mio::{Events, Interest, Poll, Token, Waker};
 
 use super::core::{Core, Settings};
+use super::desk::Desk;
 use super::inner::{Answered, Pool};
 use super::pages::{self, Pages};
-use crate::app::Setup;
+use crate::app::{Backend, Setup};
 use crate::bell::Bell;
 use crate::channel::ChannelServer;
 use crate::cli::Exit;
@@ -22,9 +24,8 @@ use crate::clock::{Clock, Timestamp, monotonic_millis};
 use crate::entropy::Entropy;
 use crate::job::InstanceId;
 use crate::limits::{ACCEPTS_A_TURN, READ_A_TURN_BYTES};
-use crate::memory::MemoryBroker;
 use crate::observe::metrics::Counters;
-use crate::ports::{Inbox, Replies, Upkeep};
+use crate::ports::Inbox;
 use crate::supervisor::control::Control;
 use crate::supervisor::systemd::Notifier;
 
@@ -50,7 +51,7 @@ pub enum Master {
 pub struct Front {
     pub(super) core: Core,
     pub(super) listener: TcpListener,
-    pub(super) broker: Arc<dyn Upkeep>,
+    pub(super) desk: Desk,
     inbox: Box<dyn Inbox>,
     pub(super) channel: Option<ChannelServer>,
     pub(super) master: MasterSocket,
@@ -99,7 +100,7 @@ impl Front {
     pub fn new(
         setup: &Setup,
         listener: std::net::TcpListener,
-        broker: MemoryBroker,
+        backend: &Backend,
         master: Master,
     ) -> Result<Front, String> {
         let io = |error: std::io::Error| error.to_string();
@@ -109,20 +110,26 @@ impl Front {
         let counters = Arc::new(Counters::default());
         let mut entropy = Entropy::system();
         let instance = InstanceId(u64::from_be_bytes(entropy.bytes()));
-        let inbox = broker.subscribe(instance, bell.clone()).map_err(|error| error.to_string())?;
+        let inbox = backend.replies().subscribe(instance, bell.clone()).map_err(|error| error.to_string())?;
         let config = &setup.config;
         let address = listener.local_addr().map_err(io)?;
         let graceful = config.runtime.platform.lifecycle.patience_ms();
         let settings = settings(setup, instance);
         let pages = Pages {
-            producer: Arc::new(broker.clone()),
+            producer: backend.producer(),
             counters: counters.clone(),
             groups: setup.groups().iter().map(ToString::to_string).collect(),
             profile: crate::config::profile(config),
             address: address.to_string(),
         };
         let limits = settings.limits;
-        let core = Core::new(settings, Arc::new(broker.clone()), counters.clone(), entropy);
+        let core = Core::new(settings, counters.clone(), entropy);
+        let waiting = counters.clone();
+        let upkeep = backend.upkeep(move || waiting.waiters.load(Ordering::Relaxed));
+        let desk = match backend.may_wait() {
+            true => Desk::thread(backend.producer(), upkeep, bell.clone()).map_err(io)?,
+            false => Desk::here(backend.producer(), upkeep),
+        };
         let master = match master {
             Master::Signals(stream) => {
                 MasterSocket::Signals(UnixStream::from_std(stream), Notifier::from_environment())
@@ -138,7 +145,7 @@ impl Front {
         Ok(Front {
             core,
             listener: TcpListener::from_std(listener),
-            broker: Arc::new(broker),
+            desk,
             inbox,
             channel: None,
             master,
@@ -263,10 +270,12 @@ impl Front {
         for number in self.unread.iter().copied().collect::<Vec<_>>() {
             self.read(number, now);
         }
+        self.consult(now);
         self.exchange(now, now_ms);
         if now >= self.core.next_due() || self.wake_at.is_some_and(|at| at <= now) {
             self.core.tick(now);
         }
+        self.consult(now);
         for request in self.core.take_inner() {
             let answered = pool.ask(request, now);
             self.inner_answers(answered, now);
@@ -280,6 +289,22 @@ impl Front {
         Ok(self.wait(now, now_ms))
     }
 
+    /// Questions to the broker, answers to who asked; until neither is left.
+    fn consult(&mut self, now: Timestamp) {
+        loop {
+            let asks = self.core.take_asks();
+            let is_quiet = asks.is_empty();
+            self.desk.ask(asks);
+            let told = self.desk.told();
+            if is_quiet && told.is_empty() {
+                return;
+            }
+            for told in told {
+                self.core.told(told, now);
+            }
+        }
+    }
+
     /// Jobs to executors, replies to callers.
     fn exchange(&mut self, now: Timestamp, now_ms: u64) {
         if let Some(channel) = &mut self.channel {
@@ -289,7 +314,7 @@ impl Front {
             channel.turn(now_ms);
         }
         // After the turn: what it queued again may be due sooner than anything that was known before.
-        let wake_at = self.broker.tick().unwrap_or(Timestamp(u64::MAX));
+        let wake_at = self.desk.tick().unwrap_or(Timestamp(u64::MAX));
         self.wake_at = Some(wake_at.min(now.plus(Duration::from_secs(1))));
         match self.inbox.take(usize::MAX) {
             Ok(doorbells) => self.core.deliver(doorbells, now),

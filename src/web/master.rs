@@ -78,11 +78,11 @@ impl Front {
         let deadline = self.drain?;
         let now = self.clock.now();
         let late = now >= deadline;
-        let done = late || (self.broker.is_idle(deadline) && self.core.is_quiet());
+        let done = late || (self.desk.upkeep().is_idle(deadline) && self.core.is_quiet());
         if !done {
             return None;
         }
-        let cut_off: Vec<JobId> = self.broker.unfinished();
+        let cut_off: Vec<JobId> = self.desk.upkeep().unfinished();
         self.core.cut_off(now);
         for number in self.core.take_touched() {
             self.flush(usize::try_from(number).unwrap_or(usize::MAX), now);

@@ -7,6 +7,7 @@
 pub mod chunked;
 mod conn;
 pub mod core;
+pub mod desk;
 mod event_loop;
 mod handle;
 pub mod http1;
@@ -53,9 +54,9 @@ fn try_serve_inline(setup: &Setup) -> Result<Exit, String> {
     let signals = Signals::take().map_err(|error| error.to_string())?;
     let listener = crate::supervisor::listen(setup)?;
     let sockets = SocketDir::make()?;
-    let broker = setup.broker();
-    let front = Front::new(setup, listener, broker.clone(), Master::Signals(signals.stop))?;
-    let _executors = setup.inline_executors(&broker)?;
+    let backend = setup.backend()?;
+    let front = Front::new(setup, listener, &backend, Master::Signals(signals.stop))?;
+    let _executors = setup.inline_executors(&backend)?;
     front.run(sockets.path())
 }
 

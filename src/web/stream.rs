@@ -21,6 +21,8 @@ pub(super) struct Stream {
     /// Lines that found no room: they go first, and stay counted in `open`.
     again: VecDeque<NextLine>,
     in_flight: HashMap<JobId, u64>,
+    /// Lines that the broker was asked to take, until it answers: the next ones wait, so that their order is kept.
+    asked: Vec<NextLine>,
     sequencer: Sequencer,
     /// Lines read whose results have not left the sequencer.
     open: usize,
@@ -29,6 +31,8 @@ pub(super) struct Stream {
 /// A line to submit.
 pub(super) struct NextLine {
     pub(super) number: u64,
+    /// `Some` once it was submitted.
+    pub(super) job: Option<JobId>,
     pub(super) bytes: Vec<u8>,
     pub(super) ordering_key: Option<Arc<str>>,
 }
@@ -42,6 +46,7 @@ impl Stream {
             next_line: 0,
             again: VecDeque::new(),
             in_flight: HashMap::new(),
+            asked: Vec::new(),
             sequencer: Sequencer::new(mode),
             open: 0,
         }
@@ -69,16 +74,35 @@ impl Stream {
                 continue;
             }
             match self.handler.options.ordering.key(None, &bytes) {
-                Ok(ordering_key) => return Some(NextLine { number, bytes, ordering_key }),
+                Ok(ordering_key) => return Some(NextLine { number, job: None, bytes, ordering_key }),
                 Err(detail) => self.refuse(number, &JobError::new(Code::BadRequest, detail)),
             }
         }
         None
     }
 
-    /// The line's job was accepted.
+    /// The line's job is being submitted: it may end at any time.
     pub(super) fn submitted(&mut self, job: JobId, line: u64) {
         self.in_flight.insert(job, line);
+    }
+
+    /// The broker is asked to take these lines.
+    pub(super) fn ask(&mut self, lines: Vec<NextLine>) {
+        self.asked = lines;
+    }
+
+    pub(super) fn is_asking(&self) -> bool {
+        !self.asked.is_empty()
+    }
+
+    /// The broker has answered; the lines that it was asked to take.
+    pub(super) fn asked(&mut self) -> Vec<NextLine> {
+        std::mem::take(&mut self.asked)
+    }
+
+    /// The job was not accepted; false if it has ended, so that it was.
+    pub(super) fn withdraw(&mut self, job: JobId) -> bool {
+        self.in_flight.remove(&job).is_some()
     }
 
     /// The line could not be accepted yet: it is the next one again.

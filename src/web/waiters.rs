@@ -1,12 +1,14 @@
 //! The gate's waiting half: who waits for which job, and the ways a wait ends: reply, deadline, hang-up, drain.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::conn::{Current, OUTPUT_BYTES, Phase, Wait, WaitKind};
+use super::conn::{Asked, Current, OUTPUT_BYTES, Phase, Wait, WaitKind};
 use super::core::Core;
+use super::desk::{Ask, From};
 use super::http1::{Head, refused};
-use super::respond::{Answer, record_json, write_chunk, write_head};
+use super::respond::{Answer, write_chunk, write_head};
 use super::routes::parameter;
 use super::stream::Stream;
 use crate::clock::Timestamp;
@@ -14,19 +16,36 @@ use crate::config::SinkMode;
 use crate::job::{Finished, JobError, JobId, Payload, Trace};
 use crate::limits::BODY_BYTES;
 use crate::observe::event;
-use crate::ports::{NewJob, Refusal, Submitted, Viewer};
+use crate::ports::{BackendError, NewJob, Refusal, Submitted};
 use crate::problem::Code;
 
 impl Core {
-    /// The caller waits for a job, so long at most.
-    pub(super) fn park(&mut self, number: u64, wait: Wait, at_most: Duration, now: Timestamp) {
+    /// The caller waits for a job, until then at most.
+    pub(super) fn park(&mut self, number: u64, wait: Wait, until: Timestamp) {
         let Some(conn) = self.conns.get_mut(&number) else { return };
-        self.left.remove(&wait.job);
-        self.waiters.entry(wait.job).or_default().push(number);
+        let job = wait.job;
         conn.phase = Phase::Waiting(wait);
-        conn.deadline = now.plus(at_most);
-        self.next_due = self.next_due.min(conn.deadline);
+        conn.deadline = until;
+        self.next_due = self.next_due.min(until);
+        self.enter(number, job);
         self.count_waiting(1);
+    }
+
+    /// The job's end is to be told to this connection.
+    pub(super) fn enter(&mut self, number: u64, job: JobId) {
+        self.left.remove(&job);
+        self.waiters.entry(job).or_default().push(number);
+    }
+
+    /// It is not, any more; true if nobody else wants to hear of it.
+    pub(super) fn withdraw(&mut self, number: u64, job: JobId) -> bool {
+        let Some(waiting) = self.waiters.get_mut(&job) else { return false };
+        waiting.retain(|other| *other != number);
+        let was_last = waiting.is_empty();
+        if was_last {
+            self.waiters.remove(&job);
+        }
+        was_last
     }
 
     pub(super) fn count_waiting(&mut self, by: isize) {
@@ -35,7 +54,7 @@ impl Core {
     }
 
     /// A job has ended: all who wait for it get their answers.
-    pub(super) fn reply(&mut self, job: JobId, finished: &Finished, now: Timestamp) {
+    pub(super) fn reply(&mut self, job: JobId, finished: &Arc<Finished>, now: Timestamp) {
         let Some(waiting) = self.waiters.remove(&job) else {
             if self.left.remove(&job) {
                 self.counters.reply_late.fetch_add(1, Ordering::Relaxed);
@@ -47,20 +66,18 @@ impl Core {
         for number in waiting {
             let Some(conn) = self.conns.get_mut(&number) else { continue };
             match &mut conn.phase {
+                Phase::Asked(asked) => asked.ended = Some(finished.clone()),
                 Phase::Waiting(wait) => {
                     let headers = std::mem::take(&mut wait.headers);
                     let kind = wait.kind;
-                    let trace = conn.current.trace;
                     self.count_waiting(-1);
-                    let mut answer = match kind {
+                    match kind {
                         WaitKind::Result | WaitKind::ResultOrAccepted => {
-                            Answer::finished(finished, trace.as_ref())
+                            self.answer_finished(number, finished, &headers, now);
+                            self.advance(number, now);
                         }
-                        WaitKind::Record => self.record_answer(job),
-                    };
-                    answer.headers.push_str(&headers);
-                    self.answer(number, answer, now);
-                    self.advance(number, now);
+                        WaitKind::Record => self.ask_to_show(number, job, kind, headers, now),
+                    }
                 }
                 Phase::Streaming(stream) => {
                     stream.finished(job, finished);
@@ -71,51 +88,21 @@ impl Core {
         }
     }
 
-    fn record_answer(&self, job: JobId) -> Answer {
-        match self.producer.record(&Viewer::anonymous(), job) {
-            Ok(Some(record)) => Answer::json(200, record_json(&record, true)),
-            Ok(None) => Answer::refusal(Code::UnknownJob, "there is no job of this id", None),
-            Err(error) => Answer::refusal(Code::BackendUnavailable, &error.to_string(), None),
-        }
-    }
-
     /// Some doorbells were lost: the records are the truth.
-    pub(super) fn look_again(&mut self, now: Timestamp) {
+    pub(super) fn look_again(&mut self) {
         self.left.clear();
-        let waited: Vec<JobId> = self.waiters.keys().copied().collect();
-        for job in waited {
-            if let Ok(Some(record)) = self.producer.record(&Viewer::anonymous(), job)
-                && let Some(finished) = record.finished
-            {
-                self.reply(job, &finished, now);
-            }
+        if !self.waiters.is_empty() {
+            self.asks.push(Ask::Ended(self.waiters.keys().copied().collect()));
         }
     }
 
-    /// A caller no longer waits for a job, before the reply.
+    /// A caller no longer waits for a job, before the reply. The last one to hang up may take the job along.
     pub(super) fn leave(&mut self, number: u64, job: JobId, hung_up: bool) {
-        let Some(waiting) = self.waiters.get_mut(&job) else { return };
-        waiting.retain(|other| *other != number);
-        let was_last = waiting.is_empty();
-        if was_last {
-            self.waiters.remove(&job);
+        if self.withdraw(number, job) {
             self.left.insert(job);
-        }
-        if was_last && hung_up {
-            self.cancel_if_wanted(job);
-        }
-    }
-
-    /// `cancel_on_disconnect`: the last caller has hung up, so nobody wants the job.
-    fn cancel_if_wanted(&mut self, job: JobId) {
-        if !self.settings.handlers.values().any(|spec| spec.options.cancel_on_disconnect) {
-            return;
-        }
-        let viewer = Viewer::anonymous();
-        let Ok(Some(record)) = self.producer.record(&viewer, job) else { return };
-        let handler = self.settings.handlers.get(&*record.spec.handler);
-        if handler.is_some_and(|spec| spec.options.cancel_on_disconnect) {
-            let _ = self.producer.cancel(&viewer, job);
+            if hung_up && !self.cancelling.is_empty() {
+                self.asks.push(Ask::Abandoned(job, self.cancelling.clone()));
+            }
         }
     }
 
@@ -172,7 +159,7 @@ impl Core {
                 self.refuse_and_close(number, &refused.into(), now);
             }
             Phase::Closing => self.hung_up(number, now),
-            Phase::Inner | Phase::Streaming(_) => conn.deadline = Timestamp(u64::MAX),
+            Phase::Asked(_) | Phase::Inner | Phase::Streaming(_) => conn.deadline = Timestamp(u64::MAX),
         }
     }
 
@@ -182,21 +169,19 @@ impl Core {
         self.count_waiting(-1);
         self.leave(number, wait.job, false);
         event(log::Level::Debug, "reply.timed_out").field("job_id", &wait.job.to_string()).emit();
-        let trace = self.trace_of(number);
-        let mut answer = match wait.kind {
+        match wait.kind {
             WaitKind::Result => {
+                let trace = self.trace_of(number);
                 let detail = "the job goes on; its record tells when it ends";
-                Answer::refusal(Code::ReplyTimeout, detail, Some(&trace))
+                let mut answer = Answer::refusal(Code::ReplyTimeout, detail, Some(&trace));
+                answer.headers.push_str(&wait.headers);
+                self.answer(number, answer, now);
+                self.advance(number, now);
             }
-            WaitKind::ResultOrAccepted => {
-                let record = self.producer.record(&Viewer::anonymous(), wait.job).ok().flatten();
-                Answer::accepted(wait.job, record.map_or("queued", |record| record.status.as_str()))
+            WaitKind::ResultOrAccepted | WaitKind::Record => {
+                self.ask_to_show(number, wait.job, wait.kind, wait.headers.clone(), now);
             }
-            WaitKind::Record => self.record_answer(wait.job),
-        };
-        answer.headers.push_str(&wait.headers);
-        self.answer(number, answer, now);
-        self.advance(number, now);
+        }
     }
 
     /// The service stops: new jobs are refused, those who wait go on waiting.
@@ -216,7 +201,7 @@ impl Core {
     /// The drain's deadline has passed: who still waits is told.
     pub fn cut_off(&mut self, now: Timestamp) {
         let waiting = |conn: &super::conn::Conn| match &conn.phase {
-            Phase::Waiting(wait) => Some(wait.job),
+            Phase::Waiting(Wait { job, .. }) | Phase::Asked(Asked { job, waits: true, .. }) => Some(*job),
             _ => None,
         };
         let cut: Vec<(u64, JobId)> =
@@ -307,14 +292,15 @@ impl Core {
             return self.advance(number, now);
         }
         let (mut lines, mut jobs) = (Vec::new(), Vec::new());
-        if unsent < OUTPUT_BYTES {
-            while let Some(line) = stream.next_line(self.settings.max_body) {
+        if unsent < OUTPUT_BYTES && !stream.is_asking() {
+            while let Some(mut line) = stream.next_line(self.settings.max_body) {
                 if self.draining {
                     stream
                         .refuse(line.number, &JobError::new(Code::Draining, "the service is shutting down"));
                     continue;
                 }
-                let id = JobId(self.entropy.bytes());
+                // A line that is submitted again is the same job: it runs once.
+                let id = *line.job.get_or_insert_with(|| JobId(self.entropy.bytes()));
                 jobs.push(NewJob {
                     id,
                     owner: "".into(),
@@ -329,18 +315,21 @@ impl Core {
                     one_line: true,
                     instance: self.settings.instance,
                 });
-                lines.push((id, line));
+                stream.submitted(id, line.number);
+                lines.push(line);
             }
         }
-        if lines.is_empty() {
-            if !matches!(&conn.phase, Phase::Streaming(stream) if stream.jobs().is_empty()) {
-                return;
+        if !lines.is_empty() {
+            stream.ask(lines);
+            let from = From { conn: number, request: conn.request };
+            for job in &jobs {
+                self.waiters.entry(job.id).or_default().push(number);
             }
+            self.asks.push(Ask::Submit(from, jobs));
+        } else if stream.jobs().is_empty() && !stream.is_asking() {
             // Every line so far was refused at once: their answers are ready now.
             self.stall(number);
-            return;
         }
-        self.submit_lines(number, lines, jobs);
     }
 
     /// Once, however often it is fed in a turn.
@@ -350,32 +339,45 @@ impl Core {
         }
     }
 
-    fn submit_lines(&mut self, number: u64, lines: Vec<(JobId, super::stream::NextLine)>, jobs: Vec<NewJob>) {
-        let answers = self.producer.submit(jobs);
+    /// What the broker said of the lines that it was asked to take.
+    pub(super) fn lines_submitted(
+        &mut self,
+        number: u64,
+        answers: Result<Vec<Submitted>, BackendError>,
+        now: Timestamp,
+    ) {
         let Some(conn) = self.conns.get_mut(&number) else { return };
         let Phase::Streaming(stream) = &mut conn.phase else { return };
-        let mut back = Vec::new();
-        for (index, (id, line)) in lines.into_iter().enumerate() {
+        let (mut back, mut gone) = (Vec::new(), Vec::new());
+        for (index, line) in stream.asked().into_iter().enumerate() {
             match answers.as_ref().map(|answers| answers.get(index)) {
-                Ok(Some(Submitted::New | Submitted::Existing(_))) => {
-                    stream.submitted(id, line.number);
-                    self.waiters.entry(id).or_default().push(number);
-                }
+                Ok(Some(Submitted::New | Submitted::Existing(_))) => {}
                 Ok(Some(Submitted::Refused(Refusal::UnknownHandler | Refusal::IdempotencyMismatch))) => {
+                    gone.extend(line.job.filter(|job| stream.withdraw(*job)));
                     stream.refuse(
                         line.number,
                         &JobError::new(Code::UnknownHandler, "the line was not accepted"),
                     );
                 }
-                // The queue is full, or the backend away: this line and all after it wait for their turn.
-                Ok(Some(Submitted::Refused(Refusal::QueueFull)) | None) | Err(_) => back.push(line),
+                // The queue is full, or the backend away: this line and all after it wait for their turn, unless it
+                // was accepted all the same and has ended.
+                Ok(Some(Submitted::Refused(Refusal::QueueFull)) | None) | Err(_) => {
+                    if let Some(job) = line.job.filter(|job| stream.withdraw(*job)) {
+                        gone.push(job);
+                        back.push(line);
+                    }
+                }
             }
         }
-        if !back.is_empty() {
-            for line in back.into_iter().rev() {
-                stream.put_back(line);
-            }
+        let is_full = !back.is_empty();
+        back.into_iter().rev().for_each(|line| stream.put_back(line));
+        for job in gone {
+            self.withdraw(number, job);
+        }
+        if is_full {
             self.stall(number);
+        } else {
+            self.feed_stream(number, now);
         }
     }
 }

@@ -13,7 +13,6 @@ use cofferdam::ports::{Consumer, KeyValue, Producer, Replies, Upkeep};
 use cofferdam::redis_backend::{RedisBroker, Settings as RedisSettings};
 
 use super::conformance::{Backend, START, Settings};
-use super::redis::url;
 
 struct Memory {
     broker: MemoryBroker,
@@ -70,14 +69,12 @@ pub fn redis(settings: &Settings) -> Box<dyn Backend> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let clock = Clock::manual(START);
     let settings = RedisSettings {
-        url: url().to_owned(),
-        prefix: format!("t{}", COUNT.fetch_add(1, Ordering::Relaxed)),
+        redis: super::redis::config(),
+        prefix: format!("{{t{}}}:", COUNT.fetch_add(1, Ordering::Relaxed)),
         rules: settings.rules(),
         handlers: settings.handlers.clone(),
         groups: settings.groups(),
-        connect_timeout: Duration::from_secs(2),
-        response_timeout: Duration::from_secs(5),
-        clock: Some(clock.clone()),
+        clock: clock.clone(),
     };
     let secret = Secret::new(std::array::from_fn(|at| u8::try_from(at).expect("a byte"))).expect("a secret");
     let broker = RedisBroker::new(settings, &secret).expect("a sound address");
@@ -98,7 +95,10 @@ impl Backend for Redis {
     }
 
     fn consumer(&self, group: usize, bell: Bell) -> Box<dyn Consumer> {
-        Box::new(self.broker.consumer(group, 64, bell).expect("the server is there"))
+        let mut consumer = self.broker.consumer(group, 64, bell).expect("a thread");
+        // It is known with its first step.
+        consumer.step(Vec::new(), 0).expect("the server is there");
+        Box::new(consumer)
     }
 
     fn now(&self) -> Timestamp {
@@ -124,8 +124,7 @@ impl Backend for Redis {
     fn sizes(&self) -> Vec<usize> {
         let mut kinds: Vec<String> = self.broker.keys().expect("the server is there");
         kinds.retain(|kind| {
-            !["count", "place", "number", "fence", "ticked", "bell", "cons", "con", "inbox"]
-                .contains(&kind.as_str())
+            !["count", "place", "fence", "ticked", "bell", "nodes", "node", "inbox"].contains(&kind.as_str())
         });
         vec![kinds.len()]
     }

@@ -26,6 +26,18 @@ pub fn url() -> &'static str {
     })
 }
 
+/// The same as the config names it.
+pub fn config() -> cofferdam::config::Redis {
+    cofferdam::config::Redis {
+        url: url().to_owned(),
+        username: None,
+        password_file: None,
+        key_prefix: "cofferdam".into(),
+        connect_timeout_ms: 2_000,
+        response_timeout_ms: 5_000,
+    }
+}
+
 fn start() -> (PathBuf, Child) {
     // Socket addresses are short: not in the target folder.
     let folder = std::env::temp_dir().join(format!("cofferdam-redis-{}", std::process::id()));

@@ -1,9 +1,10 @@
 -- Steering and looking.
 --
--- "do"     "cancel" {id, r: index of the signed outcome} | "retry" {id} | "pause" {h, on} | "records" {ids} |
---          "list" {h, s, ow, most} | "stats" | "sizes" | "subscribe" {in} | "unsubscribe" {in}
+-- "do"     "cancel" {id, r: index of the signed outcome} | "retry" {id, call: this call's name} | "pause" {h, on} |
+--          "records" {ids, in: an instance that hears of their ends, or absent} | "list" {h, s, ow, most} | "stats" |
+--          "listen" {in, ttl: us}: opens an inbox or keeps it open; "new" if it was not there | "unsubscribe" {in}
 -- "ow"     sees this owner's jobs only; absent: all
--- Answers  records {id, env, s, d, sub, st, fi, r, waiting: {why, what}}; "absent" where there is none; a status for a
+-- Answers  records {id, env, s, d, st, fi, r, x, waiting: {why, what}}; "absent" where there is none; a status for a
 --          job that cannot be retried; figures as a flat list
 
 local function sees(id)
@@ -11,64 +12,68 @@ local function sees(id)
   return owner and (not A.ow or owner == A.ow)
 end
 
-local function waiting(id, h, lane, nb, d)
-  if call('SISMEMBER', P .. 'paused', h) == 1 then return {'paused', ''} end
-  local head = call('LINDEX', P .. 'q:' .. lane, 0)
+local function waiting(id, h, l, nb, d)
+  if is_paused(h) then return {'paused', ''} end
+  local head = l ~= '' and call('LINDEX', P .. 'q:' .. l, 0)
   if head and head ~= id then return {'lane', head} end
   if nb > now then return {d > 0 and 'backoff' or 'delay', int(nb)} end
-  for _, con in ipairs(call('ZRANGE', P .. 'cons', 0, -1)) do
-    if tonumber(call('HGET', P .. 'con:' .. con, 'g') or '-1') == H[h].g then return {'workers', ''} end
+  for _, node in ipairs(call('ZRANGE', P .. 'nodes', 0, -1)) do
+    if tonumber(call('HGET', P .. 'node:' .. node, 'g') or '-1') == conf(h).g then return {'workers', ''} end
   end
   return {'executor', ''}
 end
 
 local function record(id)
-  local f = call('HMGET', job_key(id), 'env', 's', 'd', 'sub', 'st', 'fi', 'r', 'h', 'l', 'nb')
+  local f = call('HMGET', job_key(id), 'env', 's', 'd', 'st', 'fi', 'r', 'x', 'h', 'l', 'nb')
   if not f[1] then return 'absent' end
   local w = f[2] == 'queued' and waiting(id, f[8], f[9], tonumber(f[10]), tonumber(f[3])) or {}
-  return {id, f[1], f[2], f[3], f[4], f[5] or '', f[6] or '', f[7] or '', w}
+  return {id, f[1], f[2], f[3], f[4] or '', f[5] or '', f[6] or '', f[7] or '', w}
 end
 
 local ended = {succeeded = 1, failed = 1, cancelled = 1, timed_out = 1, dead = 1}
 
 local function unpark(id, lane)
-  if call('HEXISTS', lane_key(lane), 'pk') == 1 and call('LINDEX', P .. 'q:' .. lane, 0) == id then
-    call('HDEL', lane_key(lane), 'pk')
+  if call('HEXISTS', P .. 'lane:' .. lane, 'pk') == 1 and call('LINDEX', P .. 'q:' .. lane, 0) == id then
+    call('HDEL', P .. 'lane:' .. lane, 'pk')
     return true
   end
 end
 
 local function cancel(id)
-  local s, lane, lease = unpack(call('HMGET', job_key(id), 's', 'l', 'ls'))
-  if ended[s] then
-    if unpark(id, lane) then
-      call('LPOP', P .. 'q:' .. lane)
-      keep_record(id)
-      make_ready(lane)
+  local job = read_job(id)
+  if ended[job.s] then
+    if job.l ~= '' and unpark(id, job.l) then
+      call('LPOP', P .. 'q:' .. job.l)
+      call('HSET', job_key(id), kept(id, job.aw, job.pb, job.s, call('HGET', job_key(id), 'r')))
+      make_ready(job.l)
     end
     return
   end
-  finish(id, 'cancelled', ARGV[A.r])
+  local n = job.ls
+  local lease = given(n) and read_lease(n)
+  finish(id, job, 'cancelled', ARGV[A.r])
   if lease then
-    revoke(lease, id)
-    if s == 'running' then end_lease(lease) else call('LREM', P .. 'run:' .. lease, 1, id) end
+    revoke(n, lease, id)
+    if job.s == 'running' then end_lease(n, lease)
+    else
+      local at = string.find(lease.run, id, 1, true)
+      call('HSET', P .. 'lease:' .. n, 'run', string.sub(lease.run, 1, at - 1) .. string.sub(lease.run, at + 32))
+    end
   end
-  make_ready(lane)
+  if job.l ~= '' then make_ready(job.l) end
 end
 
 local function retry(id)
-  local h, lane, bytes = unpack(call('HMGET', job_key(id), 'h', 'l', 'pb'))
+  local h, l, bytes = unpack(call('HMGET', job_key(id), 'h', 'l', 'pb'))
   forget(id)
-  call('HSET', job_key(id), 's', 'queued', 'd', 0, 'nb', int(now), 'aw', 0)
+  call('HSET', job_key(id), 's', 'queued', 'd', 0, 'nb', int(now), 'aw', 0, 'ls', '', 'rm', '', 'rc', A.call)
   call('HDEL', job_key(id), 'st', 'fi', 'r', 'ct', 'cd')
-  if unpark(id, lane) then
+  if l ~= '' and unpark(id, l) then
     count('queued', 1)
     count('queued:' .. h, 1)
     count('bytes', bytes)
-    make_ready(lane)
-  else
-    enqueue(id, h, lane, bytes)
-  end
+  else enqueue(id, h, l, bytes) end
+  make_ready(l == '' and id or l)
 end
 
 local function pause(h, on)
@@ -80,34 +85,40 @@ local function pause(h, on)
   call('SADD', P .. 'paused', h)
   -- Of each run only the running job goes on.
   for _, n in ipairs(call('ZRANGE', P .. 'leases', 0, -1)) do
-    if call('HGET', P .. 'lease:' .. n, 'h') == h then
-      for _, id in ipairs(call('LRANGE', P .. 'run:' .. n, 1, -1)) do
-        revoke(n, id)
-        call('HDEL', job_key(id), 'ls')
+    local lease = read_lease(n)
+    if lease and lease.h == h and #lease.run > 32 then
+      for id in each(string.sub(lease.run, 33)) do
+        revoke(n, lease, id)
+        call('HSET', job_key(id), 'ls', '')
       end
-      call('LTRIM', P .. 'run:' .. n, 0, 0)
+      call('HSET', P .. 'lease:' .. n, 'run', first_of(lease.run))
     end
   end
 end
 
 local what = A['do']
 if what == 'cancel' or what == 'retry' then
-  if not sees(A.id) then return 'absent' end
+  if not sees(A.id) then return done('absent') end
   if what == 'cancel' then cancel(A.id)
   else
-    local s = call('HGET', job_key(A.id), 's')
-    if not ended[s] or s == 'succeeded' then return s end
-    retry(A.id)
+    local s, by = unpack(call('HMGET', job_key(A.id), 's', 'rc'))
+    if by ~= A.call then
+      if not ended[s] or s == 'succeeded' then return done(s) end
+      retry(A.id)
+    end
   end
-  return record(A.id)
+  return done(record(A.id))
 elseif what == 'records' then
   local out = {}
-  for i, id in ipairs(A.ids) do out[i] = sees(id) and record(id) or 'absent' end
+  for i, id in ipairs(A.ids) do
+    out[i] = sees(id) and record(id) or 'absent'
+    if A['in'] and out[i] ~= 'absent' and not ended[out[i][3]] then watch(id, call('HGET', job_key(id), 'in'), A['in']) end
+  end
   return out
 elseif what == 'pause' then
   if not H[A.h] then return 'absent' end
   pause(A.h, A.on)
-  return 'ok'
+  return done('ok')
 elseif what == 'list' then
   local out, from = {}, 0
   while #out < A.most do
@@ -121,22 +132,29 @@ elseif what == 'list' then
   end
   return out
 elseif what == 'stats' then
-  local ready, groups = {}, {}
+  local ready, nodes = {}, {}
   for h in pairs(H) do
     local first = call('ZRANGE', P .. 'ready:' .. h, 0, 0, 'WITHSCORES')[2]
     ready[#ready + 1] = h
     ready[#ready + 1] = first and int(math.max(0, now - tonumber(first))) or '0'
   end
-  for _, con in ipairs(call('ZRANGE', P .. 'cons', 0, -1)) do groups[#groups + 1] = call('HGET', P .. 'con:' .. con, 'g') or '' end
-  return {call('HGETALL', P .. 'count'), ready, call('SMEMBERS', P .. 'paused'), groups,
-    call('ZCARD', P .. 'all'), call('ZCARD', P .. 'leases')}
-elseif what == 'subscribe' then
-  -- A stream that is there, empty: doorbells are published to those alone.
-  if call('EXISTS', P .. 'inbox:' .. A['in']) == 0 then
-    call('XADD', P .. 'inbox:' .. A['in'], '*', 'j', '')
-    call('XTRIM', P .. 'inbox:' .. A['in'], 'MAXLEN', 0)
+  for _, node in ipairs(call('ZRANGE', P .. 'nodes', int(now), '+inf', 'BYSCORE')) do
+    local facts = call('HGETALL', P .. 'node:' .. node)
+    facts[#facts + 1], facts[#facts + 2] = 'held', int(call('ZCARD', P .. 'held:' .. node))
+    nodes[#nodes + 1] = facts
   end
-  return 'ok'
+  return {call('HGETALL', P .. 'count'), ready, call('SMEMBERS', P .. 'paused'), nodes,
+    call('ZCARD', P .. 'all'), call('ZCARD', P .. 'leases')}
+elseif what == 'listen' then
+  -- A stream that is there, empty: doorbells are published to those alone. A listener that is gone lets it expire.
+  local inbox, answer = P .. 'inbox:' .. A['in'], 'ok'
+  if call('EXISTS', inbox) == 0 then
+    call('XADD', inbox, '*', 'j', '')
+    call('XTRIM', inbox, 'MAXLEN', 0)
+    answer = 'new'
+  end
+  call('PEXPIRE', inbox, A.ttl)
+  return answer
 elseif what == 'unsubscribe' then
   call('DEL', P .. 'inbox:' .. A['in'])
   return 'ok'

@@ -1,63 +1,67 @@
--- What happens to leases besides commits.
+-- What happens to leases besides steps.
 --
--- "do"     "connect" {con, g} | "leave" {con, workers} | "release" {con, n, t} | "extend" {con} | "sweep" |
+-- "do"     "leave" {con, workers: how many of its leases can have started} | "extend" {con, ns: leases} |
+--          "tell" {con, fields: what the process says of itself, for so many us: ttl, reconnects: since it last told} | "sweep" |
 --          "quarantine" {con, n, t, id}: a job of this lease that nobody of the deployment signed
--- Answers  {notices, us until something is due or "", 0: call again}
+-- Answers  {notices, us until something is due or "", 0: call again; "extend": leases that are over}
 
-local function of_group(id) return tonumber(call('HGET', P .. 'con:' .. id, 'g') or '-1') end
-
-if A['do'] == 'connect' then
-  call('HSET', P .. 'con:' .. A.con, 'g', A.g, 'room', 0)
-  call('ZADD', P .. 'cons', int(now + R.con), A.con)
-elseif A['do'] == 'leave' then
+local over = {}
+local what = A['do']
+if what == 'leave' then
   -- Leases start in their order, at most one a worker: those behind cannot have started.
   for i, n in ipairs(call('ZRANGE', P .. 'held:' .. A.con, 0, -1)) do
-    if i <= A.workers then lose_lease(n, '') else end_lease(n) end
+    if i <= A.workers then lose_lease(n) else end_lease(n) end
   end
-  call('DEL', P .. 'con:' .. A.con, P .. 'revoked:' .. A.con, P .. 'held:' .. A.con)
-  call('ZREM', P .. 'cons', A.con)
-elseif A['do'] == 'release' then
-  local token, consumer = unpack(call('HMGET', P .. 'lease:' .. A.n, 't', 'c'))
-  if token == A.t and consumer == A.con then end_lease(A.n) end
-elseif A['do'] == 'quarantine' then
-  local token, consumer, lane = unpack(call('HMGET', P .. 'lease:' .. A.n, 't', 'c', 'l'))
-  if token == A.t and consumer == A.con then
-    end_lease(A.n)
-    local key = job_key(A.id)
-    local h, bytes = unpack(call('HMGET', key, 'h', 'pb'))
+  call('DEL', P .. 'node:' .. A.con, P .. 'revoked:' .. A.con, P .. 'held:' .. A.con)
+  call('ZREM', P .. 'nodes', A.con)
+elseif what == 'quarantine' then
+  local lease = read_lease(A.n)
+  if lease and lease.token == A.t and lease.consumer == A.con then
+    end_lease(A.n, lease)
+    local key, job = job_key(A.id), read_job(A.id)
     count('queued', -1)
-    count('queued:' .. h, -1)
-    count('bytes', -(tonumber(bytes) or 0))
+    count('queued:' .. lease.h, -1)
+    count('bytes', -(tonumber(job and job.pb) or 0))
     count('forged', 1)
-    call('LREM', P .. 'q:' .. lane, 1, A.id)
+    if is_free(lease.lane) then
+      count('lanes:' .. lease.h, -1)
+      local member = call('HGET', key, 'rm')
+      if member then call('ZREM', P .. 'ready:' .. lease.h, member) end
+    else call('LREM', P .. 'q:' .. lease.lane, 1, A.id) end
     call('ZREM', P .. 'all', A.id)
     call('RENAME', key, P .. 'quarantine:' .. A.id)
     call('PEXPIRE', P .. 'quarantine:' .. A.id, R.quarantine)
-    make_ready(lane)
+    if not is_free(lease.lane) then make_ready(lease.lane) end
   end
-elseif A['do'] == 'extend' then
-  if call('EXISTS', P .. 'con:' .. A.con) == 1 then
-    call('ZADD', P .. 'cons', int(now + R.con), A.con)
-    for _, n in ipairs(call('ZRANGE', P .. 'held:' .. A.con, 0, -1)) do
-      if tonumber(call('ZSCORE', P .. 'leases', n) or '0') > now then call('ZADD', P .. 'leases', int(now + R.vis), n) end
-    end
+elseif what == 'extend' then
+  for _, n in ipairs(A.ns) do
+    local consumer, ends = unpack(call('HMGET', P .. 'lease:' .. n, 'c', 'x'))
+    if consumer == A.con and tonumber(ends) > now then
+      call('HSET', P .. 'lease:' .. n, 'x', int(now + R.vis))
+      call('ZADD', P .. 'leases', int(now + R.vis), n)
+      count('renewed', 1)
+    else over[#over + 1] = n end
   end
+elseif what == 'tell' then
+  call('HSET', P .. 'node:' .. A.con, unpack(A.fields))
+  count('reconnects', A.reconnects)
+  call('ZADD', P .. 'nodes', int(now + A.ttl), A.con)
 end
-sweep('')
+sweep()
 -- Whose lanes became ready by time alone since the last look.
 local since = tonumber(call('GET', P .. 'ticked') or '0')
 call('SET', P .. 'ticked', int(now))
+local due = ''
 for h, handler in pairs(H) do
-  if call('SISMEMBER', P .. 'paused', h) == 0 then
-    for _, before in ipairs({0, R.aff}) do
-      if call('ZCOUNT', P .. 'ready:' .. h, '(' .. int(since - before), int(now - before)) > 0 then ring(handler.g) end
+  for _, before in ipairs({0, R.aff}) do
+    if not is_paused(h) and call('ZCOUNT', P .. 'ready:' .. h, '(' .. int(since - before), int(now - before)) > 0 then
+      ring(handler.g)
     end
   end
-end
-local due = ''
-for h in pairs(H) do
   local nearest = call('ZRANGE', P .. 'ready:' .. h, '(' .. int(now), '+inf', 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')[2]
   if nearest and (due == '' or tonumber(nearest) - now < due) then due = tonumber(nearest) - now end
 end
+local answer = done({notices, '', over})
 if is_due() then due = 0 end
-return {answers, due == '' and '' or int(due)}
+answer[2] = due == '' and '' or int(due)
+return answer

@@ -1,43 +1,59 @@
--- What all scripts share: time, names, and the broker's moves. Put before each of them.
+-- What all scripts share: time, names, and the broker's moves. Before it stand H and R, made from the configuration.
 --
 -- KEYS[1]  the prefix of every key, with the deployment's hash tag in it: "{cofferdam}:"
--- ARGV[1]  JSON: "now" us, in place of the server's time (tests), "H" the handlers by name {g: group, d: max deliveries,
---          o: ordered, p: parks, c: concurrency}, "R" the rules (see rules.rs), and what the script itself wants
+-- ARGV[1]  JSON: what the script itself wants, and "now" us in place of the server's time (tests)
 -- ARGV[2…] bytes that are not text, named from ARGV[1] by their index
+-- H        the handlers by name: {g: group, d: max deliveries, o: ordered, p: parks, c: concurrency}
+-- R        the rules (see rules.rs)
 --
 -- Keys, after the prefix:
---   job:ID      hash   env, h, l(ane), s(tatus), d(eliveries), f(ence), nb, sub, sq, st(arted), fi(nished), r(esult),
---                      ls (its lease), ct + cd (last commit's token and delivery), pb (payload bytes), ow(ner),
---                      in(stance), aw(aited), ik + fp (idempotency), tr(ace), kb (bytes kept), kc + ko (class and place there)
---   q:LANE      list   jobs in submission order
---   lane:LANE   hash   h, ls (live lease), v(ersion), mk (who knows the state), pk (parked), ca(utious), rs + rm (place
---                      in the ready set: score and member)
+--   job:ID      hash   env(elope), x (signature of "executor lost"), h, l(ane; '' for an unordered job, which is a lane of
+--                      its own), s(tatus), d(eliveries), f(ence), nb, sub, st(arted), fi(nished), r(esult), ls (its lease
+--                      or ''), ct + cd (last commit's token and delivery), pb (payload bytes), ow(ner), in(stances),
+--                      aw(aited), ik + fp (idempotency), tr(ace), kc + ko + kb (class, place and bytes as a kept record),
+--                      rc (the call that retried it); rs + rm of an unordered job as of a lane
+--   q:LANE      list   an ordered lane's jobs in submission order
+--   lane:LANE   hash   of an ordered lane: h, ls (live lease or ''), v(ersion), mk (who knows the state), pk (parked),
+--                      ca(utious), rs + rm (place in the ready set: score and member)
 --   ready:H     zset   lanes that can be claimed from that time on, us; member = place, ":", lane
---   lease:N     hash   t(oken), c(onsumer), l(ane), h; run:N list of its jobs; leases zset N -> end
---   con:ID      hash   g(roup), room, x (end, unless renewed); held:ID zset of leases; revoked:ID list; cons zset -> end
+--   lease:N     hash   t(oken), c(onsumer), l(ane or job), h, run (its jobs' ids, 32 characters each), x (its end)
+--   leases      zset   N -> end; held:ID zset of a consumer's leases
+--   node:ID     hash   of a process: g(roup, of an executor), room, call + claims (its last step and what that claimed),
+--                      and what it tells of itself; nodes zset -> end, unless renewed; revoked:ID list for an executor
 --   m:MAP       hash   entries; mx zset MAP -> end; mb hash MAP -> bytes
 --   idem:…      string job of an idempotency key
 --   kept:0, 1   zset   finished records (place of the end, ":", job) -> end of their time, by class
 --   quarantine:ID      a job that nobody of the deployment signed, for a week
 --   all         zset   records -> place of submission
---   count       hash   figures; paused set; fence, place, number counters
+--   count       hash   figures; paused set; fence, place: counters
 --   inbox:I     stream doorbells; bell:G stream, wakes executors of a group
 --
--- Every script checks all its conditions first and writes afterwards.
+-- Every script checks all its conditions first and writes afterwards; "done" is its last word.
 
 local P = KEYS[1]
 local A = cjson.decode(ARGV[1])
-local R, H = A.R, A.H
 local call = redis.call
 local clock = call('TIME')
 local now = A.now or clock[1] * 1000000 + clock[2]
-local answers = {}
+local notices = {}
 
 local function int(x) return string.format('%.0f', x) end
-local function count(field, by) call('HINCRBY', P .. 'count', field, by) end
-local function figure(field) return tonumber(call('HGET', P .. 'count', field) or '0') end
 local function job_key(id) return P .. 'job:' .. id end
-local function lane_key(lane) return P .. 'lane:' .. lane end
+local function is_free(lane) return not string.find(lane, ':', 1, true) end
+-- The hash that holds a lane's books.
+local function book(lane) return is_free(lane) and job_key(lane) or P .. 'lane:' .. lane end
+-- What is known of a handler that no process of this configuration has.
+local NOBODY = {d = 1, o = false, p = false, c = 0}
+local function conf(h) return H[h] or NOBODY end
+local function given(field) return field and field ~= '' end
+
+-- Figures change once a script, whatever it does.
+local counts = {}
+local function count(field, by) counts[field] = (counts[field] or 0) + by end
+local function figure(field) return tonumber(call('HGET', P .. 'count', field) or '0') + (counts[field] or 0) end
+
+-- What others should know: an event of a job, its cause, its trace.
+local function note(name, id, cause, trace) notices[#notices + 1] = {name, id, cause, trace or ''} end
 
 -- Durations in the buckets of ports::Histogram.
 local BOUNDS = {100, 500, 1000, 5000, 10000, 50000, 100000, 500000, 1000000, 5000000, 10000000, 60000000, 300000000}
@@ -47,15 +63,24 @@ local function observe(name, h, micros)
     if micros <= bound then bucket = i - 1; break end
   end
   count(name .. ':' .. h .. ':' .. bucket, 1)
-  count(name .. ':' .. h .. ':sum', int(math.max(0, micros)))
+  count(name .. ':' .. h .. ':sum', math.max(0, micros))
 end
 
--- A group's executors look again; "rung" once a script.
+-- A group's executors look again; once a script.
 local rung = {}
 local function ring(group)
-  if rung[group] then return end
+  if not group or rung[group] then return end
   rung[group] = true
   call('XADD', P .. 'bell:' .. int(group), 'MAXLEN', '~', 64, '*', 'w', '1')
+end
+
+local paused
+local function is_paused(h)
+  if not paused then
+    paused = {}
+    for _, name in ipairs(call('SMEMBERS', P .. 'paused')) do paused[name] = true end
+  end
+  return paused[h]
 end
 
 -- Maps with a time to live. Past its time a map is absent at once; who meets it frees it.
@@ -69,21 +94,20 @@ local function map_lives(name)
   return not ends or now < tonumber(ends)
 end
 local function map_load(name, ttl)
-  if not map_lives(name) then map_free(name); return {} end
   local entries = call('HGETALL', P .. 'm:' .. name)
-  if ttl and #entries > 0 and call('ZSCORE', P .. 'mx', name) then
-    call('ZADD', P .. 'mx', int(now + ttl), name)
-  end
+  if #entries == 0 then return entries end
+  if not map_lives(name) then map_free(name); return {} end
+  if ttl and call('ZSCORE', P .. 'mx', name) then call('ZADD', P .. 'mx', int(now + ttl), name) end
   return entries
 end
--- Changes: a list of {key, index of the value in ARGV, or 0 to remove}.
+-- Changes: a list of {index of the key in ARGV, index of the value, or 0 to remove}.
 local function map_bytes_after(name, changes)
   local lives = map_lives(name)
   local bytes = lives and tonumber(call('HGET', P .. 'mb', name) or '0') or 0
   for _, change in ipairs(changes) do
     local key = ARGV[change[1]]
     local old = lives and call('HSTRLEN', P .. 'm:' .. name, key) or 0
-    if lives and (old > 0 or call('HEXISTS', P .. 'm:' .. name, key) == 1) then bytes = bytes - #key - old + R.tag end
+    if old > 0 then bytes = bytes - #key - old + R.tag end
     if change[2] > 0 then bytes = bytes + #key + #ARGV[change[2]] - R.tag end
   end
   return bytes
@@ -102,87 +126,118 @@ end
 
 local function state_map(lane) return 'state:' .. lane end
 
--- Numbers that grow with every use, padded so that their order is that of their texts too. Fences never repeat,
--- whatever the clock does.
-local function next_number() return string.format('%016.0f', call('INCR', P .. 'number')) end
+-- Numbers that grow with every use: a script takes a block of them, the rest of which nobody uses. Written with 16
+-- digits, so that their order is that of their texts too.
+local place_at, place_end = 0, 0
+local function next_place()
+  if place_at == place_end then
+    place_end = call('INCRBY', P .. 'place', 4096)
+    place_at = place_end - 4096
+  end
+  place_at = place_at + 1
+  return place_at
+end
+local function digits(n) return string.format('%016.0f', n) end
+-- Fences never repeat, whatever the clock does.
 local function take_fences(n)
   local first = math.max(tonumber(call('GET', P .. 'fence') or '0') + 1, now)
   call('SET', P .. 'fence', int(first + n - 1))
   return first
 end
 
+-- A job's books as a table.
+local FIELDS = {'h', 'l', 's', 'd', 'st', 'pb', 'in', 'nb', 'aw', 'tr', 'x', 'ls', 'f', 'rm', 'ct', 'cd', 'ow'}
+local function read_job(id)
+  local values, job = call('HMGET', job_key(id), unpack(FIELDS)), {}
+  if not values[1] then return nil end
+  for i, field in ipairs(FIELDS) do job[field] = values[i] end
+  job.lane = job.l == '' and id or job.l
+  job.d = tonumber(job.d)
+  return job
+end
+
+-- Enters a lane into its handler's ready set; "head" is its first job's not-before. The fields that its books take.
+local function enter_ready(h, lane, head)
+  local score = math.max(head, now)
+  local member = digits(next_place()) .. ':' .. lane
+  call('ZADD', P .. 'ready:' .. h, int(score), member)
+  if not is_paused(h) then ring(conf(h).g) end
+  return int(score), member
+end
+
 -- Puts the lane into its handler's ready set if it belongs there, takes it out if not, and removes one with neither
 -- jobs nor state.
 local function make_ready(lane)
-  local key = lane_key(lane)
-  local h, lease, parked, score, member = unpack(call('HMGET', key, 'h', 'ls', 'pk', 'rs', 'rm'))
+  local key, free = book(lane), is_free(lane)
+  local h, lease, parked, score, member, s, nb = unpack(call('HMGET', key, 'h', 'ls', 'pk', 'rs', 'rm', 's', 'nb'))
   if not h then return end
-  local ready = P .. 'ready:' .. h
-  local head = not lease and not parked and call('LINDEX', P .. 'q:' .. lane, 0)
+  local head = not given(lease) and not parked and (free and s == 'queued' or not free and call('LINDEX', P .. 'q:' .. lane, 0))
   if not head then
-    if member then
-      call('ZREM', ready, member)
-      call('HDEL', key, 'rs', 'rm')
+    if given(member) then
+      call('ZREM', P .. 'ready:' .. h, member)
+      call('HSET', key, 'rm', '')
     end
-    if not lease and call('EXISTS', P .. 'q:' .. lane, P .. 'm:' .. state_map(lane)) == 0 then
+    if not free and not given(lease) and call('EXISTS', P .. 'q:' .. lane, P .. 'm:' .. state_map(lane)) == 0 then
       call('DEL', key)
       count('lanes:' .. h, -1)
     end
     return
   end
-  local not_before = tonumber(call('HGET', job_key(head), 'nb'))
-  if member then
+  nb = tonumber(free and nb or call('HGET', job_key(head), 'nb'))
+  if given(member) then
     score = tonumber(score)
-    if score >= not_before and (score <= now or score == not_before) then return end
-    call('ZREM', ready, member)
+    if score >= nb and (score <= now or score == nb) then return end
+    call('ZREM', P .. 'ready:' .. h, member)
   end
-  score = math.max(not_before, now)
-  member = string.format('%016.0f:%s', call('INCR', P .. 'place'), lane)
-  call('ZADD', ready, int(score), member)
-  call('HSET', key, 'rs', int(score), 'rm', member)
-  if call('SISMEMBER', P .. 'paused', h) == 0 then ring(H[h].g) end
+  score, member = enter_ready(h, lane, nb)
+  call('HSET', key, 'rs', score, 'rm', member)
 end
 
 -- Enters a queued job at the tail of its lane.
-local function enqueue(id, h, lane, bytes)
+local function enqueue(id, h, l, bytes)
   count('queued', 1)
   count('queued:' .. h, 1)
   count('bytes', bytes)
-  if call('HSETNX', lane_key(lane), 'h', h) == 1 then count('lanes:' .. h, 1) end
-  call('RPUSH', P .. 'q:' .. lane, id)
-  make_ready(lane)
+  if l == '' then count('lanes:' .. h, 1)
+  else
+    if call('HSETNX', P .. 'lane:' .. l, 'h', h) == 1 then count('lanes:' .. h, 1) end
+    call('RPUSH', P .. 'q:' .. l, id)
+  end
 end
 
--- job: {id, h, lane, ow, in, aw, tr, nb: us from now, env: index, pb, ik, fp}
-local function accept(job, env)
-  local place = call('INCR', P .. 'place')
-  call('HSET', job_key(job.id), 'env', env, 'h', job.h, 'l', job.lane, 's', 'queued', 'd', 0, 'f', 0,
-    'nb', int(now + job.nb), 'sub', int(now), 'sq', place, 'pb', job.pb, 'ow', job.ow, 'in', job['in'],
-    'aw', job.aw, 'tr', job.tr)
+-- job: {id, h, lane: '' if unordered, ow, in, aw, tr, nb: us from now, env, x: indices, pb, ik, fp}
+local function accept(job)
+  local nb, place = now + job.nb, next_place()
+  local fields = {'env', ARGV[job.env], 'x', ARGV[job.x], 'h', job.h, 'l', job.lane, 's', 'queued', 'd', 0, 'f', 0,
+    'nb', int(nb), 'sub', int(now), 'pb', job.pb, 'ow', job.ow, 'in', job['in'], 'aw', job.aw, 'tr', job.tr, 'ls', ''}
+  local function add(...) for _, value in ipairs({...}) do fields[#fields + 1] = value end end
   if job.ik then
-    call('HSET', job_key(job.id), 'ik', job.ik, 'fp', job.fp)
+    add('ik', job.ik, 'fp', job.fp)
     call('SET', P .. 'idem:' .. job.ik, job.id)
   end
+  if job.lane == '' then
+    local score, member = enter_ready(job.h, job.id, nb)
+    add('rs', score, 'rm', member)
+  end
+  call('HSET', job_key(job.id), unpack(fields))
   call('ZADD', P .. 'all', place, job.id)
   count('submitted:' .. job.h, 1)
   enqueue(job.id, job.h, job.lane, job.pb)
+  if job.lane ~= '' then make_ready(job.lane) end
 end
 
-local function start(id, h)
-  local key = job_key(id)
-  local deliveries = call('HINCRBY', key, 'd', 1)
-  call('HSET', key, 's', 'running', 'st', int(now))
+-- The fields of a job whose delivery starts, for its hash.
+local function started(h, deliveries, not_before)
   count('queued', -1)
   count('queued:' .. h, -1)
   count('running:' .. h, 1)
-  if deliveries == 1 then observe('wait', h, now - tonumber(call('HGET', key, 'nb')))
-  else count('redelivered', 1) end
+  if deliveries == 0 then observe('wait', h, now - not_before) else count('redelivered', 1) end
+  return 's', 'running', 'st', int(now), 'd', deliveries + 1
 end
 
 -- A running job is queued again; it never left its lane.
-local function requeue(id, h, not_before)
-  call('HSET', job_key(id), 's', 'queued', 'nb', int(not_before))
-  call('HDEL', job_key(id), 'ls')
+local function requeue(id, h, not_before, deliveries)
+  call('HSET', job_key(id), 's', 'queued', 'nb', int(not_before), 'ls', '', 'd', deliveries)
   count('running:' .. h, -1)
   count('queued:' .. h, 1)
   count('queued', 1)
@@ -198,139 +253,178 @@ local function forget(id)
     count('keptb', -tonumber(bytes))
   end
 end
-local function drop_record(id)
-  forget(id)
-  local ik = call('HGET', job_key(id), 'ik')
+local function drop_record(class, member)
+  local id = string.sub(member, 18)
+  local ik, bytes = unpack(call('HMGET', job_key(id), 'ik', 'kb'))
+  call('ZREM', P .. 'kept:' .. class, member)
+  count('keptn', -1)
+  count('keptb', -tonumber(bytes or '0'))
   if ik then call('DEL', P .. 'idem:' .. ik) end
   call('DEL', job_key(id))
   call('ZREM', P .. 'all', id)
 end
 local function drop_records(most)
+  local kept, bytes = figure('keptn'), figure('keptb')
   for _ = 1, most do
-    local kept = figure('keptn')
-    local full = kept > 1 and (kept > R.keepn or figure('keptb') > R.keepb)
-    local oldest
+    local full = kept > 1 and (kept > R.keepn or bytes > R.keepb)
+    local oldest, of
     for class = 0, 1 do
       local first = call('ZRANGE', P .. 'kept:' .. class, '-inf', full and '+inf' or int(now), 'BYSCORE', 'LIMIT', 0, 1)[1]
-      if first and (not oldest or first < oldest) then oldest = first end
+      if first and (not oldest or first < oldest) then oldest, of = first, class end
     end
     if not oldest then return end
-    drop_record(string.sub(oldest, 18))
+    bytes = bytes - tonumber(call('HGET', job_key(string.sub(oldest, 18)), 'kb') or '0')
+    kept = kept - 1
+    drop_record(of, oldest)
   end
 end
-local function keep_record(id)
-  local key = job_key(id)
-  local aw, result, env, s = unpack(call('HMGET', key, 'aw', 'r', 'pb', 's'))
+local has_kept = false
+-- The fields of a record that is kept from now on, for its hash.
+local function kept(id, aw, pb, s, result)
   local class = aw == '1' and 1 or 0
-  local bytes = 512 + #(result or '') + (s == 'succeeded' and 0 or tonumber(env))
-  local ttl = class == 1 and R.attl or R.ttl
-  local place = string.format('%016.0f', call('INCR', P .. 'place'))
-  call('HSET', key, 'kc', class, 'kb', bytes, 'ko', place)
-  call('ZADD', P .. 'kept:' .. class, int(now + ttl), place .. ':' .. id)
+  local bytes = 512 + #result + (s == 'succeeded' and 0 or tonumber(pb))
+  local place = digits(next_place())
+  call('ZADD', P .. 'kept:' .. class, int(now + (class == 1 and R.attl or R.ttl)), place .. ':' .. id)
   count('keptn', 1)
   count('keptb', bytes)
-  drop_records(64)
+  has_kept = true
+  return 'kc', class, 'kb', bytes, 'ko', place
+end
+
+-- Doorbells go to instances that listen. A result too large for a stream is read from the record.
+local listening = {}
+local function doorbell(instances, id, status, result)
+  for instance in string.gmatch(instances, '%S+') do
+    local inbox = P .. 'inbox:' .. instance
+    if listening[inbox] == nil then listening[inbox] = call('EXISTS', inbox) == 1 end
+    if listening[inbox] then
+      call('XADD', inbox, 'MAXLEN', '~', R.doorbells, '*', 'j', id, 's', status, 'r', #result <= R.small and result or '')
+    end
+  end
+end
+
+-- One more instance hears of a job's end.
+local function watch(id, instances, instance)
+  if not string.find(instances, instance, 1, true) then
+    call('HSET', job_key(id), 'in', instances .. ' ' .. instance)
+  end
 end
 
 -- Ends a job's life: out of its lane, into the records, the doorbell rung. The caller looks after its lease and calls
--- make_ready.
-local function finish(id, status, result)
-  local key = job_key(id)
-  local h, lane, s, started, bytes, inbox = unpack(call('HMGET', key, 'h', 'l', 's', 'st', 'pb', 'in'))
-  if s == 'running' then
+-- make_ready. "more": further fields for its hash.
+local function finish(id, job, status, result, more)
+  local h, fields = job.h, {'s', status, 'fi', int(now), 'r', result, 'ls', ''}
+  if job.s == 'running' then
     count('running:' .. h, -1)
-    observe('job', h, now - tonumber(started))
+    observe('job', h, now - tonumber(job.st))
   else
     count('queued:' .. h, -1)
     count('queued', -1)
   end
-  count('bytes', -tonumber(bytes))
+  count('bytes', -tonumber(job.pb))
   count('finished:' .. h .. ':' .. status, 1)
-  call('HSET', key, 's', status, 'fi', int(now), 'r', result)
-  call('HDEL', key, 'ls')
-  if call('EXISTS', P .. 'inbox:' .. inbox) == 1 then
-    call('XADD', P .. 'inbox:' .. inbox, 'MAXLEN', '~', R.doorbells, '*', 'j', id, 's', status, 'r', result)
-  end
-  if status == 'dead' and H[h].p and H[h].o then
-    call('HSET', lane_key(lane), 'pk', 1)
-    return
-  end
-  call('LREM', P .. 'q:' .. lane, 1, id)
-  keep_record(id)
+  local parks = status == 'dead' and conf(h).p and job.l ~= ''
+  local function add(...) for _, value in ipairs({...}) do fields[#fields + 1] = value end end
+  if not parks then add(kept(id, job.aw, job.pb, status, result)) end
+  if more then add(unpack(more)) end
+  call('HSET', job_key(id), unpack(fields))
+  doorbell(job['in'], id, status, result)
+  if parks then call('HSET', P .. 'lane:' .. job.l, 'pk', 1)
+  elseif job.l == '' then
+    count('lanes:' .. h, -1)
+    if given(job.rm) and job.s == 'queued' then call('ZREM', P .. 'ready:' .. h, job.rm) end
+  else call('LREM', P .. 'q:' .. job.l, 1, id) end
 end
 
--- Takes a lease out of the books; its lane, handler and the jobs it had left.
-local function remove_lease(n)
-  local lane, consumer, h = unpack(call('HMGET', P .. 'lease:' .. n, 'l', 'c', 'h'))
+local function read_lease(n)
+  local token, consumer, lane, h, run, ends = unpack(call('HMGET', P .. 'lease:' .. n, 't', 'c', 'l', 'h', 'run', 'x'))
   if not lane then return nil end
-  local jobs = call('LRANGE', P .. 'run:' .. n, 0, -1)
-  call('DEL', P .. 'lease:' .. n, P .. 'run:' .. n)
+  return {token = token, consumer = consumer, lane = lane, h = h, run = run, ends = tonumber(ends)}
+end
+local function first_of(run) return #run > 0 and string.sub(run, 1, 32) end
+local function each(run)
+  local at = -31
+  return function()
+    at = at + 32
+    if at <= #run then return string.sub(run, at, at + 31) end
+  end
+end
+
+-- Takes a lease out of the books.
+local function remove_lease(n, lease)
+  call('DEL', P .. 'lease:' .. n)
   call('ZREM', P .. 'leases', n)
-  call('ZREM', P .. 'held:' .. consumer, n)
-  call('HDEL', lane_key(lane), 'ls')
-  for _, id in ipairs(jobs) do call('HDEL', job_key(id), 'ls') end
-  return lane, h, jobs, consumer
+  call('ZREM', P .. 'held:' .. lease.consumer, n)
+  if not is_free(lease.lane) then
+    call('HSET', P .. 'lane:' .. lease.lane, 'ls', '')
+    for id in each(lease.run) do call('HSET', job_key(id), 'ls', '') end
+  end
 end
 
 -- Ends a lease before its last commit, whatever its running job came to. Nobody knows the lane's state now.
-local function end_lease(n)
-  local lane, h, jobs = remove_lease(n)
-  if not lane then return end
-  call('HDEL', lane_key(lane), 'mk')
-  if jobs[1] and call('HGET', job_key(jobs[1]), 's') == 'running' then
-    requeue(jobs[1], h, now)
-    call('HINCRBY', job_key(jobs[1]), 'd', -1)
-  end
-  make_ready(lane)
+local function end_lease(n, lease)
+  lease = lease or read_lease(n)
+  if not lease then return end
+  remove_lease(n, lease)
+  if not is_free(lease.lane) then call('HDEL', P .. 'lane:' .. lease.lane, 'mk') end
+  local id = first_of(lease.run)
+  local job = id and read_job(id)
+  if job and job.s == 'running' then requeue(id, job.h, now, job.d - 1) end
+  make_ready(lease.lane)
 end
 
 -- A delivery that came to nothing: queued again after a backoff, or dead. "jitter" is between 0 and 1, from outside.
-local function again(id, cause, dead, jitter)
-  local h, d = unpack(call('HMGET', job_key(id), 'h', 'd'))
-  d = tonumber(d)
-  if d >= H[h].d then
+local function again(id, job, cause, dead, jitter, more)
+  if job.d >= conf(job.h).d then
     count('dead', 1)
-    finish(id, 'dead', dead)
-    answers[#answers + 1] = {'queue.dead', id, cause}
+    finish(id, job, 'dead', dead, more)
+    note('queue.dead', id, cause, job.tr)
     return
   end
   local backoff = 0
-  if cause ~= 'executor_lost' then
-    backoff = math.floor(math.min(R.rm, R.rb * 2 ^ math.min(d - 1, 20)) * jitter)
-  end
-  requeue(id, h, now + backoff)
-  answers[#answers + 1] = {'queue.redelivered', id, cause}
+  if cause ~= 'executor_lost' then backoff = math.floor(math.min(R.rm, R.rb * 2 ^ math.min(job.d - 1, 20)) * jitter) end
+  requeue(id, job.h, now + backoff, job.d)
+  if more then call('HSET', job_key(id), unpack(more)) end
+  note('queue.redelivered', id, cause, job.tr)
 end
 
 -- The lease's executor is lost: its running job counts as delivered, and runs of this lane are short now.
-local function lose_lease(n, dead)
-  local lane, _, jobs = remove_lease(n)
-  if not lane then return end
-  call('HDEL', lane_key(lane), 'mk')
-  call('HSET', lane_key(lane), 'ca', 1)
-  if jobs[1] and call('HGET', job_key(jobs[1]), 's') == 'running' then again(jobs[1], 'executor_lost', dead, 0) end
-  make_ready(lane)
+local function lose_lease(n)
+  local lease = read_lease(n)
+  if not lease then
+    call('ZREM', P .. 'leases', n)
+    return
+  end
+  remove_lease(n, lease)
+  if not is_free(lease.lane) then
+    call('HDEL', P .. 'lane:' .. lease.lane, 'mk')
+    call('HSET', P .. 'lane:' .. lease.lane, 'ca', 1)
+  end
+  local id = first_of(lease.run)
+  local job = id and read_job(id)
+  if job and job.s == 'running' then again(id, job, 'executor_lost', R.lost .. job.x, 0) end
+  make_ready(lease.lane)
 end
 
 -- Tells a lease's consumer to stop or leave out a job.
-local function revoke(n, id)
-  local consumer = call('HGET', P .. 'lease:' .. n, 'c')
-  if consumer then
-    call('RPUSH', P .. 'revoked:' .. consumer, n .. ' ' .. id)
-    local group = call('HGET', P .. 'con:' .. consumer, 'g')
-    if group then ring(tonumber(group)) end
-  end
+local function revoke(n, lease, id)
+  call('RPUSH', P .. 'revoked:' .. lease.consumer, n .. ' ' .. id)
+  local group = call('HGET', P .. 'node:' .. lease.consumer, 'g')
+  if group then ring(tonumber(group)) end
 end
 
 -- Leases that ran out, records whose time is up, maps that nobody met again. Bounded, so that no call is long.
-local function sweep(dead)
-  for _, n in ipairs(call('ZRANGE', P .. 'leases', '-inf', int(now), 'BYSCORE', 'LIMIT', 0, 64)) do lose_lease(n, dead) end
-  for _, id in ipairs(call('ZRANGE', P .. 'cons', '-inf', int(now), 'BYSCORE', 'LIMIT', 0, 16)) do
-    call('DEL', P .. 'con:' .. id, P .. 'revoked:' .. id)
-    call('ZREM', P .. 'cons', id)
+local function sweep()
+  for _, n in ipairs(call('ZRANGE', P .. 'leases', '-inf', int(now), 'BYSCORE', 'LIMIT', 0, 64)) do
+    count('expired', 1)
+    lose_lease(n)
+  end
+  for _, id in ipairs(call('ZRANGE', P .. 'nodes', '-inf', int(now), 'BYSCORE', 'LIMIT', 0, 16)) do
+    call('DEL', P .. 'node:' .. id, P .. 'revoked:' .. id)
+    call('ZREM', P .. 'nodes', id)
   end
   for _, name in ipairs(call('ZRANGE', P .. 'mx', '-inf', int(now), 'BYSCORE', 'LIMIT', 0, 64)) do map_free(name) end
-  drop_records(64)
+  has_kept = true
 end
 
 -- More is due than one sweep takes.
@@ -339,4 +433,12 @@ local function is_due()
     if call('ZCOUNT', P .. set, '-inf', int(now)) > 0 then return true end
   end
   return false
+end
+
+local function done(answer)
+  if has_kept then drop_records(64) end
+  for field, by in pairs(counts) do
+    if by ~= 0 then call('HINCRBY', P .. 'count', field, int(by)) end
+  end
+  return answer
 end

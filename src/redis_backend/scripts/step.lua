@@ -1,24 +1,28 @@
--- Commits what is finished, each commit judged on its own, then claims as much as there is room for.
+-- Commits what is finished, each commit judged on its own; gives back what is not wanted; then claims as much as there is
+-- room for.
 --
--- "con"      the consumer; "g" its group; "room" leases at most; "tokens" a fresh token for each of them
+-- "con"      the consumer; "g" its group; "facts" of its process; "call" this call's name; "room" leases at most;
+--            "token" 28 random characters, which 4 for the lease's place in this call follow
 -- "commits"  list of {n: lease, t: token, id, d: delivery, v: version it builds on, s: status or "retry" or "crashed",
 --            r: index of the signed outcome (for retry and crashed: that of a dead job), j: jitter 0 to 1,
 --            st, cx: changes {index of key, index of value or 0}, lane state and context, ctx: the context's map,
---            fu: follow-ups as in submit, lv: limits kept (else "why": index of the signed failure, status failed)}
+--            fu: follow-ups as in submit, no: indices of the signed failures, see "refused"}
+-- "releases" list of {n, t}
 -- Answers    {commits: list of "committed" | "again" | "fenced",
---             leases: list of {n, token, h, kind, version, state, jobs: list of {id, env, d, f, sub, context}},
---             revoked: list of "n id", notices: list of {event, id, cause}}
+--             leases: list of {n, token, h, kind, version, state, jobs: list of {id, env, d, f, context}},
+--             revoked: list of "n id", notices: list of {event, id, cause, trace}}
+-- Repeatable: commits that held are "again", and the leases that the same call has claimed are given once more.
 
--- One that was silent for long was forgotten; its leases have run out. It begins anew.
-local con = P .. 'con:' .. A.con
-call('HSETNX', con, 'g', A.g)
-call('ZADD', P .. 'cons', int(now + R.con), A.con)
+local node = P .. 'node:' .. A.con
 
-local function too_late(c)
-  local token, delivery = unpack(call('HMGET', job_key(c.id), 'ct', 'cd'))
-  if token == c.t and tonumber(delivery) == c.d then count('duplicate', 1); return 'again' end
+local function too_late(c, job)
+  if job and job.ct == c.t and tonumber(job.cd) == c.d then
+    count('duplicate', 1)
+    note('reply.duplicate_dropped', c.id, 'repeated', job.tr)
+    return 'again'
+  end
   count('late', 1)
-  if call('EXISTS', job_key(c.id)) == 1 then answers[#answers + 1] = {'reply.late_dropped', c.id, 'fenced'} end
+  if job then note('reply.late_dropped', c.id, 'fenced', job.tr) end
   return 'fenced'
 end
 
@@ -31,92 +35,115 @@ end
 local function refused(c, h, lane)
   if c.s ~= 'succeeded' then return 0 end
   if c.st and #c.st > 0 then
-    if not H[h].o then return 1 end
+    if is_free(lane) then return 1 end
     if map_bytes_after(state_map(lane), c.st) > R.lsm then return 2 end
   end
   if c.cx and #c.cx > 0 and map_bytes_after(c.ctx, c.cx) > R.ctxm then return 3 end
   return follow_ups_known(c) and 0 or 4
 end
 
-local function next_of_run(n, lane)
-  call('LPOP', P .. 'run:' .. n)
-  local ends = int(now + R.vis)
-  local following = call('LINDEX', P .. 'run:' .. n, 0)
+local function next_of_run(n, lease)
+  lease.run = string.sub(lease.run, 33)
+  local following = first_of(lease.run)
   if following then
+    local ends = int(now + R.vis)
+    call('HSET', P .. 'lease:' .. n, 'run', lease.run, 'x', ends)
     call('ZADD', P .. 'leases', ends, n)
-    start(following, call('HGET', job_key(following), 'h'))
+    local job = read_job(following)
+    call('HSET', job_key(following), started(job.h, job.d, tonumber(job.nb)))
     return
   end
-  local _, _, _, consumer = remove_lease(n)
+  remove_lease(n, lease)
+  if is_free(lease.lane) then return end
   -- Complete: whoever ran it holds the lane's state as it is now.
-  call('HSET', lane_key(lane), 'mk', consumer)
+  call('HSET', P .. 'lane:' .. lease.lane, 'mk', lease.consumer)
+  make_ready(lease.lane)
 end
 
 local function commit(c)
-  local token, consumer, lane, h = unpack(call('HMGET', P .. 'lease:' .. c.n, 't', 'c', 'l', 'h'))
-  local ends = call('ZSCORE', P .. 'leases', c.n)
-  if token ~= c.t or consumer ~= A.con or not ends or tonumber(ends) <= now then return too_late(c) end
-  local d = tonumber(call('HGET', job_key(c.id), 'd') or '-1')
-  local version = call('HGET', lane_key(lane), 'v') or '0'
-  if call('LINDEX', P .. 'run:' .. c.n, 0) ~= c.id or d ~= c.d or (H[h].o and version ~= c.v) then
-    local answer = too_late(c)
-    if answer == 'fenced' then end_lease(c.n) end
+  local lease, job = read_lease(c.n), read_job(c.id)
+  if not lease or lease.token ~= c.t or lease.consumer ~= A.con or lease.ends <= now then return too_late(c, job) end
+  local lane, ordered = lease.lane, not is_free(lease.lane)
+  local version = ordered and (call('HGET', P .. 'lane:' .. lane, 'v') or '0')
+  if not job or first_of(lease.run) ~= c.id or job.d ~= c.d or (ordered and version ~= c.v) then
+    local answer = too_late(c, job)
+    if answer == 'fenced' then end_lease(c.n, lease) end
     return answer
   end
-  local why = refused(c, h, lane)
-  call('HSET', job_key(c.id), 'ct', c.t, 'cd', c.d)
-  local goes_on = false
-  if why > 0 then
-    finish(c.id, 'failed', ARGV[c.no[why]])
-  elseif c.s == 'retry' then again(c.id, 'retries_exhausted', ARGV[c.r], c.j)
-  elseif c.s == 'crashed' then again(c.id, 'handler_crashed', ARGV[c.r], c.j)
+  local why = refused(c, lease.h, lane)
+  local said, goes_on = {'ct', c.t, 'cd', c.d}, false
+  if why > 0 then finish(c.id, job, 'failed', ARGV[c.no[why]], said)
+  elseif c.s == 'retry' then again(c.id, job, 'retries_exhausted', ARGV[c.r], c.j, said)
+  elseif c.s == 'crashed' then again(c.id, job, 'handler_crashed', ARGV[c.r], c.j, said)
   else
     if c.s == 'succeeded' then
       if c.st and #c.st > 0 then
-        call('HSET', lane_key(lane), 'v', call('HGET', job_key(c.id), 'f'))
+        call('HSET', P .. 'lane:' .. lane, 'v', job.f)
         map_apply(state_map(lane), c.st)
       end
       if c.cx and #c.cx > 0 then map_apply(c.ctx, c.cx, R.ctx) end
-      for _, job in ipairs(c.fu or {}) do accept(job, ARGV[job.env]) end
+      for _, follow_up in ipairs(c.fu or {}) do
+        follow_up['in'] = job['in']
+        accept(follow_up)
+      end
     end
     if c.s == 'succeeded' or c.s == 'failed' then
-      call('HDEL', lane_key(lane), 'ca')
+      if ordered then call('HDEL', P .. 'lane:' .. lane, 'ca') end
       goes_on = true
     end
-    finish(c.id, c.s, ARGV[c.r])
+    finish(c.id, job, c.s, ARGV[c.r], said)
   end
-  if goes_on then next_of_run(c.n, lane) else end_lease(c.n) end
-  make_ready(lane)
+  if goes_on then next_of_run(c.n, lease) else end_lease(c.n, lease) end
   return 'committed'
 end
 
--- The lane to claim: of all that this consumer may take, the one that has been ready for longest.
-local function next_lane(held)
-  local best, best_score, best_h
+-- What can be claimed, per handler of the group: its due lanes, oldest first, up to where this consumer has looked.
+local function due_lanes()
+  local due = {}
   for h, handler in pairs(H) do
-    local free = handler.c == 0 or (held[h] or 0) < handler.c
-    if handler.g == A.g and free and call('SISMEMBER', P .. 'paused', h) == 0 then
-      local due = call('ZRANGE', P .. 'ready:' .. h, '-inf', int(now), 'BYSCORE', 'LIMIT', 0, R.scan, 'WITHSCORES')
-      for i = 1, #due, 2 do
-        local member, score = due[i], tonumber(due[i + 1])
-        local maker = handler.o and call('HGET', lane_key(string.sub(member, 18)), 'mk')
-        local left = maker and maker ~= A.con and now < score + R.aff
-          and tonumber(call('HGET', P .. 'con:' .. maker, 'room') or '0') > 0
-        if not left then
-          if not best or score < best_score or (score == best_score and member < best) then
-            best, best_score, best_h = member, score, h
-          end
-          break
-        end
-      end
+    if handler.g == A.g and not is_paused(h) then
+      local lanes = call('ZRANGE', P .. 'ready:' .. h, '-inf', int(now), 'BYSCORE', 'LIMIT', 0, R.scan + A.room, 'WITHSCORES')
+      if #lanes > 0 then due[h] = {lanes = lanes, at = 1, room = handler.c > 0 and handler.c or math.huge} end
     end
   end
-  return best and string.sub(best, 18), best_h
+  return due
 end
 
--- The jobs of the next lease: how many depends on what went wrong before, and on what fits a frame.
+-- A lane is left for a moment to the executor that knows its state, if that has room.
+local rooms = {}
+local function left_to_another(lane, score)
+  if is_free(lane) or now >= score + R.aff then return false end
+  local maker = call('HGET', P .. 'lane:' .. lane, 'mk')
+  if not maker or maker == A.con then return false end
+  rooms[maker] = rooms[maker] or tonumber(call('HGET', P .. 'node:' .. maker, 'room') or '0')
+  return rooms[maker] > 0
+end
+
+-- The lane to claim: of all that this consumer may take, the one that has been ready for longest.
+local function next_lane(due)
+  local best, best_score, best_h
+  for h, of in pairs(due) do
+    while of.room > 0 and of.at < #of.lanes do
+      local member, score = of.lanes[of.at], tonumber(of.lanes[of.at + 1])
+      if not left_to_another(string.sub(member, 18), score) then
+        if not best or score < best_score or (score == best_score and member < best) then
+          best, best_score, best_h = member, score, h
+        end
+        break
+      end
+      of.at = of.at + 2
+    end
+  end
+  if best then
+    due[best_h].at = due[best_h].at + 2
+    due[best_h].room = due[best_h].room - 1
+  end
+  return best, best_h
+end
+
+-- The jobs of an ordered lane's next lease: how many depends on what went wrong before, and on what fits a frame.
 local function run_of(lane, h)
-  local most = (H[h].d == 1 or call('HEXISTS', lane_key(lane), 'ca') == 1) and 1 or R.run
+  local most = (H[h].d == 1 or call('HEXISTS', P .. 'lane:' .. lane, 'ca') == 1) and 1 or R.run
   local run, bytes = {}, 0
   for i, id in ipairs(call('LRANGE', P .. 'q:' .. lane, 0, most - 1)) do
     local nb, pb = unpack(call('HMGET', job_key(id), 'nb', 'pb'))
@@ -127,48 +154,85 @@ local function run_of(lane, h)
   return run
 end
 
-local function claim(lane, h, token)
-  local n = next_number()
-  local run = run_of(lane, h)
-  local maker, version, member = unpack(call('HMGET', lane_key(lane), 'mk', 'v', 'rm'))
-  call('ZREM', P .. 'ready:' .. h, member)
-  call('HDEL', lane_key(lane), 'rs', 'rm')
-  call('HSET', lane_key(lane), 'ls', n)
-  local kind, state = 'none', {}
-  if H[h].o then
-    if maker == A.con then kind = 'known' else kind, state = 'whole', map_load(state_map(lane)) end
-  end
-  local fence = take_fences(#run)
-  local jobs = {}
-  for i, id in ipairs(run) do
-    call('HSET', job_key(id), 'ls', n, 'f', int(fence + i - 1))
-    call('RPUSH', P .. 'run:' .. n, id)
-    local env, d, sub, tr, ow = unpack(call('HMGET', job_key(id), 'env', 'd', 'sub', 'tr', 'ow'))
-    local context = map_load('ctx:' .. tr .. (ow ~= '' and ':' .. ow or ''), R.ctx)
-    jobs[i] = {id, env, tonumber(d) + 1, int(fence + i - 1), sub, context}
-  end
-  call('HSET', P .. 'lease:' .. n, 't', token, 'c', A.con, 'l', lane, 'h', h)
-  call('ZADD', P .. 'leases', int(now + R.vis), n)
-  call('ZADD', P .. 'held:' .. A.con, n, n)
-  start(run[1], h)
-  return {n, token, h, kind, version or '0', state, jobs}
+local has_contexts
+local function leased(id, delivery, fence)
+  if has_contexts == nil then has_contexts = call('EXISTS', P .. 'mx') == 1 end
+  local env, tr, ow = unpack(call('HMGET', job_key(id), 'env', 'tr', 'ow'))
+  local context = has_contexts and map_load('ctx:' .. tr .. (ow ~= '' and ':' .. ow or ''), R.ctx) or {}
+  return {id, env, delivery, fence, context}
 end
 
+local function claim(member, h, token)
+  local lane, n = string.sub(member, 18), digits(next_place())
+  local free, ends = is_free(lane), int(now + R.vis)
+  local run, kind, version, state = free and {lane} or run_of(lane, h), 'none', '0', {}
+  call('ZREM', P .. 'ready:' .. h, member)
+  if not free then
+    local maker, v = unpack(call('HMGET', P .. 'lane:' .. lane, 'mk', 'v'))
+    version = v or '0'
+    call('HSET', P .. 'lane:' .. lane, 'ls', n, 'rm', '')
+    if maker == A.con then kind = 'known' else kind, state = 'whole', map_load(state_map(lane)) end
+  end
+  local fence, jobs = take_fences(#run), {}
+  for i, id in ipairs(run) do
+    local d, nb = unpack(call('HMGET', job_key(id), 'd', 'nb'))
+    local own = int(fence + i - 1)
+    if i == 1 then call('HSET', job_key(id), 'ls', n, 'f', own, 'rm', '', started(h, tonumber(d), tonumber(nb)))
+    else call('HSET', job_key(id), 'ls', n, 'f', own) end
+    jobs[i] = leased(id, tonumber(d) + 1, own)
+  end
+  call('HSET', P .. 'lease:' .. n, 't', token, 'c', A.con, 'l', lane, 'h', h, 'run', table.concat(run), 'x', ends)
+  call('ZADD', P .. 'leases', ends, n)
+  call('ZADD', P .. 'held:' .. A.con, n, n)
+  return {n, token, h, kind, version, state, jobs}
+end
+
+-- A lease that this call has claimed before its answer was lost.
+local function once_more(n)
+  local lease = read_lease(n)
+  if not lease or lease.consumer ~= A.con or lease.ends <= now then return nil end
+  local kind, version, state, jobs = 'none', '0', {}, {}
+  if not is_free(lease.lane) then
+    kind, version, state = 'whole', call('HGET', P .. 'lane:' .. lease.lane, 'v') or '0', map_load(state_map(lease.lane))
+  end
+  for id in each(lease.run) do
+    local d, f, s = unpack(call('HMGET', job_key(id), 'd', 'f', 's'))
+    jobs[#jobs + 1] = leased(id, tonumber(d) + (s == 'running' and 0 or 1), f)
+  end
+  return {n, lease.token, lease.h, kind, version, state, jobs}
+end
+
+local before, claims = unpack(call('HMGET', node, 'call', 'claims'))
 local results, leases = {}, {}
 for i, c in ipairs(A.commits) do results[i] = commit(c) end
-sweep('')
-local held = {}
-for _, n in ipairs(call('ZRANGE', P .. 'held:' .. A.con, 0, -1)) do
-  local h = call('HGET', P .. 'lease:' .. n, 'h')
-  if h then held[h] = (held[h] or 0) + 1 end
+for _, r in ipairs(A.releases) do
+  local lease = read_lease(r.n)
+  if lease and lease.token == r.t and lease.consumer == A.con then end_lease(r.n, lease) end
 end
-while #leases < A.room do
-  local lane, h = next_lane(held)
-  if not lane then break end
-  held[h] = (held[h] or 0) + 1
-  leases[#leases + 1] = claim(lane, h, A.tokens[#leases + 1])
+sweep()
+if before == A.call then
+  for n in string.gmatch(claims, '%S+') do leases[#leases + 1] = once_more(n) end
+elseif A.room > 0 then
+  local due = due_lanes()
+  local limited = false
+  for h in pairs(due) do limited = limited or H[h].c > 0 end
+  if limited then
+    for _, n in ipairs(call('ZRANGE', P .. 'held:' .. A.con, 0, -1)) do
+      local h = call('HGET', P .. 'lease:' .. n, 'h')
+      if h and due[h] then due[h].room = due[h].room - 1 end
+    end
+  end
+  while #leases < A.room do
+    local member, h = next_lane(due)
+    if not member then break end
+    leases[#leases + 1] = claim(member, h, A.token .. string.format('%04x', #leases))
+  end
 end
-call('HSET', con, 'room', A.room - #leases, 'busy', A.busy or 0)
+local claimed = {}
+for i, lease in ipairs(leases) do claimed[i] = lease[1] end
+call('HSET', node, 'g', A.g, 'room', A.room - #leases, 'call', A.call, 'claims', table.concat(claimed, ' '))
+if not before then call('HSET', node, unpack(A.facts)) end
+call('ZADD', P .. 'nodes', int(now + R.con), A.con)
 local revoked = call('LRANGE', P .. 'revoked:' .. A.con, 0, -1)
-call('DEL', P .. 'revoked:' .. A.con)
-return {results, leases, revoked, answers}
+if #revoked > 0 then call('DEL', P .. 'revoked:' .. A.con) end
+return done({results, leases, revoked, notices})

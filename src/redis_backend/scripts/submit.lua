@@ -1,26 +1,29 @@
 -- Accepts jobs; each is accepted or refused on its own, but after one that found the queue full none of the call is.
 --
--- "jobs"   list of {id, h(andler), lane, ow(ner), in(stance), aw(aited), tr(ace), nb: us from now, pb: payload bytes,
---          env: index of the signed envelope, ik, fp: idempotency scope and fingerprint, or absent}
--- Answers  a list: "new", "full", "unknown", "mismatch", or the id of the job that has the key
+-- "jobs"   list of jobs as "accept" takes them
+-- Answers  a list: "new", "full", "unknown", "mismatch", or the id of the job that has the key, whose end the submitter's
+--          instance hears of
 -- Repeatable: a job that is there already is "new".
 
-local full = false
+local full, queued, bytes = false, figure('queued'), figure('bytes')
 local out = {}
 for i, job in ipairs(A.jobs) do
   local verdict = 'new'
   if not H[job.h] then verdict = 'unknown'
-  elseif call('EXISTS', job_key(job.id)) == 1 then verdict = 'new'
-  else
+  elseif call('EXISTS', job_key(job.id)) == 0 then
     local known = job.ik and call('GET', P .. 'idem:' .. job.ik)
-    if known then
-      verdict = call('HGET', job_key(known), 'fp') == job.fp and known or 'mismatch'
-    elseif full or figure('queued') >= R.cap or figure('bytes') + job.pb > R.bytes then
+    local fp, instances = false, false
+    if known then fp, instances = unpack(call('HMGET', job_key(known), 'fp', 'in')) end
+    if fp then
+      verdict = fp == job.fp and known or 'mismatch'
+      if fp == job.fp then watch(known, instances, job['in']) end
+    elseif full or queued >= R.cap or bytes + job.pb > R.bytes then
       verdict, full = 'full', true
     else
-      accept(job, ARGV[job.env])
+      accept(job)
+      queued, bytes = queued + 1, bytes + job.pb
     end
   end
   out[i] = verdict
 end
-return out
+return done(out)

@@ -15,6 +15,7 @@ use cofferdam::ports::{
     BackendError, Doorbell, Doorbells, Filter, NewJob, Producer, Refusal, Stats, Submitted, Viewer,
 };
 use cofferdam::web::core::{Core, Settings};
+use cofferdam::web::desk::answer;
 use cofferdam::web::respond::Answer;
 
 use super::{piece, pieces, texts};
@@ -71,7 +72,7 @@ struct Accepted {
 
 fn converse(bytes: &[u8], mut size: impl FnMut(usize) -> usize) -> Talk {
     let book = Arc::new(Book::default());
-    let mut core = Core::new(settings(), book.clone(), Arc::new(Counters::default()), Entropy::Seeded(1));
+    let mut core = Core::new(settings(), Arc::new(Counters::default()), Entropy::Seeded(1));
     let (mut talk, mut at) = (Talk::default(), 0);
     core.open(CONNECTION, NOW);
     while at < bytes.len() && !core.is_finished(CONNECTION) {
@@ -94,9 +95,14 @@ fn converse(bytes: &[u8], mut size: impl FnMut(usize) -> usize) -> Talk {
 
 /// Every job succeeds with its own input, the inner server answers with the query, the client reads everything.
 fn go_on(core: &mut Core, book: &Book, said: &mut Vec<u8>) -> bool {
+    let asks = core.take_asks();
+    let asked = !asks.is_empty();
+    for told in answer(asks, book) {
+        core.told(told, NOW);
+    }
     let rang = std::mem::take(&mut book.lock().rings);
     let inner = core.take_inner();
-    let went_on = !rang.is_empty() || !inner.is_empty();
+    let went_on = asked || !rang.is_empty() || !inner.is_empty();
     core.deliver(Doorbells { rang, lost: false }, NOW);
     for request in inner {
         assert!(request.query.bytes().all(|byte| byte.is_ascii_graphic()));
@@ -181,6 +187,10 @@ impl Producer for Book {
     }
 
     fn record(&self, _: &Viewer, _: JobId) -> Result<Option<JobRecord>, BackendError> {
+        Ok(None)
+    }
+
+    fn watch(&self, _: &Viewer, _: JobId, _: InstanceId) -> Result<Option<JobRecord>, BackendError> {
         Ok(None)
     }
 

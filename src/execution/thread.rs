@@ -1,0 +1,176 @@
+//! An engine on a thread of its own, for a consumer whose calls may wait or that lives in the broker's own process; and
+//! the workers. Whoever started it looks at it and gives orders, and never waits for it.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::core::Limits;
+use super::engine::{Engine, Health};
+use super::worker::WorkerPool;
+use crate::bell::{Bell, lock};
+use crate::clock::Clock;
+use crate::handler::Handlers;
+use crate::job::JobId;
+use crate::ports::{Consumer, Upkeep};
+
+/// Nothing rings for a moment that has come by itself.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// What an engine runs with.
+#[derive(Clone)]
+pub struct Crew {
+    pub workers: usize,
+    pub handlers: Handlers,
+    pub limits: Limits,
+    pub clock: Clock,
+}
+
+/// See the module.
+pub struct EngineThread {
+    bell: Bell,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    /// An [`Order`]; only later ones take the place of earlier ones.
+    order: AtomicU8,
+    state: Mutex<EngineState>,
+}
+
+/// What it is told to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Order {
+    Work,
+    /// Finish what runs, take no more.
+    Drain,
+    /// Give back what runs.
+    CutOff,
+    /// End.
+    End,
+}
+
+/// How it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineState {
+    pub health: Health,
+    /// Deliveries that came to an outcome.
+    pub finished: u64,
+    /// Jobs that were given back by force.
+    pub cut_off: Vec<JobId>,
+}
+
+impl EngineThread {
+    /// Starts a group's threads. `connect` makes the consumer, which rings the bell that it is given; `upkeep` is the
+    /// broker's share of time, where nobody else looks after it; `changed` rings when the state is another one.
+    pub fn start<C: Consumer + 'static>(
+        crew: Crew,
+        connect: impl FnOnce(Bell) -> Result<C, String>,
+        upkeep: Option<Arc<dyn Upkeep>>,
+        changed: Bell,
+    ) -> Result<EngineThread, String> {
+        let state = EngineState { health: Health::Working, finished: 0, cut_off: Vec::new() };
+        let shared = Arc::new(Shared { order: AtomicU8::new(Order::Work as u8), state: Mutex::new(state) });
+        let Crew { workers, handlers, limits, clock } = crew;
+        // The workers ring for the thread, so the thread is there first and waits for its engine.
+        let (hand_over, engine) = sync_channel(1);
+        let thread = std::thread::Builder::new().name("executor".into()).spawn({
+            let (shared, clock) = (shared.clone(), clock.clone());
+            move || {
+                if let Ok((engine, bell)) = engine.recv() {
+                    shared.turn_until_the_end(engine, &bell, upkeep.as_deref(), &clock, &changed);
+                }
+            }
+        });
+        let thread = thread.map_err(|error| error.to_string())?;
+        let sleeper = thread.thread().clone();
+        let bell = Bell::new(move || sleeper.unpark());
+        let pool = WorkerPool::start(workers, handlers, limits, clock, bell.clone());
+        let pool = pool.map_err(|error| error.to_string())?;
+        let consumer = connect(bell.clone())?;
+        let _ = hand_over.send((Engine::new(pool, workers, consumer, limits), bell.clone()));
+        Ok(EngineThread { bell, shared, thread: Some(thread) })
+    }
+
+    pub fn state(&self) -> EngineState {
+        lock(&self.shared.state).clone()
+    }
+
+    /// No more leases; what runs finishes, the rest is given back. Then its health is `Drained`.
+    pub fn drain(&self) {
+        self.order(Order::Drain);
+    }
+
+    /// What still runs is given back, uncounted, and named in the state.
+    pub fn cut_off(&self) {
+        self.order(Order::CutOff);
+    }
+
+    fn order(&self, order: Order) {
+        self.shared.order.fetch_max(order as u8, Ordering::SeqCst);
+        self.bell.ring();
+    }
+}
+
+impl Shared {
+    fn has_order(&self, order: Order) -> bool {
+        self.order.load(Ordering::SeqCst) >= order as u8
+    }
+
+    fn turn_until_the_end(
+        &self,
+        mut engine: Engine<impl Consumer>,
+        bell: &Bell,
+        upkeep: Option<&dyn Upkeep>,
+        clock: &Clock,
+        changed: &Bell,
+    ) {
+        let mut state = lock(&self.state).clone();
+        let mut drains = false;
+        while !self.has_order(Order::End) {
+            bell.answer();
+            let now = clock.now();
+            if self.has_order(Order::Drain) && !drains {
+                drains = true;
+                engine.drain(now);
+            }
+            if self.has_order(Order::CutOff) {
+                state.cut_off.extend(engine.cut_off(now));
+            }
+            let turned = engine.turn(now);
+            // After the turn: what it queued again may be due sooner than anything known before.
+            let mut wake = upkeep.and_then(Upkeep::tick);
+            match turned {
+                Ok(next) => wake = [wake, next].into_iter().flatten().min(),
+                Err(error) => log::error!("the broker is lost, and every lease with it: {error}"),
+            }
+            state.health = engine.health(now);
+            state.finished = engine.finished();
+            let before = std::mem::replace(&mut *lock(&self.state), state.clone());
+            if before.health != state.health && state.health == Health::Stuck {
+                log::error!(
+                    "handlers ignore that their time is over; their threads are lost until they return"
+                );
+            }
+            if before != state {
+                changed.ring();
+            }
+            if bell.asleep() {
+                let wait = wake.map_or(LOOK_EVERY, |at| at.since(clock.now()));
+                std::thread::park_timeout(wait.clamp(Duration::from_millis(1), LOOK_EVERY));
+            }
+        }
+    }
+}
+
+impl Drop for EngineThread {
+    fn drop(&mut self) {
+        self.order(Order::End);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

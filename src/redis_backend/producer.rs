@@ -1,0 +1,193 @@
+//! The submitting side: what web asks of the broker.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use redis::Value;
+use serde_json::{Value as Json, json};
+
+use super::broker::{Blobs, RedisBroker, call_name};
+use super::connection::{fields, list, number, text};
+use crate::job::{Finished, InstanceId, JobError, JobId, JobRecord, JobStatus};
+use crate::observe::event;
+use crate::ports::{
+    BackendError, Filter, HandlerStats, Histogram, NewJob, ProcessStats, Producer, Refusal, Stats, Submitted,
+    Viewer,
+};
+use crate::problem::Code;
+
+impl RedisBroker {
+    fn control(&self, viewer: Option<&Viewer>, mut what: Json, blobs: &Blobs) -> Result<Value, BackendError> {
+        if let Some(viewer) = viewer.filter(|viewer| !viewer.admin) {
+            what["ow"] = (*viewer.name).into();
+        }
+        self.0.call(&self.0.scripts.control, &what, blobs)
+    }
+
+    fn one(&self, viewer: &Viewer, what: Json) -> Result<Option<JobRecord>, BackendError> {
+        let records = list(self.control(Some(viewer), what, &Blobs::default())?)?;
+        records.into_iter().next().map_or(Ok(None), |record| self.0.record(record))
+    }
+}
+
+/// A job has entered its lane.
+pub(super) fn pushed(job: &NewJob) {
+    event(log::Level::Debug, "queue.pushed")
+        .field("trace_id", &job.trace.id_text())
+        .field("job_id", &job.id.to_string())
+        .emit();
+}
+
+impl Producer for RedisBroker {
+    fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Submitted>, BackendError> {
+        let mut blobs = Blobs::default();
+        let named: Vec<Json> = jobs.iter().map(|job| self.0.job_json(job, &mut blobs)).collect();
+        let answers = list(self.0.call(&self.0.scripts.submit, &json!({ "jobs": named }), &blobs)?)?;
+        let answers: Vec<String> = answers.into_iter().map(text).collect::<Result<_, _>>()?;
+        let existing = |id: &str| -> Result<Submitted, BackendError> {
+            let id = JobId::parse(id).ok_or(BackendError("redis: no id".into()))?;
+            // One that has expired since, or that nobody signed, cannot be joined; a second try finds it gone.
+            let gone = || BackendError("redis: the job of this key has gone meanwhile".into());
+            let record = self.record(&Viewer::anonymous(), id)?.ok_or_else(gone)?;
+            Ok(Submitted::Existing(Box::new(record)))
+        };
+        let read = |answer: &String| match answer.as_str() {
+            "new" => Ok(Submitted::New),
+            "full" => Ok(Submitted::Refused(Refusal::QueueFull)),
+            "unknown" => Ok(Submitted::Refused(Refusal::UnknownHandler)),
+            "mismatch" => Ok(Submitted::Refused(Refusal::IdempotencyMismatch)),
+            id => existing(id),
+        };
+        for (job, answer) in jobs.iter().zip(&answers) {
+            if answer == "new" {
+                pushed(job);
+            }
+        }
+        answers.iter().map(read).collect()
+    }
+
+    fn record(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError> {
+        self.one(viewer, json!({ "do": "records", "ids": [id.to_string()] }))
+    }
+
+    fn watch(
+        &self,
+        viewer: &Viewer,
+        id: JobId,
+        instance: InstanceId,
+    ) -> Result<Option<JobRecord>, BackendError> {
+        let instance = format!("{:016x}", instance.0);
+        self.one(viewer, json!({ "do": "records", "ids": [id.to_string()], "in": instance }))
+    }
+
+    fn cancel(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError> {
+        let mut blobs = Blobs::default();
+        let error = JobError::new(Code::Cancelled, "the job was cancelled");
+        let finished = Finished { status: JobStatus::Cancelled, result: Err(error) };
+        let outcome = blobs.add(self.0.signer.seal_outcome(id, &finished));
+        let what = json!({ "do": "cancel", "id": id.to_string(), "r": outcome });
+        self.control(Some(viewer), what, &blobs).and_then(|record| self.0.record(record))
+    }
+
+    fn retry(
+        &self,
+        viewer: &Viewer,
+        id: JobId,
+    ) -> Result<Option<Result<JobRecord, JobStatus>>, BackendError> {
+        let what = json!({ "do": "retry", "id": id.to_string(), "call": call_name() });
+        match self.control(Some(viewer), what, &Blobs::default())? {
+            Value::BulkString(word) => {
+                Ok(std::str::from_utf8(&word).ok().and_then(JobStatus::parse).map(Err))
+            }
+            record => Ok(self.0.record(record)?.map(Ok)),
+        }
+    }
+
+    fn pause(&self, handler: &str, paused: bool) -> Result<bool, BackendError> {
+        let what = json!({ "do": "pause", "h": handler, "on": paused });
+        Ok(text(self.control(None, what, &Blobs::default())?)? == "ok")
+    }
+
+    fn list(&self, viewer: &Viewer, filter: &Filter) -> Result<Vec<JobRecord>, BackendError> {
+        let mut what = json!({ "do": "list", "most": filter.limit });
+        if let Some(handler) = &filter.handler {
+            what["h"] = handler.as_str().into();
+        }
+        if let Some(status) = filter.status {
+            what["s"] = status.as_str().into();
+        }
+        let records = list(self.control(Some(viewer), what, &Blobs::default())?)?;
+        records.into_iter().filter_map(|record| self.0.record(record).transpose()).collect()
+    }
+
+    fn stats(&self) -> Result<Stats, BackendError> {
+        let answer = self.control(None, json!({ "do": "stats" }), &Blobs::default())?;
+        let [counts, ready, paused, nodes, records, leases] = fields(answer)?;
+        let words = |value| list(value)?.into_iter().map(text).collect::<Result<Vec<String>, _>>();
+        let (counts, ready) = (words(counts)?, words(ready)?);
+        let figure = |pairs: &[String], name: &str| {
+            let pair = pairs.chunks_exact(2).find(|pair| pair[0] == name);
+            pair.and_then(|pair| pair[1].parse::<u64>().ok()).unwrap_or(0)
+        };
+        let count = |name: &str| figure(&counts, name);
+        let paused: BTreeSet<String> = words(paused)?.into_iter().collect();
+        let histogram = |name: &str, handler: &str| {
+            let bucket = |index: usize| count(&format!("{name}:{handler}:{index}"));
+            Histogram {
+                buckets: std::array::from_fn(bucket),
+                sum_micros: count(&format!("{name}:{handler}:sum")),
+            }
+        };
+        let size = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
+        let handlers = self.0.handlers.iter().map(|spec| {
+            let name = &*spec.name;
+            HandlerStats {
+                handler: spec.name.clone(),
+                group: self.0.groups[spec.group].clone(),
+                paused: paused.contains(name),
+                queued: size(count(&format!("queued:{name}"))),
+                running: size(count(&format!("running:{name}"))),
+                lanes: size(count(&format!("lanes:{name}"))),
+                oldest: Duration::from_micros(figure(&ready, name)),
+                submitted: count(&format!("submitted:{name}")),
+                finished: JobStatus::ALL.map(|status| count(&format!("finished:{name}:{}", status.as_str()))),
+                job_seconds: histogram("job", name),
+                queue_wait_seconds: histogram("wait", name),
+            }
+        });
+        let mut connected = vec![0; self.0.groups.len()];
+        let mut processes = Vec::new();
+        for node in list(nodes)? {
+            let facts: Vec<String> = words(node)?;
+            let fact =
+                |name: &str| facts.chunks_exact(2).find(|pair| pair[0] == name).map(|pair| pair[1].clone());
+            let group = fact("g").and_then(|group| group.parse::<usize>().ok());
+            if let Some(count) = group.and_then(|group| connected.get_mut(group)) {
+                *count += 1;
+            }
+            processes.push(ProcessStats {
+                role: if group.is_some() { "executor" } else { "web" },
+                group: group.and_then(|group| self.0.groups.get(group)).cloned(),
+                host: fact("host").unwrap_or_default(),
+                pid: fact("pid").and_then(|pid| pid.parse().ok()).unwrap_or(0),
+                busy: fact(if group.is_some() { "held" } else { "waiters" })
+                    .and_then(|busy| busy.parse().ok())
+                    .unwrap_or(0),
+            });
+        }
+        Ok(Stats {
+            handlers: handlers.collect(),
+            redelivered: count("redelivered"),
+            dead: count("dead"),
+            late: count("late"),
+            duplicate: count("duplicate"),
+            consumers: connected,
+            processes,
+            leases_renewed: count("renewed"),
+            leases_lost: count("expired"),
+            reconnects: count("reconnects"),
+            records: size(number(records)?),
+            leases: size(number(leases)?),
+        })
+    }
+}

@@ -1,0 +1,78 @@
+//! A web process's share of what time does, and what it tells the others of itself.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde_json::{Value as Json, json};
+
+use super::broker::{RedisBroker, hex};
+use super::consumer::facts;
+use super::vet::Fitness;
+use crate::clock::Timestamp;
+use crate::entropy::Entropy;
+use crate::job::JobId;
+use crate::limits::PROCESS_LIVES;
+use crate::ports::{BackendError, Upkeep};
+
+/// See the module. Called once a second by whoever may wait.
+pub struct RedisUpkeep {
+    broker: RedisBroker,
+    id: String,
+    waiters: Box<dyn Fn() -> u64 + Send + Sync>,
+    /// Connections that the others know of.
+    told: AtomicU64,
+}
+
+impl RedisBroker {
+    /// Is the server fit to keep jobs, and what does it promise?
+    #[must_use]
+    pub fn vet(&self) -> Fitness {
+        self.0.link.vet()
+    }
+}
+
+impl RedisUpkeep {
+    /// Of a process in which so many callers wait.
+    #[must_use]
+    pub fn new(broker: RedisBroker, waiters: Box<dyn Fn() -> u64 + Send + Sync>) -> RedisUpkeep {
+        RedisUpkeep { broker, id: hex(&Entropy::system().bytes::<8>()), waiters, told: AtomicU64::new(0) }
+    }
+
+    fn tell(&self) -> Result<(), BackendError> {
+        let made = self.broker.0.link.made();
+        let told = self.told.load(Ordering::Relaxed);
+        // The first ones of a process are no reconnects.
+        let again = if told == 0 { 0 } else { made - told };
+        let mut fields = facts();
+        fields.extend(["waiters".into(), (self.waiters)().to_string()]);
+        let ttl = u64::try_from(PROCESS_LIVES.as_micros()).unwrap_or(u64::MAX);
+        let mut what: Json = json!({ "do": "tell", "con": self.id, "fields": fields, "ttl": ttl });
+        what["reconnects"] = again.into();
+        self.broker.lease(&what)?;
+        self.told.store(made.max(1), Ordering::Relaxed);
+        self.broker.sweep().map(drop)
+    }
+}
+
+impl Upkeep for RedisUpkeep {
+    fn tick(&self) -> Option<Timestamp> {
+        if let Err(error) = self.tell() {
+            log::debug!("{error}");
+        }
+        None
+    }
+
+    /// What is queued stays queued, whoever stops.
+    fn is_idle(&self, _deadline: Timestamp) -> bool {
+        true
+    }
+
+    fn unfinished(&self) -> Vec<JobId> {
+        Vec::new()
+    }
+}
+
+impl Drop for RedisUpkeep {
+    fn drop(&mut self) {
+        let _ = self.broker.is_lost(&self.id, 0);
+    }
+}
