@@ -8,14 +8,16 @@ use std::time::Duration;
 use crate::bell::Bell;
 use crate::clock::Clock;
 use crate::config::secret::Secret;
-use crate::config::{Config, Loaded};
+use crate::config::{Config, Loaded, Retain};
 use crate::entropy::Entropy;
-use crate::execution::{Crew, EngineThread, Limits, builtin};
+use crate::execution::{Crew, EngineThread, Limits, Mirror, builtin};
 use crate::handler::{Handler, HandlerOptions, HandlerSpec, Handlers, Registry, is_handler_name};
 use crate::memory::MemoryBroker;
 use crate::memory::broker::Broker;
-use crate::ports::{BackendError, Consumer, Producer, Replies, Rules, Upkeep};
-use crate::redis_backend::{RedisBroker, RedisUpkeep, Settings as RedisSettings, envelope_secret};
+use crate::ports::{BackendError, Consumer, KeyValue, Producer, Replies, Rules, Upkeep};
+use crate::redis_backend::{
+    Fitness, RedisBroker, RedisUpkeep, Settings as RedisSettings, UNLIMITED, envelope_secret,
+};
 
 /// A binary with handlers: register them, then call [`App::main`].
 pub struct App {
@@ -167,6 +169,11 @@ impl Setup {
         self.config.runtime.platform.queue.backend == "redis"
     }
 
+    /// True if anything is kept in Redis.
+    pub fn names_redis(&self) -> bool {
+        self.uses_redis() || self.config.runtime.platform.kv.backend == "redis"
+    }
+
     /// The root secret: from its file, or one for this run.
     pub fn root_secret(&self) -> Result<Secret, String> {
         match &self.config.runtime.platform.execution_ipc.auth.secret_file {
@@ -176,20 +183,34 @@ impl Setup {
     }
 
     /// A process that serves alone, or all of a deployment in one: with the root secret.
-    pub fn backend(&self) -> Result<Backend, String> {
+    pub fn backend(&self, inside: &str) -> Result<Backend, String> {
         match self.uses_redis() {
-            true => self.redis(&envelope_secret(&self.root_secret()?)?, "").map(Backend::Redis),
+            true => self.redis(&self.envelope()?, inside).map(Backend::Redis),
             false => Ok(Backend::Memory(self.broker(Rules::from_config(&self.config)))),
         }
+    }
+
+    /// What the Redis server says of itself; `None` where none is used.
+    pub fn fitness(&self) -> Result<Option<Fitness>, String> {
+        self.names_redis().then(|| Ok(self.redis(&self.envelope()?, "")?.vet())).transpose()
+    }
+
+    /// What processes sign with in Redis, for one that serves alone.
+    pub fn envelope(&self) -> Result<Secret, String> {
+        envelope_secret(&self.root_secret()?)
     }
 
     /// The broker on Redis. `inside` names a deployment inside this one, with a colon at its end.
     pub fn redis(&self, envelope: &Secret, inside: &str) -> Result<RedisBroker, String> {
         let redis = self.config.runtime.platform.redis.clone();
+        let mut rules = Rules::from_config(&self.config);
+        if inside.is_empty() {
+            rules.retain = UNLIMITED;
+        }
         let settings = RedisSettings {
             prefix: format!("{{{}}}:{inside}", redis.key_prefix),
             redis,
-            rules: Rules::from_config(&self.config),
+            rules,
             handlers: self.specs.clone(),
             groups: self.groups(),
             clock: self.clock.clone(),
@@ -203,6 +224,22 @@ impl Setup {
         let workers = self.config.runtime.platform.process_groups.iter().map(|group| group.workers).collect();
         let broker = Broker::new(rules, self.specs.clone(), workers, Entropy::system());
         MemoryBroker::new(broker, self.clock.clone(), groups)
+    }
+
+    /// The same for a batch: nobody reads its records but it itself, which needs all of those in flight.
+    pub fn for_batch(&self, window: usize) -> Setup {
+        let mut setup = self.clone();
+        let retain = Retain { records: window, bytes: 1 << 40 };
+        setup.config.runtime.platform.reply.retain = retain;
+        let mut value: serde_json::Value = serde_json::from_str(&self.config_text).unwrap_or_default();
+        let reply = &mut value["runtime"]["platform"]["reply"];
+        reply["retain"] = serde_json::json!({ "records": retain.records, "bytes": retain.bytes });
+        for name in ["awaited_ttl_seconds", "result_ttl_seconds"] {
+            reply[name] = (24 * 3_600).into();
+        }
+        setup.config.runtime.platform.reply.awaited_ttl_seconds = 24 * 3_600;
+        setup.config_text = Arc::from(value.to_string());
+        setup
     }
 
     /// The handlers with their code, for a pool of workers. Every process has all of them.
@@ -231,14 +268,26 @@ impl Setup {
         }
     }
 
-    /// An executor a group, on threads of this process.
-    pub fn inline_executors(&self, backend: &Backend) -> Result<Vec<EngineThread>, String> {
+    /// Where lane states and contexts are, if that is not where the queue is.
+    pub fn mixed_store(&self, inside: &str) -> Result<Option<RedisBroker>, String> {
+        if self.uses_redis() || !self.names_redis() {
+            return Ok(None);
+        }
+        self.redis(&self.envelope()?, inside).map(Some)
+    }
+
+    /// An executor a group, on threads of this process. `inside` as in [`Setup::redis`].
+    pub fn inline_executors(&self, backend: &Backend, inside: &str) -> Result<Vec<EngineThread>, String> {
         let mut executors = Vec::new();
         for (index, group) in self.config.runtime.platform.process_groups.iter().enumerate() {
             // In memory nothing else may look after time; on Redis each step does.
             let upkeep = (!backend.may_wait()).then(|| backend.upkeep(|| 0));
-            let connect =
-                |bell| backend.consumer(index, group.workers, bell).map_err(|error| error.to_string());
+            let store = self.mixed_store(inside)?.map(|store| Arc::new(store) as Arc<dyn KeyValue>);
+            let context_ttl = Duration::from_secs(self.config.runtime.platform.kv.context_ttl_seconds);
+            let connect = |bell| {
+                let consumer = backend.consumer(index, group.workers, bell);
+                Ok(Mirror::new(consumer.map_err(|error| error.to_string())?, store, context_ttl))
+            };
             let executor = EngineThread::start(self.crew(index), connect, upkeep, Bell::silent());
             executors.push(executor.map_err(|error| format!("group {}: {error}", group.name))?);
         }

@@ -11,6 +11,7 @@ use crate::clock::Clock;
 use crate::config::{self, Loaded, SinkMode, Source};
 use crate::handler::Registry;
 use crate::observe::log_writer;
+use crate::redis_backend::Fitness;
 use crate::{supervisor, web};
 
 /// How a run ended; the numbers are the exit codes.
@@ -117,8 +118,8 @@ fn run(arguments: &[String], registry: &Registry) -> Result<Exit, String> {
         "check" => check(&mut options, registry),
         "keygen" => keygen(&mut options),
         "health" => health(&mut options),
-        "web" => child(&mut options, registry, supervisor::run_web_child),
-        "executor" => child(&mut options, registry, supervisor::run_executor_child),
+        "web" => run_web(&mut options, registry),
+        "executor" => run_executor(&mut options, registry),
         "token" => Err("token: bearer tokens are not built yet".into()),
         unknown => Err(format!("there is no command {unknown}; see --help")),
     }
@@ -201,35 +202,70 @@ fn startable(loaded: &Loaded) -> Result<(), String> {
     }
 }
 
-/// What to run from, where it can be started.
-fn setup(options: &mut Options, registry: &Registry) -> Result<Setup, String> {
+/// What to run from, where it can be started; the log has begun. A backend that is away now is waited for later.
+fn setup(options: &mut Options, registry: &Registry, role: &'static str) -> Result<Setup, String> {
     let loaded = options.load(registry)?;
     startable(&loaded)?;
-    Ok(Setup::new(&loaded, registry, Clock::system()))
+    let setup = Setup::new(&loaded, registry, Clock::system());
+    let fitness = setup.fitness()?;
+    if let Some(Fitness::Unfit(why)) = fitness {
+        return Err(unfit(&why));
+    }
+    let role = if role == "serve" && setup.is_inline() { "inline" } else { role };
+    log_writer::start(setup.config.observability.log, role);
+    match fitness {
+        Some(Fitness::Fit(promise)) => log::info!("{promise}"),
+        Some(Fitness::Away(why)) => log::warn!("the backend is away, and is waited for: {why}"),
+        Some(Fitness::Unfit(_)) | None => {}
+    }
+    Ok(setup)
+}
+
+fn unfit(why: &str) -> String {
+    format!("runtime.platform.redis: this server cannot be used: {why}")
 }
 
 fn serve(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
-    let setup = setup(options, registry)?;
-    let role = if setup.is_inline() { "inline" } else { "supervisor" };
-    log_writer::start(setup.config.observability.log, role);
+    let setup = setup(options, registry, "serve")?;
     Ok(if setup.is_inline() { web::serve_inline(&setup) } else { supervisor::serve(&setup) })
 }
 
-/// `web` and `executor`: as children of a supervisor, or alone (which needs Redis).
-fn child(options: &mut Options, registry: &Registry, run: fn(&Registry) -> Exit) -> Result<Exit, String> {
+/// `web`: as a child of a supervisor, or alone.
+fn run_web(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
     if options.flag("--supervised") {
         options.finish()?;
-        return Ok(run(registry));
+        return Ok(supervisor::run_web_child(registry));
     }
-    let _group = options.value("--group")?;
-    let loaded = options.load(registry)?;
-    if loaded.config.runtime.platform.queue.backend == "memory" {
-        return Err("runtime.platform.queue.backend: a single process needs the redis backends (got memory; expected \
-                    redis); `serve` runs with memory"
-            .into());
+    Ok(web::serve_web_alone(&alone(options, registry, "web")?))
+}
+
+/// `executor`: the same.
+fn run_executor(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
+    if options.flag("--supervised") {
+        options.finish()?;
+        return Ok(supervisor::run_executor_child(registry));
     }
-    startable(&loaded)?;
-    Err("single processes are not built yet".into())
+    let group = options.value("--group")?;
+    let setup = alone(options, registry, "executor")?;
+    let names: Vec<String> = setup.groups().iter().map(ToString::to_string).collect();
+    let index = match &group {
+        None if names.len() == 1 => Some(0),
+        None => None,
+        Some(name) => names.iter().position(|known| known == name),
+    };
+    let index = index.ok_or_else(|| format!("executor: --group is one of {}", names.join(", ")))?;
+    supervisor::run_executor(&setup, index).or_else(|message| Ok(ended(Err(message))))
+}
+
+/// What a single process runs from: its broker must be where others find it.
+fn alone(options: &mut Options, registry: &Registry, role: &'static str) -> Result<Setup, String> {
+    let setup = setup(options, registry, role)?;
+    if setup.uses_redis() {
+        return Ok(setup);
+    }
+    Err("runtime.platform.queue.backend: a single process needs the redis backends (got memory; expected redis); \
+         `serve` runs with memory"
+        .into())
 }
 
 fn run_batch(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
@@ -248,8 +284,7 @@ fn run_batch(options: &mut Options, registry: &Registry) -> Result<Exit, String>
     };
     let input = options.value("--input")?.map(PathBuf::from);
     let output = options.value("--output")?.map(PathBuf::from);
-    let setup = setup(options, registry)?;
-    log_writer::start(setup.config.observability.log, "batch");
+    let setup = setup(options, registry, "batch")?;
     let end = batch::run(&setup, &BatchOptions { handler, input, output, sink_mode, shows_progress });
     log_writer::settle();
     match end {
@@ -267,6 +302,13 @@ fn check(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
         if as_json { format!("{:#}\n", config::normalised(&loaded)) } else { config::summary(&loaded) };
     say(std::io::stdout(), &text);
     startable(&loaded)?;
+    match Setup::new(&loaded, registry, Clock::system()).fitness()? {
+        None => {}
+        Some(Fitness::Fit(promise)) if as_json => drop(promise),
+        Some(Fitness::Fit(promise)) => say(std::io::stdout(), &format!("{promise}\n")),
+        Some(Fitness::Unfit(why)) => return Err(unfit(&why)),
+        Some(Fitness::Away(why)) => return Ok(ended(Err(format!("the backend cannot be reached: {why}")))),
+    }
     Ok(Exit::Done)
 }
 

@@ -8,6 +8,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
+
 use crate::clock::Timestamp;
 use crate::limits::MEDIA_TYPE_BYTES;
 use crate::problem::{Cause, Code, named};
@@ -188,6 +190,19 @@ impl Payload {
 /// A lane's state or a trace's context. It has no order, and handlers cannot walk it: nothing they decide can
 /// depend on one.
 pub type Entries = HashMap<Arc<str>, Arc<[u8]>>;
+
+/// The map of a lane's state: `state:{handler}:{SHA-256 of the ordering key}`; a serial handler's key is empty.
+pub fn state_map(handler: &str, key: Option<&str>) -> String {
+    let mut name = format!("state:{handler}:");
+    let _ = write_hex(&mut name, &Sha256::digest(key.unwrap_or_default().as_bytes()));
+    name
+}
+
+/// The map of a trace's context, of one owner: `ctx:{trace}`, and with authentication the owner's name.
+pub fn context_map(owner: &str, trace: &Trace) -> String {
+    let own = if owner.is_empty() { String::new() } else { format!(":{owner}") };
+    format!("ctx:{}{own}", trace.id_text())
+}
 
 /// Bytes that an entry counts for against the limits.
 pub fn entry_bytes(key: &str, value: &[u8]) -> usize {

@@ -26,6 +26,8 @@ pub const INBOX_DOORBELLS: usize = 65_536;
 /// whose reader has stopped holds 256 MiB at most.
 pub const DOORBELL_RESULT_BYTES: usize = 4_096;
 const _: () = assert!(INBOX_DOORBELLS * DOORBELL_RESULT_BYTES <= 256 << 20);
+/// Doorbells of one entry of that inbox at most: a step's commits ring together.
+pub const DOORBELLS_AN_ENTRY: usize = 16;
 
 /// A process of the Redis profile is taken for alive this long after its last word; each looks once a second.
 pub const PROCESS_LIVES: Duration = Duration::from_secs(5);

@@ -19,14 +19,14 @@ pub use input::fuzz_lines;
 
 use crate::app::{Backend, Setup};
 use crate::bell::{Bell, lock};
-use crate::config::{Retain, SinkMode};
+use crate::config::SinkMode;
 use crate::entropy::Entropy;
 use crate::handler::HandlerSpec;
-use crate::job::{Finished, InstanceId, JobError, JobId, Payload, Trace};
+use crate::job::{Finished, IdMap, InstanceId, JobError, JobId, Payload, Trace};
 use crate::limits::BATCH_COMMAND_LINES;
-use crate::memory::MemoryBroker;
-use crate::ports::{NewJob, Producer, Refusal, Replies, Rules, Submitted};
+use crate::ports::{Doorbell, Doorbells, NewJob, Producer, Refusal, Submitted, Viewer};
 use crate::problem::{self, Code};
+use crate::redis_backend::RedisBroker;
 use crate::supervisor::ExecutionHost;
 use input::{Line, Lines};
 use progress::Progress;
@@ -76,24 +76,29 @@ pub fn run(setup: &Setup, options: &BatchOptions) -> Result<Summary, BatchError>
     let mut output = open_output(options.output.as_deref())?;
 
     let window = BATCH_COMMAND_LINES.min(setup.config.runtime.platform.queue.capacity);
-    // Nobody reads records of a batch: those that are in flight are enough.
-    let retain = Retain { records: window, bytes: usize::MAX };
-    let broker = setup.broker(Rules { retain, ..Rules::from_config(&setup.config) });
+    let setup = &setup.for_batch(window);
+    let batch: [u8; 8] = Entropy::system().bytes();
+    let inside = format!("batch-{:016x}:", u64::from_be_bytes(batch));
+    let backend = &setup.backend(&inside).map_err(BatchError::Failed)?;
+    let _place = Place(match backend {
+        Backend::Memory(_) => setup.mixed_store(&inside).map_err(BatchError::Failed)?,
+        Backend::Redis(broker) => Some(broker.clone()),
+    });
     // Who runs the jobs: threads here, or executor processes.
     let (mut _threads, mut processes) = (Vec::new(), None);
     if setup.is_inline() {
-        _threads = setup.inline_executors(&Backend::Memory(broker.clone())).map_err(BatchError::Failed)?;
+        _threads = setup.inline_executors(backend, &inside).map_err(BatchError::Failed)?;
     } else {
-        processes = Some(ExecutionHost::start(setup, &broker).map_err(BatchError::Failed)?);
+        processes = Some(ExecutionHost::start(setup, backend, &inside).map_err(BatchError::Failed)?);
     }
     let bell = Bell::for_this_thread();
     let failed = |error: crate::ports::BackendError| BatchError::Failed(error.to_string());
-    let mut inbox = broker.subscribe(INSTANCE, bell.clone()).map_err(failed)?;
+    let mut inbox = backend.replies().subscribe(INSTANCE, bell.clone()).map_err(failed)?;
 
     let mut progress = Progress::new(options.shows_progress, lines.size);
-    let batch = Entropy::system().bytes();
     let (room, shared) = Default::default();
-    let source = Arc::new(Source { batch, handler, broker, bell: bell.clone(), window, room, shared });
+    let producer = backend.producer();
+    let source = Arc::new(Source { batch, handler, producer, bell: bell.clone(), window, room, shared });
     let reader = source.clone();
     std::thread::Builder::new()
         .name("reader".into())
@@ -105,16 +110,17 @@ pub fn run(setup: &Setup, options: &BatchOptions) -> Result<Summary, BatchError>
     let mut summary = Summary { done: 0, failed: 0 };
     loop {
         bell.answer();
-        let rang = inbox.take(usize::MAX).map_err(failed)?.rang;
+        let Doorbells { mut rang, lost } = inbox.take(usize::MAX).map_err(failed)?;
+        if lost {
+            rang.extend(source.look_again());
+        }
         let refused = std::mem::take(&mut lock(&source.shared).refused);
         let is_quiet = rang.is_empty() && refused.is_empty();
         for (line, text) in refused {
             summary.failed += 1;
             sequencer.push(line, text);
         }
-        // A follow-up of a line has no line of its own.
-        let of_lines = rang.into_iter().filter(|doorbell| doorbell.job.0[..8] == source.batch);
-        for doorbell in of_lines {
+        for doorbell in source.of_lines(rang) {
             summary.failed += u64::from(doorbell.finished.result.is_err());
             sequencer.push(line_of(doorbell.job), result_line(&doorbell.finished));
         }
@@ -142,6 +148,17 @@ pub fn run(setup: &Setup, options: &BatchOptions) -> Result<Summary, BatchError>
         }
         if is_quiet && bell.asleep() {
             std::thread::park_timeout(Duration::from_millis(100));
+        }
+    }
+}
+
+/// Where the batch's keys are, if it has some; none of them is left behind.
+struct Place(Option<RedisBroker>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.0.as_ref().map(RedisBroker::remove_all) {
+            log::warn!("the batch's keys are left behind: {error}");
         }
     }
 }
@@ -201,7 +218,7 @@ struct Source {
     /// The high half of its jobs' ids: what has another is no line.
     batch: [u8; 8],
     handler: HandlerSpec,
-    broker: MemoryBroker,
+    producer: Arc<dyn Producer>,
     bell: Bell,
     window: usize,
     /// Rings when a line leaves the window.
@@ -214,6 +231,8 @@ struct Source {
 struct Shared {
     /// Lines read whose results are not written.
     in_flight: usize,
+    /// Those whose jobs have not ended, as far as we know.
+    running: IdMap<u64, ()>,
     /// Lines that were never a job, with their answers.
     refused: Vec<(u64, Vec<u8>)>,
     read: ReadSoFar,
@@ -274,11 +293,8 @@ impl Source {
     }
 
     fn job(&self, line: u64, bytes: Vec<u8>, ordering_key: Option<Arc<str>>, trace: Trace) -> NewJob {
-        let mut id = [0; 16];
-        id[..8].copy_from_slice(&self.batch);
-        id[8..].copy_from_slice(&line.to_be_bytes());
         NewJob {
-            id: JobId(id),
+            id: self.id_of(line),
             owner: Arc::from(""),
             handler: self.handler.name.clone(),
             ordering_key,
@@ -291,6 +307,33 @@ impl Source {
             one_line: true,
             instance: INSTANCE,
         }
+    }
+
+    /// The ends of lines, each once. A follow-up of a line has no line of its own.
+    fn of_lines(&self, rang: Vec<Doorbell>) -> Vec<Doorbell> {
+        let mut shared = lock(&self.shared);
+        let mut is_first = |doorbell: &Doorbell| {
+            doorbell.job.0[..8] == self.batch && shared.running.remove(&line_of(doorbell.job)).is_some()
+        };
+        rang.into_iter().filter(|doorbell| is_first(doorbell)).collect()
+    }
+
+    /// Doorbells were lost: the records tell which lines have ended.
+    fn look_again(&self) -> Vec<Doorbell> {
+        let lines: Vec<u64> = lock(&self.shared).running.keys().copied().collect();
+        let ended = |line: u64| {
+            let job = self.id_of(line);
+            let record = self.producer.record(&Viewer::anonymous(), job).ok()??;
+            Some(Doorbell { job, finished: record.finished? })
+        };
+        lines.into_iter().filter_map(ended).collect()
+    }
+
+    fn id_of(&self, line: u64) -> JobId {
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&self.batch);
+        id[8..].copy_from_slice(&line.to_be_bytes());
+        JobId(id)
     }
 
     /// Takes a place in the window for the line just read, before anyone can give it back; waits for one.
@@ -323,8 +366,10 @@ impl Source {
     /// every call is safe to repeat.
     fn submit(&self, mut jobs: Vec<NewJob>) {
         const AGAIN: Duration = Duration::from_millis(1);
+        let lines = jobs.iter().map(|job| (line_of(job.id), ()));
+        lock(&self.shared).running.extend(lines);
         while !jobs.is_empty() {
-            let Ok(answers) = self.broker.submit(jobs.clone()) else {
+            let Ok(answers) = self.producer.submit(jobs.clone()) else {
                 std::thread::park_timeout(AGAIN);
                 continue;
             };
@@ -337,7 +382,9 @@ impl Source {
                         refusal @ (Refusal::UnknownHandler | Refusal::IdempotencyMismatch),
                     ) => {
                         let error = JobError::new(refusal.code(), "the line was not accepted");
-                        lock(&self.shared).refused.push((line_of(job.id), error_line(&error)));
+                        let mut shared = lock(&self.shared);
+                        shared.running.remove(&line_of(job.id));
+                        shared.refused.push((line_of(job.id), error_line(&error)));
                     }
                 }
             }

@@ -269,13 +269,11 @@ fn group_rules(config: &Config, issues: &mut Vec<Issue>) {
 pub fn unbuilt(loaded: &Loaded) -> Vec<String> {
     let mut out = Vec::new();
     let platform = &loaded.config.runtime.platform;
-    let ports = [
-        ("queue", &platform.queue.backend),
-        ("kv", &platform.kv.backend),
-        ("reply", &platform.reply.backend),
-    ];
-    for (port, _) in ports.into_iter().filter(|(_, backend)| *backend == "redis") {
-        out.push(format!("runtime.platform.{port}.backend: redis is not built yet; use memory"));
+    if platform.redis.url.starts_with("rediss://") {
+        let url = "runtime.platform.redis.url";
+        out.push(format!(
+            "{url}: rediss:// is not built in; use a TLS tunnel on this host (docs/operations.md)"
+        ));
     }
     if loaded.config.web.auth.mode == "bearer" {
         out.push("web.auth.mode: bearer is not built yet; use none, on a loopback address".into());

@@ -8,11 +8,13 @@ pub mod builtin;
 mod context;
 mod core;
 mod engine;
+mod mirror;
 mod thread;
 mod worker;
 
 pub use self::core::{Core, Limits, Requests};
 pub use context::{Contexts, Job, JobContext, LaneState};
 pub use engine::{Engine, Health};
+pub use mirror::Mirror;
 pub use thread::{Crew, EngineState, EngineThread};
 pub use worker::{Done, Run, RunControl, WorkerPool};

@@ -11,15 +11,15 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
-
 use super::kv::Maps;
 use super::records::{Place, Retention};
 use crate::clock::Timestamp;
 use crate::controls::{Control, is_off};
 use crate::entropy::Entropy;
 use crate::handler::{HandlerSpec, Ordering};
-use crate::job::{Finished, FollowUp, IdMap, InstanceId, JobId, JobSpec, JobStatus, Payload, Trace, Version};
+use crate::job::{
+    Finished, FollowUp, IdMap, InstanceId, JobId, JobSpec, JobStatus, Payload, Trace, Version, state_map,
+};
 use crate::limits::QUEUED_BYTES;
 use crate::ports::{Doorbell, Histogram, Idempotency, NewJob, Refusal, Revoked, Rules, Stats, Submitted};
 
@@ -327,7 +327,7 @@ impl Broker {
         if ordered && let Some(&lane) = self.keyed_lanes.get(&(handler, key.clone())) {
             return lane;
         }
-        let map = ordered.then(|| state_map_name(&spec.name, key.as_deref()));
+        let map = ordered.then(|| Arc::from(state_map(&spec.name, key.as_deref())));
         self.last_number += 1;
         let number = self.last_number;
         if ordered {
@@ -414,21 +414,5 @@ impl Broker {
 
     pub(super) fn note(&mut self, event: &'static str, job: JobId, trace: Trace, cause: &'static str) {
         self.signals.notices.push(Notice { event, job, trace, cause });
-    }
-}
-
-/// `state:{handler}:{SHA-256 of the ordering key}`; a serial handler's key is empty.
-fn state_map_name(handler: &str, key: Option<&str>) -> Arc<str> {
-    let mut name = format!("state:{handler}:");
-    let _ = crate::job::write_hex(&mut name, &Sha256::digest(key.unwrap_or_default().as_bytes()));
-    Arc::from(name)
-}
-
-/// `ctx:{trace}`, of one owner: with authentication the owner's name is part of it.
-pub(super) fn context_map_name(owner: &str, trace: &Trace) -> String {
-    if owner.is_empty() {
-        format!("ctx:{}", trace.id_text())
-    } else {
-        format!("ctx:{}:{owner}", trace.id_text())
     }
 }

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use super::broker::{Broker, ConsumerEntry, ConsumerId, Lease, context_map_name};
+use super::broker::{Broker, ConsumerEntry, ConsumerId, Lease};
 use crate::clock::Timestamp;
 use crate::controls::{Control, is_off};
-use crate::job::{Effects, Entries, FollowUp, JobError, JobId, JobStatus, Payload, Verdict, Version};
+use crate::job::{
+    Effects, Entries, FollowUp, JobError, JobId, JobStatus, Payload, Verdict, Version, context_map,
+};
 use crate::life::JobEvent;
 use crate::limits::{CONTEXT_BYTES, FOLLOW_UPS, LANE_AFFINITY, ORDERING_KEY_BYTES, RUN_JOBS};
 use crate::ports::{
@@ -166,7 +168,7 @@ impl Broker {
         if self.maps.all_immortal() {
             return Entries::new();
         }
-        let name = context_map_name(&spec.owner, &spec.trace);
+        let name = context_map(&spec.owner, &spec.trace);
         self.maps.load(&name, Some(self.rules.context_ttl), now)
     }
 
@@ -277,7 +279,7 @@ impl Broker {
             }
         }
         if !effects.context.is_empty() {
-            let name = context_map_name(&entry.spec.owner, &entry.spec.trace);
+            let name = context_map(&entry.spec.owner, &entry.spec.trace);
             if self.maps.bytes_after(&name, &effects.context, now) > CONTEXT_BYTES {
                 return Some(JobError::new(Code::StateTooLarge, "the trace's context would exceed 1 MiB"));
             }
@@ -338,7 +340,7 @@ impl Broker {
             self.maps.apply(map, &effects.state, None, now);
         }
         if !effects.context.is_empty() {
-            let name = context_map_name(&spec.owner, &spec.trace);
+            let name = context_map(&spec.owner, &spec.trace);
             self.maps.apply(&name, &effects.context, Some(self.rules.context_ttl), now);
         }
         for follow_up in effects.follow_ups {

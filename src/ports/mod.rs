@@ -89,6 +89,9 @@ pub trait Upkeep: Send + Sync {
     /// Does what time alone does, and says when to call again at the latest; `None`: after the next event.
     fn tick(&self) -> Option<Timestamp>;
 
+    /// An executor's process is known to have ended: its name at the broker, a space, and how many workers it had.
+    fn lost(&self, _consumer: &str) {}
+
     /// True once nothing runs and nothing can start before `deadline`.
     fn is_idle(&self, deadline: Timestamp) -> bool;
 

@@ -12,20 +12,25 @@ use super::connection::{Link, bytes, fields, list, number, text};
 use super::envelope::{Signer, lost_body};
 use super::replies::Heard;
 use crate::clock::{Clock, Timestamp};
-use crate::config::Redis;
 use crate::config::secret::Secret;
+use crate::config::{Redis, Retain};
 use crate::handler::{HandlerSpec, OnDead, Ordering};
 use crate::job::{JobId, JobRecord, JobStatus, WaitingFor};
 use crate::limits::{
-    CONTEXT_BYTES, DOORBELL_RESULT_BYTES, INBOX_DOORBELLS, LANE_AFFINITY, PROCESS_LIVES, QUEUED_BYTES,
-    RUN_JOBS,
+    CONTEXT_BYTES, DOORBELL_RESULT_BYTES, DOORBELLS_AN_ENTRY, INBOX_DOORBELLS, LANE_AFFINITY, PROCESS_LIVES,
+    QUEUED_BYTES, RUN_JOBS,
 };
 use crate::ports::{BackendError, NewJob, Rules};
 
 /// How long a forged job is kept for whoever wants to look at it: a week.
 const QUARANTINE_MS: u64 = 7 * 24 * 3_600_000;
+/// Steps look this often at what time alone does; whoever has nothing else to do looks once a second.
+const SWEEP_EVERY: Duration = Duration::from_millis(50);
 /// Ready lanes of a handler that a claim looks at, beyond those that it has room for.
 const SCAN: usize = 64;
+
+/// Records in Redis go by their time alone (CONTRACT 2: `reply.retain` is memory's).
+pub const UNLIMITED: Retain = Retain { records: 1 << 40, bytes: 1 << 40 };
 
 /// What a deployment on Redis is made from.
 pub struct Settings {
@@ -121,6 +126,18 @@ impl RedisBroker {
         Ok(forged.unwrap_or(0))
     }
 
+    /// Commands that the server has run for anybody, those inside scripts too (benchmarks).
+    ///
+    /// # Errors
+    /// The backend is lost.
+    pub fn commands_run(&self) -> Result<u64, BackendError> {
+        let text: String = self.0.link.command(redis::cmd("INFO").arg("commandstats"))?;
+        let calls = text
+            .lines()
+            .filter_map(|line| line.split_once(":calls=")?.1.split(',').next()?.parse::<u64>().ok());
+        Ok(calls.sum())
+    }
+
     /// Every key of the deployment, by its kind (tests).
     ///
     /// # Errors
@@ -191,14 +208,18 @@ fn lua_config(settings: &Settings) -> String {
         ("run", RUN_JOBS as u64),
         ("scan", SCAN as u64),
         ("aff", micros(LANE_AFFINITY)),
-        ("doorbells", INBOX_DOORBELLS as u64),
+        ("doorbells", (INBOX_DOORBELLS / DOORBELLS_AN_ENTRY) as u64),
+        ("bells", DOORBELLS_AN_ENTRY as u64),
         ("small", DOORBELL_RESULT_BYTES as u64),
         ("con", micros(PROCESS_LIVES)),
         ("tag", crate::mac::MAC_BYTES as u64),
         ("quarantine", QUARANTINE_MS),
+        ("sweep", micros(SWEEP_EVERY)),
     ] {
         let _ = write!(out, "{name}={value},");
     }
+    // By time alone, unless a bound is asked for.
+    let _ = write!(out, "limited={},", rules.retain.records < UNLIMITED.records);
     out.push_str("lost='");
     for byte in lost_body() {
         let _ = write!(out, "\\{byte:03}");

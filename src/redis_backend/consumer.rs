@@ -19,7 +19,7 @@ use crate::bell::Bell;
 use crate::entropy::Entropy;
 use crate::job::{
     Change, Effects, Entries, Finished, FollowUp, InstanceId, JobError, JobId, JobSpec, JobStatus, Trace,
-    Verdict, Version, parse_hex,
+    Verdict, Version, context_map, parse_hex, state_map,
 };
 use crate::observe::event;
 use crate::ports::{
@@ -41,7 +41,8 @@ pub struct RedisConsumer {
     /// What commits of a live lease must name.
     held: HashMap<u64, Held>,
     unsaid: Vec<Commit>,
-    releases: Vec<LeaseRef>,
+    /// With the job of an unordered lease, which its books are found by.
+    releases: Vec<(LeaseRef, String)>,
     in_doubt: Option<Said>,
     /// What the next step brings besides its own.
     heard: Step,
@@ -52,6 +53,8 @@ pub struct RedisConsumer {
 
 struct Held {
     state: String,
+    /// The job of an unordered lease, or nothing.
+    own: String,
     jobs: Vec<Arc<JobSpec>>,
 }
 
@@ -160,7 +163,12 @@ impl RedisConsumer {
         let (mut blobs, commits) = (Blobs::default(), std::mem::take(&mut self.unsaid));
         let named: Vec<Json> = commits.iter().map(|commit| self.commit_json(commit, &mut blobs)).collect();
         let released = std::mem::take(&mut self.releases);
-        let releases: Vec<Json> = released.iter().map(|lease| lease_json(*lease).into()).collect();
+        let release = |(lease, own): &(LeaseRef, String)| {
+            let mut out = lease_json(*lease);
+            out.insert("o".to_owned(), own.as_str().into());
+            Json::from(out)
+        };
+        let releases: Vec<Json> = released.iter().map(release).collect();
         let what = json!({
             "con": self.id, "g": self.group, "facts": facts(), "call": call_name(), "room": room,
             "token": hex(&self.entropy.bytes::<14>()), "commits": named, "releases": releases,
@@ -310,7 +318,7 @@ impl RedisConsumer {
                 failed(Code::HandlerFailed, "a follow-up names an unknown handler"),
             ];
             put("no", refusals.map(|(status, result)| seal(status, result)).to_vec().into());
-            let context = context_map(spec);
+            let context = context_map(&spec.owner, &spec.trace);
             put("st", self.broker.0.changes(&held.state, &effects.state, blobs));
             put("cx", self.broker.0.changes(&context, &effects.context, blobs));
             put("ctx", context.into());
@@ -342,37 +350,41 @@ impl RedisConsumer {
         let version = Version(super::connection::number(version)?);
         let lease = LeaseRef { number, token };
         let mut leased = Vec::new();
+        let kind = text(kind)?;
         for job in list(jobs)? {
             let [id, env, delivery, fence, context] = fields(job)?;
             let id = parse_hex(&bytes(id)?).map(JobId).ok_or(BackendError("redis: no id".into()))?;
             let opened = self.broker.0.signer.open_job(id, &env_bytes(env));
             let Ok((spec, payload)) = opened.and_then(|job| self.is_of(&job.0, &handler).map(|()| job))
             else {
+                let own = if kind == "none" { id.to_string() } else { String::new() };
                 event(log::Level::Error, "queue.forged").field("job_id", &id.to_string()).emit();
                 let mut what = lease_json(lease);
                 what.extend([
                     ("do".to_owned(), "quarantine".into()),
                     ("con".to_owned(), self.id.as_str().into()),
                     ("id".to_owned(), id.to_string().into()),
+                    ("o".to_owned(), own.into()),
                 ]);
                 return self.broker.lease(&what.into()).map(|_| None);
             };
             let spec = Arc::new(spec);
-            let context = self.broker.0.entries(&context_map(&spec), context)?;
+            let context = self.broker.0.entries(&context_map(&spec.owner, &spec.trace), context)?;
             let delivery = u32::try_from(super::connection::number(delivery)?).unwrap_or(u32::MAX);
             let fence = super::connection::number(fence)?;
             leased.push(LeasedJob { spec, payload, delivery, fence, context });
         }
         let key = leased.first().and_then(|job| job.spec.ordering_key.clone());
         let map = state_map(&handler, key.as_deref());
-        let state = match text(kind)?.as_str() {
+        let state = match kind.as_str() {
             "none" => StateAt::Stateless,
             "known" => StateAt::Known(version),
             _ => StateAt::Whole(version, self.broker.0.entries(&map, state)?),
         };
         let jobs: Vec<Arc<JobSpec>> = leased.iter().map(|job| job.spec.clone()).collect();
         log_claimed(&jobs[0]);
-        self.held.insert(number, Held { state: map, jobs });
+        let own = if state == StateAt::Stateless { jobs[0].id.to_string() } else { String::new() };
+        self.held.insert(number, Held { state: map, own, jobs });
         Ok(Some(Lease { lease, handler, state, jobs: leased }))
     }
 }
@@ -386,16 +398,6 @@ fn lease_json(lease: LeaseRef) -> Map<String, Json> {
 /// An envelope that is not there, or no text, is signed by nobody.
 fn env_bytes(env: Value) -> Vec<u8> {
     bytes(env).unwrap_or_default()
-}
-
-fn state_map(handler: &str, key: Option<&str>) -> String {
-    use sha2::Digest;
-    format!("state:{handler}:{}", hex(&sha2::Sha256::digest(key.unwrap_or_default())))
-}
-
-fn context_map(spec: &JobSpec) -> String {
-    let owner = if spec.owner.is_empty() { String::new() } else { format!(":{}", spec.owner) };
-    format!("ctx:{}{owner}", spec.trace.id_text())
 }
 
 fn follow_up(parent: &JobSpec, job: &FollowUp, entropy: &mut Entropy) -> NewJob {
@@ -452,8 +454,8 @@ impl Consumer for RedisConsumer {
     }
 
     fn release(&mut self, lease: LeaseRef, _reason: ReleaseReason) -> Result<(), BackendError> {
-        self.held.remove(&lease.number);
-        self.releases.push(lease);
+        let own = self.held.remove(&lease.number).map(|held| held.own).unwrap_or_default();
+        self.releases.push((lease, own));
         let mut heard = std::mem::take(&mut self.heard);
         let said = self.talk(0, &mut heard);
         if !(heard.results.is_empty() && heard.leases.is_empty() && heard.revoked.is_empty()) {
@@ -467,7 +469,8 @@ impl Consumer for RedisConsumer {
         if self.held.is_empty() || self.is_pausing() {
             return Ok(());
         }
-        let numbers: Vec<String> = self.held.keys().map(|number| format!("{number:016}")).collect();
+        let named = |(number, held): (&u64, &Held)| (format!("{number:016}"), held.own.clone());
+        let numbers: Vec<(String, String)> = self.held.iter().map(named).collect();
         let what = json!({ "do": "extend", "con": self.id, "ns": numbers });
         let over = match self.broker.lease(&what) {
             Ok((_, over)) => over,

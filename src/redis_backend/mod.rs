@@ -13,7 +13,7 @@ mod replies;
 mod upkeep;
 pub mod vet;
 
-pub use broker::{RedisBroker, Settings};
+pub use broker::{RedisBroker, Settings, UNLIMITED};
 pub use envelope::envelope_secret;
 pub use upkeep::RedisUpkeep;
 pub use vet::Fitness;

@@ -8,6 +8,7 @@ use serde_json::{Value as Json, json};
 
 use super::broker::{Blobs, RedisBroker, call_name};
 use super::connection::{fields, list, number, text};
+use crate::handler::Ordering;
 use crate::job::{Finished, InstanceId, JobError, JobId, JobRecord, JobStatus};
 use crate::observe::event;
 use crate::ports::{
@@ -141,13 +142,17 @@ impl Producer for RedisBroker {
         let size = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
         let handlers = self.0.handlers.iter().map(|spec| {
             let name = &*spec.name;
+            let queued = size(count(&format!("queued:{name}")));
+            let running = size(count(&format!("running:{name}")));
             HandlerStats {
                 handler: spec.name.clone(),
                 group: self.0.groups[spec.group].clone(),
                 paused: paused.contains(name),
-                queued: size(count(&format!("queued:{name}"))),
-                running: size(count(&format!("running:{name}"))),
-                lanes: size(count(&format!("lanes:{name}"))),
+                queued,
+                running,
+                // An unordered job is a lane of its own.
+                lanes: size(count(&format!("lanes:{name}")))
+                    + if spec.options.ordering == Ordering::None { queued + running } else { 0 },
                 oldest: Duration::from_micros(figure(&ready, name)),
                 submitted: count(&format!("submitted:{name}")),
                 finished: JobStatus::ALL.map(|status| count(&format!("finished:{name}:{}", status.as_str()))),

@@ -12,7 +12,7 @@ use super::broker::{Blobs, RedisBroker};
 use super::connection::{bytes, list, lost, text};
 use crate::bell::{Bell, lock};
 use crate::job::{InstanceId, JobId, JobStatus};
-use crate::limits::INBOX_DOORBELLS;
+use crate::limits::{DOORBELLS_AN_ENTRY, INBOX_DOORBELLS};
 use crate::ports::{BackendError, Doorbell, Doorbells, Inbox, Producer, Replies, Viewer};
 
 /// A wait on a stream lasts this long at most; so an ear that is dropped ends its thread.
@@ -180,12 +180,12 @@ fn read(heard: &Heard, at: &str, connection: &mut Connection) -> Result<Option<V
         pipe.cmd("XTRIM").arg(&heard.key).arg("MINID").arg(at).ignore();
         pipe.cmd("XLEN").arg(&heard.key);
     }
-    pipe.cmd("XREAD").arg("COUNT").arg(1_000).arg("BLOCK").arg(LISTEN.as_millis() as u64);
+    pipe.cmd("XREAD").arg("COUNT").arg(256).arg("BLOCK").arg(LISTEN.as_millis() as u64);
     pipe.arg("STREAMS").arg(&heard.key).arg(at);
     let mut answers: Vec<Value> = pipe.query(connection).map_err(lost)?;
     let streams = answers.pop();
     if let Some(Value::Int(length)) = answers.pop()
-        && usize::try_from(length).is_ok_and(|length| length >= INBOX_DOORBELLS)
+        && usize::try_from(length).is_ok_and(|length| length >= INBOX_DOORBELLS / DOORBELLS_AN_ENTRY)
     {
         // At its bound the oldest go first.
         heard.lost.store(true, Ordering::SeqCst);
@@ -200,35 +200,49 @@ fn read(heard: &Heard, at: &str, connection: &mut Connection) -> Result<Option<V
     Ok(Some(found))
 }
 
+/// An entry: the doorbells of one script's commits.
 fn take(broker: &RedisBroker, heard: &Heard, entry: Value) -> Result<(), BackendError> {
     let mut entry = list(entry)?.into_iter();
     let (Some(id), Some(pairs)) = (entry.next(), entry.next()) else { return Ok(()) };
-    let mut pairs = list(pairs)?.into_iter();
-    let mut field = || pairs.nth(1).map(bytes).transpose().map(Option::unwrap_or_default);
-    let (job, status, result) = (field()?, field()?, field()?);
-    let job = std::str::from_utf8(&job).ok().and_then(JobId::parse);
-    let status = std::str::from_utf8(&status).ok().and_then(JobStatus::parse);
-    if let (Some(job), Some(status)) = (job, status) {
-        let finished = match result.is_empty() {
-            // Too large for a doorbell.
-            true => broker.record(&Viewer::anonymous(), job)?.and_then(|record| record.finished),
-            false => broker.0.signer.open_outcome(job, status, &result).ok().map(Arc::new),
-        };
-        match finished {
-            Some(finished) => {
-                let mut rang = lock(&heard.rang);
-                if rang.len() < INBOX_DOORBELLS {
-                    rang.push_back(Doorbell { job, finished });
-                } else {
-                    heard.lost.store(true, Ordering::SeqCst);
-                }
-            }
-            None => log::warn!(
-                "redis: an outcome that is gone, or that nobody of this deployment signed, is dropped"
-            ),
+    let pairs = list(pairs)?;
+    // Names and values by turns: j(ob), s(tatus), r(esult).
+    for bell in pairs.chunks_exact(6) {
+        let [_, job, _, status, _, result] = bell else { continue };
+        let (job, status, result) = (bytes(job.clone())?, bytes(status.clone())?, bytes(result.clone())?);
+        let job = std::str::from_utf8(&job).ok().and_then(JobId::parse);
+        let status = std::str::from_utf8(&status).ok().and_then(JobStatus::parse);
+        if let (Some(job), Some(status)) = (job, status) {
+            ring(broker, heard, job, status, &result)?;
         }
     }
     *lock(&heard.at) = text(id)?;
+    Ok(())
+}
+
+fn ring(
+    broker: &RedisBroker,
+    heard: &Heard,
+    job: JobId,
+    status: JobStatus,
+    result: &[u8],
+) -> Result<(), BackendError> {
+    let finished = match result.is_empty() {
+        // Too large for a doorbell.
+        true => broker.record(&Viewer::anonymous(), job)?.and_then(|record| record.finished),
+        false => broker.0.signer.open_outcome(job, status, result).ok().map(Arc::new),
+    };
+    let Some(finished) = finished else {
+        log::warn!(
+            "job {job}: an outcome that is gone, or that nobody of this deployment signed, is dropped"
+        );
+        return Ok(());
+    };
+    let mut rang = lock(&heard.rang);
+    if rang.len() < INBOX_DOORBELLS {
+        rang.push_back(Doorbell { job, finished });
+    } else {
+        heard.lost.store(true, Ordering::SeqCst);
+    }
     Ok(())
 }
 

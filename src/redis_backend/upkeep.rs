@@ -61,6 +61,14 @@ impl Upkeep for RedisUpkeep {
         None
     }
 
+    fn lost(&self, consumer: &str) {
+        if let Some((name, workers)) = consumer.split_once(' ')
+            && let Err(error) = self.broker.is_lost(name, workers.parse().unwrap_or(usize::MAX))
+        {
+            log::info!("the leases of a lost executor run out by themselves: {error}");
+        }
+    }
+
     /// What is queued stays queued, whoever stops.
     fn is_idle(&self, _deadline: Timestamp) -> bool {
         true

@@ -32,12 +32,14 @@ pub enum ToChild {
     Leave,
     /// For the metrics: a process of this group was replaced for this reason.
     Restarted(String, String),
+    /// An executor has ended: its name at the broker, and how many workers it had.
+    Gone(String),
 }
 
 /// From a child.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToParent {
-    /// It serves; web says where the channel listens.
+    /// It serves; web says where the channel listens, an executor on Redis its name there and its workers.
     Ready(String),
     /// Answers a ping.
     Pong,
@@ -94,6 +96,7 @@ impl Message for ToChild {
             ToChild::Drain(millis) => (4, millis.to_be_bytes().to_vec()),
             ToChild::Stop => (5, Vec::new()),
             ToChild::Leave => (7, Vec::new()),
+            ToChild::Gone(name) => (8, name.clone().into_bytes()),
             ToChild::Restarted(group, reason) => (6, format!("{group} {reason}").into_bytes()),
         }
     }
@@ -106,6 +109,7 @@ impl Message for ToChild {
             (4, _) => Ok(ToChild::Drain(u64::from_be_bytes(body.try_into().map_err(|_| Reject::Malformed)?))),
             (5, []) => Ok(ToChild::Stop),
             (7, []) => Ok(ToChild::Leave),
+            (8, _) => Ok(ToChild::Gone(text()?)),
             (6, _) => {
                 let text = text()?;
                 let (group, reason) = text.split_once(' ').ok_or(Reject::Malformed)?;
@@ -281,6 +285,7 @@ mod tests {
             ToChild::Drain(5),
             ToChild::Stop,
             ToChild::Leave,
+            ToChild::Gone("a 8".into()),
             ToChild::Restarted("execution".into(), "crashed".into()),
         ] {
             let (kind, body) = message.encode();

@@ -1,20 +1,24 @@
 //! An executor process: the engine and the channel in one event loop, under a supervisor.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use mio::{Events, Interest, Poll, Token, Waker};
 
+use super::apart::{Master, serve_apart};
 use super::child::Bundle;
-use super::control::{Control, Leaving, ToChild, ToParent};
+use super::control::{Control, ToChild, ToParent};
 use super::hygiene;
+use super::worn::Wear;
 use crate::bell::Bell;
 use crate::channel::ChannelClient;
 use crate::cli::Exit;
 use crate::clock::{Clock, Timestamp, monotonic_millis};
-use crate::config::ProcessGroup;
-use crate::execution::{Engine, Health, WorkerPool};
+use crate::config::secret::Secret;
+use crate::execution::{Engine, Health, Mirror, WorkerPool};
 use crate::handler::Registry;
 use crate::observe::log_writer;
+use crate::ports::KeyValue;
 
 const CONTROL: Token = Token(0);
 const WAKER: Token = Token(1);
@@ -34,7 +38,19 @@ fn serve_executor(registry: &Registry) -> Result<Exit, String> {
     let (mut bundle, mut control) = Bundle::receive(hygiene::take_stdin().map_err(io)?)?;
     let setup = bundle.setup(registry)?;
     log_writer::start(setup.config.observability.log, "executor");
-    let secret = bundle.secrets.pop().ok_or("the bundle holds no secret")?;
+    const NO_SECRET: &str = "the bundle holds no secret";
+    let mut store: Option<Arc<dyn KeyValue>> = None;
+    if setup.names_redis() {
+        let secret = bundle.secrets.pop().ok_or(NO_SECRET)?;
+        let broker = setup.redis(&Secret::new(*secret.expose())?, &bundle.place)?;
+        if setup.uses_redis() {
+            let exit = serve_apart(&setup, usize::from(bundle.group), broker, Master::Supervisor(control));
+            log_writer::settle();
+            return exit;
+        }
+        store = Some(Arc::new(broker));
+    }
+    let secret = bundle.secrets.pop().ok_or(NO_SECRET)?;
     let platform = &setup.config.runtime.platform;
     let group = platform.process_groups.get(usize::from(bundle.group)).ok_or("the bundle names no group")?;
 
@@ -51,18 +67,18 @@ fn serve_executor(registry: &Registry) -> Result<Exit, String> {
     let (ttl, heartbeat) =
         (platform.execution_ipc.auth.ttl_seconds * 1_000, platform.execution_ipc.heartbeat_ms);
     let client = ChannelClient::new(secret, bundle.group, ttl, heartbeat, CHANNEL);
-    let engine = Engine::new(pool, workers, client, limits);
+    let context_ttl = Duration::from_secs(platform.kv.context_ttl_seconds);
+    let engine = Engine::new(pool, workers, Mirror::new(client, store, context_ttl), limits);
     let clock = setup.clock.clone();
     let group = group.clone();
     let mut executor = Executor {
         engine,
         clock,
-        group,
+        wear: Wear::new(group),
         said_ready: false,
         stopping: false,
         asked: false,
         leaving: false,
-        weighed_ms: 0,
     };
 
     let mut events = Events::with_capacity(64);
@@ -82,7 +98,9 @@ fn serve_executor(registry: &Registry) -> Result<Exit, String> {
         for event in &events {
             match event.token() {
                 CONTROL => executor.on_control(&mut control)?,
-                CHANNEL => executor.engine.consumer().on_event(event.is_readable(), monotonic_millis()),
+                CHANNEL => {
+                    executor.engine.consumer().inner().on_event(event.is_readable(), monotonic_millis())
+                }
                 _ => {}
             }
         }
@@ -90,7 +108,7 @@ fn serve_executor(registry: &Registry) -> Result<Exit, String> {
 }
 
 struct Executor {
-    engine: Engine<ChannelClient>,
+    engine: Engine<Mirror<ChannelClient>>,
     clock: Clock,
     said_ready: bool,
     /// Finish what runs, then end.
@@ -99,9 +117,7 @@ struct Executor {
     asked: bool,
     /// It was told that it may go: it finishes its jobs and ends.
     leaving: bool,
-    group: ProcessGroup,
-    /// When it last looked how much memory it holds.
-    weighed_ms: u64,
+    wear: Wear,
 }
 
 impl Executor {
@@ -112,7 +128,7 @@ impl Executor {
             match message {
                 ToChild::Channel(address) => {
                     let address = address.parse().map_err(|_| "the channel's address is malformed")?;
-                    self.engine.consumer().set_address(address, monotonic_millis());
+                    self.engine.consumer().inner().set_address(address, monotonic_millis());
                 }
                 ToChild::Ping => control.send(&ToParent::Pong),
                 ToChild::Drain(_) | ToChild::Stop => {
@@ -123,7 +139,7 @@ impl Executor {
                     self.leaving = true;
                     self.engine.drain(self.clock.now());
                 }
-                ToChild::Restarted(..) => {}
+                ToChild::Restarted(..) | ToChild::Gone(_) => {}
             }
         }
         if control.has_ended() { Err(GONE.into()) } else { Ok(()) }
@@ -132,8 +148,8 @@ impl Executor {
     /// Everything there is to do now; says how long to wait at most.
     fn turn(&mut self, poll: &Poll, control: &mut Control) -> Duration {
         let (now, now_ms) = (self.clock.now(), monotonic_millis());
-        self.engine.consumer().tick(poll.registry(), now_ms);
-        if self.engine.consumer().wants_drain() && !self.stopping {
+        self.engine.consumer().inner().tick(poll.registry(), now_ms);
+        if self.engine.consumer().inner().wants_drain() && !self.stopping {
             self.engine.drain(self.clock.now());
         }
         let next = match self.engine.turn(now) {
@@ -146,7 +162,7 @@ impl Executor {
         if self.said_ready
             && !self.asked
             && !self.stopping
-            && let Some(why) = self.worn(now, now_ms)
+            && let Some(why) = self.wear.worn(self.engine.health(now), self.engine.finished(), now_ms)
         {
             log::info!("{}: this process finishes its jobs and is replaced", why.as_str());
             self.asked = true;
@@ -154,16 +170,16 @@ impl Executor {
         }
         if self.leaving {
             // The service goes on: no lease may be sent to where nobody would run it.
-            self.engine.consumer().withdraw();
+            self.engine.consumer().inner().withdraw();
         }
         let busy = self.engine.busy();
-        self.engine.consumer().report(busy);
-        self.engine.consumer().flush(now_ms);
-        if !self.said_ready && self.engine.consumer().is_up() {
+        self.engine.consumer().inner().report(busy);
+        self.engine.consumer().inner().flush(now_ms);
+        if !self.said_ready && self.engine.consumer().inner().is_up() {
             self.said_ready = true;
             control.send(&ToParent::Ready(String::new()));
         }
-        let channel = Duration::from_millis(self.engine.consumer().next_due_ms(now_ms));
+        let channel = Duration::from_millis(self.engine.consumer().inner().next_due_ms(now_ms));
         next.map_or(channel, |at: Timestamp| at.since(now).min(channel)).max(Duration::from_millis(1))
     }
 
@@ -172,24 +188,7 @@ impl Executor {
         if self.engine.health(self.clock.now()) != Health::Drained || !(self.stopping || self.leaving) {
             return None;
         }
-        let consumer = self.engine.consumer();
+        let consumer = self.engine.consumer().inner();
         (self.stopping || (consumer.withdraw() && consumer.is_flushed())).then_some(Exit::Done)
-    }
-
-    /// Why this process should be replaced, if it should.
-    fn worn(&mut self, now: Timestamp, now_ms: u64) -> Option<Leaving> {
-        const WEIGH_EVERY_MS: u64 = 500;
-        if self.engine.health(now) == Health::Stuck {
-            return Some(Leaving::Stuck);
-        }
-        if self.group.max_jobs > 0 && self.engine.finished() >= self.group.max_jobs {
-            return Some(Leaving::MaxJobs);
-        }
-        if self.group.max_rss_mb > 0 && now_ms >= self.weighed_ms + WEIGH_EVERY_MS {
-            self.weighed_ms = now_ms;
-            let is_heavy = hygiene::resident_mb().is_some_and(|mb| mb > self.group.max_rss_mb);
-            return is_heavy.then_some(Leaving::MaxRss);
-        }
-        None
     }
 }

@@ -25,7 +25,7 @@ const MOST_ASIDE: usize = 2;
 /// What the owner of a fleet should know.
 #[derive(Debug, PartialEq, Eq)]
 pub enum FleetEvent {
-    /// A child serves; web says where the channel listens.
+    /// A child serves; web says where the channel listens, an executor on Redis its name there.
     Ready(usize, String),
     /// A child has ended and will be replaced, for this reason.
     Replaced(usize, &'static str),
@@ -33,7 +33,7 @@ pub enum FleetEvent {
     Recycled(usize, Leaving),
     /// A child cannot be kept running: stop everything, and say why.
     GaveUp(String),
-    /// Web's drain is over; these jobs were cut off, and the next event may name more.
+    /// These jobs were cut off, and the next event may name more.
     CutOff(Vec<JobId>),
     /// Web's drain is over; so many jobs were cut off.
     Drained(u64),
@@ -231,7 +231,9 @@ impl Fleet {
             }
         }
         for (_, process) in &mut slot.aside {
-            process.hear(now_ms);
+            let cut_off =
+                |said| if let ToParent::CutOff(jobs) = said { Some(FleetEvent::CutOff(jobs)) } else { None };
+            happened.extend(process.hear(now_ms).into_iter().filter_map(cut_off));
         }
         happened.extend(self.reap(now_ms));
         happened
@@ -291,12 +293,12 @@ impl Fleet {
         }
     }
 
-    /// Tells children of a kind to stop; they are killed if they do not.
-    pub fn stop(&mut self, web: bool, now_ms: u64) {
+    /// Tells children of a kind to stop within so many ms; they are killed if they do not.
+    pub fn stop(&mut self, web: bool, patience_ms: u64, now_ms: u64) {
         for slot in self.slots.iter_mut().filter(|slot| (slot.role == Role::Web) == web) {
-            let _ = slot.act(Event::Stop, &self.lifecycle, now_ms);
+            let _ = slot.act(Event::Stop(patience_ms), &self.lifecycle, now_ms);
             for aside in 0..slot.aside.len() {
-                slot.act_aside(aside, Event::Stop, &self.lifecycle, now_ms);
+                slot.act_aside(aside, Event::Stop(patience_ms), &self.lifecycle, now_ms);
             }
         }
     }
@@ -361,7 +363,7 @@ impl Slot {
     fn act(&mut self, event: Event, lifecycle: &Lifecycle, now_ms: u64) -> Option<Action> {
         let action = self.life.on(event, &lifecycle.restart, now_ms);
         match action {
-            Action::SayStop | Action::Terminate | Action::Kill => {
+            Action::SayStop(_) | Action::Terminate | Action::Kill => {
                 self.process.iter_mut().for_each(|process| process.obey(action));
                 None
             }

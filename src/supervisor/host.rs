@@ -2,19 +2,20 @@
 //!
 //! One thread hosts the channel's listener and the fleet of executors, as web and the supervisor do together.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use mio::{Events, Poll, Token, Waker};
+use mio::{Events, Poll, Registry, Token, Waker};
 
 use super::control::ToChild;
 use super::fleet::{Fleet, FleetEvent};
 use super::hygiene;
-use super::serve::{add_executors, root_secret};
-use crate::app::Setup;
+use super::serve::add_executors;
+use crate::app::{Backend, Setup};
 use crate::bell::Bell;
 use crate::channel::keys::GroupSecret;
 use crate::channel::{ChannelServer, ServerConfig};
@@ -37,22 +38,23 @@ pub struct ExecutionHost {
 }
 
 impl ExecutionHost {
-    /// Starts the channel and the executors; they are not waited for.
+    /// Starts the executors, and the channel where they need one; they are not waited for. `inside` is the deployment
+    /// inside the one in Redis.
     ///
     /// # Errors
     /// The channel cannot listen, or there is no secret.
-    pub fn start(setup: &Setup, broker: &MemoryBroker) -> Result<ExecutionHost, String> {
+    pub fn start(setup: &Setup, backend: &Backend, inside: &str) -> Result<ExecutionHost, String> {
         let io = |error: std::io::Error| error.to_string();
         hygiene::keep_secrets().map_err(io)?;
         hygiene::become_subreaper().map_err(io)?;
-        let root = root_secret(setup)?;
+        let root = setup.root_secret()?;
         let platform = &setup.config.runtime.platform;
         let poll = Poll::new().map_err(io)?;
         let waker = Waker::new(poll.registry(), WAKER).map_err(io)?;
         let bell = Bell::new(move || drop(waker.wake()));
         let mut fleet =
             Fleet::new(platform.lifecycle.clone(), platform.execution_ipc.heartbeat_ms, FIRST_CHILD);
-        add_executors(&mut fleet, setup, &root);
+        add_executors(&mut fleet, setup, &root, inside)?;
         let config = ServerConfig {
             secrets: setup.groups().iter().map(|group| GroupSecret::derive(&root, group)).collect(),
             ipc: platform.execution_ipc.clone(),
@@ -60,23 +62,21 @@ impl ExecutionHost {
         };
         let (stop, failure) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(None)));
         let (stopped, failed, wake) = (stop.clone(), failure.clone(), bell.clone());
-        let (broker, clock) = (broker.clone(), setup.clock.clone());
+        let (backend, upkeep, clock) = (backend.clone(), backend.upkeep(|| 0), setup.clock.clone());
         let (ready, started) = sync_channel(1);
         // The thread that spawns is the thread that lives as long as the children: their parent-death signal
         // follows it.
         let thread = std::thread::Builder::new().name("executors".into()).spawn(move || {
-            let (consumers, ring) = (broker.clone(), wake.clone());
-            let connect = move |group| Box::new(consumers.consumer(group, ring.clone())) as Box<dyn Consumer>;
-            let mut channel =
-                match ChannelServer::bind(config, Arc::new(Counters::default()), Box::new(connect)) {
-                    Ok(channel) => channel,
-                    Err(message) => return drop(ready.send(Err(message))),
-                };
-            if let Err(error) = channel.register(poll.registry(), CHANNEL) {
-                return drop(ready.send(Err(error.to_string())));
-            }
+            let channel = match &backend {
+                Backend::Memory(broker) => listen(config, broker, &wake, poll.registry()).map(Some),
+                Backend::Redis(_) => Ok(None),
+            };
+            let channel = match channel {
+                Ok(channel) => channel,
+                Err(message) => return drop(ready.send(Err(message))),
+            };
             let _ = ready.send(Ok(()));
-            let end = host(poll, &wake, &broker, channel, &mut fleet, &stopped, &clock);
+            let end = host(poll, &wake, &*upkeep, channel, &mut fleet, &stopped, &clock);
             if let Err(message) = end {
                 *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(message);
             }
@@ -107,12 +107,25 @@ impl Drop for ExecutionHost {
     }
 }
 
+fn listen(
+    config: ServerConfig,
+    broker: &MemoryBroker,
+    bell: &Bell,
+    registry: &Registry,
+) -> Result<ChannelServer, String> {
+    let (consumers, ring) = (broker.clone(), bell.clone());
+    let connect = move |group| Box::new(consumers.consumer(group, ring.clone())) as Box<dyn Consumer>;
+    let mut channel = ChannelServer::bind(config, Arc::new(Counters::default()), Box::new(connect))?;
+    channel.register(registry, CHANNEL).map_err(|error| error.to_string())?;
+    Ok(channel)
+}
+
 /// The loop of that thread.
 fn host(
     mut poll: Poll,
     bell: &Bell,
-    broker: &MemoryBroker,
-    mut channel: ChannelServer,
+    upkeep: &dyn Upkeep,
+    mut channel: Option<ChannelServer>,
     fleet: &mut Fleet,
     stop: &AtomicBool,
     clock: &Clock,
@@ -120,38 +133,46 @@ fn host(
     let mut events = Events::with_capacity(256);
     let mut next_link = FIRST_LINK;
     let mut accepting = false;
-    let address = channel.address().map_err(|error| error.to_string())?.to_string();
+    let address =
+        channel.as_ref().map(ChannelServer::address).transpose().map_err(|error| error.to_string())?;
+    let mut consumers = HashMap::new();
     while !stop.load(Ordering::SeqCst) {
         let now_ms = monotonic_millis();
         let mut happened = fleet.tick(poll.registry(), now_ms);
-        fleet.tell_new(&ToChild::Channel(address.clone()));
+        if let Some(address) = address {
+            fleet.tell_new(&ToChild::Channel(address.to_string()));
+        }
         for event in &events {
             let Token(token) = event.token();
             if event.token() == CHANNEL {
                 accepting = true;
             } else if fleet.owns(token) {
                 happened.extend(fleet.on_event(token, now_ms));
-            } else if channel.owns(token) {
+            } else if let Some(channel) = channel.as_mut().filter(|channel| channel.owns(token)) {
                 channel.on_event(token, event.is_readable() || event.is_read_closed(), now_ms);
             }
         }
         for event in happened {
             match event {
                 FleetEvent::GaveUp(why) => return Err(why),
-                FleetEvent::Ready(..)
-                | FleetEvent::Replaced(..)
-                | FleetEvent::Recycled(..)
-                | FleetEvent::CutOff(_)
-                | FleetEvent::Drained(_) => {}
+                FleetEvent::Ready(slot, name) => drop(consumers.insert(slot, name)),
+                FleetEvent::Replaced(slot, _) => {
+                    consumers.remove(&slot).iter().for_each(|name: &String| upkeep.lost(name));
+                }
+                FleetEvent::Recycled(..) | FleetEvent::CutOff(_) | FleetEvent::Drained(_) => {}
             }
         }
-        if accepting {
-            accepting = channel.accept(poll.registry(), &mut next_link, now_ms);
+        if let Some(channel) = &mut channel {
+            if accepting {
+                accepting = channel.accept(poll.registry(), &mut next_link, now_ms);
+            }
+            channel.turn(now_ms);
         }
-        channel.turn(now_ms);
-        // After the turn: what it queued again may be due sooner than anything known before.
-        let wake = broker.tick();
-        let due = [channel.next_due_ms().unwrap_or(60_000), fleet.next_due_ms(now_ms)];
+        // After the turn: what it queued again may be due sooner than anything known before. On Redis each step of an
+        // executor looks after time.
+        let wake = channel.as_ref().and_then(|_| upkeep.tick());
+        let due_ms = channel.as_ref().and_then(ChannelServer::next_due_ms).unwrap_or(60_000);
+        let due = [due_ms, fleet.next_due_ms(now_ms)];
         let timer = wake.map_or(Duration::from_secs(60), |at| at.since(clock.now()));
         let wait = timer.min(Duration::from_millis(due[0].min(due[1]))).max(Duration::from_millis(1));
         let wait = if bell.asleep() && !accepting { wait } else { Duration::ZERO };

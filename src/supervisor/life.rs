@@ -8,7 +8,7 @@
 //!   Serving  |       | Serving | Waiting or GiveUp    | Ending, Term | Waiting, Aside  | Stopping, SayStop
 //!   Ending   | Kill  | Ending  | Waiting or GiveUp    |              |                 | Stopping
 //!   Aside    |       |         | Gone                 | Stopping,Term|                 | Stopping, SayStop
-//!   Stopping | Kill  |         | Gone                 |              |                 |
+//!   Stopping | Kill  |         | Gone                 |              |                 | SayStop, if sooner
 //!   Gone     |       |         |                      |              |                 |
 //! ```
 //!
@@ -56,8 +56,8 @@ pub enum Event {
     Silent,
     /// It asks to be replaced.
     Leaves(Leaving),
-    /// The service stops.
-    Stop,
+    /// The service stops; the child may take so many ms.
+    Stop(u64),
 }
 
 /// What the fleet does about it.
@@ -68,8 +68,8 @@ pub enum Action {
     None,
     /// Make its process.
     Spawn,
-    /// Tell it to stop.
-    SayStop,
+    /// Tell it to stop within so many ms.
+    SayStop(u64),
     /// SIGTERM.
     Terminate,
     /// SIGKILL.
@@ -124,7 +124,7 @@ impl Life {
         let kill_at_ms = now_ms + KILL_AFTER_MS;
         let (state, action) = match (self.state, event) {
             (S::Waiting { .. }, E::Due) => (S::Starting, Action::Spawn),
-            (S::Waiting { .. }, E::Stop) => (S::Gone, Action::None),
+            (S::Waiting { .. }, E::Stop(_)) => (S::Gone, Action::None),
             (S::Starting, E::Ready) => {
                 self.history.ready();
                 (S::Serving { since_ms: now_ms }, Action::None)
@@ -145,10 +145,16 @@ impl Life {
             (S::Starting | S::Serving { .. }, E::Leaves(why)) => {
                 (S::Waiting { start_at_ms: now_ms + policy.backoff_ms }, Action::SetAside(why))
             }
-            (S::Starting | S::Serving { .. } | S::Aside, E::Stop) => {
-                (S::Stopping { kill_at_ms }, Action::SayStop)
+            (S::Starting | S::Serving { .. } | S::Aside, E::Stop(patience_ms)) => {
+                (S::Stopping { kill_at_ms: kill_at_ms + patience_ms }, Action::SayStop(patience_ms))
             }
-            (S::Ending { kill_at_ms, .. }, E::Stop) => (S::Stopping { kill_at_ms }, Action::None),
+            (S::Ending { kill_at_ms, .. }, E::Stop(_)) => (S::Stopping { kill_at_ms }, Action::None),
+            // By force: sooner than it was told before.
+            (S::Stopping { kill_at_ms: before_ms }, E::Stop(patience_ms))
+                if kill_at_ms + patience_ms < before_ms =>
+            {
+                (S::Stopping { kill_at_ms: kill_at_ms + patience_ms }, Action::SayStop(patience_ms))
+            }
             (S::Ending { .. } | S::Stopping { .. }, E::Due) => (self.state, Action::Kill),
             // What comes late, or twice, changes nothing.
             (S::Waiting { .. }, E::Ready | E::Silent | E::Leaves(_))
@@ -156,8 +162,8 @@ impl Life {
             | (S::Serving { .. }, E::Ready)
             | (S::Ending { .. }, E::Ready | E::Silent | E::Leaves(_))
             | (S::Aside, E::Due | E::Ready | E::Leaves(_))
-            | (S::Stopping { .. }, E::Ready | E::Silent | E::Leaves(_) | E::Stop)
-            | (S::Gone, E::Due | E::Ready | E::Ended(..) | E::Silent | E::Leaves(_) | E::Stop) => {
+            | (S::Stopping { .. }, E::Ready | E::Silent | E::Leaves(_) | E::Stop(_))
+            | (S::Gone, E::Due | E::Ready | E::Ended(..) | E::Silent | E::Leaves(_) | E::Stop(_)) => {
                 (self.state, Action::None)
             }
         };
@@ -191,14 +197,15 @@ mod tests {
 
     #[test]
     fn every_cell_of_the_table_that_does_something_does_that() {
-        use Event::{Due, Leaves, Silent, Stop};
+        use Event::{Due, Leaves, Silent};
+        const STOP: Event = Event::Stop(0);
         let leaves = Leaves(Leaving::MaxJobs);
         let waiting = |start_at_ms| State::Waiting { start_at_ms };
         let ending = |kill_at_ms, how| State::Ending { kill_at_ms, how };
         let stopping = |kill_at_ms| State::Stopping { kill_at_ms };
         for (events, state, action) in [
             (&[Due][..], State::Starting, Action::Spawn),
-            (&[Stop], State::Gone, Action::None),
+            (&[STOP], State::Gone, Action::None),
             (&[Due, READY], State::Serving { since_ms: 1 }, Action::None),
             (&[Due, CRASHED], waiting(6), Action::Replaced("crashed")),
             (&[Due, CRASHED, Due, CRASHED], State::Gone, Action::GiveUp),
@@ -212,11 +219,13 @@ mod tests {
             (&[Due, leaves], waiting(6), Action::SetAside(Leaving::MaxJobs)),
             (&[CRASHED], waiting(5), Action::Replaced("crashed")),
             (&[Due, CRASHED, Due, Silent, CRASHED], State::Gone, Action::GiveUp),
-            (&[Due, Stop], stopping(1_001), Action::SayStop),
-            (&[Due, READY, Stop], stopping(1_002), Action::SayStop),
-            (&[Due, READY, Silent, Stop], stopping(1_002), Action::None),
-            (&[Due, READY, Stop, Due], stopping(1_002), Action::Kill),
-            (&[Due, READY, Stop, Due, CRASHED], State::Gone, Action::None),
+            (&[Due, STOP], stopping(1_001), Action::SayStop(0)),
+            (&[Due, READY, STOP], stopping(1_002), Action::SayStop(0)),
+            (&[Due, READY, Event::Stop(500)], stopping(1_502), Action::SayStop(500)),
+            (&[Due, READY, Event::Stop(500), STOP], stopping(1_003), Action::SayStop(0)),
+            (&[Due, READY, Silent, STOP], stopping(1_002), Action::None),
+            (&[Due, READY, STOP, Due], stopping(1_002), Action::Kill),
+            (&[Due, READY, STOP, Due, CRASHED], State::Gone, Action::None),
         ] {
             assert_eq!(after(events), (state, action), "{events:?}");
         }
@@ -251,7 +260,7 @@ mod tests {
         for (event, state, action) in [
             (CRASHED, State::Gone, Action::None),
             (Event::Silent, State::Stopping { kill_at_ms: 1_000 }, Action::Terminate),
-            (Event::Stop, State::Stopping { kill_at_ms: 1_000 }, Action::SayStop),
+            (Event::Stop(0), State::Stopping { kill_at_ms: 1_000 }, Action::SayStop(0)),
             (Event::Leaves(Leaving::Stuck), State::Aside, Action::None),
         ] {
             let mut life = Life::aside();
@@ -261,13 +270,14 @@ mod tests {
 
     #[test]
     fn what_comes_late_or_twice_changes_nothing() {
-        use Event::{Due, Leaves, Silent, Stop};
+        use Event::{Due, Leaves, Silent};
+        const STOP: Event = Event::Stop(0);
         for (before, late) in [
             (&[][..], &[READY, Silent, Leaves(Leaving::Stuck)][..]),
             (&[Due, READY], &[Due]),
             (&[Due, READY, Silent], &[READY, Silent, Leaves(Leaving::Stuck)]),
-            (&[Due, READY, Stop], &[READY, Silent, Leaves(Leaving::Stuck), Stop]),
-            (&[Stop], &[Due, READY, CRASHED, Silent, Leaves(Leaving::Stuck), Stop]),
+            (&[Due, READY, STOP], &[READY, Silent, Leaves(Leaving::Stuck), STOP]),
+            (&[STOP], &[Due, READY, CRASHED, Silent, Leaves(Leaving::Stuck), STOP]),
         ] {
             for event in late {
                 let state =

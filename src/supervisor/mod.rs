@@ -3,6 +3,7 @@
 //! The supervisor owns the public listener and the session secret; it spawns, watches, restarts and drains. In
 //! scope: children, their control sockets, the bootstrap bundle, restarts, signals. Not in scope: jobs.
 
+mod apart;
 pub mod child;
 pub mod control;
 mod executor;
@@ -18,10 +19,12 @@ mod socket_dir;
 pub mod systemd;
 mod web_child;
 mod words;
+mod worn;
 
+pub use apart::run_executor;
 pub use executor::run_executor_child;
 pub use host::ExecutionHost;
-pub use hygiene::{Signals, raise_descriptor_limit};
+pub use hygiene::{Signals, keep_secrets, raise_descriptor_limit};
 pub(crate) use serve::listen;
 pub use serve::serve;
 pub use socket_dir::SocketDir;

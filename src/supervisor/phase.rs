@@ -13,7 +13,7 @@
 //! ```
 //!
 //! `WebLost` changes no phase; in `Draining` and `Forced` jobs went with it, so the exit will be `CutOff`, as after
-//! `Drained` with jobs that were cut off.
+//! `Drained` with jobs that were cut off, and after `CutOff`, which changes no phase either.
 //!
 //! Term, deadline and kill are phases, not sleeps. In `Draining` web finishes the jobs, in `Executors` the executors
 //! end, in `Web` web does, the last. `Over` ends whatever still runs.
@@ -55,6 +55,8 @@ pub enum Event {
     Drained(u64),
     /// Web has ended by itself, and jobs in memory with it.
     WebLost,
+    /// An executor has given jobs back by force.
+    CutOff,
     /// No executor runs.
     ExecutorsGone,
     /// No child runs.
@@ -139,7 +141,8 @@ impl Phases {
                 }
                 (P::Executors, Action::StopExecutors)
             }
-            (P::Draining { .. } | P::Forced { .. }, E::WebLost) => {
+            (P::Draining { .. } | P::Forced { .. }, E::WebLost)
+            | (P::Draining { .. } | P::Forced { .. } | P::Executors | P::Web, E::CutOff) => {
                 self.exit = Exit::CutOff;
                 (self.phase, Action::None)
             }
@@ -159,7 +162,10 @@ impl Phases {
                 E::GaveUp,
             ) => over(Exit::Failed),
             // What comes late, or too soon, changes nothing.
-            (P::Starting { .. } | P::Serving, E::Drained(_) | E::WebLost | E::ExecutorsGone | E::WebGone)
+            (
+                P::Starting { .. } | P::Serving,
+                E::Drained(_) | E::WebLost | E::CutOff | E::ExecutorsGone | E::WebGone,
+            )
             | (P::Serving, E::AllReady | E::Due)
             | (P::Draining { .. } | P::Forced { .. }, E::AllReady | E::ExecutorsGone | E::WebGone)
             | (P::Executors, E::AllReady | E::Drained(_) | E::WebLost | E::WebGone | E::Due)
@@ -170,6 +176,7 @@ impl Phases {
                 | E::Signal
                 | E::Drained(_)
                 | E::WebLost
+                | E::CutOff
                 | E::ExecutorsGone
                 | E::WebGone
                 | E::Due
@@ -183,7 +190,7 @@ impl Phases {
 
 #[cfg(test)]
 mod tests {
-    use super::Event::{AllReady, Drained, Due, ExecutorsGone, GaveUp, Signal, WebGone, WebLost};
+    use super::Event::{AllReady, CutOff, Drained, Due, ExecutorsGone, GaveUp, Signal, WebGone, WebLost};
     use super::*;
 
     /// The service after these events, one a ms, and what the last of them asks for.
@@ -221,6 +228,16 @@ mod tests {
             (&[AllReady, Signal, Drained(1), Signal], over(Exit::CutOff), Action::None),
             (&[AllReady, Signal, Drained(0), ExecutorsGone, Signal], over(Exit::Done), Action::None),
             (&[AllReady, Signal, WebLost], draining, Action::None),
+            (
+                &[AllReady, Signal, CutOff, Drained(0), ExecutorsGone, WebGone],
+                over(Exit::CutOff),
+                Action::None,
+            ),
+            (
+                &[AllReady, Signal, Drained(0), CutOff, ExecutorsGone, WebGone],
+                over(Exit::CutOff),
+                Action::None,
+            ),
             (
                 &[AllReady, Signal, WebLost, Drained(0), ExecutorsGone, WebGone],
                 over(Exit::CutOff),

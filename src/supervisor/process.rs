@@ -57,7 +57,8 @@ impl Process {
 
     pub(super) fn obey(&mut self, action: Action) {
         match action {
-            Action::SayStop => self.control.send(&ToChild::Stop),
+            Action::SayStop(0) => self.control.send(&ToChild::Stop),
+            Action::SayStop(patience_ms) => self.control.send(&ToChild::Drain(patience_ms)),
             Action::Terminate => {
                 if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
                     let _ = kill_process(pid, Signal::TERM);

@@ -1,5 +1,6 @@
 //! `serve` with separate processes: the supervisor's own story, as a checklist.
 
+use std::collections::HashMap;
 use std::net::TcpListener;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use crate::clock::{Clock, monotonic_millis};
 use crate::config::secret::Secret;
 use crate::limits::LISTEN_BACKLOG;
 use crate::observe::{event, log_writer};
+use crate::redis_backend::envelope_secret;
 
 const STOP: Token = Token(0);
 const CHILD: Token = Token(1);
@@ -42,7 +44,12 @@ fn supervise(setup: &Setup) -> Result<Exit, String> {
     event(log::Level::Info, "lifecycle.starting")
         .field("profile", &crate::config::profile(&setup.config))
         .emit();
-    log::info!("memory backends: jobs and state survive executors, and go with the web process");
+    if setup.names_redis() && !setup.uses_redis() {
+        log::info!("mixed backends: state changes are kept first, the terminal status after them");
+    }
+    if !setup.uses_redis() {
+        log::info!("memory backends: jobs and state survive executors, and go with the web process");
+    }
     // Before the secret exists, nobody may look into this process any more.
     hygiene::keep_secrets().map_err(io)?;
     hygiene::become_subreaper().map_err(io)?;
@@ -53,7 +60,7 @@ fn supervise(setup: &Setup) -> Result<Exit, String> {
     let address = listener.local_addr().map_err(io)?;
     let sockets = SocketDir::make()?;
     // One secret for this run; children get what their role needs.
-    let root = root_secret(setup)?;
+    let root = setup.root_secret()?;
     let mut fleet = fleet(setup, &root, &listener, &sockets)?;
     drop(root);
     let poll = Poll::new().map_err(io)?;
@@ -68,6 +75,8 @@ fn supervise(setup: &Setup) -> Result<Exit, String> {
         ready_line: format!("ready http://{address} pid={}\n", std::process::id()),
         notifier: Notifier::from_environment(),
         channel: None,
+        is_redis: setup.uses_redis(),
+        consumers: HashMap::new(),
         gave_up: None,
     }
     .run(poll, stop, child);
@@ -101,46 +110,52 @@ pub(crate) fn listen(setup: &Setup) -> Result<TcpListener, String> {
     Ok(listener)
 }
 
-pub(super) fn root_secret(setup: &Setup) -> Result<Secret, String> {
-    match &setup.config.runtime.platform.execution_ipc.auth.secret_file {
-        Some(file) => Secret::read(std::path::Path::new(file)),
-        None => Secret::generate(),
-    }
-}
-
-/// The bundle of a child with these groups' secrets.
-pub(super) fn bundle(setup: &Setup, root: &Secret, groups: &[usize], sockets: &str) -> Bundle {
+/// The bundle of a child of these groups: with their secrets, or with what jobs in Redis are signed with.
+pub(super) fn bundle(setup: &Setup, root: &Secret, groups: &[usize], place: &str) -> Result<Bundle, String> {
     let names = setup.groups();
-    Bundle {
+    let mut secrets = Vec::new();
+    if !setup.uses_redis() {
+        secrets.extend(groups.iter().map(|group| GroupSecret::derive(root, &names[*group])));
+    }
+    if setup.names_redis() {
+        secrets.push(GroupSecret::from_bytes(*envelope_secret(root)?.expose()));
+    }
+    Ok(Bundle {
         group: groups.first().and_then(|group| u16::try_from(*group).ok()).unwrap_or(0),
         clock_offset: match setup.clock {
             Clock::System { offset } => offset,
             Clock::Manual(_) => 0,
         },
         config: setup.config_text.to_string(),
-        secrets: groups.iter().map(|group| GroupSecret::derive(root, &names[*group])).collect(),
-        socket_dir: sockets.to_owned(),
-    }
+        secrets,
+        place: place.to_owned(),
+    })
 }
 
 /// Adds the executors of every group.
-pub(super) fn add_executors(fleet: &mut Fleet, setup: &Setup, root: &Secret) {
+pub(super) fn add_executors(
+    fleet: &mut Fleet,
+    setup: &Setup,
+    root: &Secret,
+    inside: &str,
+) -> Result<(), String> {
     for (index, group) in setup.config.runtime.platform.process_groups.iter().enumerate() {
         for _ in 0..group.processes {
-            let bundle = bundle(setup, root, &[index], "");
+            let bundle = bundle(setup, root, &[index], inside)?;
             fleet.add(Role::Executor(index), group.name.clone(), bundle.encode(), None);
         }
     }
+    Ok(())
 }
 
 fn fleet(setup: &Setup, root: &Secret, listener: &TcpListener, sockets: &SocketDir) -> Result<Fleet, String> {
     let platform = &setup.config.runtime.platform;
     let mut fleet = Fleet::new(platform.lifecycle.clone(), platform.execution_ipc.heartbeat_ms, FIRST_CHILD);
     let groups: Vec<usize> = (0..platform.process_groups.len()).collect();
-    let web = bundle(setup, root, &groups, &sockets.path().display().to_string());
+    let web = bundle(setup, root, &groups, &sockets.path().display().to_string())?;
     let listener = listener.try_clone().map_err(|error| error.to_string())?;
     fleet.add(Role::Web, "web".into(), web.encode(), Some(listener));
-    add_executors(&mut fleet, setup, root);
+    add_executors(&mut fleet, setup, root, "")?;
     Ok(fleet)
 }
 
@@ -151,6 +166,10 @@ struct Supervisor<'a> {
     notifier: Notifier,
     /// Where web's channel listens.
     channel: Option<String>,
+    /// Jobs are in Redis: they go with no process, and executors finish theirs by themselves.
+    is_redis: bool,
+    /// The executors' names there, by slot.
+    consumers: HashMap<usize, String>,
     /// Why a child cannot be kept running.
     gave_up: Option<String>,
 }
@@ -226,18 +245,20 @@ impl Supervisor<'_> {
     fn on_fleet(&mut self, happened: FleetEvent, now_ms: u64) {
         match happened {
             FleetEvent::Ready(slot, address) => match self.fleet.role(slot) {
+                Role::Web if self.is_redis => self.drain_web(now_ms),
                 Role::Web => {
                     self.fleet.send_executors(&ToChild::Channel(address.clone()));
                     self.channel = Some(address);
-                    if let Phase::Draining { until_ms } = self.phases.phase() {
-                        self.fleet.send(WEB, &ToChild::Drain(until_ms.saturating_sub(now_ms)));
-                    }
+                    self.drain_web(now_ms);
                 }
-                Role::Executor(_) => {}
+                Role::Executor(_) => drop(self.consumers.insert(slot, address)),
             },
             FleetEvent::Replaced(slot, reason) => {
                 let group = self.fleet.name(slot).to_owned();
-                if self.fleet.role(slot) == Role::Web {
+                if let Some(name) = self.consumers.remove(&slot) {
+                    self.fleet.send(WEB, &ToChild::Gone(name));
+                }
+                if self.fleet.role(slot) == Role::Web && !self.is_redis {
                     self.channel = None;
                     log::warn!("the web process is replaced: jobs and state in memory are gone with it");
                     self.on(Event::WebLost, now_ms);
@@ -248,12 +269,22 @@ impl Supervisor<'_> {
                 let group = self.fleet.name(slot).to_owned();
                 self.fleet.send(WEB, &ToChild::Restarted(group, why.as_str().into()));
             }
-            FleetEvent::CutOff(jobs) => log_writer::name_cut_off(&jobs),
+            FleetEvent::CutOff(jobs) => {
+                log_writer::name_cut_off(&jobs);
+                self.on(Event::CutOff, now_ms);
+            }
             FleetEvent::Drained(count) => self.on(Event::Drained(count), now_ms),
             FleetEvent::GaveUp(why) => {
                 self.gave_up = Some(why);
                 self.on(Event::GaveUp, now_ms);
             }
+        }
+    }
+
+    /// A web process that came in the middle of a drain is told of it.
+    fn drain_web(&mut self, now_ms: u64) {
+        if let Phase::Draining { until_ms } = self.phases.phase() {
+            self.fleet.send(WEB, &ToChild::Drain(until_ms.saturating_sub(now_ms)));
         }
     }
 
@@ -275,14 +306,22 @@ impl Supervisor<'_> {
                 event(log::Level::Info, "lifecycle.draining").number("deadline_ms", patience_ms).emit();
                 self.notifier.stopping(patience_ms);
                 self.fleet.send(WEB, &ToChild::Drain(patience_ms));
+                if self.is_redis {
+                    // What is queued stays queued; what runs is theirs to finish.
+                    self.fleet.stop(false, patience_ms, now_ms);
+                }
             }
             // Web knows which jobs are cut off: its deadline is now, and it names them at once.
             Action::Force => {
                 event(log::Level::Warn, "lifecycle.forced").emit();
                 self.fleet.send(WEB, &ToChild::Drain(0));
+                if self.is_redis {
+                    self.fleet.stop(false, 0, now_ms);
+                }
             }
-            Action::StopExecutors => self.fleet.stop(false, now_ms),
-            Action::StopWeb => self.fleet.stop(true, now_ms),
+            Action::StopExecutors if self.is_redis => {}
+            Action::StopExecutors => self.fleet.stop(false, 0, now_ms),
+            Action::StopWeb => self.fleet.stop(true, 0, now_ms),
             Action::SayCutOff => event(log::Level::Warn, "lifecycle.forced")
                 .field("cause", "what still ran was cut off")
                 .emit(),

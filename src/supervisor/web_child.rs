@@ -7,6 +7,7 @@ use super::hygiene;
 use crate::app::Backend;
 use crate::channel::{ChannelServer, ServerConfig};
 use crate::cli::Exit;
+use crate::config::secret::Secret;
 use crate::handler::Registry;
 use crate::observe::log_writer;
 use crate::ports::{Consumer, Rules};
@@ -24,9 +25,17 @@ fn serve_web(registry: &Registry) -> Result<Exit, String> {
     hygiene::begin_child().map_err(io)?;
     // The public listener came as standard output: nothing may write to it from now on.
     let listener = TcpListener::from(hygiene::take_stdout().map_err(io)?);
-    let (bundle, control) = Bundle::receive(hygiene::take_stdin().map_err(io)?)?;
+    let (mut bundle, control) = Bundle::receive(hygiene::take_stdin().map_err(io)?)?;
     let setup = bundle.setup(registry)?;
     log_writer::start(setup.config.observability.log, "web");
+    if setup.uses_redis() {
+        let secret = bundle.secrets.pop().ok_or("the bundle holds no secret")?;
+        let backend = Backend::Redis(setup.redis(&Secret::new(*secret.expose())?, "")?);
+        let front = Front::new(&setup, listener, &backend, Master::Supervisor(control))?;
+        let exit = front.run(std::path::Path::new(&bundle.place));
+        log_writer::settle();
+        return exit;
+    }
     let broker = setup.broker(Rules::from_config(&setup.config));
     let backend = Backend::Memory(broker.clone());
     let front = Front::new(&setup, listener, &backend, Master::Supervisor(control))?;
@@ -39,7 +48,7 @@ fn serve_web(registry: &Registry) -> Result<Exit, String> {
     };
     let connect = move |group| Box::new(broker.consumer(group, bell.clone())) as Box<dyn Consumer>;
     let channel = ChannelServer::bind(config, front.counters(), Box::new(connect))?;
-    let exit = front.with_channel(channel)?.run(std::path::Path::new(&bundle.socket_dir));
+    let exit = front.with_channel(channel)?.run(std::path::Path::new(&bundle.place));
     log_writer::settle();
     exit
 }

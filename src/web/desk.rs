@@ -86,6 +86,17 @@ impl Desk {
         }
     }
 
+    /// An executor's process has ended: its name at the broker, and its workers.
+    pub(super) fn lost(&mut self, name: String) {
+        match self {
+            Desk::Here { .. } => {}
+            Desk::Thread { clerk, .. } => {
+                lock(&clerk.tray).lost.push(name);
+                clerk.filled.notify_one();
+            }
+        }
+    }
+
     /// Does what time alone does, unless the thread does; when to come again at the latest.
     pub(super) fn tick(&self) -> Option<Timestamp> {
         match self {
@@ -112,6 +123,7 @@ pub(super) struct Clerk {
 struct Tray {
     asks: Vec<Ask>,
     told: Vec<Told>,
+    lost: Vec<String>,
 }
 
 impl Clerk {
@@ -134,11 +146,14 @@ impl Clerk {
         loop {
             let tray = lock(&self.tray);
             let patience = UPKEEP.saturating_sub(kept_at.elapsed());
-            let is_empty = |tray: &mut Tray| tray.asks.is_empty();
+            let is_empty = |tray: &mut Tray| tray.asks.is_empty() && tray.lost.is_empty();
             let waited = self.filled.wait_timeout_while(tray, patience, is_empty);
             let mut tray = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
-            let asks = std::mem::take(&mut tray.asks);
+            let (asks, lost) = (std::mem::take(&mut tray.asks), std::mem::take(&mut tray.lost));
             drop(tray);
+            for name in lost {
+                upkeep.lost(&name);
+            }
             if !asks.is_empty() {
                 let told = answer(asks, producer);
                 let is_away = told.iter().find_map(error_of);

@@ -57,6 +57,7 @@ impl Front {
                         ToChild::Drain(millis) => told_to_drain = Some(Duration::from_millis(millis)),
                         ToChild::Stop => std::process::exit(0),
                         ToChild::Restarted(group, reason) => self.counters.restart(&group, &reason),
+                        ToChild::Gone(name) => self.desk.lost(name),
                         ToChild::Channel(_) | ToChild::Leave => {}
                     }
                 }

@@ -28,15 +28,26 @@ pub use event_loop::{Front, Master};
 #[doc(hidden)]
 pub use inner::fuzz_answer;
 
-use crate::app::Setup;
+use crate::app::{Backend, Setup};
 use crate::cli::Exit;
 use crate::observe::event;
-use crate::supervisor::{Signals, SocketDir, raise_descriptor_limit};
+use crate::supervisor::{Signals, SocketDir, keep_secrets, raise_descriptor_limit};
 
 /// `serve` in one process: the same web and workers, no channel.
 #[must_use]
 pub fn serve_inline(setup: &Setup) -> Exit {
-    let exit = try_serve_inline(setup).unwrap_or_else(|message| {
+    serve_here(setup, |setup, backend| setup.inline_executors(backend, ""))
+}
+
+/// `web` by itself: executors are where they are.
+#[must_use]
+pub fn serve_web_alone(setup: &Setup) -> Exit {
+    serve_here(setup, |_, _| Ok(()))
+}
+
+/// A front that signals stop, and what lives beside it.
+fn serve_here<T>(setup: &Setup, beside: impl FnOnce(&Setup, &Backend) -> Result<T, String>) -> Exit {
+    let exit = try_serve_here(setup, beside).unwrap_or_else(|message| {
         crate::observe::log_writer::say(format!("cofferdam: {message}\n"));
         Exit::Failed
     });
@@ -45,18 +56,26 @@ pub fn serve_inline(setup: &Setup) -> Exit {
     exit
 }
 
-fn try_serve_inline(setup: &Setup) -> Result<Exit, String> {
+fn try_serve_here<T>(
+    setup: &Setup,
+    beside: impl FnOnce(&Setup, &Backend) -> Result<T, String>,
+) -> Result<Exit, String> {
     event(log::Level::Info, "lifecycle.starting")
         .field("profile", &crate::config::profile(&setup.config))
         .emit();
-    log::info!("memory backends in one process: jobs and state go with it");
+    if setup.uses_redis() {
+        // The secret that jobs are signed with is here.
+        keep_secrets().map_err(|error| error.to_string())?;
+    } else {
+        log::info!("memory backends in one process: jobs and state go with it");
+    }
     raise_descriptor_limit();
     let signals = Signals::take().map_err(|error| error.to_string())?;
     let listener = crate::supervisor::listen(setup)?;
     let sockets = SocketDir::make()?;
-    let backend = setup.backend()?;
+    let backend = setup.backend("")?;
     let front = Front::new(setup, listener, &backend, Master::Signals(signals.stop))?;
-    let _executors = setup.inline_executors(&backend)?;
+    let _beside = beside(setup, &backend)?;
     front.run(sockets.path())
 }
 

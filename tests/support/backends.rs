@@ -124,7 +124,8 @@ impl Backend for Redis {
     fn sizes(&self) -> Vec<usize> {
         let mut kinds: Vec<String> = self.broker.keys().expect("the server is there");
         kinds.retain(|kind| {
-            !["count", "place", "fence", "ticked", "bell", "nodes", "node", "inbox"].contains(&kind.as_str())
+            !["count", "place", "fence", "ticked", "swept", "bell", "nodes", "node", "inbox"]
+                .contains(&kind.as_str())
         });
         vec![kinds.len()]
     }

@@ -44,20 +44,19 @@ local function cancel(id)
   if ended[job.s] then
     if job.l ~= '' and unpark(id, job.l) then
       call('LPOP', P .. 'q:' .. job.l)
-      call('HSET', job_key(id), kept(id, job.aw, job.pb, job.s, call('HGET', job_key(id), 'r')))
+      call('HSET', job_key(id), kept(id, job, job.s, call('HGET', job_key(id), 'r')))
       make_ready(job.l)
     end
     return
   end
-  local n = job.ls
-  local lease = given(n) and read_lease(n)
+  local lease = lease_of(id, job)
   finish(id, job, 'cancelled', ARGV[A.r])
   if lease then
-    revoke(n, lease, id)
-    if job.s == 'running' then end_lease(n, lease)
+    revoke(lease, id)
+    if job.s == 'running' then end_lease(lease)
     else
       local at = string.find(lease.run, id, 1, true)
-      call('HSET', P .. 'lease:' .. n, 'run', string.sub(lease.run, 1, at - 1) .. string.sub(lease.run, at + 32))
+      call('HSET', P .. 'lease:' .. lease.n, 'run', string.sub(lease.run, 1, at - 1) .. string.sub(lease.run, at + 32))
     end
   end
   if job.l ~= '' then make_ready(job.l) end
@@ -66,7 +65,7 @@ end
 local function retry(id)
   local h, l, bytes = unpack(call('HMGET', job_key(id), 'h', 'l', 'pb'))
   forget(id)
-  call('HSET', job_key(id), 's', 'queued', 'd', 0, 'nb', int(now), 'aw', 0, 'ls', '', 'rm', '', 'rc', A.call)
+  call('HSET', job_key(id), 's', 'queued', 'd', '0', 'nb', int(now), 'aw', '0', 'ls', '', 'rm', '', 'rc', A.call)
   call('HDEL', job_key(id), 'st', 'fi', 'r', 'ct', 'cd')
   if l ~= '' and unpark(id, l) then
     count('queued', 1)
@@ -84,11 +83,12 @@ local function pause(h, on)
   end
   call('SADD', P .. 'paused', h)
   -- Of each run only the running job goes on.
-  for _, n in ipairs(call('ZRANGE', P .. 'leases', 0, -1)) do
-    local lease = read_lease(n)
+  for _, member in ipairs(call('ZRANGE', P .. 'leases', 0, -1)) do
+    local n = string.match(member, '^(%S+) %S+ %S+ $')
+    local lease = n and read_lease(n)
     if lease and lease.h == h and #lease.run > 32 then
       for id in each(string.sub(lease.run, 33)) do
-        revoke(n, lease, id)
+        revoke(lease, id)
         call('HSET', job_key(id), 'ls', '')
       end
       call('HSET', P .. 'lease:' .. n, 'run', first_of(lease.run))
@@ -132,7 +132,11 @@ elseif what == 'list' then
   end
   return out
 elseif what == 'stats' then
-  local ready, nodes = {}, {}
+  local ready, nodes, held = {}, {}, {}
+  for _, member in ipairs(call('ZRANGE', P .. 'leases', 0, -1)) do
+    local consumer = string.match(member, '^%S+ (%S+) ')
+    if consumer then held[consumer] = (held[consumer] or 0) + 1 end
+  end
   for h in pairs(H) do
     local first = call('ZRANGE', P .. 'ready:' .. h, 0, 0, 'WITHSCORES')[2]
     ready[#ready + 1] = h
@@ -140,7 +144,7 @@ elseif what == 'stats' then
   end
   for _, node in ipairs(call('ZRANGE', P .. 'nodes', int(now), '+inf', 'BYSCORE')) do
     local facts = call('HGETALL', P .. 'node:' .. node)
-    facts[#facts + 1], facts[#facts + 2] = 'held', int(call('ZCARD', P .. 'held:' .. node))
+    facts[#facts + 1], facts[#facts + 2] = 'held', int(held[node] or 0)
     nodes[#nodes + 1] = facts
   end
   return {call('HGETALL', P .. 'count'), ready, call('SMEMBERS', P .. 'paused'), nodes,

@@ -1,46 +1,51 @@
 -- What happens to leases besides steps.
 --
--- "do"     "leave" {con, workers: how many of its leases can have started} | "extend" {con, ns: leases} |
---          "tell" {con, fields: what the process says of itself, for so many us: ttl, reconnects: since it last told} | "sweep" |
---          "quarantine" {con, n, t, id}: a job of this lease that nobody of the deployment signed
+-- "do"     "leave" {con, workers: how many of its leases can have started} | "extend" {con, ns: list of {lease, job of an
+--          unordered one or ""}} | "sweep" |
+--          "tell" {con, fields: what the process says of itself, for so many us: ttl, reconnects: since it last told} |
+--          "quarantine" {con, n, t, o, id}: a job of this lease that nobody of the deployment signed
 -- Answers  {notices, us until something is due or "", 0: call again; "extend": leases that are over}
 
 local over = {}
 local what = A['do']
 if what == 'leave' then
   -- Leases start in their order, at most one a worker: those behind cannot have started.
-  for i, n in ipairs(call('ZRANGE', P .. 'held:' .. A.con, 0, -1)) do
-    if i <= A.workers then lose_lease(n) else end_lease(n) end
+  local mine, started = {}, 0
+  for _, member in ipairs(call('ZRANGE', P .. 'leases', 0, -1)) do
+    if string.find(member, ' ' .. A.con .. ' ', 1, true) then mine[#mine + 1] = member end
   end
-  call('DEL', P .. 'node:' .. A.con, P .. 'revoked:' .. A.con, P .. 'held:' .. A.con)
+  table.sort(mine)
+  each_lease(mine, function(lease)
+    started = started + 1
+    if started <= A.workers then lose_lease(lease) else end_lease(lease) end
+  end)
+  call('DEL', P .. 'node:' .. A.con, P .. 'revoked:' .. A.con)
   call('ZREM', P .. 'nodes', A.con)
 elseif what == 'quarantine' then
-  local lease = read_lease(A.n)
+  local lease = read_lease(A.n, A.o)
   if lease and lease.token == A.t and lease.consumer == A.con then
-    end_lease(A.n, lease)
+    end_lease(lease)
     local key, job = job_key(A.id), read_job(A.id)
     count('queued', -1)
     count('queued:' .. lease.h, -1)
     count('bytes', -(tonumber(job and job.pb) or 0))
     count('forged', 1)
-    if is_free(lease.lane) then
-      count('lanes:' .. lease.h, -1)
-      local member = call('HGET', key, 'rm')
-      if member then call('ZREM', P .. 'ready:' .. lease.h, member) end
-    else call('LREM', P .. 'q:' .. lease.lane, 1, A.id) end
-    call('ZREM', P .. 'all', A.id)
+    if lease.id == '' then call('LREM', P .. 'q:' .. lease.lane, 1, A.id)
+    elseif job and given(job.rm) then zrem('ready:' .. lease.h, job.rm) end
+    zrem('all', A.id)
+    flush()
+    if lease.id ~= '' and job and given(job.rm) then call('ZREM', P .. 'ready:' .. lease.h, job.rm) end
     call('RENAME', key, P .. 'quarantine:' .. A.id)
     call('PEXPIRE', P .. 'quarantine:' .. A.id, R.quarantine)
-    if not is_free(lease.lane) then make_ready(lease.lane) end
+    if lease.id == '' then make_ready(lease.lane) end
   end
 elseif what == 'extend' then
-  for _, n in ipairs(A.ns) do
-    local consumer, ends = unpack(call('HMGET', P .. 'lease:' .. n, 'c', 'x'))
-    if consumer == A.con and tonumber(ends) > now then
-      call('HSET', P .. 'lease:' .. n, 'x', int(now + R.vis))
-      call('ZADD', P .. 'leases', int(now + R.vis), n)
+  for _, named in ipairs(A.ns) do
+    local lease = read_lease(named[1], named[2])
+    if lease and lease.consumer == A.con and lease.ends > now then
+      renew(lease)
       count('renewed', 1)
-    else over[#over + 1] = n end
+    else over[#over + 1] = named[1] end
   end
 elseif what == 'tell' then
   call('HSET', P .. 'node:' .. A.con, unpack(A.fields))

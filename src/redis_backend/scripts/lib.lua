@@ -8,27 +8,30 @@
 --
 -- Keys, after the prefix:
 --   job:ID      hash   env(elope), x (signature of "executor lost"), h, l(ane; '' for an unordered job, which is a lane of
---                      its own), s(tatus), d(eliveries), f(ence), nb, sub, st(arted), fi(nished), r(esult), ls (its lease
---                      or ''), ct + cd (last commit's token and delivery), pb (payload bytes), ow(ner), in(stances),
---                      aw(aited), ik + fp (idempotency), tr(ace), kc + ko + kb (class, place and bytes as a kept record),
---                      rc (the call that retried it); rs + rm of an unordered job as of a lane
+--                      its own), s(tatus), d(eliveries), f(ence), nb, st(arted), fi(nished), r(esult), ls (its lease or ''),
+--                      ct + cd (last commit's token and delivery), pb (payload bytes), ow(ner), in(stances), aw(aited),
+--                      ik + fp (idempotency), tr(ace), kc + km (class and member as a kept record), kb (its bytes, where
+--                      they count), rc (the call that retried it);
+--                      of an unordered job also rs + rm as of a lane, and of its lease lt, lc, lx (token, consumer, end)
 --   q:LANE      list   an ordered lane's jobs in submission order
 --   lane:LANE   hash   of an ordered lane: h, ls (live lease or ''), v(ersion), mk (who knows the state), pk (parked),
 --                      ca(utious), rs + rm (place in the ready set: score and member)
---   ready:H     zset   lanes that can be claimed from that time on, us; member = place, ":", lane
---   lease:N     hash   t(oken), c(onsumer), l(ane or job), h, run (its jobs' ids, 32 characters each), x (its end)
---   leases      zset   N -> end; held:ID zset of a consumer's leases
---   node:ID     hash   of a process: g(roup, of an executor), room, call + claims (its last step and what that claimed),
---                      and what it tells of itself; nodes zset -> end, unless renewed; revoked:ID list for an executor
+--   ready:H     zset   lanes that can be claimed from that time on, us; member = number, ":", lane
+--   lease:N     hash   of an ordered lane: t(oken), c(onsumer), l(ane), h, run (its jobs' ids, 32 characters each), x (end)
+--   leases      zset   "N consumer handler job" -> end; the job's id only of an unordered one
+--   node:ID     hash   of a process: g(roup, of an executor), room (1 or 0), seen, swept (when), call + claims (its last step
+--                      that claimed, and what), rv (something is revoked), and what it tells of itself; nodes zset -> end,
+--                      unless renewed; revoked:ID list for an executor
 --   m:MAP       hash   entries; mx zset MAP -> end; mb hash MAP -> bytes
 --   idem:…      string job of an idempotency key
---   kept:0, 1   zset   finished records (place of the end, ":", job) -> end of their time, by class
+--   kept:0, 1   zset   finished records (number of the end, ":", job, and ":", idempotency scope) -> end of their time
 --   quarantine:ID      a job that nobody of the deployment signed, for a week
---   all         zset   records -> place of submission
---   count       hash   figures; paused set; fence, place: counters
---   inbox:I     stream doorbells; bell:G stream, wakes executors of a group
+--   all         zset   records -> number of submission
+--   count       hash   figures; paused set; fence: the last number; ticked: when that was done
+--   inbox:I     stream doorbells, several an entry; bell:G stream, wakes executors of a group
 --
--- Every script checks all its conditions first and writes afterwards; "done" is its last word.
+-- Every script checks all its conditions first and writes afterwards; "done" is its last word. Figures, members of sorted
+-- sets and doorbells are written once a script, by "flush": a call costs as much as the command that it brings.
 
 local P = KEYS[1]
 local A = cjson.decode(ARGV[1])
@@ -37,7 +40,8 @@ local clock = call('TIME')
 local now = A.now or clock[1] * 1000000 + clock[2]
 local notices = {}
 
-local function int(x) return string.format('%.0f', x) end
+local function int(x) return string.format('%d', x) end
+local function digits(n) return string.format('%016d', n) end
 local function job_key(id) return P .. 'job:' .. id end
 local function is_free(lane) return not string.find(lane, ':', 1, true) end
 -- The hash that holds a lane's books.
@@ -47,10 +51,29 @@ local NOBODY = {d = 1, o = false, p = false, c = 0}
 local function conf(h) return H[h] or NOBODY end
 local function given(field) return field and field ~= '' end
 
--- Figures change once a script, whatever it does.
-local counts = {}
+local counts, adds, removes, bells = {}, {}, {}, {}
 local function count(field, by) counts[field] = (counts[field] or 0) + by end
-local function figure(field) return tonumber(call('HGET', P .. 'count', field) or '0') + (counts[field] or 0) end
+local function zadd(key, score, member)
+  adds[key] = adds[key] or {}
+  adds[key][member] = int(score)
+end
+local function zrem(key, member)
+  if adds[key] then adds[key][member] = nil end
+  local list = removes[key] or {}
+  removes[key], list[#list + 1] = list, member
+end
+local function flush()
+  for key, list in pairs(removes) do call('ZREM', P .. key, unpack(list)) end
+  for key, scores in pairs(adds) do
+    local list = {}
+    for member, score in pairs(scores) do list[#list + 1], list[#list + 2] = score, member end
+    if #list > 0 then call('ZADD', P .. key, unpack(list)) end
+  end
+  for inbox, entries in pairs(bells) do
+    for _, entry in ipairs(entries) do call('XADD', inbox, 'MAXLEN', '~', R.doorbells, '*', unpack(entry)) end
+  end
+  adds, removes, bells = {}, {}, {}
+end
 
 -- What others should know: an event of a job, its cause, its trace.
 local function note(name, id, cause, trace) notices[#notices + 1] = {name, id, cause, trace or ''} end
@@ -126,41 +149,28 @@ end
 
 local function state_map(lane) return 'state:' .. lane end
 
--- Numbers that grow with every use: a script takes a block of them, the rest of which nobody uses. Written with 16
--- digits, so that their order is that of their texts too.
-local place_at, place_end = 0, 0
-local function next_place()
-  if place_at == place_end then
-    place_end = call('INCRBY', P .. 'place', 4096)
-    place_at = place_end - 4096
-  end
-  place_at = place_at + 1
-  return place_at
-end
-local function digits(n) return string.format('%016.0f', n) end
--- Fences never repeat, whatever the clock does.
-local function take_fences(n)
-  local first = math.max(tonumber(call('GET', P .. 'fence') or '0') + 1, now)
-  call('SET', P .. 'fence', int(first + n - 1))
-  return first
+-- Numbers that grow with every use and never repeat, whatever the clock does: fences, leases, places in an order. Written
+-- with 16 digits, their order is that of their texts too.
+local number
+local function next_number()
+  number = math.max(number or tonumber(call('GET', P .. 'fence') or '0'), now - 1) + 1
+  return number
 end
 
 -- A job's books as a table.
-local FIELDS = {'h', 'l', 's', 'd', 'st', 'pb', 'in', 'nb', 'aw', 'tr', 'x', 'ls', 'f', 'rm', 'ct', 'cd', 'ow'}
+local FIELDS = {'h', 'l', 's', 'd', 'st', 'pb', 'in', 'nb', 'aw', 'tr', 'x', 'ls', 'f', 'rm', 'ct', 'cd', 'ik', 'lt', 'lc', 'lx'}
 local function read_job(id)
   local values, job = call('HMGET', job_key(id), unpack(FIELDS)), {}
   if not values[1] then return nil end
   for i, field in ipairs(FIELDS) do job[field] = values[i] end
-  job.lane = job.l == '' and id or job.l
   job.d = tonumber(job.d)
   return job
 end
 
 -- Enters a lane into its handler's ready set; "head" is its first job's not-before. The fields that its books take.
 local function enter_ready(h, lane, head)
-  local score = math.max(head, now)
-  local member = digits(next_place()) .. ':' .. lane
-  call('ZADD', P .. 'ready:' .. h, int(score), member)
+  local score, member = math.max(head, now), digits(next_number()) .. ':' .. lane
+  zadd('ready:' .. h, score, member)
   if not is_paused(h) then ring(conf(h).g) end
   return int(score), member
 end
@@ -174,7 +184,7 @@ local function make_ready(lane)
   local head = not given(lease) and not parked and (free and s == 'queued' or not free and call('LINDEX', P .. 'q:' .. lane, 0))
   if not head then
     if given(member) then
-      call('ZREM', P .. 'ready:' .. h, member)
+      zrem('ready:' .. h, member)
       call('HSET', key, 'rm', '')
     end
     if not free and not given(lease) and call('EXISTS', P .. 'q:' .. lane, P .. 'm:' .. state_map(lane)) == 0 then
@@ -187,7 +197,7 @@ local function make_ready(lane)
   if given(member) then
     score = tonumber(score)
     if score >= nb and (score <= now or score == nb) then return end
-    call('ZREM', P .. 'ready:' .. h, member)
+    zrem('ready:' .. h, member)
   end
   score, member = enter_ready(h, lane, nb)
   call('HSET', key, 'rs', score, 'rm', member)
@@ -198,29 +208,30 @@ local function enqueue(id, h, l, bytes)
   count('queued', 1)
   count('queued:' .. h, 1)
   count('bytes', bytes)
-  if l == '' then count('lanes:' .. h, 1)
-  else
-    if call('HSETNX', P .. 'lane:' .. l, 'h', h) == 1 then count('lanes:' .. h, 1) end
-    call('RPUSH', P .. 'q:' .. l, id)
-  end
+  if l == '' then return end
+  if call('HSETNX', P .. 'lane:' .. l, 'h', h) == 1 then count('lanes:' .. h, 1) end
+  call('RPUSH', P .. 'q:' .. l, id)
+end
+
+local function append(fields, ...)
+  for _, value in ipairs({...}) do fields[#fields + 1] = value end
 end
 
 -- job: {id, h, lane: '' if unordered, ow, in, aw, tr, nb: us from now, env, x: indices, pb, ik, fp}
 local function accept(job)
-  local nb, place = now + job.nb, next_place()
-  local fields = {'env', ARGV[job.env], 'x', ARGV[job.x], 'h', job.h, 'l', job.lane, 's', 'queued', 'd', 0, 'f', 0,
-    'nb', int(nb), 'sub', int(now), 'pb', job.pb, 'ow', job.ow, 'in', job['in'], 'aw', job.aw, 'tr', job.tr, 'ls', ''}
-  local function add(...) for _, value in ipairs({...}) do fields[#fields + 1] = value end end
+  local nb = now + job.nb
+  local fields = {'env', ARGV[job.env], 'x', ARGV[job.x], 'h', job.h, 'l', job.lane, 's', 'queued', 'd', '0',
+    'nb', int(nb), 'pb', int(job.pb), 'ow', job.ow, 'in', job['in'], 'aw', job.aw, 'tr', job.tr, 'ls', ''}
   if job.ik then
-    add('ik', job.ik, 'fp', job.fp)
+    append(fields, 'ik', job.ik, 'fp', job.fp)
     call('SET', P .. 'idem:' .. job.ik, job.id)
   end
   if job.lane == '' then
     local score, member = enter_ready(job.h, job.id, nb)
-    add('rs', score, 'rm', member)
+    append(fields, 'rs', score, 'rm', member)
   end
   call('HSET', job_key(job.id), unpack(fields))
-  call('ZADD', P .. 'all', place, job.id)
+  zadd('all', next_number(), job.id)
   count('submitted:' .. job.h, 1)
   enqueue(job.id, job.h, job.lane, job.pb)
   if job.lane ~= '' then make_ready(job.lane) end
@@ -232,63 +243,89 @@ local function started(h, deliveries, not_before)
   count('queued:' .. h, -1)
   count('running:' .. h, 1)
   if deliveries == 0 then observe('wait', h, now - not_before) else count('redelivered', 1) end
-  return 's', 'running', 'st', int(now), 'd', deliveries + 1
+  return 's', 'running', 'st', int(now), 'd', int(deliveries + 1)
 end
 
 -- A running job is queued again; it never left its lane.
 local function requeue(id, h, not_before, deliveries)
-  call('HSET', job_key(id), 's', 'queued', 'nb', int(not_before), 'ls', '', 'd', deliveries)
+  call('HSET', job_key(id), 's', 'queued', 'nb', int(not_before), 'ls', '', 'd', int(deliveries))
   count('running:' .. h, -1)
   count('queued:' .. h, 1)
   count('queued', 1)
 end
 
--- Finished records, by their time to live and within a number and a size, oldest first.
+-- Finished records, by their time to live, and where that is asked for within a number and a size, oldest first.
 local function forget(id)
-  local class, bytes, place = unpack(call('HMGET', job_key(id), 'kc', 'kb', 'ko'))
+  local class, member, bytes = unpack(call('HMGET', job_key(id), 'kc', 'km', 'kb'))
   if class then
-    call('ZREM', P .. 'kept:' .. class, place .. ':' .. id)
-    call('HDEL', job_key(id), 'kc', 'kb', 'ko')
+    zrem('kept:' .. class, member)
+    call('HDEL', job_key(id), 'kc', 'km', 'kb')
     count('keptn', -1)
-    count('keptb', -tonumber(bytes))
+    count('keptb', -tonumber(bytes or '0'))
   end
 end
-local function drop_record(class, member)
-  local id = string.sub(member, 18)
-  local ik, bytes = unpack(call('HMGET', job_key(id), 'ik', 'kb'))
-  call('ZREM', P .. 'kept:' .. class, member)
-  count('keptn', -1)
-  count('keptb', -tonumber(bytes or '0'))
-  if ik then call('DEL', P .. 'idem:' .. ik) end
-  call('DEL', job_key(id))
-  call('ZREM', P .. 'all', id)
+local function drop(class, members)
+  local keys, ids = {}, {}
+  for i, member in ipairs(members) do
+    ids[i] = string.sub(member, 18, 49)
+    keys[#keys + 1] = job_key(ids[i])
+    if #member > 49 then keys[#keys + 1] = P .. 'idem:' .. string.sub(member, 51) end
+  end
+  call('DEL', unpack(keys))
+  call('ZREM', P .. 'all', unpack(ids))
+  call('ZREM', P .. 'kept:' .. class, unpack(members))
 end
-local function drop_records(most)
-  local kept, bytes = figure('keptn'), figure('keptb')
+local function drop_expired(most)
+  for class = 0, 1 do
+    local members = call('ZRANGE', P .. 'kept:' .. class, '-inf', int(now), 'BYSCORE', 'LIMIT', 0, most)
+    if #members > 0 then
+      if R.limited then
+        for _, member in ipairs(members) do
+          count('keptb', -tonumber(call('HGET', job_key(string.sub(member, 18, 49)), 'kb') or '0'))
+        end
+      end
+      count('keptn', -#members)
+      drop(class, members)
+    end
+  end
+end
+local function drop_too_many(most)
+  local kept, bytes = unpack(call('HMGET', P .. 'count', 'keptn', 'keptb'))
+  kept, bytes = tonumber(kept or '0') + (counts.keptn or 0), tonumber(bytes or '0') + (counts.keptb or 0)
   for _ = 1, most do
-    local full = kept > 1 and (kept > R.keepn or bytes > R.keepb)
+    if kept <= 1 or (kept <= R.keepn and bytes <= R.keepb) then return end
     local oldest, of
     for class = 0, 1 do
-      local first = call('ZRANGE', P .. 'kept:' .. class, '-inf', full and '+inf' or int(now), 'BYSCORE', 'LIMIT', 0, 1)[1]
+      local first = call('ZRANGE', P .. 'kept:' .. class, '-inf', '+inf', 'BYSCORE', 'LIMIT', 0, 1)[1]
       if first and (not oldest or first < oldest) then oldest, of = first, class end
     end
     if not oldest then return end
-    bytes = bytes - tonumber(call('HGET', job_key(string.sub(oldest, 18)), 'kb') or '0')
-    kept = kept - 1
-    drop_record(of, oldest)
+    local size = tonumber(call('HGET', job_key(string.sub(oldest, 18, 49)), 'kb') or '0')
+    kept, bytes = kept - 1, bytes - size
+    count('keptn', -1)
+    count('keptb', -size)
+    drop(of, {oldest})
   end
 end
 local has_kept = false
 -- The fields of a record that is kept from now on, for its hash.
-local function kept(id, aw, pb, s, result)
-  local class = aw == '1' and 1 or 0
-  local bytes = 512 + #result + (s == 'succeeded' and 0 or tonumber(pb))
-  local place = digits(next_place())
-  call('ZADD', P .. 'kept:' .. class, int(now + (class == 1 and R.attl or R.ttl)), place .. ':' .. id)
+local function kept(id, job, s, result)
+  local class = job.aw == '1' and '1' or '0'
+  local member = digits(next_number()) .. ':' .. id .. (job.ik and ':' .. job.ik or '')
+  zadd('kept:' .. class, now + (class == '1' and R.attl or R.ttl), member)
   count('keptn', 1)
-  count('keptb', bytes)
   has_kept = true
-  return 'kc', class, 'kb', bytes, 'ko', place
+  if not R.limited then return 'kc', class, 'km', member end
+  local bytes = 512 + #result + (s == 'succeeded' and 0 or tonumber(job.pb))
+  count('keptb', bytes)
+  return 'kc', class, 'km', member, 'kb', int(bytes)
+end
+
+-- One more instance hears of a job's end.
+local function watch(id, instances, instance)
+  if not string.find(instances, instance, 1, true) then
+    call('HSET', job_key(id), 'in', instances .. ' ' .. instance)
+  end
 end
 
 -- Doorbells go to instances that listen. A result too large for a stream is read from the record.
@@ -298,15 +335,11 @@ local function doorbell(instances, id, status, result)
     local inbox = P .. 'inbox:' .. instance
     if listening[inbox] == nil then listening[inbox] = call('EXISTS', inbox) == 1 end
     if listening[inbox] then
-      call('XADD', inbox, 'MAXLEN', '~', R.doorbells, '*', 'j', id, 's', status, 'r', #result <= R.small and result or '')
+      local entries = bells[inbox] or {{}}
+      if #entries[#entries] >= 6 * R.bells then entries[#entries + 1] = {} end
+      append(entries[#entries], 'j', id, 's', status, 'r', #result <= R.small and result or '')
+      bells[inbox] = entries
     end
-  end
-end
-
--- One more instance hears of a job's end.
-local function watch(id, instances, instance)
-  if not string.find(instances, instance, 1, true) then
-    call('HSET', job_key(id), 'in', instances .. ' ' .. instance)
   end
 end
 
@@ -324,22 +357,36 @@ local function finish(id, job, status, result, more)
   count('bytes', -tonumber(job.pb))
   count('finished:' .. h .. ':' .. status, 1)
   local parks = status == 'dead' and conf(h).p and job.l ~= ''
-  local function add(...) for _, value in ipairs({...}) do fields[#fields + 1] = value end end
-  if not parks then add(kept(id, job.aw, job.pb, status, result)) end
-  if more then add(unpack(more)) end
+  if not parks then append(fields, kept(id, job, status, result)) end
+  if more then append(fields, unpack(more)) end
   call('HSET', job_key(id), unpack(fields))
   doorbell(job['in'], id, status, result)
   if parks then call('HSET', P .. 'lane:' .. job.l, 'pk', 1)
-  elseif job.l == '' then
-    count('lanes:' .. h, -1)
-    if given(job.rm) and job.s == 'queued' then call('ZREM', P .. 'ready:' .. h, job.rm) end
-  else call('LREM', P .. 'q:' .. job.l, 1, id) end
+  elseif job.l ~= '' then call('LREM', P .. 'q:' .. job.l, 1, id)
+  elseif given(job.rm) and job.s == 'queued' then zrem('ready:' .. h, job.rm) end
 end
 
-local function read_lease(n)
+-- A lease; of an unordered job "id" is given, and what is known of it may be.
+local function read_lease(n, id, job)
+  if given(id) then
+    job = job or read_job(id)
+    if not job or job.ls ~= n then return nil end
+    return {n = n, id = id, token = job.lt, consumer = job.lc, lane = id, h = job.h, run = id, ends = tonumber(job.lx), job = job}
+  end
   local token, consumer, lane, h, run, ends = unpack(call('HMGET', P .. 'lease:' .. n, 't', 'c', 'l', 'h', 'run', 'x'))
   if not lane then return nil end
-  return {token = token, consumer = consumer, lane = lane, h = h, run = run, ends = tonumber(ends)}
+  return {n = n, id = '', token = token, consumer = consumer, lane = lane, h = h, run = run, ends = tonumber(ends)}
+end
+-- The lease that a job is in.
+local function lease_of(id, job)
+  if not given(job.ls) then return nil end
+  return read_lease(job.ls, job.l == '' and id or '', job)
+end
+local function member_of(lease) return lease.n .. ' ' .. lease.consumer .. ' ' .. lease.h .. ' ' .. lease.id end
+local function renew(lease)
+  local ends = int(now + R.vis)
+  zadd('leases', ends, member_of(lease))
+  if lease.id ~= '' then call('HSET', job_key(lease.id), 'lx', ends) else call('HSET', P .. 'lease:' .. lease.n, 'x', ends) end
 end
 local function first_of(run) return #run > 0 and string.sub(run, 1, 32) end
 local function each(run)
@@ -350,23 +397,20 @@ local function each(run)
   end
 end
 
--- Takes a lease out of the books.
-local function remove_lease(n, lease)
-  call('DEL', P .. 'lease:' .. n)
-  call('ZREM', P .. 'leases', n)
-  call('ZREM', P .. 'held:' .. lease.consumer, n)
-  if not is_free(lease.lane) then
-    call('HSET', P .. 'lane:' .. lease.lane, 'ls', '')
-    for id in each(lease.run) do call('HSET', job_key(id), 'ls', '') end
-  end
+-- Takes a lease out of the books; of an unordered job that is done with its own next change.
+local function remove_lease(lease)
+  zrem('leases', member_of(lease))
+  if lease.id ~= '' then return end
+  call('DEL', P .. 'lease:' .. lease.n)
+  call('HSET', P .. 'lane:' .. lease.lane, 'ls', '')
+  for id in each(lease.run) do call('HSET', job_key(id), 'ls', '') end
 end
 
--- Ends a lease before its last commit, whatever its running job came to. Nobody knows the lane's state now.
-local function end_lease(n, lease)
-  lease = lease or read_lease(n)
-  if not lease then return end
-  remove_lease(n, lease)
-  if not is_free(lease.lane) then call('HDEL', P .. 'lane:' .. lease.lane, 'mk') end
+-- Ends a lease before its last commit, whatever its running job came to: that has been told before, or it is queued again,
+-- uncounted. Nobody knows the lane's state now.
+local function end_lease(lease)
+  remove_lease(lease)
+  if lease.id == '' then call('HDEL', P .. 'lane:' .. lease.lane, 'mk') end
   local id = first_of(lease.run)
   local job = id and read_job(id)
   if job and job.s == 'running' then requeue(id, job.h, now, job.d - 1) end
@@ -389,14 +433,9 @@ local function again(id, job, cause, dead, jitter, more)
 end
 
 -- The lease's executor is lost: its running job counts as delivered, and runs of this lane are short now.
-local function lose_lease(n)
-  local lease = read_lease(n)
-  if not lease then
-    call('ZREM', P .. 'leases', n)
-    return
-  end
-  remove_lease(n, lease)
-  if not is_free(lease.lane) then
+local function lose_lease(lease)
+  remove_lease(lease)
+  if lease.id == '' then
     call('HDEL', P .. 'lane:' .. lease.lane, 'mk')
     call('HSET', P .. 'lane:' .. lease.lane, 'ca', 1)
   end
@@ -406,25 +445,39 @@ local function lose_lease(n)
   make_ready(lease.lane)
 end
 
+-- "work" for each of these members of the set "leases" whose lease is there.
+local function each_lease(members, work)
+  for _, member in ipairs(members) do
+    local n, consumer, id = string.match(member, '^(%S+) (%S+) %S+ (%S*)$')
+    local lease = n and read_lease(n, id)
+    if lease and lease.consumer == consumer then work(lease) else zrem('leases', member) end
+  end
+end
+
 -- Tells a lease's consumer to stop or leave out a job.
-local function revoke(n, lease, id)
-  call('RPUSH', P .. 'revoked:' .. lease.consumer, n .. ' ' .. id)
-  local group = call('HGET', P .. 'node:' .. lease.consumer, 'g')
-  if group then ring(tonumber(group)) end
+local function revoke(lease, id)
+  local node = P .. 'node:' .. lease.consumer
+  call('RPUSH', P .. 'revoked:' .. lease.consumer, lease.n .. ' ' .. id)
+  local group = call('HGET', node, 'g')
+  if group then
+    call('HSET', node, 'rv', 1)
+    ring(tonumber(group))
+  end
 end
 
 -- Leases that ran out, records whose time is up, maps that nobody met again. Bounded, so that no call is long.
 local function sweep()
-  for _, n in ipairs(call('ZRANGE', P .. 'leases', '-inf', int(now), 'BYSCORE', 'LIMIT', 0, 64)) do
+  flush()
+  each_lease(call('ZRANGE', P .. 'leases', '-inf', int(now), 'BYSCORE', 'LIMIT', 0, 64), function(lease)
     count('expired', 1)
-    lose_lease(n)
-  end
+    lose_lease(lease)
+  end)
   for _, id in ipairs(call('ZRANGE', P .. 'nodes', '-inf', int(now), 'BYSCORE', 'LIMIT', 0, 16)) do
     call('DEL', P .. 'node:' .. id, P .. 'revoked:' .. id)
     call('ZREM', P .. 'nodes', id)
   end
   for _, name in ipairs(call('ZRANGE', P .. 'mx', '-inf', int(now), 'BYSCORE', 'LIMIT', 0, 64)) do map_free(name) end
-  has_kept = true
+  drop_expired(512)
 end
 
 -- More is due than one sweep takes.
@@ -436,7 +489,9 @@ local function is_due()
 end
 
 local function done(answer)
-  if has_kept then drop_records(64) end
+  flush()
+  if has_kept and R.limited then drop_too_many(64) end
+  if number then call('SET', P .. 'fence', int(number)) end
   for field, by in pairs(counts) do
     if by ~= 0 then call('HINCRBY', P .. 'count', field, int(by)) end
   end

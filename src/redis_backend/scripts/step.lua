@@ -7,7 +7,7 @@
 --            r: index of the signed outcome (for retry and crashed: that of a dead job), j: jitter 0 to 1,
 --            st, cx: changes {index of key, index of value or 0}, lane state and context, ctx: the context's map,
 --            fu: follow-ups as in submit, no: indices of the signed failures, see "refused"}
--- "releases" list of {n, t}
+-- "releases" list of {n, t, o: the job of an unordered lease or ""}
 -- Answers    {commits: list of "committed" | "again" | "fenced",
 --             leases: list of {n, token, h, kind, version, state, jobs: list of {id, env, d, f, context}},
 --             revoked: list of "n id", notices: list of {event, id, cause, trace}}
@@ -42,32 +42,32 @@ local function refused(c, h, lane)
   return follow_ups_known(c) and 0 or 4
 end
 
-local function next_of_run(n, lease)
+local function next_of_run(lease)
   lease.run = string.sub(lease.run, 33)
   local following = first_of(lease.run)
   if following then
-    local ends = int(now + R.vis)
-    call('HSET', P .. 'lease:' .. n, 'run', lease.run, 'x', ends)
-    call('ZADD', P .. 'leases', ends, n)
+    call('HSET', P .. 'lease:' .. lease.n, 'run', lease.run)
+    renew(lease)
     local job = read_job(following)
     call('HSET', job_key(following), started(job.h, job.d, tonumber(job.nb)))
     return
   end
-  remove_lease(n, lease)
-  if is_free(lease.lane) then return end
+  remove_lease(lease)
+  if lease.id ~= '' then return end
   -- Complete: whoever ran it holds the lane's state as it is now.
   call('HSET', P .. 'lane:' .. lease.lane, 'mk', lease.consumer)
   make_ready(lease.lane)
 end
 
 local function commit(c)
-  local lease, job = read_lease(c.n), read_job(c.id)
+  local job = read_job(c.id)
+  local lease = read_lease(c.n, job and job.l == '' and c.id or '', job)
   if not lease or lease.token ~= c.t or lease.consumer ~= A.con or lease.ends <= now then return too_late(c, job) end
-  local lane, ordered = lease.lane, not is_free(lease.lane)
+  local lane, ordered = lease.lane, lease.id == ''
   local version = ordered and (call('HGET', P .. 'lane:' .. lane, 'v') or '0')
   if not job or first_of(lease.run) ~= c.id or job.d ~= c.d or (ordered and version ~= c.v) then
     local answer = too_late(c, job)
-    if answer == 'fenced' then end_lease(c.n, lease) end
+    if answer == 'fenced' then end_lease(lease) end
     return answer
   end
   local why = refused(c, lease.h, lane)
@@ -93,18 +93,26 @@ local function commit(c)
     end
     finish(c.id, job, c.s, ARGV[c.r], said)
   end
-  if goes_on then next_of_run(c.n, lease) else end_lease(c.n, lease) end
+  if goes_on then next_of_run(lease) else end_lease(lease) end
   return 'committed'
 end
 
 -- What can be claimed, per handler of the group: its due lanes, oldest first, up to where this consumer has looked.
 local function due_lanes()
-  local due = {}
+  local due, has_limit = {}, false
   for h, handler in pairs(H) do
     if handler.g == A.g and not is_paused(h) then
-      local lanes = call('ZRANGE', P .. 'ready:' .. h, '-inf', int(now), 'BYSCORE', 'LIMIT', 0, R.scan + A.room, 'WITHSCORES')
-      if #lanes > 0 then due[h] = {lanes = lanes, at = 1, room = handler.c > 0 and handler.c or math.huge} end
+      local lanes = call('ZRANGE', P .. 'ready:' .. h, '-inf', int(now), 'BYSCORE', 'LIMIT', 0, (handler.o and R.scan or 0) + A.room, 'WITHSCORES')
+      if #lanes > 0 then
+        due[h] = {lanes = lanes, at = 1, room = handler.c > 0 and handler.c or math.huge}
+        has_limit = has_limit or handler.c > 0
+      end
     end
+  end
+  if not has_limit then return due end
+  for _, member in ipairs(call('ZRANGE', P .. 'leases', 0, -1)) do
+    local consumer, h = string.match(member, '^%S+ (%S+) (%S+) ')
+    if consumer == A.con and due[h] then due[h].room = due[h].room - 1 end
   end
   return due
 end
@@ -155,84 +163,93 @@ local function run_of(lane, h)
 end
 
 local has_contexts
-local function leased(id, delivery, fence)
+local function leased(id, env, tr, ow, delivery, fence)
   if has_contexts == nil then has_contexts = call('EXISTS', P .. 'mx') == 1 end
-  local env, tr, ow = unpack(call('HMGET', job_key(id), 'env', 'tr', 'ow'))
   local context = has_contexts and map_load('ctx:' .. tr .. (ow ~= '' and ':' .. ow or ''), R.ctx) or {}
   return {id, env, delivery, fence, context}
 end
 
 local function claim(member, h, token)
-  local lane, n = string.sub(member, 18), digits(next_place())
-  local free, ends = is_free(lane), int(now + R.vis)
+  local lane, first = string.sub(member, 18), next_number()
+  local free, n, ends = is_free(lane), digits(first), int(now + R.vis)
   local run, kind, version, state = free and {lane} or run_of(lane, h), 'none', '0', {}
-  call('ZREM', P .. 'ready:' .. h, member)
+  zrem('ready:' .. h, member)
   if not free then
     local maker, v = unpack(call('HMGET', P .. 'lane:' .. lane, 'mk', 'v'))
     version = v or '0'
     call('HSET', P .. 'lane:' .. lane, 'ls', n, 'rm', '')
     if maker == A.con then kind = 'known' else kind, state = 'whole', map_load(state_map(lane)) end
+    call('HSET', P .. 'lease:' .. n, 't', token, 'c', A.con, 'l', lane, 'h', h, 'run', table.concat(run), 'x', ends)
   end
-  local fence, jobs = take_fences(#run), {}
+  local jobs = {}
   for i, id in ipairs(run) do
-    local d, nb = unpack(call('HMGET', job_key(id), 'd', 'nb'))
-    local own = int(fence + i - 1)
-    if i == 1 then call('HSET', job_key(id), 'ls', n, 'f', own, 'rm', '', started(h, tonumber(d), tonumber(nb)))
-    else call('HSET', job_key(id), 'ls', n, 'f', own) end
-    jobs[i] = leased(id, tonumber(d) + 1, own)
+    local d, nb, env, tr, ow = unpack(call('HMGET', job_key(id), 'd', 'nb', 'env', 'tr', 'ow'))
+    local fence = int(i == 1 and first or next_number())
+    local fields = {'ls', n, 'f', fence}
+    if i == 1 then append(fields, started(h, tonumber(d), tonumber(nb))) end
+    if free then append(fields, 'rm', '', 'lt', token, 'lc', A.con, 'lx', ends) end
+    call('HSET', job_key(id), unpack(fields))
+    jobs[i] = leased(id, env, tr, ow, tonumber(d) + 1, fence)
   end
-  call('HSET', P .. 'lease:' .. n, 't', token, 'c', A.con, 'l', lane, 'h', h, 'run', table.concat(run), 'x', ends)
-  call('ZADD', P .. 'leases', ends, n)
-  call('ZADD', P .. 'held:' .. A.con, n, n)
+  zadd('leases', ends, n .. ' ' .. A.con .. ' ' .. h .. ' ' .. (free and lane or ''))
   return {n, token, h, kind, version, state, jobs}
 end
 
 -- A lease that this call has claimed before its answer was lost.
-local function once_more(n)
-  local lease = read_lease(n)
+local function once_more(n, id)
+  local lease = read_lease(n, id)
   if not lease or lease.consumer ~= A.con or lease.ends <= now then return nil end
   local kind, version, state, jobs = 'none', '0', {}, {}
-  if not is_free(lease.lane) then
+  if lease.id == '' then
     kind, version, state = 'whole', call('HGET', P .. 'lane:' .. lease.lane, 'v') or '0', map_load(state_map(lease.lane))
   end
-  for id in each(lease.run) do
-    local d, f, s = unpack(call('HMGET', job_key(id), 'd', 'f', 's'))
-    jobs[#jobs + 1] = leased(id, tonumber(d) + (s == 'running' and 0 or 1), f)
+  for job in each(lease.run) do
+    local d, f, s, env, tr, ow = unpack(call('HMGET', job_key(job), 'd', 'f', 's', 'env', 'tr', 'ow'))
+    jobs[#jobs + 1] = leased(job, env, tr, ow, tonumber(d) + (s == 'running' and 0 or 1), f)
   end
   return {n, lease.token, lease.h, kind, version, state, jobs}
 end
 
-local before, claims = unpack(call('HMGET', node, 'call', 'claims'))
-local results, leases = {}, {}
+local group, room, before, claims, seen, swept, has_revoked =
+  unpack(call('HMGET', node, 'g', 'room', 'call', 'claims', 'seen', 'swept', 'rv'))
+local results, leases, news = {}, {}, {}
 for i, c in ipairs(A.commits) do results[i] = commit(c) end
 for _, r in ipairs(A.releases) do
-  local lease = read_lease(r.n)
-  if lease and lease.token == r.t and lease.consumer == A.con then end_lease(r.n, lease) end
+  local lease = read_lease(r.n, r.o)
+  if lease and lease.token == r.t and lease.consumer == A.con then end_lease(lease) end
 end
-sweep()
+-- Others sweep too, and a commit looks at its own lease's end.
+if now >= tonumber(swept or '0') + R.sweep then
+  sweep()
+  append(news, 'swept', int(now))
+end
 if before == A.call then
-  for n in string.gmatch(claims, '%S+') do leases[#leases + 1] = once_more(n) end
+  for n, id in string.gmatch(claims, '(%d+):(%x*)') do leases[#leases + 1] = once_more(n, id) end
 elseif A.room > 0 then
-  local due = due_lanes()
-  local limited = false
-  for h in pairs(due) do limited = limited or H[h].c > 0 end
-  if limited then
-    for _, n in ipairs(call('ZRANGE', P .. 'held:' .. A.con, 0, -1)) do
-      local h = call('HGET', P .. 'lease:' .. n, 'h')
-      if h and due[h] then due[h].room = due[h].room - 1 end
-    end
-  end
+  flush()
+  local due, claimed = due_lanes(), {}
   while #leases < A.room do
     local member, h = next_lane(due)
     if not member then break end
-    leases[#leases + 1] = claim(member, h, A.token .. string.format('%04x', #leases))
+    local lease = claim(member, h, A.token .. string.format('%04x', #leases))
+    leases[#leases + 1] = lease
+    claimed[#leases] = lease[1] .. ':' .. (lease[4] == 'none' and lease[7][1][1] or '')
   end
+  if #leases > 0 then append(news, 'call', A.call, 'claims', table.concat(claimed, ' ')) end
 end
-local claimed = {}
-for i, lease in ipairs(leases) do claimed[i] = lease[1] end
-call('HSET', node, 'g', A.g, 'room', A.room - #leases, 'call', A.call, 'claims', table.concat(claimed, ' '))
-if not before then call('HSET', node, unpack(A.facts)) end
-call('ZADD', P .. 'nodes', int(now + R.con), A.con)
-local revoked = call('LRANGE', P .. 'revoked:' .. A.con, 0, -1)
-if #revoked > 0 then call('DEL', P .. 'revoked:' .. A.con) end
+-- What others read of this node changes seldom.
+local has_room = A.room > #leases and '1' or '0'
+if room ~= has_room then append(news, 'room', has_room) end
+if not group then append(news, 'g', A.g, unpack(A.facts)) end
+if not group or now >= tonumber(seen or '0') + 1000000 then
+  append(news, 'seen', int(now))
+  call('ZADD', P .. 'nodes', int(now + R.con), A.con)
+end
+local revoked = {}
+if has_revoked == '1' then
+  revoked = call('LRANGE', P .. 'revoked:' .. A.con, 0, -1)
+  call('DEL', P .. 'revoked:' .. A.con)
+  append(news, 'rv', '0')
+end
+if #news > 0 then call('HSET', node, unpack(news)) end
 return done({results, leases, revoked, notices})

@@ -5,7 +5,9 @@
 --          instance hears of
 -- Repeatable: a job that is there already is "new".
 
-local full, queued, bytes = false, figure('queued'), figure('bytes')
+local queued, bytes = unpack(call('HMGET', P .. 'count', 'queued', 'bytes'))
+local full = false
+queued, bytes = tonumber(queued or '0'), tonumber(bytes or '0')
 local out = {}
 for i, job in ipairs(A.jobs) do
   local verdict = 'new'

@@ -1,0 +1,36 @@
+//! When an executor process should be replaced: it has done its jobs, holds too much memory, or is stuck.
+
+use super::control::Leaving;
+use super::hygiene;
+use crate::config::ProcessGroup;
+use crate::execution::Health;
+
+/// See the module.
+pub(super) struct Wear {
+    group: ProcessGroup,
+    /// When it last looked how much memory it holds.
+    weighed_ms: u64,
+}
+
+impl Wear {
+    pub(super) fn new(group: ProcessGroup) -> Wear {
+        Wear { group, weighed_ms: 0 }
+    }
+
+    /// Why this process should be replaced, if it should.
+    pub(super) fn worn(&mut self, health: Health, finished: u64, now_ms: u64) -> Option<Leaving> {
+        const WEIGH_EVERY_MS: u64 = 500;
+        if health == Health::Stuck {
+            return Some(Leaving::Stuck);
+        }
+        if self.group.max_jobs > 0 && finished >= self.group.max_jobs {
+            return Some(Leaving::MaxJobs);
+        }
+        if self.group.max_rss_mb > 0 && now_ms >= self.weighed_ms + WEIGH_EVERY_MS {
+            self.weighed_ms = now_ms;
+            let is_heavy = hygiene::resident_mb().is_some_and(|mb| mb > self.group.max_rss_mb);
+            return is_heavy.then_some(Leaving::MaxRss);
+        }
+        None
+    }
+}

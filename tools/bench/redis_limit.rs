@@ -1,0 +1,173 @@
+//! What the scripts alone allow: submit, claim, commit and doorbell, with nothing around them but threads.
+//!
+//!     bench-redis-limit --url URL --callers N --seconds S
+//!
+//! One thread submits `N` jobs a call as long as that many are not under way, one claims and commits as many as are there,
+//! and the inbox tells of the ends: the calls that a web process and an executor make, in batches of the same size. URL is
+//! as in `runtime.platform.redis.url`. Prints one JSON object.
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use cofferdam::HandlerOptions;
+use cofferdam::bell::Bell;
+use cofferdam::clock::Clock;
+use cofferdam::config::secret::Secret;
+use cofferdam::config::{Redis, Retain};
+use cofferdam::entropy::Entropy;
+use cofferdam::handler::HandlerSpec;
+use cofferdam::job::{Effects, InstanceId, JobId, Payload, Trace, Verdict, Version};
+use cofferdam::ports::{Commit, Consumer, NewJob, Producer, Replies, Rules};
+use cofferdam::redis_backend::{RedisBroker, Settings, envelope_secret};
+use serde_json::json;
+
+const PAYLOAD_BYTES: usize = 120;
+
+fn main() -> Result<(), String> {
+    let option = |name: &str| {
+        let mut words = std::env::args().skip_while(|word| word != name).skip(1);
+        words.next().ok_or(format!("{name}: a value is missing"))
+    };
+    let url = option("--url")?;
+    let callers: usize = option("--callers")?.parse().map_err(|_| "--callers: a number")?;
+    let seconds: f64 = option("--seconds")?.parse().map_err(|_| "--seconds: a number")?;
+    if !(1..=4_096).contains(&callers) || !(0.1..=60.0).contains(&seconds) {
+        return Err("1 to 4096 callers, 0.1 to 60 seconds".into());
+    }
+    let broker = broker(url)?;
+    let before = calls(&broker)?;
+    let (finished, times) = run(&broker, callers, Duration::from_secs_f64(seconds))?;
+    let commands = calls(&broker)? - before;
+    broker.remove_all().map_err(|error| error.to_string())?;
+    let mut micros: Vec<u128> = times.iter().map(Duration::as_micros).collect();
+    micros.sort_unstable();
+    let at = |percent: usize| micros.get(micros.len() * percent / 100).copied();
+    let report = json!({
+        "jobs_per_second": finished as f64 / seconds, "p50_us": at(50), "p99_us": at(99),
+        "commands_per_job": commands as f64 / finished.max(1) as f64,
+    });
+    println!("{report}");
+    Ok(())
+}
+
+fn broker(url: String) -> Result<RedisBroker, String> {
+    let seconds = Duration::from_secs;
+    let rules = Rules {
+        capacity: 10_000,
+        visibility: seconds(30),
+        max_deliveries: 5,
+        retry_base: Duration::from_millis(200),
+        retry_max: seconds(60),
+        result_ttl: seconds(600),
+        awaited_ttl: seconds(30),
+        retain: Retain { records: 10_000, bytes: 64 << 20 },
+        context_ttl: seconds(3_600),
+        lane_state_max: 64 << 20,
+        max_payload: 1 << 20,
+    };
+    let redis = Redis {
+        url,
+        username: None,
+        password_file: None,
+        key_prefix: "limit".into(),
+        connect_timeout_ms: 2_000,
+        response_timeout_ms: 5_000,
+    };
+    let spec = |name: &str| HandlerSpec { name: name.into(), group: 0, options: HandlerOptions::default() };
+    let settings = Settings {
+        redis,
+        prefix: "{limit}:".into(),
+        rules,
+        handlers: vec![spec("echo"), spec("sleep")],
+        groups: vec!["execution".into()],
+        clock: Clock::system(),
+    };
+    RedisBroker::new(settings, &envelope_secret(&Secret::generate()?)?)
+}
+
+/// Commands that the server has run, those inside scripts too.
+fn calls(broker: &RedisBroker) -> Result<u64, String> {
+    broker.commands_run().map_err(|error| error.to_string())
+}
+
+/// Jobs that came back in this time, and how long each took.
+fn run(broker: &RedisBroker, callers: usize, time: Duration) -> Result<(usize, Vec<Duration>), String> {
+    let failed = |error: cofferdam::ports::BackendError| error.to_string();
+    let instance = InstanceId(1);
+    let me = Bell::for_this_thread();
+    let mut inbox = broker.subscribe(instance, me.clone()).map_err(failed)?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let executor = std::thread::spawn({
+        let (broker, stop) = (broker.clone(), stop.clone());
+        move || execute(&broker, callers, &stop)
+    });
+    let under_way = Arc::new(Mutex::new(std::collections::HashMap::<JobId, Instant>::new()));
+    let (ends_at, mut times, mut finished) = (Instant::now() + time, Vec::new(), 0);
+    let mut entropy = Entropy::system();
+    let mut free = callers;
+    while Instant::now() < ends_at {
+        me.answer();
+        let rang = inbox.take(usize::MAX).map_err(failed)?.rang;
+        let mut under_way = under_way.lock().map_err(|_| "a thread has panicked")?;
+        for doorbell in rang {
+            if let Some(since) = under_way.remove(&doorbell.job) {
+                times.push(since.elapsed());
+                finished += 1;
+                free += 1;
+            }
+        }
+        if free > 0 {
+            let jobs: Vec<NewJob> = (0..free).map(|_| job(&mut entropy, instance)).collect();
+            let now = Instant::now();
+            under_way.extend(jobs.iter().map(|job| (job.id, now)));
+            free = 0;
+            broker.submit(jobs).map_err(failed)?;
+        } else if me.asleep() {
+            std::thread::park_timeout(Duration::from_millis(100));
+        }
+    }
+    stop.store(true, Ordering::SeqCst);
+    executor.join().map_err(|_| "the executor's thread has panicked")??;
+    Ok((finished, times))
+}
+
+fn execute(broker: &RedisBroker, room: usize, stop: &AtomicBool) -> Result<(), String> {
+    let failed = |error: cofferdam::ports::BackendError| error.to_string();
+    let bell = Bell::for_this_thread();
+    let mut consumer = broker.consumer(0, room, bell.clone()).map_err(failed)?;
+    let mut commits = Vec::new();
+    while !stop.load(Ordering::SeqCst) {
+        bell.answer();
+        let step = consumer.step(std::mem::take(&mut commits), room).map_err(failed)?;
+        for lease in step.leases {
+            let job = &lease.jobs[0];
+            let verdict = Verdict::Succeeded(job.payload.clone(), Effects::default());
+            let (lease, id, delivery) = (lease.lease, job.spec.id, job.delivery);
+            commits.push(Commit { lease, job: id, delivery, builds_on: Version::default(), verdict });
+        }
+        if commits.is_empty() && bell.asleep() {
+            std::thread::park_timeout(Duration::from_millis(100));
+        }
+    }
+    Ok(())
+}
+
+fn job(entropy: &mut Entropy, instance: InstanceId) -> NewJob {
+    let id = JobId(entropy.bytes());
+    NewJob {
+        id,
+        owner: "".into(),
+        handler: "echo".into(),
+        ordering_key: None,
+        payload: Payload::json(vec![b'1'; PAYLOAD_BYTES]),
+        trace: Trace { id: id.0, span: [1; 8] },
+        delay: Duration::ZERO,
+        timeout: None,
+        idempotency: None,
+        awaited: true,
+        one_line: false,
+        instance,
+    }
+}
