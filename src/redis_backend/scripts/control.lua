@@ -50,7 +50,7 @@ local function cancel(id)
     return
   end
   local lease = lease_of(id, job)
-  finish(id, job, 'cancelled', ARGV[A.r])
+  finish(id, job, 'cancelled', ARGV[A.r], '', '')
   if lease then
     revoke(lease, id)
     if job.s == 'running' then end_lease(lease)
@@ -69,7 +69,7 @@ local function retry(id)
   call('HDEL', job_key(id), 'st', 'fi', 'r', 'ct', 'cd')
   if l ~= '' and unpark(id, l) then
     count('queued', 1)
-    count('queued:' .. h, 1)
+    count(of(h).queued, 1)
     count('bytes', bytes)
   else enqueue(id, h, l, bytes) end
   make_ready(l == '' and id or l)

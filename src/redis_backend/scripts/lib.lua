@@ -9,7 +9,8 @@
 -- Keys, after the prefix:
 --   job:ID      hash   env(elope), x (signature of "executor lost"), h, l(ane; '' for an unordered job, which is a lane of
 --                      its own), s(tatus), d(eliveries), f(ence), nb, st(arted), fi(nished), r(esult), ls (its lease or ''),
---                      ct + cd (last commit's token and delivery), pb (payload bytes), ow(ner), in(stances), aw(aited),
+--                      ct + cd (last commit's token and delivery), pb (payload bytes), ow(ner), in(stances: 16 characters each,
+--                      a space between), aw(aited),
 --                      ik + fp (idempotency), tr(ace), kc + km (class and member as a kept record), kb (its bytes, where
 --                      they count), rc (the call that retried it);
 --                      of an unordered job also rs + rm as of a lane, and of its lease lt, lc, lx (token, consumer, end)
@@ -41,6 +42,7 @@ local now = A.now or clock[1] * 1000000 + clock[2]
 local notices = {}
 
 local function int(x) return string.format('%d', x) end
+local now_text = int(now)
 local function digits(n) return string.format('%016d', n) end
 local function job_key(id) return P .. 'job:' .. id end
 local function is_free(lane) return not string.find(lane, ':', 1, true) end
@@ -80,13 +82,22 @@ local function note(name, id, cause, trace) notices[#notices + 1] = {name, id, c
 
 -- Durations in the buckets of ports::Histogram.
 local BOUNDS = {100, 500, 1000, 5000, 10000, 50000, 100000, 500000, 1000000, 5000000, 10000000, 60000000, 300000000}
-local function observe(name, h, micros)
-  local bucket = #BOUNDS
-  for i, bound in ipairs(BOUNDS) do
-    if micros <= bound then bucket = i - 1; break end
+local function observe(names, micros)
+  local bucket = 0
+  while bucket < #BOUNDS and micros > BOUNDS[bucket + 1] do bucket = bucket + 1 end
+  count(names .. bucket, 1)
+  count(names .. 'sum', math.max(0, micros))
+end
+-- The names of a handler's figures, made once a script.
+local figures = {}
+local function of(h)
+  local names = figures[h]
+  if not names then
+    names = {queued = 'queued:' .. h, running = 'running:' .. h, submitted = 'submitted:' .. h, finished = 'finished:' .. h .. ':',
+      wait = 'wait:' .. h .. ':', job = 'job:' .. h .. ':', lanes = 'lanes:' .. h}
+    figures[h] = names
   end
-  count(name .. ':' .. h .. ':' .. bucket, 1)
-  count(name .. ':' .. h .. ':sum', math.max(0, micros))
+  return names
 end
 
 -- A group's executors look again; once a script.
@@ -189,7 +200,7 @@ local function make_ready(lane)
     end
     if not free and not given(lease) and call('EXISTS', P .. 'q:' .. lane, P .. 'm:' .. state_map(lane)) == 0 then
       call('DEL', key)
-      count('lanes:' .. h, -1)
+      count(of(h).lanes, -1)
     end
     return
   end
@@ -206,51 +217,44 @@ end
 -- Enters a queued job at the tail of its lane.
 local function enqueue(id, h, l, bytes)
   count('queued', 1)
-  count('queued:' .. h, 1)
+  count(of(h).queued, 1)
   count('bytes', bytes)
   if l == '' then return end
-  if call('HSETNX', P .. 'lane:' .. l, 'h', h) == 1 then count('lanes:' .. h, 1) end
+  if call('HSETNX', P .. 'lane:' .. l, 'h', h) == 1 then count(of(h).lanes, 1) end
   call('RPUSH', P .. 'q:' .. l, id)
-end
-
-local function append(fields, ...)
-  for _, value in ipairs({...}) do fields[#fields + 1] = value end
 end
 
 -- job: {id, h, lane: '' if unordered, ow, in, aw, tr, nb: us from now, env, x: indices, pb, ik, fp}
 local function accept(job)
-  local nb = now + job.nb
-  local fields = {'env', ARGV[job.env], 'x', ARGV[job.x], 'h', job.h, 'l', job.lane, 's', 'queued', 'd', '0',
-    'nb', int(nb), 'pb', int(job.pb), 'ow', job.ow, 'in', job['in'], 'aw', job.aw, 'tr', job.tr, 'ls', ''}
+  local nb, key, score, member = now + job.nb, job_key(job.id), '', ''
+  if job.lane == '' then score, member = enter_ready(job.h, job.id, nb) end
+  call('HSET', key, 'env', ARGV[job.env], 'x', ARGV[job.x], 'h', job.h, 'l', job.lane, 's', 'queued', 'd', '0',
+    'nb', int(nb), 'pb', int(job.pb), 'ow', job.ow, 'in', job['in'], 'aw', job.aw, 'tr', job.tr, 'ls', '', 'rs', score, 'rm', member)
   if job.ik then
-    append(fields, 'ik', job.ik, 'fp', job.fp)
+    call('HSET', key, 'ik', job.ik, 'fp', job.fp)
     call('SET', P .. 'idem:' .. job.ik, job.id)
   end
-  if job.lane == '' then
-    local score, member = enter_ready(job.h, job.id, nb)
-    append(fields, 'rs', score, 'rm', member)
-  end
-  call('HSET', job_key(job.id), unpack(fields))
   zadd('all', next_number(), job.id)
-  count('submitted:' .. job.h, 1)
+  count(of(job.h).submitted, 1)
   enqueue(job.id, job.h, job.lane, job.pb)
   if job.lane ~= '' then make_ready(job.lane) end
 end
 
 -- The fields of a job whose delivery starts, for its hash.
 local function started(h, deliveries, not_before)
+  local names = of(h)
   count('queued', -1)
-  count('queued:' .. h, -1)
-  count('running:' .. h, 1)
-  if deliveries == 0 then observe('wait', h, now - not_before) else count('redelivered', 1) end
-  return 's', 'running', 'st', int(now), 'd', int(deliveries + 1)
+  count(names.queued, -1)
+  count(names.running, 1)
+  if deliveries == 0 then observe(names.wait, now - not_before) else count('redelivered', 1) end
+  return 's', 'running', 'st', now_text, 'd', int(deliveries + 1)
 end
 
 -- A running job is queued again; it never left its lane.
 local function requeue(id, h, not_before, deliveries)
   call('HSET', job_key(id), 's', 'queued', 'nb', int(not_before), 'ls', '', 'd', int(deliveries))
-  count('running:' .. h, -1)
-  count('queued:' .. h, 1)
+  count(of(h).running, -1)
+  count(of(h).queued, 1)
   count('queued', 1)
 end
 
@@ -329,37 +333,53 @@ local function watch(id, instances, instance)
 end
 
 -- Doorbells go to instances that listen. A result too large for a stream is read from the record.
-local listening = {}
+local inboxes = {}
+local function inbox_of(instance)
+  local inbox = inboxes[instance]
+  if inbox == nil then
+    inbox = P .. 'inbox:' .. instance
+    inbox = call('EXISTS', inbox) == 1 and inbox
+    inboxes[instance] = inbox
+  end
+  return inbox
+end
+local function ring_inbox(inbox, id, status, result)
+  local entries = bells[inbox] or {{}}
+  bells[inbox] = entries
+  local entry = entries[#entries]
+  if #entry >= 6 * R.bells then
+    entry = {}
+    entries[#entries + 1] = entry
+  end
+  local at = #entry
+  entry[at + 1], entry[at + 2], entry[at + 3], entry[at + 4], entry[at + 5] = 'j', id, 's', status, 'r'
+  entry[at + 6] = #result <= R.small and result or ''
+end
 local function doorbell(instances, id, status, result)
-  for instance in string.gmatch(instances, '%S+') do
-    local inbox = P .. 'inbox:' .. instance
-    if listening[inbox] == nil then listening[inbox] = call('EXISTS', inbox) == 1 end
-    if listening[inbox] then
-      local entries = bells[inbox] or {{}}
-      if #entries[#entries] >= 6 * R.bells then entries[#entries + 1] = {} end
-      append(entries[#entries], 'j', id, 's', status, 'r', #result <= R.small and result or '')
-      bells[inbox] = entries
-    end
+  for at = 1, #instances, 17 do
+    local inbox = inbox_of(string.sub(instances, at, at + 15))
+    if inbox then ring_inbox(inbox, id, status, result) end
   end
 end
 
 -- Ends a job's life: out of its lane, into the records, the doorbell rung. The caller looks after its lease and calls
--- make_ready. "more": further fields for its hash.
-local function finish(id, job, status, result, more)
-  local h, fields = job.h, {'s', status, 'fi', int(now), 'r', result, 'ls', ''}
+-- make_ready. "token" and "delivery" are those of the commit that ends it, or ''.
+local function finish(id, job, status, result, token, delivery)
+  local h, names, key = job.h, of(job.h), job_key(id)
   if job.s == 'running' then
-    count('running:' .. h, -1)
-    observe('job', h, now - tonumber(job.st))
+    count(names.running, -1)
+    observe(names.job, now - tonumber(job.st))
   else
-    count('queued:' .. h, -1)
+    count(names.queued, -1)
     count('queued', -1)
   end
   count('bytes', -tonumber(job.pb))
-  count('finished:' .. h .. ':' .. status, 1)
+  count(names.finished .. status, 1)
   local parks = status == 'dead' and conf(h).p and job.l ~= ''
-  if not parks then append(fields, kept(id, job, status, result)) end
-  if more then append(fields, unpack(more)) end
-  call('HSET', job_key(id), unpack(fields))
+  if parks then call('HSET', key, 's', status, 'fi', now_text, 'r', result, 'ls', '', 'ct', token, 'cd', delivery)
+  else
+    call('HSET', key, 's', status, 'fi', now_text, 'r', result, 'ls', '', 'ct', token, 'cd', delivery, kept(id, job, status, result))
+  end
   doorbell(job['in'], id, status, result)
   if parks then call('HSET', P .. 'lane:' .. job.l, 'pk', 1)
   elseif job.l ~= '' then call('LREM', P .. 'q:' .. job.l, 1, id)
@@ -418,17 +438,17 @@ local function end_lease(lease)
 end
 
 -- A delivery that came to nothing: queued again after a backoff, or dead. "jitter" is between 0 and 1, from outside.
-local function again(id, job, cause, dead, jitter, more)
+local function again(id, job, cause, dead, jitter, token, delivery)
   if job.d >= conf(job.h).d then
     count('dead', 1)
-    finish(id, job, 'dead', dead, more)
+    finish(id, job, 'dead', dead, token, delivery)
     note('queue.dead', id, cause, job.tr)
     return
   end
   local backoff = 0
   if cause ~= 'executor_lost' then backoff = math.floor(math.min(R.rm, R.rb * 2 ^ math.min(job.d - 1, 20)) * jitter) end
   requeue(id, job.h, now + backoff, job.d)
-  if more then call('HSET', job_key(id), unpack(more)) end
+  call('HSET', job_key(id), 'ct', token, 'cd', delivery)
   note('queue.redelivered', id, cause, job.tr)
 end
 
@@ -441,7 +461,7 @@ local function lose_lease(lease)
   end
   local id = first_of(lease.run)
   local job = id and read_job(id)
-  if job and job.s == 'running' then again(id, job, 'executor_lost', R.lost .. job.x, 0) end
+  if job and job.s == 'running' then again(id, job, 'executor_lost', R.lost .. job.x, 0, '', '') end
   make_ready(lease.lane)
 end
 

@@ -71,10 +71,10 @@ local function commit(c)
     return answer
   end
   local why = refused(c, lease.h, lane)
-  local said, goes_on = {'ct', c.t, 'cd', c.d}, false
-  if why > 0 then finish(c.id, job, 'failed', ARGV[c.no[why]], said)
-  elseif c.s == 'retry' then again(c.id, job, 'retries_exhausted', ARGV[c.r], c.j, said)
-  elseif c.s == 'crashed' then again(c.id, job, 'handler_crashed', ARGV[c.r], c.j, said)
+  local goes_on, delivery = false, int(c.d)
+  if why > 0 then finish(c.id, job, 'failed', ARGV[c.no[why]], c.t, delivery)
+  elseif c.s == 'retry' then again(c.id, job, 'retries_exhausted', ARGV[c.r], c.j, c.t, delivery)
+  elseif c.s == 'crashed' then again(c.id, job, 'handler_crashed', ARGV[c.r], c.j, c.t, delivery)
   else
     if c.s == 'succeeded' then
       if c.st and #c.st > 0 then
@@ -91,11 +91,13 @@ local function commit(c)
       if ordered then call('HDEL', P .. 'lane:' .. lane, 'ca') end
       goes_on = true
     end
-    finish(c.id, job, c.s, ARGV[c.r], said)
+    finish(c.id, job, c.s, ARGV[c.r], c.t, delivery)
   end
   if goes_on then next_of_run(lease) else end_lease(lease) end
   return 'committed'
 end
+
+local ends = int(now + R.vis)
 
 -- What can be claimed, per handler of the group: its due lanes, oldest first, up to where this consumer has looked.
 local function due_lanes()
@@ -171,7 +173,7 @@ end
 
 local function claim(member, h, token)
   local lane, first = string.sub(member, 18), next_number()
-  local free, n, ends = is_free(lane), digits(first), int(now + R.vis)
+  local free, n = is_free(lane), digits(first)
   local run, kind, version, state = free and {lane} or run_of(lane, h), 'none', '0', {}
   zrem('ready:' .. h, member)
   if not free then
@@ -185,10 +187,10 @@ local function claim(member, h, token)
   for i, id in ipairs(run) do
     local d, nb, env, tr, ow = unpack(call('HMGET', job_key(id), 'd', 'nb', 'env', 'tr', 'ow'))
     local fence = int(i == 1 and first or next_number())
-    local fields = {'ls', n, 'f', fence}
-    if i == 1 then append(fields, started(h, tonumber(d), tonumber(nb))) end
-    if free then append(fields, 'rm', '', 'lt', token, 'lc', A.con, 'lx', ends) end
-    call('HSET', job_key(id), unpack(fields))
+    if free then
+      call('HSET', job_key(id), 'ls', n, 'f', fence, 'rm', '', 'lt', token, 'lc', A.con, 'lx', ends, started(h, tonumber(d), tonumber(nb)))
+    elseif i == 1 then call('HSET', job_key(id), 'ls', n, 'f', fence, started(h, tonumber(d), tonumber(nb)))
+    else call('HSET', job_key(id), 'ls', n, 'f', fence) end
     jobs[i] = leased(id, env, tr, ow, tonumber(d) + 1, fence)
   end
   zadd('leases', ends, n .. ' ' .. A.con .. ' ' .. h .. ' ' .. (free and lane or ''))
@@ -208,6 +210,10 @@ local function once_more(n, id)
     jobs[#jobs + 1] = leased(job, env, tr, ow, tonumber(d) + (s == 'running' and 0 or 1), f)
   end
   return {n, lease.token, lease.h, kind, version, state, jobs}
+end
+
+local function append(fields, ...)
+  for _, value in ipairs({...}) do fields[#fields + 1] = value end
 end
 
 local group, room, before, claims, seen, swept, has_revoked =
