@@ -223,6 +223,11 @@ impl Broker {
         self.jobs.entry(commit.job).and_modify(|entry| {
             entry.committed = Some((commit.lease.token, commit.delivery));
         });
+        let publishes = !matches!(commit.verdict, Verdict::Retry(_) | Verdict::Crashed(_));
+        if self.verbose && publishes {
+            let trace = self.jobs[&commit.job].spec.trace;
+            self.note("reply.published", commit.job, trace, "");
+        }
         let goes_on = match refused {
             None => self.apply(commit.job, commit.verdict, now),
             Some(error) => {
@@ -245,6 +250,9 @@ impl Broker {
         let committed = self.jobs.get(&commit.job).and_then(|entry| entry.committed);
         if committed == Some((commit.lease.token, commit.delivery)) {
             self.totals.duplicate += 1;
+            if let Some(trace) = self.jobs.get(&commit.job).map(|entry| entry.spec.trace) {
+                self.note("reply.duplicate_dropped", commit.job, trace, "repeated");
+            }
             return CommitResult::AlreadyCommitted;
         }
         self.totals.late += 1;

@@ -82,7 +82,7 @@ impl MemoryBroker {
 fn log_notice(notice: &Notice) {
     let level = match notice.event {
         "queue.dead" => log::Level::Warn,
-        "queue.redelivered" | "reply.late_dropped" => log::Level::Info,
+        "queue.redelivered" | "reply.late_dropped" | "reply.duplicate_dropped" => log::Level::Info,
         _ => log::Level::Debug,
     };
     event(level, notice.event)

@@ -90,6 +90,24 @@ pub fn render(counters: &Counters, stats: &Stats, groups: &[String]) -> String {
             late,
         ),
         ("reply_duplicate_total", "counter", "Replies and commits that came twice.", stats.duplicate),
+        (
+            "lease_renewals_total",
+            "counter",
+            "Leases of running jobs that were renewed.",
+            stats.leases_renewed,
+        ),
+        (
+            "leases_expired_total",
+            "counter",
+            "Leases that ran out: their executors were lost.",
+            stats.leases_lost,
+        ),
+        (
+            "backend_reconnects_total",
+            "counter",
+            "Connections to the backend that web processes made again.",
+            stats.reconnects,
+        ),
     ] {
         out.family(name, kind, help, [("", value)]);
     }
@@ -98,11 +116,15 @@ pub fn render(counters: &Counters, stats: &Stats, groups: &[String]) -> String {
     out.family("ipc_frames_total", "counter", "Frames on the channel.", frames);
     let rejected = Reject::ALL.map(|reason| (label("reason", reason.as_str()), counters.rejected(reason)));
     out.family("ipc_rejected_total", "counter", "Connections and frames that the channel refused.", rejected);
+    // Executors tell it over the channel; where they are on any host, they tell the backend.
+    let told = |group: &str| -> u64 {
+        stats.processes.iter().filter(|one| one.group.as_deref() == Some(group)).map(|one| one.busy).sum()
+    };
     let busy = lock(&counters.busy);
     let busy = groups
         .iter()
         .enumerate()
-        .map(|(index, group)| (label("group", group), busy.get(&index).copied().unwrap_or(0)));
+        .map(|(index, group)| (label("group", group), busy.get(&index).copied().unwrap_or(0) + told(group)));
     out.family("workers_busy", "gauge", "Workers that have a job.", busy);
     let restarts = lock(&counters.restarts);
     let replaced = |group: &str, reasons: [&'static str; 3]| {

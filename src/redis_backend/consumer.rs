@@ -227,7 +227,7 @@ impl RedisConsumer {
     fn is_away(&mut self, error: BackendError) -> Result<(), BackendError> {
         let now = Instant::now();
         let away = self.away.get_or_insert_with(|| {
-            log::warn!("the backend is away; what has finished is kept until it is back: {error}");
+            event(log::Level::Warn, "backend.away").field("cause", &error.0).emit();
             Away { since: now, again_at: now, pause: PAUSES[0] }
         });
         away.again_at = now + away.pause;
@@ -269,7 +269,8 @@ impl RedisConsumer {
 
     fn is_back(&mut self) {
         if let Some(away) = self.away.take() {
-            log::info!("the backend is back after {} ms", away.since.elapsed().as_millis());
+            let millis = u64::try_from(away.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+            event(log::Level::Info, "backend.back").number("after_ms", millis).emit();
         }
     }
 

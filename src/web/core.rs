@@ -4,7 +4,7 @@
 //! Invariants: a waiter is in the table iff its connection's phase says that it waits; exactly one of reply,
 //! deadline, hang-up and drain takes it out; an answer goes to the request that asked, or nowhere.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -75,7 +75,7 @@ pub struct Core {
     /// Who waits for which job; a stream is entered once a line.
     pub(super) waiters: HashMap<JobId, Vec<u64>>,
     /// Jobs whose last waiter left before the reply: it will be late.
-    pub(super) left: HashSet<JobId>,
+    pub(super) left: HashMap<JobId, Trace>,
     pub(super) waiting: usize,
     /// Streams that found the queue full.
     pub(super) stalled: Vec<u64>,
@@ -105,7 +105,7 @@ impl Core {
             entropy,
             conns: HashMap::new(),
             waiters: HashMap::new(),
-            left: HashSet::new(),
+            left: HashMap::new(),
             waiting: 0,
             stalled: Vec::new(),
             inner: Vec::new(),

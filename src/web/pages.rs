@@ -16,7 +16,7 @@ use super::submission::number;
 use crate::job::{JobId, JobStatus, Trace};
 use crate::limits::{INNER_CONNECTIONS, INNER_RESERVED, LIST_RECORDS};
 use crate::observe::metrics::{self, Counters};
-use crate::ports::{BackendError, Filter, HandlerStats, Producer, Stats, Viewer};
+use crate::ports::{BackendError, Filter, HandlerStats, ProcessStats, Producer, Stats, Viewer};
 use crate::problem::{Code, json_text};
 
 /// The header that carries the request's trace inwards.
@@ -176,13 +176,15 @@ impl Pages {
         let groups: Vec<String> = groups
             .map(|(name, executors)| format!(r#"{{"name":{},"executors":{executors}}}"#, json_text(name)))
             .collect();
+        let processes: Vec<String> = stats.processes.iter().map(process_json).collect();
         let sum = |of: fn(&HandlerStats) -> u64| stats.handlers.iter().map(of).sum::<u64>();
         let body = format!(
-            r#"{{"profile":"{}","version":"{}","handlers":[{}],"groups":[{}],"waiters":{},"totals":{{"queued":{},"running":{},"lanes":{},"submitted":{},"redelivered":{},"dead":{},"late":{},"duplicate":{},"records":{},"leases":{}}}}}"#,
+            r#"{{"profile":"{}","version":"{}","handlers":[{}],"groups":[{}],"processes":[{}],"waiters":{},"totals":{{"queued":{},"running":{},"lanes":{},"submitted":{},"redelivered":{},"dead":{},"late":{},"duplicate":{},"records":{},"leases":{}}}}}"#,
             self.profile,
             env!("CARGO_PKG_VERSION"),
             handlers.join(","),
             groups.join(","),
+            processes.join(","),
             self.counters.waiters.load(Ordering::Relaxed),
             sum(|handler| handler.queued as u64),
             sum(|handler| handler.running as u64),
@@ -244,6 +246,17 @@ fn handler_json(handler: &HandlerStats) -> String {
         handler.lanes,
         handler.oldest.as_secs_f64(),
         handler.submitted,
+    )
+}
+
+fn process_json(process: &ProcessStats) -> String {
+    let group = process.group.as_deref().map_or("null".into(), json_text);
+    format!(
+        r#"{{"role":"{}","group":{group},"host":{},"pid":{},"busy":{}}}"#,
+        process.role,
+        json_text(&process.host),
+        process.pid,
+        process.busy,
     )
 }
 

@@ -56,15 +56,15 @@ impl Core {
     /// A job has ended: all who wait for it get their answers.
     pub(super) fn reply(&mut self, job: JobId, finished: &Arc<Finished>, now: Timestamp) {
         let Some(waiting) = self.waiters.remove(&job) else {
-            if self.left.remove(&job) {
+            if let Some(trace) = self.left.remove(&job) {
                 self.counters.reply_late.fetch_add(1, Ordering::Relaxed);
-                event(log::Level::Debug, "reply.late_dropped").field("job_id", &job.to_string()).emit();
+                said("reply.late_dropped", job, Some(&trace), "waiter_gone");
             }
             return;
         };
-        event(log::Level::Debug, "reply.delivered").field("job_id", &job.to_string()).emit();
         for number in waiting {
             let Some(conn) = self.conns.get_mut(&number) else { continue };
+            said("reply.delivered", job, conn.current.trace.as_ref(), "");
             match &mut conn.phase {
                 Phase::Asked(asked) => asked.ended = Some(finished.clone()),
                 Phase::Waiting(wait) => {
@@ -99,7 +99,8 @@ impl Core {
     /// A caller no longer waits for a job, before the reply. The last one to hang up may take the job along.
     pub(super) fn leave(&mut self, number: u64, job: JobId, hung_up: bool) {
         if self.withdraw(number, job) {
-            self.left.insert(job);
+            let trace = self.trace_of(number);
+            self.left.insert(job, trace);
             if hung_up && !self.cancelling.is_empty() {
                 self.asks.push(Ask::Abandoned(job, self.cancelling.clone()));
             }
@@ -168,10 +169,10 @@ impl Core {
         self.counters.reply_timeouts.fetch_add(1, Ordering::Relaxed);
         self.count_waiting(-1);
         self.leave(number, wait.job, false);
-        event(log::Level::Debug, "reply.timed_out").field("job_id", &wait.job.to_string()).emit();
+        let trace = self.trace_of(number);
+        said("reply.timed_out", wait.job, Some(&trace), "");
         match wait.kind {
             WaitKind::Result => {
-                let trace = self.trace_of(number);
                 let detail = "the job goes on; its record tells when it ends";
                 let mut answer = Answer::refusal(Code::ReplyTimeout, detail, Some(&trace));
                 answer.headers.push_str(&wait.headers);
@@ -380,4 +381,14 @@ impl Core {
             self.feed_stream(number, now);
         }
     }
+}
+
+/// A boundary event of a reply.
+fn said(name: &str, job: JobId, trace: Option<&Trace>, cause: &str) {
+    let trace = trace.map(Trace::id_text).unwrap_or_default();
+    event(log::Level::Debug, name)
+        .field("trace_id", &trace)
+        .field("job_id", &job.to_string())
+        .field("cause", cause)
+        .emit();
 }

@@ -304,6 +304,6 @@ fn bundle(setup: &Setup, root: &Secret, groups: &[usize], sockets: &str) -> Bund
         },
         config: setup.config_text.to_string(),
         secrets: groups.iter().map(|group| GroupSecret::derive(root, &names[*group])).collect(),
-        socket_dir: sockets.to_owned(),
+        place: sockets.to_owned(),
     }
 }
