@@ -220,9 +220,9 @@ fn what_is_valid_but_not_built_refuses_to_start_and_says_so() {
     assert_code(&run(&mut cli([OsStr::new("keygen"), "--output".as_ref(), secret.as_ref()]), b""), 0);
     let secret = format!("runtime.platform.execution_ipc.auth.secret_file={}", secret.display());
     let redis = ["queue", "reply", "kv"].map(|port| format!("runtime.platform.{port}.backend=redis"));
-    let given: [(&[&str], &str); 4] = [
-        (&[&secret, &redis[0], &redis[1], &redis[2]], "runtime.platform.queue.backend: redis"),
-        (&[&secret, &redis[2]], "runtime.platform.kv.backend: redis"),
+    let tls = "runtime.platform.redis.url=rediss://127.0.0.1:6379";
+    let given: [(&[&str], &str); 3] = [
+        (&[&secret, &redis[0], &redis[1], &redis[2], tls], "runtime.platform.redis.url: rediss://"),
         (&["web.auth.mode=bearer", "web.auth.token_file=/nowhere"], "web.auth.mode: bearer"),
         (&[r#"handlers.prog.command=["true"]"#], "handlers.prog.command"),
     ];
@@ -231,7 +231,7 @@ fn what_is_valid_but_not_built_refuses_to_start_and_says_so() {
         for command in [&["serve"][..], &["batch", "--handler", "echo"]] {
             let output = run_cli(&[command, &sets].concat());
             assert_usage_error(&output, what);
-            assert!(stderr(&output).contains("not built yet"), "{}", shown(&output));
+            assert!(stderr(&output).contains("not built"), "{}", shown(&output));
         }
         // `check` shows what it comes to, and ends as starting would.
         let output = run_cli(&[&["check", "--json"], &sets[..]].concat());

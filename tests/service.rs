@@ -278,7 +278,7 @@ fn an_inline_handler_that_ignores_its_timeout_costs_its_worker_and_nothing_else(
         assert_eq!(service.post("/v1/jobs/echo", number.to_string()).text(), number.to_string());
     }
     assert!(begun.elapsed() < Duration::from_millis(FOR_MS), "both in the time of the other worker");
-    let says = "a handler ignores its timeout; inline, its worker thread is lost until it returns";
+    let says = "a handler ignores its timeout; its worker thread is lost until it returns";
     until("it says so", PATIENCE, || service.stderr().contains(says).then_some(()));
     // Two that sleep for longer than it takes do so beside each other once its worker is back.
     let mut both = [sleeper(&service, 2_500), sleeper(&service, 2_500)];

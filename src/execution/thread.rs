@@ -151,9 +151,7 @@ impl Shared {
             state.finished = engine.finished();
             let before = std::mem::replace(&mut *lock(&self.state), state.clone());
             if before.health != state.health && state.health == Health::Stuck {
-                log::error!(
-                    "handlers ignore that their time is over; their threads are lost until they return"
-                );
+                log::error!("a handler ignores its timeout; its worker thread is lost until it returns");
             }
             if before != state {
                 changed.ring();

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::conn::{Asked, Conn, Current, Incoming, OUTPUT_BYTES, Phase, Wait};
-use super::desk::{Ask, From, Told};
+use super::desk::Ask;
 use super::http1::{Framing, Head, Refused, parse_head, refused};
 use super::respond::{Answer, http_date, write_answer};
 use super::routes::{self, Inner, Route, check_browser};
@@ -403,25 +403,6 @@ impl Core {
             self.answer(number, answer, now);
             self.advance(number, now);
         }
-    }
-
-    /// What the broker is asked.
-    pub fn take_asks(&mut self) -> Vec<Ask> {
-        std::mem::take(&mut self.asks)
-    }
-
-    /// The broker has answered.
-    pub fn told(&mut self, told: Told, now: Timestamp) {
-        match told {
-            Told::Submitted(from, answers) => self.submitted(from, answers, now),
-            Told::Record(from, record) => self.record_is_there(from, record, now),
-            Told::Ended(rang) => self.deliver(Doorbells { rang, lost: false }, now),
-        }
-    }
-
-    /// Whose question it is, while its request is the one under way.
-    pub(super) fn asker(&mut self, from: From) -> Option<&mut Conn> {
-        self.conns.get_mut(&from.conn).filter(|conn| conn.request == from.request)
     }
 
     /// True if there is something for the inner server to do.

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::conn::{Asked, Incoming, Phase, Then, Wait, WaitKind};
+use super::conn::{Asked, Conn, Incoming, Phase, Then, Wait, WaitKind};
 use super::core::{Core, InnerRequest};
-use super::desk::{Ask, From};
+use super::desk::{Ask, From, Told};
 use super::http1::{Head, refused};
 use super::respond::{Answer, record_json};
 use super::routes::{Route, parameter};
@@ -14,10 +14,29 @@ use super::submission::{Prefer, Submission, number};
 use crate::clock::Timestamp;
 use crate::job::{Finished, JobId, JobRecord, Payload, Trace};
 use crate::observe::event;
-use crate::ports::{BackendError, NewJob, Submitted};
+use crate::ports::{BackendError, Doorbells, NewJob, Submitted};
 use crate::problem::Code;
 
 impl Core {
+    /// What the broker is asked.
+    pub fn take_asks(&mut self) -> Vec<Ask> {
+        std::mem::take(&mut self.asks)
+    }
+
+    /// The broker has answered.
+    pub fn told(&mut self, told: Told, now: Timestamp) {
+        match told {
+            Told::Submitted(from, answers) => self.submitted(from, answers, now),
+            Told::Record(from, record) => self.record_is_there(from, record, now),
+            Told::Ended(rang) => self.deliver(Doorbells { rang, lost: false }, now),
+        }
+    }
+
+    /// Whose question it is, while its request is the one under way.
+    pub(super) fn asker(&mut self, from: From) -> Option<&mut Conn> {
+        self.conns.get_mut(&from.conn).filter(|conn| conn.request == from.request)
+    }
+
     pub(super) fn handle(&mut self, number: u64, incoming: Incoming, now: Timestamp) {
         let Incoming { head, route, body, .. } = incoming;
         let trace = self.trace_of(number);
