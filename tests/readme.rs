@@ -6,17 +6,28 @@ mod support {
     pub mod service;
 }
 
-use std::process::{Command, Stdio};
+use std::io::{BufRead, BufReader};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
-use support::{program, service::Service};
+use support::program::{self, Folder};
+use support::service::{PATIENCE, Service, until};
 
 /// The indented commands of the tour, in their order.
 fn commands() -> Vec<String> {
     let readme = include_str!("../README.md");
     let tour =
         readme.split("## A tour").nth(1).and_then(|rest| rest.split("## More").next()).expect("a tour");
-    let is_command = |line: &&str| ["curl", "printf", "cargo"].iter().any(|word| line.starts_with(word));
-    tour.lines().filter_map(|line| line.strip_prefix("    ")).filter(is_command).map(str::to_owned).collect()
+    // The chapter about Redis has servers of its own: `every_command_of_the_redis_chapter…`.
+    let (before, rest) = tour.split_once("## Several hosts").expect("a chapter about Redis");
+    let (_, after) = rest.split_once("## Configuration").expect("one about the configuration");
+    commands_in(&[before, after].concat())
+}
+
+fn commands_in(text: &str) -> Vec<String> {
+    let is_command = |line: &&str| {
+        ["curl", "printf", "cargo", "echo", "for", "redis-server"].iter().any(|word| line.starts_with(word))
+    };
+    text.lines().filter_map(|line| line.strip_prefix("    ")).filter(is_command).map(str::to_owned).collect()
 }
 
 fn run(command: &str, address: &str) -> String {
@@ -66,4 +77,102 @@ fn every_command_of_the_tour_does_what_the_text_says() {
     assert_eq!(of(r"1\n2\n3"), ["1\n2\n3\n", "1\n2\n3\n"]);
     assert_eq!(of("fund_load")[0].lines().count(), 1_000);
     assert!(of("check")[0].contains("web.max_inflight = 100 (from --set)"));
+}
+
+/// A program of the chapter that runs until it is killed.
+struct Running {
+    child: Child,
+    /// Whose end would end a program that writes more.
+    _stdout: BufReader<ChildStdout>,
+}
+
+impl Running {
+    /// Its first line of standard output, once it serves.
+    fn start(command: &str, folder: &Folder) -> (Running, String) {
+        let mut child = Command::new("sh")
+            .args(["-c", &format!("exec {command}")])
+            .current_dir(folder.path(""))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("sh runs");
+        let mut line = String::new();
+        let mut stdout = BufReader::new(child.stdout.take().expect("it is piped"));
+        stdout.read_line(&mut line).expect("it says that it is ready");
+        (Running { child, _stdout: stdout }, line)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn every_command_of_the_redis_chapter_does_what_the_text_says() {
+    let readme = include_str!("../README.md");
+    let chapter = readme.split("## Several hosts: Redis").nth(1).expect("the chapter");
+    let commands = commands_in(chapter.split("## Configuration").next().expect("its end"));
+    let folder = Folder::new();
+    let redis = support::service::free_address().port().to_string();
+    let binary = program::cofferdam().display().to_string();
+    // What is put in: ports that are free, and the binary that is built.
+    let mut web = String::new();
+    let (mut running, mut executors, mut answers) = (Vec::new(), Vec::new(), Vec::new());
+    for command in &commands {
+        let url = format!("redis://127.0.0.1:{redis}/0");
+        let mut said = command
+            .replace("cargo run --release --", &binary)
+            .replace("--port 6379", &format!("--port {redis} --save ''"))
+            .replace(r#""execution_ipc""#, &format!(r#""redis":{{"url":"{url}"}},"execution_ipc""#))
+            .replace("127.0.0.1:8080", &web);
+        let serves = ["redis-server", " web ", " executor "].iter().any(|word| command.contains(word));
+        if command.contains(" web ") {
+            said += " --set web.bind=127.0.0.1:0";
+        }
+        if serves {
+            let (child, line) = Running::start(&said, &folder);
+            if command.contains(" web ") {
+                let address = line.strip_prefix("ready http://").and_then(|rest| rest.split(' ').next());
+                web = address.unwrap_or_else(|| panic!("{line:?} is no ready line")).to_owned();
+            } else if command.contains(" executor ") {
+                assert!(line.starts_with("ready executor pid="), "{line:?}");
+                executors.push(child.child.id());
+            } else {
+                until("redis-server listens", PATIENCE, || {
+                    std::net::TcpStream::connect(format!("127.0.0.1:{redis}")).ok()
+                });
+            }
+            running.push(child);
+            continue;
+        }
+        let shell = |said: &str| {
+            let output = Command::new("sh").args(["-c", said]).current_dir(folder.path("")).output();
+            let output = output.expect("sh runs");
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(output.status.success(), "{said}: {text}{}", String::from_utf8_lossy(&output.stderr));
+            text
+        };
+        if command.starts_with("for ") {
+            // Once as it stands, and once more with an executor that is lost meanwhile.
+            let slept = r#"{"slept_ms":3000}"#;
+            assert_eq!(shell(&said).matches(slept).count(), 8);
+            let again = std::thread::scope(|scope| {
+                let callers = scope.spawn(|| shell(&said));
+                until("all eight run", PATIENCE, || {
+                    shell(&format!("curl -s http://{web}/v1/stats")).contains(r#""running":8"#).then_some(())
+                });
+                support::service::kill(executors[0]);
+                callers.join().expect("the callers end")
+            });
+            assert_eq!(again.matches(slept).count(), 8, "{again}");
+        } else {
+            answers.push(shell(&said));
+        }
+    }
+    assert!(answers.iter().any(|text| text.contains("survives a crash of the server")), "{answers:?}");
+    assert!(answers.last().is_some_and(|text| text.contains(r#""role":"executor""#)), "{answers:?}");
 }
