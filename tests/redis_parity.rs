@@ -290,34 +290,3 @@ fn d2_a_batch_on_redis_whose_connections_are_cut_gives_the_oracles_bytes() {
         assert!(cuts > 5, "the batch ended before the connections were cut: give it more lines");
     }
 }
-
-/// A server that keeps every write, and that a test may kill and start again.
-struct Durable {
-    folder: Folder,
-    child: Child,
-}
-
-impl Durable {
-    fn start() -> Durable {
-        let folder = Folder::new();
-        let child = Durable::spawn(&folder);
-        Durable { folder, child }
-    }
-
-    /// A socket's name is short, a test's folder is not: it listens in its working folder, and others reach it by a link.
-    fn socket(folder: &Folder) -> PathBuf {
-        std::env::temp_dir().join(format!("cofferdam-{}", folder.path("s").to_string_lossy().len()))
-    }
-
-    fn spawn(folder: &Folder) -> Child {
-        let _ = Durable::socket(folder);
-        Command::new("redis-server")
-            .args(["--port", "0", "--save", "", "--appendonly", "yes", "--appendfsync", "always"])
-            .args(["--unixsocket", "s"])
-            .current_dir(folder.path(""))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("redis-server is installed")
-    }
-}

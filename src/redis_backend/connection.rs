@@ -93,8 +93,8 @@ impl Link {
                 Ok(judge(&info, fsync.as_ref().map(|(_, value)| value.as_str())))
             });
         judged.unwrap_or_else(|error| {
-            let is_away =
-                is_lost(&error) || error.code() == Some("LOADING") || error.code() == Some("MASTERDOWN");
+            let is_unreachable = error.is_io_error() || error.is_connection_dropped();
+            let is_away = is_unreachable || matches!(error.code(), Some("LOADING" | "MASTERDOWN"));
             let said = format!("redis: {error}");
             if is_away { Fitness::Away(said) } else { Fitness::Unfit(said) }
         })

@@ -23,6 +23,9 @@ const KEEP_OPEN: Duration = Duration::from_secs(15);
 /// Between two tries of a server that is away: doubling, from the first of these to the second.
 const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
 
+/// The log hears of a server that is away this often at most.
+const SAY_EVERY: Duration = Duration::from_secs(5);
+
 /// What an ear listens to.
 #[derive(Clone)]
 pub(super) enum Stream {
@@ -43,6 +46,8 @@ pub(super) struct Heard {
     key: String,
     /// The last entry that was read; empty before the first connection (tests).
     at: Mutex<String>,
+    /// It listened, since the last failure.
+    was_up: AtomicBool,
     /// The bell has rung for all that was read (tests).
     has_rung: AtomicBool,
 }
@@ -61,6 +66,7 @@ impl Ear {
             stream,
             key,
             at: Mutex::default(),
+            was_up: AtomicBool::new(false),
             has_rung: AtomicBool::new(false),
         });
         let (listener, owned) = (heard.clone(), broker.clone());
@@ -115,16 +121,14 @@ fn last_id(entries: Value) -> Result<String, BackendError> {
 }
 
 fn listen_for_ever(broker: &RedisBroker, heard: &Heard, bell: &Bell) {
-    let mut pause = PAUSES[0];
+    let (mut pause, mut said_at) = (PAUSES[0], None::<Instant>);
     while !heard.closed.load(Ordering::SeqCst) {
-        let began = Instant::now();
         let Err(error) = listen(broker, heard, bell) else { return };
-        // Whatever rang meanwhile went unheard.
-        heard.lost.store(true, Ordering::SeqCst);
-        if began.elapsed() > PAUSES[1] * 2 {
+        if heard.was_up.swap(false, Ordering::SeqCst) {
             pause = PAUSES[0];
         }
-        if pause == PAUSES[0] {
+        if said_at.is_none_or(|at| at.elapsed() > SAY_EVERY) {
+            said_at = Some(Instant::now());
             log::warn!("the backend is not heard for now: {error}");
         }
         std::thread::park_timeout(pause);
@@ -138,11 +142,15 @@ fn listen(broker: &RedisBroker, heard: &Heard, bell: &Bell) -> Result<(), Backen
     let mut kept_at = keep_open(broker, heard)?;
     let last: Value = last_entry(&heard.key).query(&mut connection).map_err(lost)?;
     let is_again = !std::mem::replace(&mut *lock(&heard.at), last_id(last)?).is_empty();
-    // What came before this connection is looked for where it is kept.
+    // What rang before this connection went unheard: it is looked for where it is kept, from now on.
+    if is_again {
+        heard.lost.store(true, Ordering::SeqCst);
+    }
     if is_again || matches!(heard.stream, Stream::Bell(_)) {
         bell.ring();
     }
     heard.has_rung.store(true, Ordering::SeqCst);
+    heard.was_up.store(true, Ordering::SeqCst);
     while !heard.closed.load(Ordering::SeqCst) {
         if kept_at.elapsed() >= KEEP_OPEN {
             kept_at = keep_open(broker, heard)?;

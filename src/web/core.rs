@@ -81,6 +81,8 @@ pub struct Core {
     pub(super) stalled: Vec<u64>,
     pub(super) inner: Vec<InnerRequest>,
     pub(super) asks: Vec<Ask>,
+    /// Jobs whose ends may have gone unheard, and could not be looked for.
+    pub(super) unsure: Vec<JobId>,
     /// Handlers whose jobs are cancelled when their last caller hangs up.
     pub(super) cancelling: Arc<[Arc<str>]>,
     /// Connections with something to send or to close.
@@ -110,6 +112,7 @@ impl Core {
             stalled: Vec::new(),
             inner: Vec::new(),
             asks: Vec::new(),
+            unsure: Vec::new(),
             touched: Vec::new(),
             body_bytes: 0,
             next_due: Timestamp(u64::MAX),

@@ -44,6 +44,8 @@ pub enum Told {
     Submitted(From, Result<Vec<Submitted>, BackendError>),
     Record(From, Result<Option<JobRecord>, BackendError>),
     Ended(Vec<Doorbell>),
+    /// Whether these have ended could not be found out.
+    Unsure(Vec<JobId>),
 }
 
 /// See the module.
@@ -198,11 +200,26 @@ pub fn answer(asks: Vec<Ask>, producer: &dyn Producer) -> Vec<Told> {
                 told.push(Told::Record(from, record));
             }
             Ask::Ended(ids) => {
-                let doorbell = |job| {
-                    let record = producer.record(&Viewer::anonymous(), job).ok()??;
-                    Some(Doorbell { job, finished: record.finished? })
-                };
-                told.push(Told::Ended(ids.into_iter().filter_map(doorbell).collect()));
+                let (mut ended, mut unsure) = (Vec::new(), Vec::new());
+                for job in ids {
+                    // One that failed is enough: the others would wait as long for nothing.
+                    let record = match unsure.is_empty() {
+                        true => producer.record(&Viewer::anonymous(), job),
+                        false => Err(BackendError(String::new())),
+                    };
+                    match record {
+                        Ok(record) => ended.extend(
+                            record
+                                .and_then(|record| record.finished)
+                                .map(|finished| Doorbell { job, finished }),
+                        ),
+                        Err(_) => unsure.push(job),
+                    }
+                }
+                told.push(Told::Ended(ended));
+                if !unsure.is_empty() {
+                    told.push(Told::Unsure(unsure));
+                }
             }
             Ask::Abandoned(id, of) => {
                 submit(&mut jobs, &mut whose, producer, &mut told);
@@ -241,16 +258,16 @@ fn submit(
 fn error_of(told: &Told) -> Option<BackendError> {
     match told {
         Told::Submitted(_, Err(error)) | Told::Record(_, Err(error)) => Some(error.clone()),
-        Told::Submitted(_, Ok(_)) | Told::Record(_, Ok(_)) | Told::Ended(_) => None,
+        Told::Submitted(_, Ok(_)) | Told::Record(_, Ok(_)) | Told::Ended(_) | Told::Unsure(_) => None,
     }
 }
 
-/// The answer to a question that was not asked. Lost doorbells are looked for again by whoever lost them.
+/// The answer to a question that was not asked.
 fn unanswered(ask: Ask, error: &BackendError) -> Option<Told> {
     match ask {
         Ask::Submit(from, _) => Some(Told::Submitted(from, Err(error.clone()))),
         Ask::Record(from, ..) => Some(Told::Record(from, Err(error.clone()))),
-        Ask::Ended(_) => None,
+        Ask::Ended(ids) => Some(Told::Unsure(ids)),
         Ask::Abandoned(id, _) => {
             not_cancelled(id, error);
             None

@@ -29,6 +29,7 @@ impl Core {
             Told::Submitted(from, answers) => self.submitted(from, answers, now),
             Told::Record(from, record) => self.record_is_there(from, record, now),
             Told::Ended(rang) => self.deliver(Doorbells { rang, lost: false }, now),
+            Told::Unsure(jobs) => self.unsure.extend(jobs),
         }
     }
 

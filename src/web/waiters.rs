@@ -124,6 +124,11 @@ impl Core {
         for number in std::mem::take(&mut self.stalled) {
             self.feed_stream(number, now);
         }
+        if !self.unsure.is_empty() {
+            let jobs = std::mem::take(&mut self.unsure);
+            self.asks
+                .push(Ask::Ended(jobs.into_iter().filter(|job| self.waiters.contains_key(job)).collect()));
+        }
         if now < self.next_due {
             return;
         }
