@@ -18,17 +18,15 @@ mod redis;
 mod service;
 
 use std::io::Write;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use deployment::{Deployment, can_serve};
 use oracle::Rules;
-use program::{Folder, command, example, run, shown, wait};
-use service::{PATIENCE, Service, children, kill, request, until};
+use program::{command, example, run, shown, wait};
+use service::{Service, children, kill, request, until};
 
 const HANDLERS: [(&str, Rules); 2] = [("fund_load", Rules::Baseline), ("fund_load_exp", Rules::Experiment)];
 /// A delivery is charged when its lease goes out, and kills come faster than a lane's state may travel: a job must not

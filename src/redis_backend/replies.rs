@@ -46,6 +46,8 @@ pub(super) struct Heard {
     key: String,
     /// The last entry that was read; empty before the first connection (tests).
     at: Mutex<String>,
+    /// The stream was there before anybody could have rung.
+    was_open: bool,
     /// It listened, since the last failure.
     was_up: AtomicBool,
     /// The bell has rung for all that was read (tests).
@@ -59,6 +61,7 @@ impl Ear {
             Stream::Bell(group) => format!("{}bell:{group}", broker.0.prefix),
             Stream::Inbox(name) => format!("{}inbox:{name}", broker.0.prefix),
         };
+        let was_open = open(broker, &stream).is_ok();
         let heard = Arc::new(Heard {
             closed: AtomicBool::new(false),
             rang: Mutex::default(),
@@ -66,6 +69,7 @@ impl Ear {
             stream,
             key,
             at: Mutex::default(),
+            was_open,
             was_up: AtomicBool::new(false),
             has_rung: AtomicBool::new(false),
         });
@@ -143,7 +147,7 @@ fn listen(broker: &RedisBroker, heard: &Heard, bell: &Bell) -> Result<(), Backen
     let last: Value = last_entry(&heard.key).query(&mut connection).map_err(lost)?;
     let is_again = !std::mem::replace(&mut *lock(&heard.at), last_id(last)?).is_empty();
     // What rang before this connection went unheard: it is looked for where it is kept, from now on.
-    if is_again {
+    if is_again || !heard.was_open {
         heard.lost.store(true, Ordering::SeqCst);
     }
     if is_again || matches!(heard.stream, Stream::Bell(_)) {
@@ -167,15 +171,19 @@ fn listen(broker: &RedisBroker, heard: &Heard, bell: &Bell) -> Result<(), Backen
     Ok(())
 }
 
-/// Opens an inbox, or says that somebody listens to it. One that had vanished has lost what rang.
+/// Opens an inbox, or says that somebody listens to it; true if it was not there.
+fn open(broker: &RedisBroker, stream: &Stream) -> Result<bool, BackendError> {
+    let Stream::Inbox(name) = stream else { return Ok(false) };
+    let ttl = INBOX_LIVES.as_millis() as u64;
+    let what = json!({ "do": "listen", "in": name, "ttl": ttl });
+    let answer = broker.0.call(&broker.0.scripts.control, &what, &Blobs::default())?;
+    Ok(text(answer)? == "new")
+}
+
+/// The same again. An inbox that had vanished has lost what rang.
 fn keep_open(broker: &RedisBroker, heard: &Heard) -> Result<Instant, BackendError> {
-    if let Stream::Inbox(name) = &heard.stream {
-        let ttl = INBOX_LIVES.as_millis() as u64;
-        let what = json!({ "do": "listen", "in": name, "ttl": ttl });
-        let answer = broker.0.call(&broker.0.scripts.control, &what, &Blobs::default())?;
-        if text(answer)? == "new" && !lock(&heard.at).is_empty() {
-            heard.lost.store(true, Ordering::SeqCst);
-        }
+    if open(broker, &heard.stream)? {
+        heard.lost.store(true, Ordering::SeqCst);
     }
     Ok(Instant::now())
 }

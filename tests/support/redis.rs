@@ -27,6 +27,7 @@ pub fn url() -> &'static str {
 }
 
 /// The same as the config names it.
+#[allow(dead_code, reason = "only tests at the adapters need it")]
 pub fn config() -> cofferdam::config::Redis {
     cofferdam::config::Redis {
         url: url().to_owned(),
