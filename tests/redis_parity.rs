@@ -10,6 +10,8 @@ mod deployment;
 mod generator;
 #[path = "support/oracle.rs"]
 mod oracle;
+#[path = "support/own_redis.rs"]
+mod own_redis;
 #[path = "support/program.rs"]
 mod program;
 #[path = "support/redis.rs"]
@@ -25,6 +27,7 @@ use std::time::{Duration, Instant};
 
 use deployment::{Deployment, can_serve};
 use oracle::Rules;
+use own_redis::{DURABLE, OwnRedis};
 use program::{command, example, run, shown, wait};
 use service::{Service, children, kill, request, until};
 
@@ -287,4 +290,30 @@ fn d2_a_batch_on_redis_whose_connections_are_cut_gives_the_oracles_bytes() {
         assert_same(&output, &oracle::decide(&input, rules), &format!("seed {seed}, {handler}, {cuts} cuts"));
         assert!(cuts > 5, "the batch ended before the connections were cut: give it more lines");
     }
+}
+
+#[test]
+fn d2_a_batch_on_redis_whose_server_is_killed_again_and_again_gives_the_oracles_bytes() {
+    if !can_serve() {
+        return;
+    }
+    let (_turn, seed) = (turn(), seed());
+    let input = generator::generate(seed, 6_000);
+    let mut server = OwnRedis::start(&DURABLE);
+    let url = format!("unix://{}", server.socket().display());
+    let deployment = Deployment::on(&url, "d2-restart");
+    let words = deployment.words(&[&executors(2), UNDYING, SHORT_LEASE]);
+    let restart = || {
+        server.kill();
+        server.run();
+        Duration::from_millis(300)
+    };
+    let (output, restarts) = with_harm(restart, || batch("fund_load", &input, words));
+    println!("{restarts} restarts");
+    assert_same(
+        &output,
+        &oracle::decide(&input, Rules::Baseline),
+        &format!("seed {seed}, {restarts} restarts"),
+    );
+    assert!(restarts > 1, "the batch ended before the server was killed twice: give it more lines");
 }

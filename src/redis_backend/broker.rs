@@ -14,6 +14,7 @@ use super::replies::Heard;
 use crate::clock::{Clock, Timestamp};
 use crate::config::secret::Secret;
 use crate::config::{Redis, Retain};
+use crate::controls::{Control, is_off};
 use crate::handler::{HandlerSpec, OnDead, Ordering};
 use crate::job::{JobId, JobRecord, JobStatus, WaitingFor};
 use crate::limits::{
@@ -94,7 +95,8 @@ impl RedisBroker {
         let config = lua_config(&settings);
         // Only submissions are refused when the server's memory is used up: what runs can still end, which frees some.
         let script = |flags: &str, name: &str| {
-            Script::new(&format!("#!lua{flags}\n{config}{}{name}", include_str!("scripts/lib.lua")))
+            let text = [include_str!("scripts/lib.lua"), name].concat();
+            Script::new(&format!("#!lua{flags}\n{config}{}", with_controls(text)))
         };
         let scripts = Scripts {
             submit: script("", include_str!("scripts/submit.lua")),
@@ -172,6 +174,27 @@ impl RedisBroker {
             cursor = next;
         }
     }
+}
+
+/// The scripts as they stand, but for the check that a negative control has switched off.
+fn with_controls(mut text: String) -> String {
+    const ENDS: &str = "    finish(c.id, job, c.s, ARGV[c.r], c.t, delivery)\n";
+    for (control, check, without) in [
+        (Control::Token, "lease.token ~= c.t or lease.consumer ~= A.con or ", ""),
+        (Control::StateVersion, "(ordered and version ~= c.v)", "false"),
+        (Control::LaneOrder, "call('RPUSH', P .. 'q:' .. l, id)", "call('LPUSH', P .. 'q:' .. l, id)"),
+        (
+            Control::AtomicCommit,
+            ENDS,
+            "    if c.d > 1 then finish(c.id, job, c.s, ARGV[c.r], c.t, delivery)\n\
+             else again(c.id, job, 'executor_lost', '', 0, '', ''); goes_on = false end\n",
+        ),
+    ] {
+        if is_off(control) {
+            text = text.replacen(check, without, 1);
+        }
+    }
+    text
 }
 
 /// Handlers and rules as the first lines of every script: so they are read once, not with each call.

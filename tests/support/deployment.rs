@@ -135,8 +135,7 @@ impl Server {
     pub fn start(options: &str) -> Server {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         // Socket addresses are short: not in the target folder.
-        let name =
-            format!("cofferdam-own-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let name = format!("cofferdam-own-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let folder = std::env::temp_dir().join(name);
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir(&folder).expect("a temporary folder");

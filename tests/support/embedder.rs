@@ -28,6 +28,7 @@ fn main() -> ExitCode {
     let once = HandlerOptions::default();
     App::new()
         .handler_with("count", HandlerOptions::serial(), count)
+        .handler_with("flaky", once.clone(), flaky)
         .handler_with("stubborn", once.clone(), stubborn)
         .handler_with("wall", once, wall)
         .main()
@@ -47,6 +48,15 @@ fn count(job: &Job, cx: &mut JobContext) -> Result<Payload, HandlerError> {
     state.set("n", text.clone().into_bytes());
     let _ = cx.sleep(ms);
     Ok(Payload::json(text.into_bytes()))
+}
+
+/// Wants to be tried again until the delivery of this number.
+fn flaky(job: &Job, cx: &mut JobContext) -> Result<Payload, HandlerError> {
+    let wanted: u32 = String::from_utf8_lossy(&job.payload().bytes).parse().unwrap_or(1);
+    match cx.delivery() < wanted {
+        true => Err(HandlerError::Retry("not yet".into())),
+        false => Ok(Payload::json(cx.delivery().to_string().into_bytes())),
+    }
 }
 
 /// Takes so many ms, whatever its deadline says.

@@ -38,6 +38,12 @@ impl OwnRedis {
         OwnRedis { folder, options: options.iter().map(ToString::to_string).collect(), child: None }
     }
 
+    /// With more options.
+    pub fn with(mut self, options: &[&str]) -> OwnRedis {
+        self.options.extend(options.iter().map(ToString::to_string));
+        self
+    }
+
     pub fn start(options: &[&str]) -> OwnRedis {
         let mut server = OwnRedis::new(options);
         server.run();

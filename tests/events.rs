@@ -1,0 +1,228 @@
+//! What operators read: the boundary events of whole scenarios, and `/metrics`, the same in memory and on Redis.
+//!
+//! It guards CONTRACT 6: each scenario gives exactly its events, found by trace id over all processes, in an order that
+//! their times allow; the two profiles differ only in which process says it. No payload, secret or token is in a line.
+
+#[path = "support/deployment.rs"]
+mod deployment;
+#[path = "support/program.rs"]
+mod program;
+#[path = "support/redis.rs"]
+mod redis;
+#[path = "support/service.rs"]
+mod service;
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use deployment::{Deployment, SECRET, can_serve};
+use program::{command, example};
+use serde_json::Value;
+use service::{Client, PATIENCE, Service, kill, request, until};
+
+/// In payloads, and so in no line.
+const MARKER: &str = "nobody-else-may-read-this";
+/// Lines of different processes reach the log by different ways; their times tell the order this exactly.
+const TOLERANCE_MS: i64 = 50;
+
+const SETS: [&str; 3] = [
+    "observability.log=json",
+    "runtime.platform.queue.max_deliveries=3",
+    r#"runtime.platform.queue.retry={"base_ms":1,"max_ms":2}"#,
+];
+
+struct Profile {
+    service: Service,
+    traces: u32,
+    _deployment: Option<Deployment>,
+}
+
+impl Profile {
+    fn start(deployment: Option<Deployment>) -> Profile {
+        let mut words = vec!["serve".to_owned(), "--set".into(), "web.bind=127.0.0.1:0".into()];
+        let own = deployment.as_ref().map(|deployment| deployment.sets(&[])).unwrap_or_default();
+        for set in SETS.iter().map(ToString::to_string).chain(own) {
+            words.extend(["--set".to_owned(), set]);
+        }
+        let child = command(&example("embedder"), words).env("RUST_LOG", "debug").spawn();
+        let service = Service::from(child.expect("it can be started"));
+        Profile { service, traces: 0, _deployment: deployment }
+    }
+
+    /// A caller's request under a trace of its own.
+    fn ask(&mut self, target: &str, headers: &[&str], body: &str) -> (String, Client) {
+        self.traces += 1;
+        let trace = format!("{:032x}", self.traces);
+        let parent = format!("traceparent: 00-{trace}-00f067aa0ba902b7-01");
+        let headers: Vec<&str> = headers.iter().copied().chain([parent.as_str()]).collect();
+        let mut client = self.service.connect();
+        client.send(request("POST", target, &headers, body));
+        (trace, client)
+    }
+
+    /// The events of a trace, once the last of these is there: names with causes, and times in ms.
+    fn events(&self, trace: &str, last: &str) -> Vec<(String, i64)> {
+        let of_trace = || -> Vec<(String, i64)> {
+            let text = self.service.stderr();
+            let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            let ours = lines.filter(|line| line["trace_id"] == trace && line["event"] != "log");
+            ours.map(|line| {
+                assert!(line["job_id"].as_str().is_some_and(|id| id.len() == 32), "{line}");
+                let name = line["event"].as_str().expect("a name").to_owned();
+                let cause = line["cause"].as_str().map_or(String::new(), |cause| format!(" {cause}"));
+                (name + &cause, millis(line["ts"].as_str().expect("a time")))
+            })
+            .collect()
+        };
+        until(&format!("{last} of {trace}"), PATIENCE, || {
+            Some(of_trace()).filter(|events| events.iter().any(|(name, _)| name == last))
+        });
+        // What comes behind the last one by another way.
+        std::thread::sleep(Duration::from_millis(60));
+        of_trace()
+    }
+
+    /// Exactly these, in an order that their times allow.
+    #[track_caller]
+    fn assert_events(&self, trace: &str, expected: &[&str]) {
+        let last = expected.last().expect("an event");
+        let mut found = self.events(trace, last);
+        let shown = format!("{found:?}");
+        let mut latest = i64::MIN;
+        for name in expected {
+            let matching = found.iter().enumerate().filter(|(_, (known, _))| known == name);
+            let (at, time) = matching
+                .map(|(at, (_, time))| (*time, at))
+                .min()
+                .map(|(time, at)| (at, time))
+                .unwrap_or_else(|| {
+                    panic!("{name} is missing: {shown}");
+                });
+            assert!(time + TOLERANCE_MS >= latest, "{name} comes too soon: {shown}");
+            latest = latest.max(time);
+            found.remove(at);
+        }
+        assert!(found.is_empty(), "more than was expected: {found:?} of {shown}");
+    }
+}
+
+/// The time of day of an RFC 3339 text.
+fn millis(text: &str) -> i64 {
+    let clock = text.split_once('T').expect("a time").1.trim_end_matches('Z');
+    let (clock, millis) = clock.split_once('.').expect("milliseconds");
+    let seconds = clock.split(':').fold(0, |sum, part| sum * 60 + part.parse::<i64>().expect("a number"));
+    seconds * 1_000 + millis.parse::<i64>().expect("a number")
+}
+
+fn scenarios(profile: &mut Profile) {
+    const TAKEN: [&str; 2] = ["queue.pushed", "ingress.accepted"];
+    let and = |rest: &[&'static str]| [&TAKEN[..], rest].concat();
+
+    let (trace, mut client) = profile.ask("/v1/jobs/echo", &[], MARKER);
+    assert_eq!(client.read().text(), MARKER);
+    let success = and(&["queue.claimed", "reply.published", "reply.delivered"]);
+    profile.assert_events(&trace, &success);
+
+    let (trace, mut client) = profile.ask("/v1/jobs/flaky", &[], "2");
+    assert_eq!(client.read().text(), "2");
+    let again = ["queue.claimed", "queue.redelivered retries_exhausted"];
+    let ends = ["queue.claimed", "reply.published", "reply.delivered"];
+    profile.assert_events(&trace, &and(&[&again[..], &ends].concat()));
+
+    let (trace, mut client) = profile.ask("/v1/jobs/flaky", &[], "9");
+    assert_eq!(client.read().code(), "dead_lettered");
+    let dies = ["queue.claimed", "queue.dead retries_exhausted", "reply.delivered"];
+    profile.assert_events(&trace, &and(&[&again[..], &again, &dies].concat()));
+
+    let (trace, mut client) = profile.ask("/v1/jobs/sleep?timeout_ms=100", &[], r#"{"ms":5000}"#);
+    assert_eq!(client.read().code(), "handler_timed_out");
+    profile.assert_events(&trace, &success);
+
+    // The executor is lost while it runs.
+    let (trace, mut client) = profile.ask("/v1/jobs/sleep", &[], r#"{"ms":400}"#);
+    service::running(&profile.service, 1);
+    kill(profile.service.child("executor"));
+    assert_eq!(client.read().status, 200);
+    let lost = ["queue.claimed", "queue.redelivered executor_lost"];
+    profile.assert_events(&trace, &and(&[&lost[..], &ends].concat()));
+
+    // The caller's time passes before the job's.
+    let (trace, mut client) = profile.ask("/v1/jobs/sleep", &["Prefer: wait=0"], r#"{"ms":300}"#);
+    assert_eq!(client.read().status, 202);
+    let late = ["queue.claimed", "reply.timed_out", "reply.published", "reply.late_dropped waiter_gone"];
+    profile.assert_events(&trace, &and(&late));
+
+    let (trace, mut client) = profile.ask("/v1/jobs/sleep", &[], r#"{"ms":60000}"#);
+    service::running(&profile.service, 1);
+    let list = profile.service.get("/v1/jobs?status=running").json();
+    let id = list["jobs"][0]["id"].as_str().expect("an id").to_owned();
+    assert_eq!(profile.service.request("DELETE", &format!("/v1/jobs/{id}"), &[], "").status, 200);
+    assert_eq!(client.read().code(), "cancelled");
+    profile.assert_events(&trace, &and(&["queue.claimed", "reply.delivered"]));
+}
+
+fn ends_well(profile: Profile) {
+    let ended = profile.service.stop();
+    assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
+    for event in ["lifecycle.starting", "lifecycle.ready", "lifecycle.draining", "lifecycle.stopped"] {
+        assert!(ended.stderr.contains(&format!(r#""event":"{event}""#)), "{event}: {}", ended.stderr);
+    }
+    for secret in [MARKER, SECRET] {
+        assert!(!ended.stderr.contains(secret), "{secret}: {}", ended.stderr);
+    }
+    for line in ended.stderr.lines() {
+        assert!(serde_json::from_str::<Value>(line).is_ok(), "no JSON object: {line}");
+    }
+}
+
+#[test]
+fn each_scenario_gives_its_events_in_memory() {
+    let mut profile = Profile::start(None);
+    scenarios(&mut profile);
+    ends_well(profile);
+}
+
+#[test]
+fn each_scenario_gives_the_same_events_on_redis() {
+    if !can_serve() {
+        return;
+    }
+    let mut profile = Profile::start(Some(Deployment::new("events")));
+    scenarios(&mut profile);
+    ends_well(profile);
+}
+
+#[test]
+fn a_parser_of_prometheus_reads_the_metrics_of_both_profiles() {
+    const PYTHON: &str = "/usr/bin/python3";
+    let program = "import sys\n\
+        from prometheus_client.parser import text_string_to_metric_families as read\n\
+        families = {f.name: f for f in read(sys.stdin.read())}\n\
+        assert families['cofferdam_queue_depth'].type == 'gauge', families\n\
+        assert families['cofferdam_job_seconds'].type == 'histogram', families\n\
+        print(len(families), sum(len(f.samples) for f in families.values()))";
+    let there = Command::new(PYTHON).args(["-c", "import prometheus_client"]).stderr(Stdio::null()).status();
+    if !there.is_ok_and(|status| status.success()) || !can_serve() {
+        let _ = writeln!(std::io::stderr(), "SKIPPED: no prometheus_client (tools/test installs it)");
+        return;
+    }
+    let read = |service: &Service| {
+        assert_eq!(service.post("/v1/jobs/echo", "1").text(), "1");
+        let text = service.get("/metrics").text();
+        let output = program::run(
+            Command::new(PYTHON)
+                .args(["-c", program])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped()),
+            text.as_bytes(),
+        );
+        assert!(output.status.success(), "{}", program::shown(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let deployment = Deployment::new("metrics");
+    let (memory, on_redis) = (Service::start(&[]), deployment.serve(&program::cofferdam(), &[]));
+    // Every series is there from the start, in both.
+    assert_eq!(read(&memory), read(&on_redis));
+}

@@ -1,0 +1,468 @@
+//! A redis-server of a test's own, which can be stopped, killed and started again on what it kept; and the processes
+//! of a deployment on it.
+//!
+//! It guards the suite against a server that outlives its test (it ends with the test program, however that ends) and
+//! against a fault that another test's server has: none is shared.
+
+#![allow(dead_code, reason = "each test that includes this file uses its own part of it")]
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
+use std::time::{Duration, Instant};
+
+use redis::{Connection, FromRedisValue, Value};
+use rustix::process::Signal;
+
+use super::aftermath::{SECRET, assert_ended};
+use super::program::{Folder, cofferdam, command};
+use super::service::{
+    Client, Ended, PATIENCE, Service, all_children, free_address, holdings, is_alive, kill, request, signal,
+    until, words,
+};
+
+/// Keeps every accepted job and every commit.
+pub const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
+/// Latency is back by then.
+pub const BACK: Duration = Duration::from_secs(5);
+/// Connections that a process keeps idle for its next call; they come with its first load.
+const KEPT_CONNECTIONS: usize = 4;
+
+/// A parent-death signal follows the thread that spawned, so one thread that never ends spawns all servers.
+fn spawn(command: Command) -> Child {
+    type Order = (Command, Sender<Child>);
+    static SPAWNER: OnceLock<SyncSender<Order>> = OnceLock::new();
+    let spawner = SPAWNER.get_or_init(|| {
+        let (sender, orders) = sync_channel::<Order>(8);
+        std::thread::spawn(move || {
+            for (mut command, child) in orders {
+                let started = command.spawn();
+                let started = started.expect("setpriv and redis-server are installed (tools/test installs them)");
+                let _ = child.send(started);
+            }
+        });
+        sender
+    });
+    let (sender, child) = channel();
+    spawner.send((command, sender)).expect("the spawner lives");
+    child.recv().expect("the spawner lives")
+}
+
+/// See the module.
+pub struct Server {
+    folder: PathBuf,
+    options: Vec<String>,
+    tcp: Option<SocketAddr>,
+    child: Option<Child>,
+}
+
+impl Server {
+    /// Running, on a Unix socket, without persistence unless these options say so.
+    #[track_caller]
+    pub fn start(options: &[&str]) -> Server {
+        let mut server = Server::absent(options);
+        server.up();
+        server
+    }
+
+    /// One that is not started yet.
+    pub fn absent(options: &[&str]) -> Server {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        // Socket addresses are short: not in the target folder.
+        let name = format!("cofferdam-rs-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let folder = std::env::temp_dir().join(name);
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir(&folder).expect("a temporary folder");
+        let options = options.iter().map(|option| (*option).to_owned()).collect();
+        Server { folder, options, tcp: None, child: None }
+    }
+
+    /// It listens on a loopback port, too.
+    #[must_use]
+    pub fn with_tcp(mut self) -> Server {
+        self.tcp = Some(free_address());
+        self
+    }
+
+    /// Starts it, again if need be, on what is in its folder; answers are awaited.
+    #[track_caller]
+    pub fn up(&mut self) {
+        self.begin();
+        until("redis-server answers", PATIENCE, || {
+            let mut connection = self.try_connect().ok()?;
+            redis::cmd("PING").query::<String>(&mut connection).ok()
+        });
+    }
+
+    /// The same without waiting for it.
+    #[track_caller]
+    pub fn begin(&mut self) {
+        assert!(self.child.is_none(), "it runs already");
+        let _ = std::fs::remove_file(self.socket());
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "redis-server", "--save", "", "--loglevel", "warning"]);
+        command.arg("--dir").arg(&self.folder).arg("--unixsocket").arg(self.socket());
+        match self.tcp {
+            Some(address) => command.args(["--bind", "127.0.0.1", "--port", &address.port().to_string()]),
+            None => command.args(["--port", "0"]),
+        };
+        command.args(&self.options);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        self.child = Some(spawn(command));
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("s")
+    }
+
+    /// As the config names it.
+    pub fn url(&self) -> String {
+        format!("redis+unix://{}", self.socket().display())
+    }
+
+    /// The same for its port.
+    pub fn tcp_url(&self) -> String {
+        format!("redis://{}", self.tcp.expect("it has a port"))
+    }
+
+    pub fn tcp(&self) -> SocketAddr {
+        self.tcp.expect("it has a port")
+    }
+
+    fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
+    }
+
+    /// `kill -9`
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// SIGSTOP: it holds its connections, and answers nothing.
+    pub fn freeze(&self) {
+        signal(self.pid(), Signal::STOP);
+    }
+
+    /// SIGCONT
+    pub fn thaw(&self) {
+        signal(self.pid(), Signal::CONT);
+    }
+
+    fn try_connect(&self) -> redis::RedisResult<Connection> {
+        redis::Client::open(format!("unix://{}", self.socket().display()))?.get_connection()
+    }
+
+    /// A connection of the test's own.
+    #[track_caller]
+    pub fn connect(&self) -> Connection {
+        self.try_connect().expect("the server is there")
+    }
+
+    /// One command as its words.
+    #[track_caller]
+    pub fn ask<T: FromRedisValue>(&self, words: &[&str]) -> T {
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]);
+        command.query(&mut self.connect()).unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    }
+
+    /// The same where only its effect matters.
+    #[track_caller]
+    pub fn tell(&self, words: &[&str]) {
+        self.ask::<Value>(words);
+    }
+
+    /// All keys, in their order.
+    #[track_caller]
+    pub fn keys(&self) -> Vec<String> {
+        let mut keys: Vec<String> = self.ask(&["KEYS", "*"]);
+        keys.sort_unstable();
+        keys
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// How the processes of a deployment are started: its config, and the folder of its secret.
+pub struct Deployment {
+    folder: Folder,
+    sets: Vec<String>,
+}
+
+impl Deployment {
+    /// On the server at this address.
+    pub fn at(url: &str) -> Deployment {
+        let folder = Folder::new();
+        let secret = folder.file("secret", SECRET);
+        std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o600)).expect("our own file");
+        let mut sets: Vec<String> =
+            ["queue", "kv", "reply"].map(|part| format!("runtime.platform.{part}.backend=redis")).into();
+        sets.push(format!("runtime.platform.redis.url={url}"));
+        sets.push(format!("runtime.platform.execution_ipc.auth.secret_file={}", secret.display()));
+        Deployment { folder, sets }
+    }
+
+    /// On this server's socket.
+    pub fn on(server: &Server) -> Deployment {
+        Deployment::at(&server.url())
+    }
+
+    /// With one more setting.
+    #[must_use]
+    pub fn with(mut self, set: &str) -> Deployment {
+        self.sets.push(set.to_owned());
+        self
+    }
+
+    /// A file beside its secret, which others cannot read.
+    pub fn file(&self, name: &str, contents: &str) -> PathBuf {
+        let file = self.folder.file(name, contents);
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).expect("our own file");
+        file
+    }
+
+    /// `PROGRAM ROLE` with the deployment's config.
+    pub fn command(&self, program: &Path, role: &str, sets: &[&str]) -> Command {
+        let mut command = command(program, [role, "--set", "web.bind=127.0.0.1:0"]);
+        for set in self.sets.iter().map(String::as_str).chain(sets.iter().copied()) {
+            command.args(["--set", set]);
+        }
+        command
+    }
+
+    fn service(&self, program: &Path, role: &str, sets: &[&str]) -> Service {
+        // A fixed port: a web process that is replaced is found where it was.
+        let bind = format!("web.bind={}", free_address());
+        let sets: Vec<&str> = [&*bind].into_iter().chain(sets.iter().copied()).collect();
+        Service::from(self.command(program, role, &sets).spawn().expect("it can be started"))
+    }
+
+    /// `serve`
+    #[track_caller]
+    pub fn serve(&self, sets: &[&str]) -> Service {
+        self.service(&cofferdam(), "serve", sets)
+    }
+
+    /// `serve` of an embedder.
+    #[track_caller]
+    pub fn serve_of(&self, program: &Path, sets: &[&str]) -> Service {
+        self.service(program, "serve", sets)
+    }
+
+    /// `web` alone.
+    #[track_caller]
+    pub fn web(&self, program: &Path, sets: &[&str]) -> Service {
+        self.service(program, "web", sets)
+    }
+
+    /// `executor` alone, once it says that it works.
+    #[track_caller]
+    pub fn executor(&self, program: &Path, sets: &[&str]) -> Executor {
+        Executor::from(self.command(program, "executor", sets))
+    }
+}
+
+/// A running `executor`.
+pub struct Executor {
+    child: Option<Child>,
+    pub pid: u32,
+    lines: std::sync::mpsc::Receiver<String>,
+    errors: std::thread::JoinHandle<String>,
+}
+
+impl Executor {
+    #[track_caller]
+    fn from(mut command: Command) -> Executor {
+        use std::io::{BufRead, BufReader, Read};
+        let mut child = command.spawn().expect("it can be started");
+        let (said, lines) = channel();
+        let stdout = BufReader::new(child.stdout.take().expect("it is piped"));
+        std::thread::spawn(move || {
+            stdout.lines().map_while(Result::ok).try_for_each(|line| said.send(line))
+        });
+        let mut stderr = child.stderr.take().expect("it is piped");
+        let errors = std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            let _ = stderr.read_to_end(&mut bytes);
+            String::from_utf8_lossy(&bytes).into_owned()
+        });
+        let executor = Executor { pid: child.id(), child: Some(child), lines, errors };
+        let line = executor.lines.recv_timeout(PATIENCE).unwrap_or_default();
+        assert_eq!(line, format!("ready executor pid={}", executor.pid));
+        executor
+    }
+
+    pub fn terminate(&self) {
+        signal(self.pid, Signal::TERM);
+    }
+
+    /// `kill -9`, and its end.
+    pub fn kill(mut self) {
+        kill(self.pid);
+        let _ = self.child.take().map(|mut child| child.wait());
+    }
+
+    /// Waits until it ends by itself.
+    #[track_caller]
+    pub fn ended(mut self) -> Ended {
+        let mut child = self.child.take().expect("it was not waited for");
+        let status =
+            until("the executor ends", PATIENCE, || child.try_wait().expect("our own child can be waited for"));
+        until("its stderr ends", PATIENCE, || self.errors.is_finished().then_some(()));
+        let errors = std::mem::replace(&mut self.errors, std::thread::spawn(String::new));
+        Ended { status, stderr: errors.join().expect("it only reads") }
+    }
+}
+
+impl Drop for Executor {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Callers that keep their connections while `work` is done: how many were answered, and with what else. `work` sees
+/// how many were answered so far.
+pub fn under_load<T>(
+    service: &Service,
+    callers: usize,
+    work: impl FnOnce(&dyn Fn() -> usize) -> T,
+) -> (T, BTreeMap<String, usize>) {
+    use std::sync::Mutex;
+    use std::sync::atomic::AtomicBool;
+    struct Done<'a>(&'a AtomicBool);
+    impl Drop for Done<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let (done, ends) = (AtomicBool::new(false), Mutex::new(BTreeMap::<String, usize>::new()));
+    let result = std::thread::scope(|scope| {
+        for caller in 0..callers {
+            let (done, ends) = (&done, &ends);
+            scope.spawn(move || {
+                let mut client = Client::to(service.address);
+                for number in (0..).take_while(|_| !done.load(Ordering::Relaxed)) {
+                    let payload = format!("{caller} {number}");
+                    client.send(request("POST", "/v1/jobs/echo", &[], &payload));
+                    let end = match client.try_read(PATIENCE) {
+                        Ok(answer) if answer.status == 200 => {
+                            assert_eq!(answer.text(), payload, "each gets its own answer");
+                            "200".to_owned()
+                        }
+                        Ok(answer) => {
+                            // As a caller that is told to come again.
+                            std::thread::sleep(Duration::from_millis(20));
+                            answer.code()
+                        }
+                        Err(why) => panic!("caller {caller} has no answer: {why:?}"),
+                    };
+                    *ends.lock().expect("nobody panics with it").entry(end).or_default() += 1;
+                }
+            });
+        }
+        let _done = Done(&done);
+        let answered = || ends.lock().expect("nobody panics with it").get("200").copied().unwrap_or(0);
+        work(&answered)
+    });
+    (result, ends.into_inner().expect("nobody panicked"))
+}
+
+/// Until so many more were answered.
+#[track_caller]
+pub fn answered_more(answered: &dyn Fn() -> usize, more: usize) {
+    let before = answered();
+    until("callers are answered", PATIENCE, || (answered() >= before + more).then_some(()));
+}
+
+/// What a service held when nothing was wrong with it.
+pub struct Sound(BTreeMap<String, (usize, usize, usize)>);
+
+/// Of each role: processes, and the most descriptors and threads of one.
+fn held(service: &Service) -> BTreeMap<String, (usize, usize, usize)> {
+    let mut all = BTreeMap::new();
+    for pid in all_children(service.pid).into_iter().chain([service.pid]) {
+        let role = words(pid).get(1).cloned().unwrap_or_default();
+        let (descriptors, threads) = holdings(pid);
+        let entry: &mut (usize, usize, usize) = all.entry(role).or_default();
+        *entry = (entry.0 + 1, entry.1.max(descriptors), entry.2.max(threads));
+    }
+    all
+}
+
+impl Sound {
+    /// Looks before the fault.
+    #[track_caller]
+    pub fn before(service: &Service) -> Sound {
+        for page in ["/readyz", "/metrics", "/v1/stats"] {
+            assert_eq!(service.get(page).status, 200, "{page}");
+        }
+        assert_eq!(service.post("/v1/jobs/echo", "1").status, 200);
+        Sound(held(service))
+    }
+
+    /// The fault is gone from now on: ready and quick within 5 s, every accepted job ended, nothing left over.
+    #[track_caller]
+    pub fn again(&self, service: &Service) {
+        let gone = Instant::now();
+        until("it is ready again", BACK, || (service.get("/readyz").status == 200).then_some(()));
+        until("a request is answered at once again", BACK.saturating_sub(gone.elapsed()), || {
+            let begun = Instant::now();
+            let answer = service.post("/v1/jobs/echo", "1");
+            (answer.status == 200 && begun.elapsed() < Duration::from_millis(500)).then_some(())
+        });
+        until("every accepted job has ended", PATIENCE, || {
+            let totals = &service.get("/v1/stats").json()["totals"];
+            (totals["queued"] == 0 && totals["running"] == 0).then_some(())
+        });
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let now = held(service);
+            let is_within = now.len() == self.0.len()
+                && now.iter().all(|(role, now)| {
+                    self.0.get(role).is_some_and(|before| {
+                        now.0 == before.0 && now.1 <= before.1 + KEPT_CONNECTIONS && now.2 <= before.2
+                    })
+                });
+            if is_within {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{now:?} is left instead of {:?} (processes, descriptors, threads)",
+                self.0
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The same, and then it stops by SIGTERM, cleanly.
+    #[track_caller]
+    pub fn over(self, service: Service) -> Ended {
+        self.again(&service);
+        let children = all_children(service.pid);
+        let ended = service.stop();
+        assert_ended(&ended.status, &ended.stderr, Some(0));
+        assert!(!children.iter().any(|pid| is_alive(*pid)), "a child outlives its supervisor");
+        ended
+    }
+}
