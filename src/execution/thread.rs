@@ -109,6 +109,11 @@ impl EngineThread {
         self.order(Order::CutOff);
     }
 
+    /// True if its thread has ended by itself: it has panicked.
+    pub fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
     fn order(&self, order: Order) {
         self.shared.order.fetch_max(order as u8, Ordering::SeqCst);
         self.bell.ring();

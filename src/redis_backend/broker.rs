@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use redis::{Script, Value};
-use serde_json::{Map, Value as Json, json};
+use serde_json::{Map, Value as Json};
 use sha2::{Digest, Sha256};
 
 use super::connection::{Link, bytes, fields, list, number, text};
@@ -350,9 +350,4 @@ pub(super) fn hex(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(2 * bytes.len());
     let _ = crate::job::write_hex(&mut out, bytes);
     out
-}
-
-/// A call's name: one that is repeated has the same.
-pub(super) fn call_name() -> Json {
-    json!(hex(&crate::entropy::Entropy::system().bytes::<8>()))
 }

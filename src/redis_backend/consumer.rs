@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use redis::Value;
 use serde_json::{Map, Value as Json, json};
 
-use super::broker::{Blobs, RedisBroker, call_name, hex};
+use super::broker::{Blobs, RedisBroker, hex};
 use super::connection::{bytes, fields, list, number, text};
 use super::envelope::Forged;
 use super::producer::pushed;
@@ -48,6 +48,8 @@ pub struct RedisConsumer {
     heard: Step,
     away: Option<Away>,
     bell: Bell,
+    /// What its process says of itself.
+    facts: Vec<String>,
     _ear: Ear,
 }
 
@@ -93,6 +95,7 @@ impl RedisBroker {
             heard: Step::default(),
             away: None,
             bell,
+            facts: facts(),
             _ear: ear,
         })
     }
@@ -170,7 +173,7 @@ impl RedisConsumer {
         };
         let releases: Vec<Json> = released.iter().map(release).collect();
         let what = json!({
-            "con": self.id, "g": self.group, "facts": facts(), "call": call_name(), "room": room,
+            "con": self.id, "g": self.group, "facts": self.facts, "call": hex(&self.entropy.bytes::<8>()), "room": room,
             "token": hex(&self.entropy.bytes::<14>()), "commits": named, "releases": releases,
         });
         Said { what, blobs, commits }

@@ -6,8 +6,9 @@ use std::time::Duration;
 use redis::Value;
 use serde_json::{Value as Json, json};
 
-use super::broker::{Blobs, RedisBroker, call_name};
+use super::broker::{Blobs, RedisBroker, hex};
 use super::connection::{fields, list, number, text};
+use crate::entropy::Entropy;
 use crate::handler::Ordering;
 use crate::job::{Finished, InstanceId, JobError, JobId, JobRecord, JobStatus};
 use crate::observe::event;
@@ -23,6 +24,24 @@ impl RedisBroker {
             what["ow"] = (*viewer.name).into();
         }
         self.0.call(&self.0.scripts.control, &what, blobs)
+    }
+
+    /// The record of the job that has the key of this one.
+    fn joined(&self, job: &NewJob, id: &str) -> Result<Submitted, BackendError> {
+        let id = JobId::parse(id).ok_or(BackendError("redis: no id".into()))?;
+        if let Some(record) = self.record(&Viewer::anonymous(), id)? {
+            return Ok(Submitted::Existing(Box::new(record)));
+        }
+        // It has expired since: the key is free. A record that nobody signed keeps it.
+        let mut blobs = Blobs::default();
+        let named = [self.0.job_json(job, &mut blobs)];
+        let again = list(self.0.call(&self.0.scripts.submit, &json!({ "jobs": named }), &blobs)?)?;
+        let again: Vec<String> = again.into_iter().map(text).collect::<Result<_, _>>()?;
+        Ok(match again.first().map(String::as_str) {
+            Some("new") => Submitted::New,
+            Some("full") => Submitted::Refused(Refusal::QueueFull),
+            Some(_) | None => Submitted::Refused(Refusal::IdempotencyMismatch),
+        })
     }
 
     fn one(&self, viewer: &Viewer, what: Json) -> Result<Option<JobRecord>, BackendError> {
@@ -45,26 +64,20 @@ impl Producer for RedisBroker {
         let named: Vec<Json> = jobs.iter().map(|job| self.0.job_json(job, &mut blobs)).collect();
         let answers = list(self.0.call(&self.0.scripts.submit, &json!({ "jobs": named }), &blobs)?)?;
         let answers: Vec<String> = answers.into_iter().map(text).collect::<Result<_, _>>()?;
-        let existing = |id: &str| -> Result<Submitted, BackendError> {
-            let id = JobId::parse(id).ok_or(BackendError("redis: no id".into()))?;
-            // One that has expired since, or that nobody signed, cannot be joined; a second try finds it gone.
-            let gone = || BackendError("redis: the job of this key has gone meanwhile".into());
-            let record = self.record(&Viewer::anonymous(), id)?.ok_or_else(gone)?;
-            Ok(Submitted::Existing(Box::new(record)))
-        };
-        let read = |answer: &String| match answer.as_str() {
-            "new" => Ok(Submitted::New),
-            "full" => Ok(Submitted::Refused(Refusal::QueueFull)),
-            "unknown" => Ok(Submitted::Refused(Refusal::UnknownHandler)),
-            "mismatch" => Ok(Submitted::Refused(Refusal::IdempotencyMismatch)),
-            id => existing(id),
-        };
+        let mut out = Vec::with_capacity(jobs.len());
         for (job, answer) in jobs.iter().zip(&answers) {
-            if answer == "new" {
-                pushed(job);
-            }
+            out.push(match answer.as_str() {
+                "new" => {
+                    pushed(job);
+                    Submitted::New
+                }
+                "full" => Submitted::Refused(Refusal::QueueFull),
+                "unknown" => Submitted::Refused(Refusal::UnknownHandler),
+                "mismatch" => Submitted::Refused(Refusal::IdempotencyMismatch),
+                id => self.joined(job, id)?,
+            });
         }
-        answers.iter().map(read).collect()
+        Ok(out)
     }
 
     fn record(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError> {
@@ -95,7 +108,9 @@ impl Producer for RedisBroker {
         viewer: &Viewer,
         id: JobId,
     ) -> Result<Option<Result<JobRecord, JobStatus>>, BackendError> {
-        let what = json!({ "do": "retry", "id": id.to_string(), "call": call_name() });
+        // A call that is repeated has the same name.
+        let call = hex(&Entropy::system().bytes::<8>());
+        let what = json!({ "do": "retry", "id": id.to_string(), "call": call });
         match self.control(Some(viewer), what, &Blobs::default())? {
             Value::BulkString(word) => {
                 Ok(std::str::from_utf8(&word).ok().and_then(JobStatus::parse).map(Err))

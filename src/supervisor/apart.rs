@@ -172,6 +172,10 @@ impl Apart {
 
     /// `Some` once it may end.
     fn look(&mut self, now_ms: u64) -> Option<Exit> {
+        if self.engine.has_ended() {
+            log::error!("the engine's thread has ended: this process is replaced");
+            return Some(Exit::Failed);
+        }
         let state = self.engine.state();
         let stops = self.drain_until_ms.is_some() || self.leaving;
         if stops && state.health == Health::Drained {

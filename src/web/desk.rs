@@ -3,6 +3,7 @@
 //! under way, so a lone question goes at once and many share a round trip.
 
 use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::bell::{Bell, lock};
@@ -51,7 +52,7 @@ pub enum Told {
 /// See the module.
 pub(super) enum Desk {
     Here { producer: Arc<dyn Producer>, upkeep: Arc<dyn Upkeep>, told: Vec<Told> },
-    Thread { clerk: Arc<Clerk>, upkeep: Arc<dyn Upkeep> },
+    Thread { clerk: Arc<Clerk>, upkeep: Arc<dyn Upkeep>, thread: JoinHandle<()> },
 }
 
 impl Desk {
@@ -69,8 +70,8 @@ impl Desk {
         let clerk = Arc::new(Clerk { tray: Mutex::default(), filled: Condvar::new() });
         let (works, keeps) = (clerk.clone(), upkeep.clone());
         let thread = std::thread::Builder::new().name("desk".into());
-        thread.spawn(move || works.work(&*producer, &*keeps, &bell))?;
-        Ok(Desk::Thread { clerk, upkeep })
+        let thread = thread.spawn(move || works.work(&*producer, &*keeps, &bell))?;
+        Ok(Desk::Thread { clerk, upkeep, thread })
     }
 
     pub(super) fn ask(&mut self, asks: Vec<Ask>) {
@@ -96,6 +97,14 @@ impl Desk {
                 lock(&clerk.tray).lost.push(name);
                 clerk.filled.notify_one();
             }
+        }
+    }
+
+    /// False once its thread has ended, which is a bug of ours: nobody would be answered any more.
+    pub(super) fn is_staffed(&self) -> bool {
+        match self {
+            Desk::Here { .. } => true,
+            Desk::Thread { thread, .. } => !thread.is_finished(),
         }
     }
 

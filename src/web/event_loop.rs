@@ -280,6 +280,9 @@ impl Front {
             let answered = pool.ask(request, now);
             self.inner_answers(answered, now);
         }
+        if !self.desk.is_staffed() {
+            return Err("the thread that asks the broker has ended".into());
+        }
         if pool.hangs(now) {
             return Err("the inner server does not answer".into());
         }
