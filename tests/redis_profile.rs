@@ -459,7 +459,6 @@ fn r2_calls_whose_answers_are_lost_are_repeated_and_take_effect_once() {
     let last = counted(&mut client, 0).expect("nothing is in the way");
     let submitted = totals(&service)["submitted"].as_u64().expect("a number");
     assert_eq!(last, submitted, "each job that was accepted has counted once ({refused} refused)");
-    assert!(service.metric("reply_duplicate_total") > 0.0, "commits were said twice");
     assert_eq!(service.stop().status.code(), Some(0));
 }
 

@@ -40,6 +40,18 @@ fn assert_said(output: &Output, code: i32, words: &[&str]) {
 }
 
 #[test]
+fn serve_on_redis_is_ready_when_it_says_so() {
+    let server = Server::start(&[]);
+    let deployment = Deployment::on(&server);
+    for _ in 0..5 {
+        let service = deployment.serve(&[]);
+        let answer = service.get("/readyz");
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert_ended_well(service);
+    }
+}
+
+#[test]
 fn serve_on_redis_answers_replays_and_records() {
     let server = Server::start(&[]);
     let service = Deployment::on(&server).serve(&[]);
@@ -56,7 +68,7 @@ fn serve_on_redis_answers_replays_and_records() {
     assert_eq!(first.header("cofferdam-job-id"), second.header("cofferdam-job-id"));
     assert_eq!(service.request("POST", "/v1/jobs/echo", &key, "2").code(), "idempotency_mismatch");
 
-    let id = service.submit("/v1/jobs/echo", &[], "{\"a\":1}");
+    let id = service.submit("/v1/jobs/echo", &["Content-Type: application/json"], "{\"a\":1}");
     let record = service.record_when(&id, "succeeded");
     assert_eq!((&record["result"], &record["deliveries"]), (&json!({"a": 1}), &json!(1)), "{record}");
     assert_text(&service.get(&format!("/v1/jobs/{id}/result")), "{\"a\":1}");
@@ -79,10 +91,18 @@ fn serve_on_redis_cancels_retries_pauses_and_delays() {
     service.record_when(&runs, "running");
     let waits = service.submit("/v1/jobs/echo", &[], "2");
     let record = service.record(&waits);
-    assert_eq!((&record["status"], &record["waiting_for"]["reason"]), (&json!("queued"), &json!("workers")), "{record}");
+    assert_eq!(
+        (&record["status"], &record["waiting_for"]["reason"]),
+        (&json!("queued"), &json!("workers")),
+        "{record}"
+    );
     for id in [&waits, &runs] {
         let cancelled = service.request("DELETE", &format!("/v1/jobs/{id}"), &[], "");
-        assert_eq!((cancelled.status, &cancelled.json()["status"]), (200, &json!("cancelled")), "{cancelled:?}");
+        assert_eq!(
+            (cancelled.status, &cancelled.json()["status"]),
+            (200, &json!("cancelled")),
+            "{cancelled:?}"
+        );
     }
     // The worker is free at once, so this one runs.
     assert_text(&service.post("/v1/jobs/echo", "3"), "3");
@@ -92,12 +112,18 @@ fn serve_on_redis_cancels_retries_pauses_and_delays() {
     let again = service.request("POST", &format!("/v1/jobs/{waits}/retry"), &[], "");
     assert_eq!(again.code(), "not_retryable");
 
-    assert_eq!(service.post("/v1/handlers/echo/pause", "").json(), json!({"handler": "echo", "paused": true}));
+    assert_eq!(
+        service.post("/v1/handlers/echo/pause", "").json(),
+        json!({"handler": "echo", "paused": true})
+    );
     let held = service.submit("/v1/jobs/echo", &[], "4");
     assert_eq!(service.record(&held)["waiting_for"]["reason"], "paused");
     assert_text(&service.post("/v1/jobs/sleep", r#"{"ms":1}"#), r#"{"slept_ms":1}"#);
     assert_eq!(service.record(&held)["status"], "queued");
-    assert_eq!(service.post("/v1/handlers/echo/resume", "").json(), json!({"handler": "echo", "paused": false}));
+    assert_eq!(
+        service.post("/v1/handlers/echo/resume", "").json(),
+        json!({"handler": "echo", "paused": false})
+    );
     let resumed = Instant::now();
     service.record_when(&held, "succeeded");
     assert!(resumed.elapsed() < Duration::from_secs(1), "it was woken after {:?}", resumed.elapsed());
@@ -152,8 +178,7 @@ fn p5_jobs_outlive_the_web_process_that_took_them_and_can_be_read_from_the_next_
     let server = Server::start(&[]);
     let service = Deployment::on(&server).serve(&[]);
     let sound = Sound::before(&service);
-    let jobs: Vec<String> =
-        (0..12).map(|_| service.submit("/v1/jobs/sleep", &[], r#"{"ms":400}"#)).collect();
+    let jobs: Vec<String> = (0..12).map(|_| service.submit("/v1/jobs/sleep", &[], r#"{"ms":400}"#)).collect();
     let mut waiting = sleeper(&service, 400);
     waiters(&service, 1.0);
     let (web, executor) = (service.child("web"), service.child("executor"));
@@ -195,8 +220,7 @@ fn p6_a_killed_supervisor_takes_all_with_it_and_the_next_one_finishes_its_jobs()
     let server = Server::start(&[]);
     let deployment = Deployment::on(&server).with(SHORT_LEASE);
     let service = deployment.serve(&[]);
-    let jobs: Vec<String> =
-        (0..3).map(|_| service.submit("/v1/jobs/sleep", &[], r#"{"ms":500}"#)).collect();
+    let jobs: Vec<String> = (0..3).map(|_| service.submit("/v1/jobs/sleep", &[], r#"{"ms":500}"#)).collect();
     running(&service, 3);
     let children = all_children(service.pid);
     assert_eq!(children.len(), 2);
@@ -234,7 +258,11 @@ fn p12_a_drain_finishes_what_runs_and_leaves_what_is_queued_for_the_next_start()
     drop(waiting);
     let ended = service.ended();
     assert_ended(&ended.status, &ended.stderr, Some(0));
-    assert!(begun.elapsed() < Duration::from_millis(3_000), "queued ones hold up nobody: {:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_millis(3_000),
+        "queued ones hold up nobody: {:?}",
+        begun.elapsed()
+    );
     let next = deployment.serve(&[r#"runtime.platform.process_groups=[{"name":"execution","workers":5}]"#]);
     for id in &queued {
         let record = next.record_when(id, "succeeded");
@@ -281,7 +309,9 @@ fn p12_a_second_signal_forces_the_stop_and_exits_4() {
     let id = service.submit("/v1/jobs/sleep", &[], r#"{"ms":600000}"#);
     service.record_when(&id, "running");
     service.terminate();
-    until("it drains", PATIENCE, || (service.get("/readyz").status == 503).then_some(()));
+    until("it drains", PATIENCE, || service.stderr().contains("lifecycle.draining").then_some(()));
+    // Whoever has nothing left to do has time to say so.
+    std::thread::sleep(Duration::from_millis(100));
     let begun = Instant::now();
     service.terminate();
     let ended = service.ended();
@@ -303,8 +333,7 @@ fn any_web_process_knows_any_job_and_wakes_whoever_waits_for_it() {
     here.record_when(&early, "succeeded");
 
     // Two executors of one worker each: two at once.
-    let ids: Vec<String> =
-        (0..2).map(|_| here.submit("/v1/jobs/sleep", &[], r#"{"ms":600}"#)).collect();
+    let ids: Vec<String> = (0..2).map(|_| here.submit("/v1/jobs/sleep", &[], r#"{"ms":600}"#)).collect();
     running(&there, 2);
     let mut waits: Vec<Client> = ids
         .iter()
@@ -399,9 +428,8 @@ fn p12_a_lone_executor_drains_and_exits_0_or_names_what_it_cut_off_and_exits_4()
 #[test]
 fn p15_deployments_with_other_prefixes_in_one_server_do_not_see_each_other() {
     let server = Server::start(&[]);
-    let deployment = |prefix: &str| {
-        Deployment::on(&server).with(&format!("runtime.platform.redis.key_prefix={prefix}"))
-    };
+    let deployment =
+        |prefix: &str| Deployment::on(&server).with(&format!("runtime.platform.redis.key_prefix={prefix}"));
     let (one, other) = (deployment("one"), deployment("other"));
     let web = one.web(&cofferdam(), &[]);
     let serves = other.serve(&[]);
@@ -471,14 +499,19 @@ fn check_says_what_the_server_promises_and_where_each_value_came_from() {
     let output = run(&mut deployment.command(&cofferdam(), "check", &[]), b"");
     assert_said(&output, 0, &[]);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    for words in ["every accepted job and every commit survives a crash of the server", "supervised-redis", "--set"] {
+    for words in
+        ["every accepted job and every commit survives a crash of the server", "supervised-redis", "--set"]
+    {
         assert!(said.contains(words), "no {words:?} in {said}");
     }
     assert!(!said.contains(aftermath::SECRET));
     let output = run(deployment.command(&cofferdam(), "check", &[]).arg("--json"), b"");
     assert_said(&output, 0, &[]);
     let json: Value = serde_json::from_slice(&output.stdout).expect("JSON and nothing else");
-    assert_eq!((&json["profile"], &json["runtime"]["platform"]["queue"]["backend"]), (&json!("supervised-redis"), &json!("redis")));
+    assert_eq!(
+        (&json["profile"], &json["runtime"]["platform"]["queue"]["backend"]),
+        (&json!("supervised-redis"), &json!("redis"))
+    );
 }
 
 #[test]

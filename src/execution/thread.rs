@@ -57,6 +57,8 @@ enum Order {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineState {
     pub health: Health,
+    /// Its first turn is over: the broker knows of it, or is away.
+    pub has_turned: bool,
     /// Deliveries that came to an outcome.
     pub finished: u64,
     /// Jobs that were given back by force.
@@ -72,7 +74,8 @@ impl EngineThread {
         upkeep: Option<Arc<dyn Upkeep>>,
         changed: Bell,
     ) -> Result<EngineThread, String> {
-        let state = EngineState { health: Health::Working, finished: 0, cut_off: Vec::new() };
+        let state =
+            EngineState { health: Health::Working, has_turned: false, finished: 0, cut_off: Vec::new() };
         let shared = Arc::new(Shared { order: AtomicU8::new(Order::Work as u8), state: Mutex::new(state) });
         let Crew { workers, handlers, limits, clock } = crew;
         // The workers ring for the thread, so the thread is there first and waits for its engine.
@@ -154,6 +157,7 @@ impl Shared {
             }
             state.health = engine.health(now);
             state.finished = engine.finished();
+            state.has_turned = true;
             let before = std::mem::replace(&mut *lock(&self.state), state.clone());
             if before.health != state.health && state.health == Health::Stuck {
                 log::error!("a handler ignores its timeout; its worker thread is lost until it returns");

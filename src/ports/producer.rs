@@ -139,6 +139,8 @@ pub struct Filter {
     pub handler: Option<String>,
     /// At most so many, newest first.
     pub limit: usize,
+    /// Results are not looked at: they may be left out.
+    pub bare: bool,
 }
 
 /// Counts of durations below each of [`Histogram::BOUNDS`].

@@ -18,8 +18,8 @@ use crate::controls::{Control, is_off};
 use crate::handler::{HandlerSpec, OnDead, Ordering};
 use crate::job::{JobId, JobRecord, JobStatus, WaitingFor};
 use crate::limits::{
-    CONTEXT_BYTES, DOORBELL_RESULT_BYTES, DOORBELLS_AN_ENTRY, INBOX_DOORBELLS, LANE_AFFINITY, PROCESS_LIVES,
-    QUEUED_BYTES, RUN_JOBS,
+    CONTEXT_BYTES, DOORBELL_RESULT_BYTES, DOORBELLS_AN_ENTRY, FRAME_OVERHEAD_BYTES, INBOX_DOORBELLS,
+    LANE_AFFINITY, PROCESS_LIVES, QUEUED_BYTES, RUN_JOBS,
 };
 use crate::ports::{BackendError, NewJob, Rules};
 
@@ -237,6 +237,7 @@ fn lua_config(settings: &Settings) -> String {
         ("con", micros(PROCESS_LIVES)),
         ("tag", crate::mac::MAC_BYTES as u64),
         ("quarantine", QUARANTINE_MS),
+        ("envelope", (rules.max_payload + FRAME_OVERHEAD_BYTES) as u64),
         ("sweep", micros(SWEEP_EVERY)),
     ] {
         let _ = write!(out, "{name}={value},");
@@ -297,6 +298,7 @@ impl Shared {
         put("nb", u64::try_from(job.delay.as_micros()).unwrap_or(u64::MAX).into());
         put("pb", job.payload.bytes.len().into());
         put("env", blobs.add(self.signer.seal_job(job, timeout, self.now())).into());
+        put("pl", blobs.add(job.payload.bytes.to_vec()).into());
         put("x", blobs.add(self.signer.sign_loss(job.id)).into());
         if let Some(idempotency) = &job.idempotency {
             let scope = [&*job.owner, &*job.handler, &*idempotency.key].join("\0");
@@ -313,7 +315,7 @@ impl Shared {
         }
         let [id, env, status, deliveries, started, finished, result, _, waiting] = fields(value)?;
         let Some(id) = JobId::parse(&text(id)?) else { return Ok(None) };
-        let Ok((spec, _)) = self.signer.open_job(id, &bytes(env)?) else { return Ok(None) };
+        let Ok(sealed) = self.signer.open_job(id, &bytes(env)?) else { return Ok(None) };
         let Some(status) = JobStatus::parse(&text(status)?) else { return Ok(None) };
         let time = |value| text(value).map(|text| text.parse().ok().map(Timestamp));
         let ended = match status.is_terminal() {
@@ -324,10 +326,11 @@ impl Shared {
             return Ok(None);
         }
         let waiting: Vec<String> = list(waiting)?.into_iter().map(text).collect::<Result<_, _>>()?;
-        let until = || Timestamp(waiting[1].parse().unwrap_or(0));
+        let what = waiting.get(1).map(String::as_str).unwrap_or_default();
+        let until = || Timestamp(what.parse().unwrap_or(0));
         let waiting_for = match waiting.first().map(String::as_str) {
             Some("paused") => Some(WaitingFor::Paused),
-            Some("lane") => JobId::parse(&waiting[1]).map(WaitingFor::Lane),
+            Some("lane") => JobId::parse(what).map(WaitingFor::Lane),
             Some("backoff") => Some(WaitingFor::Backoff(until())),
             Some("delay") => Some(WaitingFor::Delay(until())),
             Some("workers") => Some(WaitingFor::Workers),
@@ -335,7 +338,7 @@ impl Shared {
             None => None,
         };
         Ok(Some(JobRecord {
-            spec: Arc::new(spec),
+            spec: Arc::new(sealed.spec),
             status,
             deliveries: u32::try_from(number(deliveries)?).unwrap_or(u32::MAX),
             started_at: time(started)?,

@@ -141,7 +141,11 @@ fn log_notices(notices: Value) -> Result<(), BackendError> {
     for notice in list(notices)? {
         let [name, job, cause, trace] = fields(notice)?;
         let (name, job, cause, trace) = (text(name)?, text(job)?, text(cause)?, text(trace)?);
-        let level = if name == "queue.dead" { log::Level::Warn } else { log::Level::Info };
+        let level = match name.as_str() {
+            "queue.forged" => log::Level::Error,
+            "queue.dead" => log::Level::Warn,
+            _ => log::Level::Info,
+        };
         event(level, &name).field("trace_id", &trace).field("job_id", &job).field("cause", &cause).emit();
     }
     Ok(())
@@ -341,28 +345,25 @@ impl RedisConsumer {
         out.into()
     }
 
-    /// A signed job in another handler's lane is as good as forged.
-    fn is_of(&self, spec: &JobSpec, handler: &str) -> Result<(), Forged> {
-        if *spec.handler == *handler { Ok(()) } else { Err(Forged) }
-    }
-
     fn lease_of(&mut self, value: Value) -> Result<Option<Lease>, BackendError> {
-        let [number_, token, handler, kind, version, state, jobs] = fields(value)?;
+        let [number_, token, handler, kind, version, state, jobs, lane] = fields(value)?;
         let number = number(number_)?;
         let token = parse_hex(&bytes(token)?).ok_or(BackendError("redis: no token".into()))?;
         let handler: Arc<str> = Arc::from(text(handler)?);
         let version = Version(super::connection::number(version)?);
         let lease = LeaseRef { number, token };
         let mut leased = Vec::new();
-        let kind = text(kind)?;
+        let (kind, lane) = (text(kind)?, text(lane)?);
         for job in list(jobs)? {
-            let [id, env, delivery, fence, context] = fields(job)?;
+            let [id, env, delivery, fence, context, payload] = fields(job)?;
             let id = parse_hex(&bytes(id)?).map(JobId).ok_or(BackendError("redis: no id".into()))?;
-            let opened = self.broker.0.signer.open_job(id, &env_bytes(env));
-            let Ok((spec, payload)) = opened.and_then(|job| self.is_of(&job.0, &handler).map(|()| job))
+            let opened = self.broker.0.signer.open_job(id, &bytes(env).unwrap_or_default());
+            let opened = opened.and_then(|sealed| sealed.with_payload(bytes(payload).unwrap_or_default()));
+            let is_ordered = kind != "none";
+            let Ok((spec, payload)) =
+                opened.and_then(|job| is_of(&job.0, &lane, &handler, is_ordered).map(|()| job))
             else {
                 let own = if kind == "none" { id.to_string() } else { String::new() };
-                event(log::Level::Error, "queue.forged").field("job_id", &id.to_string()).emit();
                 let mut what = lease_json(lease);
                 what.extend([
                     ("do".to_owned(), "quarantine".into()),
@@ -386,8 +387,9 @@ impl RedisConsumer {
             _ => StateAt::Whole(version, self.broker.0.entries(&map, state)?),
         };
         let jobs: Vec<Arc<JobSpec>> = leased.iter().map(|job| job.spec.clone()).collect();
-        log_claimed(&jobs[0]);
-        let own = if state == StateAt::Stateless { jobs[0].id.to_string() } else { String::new() };
+        let Some(first) = jobs.first() else { return Ok(None) };
+        log_claimed(first);
+        let own = if state == StateAt::Stateless { first.id.to_string() } else { String::new() };
         self.held.insert(number, Held { state: map, own, jobs });
         Ok(Some(Lease { lease, handler, state, jobs: leased }))
     }
@@ -399,9 +401,13 @@ fn lease_json(lease: LeaseRef) -> Map<String, Json> {
     named.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect()
 }
 
-/// An envelope that is not there, or no text, is signed by nobody.
-fn env_bytes(env: Value) -> Vec<u8> {
-    bytes(env).unwrap_or_default()
+/// A signed job in another handler's lane, or in that of another key, is as good as forged.
+fn is_of(spec: &JobSpec, lane: &str, handler: &str, is_ordered: bool) -> Result<(), Forged> {
+    let own = match is_ordered {
+        true => state_map(handler, spec.ordering_key.as_deref()) == format!("state:{lane}"),
+        false => spec.id.to_string() == lane,
+    };
+    if own && *spec.handler == *handler { Ok(()) } else { Err(Forged) }
 }
 
 fn follow_up(parent: &JobSpec, job: &FollowUp, entropy: &mut Entropy) -> NewJob {

@@ -7,6 +7,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
+
 use crate::clock::Timestamp;
 use crate::codec::{Cursor, Malformed, put_bytes, put_text};
 use crate::config::secret::Secret;
@@ -31,6 +33,26 @@ pub struct Signer {
     job: MacKey,
     outcome: MacKey,
     entry: MacKey,
+}
+
+/// A job whose signature held.
+pub struct SealedJob {
+    pub spec: JobSpec,
+    media_type: MediaType,
+    payload_hash: [u8; 32],
+}
+
+impl SealedJob {
+    /// With its payload, if that is the one that was signed.
+    ///
+    /// # Errors
+    /// It is another one.
+    pub fn with_payload(self, bytes: Vec<u8>) -> Result<(JobSpec, Payload), Forged> {
+        if Sha256::digest(&bytes)[..] != self.payload_hash {
+            return Err(Forged);
+        }
+        Ok((self.spec, Payload { media_type: self.media_type, bytes: Arc::from(bytes) }))
+    }
 }
 
 /// What processes of a deployment sign with: `HKDF-Extract(salt "cofferdam/1 envelope", R)`.
@@ -71,10 +93,11 @@ impl Signer {
         out
     }
 
-    /// A job as it is accepted.
+    /// A job as it is accepted. Its payload stands beside it, and is signed by its hash: who looks at a record need not
+    /// read it.
     #[must_use]
     pub fn seal_job(&self, job: &NewJob, timeout: Duration, submitted_at: Timestamp) -> Vec<u8> {
-        let mut out = Vec::with_capacity(128 + job.payload.bytes.len());
+        let mut out = Vec::with_capacity(256);
         put_text(&mut out, &job.owner);
         put_text(&mut out, &job.handler);
         out.push(u8::from(job.ordering_key.is_some()));
@@ -85,7 +108,7 @@ impl Signer {
         out.extend_from_slice(&u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX).to_be_bytes());
         out.push(u8::from(job.one_line));
         put_text(&mut out, job.payload.media_type.as_str());
-        put_bytes(&mut out, &job.payload.bytes);
+        out.extend_from_slice(&Sha256::digest(&job.payload.bytes));
         self.seal(&self.job, &[&job.id.0], out)
     }
 
@@ -93,7 +116,7 @@ impl Signer {
     ///
     /// # Errors
     /// It was not.
-    pub fn open_job(&self, id: JobId, sealed: &[u8]) -> Result<(JobSpec, Payload), Forged> {
+    pub fn open_job(&self, id: JobId, sealed: &[u8]) -> Result<SealedJob, Forged> {
         let mut fields = Cursor::new(self.open(&self.job, &[&id.0], sealed)?);
         let (owner, handler) = (Arc::from(fields.text()?), Arc::from(fields.text()?));
         let keyed = fields.u8()? == 1;
@@ -104,10 +127,10 @@ impl Signer {
         let timeout = Duration::from_micros(fields.u64()?);
         let one_line = fields.u8()? == 1;
         let media_type = MediaType::parse(fields.text()?).ok_or(Forged)?;
-        let payload = Payload { media_type, bytes: Arc::from(fields.bytes()?) };
+        let payload_hash = fields.array()?;
         fields.finish()?;
         let spec = JobSpec { id, owner, handler, ordering_key, trace, submitted_at, timeout, one_line };
-        Ok((spec, payload))
+        Ok(SealedJob { spec, media_type, payload_hash })
     }
 
     /// How a delivery ended.

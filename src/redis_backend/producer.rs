@@ -1,6 +1,7 @@
 //! The submitting side: what web asks of the broker.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use redis::Value;
@@ -10,7 +11,7 @@ use super::broker::{Blobs, RedisBroker, hex};
 use super::connection::{fields, list, number, text};
 use crate::entropy::Entropy;
 use crate::handler::Ordering;
-use crate::job::{Finished, InstanceId, JobError, JobId, JobRecord, JobStatus};
+use crate::job::{Finished, InstanceId, JobError, JobId, JobRecord, JobStatus, Payload};
 use crate::observe::event;
 use crate::ports::{
     BackendError, Filter, HandlerStats, Histogram, NewJob, ProcessStats, Producer, Refusal, Stats, Submitted,
@@ -47,6 +48,20 @@ impl RedisBroker {
     fn one(&self, viewer: &Viewer, what: Json) -> Result<Option<JobRecord>, BackendError> {
         let records = list(self.control(Some(viewer), what, &Blobs::default())?)?;
         records.into_iter().next().map_or(Ok(None), |record| self.0.record(record))
+    }
+}
+
+/// Records that are read together for a list.
+const RECORDS_AT_ONCE: usize = 4;
+
+/// For a list that shows no results.
+fn without_result(finished: Arc<Finished>) -> Arc<Finished> {
+    match &finished.result {
+        Ok(payload) => {
+            let payload = Payload { media_type: payload.media_type.clone(), bytes: Arc::from([]) };
+            Arc::new(Finished { status: finished.status, result: Ok(payload) })
+        }
+        Err(_) => finished,
     }
 }
 
@@ -132,8 +147,22 @@ impl Producer for RedisBroker {
         if let Some(status) = filter.status {
             what["s"] = status.as_str().into();
         }
-        let records = list(self.control(Some(viewer), what, &Blobs::default())?)?;
-        records.into_iter().filter_map(|record| self.0.record(record).transpose()).collect()
+        let ids = list(self.control(Some(viewer), what, &Blobs::default())?)?;
+        let ids: Vec<String> = ids.into_iter().map(text).collect::<Result<_, _>>()?;
+        let mut out = Vec::with_capacity(ids.len());
+        // A record comes with its result, which its signature covers: a few at a time.
+        for some in ids.chunks(RECORDS_AT_ONCE) {
+            let what = json!({ "do": "records", "ids": some });
+            for record in list(self.control(Some(viewer), what, &Blobs::default())?)? {
+                if let Some(mut record) = self.0.record(record)? {
+                    if filter.bare {
+                        record.finished = record.finished.map(without_result);
+                    }
+                    out.push(record);
+                }
+            }
+        }
+        Ok(out)
     }
 
     fn stats(&self) -> Result<Stats, BackendError> {

@@ -83,9 +83,16 @@ pub(super) fn serve_apart(
     let engine = EngineThread::start(crew, connect, None, bell.clone())?;
     let wear = Wear::new(setup.config.runtime.platform.process_groups[group].clone());
     let name = name.get().cloned().unwrap_or_default();
-    let mut apart =
-        Apart { engine, wear, master, asked: false, drain_until_ms: None, leaving: false, cut_at_ms: None };
-    apart.say_ready(&name, workers);
+    let mut apart = Apart {
+        engine,
+        wear,
+        master,
+        unsaid: Some(format!("{name} {workers}")),
+        asked: false,
+        drain_until_ms: None,
+        leaving: false,
+        cut_at_ms: None,
+    };
     let mut events = Events::with_capacity(16);
     loop {
         let now_ms = monotonic_millis();
@@ -107,6 +114,8 @@ struct Apart {
     engine: EngineThread,
     wear: Wear,
     master: Master,
+    /// `Some` until it has said that it is ready: its name at the broker, and its workers.
+    unsaid: Option<String>,
     /// It has asked to be replaced.
     asked: bool,
     /// `Some` iff it was told to stop: until then what runs may finish.
@@ -118,13 +127,13 @@ struct Apart {
 }
 
 impl Apart {
-    fn say_ready(&mut self, name: &str, workers: usize) {
+    fn say_ready(&mut self, name: String) {
         match &mut self.master {
             // Should this process be lost, its leases need not run out: the supervisor tells its name.
-            Master::Supervisor(control) => control.send(&ToParent::Ready(format!("{name} {workers}"))),
+            Master::Supervisor(control) => control.send(&ToParent::Ready(name)),
             Master::Signals(..) => {
                 say(std::io::stdout(), &format!("ready executor pid={}\n", std::process::id()));
-                event(log::Level::Info, "lifecycle.ready").field("consumer", name).emit();
+                event(log::Level::Info, "lifecycle.ready").field("consumer", &name).emit();
             }
         }
     }
@@ -177,6 +186,11 @@ impl Apart {
             return Some(Exit::Failed);
         }
         let state = self.engine.state();
+        if state.has_turned
+            && let Some(name) = self.unsaid.take()
+        {
+            self.say_ready(name);
+        }
         let stops = self.drain_until_ms.is_some() || self.leaving;
         if stops && state.health == Health::Drained {
             return Some(self.end(&state.cut_off));

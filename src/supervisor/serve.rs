@@ -77,6 +77,7 @@ fn supervise(setup: &Setup) -> Result<Exit, String> {
         channel: None,
         is_redis: setup.uses_redis(),
         consumers: HashMap::new(),
+        web_drained: None,
         gave_up: None,
     }
     .run(poll, stop, child);
@@ -170,6 +171,8 @@ struct Supervisor<'a> {
     is_redis: bool,
     /// The executors' names there, by slot.
     consumers: HashMap<usize, String>,
+    /// Web's drain is over, with so many jobs cut off.
+    web_drained: Option<u64>,
     /// Why a child cannot be kept running.
     gave_up: Option<String>,
 }
@@ -232,6 +235,9 @@ impl Supervisor<'_> {
             self.on(Event::AllReady, now_ms);
         }
         if self.fleet.executors_stopped() {
+            if let Some(count) = self.web_drained.take() {
+                self.on(Event::Drained(count), now_ms);
+            }
             self.on(Event::ExecutorsGone, now_ms);
         }
         if self.fleet.all_stopped() {
@@ -273,6 +279,8 @@ impl Supervisor<'_> {
                 log_writer::name_cut_off(&jobs);
                 self.on(Event::CutOff, now_ms);
             }
+            // On Redis what runs is the executors' to finish: the drain is over when they have ended, too.
+            FleetEvent::Drained(count) if self.is_redis => self.web_drained = Some(count),
             FleetEvent::Drained(count) => self.on(Event::Drained(count), now_ms),
             FleetEvent::GaveUp(why) => {
                 self.gave_up = Some(why);

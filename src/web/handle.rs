@@ -11,6 +11,7 @@ use super::http1::{Head, refused};
 use super::respond::{Answer, record_json};
 use super::routes::{Route, parameter};
 use super::submission::{Prefer, Submission, number};
+use super::waiters::said;
 use crate::clock::Timestamp;
 use crate::job::{Finished, JobId, JobRecord, Payload, Trace};
 use crate::observe::event;
@@ -204,6 +205,10 @@ impl Core {
             }
             Prefer::Nothing => (WaitKind::Result, self.settings.reply_timeout),
         };
+        if asked.ended.is_some() {
+            let trace = self.trace_of(number);
+            said("reply.delivered", id, Some(&trace), "");
+        }
         let ended = asked.ended.clone().or_else(|| joined.and_then(|record| record.finished.clone()));
         let wait_for = Wait { job: id, kind, headers };
         match ended {

@@ -137,7 +137,8 @@ impl Pages {
             return Err(BAD_LIMIT);
         }
         let handler = parameter(query, "handler").filter(|text| !text.is_empty()).map(str::to_owned);
-        let records = self.producer.list(&Viewer::anonymous(), &Filter { status, handler, limit })?;
+        let records =
+            self.producer.list(&Viewer::anonymous(), &Filter { status, handler, limit, bare: true })?;
         let records: Vec<String> = records.iter().map(|record| record_json(record, false)).collect();
         Ok(Answer::json(200, format!(r#"{{"jobs":[{}]}}"#, records.join(","))))
     }

@@ -64,7 +64,10 @@ impl Core {
         };
         for number in waiting {
             let Some(conn) = self.conns.get_mut(&number) else { continue };
-            said("reply.delivered", job, conn.current.trace.as_ref(), "");
+            // Who is not known to be accepted yet is told so first.
+            if !matches!(conn.phase, Phase::Asked(_)) {
+                said("reply.delivered", job, conn.current.trace.as_ref(), "");
+            }
             match &mut conn.phase {
                 Phase::Asked(asked) => asked.ended = Some(finished.clone()),
                 Phase::Waiting(wait) => {
@@ -389,7 +392,7 @@ impl Core {
 }
 
 /// A boundary event of a reply.
-fn said(name: &str, job: JobId, trace: Option<&Trace>, cause: &str) {
+pub(super) fn said(name: &str, job: JobId, trace: Option<&Trace>, cause: &str) {
     let trace = trace.map(Trace::id_text).unwrap_or_default();
     event(log::Level::Debug, name)
         .field("trace_id", &trace)

@@ -42,7 +42,8 @@ fn spawn(command: Command) -> Child {
         std::thread::spawn(move || {
             for (mut command, child) in orders {
                 let started = command.spawn();
-                let started = started.expect("setpriv and redis-server are installed (tools/test installs them)");
+                let started =
+                    started.expect("setpriv and redis-server are installed (tools/test installs them)");
                 let _ = child.send(started);
             }
         });
@@ -95,7 +96,10 @@ impl Server {
         self.begin();
         until("redis-server answers", PATIENCE, || {
             let mut connection = self.try_connect().ok()?;
-            redis::cmd("PING").query::<String>(&mut connection).ok()
+            match redis::cmd("PING").query::<String>(&mut connection) {
+                Ok(_) => Some(()),
+                Err(error) => (error.code() == Some("NOAUTH")).then_some(()),
+            }
         });
     }
 
@@ -294,9 +298,7 @@ impl Executor {
         let mut child = command.spawn().expect("it can be started");
         let (said, lines) = channel();
         let stdout = BufReader::new(child.stdout.take().expect("it is piped"));
-        std::thread::spawn(move || {
-            stdout.lines().map_while(Result::ok).try_for_each(|line| said.send(line))
-        });
+        std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| said.send(line)));
         let mut stderr = child.stderr.take().expect("it is piped");
         let errors = std::thread::spawn(move || {
             let mut bytes = Vec::new();
@@ -323,8 +325,9 @@ impl Executor {
     #[track_caller]
     pub fn ended(mut self) -> Ended {
         let mut child = self.child.take().expect("it was not waited for");
-        let status =
-            until("the executor ends", PATIENCE, || child.try_wait().expect("our own child can be waited for"));
+        let status = until("the executor ends", PATIENCE, || {
+            child.try_wait().expect("our own child can be waited for")
+        });
         until("its stderr ends", PATIENCE, || self.errors.is_finished().then_some(()));
         let errors = std::mem::replace(&mut self.errors, std::thread::spawn(String::new));
         Ended { status, stderr: errors.join().expect("it only reads") }
@@ -413,8 +416,10 @@ impl Sound {
     /// Looks before the fault.
     #[track_caller]
     pub fn before(service: &Service) -> Sound {
+        until("it is ready", BACK, || (service.get("/readyz").status == 200).then_some(()));
         for page in ["/readyz", "/metrics", "/v1/stats"] {
-            assert_eq!(service.get(page).status, 200, "{page}");
+            let answer = service.get(page);
+            assert_eq!(answer.status, 200, "{page}: {answer:?}");
         }
         assert_eq!(service.post("/v1/jobs/echo", "1").status, 200);
         Sound(held(service))

@@ -4,10 +4,11 @@
 --          "records" {ids, in: an instance that hears of their ends, or absent} | "list" {h, s, ow, most} | "stats" |
 --          "listen" {in, ttl: us}: opens an inbox or keeps it open; "new" if it was not there | "unsubscribe" {in}
 -- "ow"     sees this owner's jobs only; absent: all
--- Answers  records {id, env, s, d, st, fi, r, x, waiting: {why, what}}; "absent" where there is none; a status for a
+-- Answers  records {id, env, s, d, st, fi, r, x, waiting: {why, what}}; "absent" where there is none; a list's ids; a status for a
 --          job that cannot be retried; figures as a flat list
 
 local function sees(id)
+  if not is_sound(id) then return false end
   local owner = call('HGET', job_key(id), 'ow')
   return owner and (not A.ow or owner == A.ow)
 end
@@ -24,6 +25,7 @@ local function waiting(id, h, l, nb, d)
 end
 
 local function record(id)
+  if call('HSTRLEN', job_key(id), 'r') > R.envelope then return 'absent' end
   local f = call('HMGET', job_key(id), 'env', 's', 'd', 'st', 'fi', 'r', 'x', 'h', 'l', 'nb')
   if not f[1] then return 'absent' end
   local w = f[2] == 'queued' and waiting(id, f[8], f[9], tonumber(f[10]), tonumber(f[3])) or {}
@@ -126,8 +128,10 @@ elseif what == 'list' then
     if #ids == 0 then break end
     from = from + #ids
     for _, id in ipairs(ids) do
-      local h, s = unpack(call('HMGET', job_key(id), 'h', 's'))
-      if #out < A.most and sees(id) and (not A.h or A.h == h) and (not A.s or A.s == s) then out[#out + 1] = record(id) end
+      if #out < A.most and sees(id) then
+        local h, s = unpack(call('HMGET', job_key(id), 'h', 's'))
+        if (not A.h or A.h == h) and (not A.s or A.s == s) then out[#out + 1] = id end
+      end
     end
   end
   return out

@@ -25,18 +25,7 @@ elseif what == 'quarantine' then
   local lease = read_lease(A.n, A.o)
   if lease and lease.token == A.t and lease.consumer == A.con then
     end_lease(lease)
-    local key, job = job_key(A.id), read_job(A.id)
-    count('queued', -1)
-    count('queued:' .. lease.h, -1)
-    count('bytes', -(tonumber(job and job.pb) or 0))
-    count('forged', 1)
-    if lease.id == '' then call('LREM', P .. 'q:' .. lease.lane, 1, A.id)
-    elseif job and given(job.rm) then zrem('ready:' .. lease.h, job.rm) end
-    zrem('all', A.id)
-    flush()
-    if lease.id ~= '' and job and given(job.rm) then call('ZREM', P .. 'ready:' .. lease.h, job.rm) end
-    call('RENAME', key, P .. 'quarantine:' .. A.id)
-    call('PEXPIRE', P .. 'quarantine:' .. A.id, R.quarantine)
+    quarantine(A.id, lease.h, lease.lane)
     if lease.id == '' then make_ready(lease.lane) end
   end
 elseif what == 'extend' then

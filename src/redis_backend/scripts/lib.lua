@@ -7,7 +7,7 @@
 -- R        the rules (see rules.rs)
 --
 -- Keys, after the prefix:
---   job:ID      hash   env(elope), x (signature of "executor lost"), h, l(ane; '' for an unordered job, which is a lane of
+--   job:ID      hash   env(elope), pl (payload, until it has succeeded), x (signature of "executor lost"), h, l(ane; '' for an unordered job, which is a lane of
 --                      its own), s(tatus), d(eliveries), f(ence), nb, st(arted), fi(nished), r(esult), ls (its lease or ''),
 --                      ct + cd (last commit's token and delivery), pb (payload bytes), ow(ner), in(stances: 16 characters each,
 --                      a space between), aw(aited),
@@ -224,11 +224,11 @@ local function enqueue(id, h, l, bytes)
   call('RPUSH', P .. 'q:' .. l, id)
 end
 
--- job: {id, h, lane: '' if unordered, ow, in, aw, tr, nb: us from now, env, x: indices, pb, ik, fp}
+-- job: {id, h, lane: '' if unordered, ow, in, aw, tr, nb: us from now, env, pl, x: indices, pb, ik, fp}
 local function accept(job)
   local nb, key, score, member = now + job.nb, job_key(job.id), '', ''
   if job.lane == '' then score, member = enter_ready(job.h, job.id, nb) end
-  call('HSET', key, 'env', ARGV[job.env], 'x', ARGV[job.x], 'h', job.h, 'l', job.lane, 's', 'queued', 'd', '0',
+  call('HSET', key, 'env', ARGV[job.env], 'pl', ARGV[job.pl], 'x', ARGV[job.x], 'h', job.h, 'l', job.lane, 's', 'queued', 'd', '0',
     'nb', int(nb), 'pb', int(job.pb), 'ow', job.ow, 'in', job['in'], 'aw', job.aw, 'tr', job.tr, 'ls', '', 'rs', score, 'rm', member)
   if job.ik then
     call('HSET', key, 'ik', job.ik, 'fp', job.fp)
@@ -379,6 +379,8 @@ local function finish(id, job, status, result, token, delivery)
   if parks then call('HSET', key, 's', status, 'fi', now_text, 'r', result, 'ls', '', 'ct', token, 'cd', delivery)
   else
     call('HSET', key, 's', status, 'fi', now_text, 'r', result, 'ls', '', 'ct', token, 'cd', delivery, kept(id, job, status, result))
+    -- Only then it is never needed again.
+    if status == 'succeeded' then call('HDEL', key, 'pl') end
   end
   doorbell(job['in'], id, status, result)
   if parks then call('HSET', P .. 'lane:' .. job.l, 'pk', 1)
@@ -471,6 +473,30 @@ local function each_lease(members, work)
     local n, consumer, id = string.match(member, '^(%S+) (%S+) %S+ (%S*)$')
     local lease = n and read_lease(n, id)
     if lease and lease.consumer == consumer then work(lease) else zrem('leases', member) end
+  end
+end
+
+-- What is in a job's place can be looked at: a hash, with an envelope of a job's size. Whoever can write here may have put
+-- anything there.
+local function is_sound(id)
+  local length = redis.pcall('HSTRLEN', job_key(id), 'env')
+  return type(length) == 'number' and length > 0 and length <= R.envelope and call('HSTRLEN', job_key(id), 'pl') <= R.mp
+end
+-- Puts a job aside that nobody of the deployment signed; nobody runs it, nobody waits for it. It is in no lease.
+local function quarantine(id, h, lane)
+  local key = job_key(id)
+  local values = redis.pcall('HMGET', key, 'pb', 'rm')
+  count('queued', -1)
+  count(of(h).queued, -1)
+  count('bytes', -(tonumber(values[1] or '') or 0))
+  count('forged', 1)
+  note('queue.forged', id, 'forged')
+  if not is_free(lane) then call('LREM', P .. 'q:' .. lane, 1, id)
+  elseif given(values[2]) then zrem('ready:' .. h, values[2]) end
+  zrem('all', id)
+  if call('EXISTS', key) == 1 then
+    call('RENAME', key, P .. 'quarantine:' .. id)
+    call('PEXPIRE', P .. 'quarantine:' .. id, R.quarantine)
   end
 end
 

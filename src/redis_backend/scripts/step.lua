@@ -9,7 +9,7 @@
 --            fu: follow-ups as in submit, no: indices of the signed failures, see "refused"}
 -- "releases" list of {n, t, o: the job of an unordered lease or ""}
 -- Answers    {commits: list of "committed" | "again" | "fenced",
---             leases: list of {n, token, h, kind, version, state, jobs: list of {id, env, d, f, context}},
+--             leases: list of {n, token, h, kind, version, state, jobs: list of {id, env, d, f, context, pl}, lane},
 --             revoked: list of "n id", notices: list of {event, id, cause, trace}}
 -- Repeatable: commits that held are "again", and the leases that the same call has claimed are given once more.
 
@@ -155,27 +155,40 @@ end
 local function run_of(lane, h)
   local most = (H[h].d == 1 or call('HEXISTS', P .. 'lane:' .. lane, 'ca') == 1) and 1 or R.run
   local run, bytes = {}, 0
-  for i, id in ipairs(call('LRANGE', P .. 'q:' .. lane, 0, most - 1)) do
-    local nb, pb = unpack(call('HMGET', job_key(id), 'nb', 'pb'))
-    bytes = bytes + tonumber(pb)
-    if i > 1 and (tonumber(nb) > now or bytes > R.mp) then break end
-    run[i] = id
+  for _, id in ipairs(call('LRANGE', P .. 'q:' .. lane, 0, most - 1)) do
+    if not is_sound(id) then quarantine(id, h, lane)
+    else
+      local nb, pb = unpack(call('HMGET', job_key(id), 'nb', 'pb'))
+      bytes = bytes + (tonumber(pb) or 0)
+      if #run > 0 and (tonumber(nb) > now or bytes > R.mp) then break end
+      run[#run + 1] = id
+    end
   end
   return run
 end
 
 local has_contexts
-local function leased(id, env, tr, ow, delivery, fence)
+local function leased(id, env, tr, ow, payload, delivery, fence)
   if has_contexts == nil then has_contexts = call('EXISTS', P .. 'mx') == 1 end
   local context = has_contexts and map_load('ctx:' .. tr .. (ow ~= '' and ':' .. ow or ''), R.ctx) or {}
-  return {id, env, delivery, fence, context}
+  return {id, env, delivery, fence, context, payload or ''}
 end
 
 local function claim(member, h, token)
-  local lane, first = string.sub(member, 18), next_number()
-  local free, n = is_free(lane), digits(first)
-  local run, kind, version, state = free and {lane} or run_of(lane, h), 'none', '0', {}
+  local lane = string.sub(member, 18)
+  local free = is_free(lane)
   zrem('ready:' .. h, member)
+  if free and not is_sound(lane) then
+    quarantine(lane, h, lane)
+    return nil
+  end
+  local run, kind, version, state = free and {lane} or run_of(lane, h), 'none', '0', {}
+  if #run == 0 then
+    make_ready(lane)
+    return nil
+  end
+  local first = next_number()
+  local n = digits(first)
   if not free then
     local maker, v = unpack(call('HMGET', P .. 'lane:' .. lane, 'mk', 'v'))
     version = v or '0'
@@ -185,16 +198,18 @@ local function claim(member, h, token)
   end
   local jobs = {}
   for i, id in ipairs(run) do
-    local d, nb, env, tr, ow = unpack(call('HMGET', job_key(id), 'd', 'nb', 'env', 'tr', 'ow'))
+    local d, nb, env, tr, ow, payload = unpack(call('HMGET', job_key(id), 'd', 'nb', 'env', 'tr', 'ow', 'pl'))
+    -- What a stranger has left out is judged by whoever verifies the rest.
+    d, nb, tr, ow = d or '0', nb or '0', tr or '', ow or ''
     local fence = int(i == 1 and first or next_number())
     if free then
       call('HSET', job_key(id), 'ls', n, 'f', fence, 'rm', '', 'lt', token, 'lc', A.con, 'lx', ends, started(h, tonumber(d), tonumber(nb)))
     elseif i == 1 then call('HSET', job_key(id), 'ls', n, 'f', fence, started(h, tonumber(d), tonumber(nb)))
     else call('HSET', job_key(id), 'ls', n, 'f', fence) end
-    jobs[i] = leased(id, env, tr, ow, tonumber(d) + 1, fence)
+    jobs[i] = leased(id, env, tr, ow, payload, tonumber(d) + 1, fence)
   end
   zadd('leases', ends, n .. ' ' .. A.con .. ' ' .. h .. ' ' .. (free and lane or ''))
-  return {n, token, h, kind, version, state, jobs}
+  return {n, token, h, kind, version, state, jobs, lane}
 end
 
 -- A lease that this call has claimed before its answer was lost.
@@ -206,10 +221,10 @@ local function once_more(n, id)
     kind, version, state = 'whole', call('HGET', P .. 'lane:' .. lease.lane, 'v') or '0', map_load(state_map(lease.lane))
   end
   for job in each(lease.run) do
-    local d, f, s, env, tr, ow = unpack(call('HMGET', job_key(job), 'd', 'f', 's', 'env', 'tr', 'ow'))
-    jobs[#jobs + 1] = leased(job, env, tr, ow, tonumber(d) + (s == 'running' and 0 or 1), f)
+    local d, f, s, env, tr, ow, payload = unpack(call('HMGET', job_key(job), 'd', 'f', 's', 'env', 'tr', 'ow', 'pl'))
+    jobs[#jobs + 1] = leased(job, env, tr, ow, payload, tonumber(d) + (s == 'running' and 0 or 1), f)
   end
-  return {n, lease.token, lease.h, kind, version, state, jobs}
+  return {n, lease.token, lease.h, kind, version, state, jobs, lease.lane}
 end
 
 local function append(fields, ...)
@@ -238,8 +253,10 @@ elseif A.room > 0 then
     local member, h = next_lane(due)
     if not member then break end
     local lease = claim(member, h, A.token .. string.format('%04x', #leases))
-    leases[#leases + 1] = lease
-    claimed[#leases] = lease[1] .. ':' .. (lease[4] == 'none' and lease[7][1][1] or '')
+    if lease then
+      leases[#leases + 1] = lease
+      claimed[#leases] = lease[1] .. ':' .. (lease[4] == 'none' and lease[7][1][1] or '')
+    end
   end
   if #leases > 0 then append(news, 'call', A.call, 'claims', table.concat(claimed, ' ')) end
 end

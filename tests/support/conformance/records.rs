@@ -327,7 +327,7 @@ pub fn a_list_is_newest_first_filtered_and_limited(make: Make) {
     bench.executor().finish_everything();
     let d = submit("free");
     let list = |status, handler: Option<&str>, limit| -> Vec<JobId> {
-        let filter = Filter { status, handler: handler.map(str::to_owned), limit };
+        let filter = Filter { status, handler: handler.map(str::to_owned), limit, bare: false };
         let records = bench.backend.producer().list(&Viewer::anonymous(), &filter).unwrap();
         records.iter().for_each(|record| assert_eq!(*record, bench.record(record.spec.id)));
         records.iter().map(|record| record.spec.id).collect()
