@@ -152,20 +152,20 @@ fn r8_a_job_that_nobody_of_the_deployment_signed_is_never_run_and_holds_up_nobod
     let _turn = TURN.lock();
     let mut deployment = Deployment::new("r8");
     let mut executor = deployment.executor();
-    let (altered, swapped, good) =
-        (deployment.submit("serial"), deployment.submit("serial"), deployment.submit("serial"));
-    // One bit of the payload; the envelope of another job.
+    let [altered, replaced, swapped, good] = [(); 4].map(|()| deployment.submit("serial"));
+    // One bit of the time of submission, behind owner, handler, key, trace and span; another payload; the envelope of
+    // another job.
     let mut envelope = deployment.bytes(&format!("job:{altered}"), "env");
-    let at = envelope.len() - 40;
-    envelope[at] ^= 1;
+    envelope[40] ^= 1;
     deployment.set(&format!("job:{altered}"), "env", envelope);
+    deployment.set(&format!("job:{replaced}"), "pl", "{\"paid\":true}");
     let of_another = deployment.bytes(&format!("job:{good}"), "env");
     deployment.set(&format!("job:{swapped}"), "env", of_another);
-    let leases: Vec<Lease> = (0..4).filter_map(|_| lease(executor.as_mut())).collect();
+    let leases: Vec<Lease> = (0..5).filter_map(|_| lease(executor.as_mut())).collect();
     assert_eq!(leases.len(), 1);
     assert_eq!(leases[0].jobs[0].spec.id, good, "what is signed is run, in its order");
-    assert_eq!(deployment.broker.forged(), Ok(2));
-    assert!(deployment.status(altered).is_none() && deployment.status(swapped).is_none());
+    assert_eq!(deployment.broker.forged(), Ok(3));
+    assert!([altered, replaced, swapped].iter().all(|id| deployment.status(*id).is_none()));
 
     // A forged result is no result, a forged state no state.
     assert_eq!(finish(executor.as_mut(), &leases[0], "1"), CommitResult::Committed);
