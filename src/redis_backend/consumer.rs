@@ -18,8 +18,8 @@ use super::replies::Ear;
 use crate::bell::Bell;
 use crate::entropy::Entropy;
 use crate::job::{
-    Change, Effects, Entries, Finished, FollowUp, InstanceId, JobError, JobId, JobSpec, JobStatus, Trace,
-    Verdict, Version, context_map, parse_hex, state_map,
+    Effects, Finished, FollowUp, InstanceId, JobError, JobId, JobSpec, JobStatus, Trace, Verdict, Version,
+    context_map, parse_hex, state_map,
 };
 use crate::observe::event;
 use crate::ports::{
@@ -424,34 +424,6 @@ fn follow_up(parent: &JobSpec, job: &FollowUp, entropy: &mut Entropy) -> NewJob 
         awaited: false,
         one_line: false,
         instance: InstanceId(0),
-    }
-}
-
-impl super::broker::Shared {
-    /// Changes of a map as the scripts read them, the values signed.
-    pub(super) fn changes(&self, map: &str, changes: &[Change], blobs: &mut Blobs) -> Json {
-        let mut change = |change: &Change| {
-            let key = blobs.add(change.key.as_bytes().to_vec());
-            let value = change
-                .value
-                .as_ref()
-                .map_or(0, |value| blobs.add(self.signer.seal_entry(map, &change.key, value)));
-            json!([key, value])
-        };
-        changes.iter().map(&mut change).collect::<Vec<Json>>().into()
-    }
-
-    /// A map's entries. One that is not signed is left out: nobody of this deployment wrote it.
-    pub(super) fn entries(&self, map: &str, flat: Value) -> Result<Entries, BackendError> {
-        let mut entries = Entries::new();
-        let mut flat = list(flat)?.into_iter();
-        while let (Some(key), Some(value)) = (flat.next(), flat.next()) {
-            let Ok(key) = text(key) else { continue };
-            if let Ok(value) = self.signer.open_entry(map, &key, &bytes(value)?) {
-                entries.insert(Arc::from(key), value);
-            }
-        }
-        Ok(entries)
     }
 }
 

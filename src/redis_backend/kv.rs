@@ -6,8 +6,8 @@ use std::time::Duration;
 use redis::Value;
 use serde_json::{Value as Json, json};
 
-use super::broker::{Blobs, RedisBroker};
-use super::connection::bytes;
+use super::broker::{Blobs, RedisBroker, Shared};
+use super::connection::{bytes, list, text};
 use crate::job::{Change, Entries};
 use crate::ports::{BackendError, KeyValue};
 
@@ -43,5 +43,33 @@ impl KeyValue for RedisBroker {
 
     fn delete(&self, map: &str) -> Result<(), BackendError> {
         self.maps(json!({ "do": "delete", "map": map }), None, Blobs::default()).map(drop)
+    }
+}
+
+impl Shared {
+    /// Changes of a map as the scripts read them, the values signed.
+    pub(super) fn changes(&self, map: &str, changes: &[Change], blobs: &mut Blobs) -> Json {
+        let mut change = |change: &Change| {
+            let key = blobs.add(change.key.as_bytes().to_vec());
+            let value = change
+                .value
+                .as_ref()
+                .map_or(0, |value| blobs.add(self.signer.seal_entry(map, &change.key, value)));
+            json!([key, value])
+        };
+        changes.iter().map(&mut change).collect::<Vec<Json>>().into()
+    }
+
+    /// A map's entries. One that is not signed is left out: nobody of this deployment wrote it.
+    pub(super) fn entries(&self, map: &str, flat: Value) -> Result<Entries, BackendError> {
+        let mut entries = Entries::new();
+        let mut flat = list(flat)?.into_iter();
+        while let (Some(key), Some(value)) = (flat.next(), flat.next()) {
+            let Ok(key) = text(key) else { continue };
+            if let Ok(value) = self.signer.open_entry(map, &key, &bytes(value)?) {
+                entries.insert(Arc::from(key), value);
+            }
+        }
+        Ok(entries)
     }
 }

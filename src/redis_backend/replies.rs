@@ -145,7 +145,10 @@ fn listen(broker: &RedisBroker, heard: &Heard, bell: &Bell) -> Result<(), Backen
     let mut connection = broker.0.link.connect_to_listen(LISTEN)?;
     let mut kept_at = keep_open(broker, heard)?;
     let last: Value = last_entry(&heard.key).query(&mut connection).map_err(lost)?;
-    let is_again = !std::mem::replace(&mut *lock(&heard.at), last_id(last)?).is_empty();
+    let is_again = !lock(&heard.at).is_empty();
+    // An inbox that was there from the beginning is read from its beginning.
+    let from_start = !is_again && heard.was_open && matches!(heard.stream, Stream::Inbox(_));
+    *lock(&heard.at) = if from_start { "0-0".into() } else { last_id(last)? };
     // What rang before this connection went unheard: it is looked for where it is kept, from now on.
     if is_again || !heard.was_open {
         heard.lost.store(true, Ordering::SeqCst);
