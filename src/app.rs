@@ -279,11 +279,12 @@ impl Setup {
     /// An executor a group, on threads of this process. `inside` as in [`Setup::redis`].
     pub fn inline_executors(&self, backend: &Backend, inside: &str) -> Result<Vec<EngineThread>, String> {
         let mut executors = Vec::new();
+        let store = self.mixed_store(inside)?.map(|store| Arc::new(store) as Arc<dyn KeyValue>);
+        let context_ttl = Duration::from_secs(self.config.runtime.platform.kv.context_ttl_seconds);
         for (index, group) in self.config.runtime.platform.process_groups.iter().enumerate() {
             // In memory nothing else may look after time; on Redis each step does.
             let upkeep = (!backend.may_wait()).then(|| backend.upkeep(|| 0));
-            let store = self.mixed_store(inside)?.map(|store| Arc::new(store) as Arc<dyn KeyValue>);
-            let context_ttl = Duration::from_secs(self.config.runtime.platform.kv.context_ttl_seconds);
+            let store = store.clone();
             let connect = |bell| {
                 let consumer = backend.consumer(index, group.workers, bell);
                 Ok(Mirror::new(consumer.map_err(|error| error.to_string())?, store, context_ttl))

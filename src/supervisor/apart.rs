@@ -88,7 +88,6 @@ pub(super) fn serve_apart(
         wear,
         master,
         unsaid: Some(format!("{name} {workers}")),
-        asked: false,
         drain_until_ms: None,
         leaving: false,
         cut_at_ms: None,
@@ -116,8 +115,6 @@ struct Apart {
     master: Master,
     /// `Some` until it has said that it is ready: its name at the broker, and its workers.
     unsaid: Option<String>,
-    /// It has asked to be replaced.
-    asked: bool,
     /// `Some` iff it was told to stop: until then what runs may finish.
     drain_until_ms: Option<u64>,
     /// It may go, as it asked: what runs may take its time.
@@ -205,12 +202,9 @@ impl Apart {
             }
         }
         if let Master::Supervisor(control) = &mut self.master
-            && !self.asked
             && !stops
-            && let Some(why) = self.wear.worn(state.health, state.finished, now_ms)
+            && let Some(why) = self.wear.asks(state.health, state.finished, now_ms)
         {
-            log::info!("{}: this process finishes its jobs and is replaced", why.as_str());
-            self.asked = true;
             control.send(&ToParent::Leaving(why));
         }
         None

@@ -17,8 +17,10 @@ use crate::channel::keys::GroupSecret;
 use crate::cli::Exit;
 use crate::clock::Clock;
 use crate::config::Loaded;
+use crate::config::secret::Secret;
 use crate::handler::Registry;
 use crate::observe::log_writer;
+use crate::redis_backend::RedisBroker;
 
 /// What a child is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +115,22 @@ impl Bundle {
         let bundle = bundle.map_err(|_| "the control socket: the bundle is malformed")?;
         stream.set_nonblocking(true).map_err(failed)?;
         Ok((bundle, Control::new(mio::net::UnixStream::from_std(stream))))
+    }
+
+    /// The last of its secrets that was not taken.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn secret(&mut self) -> Result<GroupSecret, String> {
+        self.secrets.pop().ok_or_else(|| "the bundle holds no secret".into())
+    }
+
+    /// The broker on Redis, whose secret is the last one. `inside` as in [`Setup::redis`].
+    ///
+    /// # Errors
+    /// There is no secret, or no sense in the server's address.
+    pub fn redis(&mut self, setup: &Setup, inside: &str) -> Result<RedisBroker, String> {
+        setup.redis(&Secret::new(*self.secret()?.expose())?, inside)
     }
 
     /// The setup that the supervisor has, made again from the normalised config.

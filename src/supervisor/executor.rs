@@ -14,7 +14,6 @@ use crate::bell::Bell;
 use crate::channel::ChannelClient;
 use crate::cli::Exit;
 use crate::clock::{Clock, Timestamp, monotonic_millis};
-use crate::config::secret::Secret;
 use crate::execution::{Engine, Health, Mirror, WorkerPool};
 use crate::handler::Registry;
 use crate::observe::log_writer;
@@ -38,11 +37,10 @@ fn serve_executor(registry: &Registry) -> Result<Exit, String> {
     let (mut bundle, mut control) = Bundle::receive(hygiene::take_stdin().map_err(io)?)?;
     let setup = bundle.setup(registry)?;
     log_writer::start(setup.config.observability.log, "executor");
-    const NO_SECRET: &str = "the bundle holds no secret";
     let mut store: Option<Arc<dyn KeyValue>> = None;
     if setup.names_redis() {
-        let secret = bundle.secrets.pop().ok_or(NO_SECRET)?;
-        let broker = setup.redis(&Secret::new(*secret.expose())?, &bundle.place)?;
+        let inside = bundle.place.clone();
+        let broker = bundle.redis(&setup, &inside)?;
         if setup.uses_redis() {
             let exit = serve_apart(&setup, usize::from(bundle.group), broker, Master::Supervisor(control));
             log_writer::settle();
@@ -50,7 +48,7 @@ fn serve_executor(registry: &Registry) -> Result<Exit, String> {
         }
         store = Some(Arc::new(broker));
     }
-    let secret = bundle.secrets.pop().ok_or(NO_SECRET)?;
+    let secret = bundle.secret()?;
     let platform = &setup.config.runtime.platform;
     let group = platform.process_groups.get(usize::from(bundle.group)).ok_or("the bundle names no group")?;
 
@@ -77,7 +75,6 @@ fn serve_executor(registry: &Registry) -> Result<Exit, String> {
         wear: Wear::new(group),
         said_ready: false,
         stopping: false,
-        asked: false,
         leaving: false,
     };
 
@@ -113,8 +110,6 @@ struct Executor {
     said_ready: bool,
     /// Finish what runs, then end.
     stopping: bool,
-    /// It has asked to be replaced.
-    asked: bool,
     /// It was told that it may go: it finishes its jobs and ends.
     leaving: bool,
     wear: Wear,
@@ -160,12 +155,9 @@ impl Executor {
             }
         };
         if self.said_ready
-            && !self.asked
             && !self.stopping
-            && let Some(why) = self.wear.worn(self.engine.health(now), self.engine.finished(), now_ms)
+            && let Some(why) = self.wear.asks(self.engine.health(now), self.engine.finished(), now_ms)
         {
-            log::info!("{}: this process finishes its jobs and is replaced", why.as_str());
-            self.asked = true;
             control.send(&ToParent::Leaving(why));
         }
         if self.leaving {

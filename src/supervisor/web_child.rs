@@ -7,7 +7,6 @@ use super::hygiene;
 use crate::app::Backend;
 use crate::channel::{ChannelServer, ServerConfig};
 use crate::cli::Exit;
-use crate::config::secret::Secret;
 use crate::handler::Registry;
 use crate::observe::log_writer;
 use crate::ports::{Consumer, Rules};
@@ -29,12 +28,8 @@ fn serve_web(registry: &Registry) -> Result<Exit, String> {
     let setup = bundle.setup(registry)?;
     log_writer::start(setup.config.observability.log, "web");
     if setup.uses_redis() {
-        let secret = bundle.secrets.pop().ok_or("the bundle holds no secret")?;
-        let backend = Backend::Redis(setup.redis(&Secret::new(*secret.expose())?, "")?);
-        let front = Front::new(&setup, listener, &backend, Master::Supervisor(control))?;
-        let exit = front.run(std::path::Path::new(&bundle.place));
-        log_writer::settle();
-        return exit;
+        let backend = Backend::Redis(bundle.redis(&setup, "")?);
+        return serve(Front::new(&setup, listener, &backend, Master::Supervisor(control))?, &bundle.place);
     }
     let broker = setup.broker(Rules::from_config(&setup.config));
     let backend = Backend::Memory(broker.clone());
@@ -48,7 +43,11 @@ fn serve_web(registry: &Registry) -> Result<Exit, String> {
     };
     let connect = move |group| Box::new(broker.consumer(group, bell.clone())) as Box<dyn Consumer>;
     let channel = ChannelServer::bind(config, front.counters(), Box::new(connect))?;
-    let exit = front.with_channel(channel)?.run(std::path::Path::new(&bundle.place));
+    serve(front.with_channel(channel)?, &bundle.place)
+}
+
+fn serve(front: Front, sockets: &str) -> Result<Exit, String> {
+    let exit = front.run(std::path::Path::new(sockets));
     log_writer::settle();
     exit
 }

@@ -10,15 +10,27 @@ pub(super) struct Wear {
     group: ProcessGroup,
     /// When it last looked how much memory it holds.
     weighed_ms: u64,
+    /// It has been said.
+    is_said: bool,
 }
 
 impl Wear {
     pub(super) fn new(group: ProcessGroup) -> Wear {
-        Wear { group, weighed_ms: 0 }
+        Wear { group, weighed_ms: 0, is_said: false }
     }
 
-    /// Why this process should be replaced, if it should.
-    pub(super) fn worn(&mut self, health: Health, finished: u64, now_ms: u64) -> Option<Leaving> {
+    /// Why this process should be replaced, if it should; said once.
+    pub(super) fn asks(&mut self, health: Health, finished: u64, now_ms: u64) -> Option<Leaving> {
+        if self.is_said {
+            return None;
+        }
+        let why = self.worn(health, finished, now_ms)?;
+        log::info!("{}: this process finishes its jobs and is replaced", why.as_str());
+        self.is_said = true;
+        Some(why)
+    }
+
+    fn worn(&mut self, health: Health, finished: u64, now_ms: u64) -> Option<Leaving> {
         const WEIGH_EVERY_MS: u64 = 500;
         if health == Health::Stuck {
             return Some(Leaving::Stuck);
