@@ -11,6 +11,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
 
+/// Whole microseconds; saturates.
+pub fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Whole milliseconds; saturates.
+pub fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Microseconds since 1970-01-01T00:00:00Z.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(pub u64);
@@ -18,7 +28,7 @@ pub struct Timestamp(pub u64);
 impl Timestamp {
     /// This time and `duration` more; saturates.
     pub fn plus(self, duration: Duration) -> Timestamp {
-        Timestamp(self.0.saturating_add(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)))
+        Timestamp(self.0.saturating_add(micros(duration)))
     }
 
     /// How long ago `earlier` was, zero if it lies ahead.
@@ -85,8 +95,7 @@ impl Clock {
     /// The host's time, with the wall clock read now and never again.
     pub fn system() -> Clock {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let wall = u64::try_from(wall.as_micros()).unwrap_or(u64::MAX);
-        Clock::System { offset: wall.saturating_sub(monotonic_micros()) }
+        Clock::System { offset: micros(wall).saturating_sub(monotonic_micros()) }
     }
 
     /// A clock that stands still at `start` until [`Clock::advance`].
@@ -105,9 +114,7 @@ impl Clock {
     pub fn advance(&self, by: Duration) {
         match self {
             Clock::System { .. } => {}
-            Clock::Manual(micros) => {
-                micros.fetch_add(u64::try_from(by.as_micros()).unwrap_or(u64::MAX), Ordering::SeqCst);
-            }
+            Clock::Manual(time) => drop(time.fetch_add(micros(by), Ordering::SeqCst)),
         }
     }
 }

@@ -98,7 +98,7 @@ fn from_millis<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Dura
 }
 
 fn as_millis<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+    serializer.serialize_u64(crate::clock::millis(*duration))
 }
 
 /// What a dead job does to its ordered lane.

@@ -225,6 +225,13 @@ pub struct Version(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct InstanceId(pub u64);
 
+/// 16 hex digits.
+impl fmt::Display for InstanceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
 /// A job as it was accepted; never changes.
 #[derive(Debug, PartialEq, Eq)]
 pub struct JobSpec {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Reject;
-use crate::clock::Timestamp;
+use crate::clock::{Timestamp, millis};
 use crate::codec::{Cursor, put_bytes, put_list, put_text};
 use crate::job::{
     Change, Effects, Entries, FollowUp, JobError, JobId, JobSpec, MediaType, Payload, Trace, Verdict, Version,
@@ -403,10 +403,6 @@ fn effects(fields: &mut Cursor) -> Result<Effects, Reject> {
         return Err(Reject::Malformed);
     }
     Ok(Effects { state, context, follow_ups })
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn put_job(out: &mut Vec<u8>, job: &LeasedJob) {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::context::{Contexts, Job, JobContext, Staging};
 use super::core::Limits;
 use crate::bell::{Bell, lock};
-use crate::clock::{Clock, Timestamp};
+use crate::clock::{Clock, Timestamp, micros};
 use crate::handler::{HandlerError, Handlers, Ordering as Order};
 use crate::job::{JobError, JobId, Verdict, Version};
 use crate::limits::ERROR_DETAIL_BYTES;
@@ -269,7 +269,7 @@ impl Shared {
             let verdict = self.do_job(&handler, job, &mut contexts, &control);
             let ends_run = matches!(verdict, Verdict::Retry(_) | Verdict::Crashed(_));
             let at = self.clock.now();
-            self.count_job(u64::try_from(at.since(started).as_micros()).unwrap_or(u64::MAX));
+            self.count_job(micros(at.since(started)));
             started = at;
             self.say(Done::Outcome { lease, job: id, verdict, builds_on, at });
             if rung_at.is_none_or(|rung_at| at.since(rung_at) >= RING_EVERY) {

@@ -127,8 +127,10 @@ pub(super) struct Entry {
     pub(super) committed: Option<([u8; 16], u32)>,
     pub(super) idempotency: Option<Idempotency>,
     pub(super) awaited: bool,
-    /// Who hears of the end; the first of them submitted it.
-    pub(super) instances: Vec<InstanceId>,
+    /// Who submitted it, and hears of its end.
+    pub(super) instance: InstanceId,
+    /// Who else hears of it.
+    pub(super) watchers: Vec<InstanceId>,
     /// `Some` iff it is kept as a finished record.
     pub(super) place: Option<Place>,
 }
@@ -294,7 +296,8 @@ impl Broker {
             committed: None,
             awaited: new.awaited && new.idempotency.is_none(),
             idempotency: new.idempotency,
-            instances: vec![new.instance],
+            instance: new.instance,
+            watchers: Vec::new(),
             place: None,
         };
         if self.verbose {
@@ -395,20 +398,7 @@ impl Broker {
         now: Timestamp,
     ) {
         let Some(&handler) = self.handler_index.get(&job.handler) else { return };
-        let new = NewJob {
-            id: JobId(self.entropy.bytes()),
-            owner: parent.owner.clone(),
-            handler: job.handler,
-            ordering_key: job.ordering_key,
-            payload: job.payload,
-            trace: Trace { id: parent.trace.id, span: self.entropy.bytes() },
-            delay: job.delay,
-            timeout: None,
-            idempotency: None,
-            awaited: false,
-            one_line: false,
-            instance,
-        };
+        let new = NewJob::follow_up(parent, job, instance, &mut self.entropy);
         self.accept(handler, new, now);
     }
 

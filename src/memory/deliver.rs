@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::broker::{Broker, ConsumerEntry, ConsumerId, Lease};
-use crate::clock::Timestamp;
+use crate::clock::{Timestamp, micros};
 use crate::controls::{Control, is_off};
 use crate::job::{
     Effects, Entries, FollowUp, JobError, JobId, JobStatus, Payload, Verdict, Version, context_map,
@@ -341,7 +341,7 @@ impl Broker {
 
     fn apply_effects(&mut self, job: JobId, effects: Effects, now: Timestamp) {
         let entry = &self.jobs[&job];
-        let (spec, fence, instance) = (entry.spec.clone(), entry.fence, entry.instances[0]);
+        let (spec, fence, instance) = (entry.spec.clone(), entry.fence, entry.instance);
         let lane = self.lanes.get_mut(&entry.lane).expect("a live job's lane exists");
         if let Some(map) = lane.map.as_ref().filter(|_| !effects.state.is_empty()) {
             lane.version = Version(fence);
@@ -379,7 +379,7 @@ impl Broker {
     fn backoff(&mut self, deliveries: u32) -> Duration {
         let doubled = self.rules.retry_base.saturating_mul(1 << deliveries.saturating_sub(1).min(20));
         let cap = doubled.min(self.rules.retry_max);
-        Duration::from_micros(self.entropy.up_to(u64::try_from(cap.as_micros()).unwrap_or(u64::MAX)))
+        Duration::from_micros(self.entropy.up_to(micros(cap)))
     }
 
     /// A running job is queued again; it never left its lane.

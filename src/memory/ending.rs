@@ -31,8 +31,8 @@ impl Broker {
     ) -> Option<JobRecord> {
         let record = self.record(viewer, id, now)?;
         self.jobs.entry(id).and_modify(|entry| {
-            if !entry.instances.contains(&instance) {
-                entry.instances.push(instance);
+            if entry.instance != instance && !entry.watchers.contains(&instance) {
+                entry.watchers.push(instance);
             }
         });
         Some(record)
@@ -74,7 +74,7 @@ impl Broker {
         }
         let finished = Arc::new(Finished { status, result });
         entry.finished = Some(finished.clone());
-        for instance in &entry.instances {
+        for instance in [&entry.instance].into_iter().chain(&entry.watchers) {
             let Some(inbox) = self.inboxes.get_mut(instance) else { continue };
             if inbox.rang.len() < INBOX_DOORBELLS {
                 inbox.rang.push_back(Doorbell { job: id, finished: finished.clone() });

@@ -8,7 +8,7 @@ use super::broker::{Broker, ConsumerId, Notice};
 use crate::bell::Bell;
 use crate::clock::{Clock, Timestamp};
 use crate::job::{Change, Entries, InstanceId, JobId, JobRecord, JobStatus};
-use crate::observe::event;
+use crate::observe::job_event;
 use crate::ports::{
     BackendError, Commit, Consumer, Doorbells, Filter, Inbox, KeyValue, LeaseRef, NewJob, Producer, Refusal,
     ReleaseReason, Replies, Stats, Step, Submitted, Upkeep, Viewer,
@@ -85,11 +85,7 @@ fn log_notice(notice: &Notice) {
         "queue.redelivered" | "reply.late_dropped" | "reply.duplicate_dropped" => log::Level::Info,
         _ => log::Level::Debug,
     };
-    event(level, notice.event)
-        .field("trace_id", &notice.trace.id_text())
-        .field("job_id", &notice.job.to_string())
-        .field("cause", notice.cause)
-        .emit();
+    job_event(level, notice.event, &notice.trace, notice.job).field("cause", notice.cause).emit();
 }
 
 impl Upkeep for MemoryBroker {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::broker::{Broker, ConsumerId};
 use super::deliver::AFFINITY_SCAN;
-use crate::clock::Timestamp;
+use crate::clock::{Timestamp, micros};
 use crate::limits::{LANE_AFFINITY, REVOKED_LEASES};
 
 /// How often expired maps are freed.
@@ -41,7 +41,7 @@ impl Broker {
     /// Wakes the groups of lanes whose delay or backoff, or whose time with their maker, has just passed.
     fn signal_due(&mut self, now: Timestamp) {
         let since = std::mem::replace(&mut self.ticked_at, now);
-        let affinity = u64::try_from(LANE_AFFINITY.as_micros()).unwrap_or(u64::MAX);
+        let affinity = micros(LANE_AFFINITY);
         let left = |time: Timestamp| Timestamp(time.0.saturating_sub(affinity));
         for queue in self.handlers.iter().filter(|queue| !queue.paused) {
             let came = |since, now| queue.ready.range((since, u64::MAX)..=(now, u64::MAX)).next().is_some();

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use log::Level;
 
+use crate::job::{JobId, Trace};
 use crate::problem::json_text;
 
 /// The target of events, so that the formatter knows that the message is a list of fields.
@@ -34,6 +35,16 @@ pub fn event(level: Level, name: &str) -> Event {
     }
     let line = if is_json() { format!(r#""event":"{name}""#) } else { name.to_owned() };
     Event { level, line: Some(line) }
+}
+
+/// The same of a job. Its ids are not even written down while its level is filtered out.
+pub fn job_event<'a>(level: Level, name: &str, trace: impl Into<Option<&'a Trace>>, job: JobId) -> Event {
+    let event = event(level, name);
+    if event.line.is_none() {
+        return event;
+    }
+    let trace = trace.into().map(Trace::id_text).unwrap_or_default();
+    event.field("trace_id", &trace).field("job_id", &job.to_string())
 }
 
 /// An event that is being written.

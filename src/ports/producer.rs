@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::BackendError;
-use crate::job::{InstanceId, JobId, JobRecord, JobStatus, Payload, Trace};
+use crate::entropy::Entropy;
+use crate::job::{FollowUp, InstanceId, JobId, JobRecord, JobSpec, JobStatus, Payload, Trace};
 use crate::problem::Code;
 
 /// The submitting side of the broker.
@@ -68,6 +69,26 @@ pub struct NewJob {
     pub one_line: bool,
     /// Who hears of the end.
     pub instance: InstanceId,
+}
+
+impl NewJob {
+    /// What a job of `parent` submits; it belongs to the same owner and trace.
+    pub fn follow_up(parent: &JobSpec, job: FollowUp, instance: InstanceId, entropy: &mut Entropy) -> NewJob {
+        NewJob {
+            id: JobId(entropy.bytes()),
+            owner: parent.owner.clone(),
+            handler: job.handler,
+            ordering_key: job.ordering_key,
+            payload: job.payload,
+            trace: Trace { id: parent.trace.id, span: entropy.bytes() },
+            delay: job.delay,
+            timeout: None,
+            idempotency: None,
+            awaited: false,
+            one_line: false,
+            instance,
+        }
+    }
 }
 
 /// An idempotency key in the scope of the job's owner and handler.
@@ -162,7 +183,7 @@ impl Histogram {
 
     /// Counts one duration.
     pub fn observe(&mut self, duration: Duration) {
-        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        let micros = crate::clock::micros(duration);
         let bucket = Self::BOUNDS.iter().position(|&bound| micros <= bound).unwrap_or(Self::BOUNDS.len());
         self.buckets[bucket] += 1;
         self.sum_micros = self.sum_micros.saturating_add(micros);

@@ -14,7 +14,7 @@ use super::submission::{Prefer, Submission, number};
 use super::waiters::said;
 use crate::clock::Timestamp;
 use crate::job::{Finished, JobId, JobRecord, Payload, Trace};
-use crate::observe::event;
+use crate::observe::{event, job_event};
 use crate::ports::{BackendError, Doorbells, NewJob, Submitted};
 use crate::problem::Code;
 
@@ -156,11 +156,8 @@ impl Core {
         let (number, Then::Follow(prefer)) = (from.conn, &asked.then) else { return };
         match answers.map(|mut answers| answers.pop()) {
             Ok(Some(Submitted::New)) => {
-                let trace = self.trace_of(number).id_text();
-                event(log::Level::Debug, "ingress.accepted")
-                    .field("trace_id", &trace)
-                    .field("job_id", &asked.job.to_string())
-                    .emit();
+                let trace = self.trace_of(number);
+                job_event(log::Level::Debug, "ingress.accepted", &trace, asked.job).emit();
                 self.follow(number, *prefer, &asked, None, now);
             }
             Ok(Some(Submitted::Existing(record))) => {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::event_loop::{Front, MasterSocket};
 use crate::channel::ChannelServer;
 use crate::cli::{Exit, say};
-use crate::clock::Timestamp;
+use crate::clock::{Timestamp, millis};
 use crate::job::JobId;
 use crate::observe::{event, log_writer};
 use crate::supervisor::control::{CUT_OFF_AT_ONCE, ToChild, ToParent};
@@ -45,7 +45,7 @@ impl Front {
                     if read == 0 {
                         break;
                     }
-                    notifier.stopping(u64::try_from(self.graceful.as_millis()).unwrap_or(u64::MAX));
+                    notifier.stopping(millis(self.graceful));
                 }
             }
             MasterSocket::Supervisor(control) => {

@@ -15,7 +15,7 @@ use crate::clock::Timestamp;
 use crate::config::SinkMode;
 use crate::job::{Finished, JobError, JobId, Payload, Trace};
 use crate::limits::BODY_BYTES;
-use crate::observe::event;
+use crate::observe::job_event;
 use crate::ports::{BackendError, NewJob, Refusal, Submitted};
 use crate::problem::Code;
 
@@ -332,7 +332,7 @@ impl Core {
             stream.ask(lines);
             let from = From { conn: number, request: conn.request };
             for job in &jobs {
-                self.waiters.entry(job.id).or_default().push(number);
+                self.enter(number, job.id);
             }
             self.asks.push(Ask::Submit(from, jobs));
         } else if stream.jobs().is_empty() && !stream.is_asking() {
@@ -393,10 +393,5 @@ impl Core {
 
 /// A boundary event of a reply.
 pub(super) fn said(name: &str, job: JobId, trace: Option<&Trace>, cause: &str) {
-    let trace = trace.map(Trace::id_text).unwrap_or_default();
-    event(log::Level::Debug, name)
-        .field("trace_id", &trace)
-        .field("job_id", &job.to_string())
-        .field("cause", cause)
-        .emit();
+    job_event(log::Level::Debug, name, trace, job).field("cause", cause).emit();
 }
