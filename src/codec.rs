@@ -77,8 +77,13 @@ pub(crate) fn put_text(out: &mut Vec<u8>, text: &str) {
 }
 
 pub(crate) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
-    out.extend_from_slice(&u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_be_bytes());
+    put_length(out, bytes);
     out.extend_from_slice(bytes);
+}
+
+/// What stands before these bytes.
+pub(crate) fn put_length(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend_from_slice(&u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_be_bytes());
 }
 
 pub(crate) fn put_list<T>(out: &mut Vec<u8>, items: &[T], put: impl Fn(&mut Vec<u8>, &T)) {

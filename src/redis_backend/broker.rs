@@ -8,10 +8,10 @@ use redis::{Script, Value};
 use serde_json::{Map, Value as Json};
 use sha2::{Digest, Sha256};
 
-use super::connection::{Link, bytes, fields, list, number, text};
+use super::connection::{Link, bytes, fields, number, text, texts};
 use super::envelope::{Signer, lost_body};
 use super::replies::Heard;
-use crate::clock::{Clock, Timestamp};
+use crate::clock::{Clock, Timestamp, micros};
 use crate::config::secret::Secret;
 use crate::config::{Redis, Retain};
 use crate::controls::{Control, is_off};
@@ -199,7 +199,6 @@ fn with_controls(mut text: String) -> String {
 
 /// Handlers and rules as the first lines of every script: so they are read once, not with each call.
 fn lua_config(settings: &Settings) -> String {
-    let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
     let rules = &settings.rules;
     let mut out = String::from("local H = {");
     for spec in &settings.handlers {
@@ -292,10 +291,10 @@ impl Shared {
         put("h", (*job.handler).into());
         put("lane", lane.into());
         put("ow", (*job.owner).into());
-        put("in", format!("{:016x}", job.instance.0).into());
+        put("in", job.instance.to_string().into());
         put("aw", u8::from(job.awaited && job.idempotency.is_none()).into());
         put("tr", job.trace.id_text().into());
-        put("nb", u64::try_from(job.delay.as_micros()).unwrap_or(u64::MAX).into());
+        put("nb", micros(job.delay).into());
         put("pb", job.payload.bytes.len().into());
         put("env", blobs.add(self.signer.seal_job(job, timeout, self.now())).into());
         put("pl", blobs.add(job.payload.bytes.to_vec()).into());
@@ -325,7 +324,7 @@ impl Shared {
         if status.is_terminal() && ended.is_none() {
             return Ok(None);
         }
-        let waiting: Vec<String> = list(waiting)?.into_iter().map(text).collect::<Result<_, _>>()?;
+        let waiting = texts(waiting)?;
         let what = waiting.get(1).map(String::as_str).unwrap_or_default();
         let until = || Timestamp(what.parse().unwrap_or(0));
         let waiting_for = match waiting.first().map(String::as_str) {

@@ -15,6 +15,8 @@ use crate::bell::lock;
 use crate::config::Redis;
 use crate::ports::BackendError;
 
+/// Between two tries of a server that is away: doubling, from the first of these to the second.
+pub(super) const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
 /// Connections that are kept while nobody needs them: the loop's thread, and routes that render.
 const IDLE: usize = 4;
 
@@ -62,10 +64,15 @@ impl Link {
     /// # Errors
     /// The server cannot be reached, or does not let us in.
     pub fn connect(&self) -> Result<Connection, BackendError> {
-        let connection = self.client.get_connection_with_timeout(self.connect_timeout).map_err(lost)?;
-        connection.set_read_timeout(Some(self.response_timeout)).map_err(lost)?;
-        connection.set_write_timeout(Some(self.response_timeout)).map_err(lost)?;
+        let connection = self.open().map_err(lost)?;
         self.made.fetch_add(1, Ordering::Relaxed);
+        Ok(connection)
+    }
+
+    fn open(&self) -> Result<Connection, RedisError> {
+        let connection = self.client.get_connection_with_timeout(self.connect_timeout)?;
+        connection.set_read_timeout(Some(self.response_timeout))?;
+        connection.set_write_timeout(Some(self.response_timeout))?;
         Ok(connection)
     }
 
@@ -82,16 +89,13 @@ impl Link {
     /// What the server says of itself.
     #[must_use]
     pub fn vet(&self) -> Fitness {
-        let judged =
-            self.client.get_connection_with_timeout(self.connect_timeout).and_then(|mut connection| {
-                connection.set_read_timeout(Some(self.response_timeout))?;
-                connection.set_write_timeout(Some(self.response_timeout))?;
-                let info: String = redis::cmd("INFO").query(&mut connection)?;
-                // Not every role may ask for this.
-                let fsync = redis::cmd("CONFIG").arg("GET").arg("appendfsync").query(&mut connection);
-                let fsync: Option<(String, String)> = fsync.ok();
-                Ok(judge(&info, fsync.as_ref().map(|(_, value)| value.as_str())))
-            });
+        let judged = self.open().and_then(|mut connection| {
+            let info: String = redis::cmd("INFO").query(&mut connection)?;
+            // Not every role may ask for this.
+            let fsync = redis::cmd("CONFIG").arg("GET").arg("appendfsync").query(&mut connection);
+            let fsync: Option<(String, String)> = fsync.ok();
+            Ok(judge(&info, fsync.as_ref().map(|(_, value)| value.as_str())))
+        });
         judged.unwrap_or_else(|error| {
             let is_unreachable = error.is_io_error() || error.is_connection_dropped();
             let is_away = is_unreachable || matches!(error.code(), Some("LOADING" | "MASTERDOWN"));
@@ -195,6 +199,11 @@ pub(super) fn bytes(value: Value) -> Result<Vec<u8>, BackendError> {
 
 pub(super) fn text(value: Value) -> Result<String, BackendError> {
     String::from_utf8(bytes(value)?).map_err(|_| BackendError("redis: a script's answer is no text".into()))
+}
+
+/// A list of texts.
+pub(super) fn texts(value: Value) -> Result<Vec<String>, BackendError> {
+    list(value)?.into_iter().map(text).collect()
 }
 
 pub(super) fn number(value: Value) -> Result<u64, BackendError> {

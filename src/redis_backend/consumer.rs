@@ -11,25 +11,23 @@ use redis::Value;
 use serde_json::{Map, Value as Json, json};
 
 use super::broker::{Blobs, RedisBroker, hex};
-use super::connection::{bytes, fields, list, number, text};
+use super::connection::{PAUSES, bytes, fields, list, number, text};
 use super::envelope::Forged;
 use super::producer::pushed;
 use super::replies::Ear;
 use crate::bell::Bell;
+use crate::clock::millis;
 use crate::entropy::Entropy;
 use crate::job::{
-    Effects, Finished, FollowUp, InstanceId, JobError, JobId, JobSpec, JobStatus, Trace, Verdict, Version,
-    context_map, parse_hex, state_map,
+    Effects, Finished, InstanceId, JobError, JobId, JobSpec, JobStatus, Verdict, Version, context_map,
+    parse_hex, state_map,
 };
-use crate::observe::event;
+use crate::observe::{event, job_event};
 use crate::ports::{
     BackendError, Commit, CommitAnswer, CommitResult, Consumer, Lease, LeaseRef, LeasedJob, NewJob,
     ReleaseReason, Revoked, StateAt, Step,
 };
 use crate::problem::{Cause, Code};
-
-/// Between two tries of a server that is away: doubling, from the first of these to the second.
-const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
 
 /// See the module. Dropping it ends its leases, if the server hears of it.
 pub struct RedisConsumer {
@@ -151,11 +149,8 @@ fn log_notices(notices: Value) -> Result<(), BackendError> {
     Ok(())
 }
 
-fn log_claimed(spec: &JobSpec) {
-    event(log::Level::Debug, "queue.claimed")
-        .field("trace_id", &spec.trace.id_text())
-        .field("job_id", &spec.id.to_string())
-        .emit();
+fn log_job(name: &str, spec: &JobSpec) {
+    job_event(log::Level::Debug, name, &spec.trace, spec.id).emit();
 }
 
 impl RedisConsumer {
@@ -219,13 +214,10 @@ impl RedisConsumer {
             && !matches!(commit.verdict, Verdict::Retry(_) | Verdict::Crashed(_))
             && let Some(spec) = held.jobs.get(at)
         {
-            event(log::Level::Debug, "reply.published")
-                .field("trace_id", &spec.trace.id_text())
-                .field("job_id", &spec.id.to_string())
-                .emit();
+            log_job("reply.published", spec);
         }
         match held.jobs.get(at + 1).filter(|_| goes_on && result != CommitResult::Fenced) {
-            Some(next) => log_claimed(next),
+            Some(next) => log_job("queue.claimed", next),
             None => drop(self.held.remove(&commit.lease.number)),
         }
     }
@@ -276,8 +268,7 @@ impl RedisConsumer {
 
     fn is_back(&mut self) {
         if let Some(away) = self.away.take() {
-            let millis = u64::try_from(away.since.elapsed().as_millis()).unwrap_or(u64::MAX);
-            event(log::Level::Info, "backend.back").number("after_ms", millis).emit();
+            event(log::Level::Info, "backend.back").number("after_ms", millis(away.since.elapsed())).emit();
         }
     }
 
@@ -335,7 +326,7 @@ impl RedisConsumer {
                 .follow_ups
                 .iter()
                 .map(|job| {
-                    let new = follow_up(&spec, job, &mut self.entropy);
+                    let new = NewJob::follow_up(&spec, job.clone(), InstanceId(0), &mut self.entropy);
                     pushed(&new);
                     self.broker.0.job_json(&new, blobs)
                 })
@@ -346,37 +337,37 @@ impl RedisConsumer {
     }
 
     fn lease_of(&mut self, value: Value) -> Result<Option<Lease>, BackendError> {
-        let [number_, token, handler, kind, version, state, jobs, lane] = fields(value)?;
-        let number = number(number_)?;
+        let [lease, token, handler, kind, version, state, jobs, lane] = fields(value)?;
         let token = parse_hex(&bytes(token)?).ok_or(BackendError("redis: no token".into()))?;
         let handler: Arc<str> = Arc::from(text(handler)?);
-        let version = Version(super::connection::number(version)?);
-        let lease = LeaseRef { number, token };
+        let version = Version(number(version)?);
+        let lease = LeaseRef { number: number(lease)?, token };
         let mut leased = Vec::new();
         let (kind, lane) = (text(kind)?, text(lane)?);
+        let is_ordered = kind != "none";
+        // The job of an unordered lease names it, too.
+        let own = |id: JobId| if is_ordered { String::new() } else { id.to_string() };
         for job in list(jobs)? {
             let [id, env, delivery, fence, context, payload] = fields(job)?;
             let id = parse_hex(&bytes(id)?).map(JobId).ok_or(BackendError("redis: no id".into()))?;
             let opened = self.broker.0.signer.open_job(id, &bytes(env).unwrap_or_default());
             let opened = opened.and_then(|sealed| sealed.with_payload(bytes(payload).unwrap_or_default()));
-            let is_ordered = kind != "none";
             let Ok((spec, payload)) =
                 opened.and_then(|job| is_of(&job.0, &lane, &handler, is_ordered).map(|()| job))
             else {
-                let own = if kind == "none" { id.to_string() } else { String::new() };
                 let mut what = lease_json(lease);
                 what.extend([
                     ("do".to_owned(), "quarantine".into()),
                     ("con".to_owned(), self.id.as_str().into()),
                     ("id".to_owned(), id.to_string().into()),
-                    ("o".to_owned(), own.into()),
+                    ("o".to_owned(), own(id).into()),
                 ]);
                 return self.broker.lease(&what.into()).map(|_| None);
             };
             let spec = Arc::new(spec);
             let context = self.broker.0.entries(&context_map(&spec.owner, &spec.trace), context)?;
-            let delivery = u32::try_from(super::connection::number(delivery)?).unwrap_or(u32::MAX);
-            let fence = super::connection::number(fence)?;
+            let delivery = u32::try_from(number(delivery)?).unwrap_or(u32::MAX);
+            let fence = number(fence)?;
             leased.push(LeasedJob { spec, payload, delivery, fence, context });
         }
         let key = leased.first().and_then(|job| job.spec.ordering_key.clone());
@@ -388,9 +379,8 @@ impl RedisConsumer {
         };
         let jobs: Vec<Arc<JobSpec>> = leased.iter().map(|job| job.spec.clone()).collect();
         let Some(first) = jobs.first() else { return Ok(None) };
-        log_claimed(first);
-        let own = if state == StateAt::Stateless { first.id.to_string() } else { String::new() };
-        self.held.insert(number, Held { state: map, own, jobs });
+        log_job("queue.claimed", first);
+        self.held.insert(lease.number, Held { state: map, own: own(first.id), jobs });
         Ok(Some(Lease { lease, handler, state, jobs: leased }))
     }
 }
@@ -408,23 +398,6 @@ fn is_of(spec: &JobSpec, lane: &str, handler: &str, is_ordered: bool) -> Result<
         false => spec.id.to_string() == lane,
     };
     if own && *spec.handler == *handler { Ok(()) } else { Err(Forged) }
-}
-
-fn follow_up(parent: &JobSpec, job: &FollowUp, entropy: &mut Entropy) -> NewJob {
-    NewJob {
-        id: JobId(entropy.bytes()),
-        owner: parent.owner.clone(),
-        handler: job.handler.clone(),
-        ordering_key: job.ordering_key.clone(),
-        payload: job.payload.clone(),
-        trace: Trace { id: parent.trace.id, span: entropy.bytes() },
-        delay: job.delay,
-        timeout: None,
-        idempotency: None,
-        awaited: false,
-        one_line: false,
-        instance: InstanceId(0),
-    }
 }
 
 impl Consumer for RedisConsumer {

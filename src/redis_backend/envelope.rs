@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use crate::clock::Timestamp;
-use crate::codec::{Cursor, Malformed, put_bytes, put_text};
+use crate::clock::{Timestamp, micros};
+use crate::codec::{Cursor, Malformed, put_bytes, put_length, put_text};
 use crate::config::secret::Secret;
 use crate::job::{Finished, JobError, JobId, JobSpec, JobStatus, MediaType, Payload, Trace};
 use crate::mac::{MAC_BYTES, MacKey, hkdf_expand, hkdf_extract};
@@ -72,7 +72,7 @@ impl Signer {
     }
 
     fn seal(&self, key: &MacKey, about: &[&[u8]], mut body: Vec<u8>) -> Vec<u8> {
-        let mac = key.sign(&[&self.signed(about, &body)]);
+        let mac = key.sign(&[&self.before(about, &body), &body]);
         body.extend_from_slice(&mac);
         body
     }
@@ -80,16 +80,14 @@ impl Signer {
     fn open<'a>(&self, key: &MacKey, about: &[&[u8]], sealed: &'a [u8]) -> Result<&'a [u8], Forged> {
         let at = sealed.len().checked_sub(MAC_BYTES).ok_or(Forged)?;
         let (body, mac) = sealed.split_at(at);
-        if key.verify(&[&self.signed(about, body)], mac) { Ok(body) } else { Err(Forged) }
+        if key.verify(&[&self.before(about, body), body], mac) { Ok(body) } else { Err(Forged) }
     }
 
-    fn signed(&self, about: &[&[u8]], body: &[u8]) -> Vec<u8> {
-        let mut out = Vec::with_capacity(64 + body.len());
-        [self.prefix.as_bytes()]
-            .iter()
-            .chain(about)
-            .chain([&body])
-            .for_each(|part| put_bytes(&mut out, part));
+    /// What is signed before the body: a large one is not copied for that.
+    fn before(&self, about: &[&[u8]], body: &[u8]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(128);
+        [self.prefix.as_bytes()].iter().chain(about).for_each(|part| put_bytes(&mut out, part));
+        put_length(&mut out, body);
         out
     }
 
@@ -105,7 +103,7 @@ impl Signer {
         out.extend_from_slice(&job.trace.id);
         out.extend_from_slice(&job.trace.span);
         out.extend_from_slice(&submitted_at.0.to_be_bytes());
-        out.extend_from_slice(&u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX).to_be_bytes());
+        out.extend_from_slice(&micros(timeout).to_be_bytes());
         out.push(u8::from(job.one_line));
         put_text(&mut out, job.payload.media_type.as_str());
         out.extend_from_slice(&Sha256::digest(&job.payload.bytes));
@@ -144,7 +142,8 @@ impl Signer {
     #[must_use]
     pub fn sign_loss(&self, id: JobId) -> Vec<u8> {
         let about: [&[u8]; 2] = [&id.0, JobStatus::Dead.as_str().as_bytes()];
-        self.outcome.sign(&[&self.signed(&about, &lost_body())]).to_vec()
+        let body = lost_body();
+        self.outcome.sign(&[&self.before(&about, &body), &body]).to_vec()
     }
 
     /// What a job of this status came to.
@@ -165,6 +164,7 @@ impl Signer {
         fields.finish()?;
         Ok(Finished { status, result })
     }
+
     /// A value of a map.
     #[must_use]
     pub fn seal_entry(&self, map: &str, key: &str, value: &[u8]) -> Vec<u8> {

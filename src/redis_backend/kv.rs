@@ -8,13 +8,14 @@ use serde_json::{Value as Json, json};
 
 use super::broker::{Blobs, RedisBroker, Shared};
 use super::connection::{bytes, list, text};
+use crate::clock::micros;
 use crate::job::{Change, Entries};
 use crate::ports::{BackendError, KeyValue};
 
 impl RedisBroker {
     fn maps(&self, mut what: Json, ttl: Option<Duration>, blobs: Blobs) -> Result<Value, BackendError> {
         if let Some(ttl) = ttl {
-            what["ttl"] = u64::try_from(ttl.as_micros()).unwrap_or(u64::MAX).into();
+            what["ttl"] = micros(ttl).into();
         }
         self.0.call(&self.0.scripts.maps, &what, &blobs)
     }

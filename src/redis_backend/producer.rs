@@ -1,6 +1,6 @@
 //! The submitting side: what web asks of the broker.
 
-use std::collections::BTreeSet;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,11 +8,11 @@ use redis::Value;
 use serde_json::{Value as Json, json};
 
 use super::broker::{Blobs, RedisBroker, hex};
-use super::connection::{fields, list, number, text};
+use super::connection::{fields, list, number, text, texts};
 use crate::entropy::Entropy;
 use crate::handler::Ordering;
 use crate::job::{Finished, InstanceId, JobError, JobId, JobRecord, JobStatus, Payload};
-use crate::observe::event;
+use crate::observe::job_event;
 use crate::ports::{
     BackendError, Filter, HandlerStats, Histogram, NewJob, ProcessStats, Producer, Refusal, Stats, Submitted,
     Viewer,
@@ -27,6 +27,13 @@ impl RedisBroker {
         self.0.call(&self.0.scripts.control, &what, blobs)
     }
 
+    /// What the script answers to each of these.
+    fn say_submit(&self, jobs: &[NewJob]) -> Result<Vec<String>, BackendError> {
+        let mut blobs = Blobs::default();
+        let named: Vec<Json> = jobs.iter().map(|job| self.0.job_json(job, &mut blobs)).collect();
+        texts(self.0.call(&self.0.scripts.submit, &json!({ "jobs": named }), &blobs)?)
+    }
+
     /// The record of the job that has the key of this one.
     fn joined(&self, job: &NewJob, id: &str) -> Result<Submitted, BackendError> {
         let id = JobId::parse(id).ok_or(BackendError("redis: no id".into()))?;
@@ -34,10 +41,7 @@ impl RedisBroker {
             return Ok(Submitted::Existing(Box::new(record)));
         }
         // It has expired since: the key is free. A record that nobody signed keeps it.
-        let mut blobs = Blobs::default();
-        let named = [self.0.job_json(job, &mut blobs)];
-        let again = list(self.0.call(&self.0.scripts.submit, &json!({ "jobs": named }), &blobs)?)?;
-        let again: Vec<String> = again.into_iter().map(text).collect::<Result<_, _>>()?;
+        let again = self.say_submit(std::slice::from_ref(job))?;
         Ok(match again.first().map(String::as_str) {
             Some("new") => Submitted::New,
             Some("full") => Submitted::Refused(Refusal::QueueFull),
@@ -54,6 +58,11 @@ impl RedisBroker {
 /// Records that are read together for a list.
 const RECORDS_AT_ONCE: usize = 4;
 
+/// The value of this name in a flat list of names and values.
+fn figure<T: FromStr>(pairs: &[String], name: &str) -> Option<T> {
+    pairs.chunks_exact(2).find(|pair| pair[0] == name)?[1].parse().ok()
+}
+
 /// For a list that shows no results.
 fn without_result(finished: Arc<Finished>) -> Arc<Finished> {
     match &finished.result {
@@ -67,18 +76,12 @@ fn without_result(finished: Arc<Finished>) -> Arc<Finished> {
 
 /// A job has entered its lane.
 pub(super) fn pushed(job: &NewJob) {
-    event(log::Level::Debug, "queue.pushed")
-        .field("trace_id", &job.trace.id_text())
-        .field("job_id", &job.id.to_string())
-        .emit();
+    job_event(log::Level::Debug, "queue.pushed", &job.trace, job.id).emit();
 }
 
 impl Producer for RedisBroker {
     fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Submitted>, BackendError> {
-        let mut blobs = Blobs::default();
-        let named: Vec<Json> = jobs.iter().map(|job| self.0.job_json(job, &mut blobs)).collect();
-        let answers = list(self.0.call(&self.0.scripts.submit, &json!({ "jobs": named }), &blobs)?)?;
-        let answers: Vec<String> = answers.into_iter().map(text).collect::<Result<_, _>>()?;
+        let answers = self.say_submit(&jobs)?;
         let mut out = Vec::with_capacity(jobs.len());
         for (job, answer) in jobs.iter().zip(&answers) {
             out.push(match answer.as_str() {
@@ -105,8 +108,7 @@ impl Producer for RedisBroker {
         id: JobId,
         instance: InstanceId,
     ) -> Result<Option<JobRecord>, BackendError> {
-        let instance = format!("{:016x}", instance.0);
-        self.one(viewer, json!({ "do": "records", "ids": [id.to_string()], "in": instance }))
+        self.one(viewer, json!({ "do": "records", "ids": [id.to_string()], "in": instance.to_string() }))
     }
 
     fn cancel(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError> {
@@ -147,8 +149,7 @@ impl Producer for RedisBroker {
         if let Some(status) = filter.status {
             what["s"] = status.as_str().into();
         }
-        let ids = list(self.control(Some(viewer), what, &Blobs::default())?)?;
-        let ids: Vec<String> = ids.into_iter().map(text).collect::<Result<_, _>>()?;
+        let ids = texts(self.control(Some(viewer), what, &Blobs::default())?)?;
         let mut out = Vec::with_capacity(ids.len());
         // A record comes with its result, which its signature covers: a few at a time.
         for some in ids.chunks(RECORDS_AT_ONCE) {
@@ -168,14 +169,8 @@ impl Producer for RedisBroker {
     fn stats(&self) -> Result<Stats, BackendError> {
         let answer = self.control(None, json!({ "do": "stats" }), &Blobs::default())?;
         let [counts, ready, paused, nodes, records, leases] = fields(answer)?;
-        let words = |value| list(value)?.into_iter().map(text).collect::<Result<Vec<String>, _>>();
-        let (counts, ready) = (words(counts)?, words(ready)?);
-        let figure = |pairs: &[String], name: &str| {
-            let pair = pairs.chunks_exact(2).find(|pair| pair[0] == name);
-            pair.and_then(|pair| pair[1].parse::<u64>().ok()).unwrap_or(0)
-        };
-        let count = |name: &str| figure(&counts, name);
-        let paused: BTreeSet<String> = words(paused)?.into_iter().collect();
+        let (counts, ready, paused) = (texts(counts)?, texts(ready)?, texts(paused)?);
+        let count = |name: &str| figure(&counts, name).unwrap_or(0);
         let histogram = |name: &str, handler: &str| {
             let bucket = |index: usize| count(&format!("{name}:{handler}:{index}"));
             Histogram {
@@ -191,13 +186,13 @@ impl Producer for RedisBroker {
             HandlerStats {
                 handler: spec.name.clone(),
                 group: self.0.groups[spec.group].clone(),
-                paused: paused.contains(name),
+                paused: paused.iter().any(|paused| paused == name),
                 queued,
                 running,
                 // An unordered job is a lane of its own.
                 lanes: size(count(&format!("lanes:{name}")))
                     + if spec.options.ordering == Ordering::None { queued + running } else { 0 },
-                oldest: Duration::from_micros(figure(&ready, name)),
+                oldest: Duration::from_micros(figure(&ready, name).unwrap_or(0)),
                 submitted: count(&format!("submitted:{name}")),
                 finished: JobStatus::ALL.map(|status| count(&format!("finished:{name}:{}", status.as_str()))),
                 job_seconds: histogram("job", name),
@@ -207,21 +202,17 @@ impl Producer for RedisBroker {
         let mut connected = vec![0; self.0.groups.len()];
         let mut processes = Vec::new();
         for node in list(nodes)? {
-            let facts: Vec<String> = words(node)?;
-            let fact =
-                |name: &str| facts.chunks_exact(2).find(|pair| pair[0] == name).map(|pair| pair[1].clone());
-            let group = fact("g").and_then(|group| group.parse::<usize>().ok());
+            let facts = texts(node)?;
+            let group = figure::<usize>(&facts, "g");
             if let Some(count) = group.and_then(|group| connected.get_mut(group)) {
                 *count += 1;
             }
             processes.push(ProcessStats {
                 role: if group.is_some() { "executor" } else { "web" },
                 group: group.and_then(|group| self.0.groups.get(group)).cloned(),
-                host: fact("host").unwrap_or_default(),
-                pid: fact("pid").and_then(|pid| pid.parse().ok()).unwrap_or(0),
-                busy: fact(if group.is_some() { "held" } else { "waiters" })
-                    .and_then(|busy| busy.parse().ok())
-                    .unwrap_or(0),
+                host: figure(&facts, "host").unwrap_or_default(),
+                pid: figure(&facts, "pid").unwrap_or(0),
+                busy: figure(&facts, if group.is_some() { "held" } else { "waiters" }).unwrap_or(0),
             });
         }
         Ok(Stats {

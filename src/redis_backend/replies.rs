@@ -9,7 +9,7 @@ use redis::{Connection, Value};
 use serde_json::json;
 
 use super::broker::{Blobs, RedisBroker};
-use super::connection::{bytes, list, lost, text};
+use super::connection::{PAUSES, bytes, list, lost, text};
 use crate::bell::{Bell, lock};
 use crate::job::{InstanceId, JobId, JobStatus};
 use crate::limits::{DOORBELLS_AN_ENTRY, INBOX_DOORBELLS};
@@ -20,9 +20,6 @@ const LISTEN: Duration = Duration::from_millis(500);
 /// An inbox nobody keeps open vanishes after this long; it is kept open by a word this often.
 const INBOX_LIVES: Duration = Duration::from_secs(60);
 const KEEP_OPEN: Duration = Duration::from_secs(15);
-/// Between two tries of a server that is away: doubling, from the first of these to the second.
-const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
-
 /// The log hears of a server that is away this often at most.
 const SAY_EVERY: Duration = Duration::from_secs(5);
 
@@ -267,7 +264,7 @@ fn ring(
 
 impl Replies for RedisBroker {
     fn subscribe(&self, instance: InstanceId, bell: Bell) -> Result<Box<dyn Inbox>, BackendError> {
-        let name = format!("{:016x}", instance.0);
+        let name = instance.to_string();
         let ear = Ear::listen(self, Stream::Inbox(name.clone()), bell)?;
         Ok(Box::new(RedisInbox { broker: self.clone(), name, ear }))
     }

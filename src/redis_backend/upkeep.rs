@@ -2,12 +2,12 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use serde_json::{Value as Json, json};
+use serde_json::json;
 
 use super::broker::{RedisBroker, hex};
 use super::consumer::facts;
 use super::vet::Fitness;
-use crate::clock::Timestamp;
+use crate::clock::{Timestamp, micros};
 use crate::entropy::Entropy;
 use crate::job::JobId;
 use crate::limits::PROCESS_LIVES;
@@ -17,6 +17,7 @@ use crate::ports::{BackendError, Upkeep};
 pub struct RedisUpkeep {
     broker: RedisBroker,
     id: String,
+    facts: Vec<String>,
     waiters: Box<dyn Fn() -> u64 + Send + Sync>,
     /// Connections that the others know of.
     told: AtomicU64,
@@ -34,7 +35,8 @@ impl RedisUpkeep {
     /// Of a process in which so many callers wait.
     #[must_use]
     pub fn new(broker: RedisBroker, waiters: Box<dyn Fn() -> u64 + Send + Sync>) -> RedisUpkeep {
-        RedisUpkeep { broker, id: hex(&Entropy::system().bytes::<8>()), waiters, told: AtomicU64::new(0) }
+        let id = hex(&Entropy::system().bytes::<8>());
+        RedisUpkeep { broker, id, facts: facts(), waiters, told: AtomicU64::new(0) }
     }
 
     fn tell(&self) -> Result<(), BackendError> {
@@ -42,14 +44,15 @@ impl RedisUpkeep {
         let told = self.told.load(Ordering::Relaxed);
         // The first ones of a process are no reconnects.
         let again = if told == 0 { 0 } else { made - told };
-        let mut fields = facts();
+        let mut fields = self.facts.clone();
         fields.extend(["waiters".into(), (self.waiters)().to_string()]);
-        let ttl = u64::try_from(PROCESS_LIVES.as_micros()).unwrap_or(u64::MAX);
-        let mut what: Json = json!({ "do": "tell", "con": self.id, "fields": fields, "ttl": ttl });
-        what["reconnects"] = again.into();
-        self.broker.lease(&what)?;
+        let what = json!({
+            "do": "tell", "con": self.id, "fields": fields, "ttl": micros(PROCESS_LIVES), "reconnects": again,
+        });
+        // Each call of the script sweeps: more of them only where more is due than one takes.
+        let (due, _) = self.broker.lease(&what)?;
         self.told.store(made.max(1), Ordering::Relaxed);
-        self.broker.sweep().map(drop)
+        if due == Some(0) { self.broker.sweep().map(drop) } else { Ok(()) }
     }
 }
 

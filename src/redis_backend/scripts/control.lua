@@ -2,7 +2,7 @@
 --
 -- "do"     "cancel" {id, r: index of the signed outcome} | "retry" {id, call: this call's name} | "pause" {h, on} |
 --          "records" {ids, in: an instance that hears of their ends, or absent} | "list" {h, s, ow, most} | "stats" |
---          "listen" {in, ttl: us}: opens an inbox or keeps it open; "new" if it was not there | "unsubscribe" {in}
+--          "listen" {in, ttl: ms}: opens an inbox or keeps it open; "new" if it was not there | "unsubscribe" {in}
 -- "ow"     sees this owner's jobs only; absent: all
 -- Answers  records {id, env, s, d, st, fi, r, x, waiting: {why, what}}; "absent" where there is none; a list's ids; a status for a
 --          job that cannot be retried; figures as a flat list
