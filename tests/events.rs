@@ -16,8 +16,8 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use deployment::{Deployment, SECRET, can_serve};
-use program::{command, example};
+use deployment::{Deployment, can_serve};
+use program::{SECRET, command, example};
 use serde_json::Value;
 use service::{Client, PATIENCE, Service, kill, request, until};
 

@@ -8,15 +8,16 @@
 mod generator;
 #[path = "support/oracle.rs"]
 mod oracle;
+#[path = "support/parity.rs"]
+mod parity;
 #[path = "support/program.rs"]
 mod program;
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use oracle::Rules;
+use parity::{asked_seed, assert_same, challenge};
 use program::{command, example, run, shown};
 
 /// The values of `runtime.platform.bootstrap.mode` that the same bytes must come out of.
@@ -36,35 +37,9 @@ fn fund_load(mode: &str, handler: &str, input: &[u8], options: &[&str]) -> Outpu
     output
 }
 
-/// Fails with the first line that differs, since a diff of thousands of lines tells nothing.
-fn assert_same(output: &[u8], expected: &[u8], what: &str) {
-    if output == expected {
-        return;
-    }
-    let lines = |bytes: &[u8]| -> Vec<String> {
-        bytes
-            .split_inclusive(|byte| *byte == b'\n')
-            .map(|l| String::from_utf8_lossy(l).into_owned())
-            .collect()
-    };
-    let (output, expected) = (lines(output), lines(expected));
-    let at = output.iter().zip(&expected).take_while(|(a, b)| a == b).count();
-    panic!(
-        "{what}: {} lines instead of {}; line {} is {:?} instead of {:?}",
-        output.len(),
-        expected.len(),
-        at + 1,
-        output.get(at),
-        expected.get(at)
-    );
-}
-
 /// The seeds `1..=count`, or the one that is asked for.
 fn seeds(count: u64) -> Vec<u64> {
-    match std::env::var("COFFERDAM_SEED") {
-        Ok(text) => vec![text.parse().expect("COFFERDAM_SEED is a number")],
-        Err(_) => (1..=count).collect(),
-    }
+    asked_seed().map_or_else(|| (1..=count).collect(), |seed| vec![seed])
 }
 
 /// Does each of these, a few at a time; the first panic ends the test.
@@ -81,27 +56,9 @@ fn a_few_at_a_time<T: Sync>(items: &[T], check: impl Fn(&T) + Sync) {
     });
 }
 
-/// The folder of the published input and output, if it is on this machine.
-fn challenge() -> Option<PathBuf> {
-    let said = std::env::var_os("COFFERDAM_CHALLENGE_DIR").map(PathBuf::from);
-    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/challenge");
-    let folder = said.clone().unwrap_or_else(beside);
-    let is_there = ["input.txt", "output.txt"].iter().all(|name| folder.join(name).is_file());
-    assert!(is_there || said.is_none(), "COFFERDAM_CHALLENGE_DIR has no input.txt and output.txt");
-    if !is_there {
-        // Not by `println!`, which is shown only where a test fails.
-        let at = folder.display();
-        let _ =
-            writeln!(std::io::stderr(), "SKIPPED: nothing at {at}; COFFERDAM_CHALLENGE_DIR says where it is");
-    }
-    is_there.then_some(folder)
-}
-
 #[test]
 fn the_published_input_gives_the_published_output_byte_for_byte() {
-    let Some(folder) = challenge() else { return };
-    let read = |name: &str| std::fs::read(folder.join(name)).expect("a readable challenge file");
-    let (input, expected) = (read("input.txt"), read("output.txt"));
+    let Some((input, expected)) = challenge() else { return };
     for mode in MODES {
         let output = fund_load(mode, "fund_load", &input, &[]);
         assert_same(&output.stdout, &expected, &format!("the real input, {mode}"));
@@ -110,10 +67,8 @@ fn the_published_input_gives_the_published_output_byte_for_byte() {
 
 #[test]
 fn the_published_output_is_the_oracles_too() {
-    let Some(folder) = challenge() else { return };
-    let read = |name: &str| std::fs::read(folder.join(name)).expect("a readable challenge file");
-    let output = oracle::decide(&read("input.txt"), Rules::Baseline);
-    assert_same(&output, &read("output.txt"), "the oracle");
+    let Some((input, expected)) = challenge() else { return };
+    assert_same(&oracle::decide(&input, Rules::Baseline), &expected, "the oracle");
 }
 
 #[test]

@@ -8,96 +8,34 @@
 mod generator;
 #[path = "support/oracle.rs"]
 mod oracle;
+#[path = "support/parity.rs"]
+mod parity;
 #[path = "support/program.rs"]
 mod program;
 #[path = "support/service.rs"]
 mod service;
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use oracle::Rules;
+use parity::{RUN, UNDYING, assert_same, challenge, seed, turn};
 use program::{Folder, cofferdam, command, example, shown, wait};
-use service::{Client, Service, children, kill, request, until};
+use service::{Client, Service, children, kill, request, until, with_harm};
 
 const LINES: usize = 20_000;
 const EVERY: Duration = Duration::from_millis(100);
 const TWO_EXECUTORS: &str = r#"runtime.platform.process_groups=[{"name":"execution","processes":2}]"#;
-/// A delivery is charged when its lease goes out, and here kills come faster than a debug build on a loaded machine
-/// can send a lane's state: a job must not be dead because of that. The restart policy stays as it is.
-const UNDYING: &str = "runtime.platform.queue.max_deliveries=100000";
-/// One at a time: each of them needs the whole machine.
-static TURN: Mutex<()> = Mutex::new(());
-
-/// A run with kills takes longer than one without; one that has lost something never ends.
-const RUN: Duration = Duration::from_secs(100);
-
-fn seed() -> u64 {
-    let seed = match std::env::var("COFFERDAM_SEED") {
-        Ok(text) => text.parse().expect("COFFERDAM_SEED is a number"),
-        Err(_) => 1,
-    };
-    println!("seed {seed}");
-    seed
-}
-
-fn turn() -> MutexGuard<'static, ()> {
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Fails with the first line that differs.
-#[track_caller]
-fn assert_same(output: &[u8], expected: &[u8], what: &str) {
-    let lines = |bytes: &[u8]| bytes.split_inclusive(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect();
-    let (output, expected): (Vec<Vec<u8>>, Vec<Vec<u8>>) = (lines(output), lines(expected));
-    let at = output.iter().zip(&expected).take_while(|(a, b)| a == b).count();
-    let shown = |lines: &[Vec<u8>]| lines.get(at).map(|line| String::from_utf8_lossy(line).into_owned());
-    let same = output.len() == expected.len() && at == output.len();
-    assert!(
-        same,
-        "{what}: {} lines instead of {}; line {} is {:?} instead of {:?}",
-        output.len(),
-        expected.len(),
-        at + 1,
-        shown(&output),
-        shown(&expected),
-    );
-}
-
-/// Kills one executor child of `parent` every [`EVERY`] until the work is done; says how many.
-fn with_kills<T>(parent: u32, seed: u64, work: impl FnOnce() -> T) -> (T, usize) {
-    let (done, kills) = (AtomicBool::new(false), AtomicUsize::new(0));
-    /// The killer stops also when the work panics.
-    struct Done<'a>(&'a AtomicBool);
-    impl Drop for Done<'_> {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::Relaxed);
+/// Kills one executor child of `parent` every [`EVERY`].
+fn killer(parent: u32, seed: u64) -> impl FnMut() -> (bool, Duration) + Send {
+    let mut random = seed;
+    move || {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let executors = children(parent, "executor");
+        if !executors.is_empty() {
+            kill(executors[(random >> 33) as usize % executors.len()]);
         }
+        (!executors.is_empty(), EVERY)
     }
-    let result = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut random = seed;
-            let mut next = Instant::now() + EVERY;
-            while !done.load(Ordering::Relaxed) {
-                if Instant::now() >= next {
-                    next += EVERY;
-                    random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                    let executors = children(parent, "executor");
-                    if !executors.is_empty() {
-                        kill(executors[(random >> 33) as usize % executors.len()]);
-                        kills.fetch_add(1, Ordering::Relaxed);
-                    }
-                }
-                std::thread::sleep(Duration::from_millis(2));
-            }
-        });
-        let _done = Done(&done);
-        work()
-    });
-    (result, kills.into_inner())
 }
 
 #[test]
@@ -113,7 +51,7 @@ fn a_batch_whose_executors_are_killed_gives_the_oracles_bytes() {
     let child = child.expect("the example can be started");
     let pid = child.id();
     // `wait` kills it at its own deadline.
-    let (output, kills) = with_kills(pid, seed, || wait(child));
+    let (output, kills) = with_harm(killer(pid, seed), || wait(child));
     println!("{kills} kills");
     assert!(output.status.success(), "seed {seed}, {kills} kills: {}", shown(&output));
     assert_same(&output.stdout, &oracle::decide(&input, Rules::Baseline), &format!("seed {seed}"));
@@ -162,7 +100,7 @@ fn a_batch_over_http_whose_executors_are_killed_gives_the_oracles_bytes() {
     let (_turn, seed) = (turn(), seed());
     let input = generator::generate(seed, LINES);
     let service = Service::of(&example("fund-load"), &[TWO_EXECUTORS, UNDYING]);
-    let (output, kills) = with_kills(service.pid, seed, || batch(&service, &input));
+    let (output, kills) = with_harm(killer(service.pid, seed), || batch(&service, &input));
     println!("{kills} kills");
     assert_same(&output, &oracle::decide(&input, Rules::Baseline), &format!("seed {seed}, {kills} kills"));
     assert!(kills > 0, "the batch ended before the first kill: give it more lines");
@@ -193,7 +131,7 @@ fn waiting_callers_get_their_own_answers_while_executors_are_killed() {
             assert_eq!((answer.status, answer.text()), (200, payload), "{answer:?}");
         }
     };
-    let ((), kills) = with_kills(service.pid, seed, || {
+    let ((), kills) = with_harm(killer(service.pid, seed), || {
         std::thread::scope(|scope| {
             for caller in 0..CALLERS {
                 scope.spawn(move || call(caller));
@@ -208,27 +146,12 @@ fn waiting_callers_get_their_own_answers_while_executors_are_killed() {
     assert_eq!(stats["waiters"], 0, "{stats}");
 }
 
-/// The folder of the published input and output, if it is on this machine.
-fn challenge() -> Option<PathBuf> {
-    let said = std::env::var_os("COFFERDAM_CHALLENGE_DIR").map(PathBuf::from);
-    let folder = said.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/challenge"));
-    let is_there = ["input.txt", "output.txt"].iter().all(|name| folder.join(name).is_file());
-    if !is_there {
-        // Not by `println!`, which is shown only where a test fails.
-        let at = folder.display();
-        let _ =
-            writeln!(std::io::stderr(), "SKIPPED: nothing at {at}; COFFERDAM_CHALLENGE_DIR says where it is");
-    }
-    is_there.then_some(folder)
-}
-
 #[test]
 fn the_published_input_over_http_gives_the_published_output_byte_for_byte() {
-    let Some(folder) = challenge() else { return };
-    let read = |name: &str| std::fs::read(folder.join(name)).expect("a readable challenge file");
+    let Some((input, expected)) = challenge() else { return };
     for mode in ["inline", "process_supervisor"] {
         let mode = format!("runtime.platform.bootstrap.mode={mode}");
         let service = Service::of(&example("fund-load"), &[&mode]);
-        assert_same(&batch(&service, &read("input.txt")), &read("output.txt"), &mode);
+        assert_same(&batch(&service, &input), &expected, &mode);
     }
 }

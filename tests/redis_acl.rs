@@ -10,13 +10,9 @@ mod program;
 #[path = "support/service.rs"]
 mod service;
 
-use std::os::unix::fs::PermissionsExt;
-
-use own_redis::OwnRedis;
-use program::{Folder, cofferdam, command, example, run, shown};
+use own_redis::Server;
+use program::{Folder, SECRET, cofferdam, command, example, on_redis, run, shown};
 use service::{PATIENCE, Service, kill, until};
-
-const SECRET: &str = "5b1d7c3e9f0a2b4c6d8e7f6a5b4c3d2e1f0a9b8c7d6e5f4a3b2c1d0e9f8a7b6c";
 
 /// The line of a user, as the guide prints it.
 fn user(name: &str) -> String {
@@ -26,36 +22,32 @@ fn user(name: &str) -> String {
 }
 
 struct Site {
-    server: OwnRedis,
+    server: Server,
     folder: Folder,
 }
 
 impl Site {
     fn new(users: &[String]) -> Site {
-        let server = OwnRedis::new(&[]);
+        let server = Server::absent(&[]);
         let all = format!("user default on nopass ~* &* +@all\n{}\n", users.join("\n"));
         let file = server.file("users.acl", &all);
         let mut server = server.with(&["--aclfile", &file.display().to_string()]);
-        server.run();
+        server.up();
         Site { server, folder: Folder::new() }
     }
 
     fn words(&self, first: &[&str], name: &str) -> Vec<String> {
-        let secret = self.folder.file("secret", SECRET);
-        std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o600)).expect("our own file");
         let password = self.folder.file("password", "right\n");
-        let backends = ["queue", "kv", "reply"].map(|port| format!("runtime.platform.{port}.backend=redis"));
+        let own = on_redis(&self.server.url(), &self.folder, SECRET);
         let others = [
-            format!("runtime.platform.redis.url={}", self.server.url()),
             format!("runtime.platform.redis.username={name}"),
             format!("runtime.platform.redis.password_file={}", password.display()),
-            format!("runtime.platform.execution_ipc.auth.secret_file={}", secret.display()),
             "runtime.platform.queue.visibility_timeout_ms=500".into(),
             "runtime.platform.reply.result_ttl_seconds=1".into(),
             "runtime.platform.reply.awaited_ttl_seconds=1".into(),
             r#"handlers.echo.ordering={"key":"/k"}"#.into(),
         ];
-        let sets = backends.into_iter().chain(others).flat_map(|set| ["--set".to_owned(), set]);
+        let sets = own.into_iter().chain(others).flat_map(|set| ["--set".to_owned(), set]);
         first.iter().map(ToString::to_string).chain(sets).collect()
     }
 }
@@ -96,7 +88,7 @@ fn the_users_of_the_guide_are_enough_for_their_roles() {
     let _ = first.wait();
     let mut second = executor();
     web.record_when(&lost, "succeeded");
-    let mut raw = site.server.raw();
+    let mut raw = site.server.connect();
     assert_eq!(web.request("POST", "/v1/handlers/sleep/pause", &[], "").status, 200);
     let forged = web.submit("/v1/jobs/sleep", &[], r#"{"ms":1}"#);
     let key = format!("{{cofferdam}}:job:{forged}");

@@ -12,6 +12,8 @@ mod generator;
 mod oracle;
 #[path = "support/own_redis.rs"]
 mod own_redis;
+#[path = "support/parity.rs"]
+mod parity;
 #[path = "support/program.rs"]
 mod program;
 #[path = "support/redis.rs"]
@@ -19,43 +21,18 @@ mod redis;
 #[path = "support/service.rs"]
 mod service;
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use deployment::{Deployment, can_serve};
 use oracle::Rules;
-use own_redis::{DURABLE, OwnRedis};
+use own_redis::{DURABLE, Server};
+use parity::{RUN, UNDYING, assert_same, challenge, seed, turn};
 use program::{command, example, run, shown, wait};
-use service::{Service, children, kill, request, until};
+use service::{Service, children, kill, request, until, with_harm};
 
 const HANDLERS: [(&str, Rules); 2] = [("fund_load", Rules::Baseline), ("fund_load_exp", Rules::Experiment)];
-/// A delivery is charged when its lease goes out, and kills come faster than a lane's state may travel: a job must not
-/// be dead because of that.
-const UNDYING: &str = "runtime.platform.queue.max_deliveries=100000";
 /// Where nobody can tell that an executor is lost, its lease runs out this soon.
 const SHORT_LEASE: &str = "runtime.platform.queue.visibility_timeout_ms=1000";
-/// A run with faults takes longer than one without; one that has lost something never ends.
-const RUN: Duration = Duration::from_secs(100);
-
-/// One at a time: each of them needs the whole machine.
-static TURN: Mutex<()> = Mutex::new(());
-
-fn turn() -> MutexGuard<'static, ()> {
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn seed() -> u64 {
-    let seed = match std::env::var("COFFERDAM_SEED") {
-        Ok(text) => text.parse().expect("COFFERDAM_SEED is a number"),
-        Err(_) => 1,
-    };
-    println!("seed {seed}");
-    seed
-}
-
 /// Numbers that follow from a seed.
 struct Random(u64);
 
@@ -68,38 +45,6 @@ impl Random {
 
 fn executors(count: usize) -> String {
     format!(r#"runtime.platform.process_groups=[{{"name":"execution","processes":{count}}}]"#)
-}
-
-/// Fails with the first line that differs, since a diff of thousands of lines tells nothing.
-#[track_caller]
-fn assert_same(output: &[u8], expected: &[u8], what: &str) {
-    let lines = |bytes: &[u8]| bytes.split_inclusive(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect();
-    let (output, expected): (Vec<Vec<u8>>, Vec<Vec<u8>>) = (lines(output), lines(expected));
-    let at = output.iter().zip(&expected).take_while(|(a, b)| a == b).count();
-    let shown = |lines: &[Vec<u8>]| lines.get(at).map(|line| String::from_utf8_lossy(line).into_owned());
-    assert!(
-        output.len() == expected.len() && at == output.len(),
-        "{what}: {} lines instead of {}; line {} is {:?} instead of {:?}",
-        output.len(),
-        expected.len(),
-        at + 1,
-        shown(&output),
-        shown(&expected),
-    );
-}
-
-/// The published input and output, if they are on this machine.
-fn challenge() -> Option<(Vec<u8>, Vec<u8>)> {
-    let said = std::env::var_os("COFFERDAM_CHALLENGE_DIR").map(PathBuf::from);
-    let folder = said.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/challenge"));
-    let read = |name: &str| std::fs::read(folder.join(name)).ok();
-    let both = read("input.txt").zip(read("output.txt"));
-    if both.is_none() {
-        let at = folder.display();
-        let _ =
-            writeln!(std::io::stderr(), "SKIPPED: nothing at {at}; COFFERDAM_CHALLENGE_DIR says where it is");
-    }
-    both
 }
 
 /// The words of a batch of the example.
@@ -174,35 +119,8 @@ fn a_batch_over_http_gives_the_same_bytes_on_redis_as_in_memory() {
     }
 }
 
-/// Does `harm` again and again beside the work, until that is done; says how often.
-fn with_harm<T>(mut harm: impl FnMut() -> Duration + Send, work: impl FnOnce() -> T) -> (T, usize) {
-    let (done, times) = (AtomicBool::new(false), AtomicUsize::new(0));
-    /// It stops also when the work panics.
-    struct Done<'a>(&'a AtomicBool);
-    impl Drop for Done<'_> {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::Relaxed);
-        }
-    }
-    let result = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut next = Instant::now() + Duration::from_millis(20);
-            while !done.load(Ordering::Relaxed) {
-                if Instant::now() >= next {
-                    next = Instant::now() + harm();
-                    times.fetch_add(1, Ordering::Relaxed);
-                }
-                std::thread::sleep(Duration::from_millis(2));
-            }
-        });
-        let _done = Done(&done);
-        work()
-    });
-    (result, times.into_inner())
-}
-
 /// Kills one executor of `parent`; the next one 20 to 250 ms later.
-fn killer(parent: u32, seed: u64) -> impl FnMut() -> Duration + Send {
+fn killer(parent: u32, seed: u64) -> impl FnMut() -> (bool, Duration) + Send {
     let mut random = Random(seed);
     move || {
         let executors = children(parent, "executor");
@@ -210,7 +128,7 @@ fn killer(parent: u32, seed: u64) -> impl FnMut() -> Duration + Send {
             let which = random.below(executors.len() as u64);
             kill(executors[usize::try_from(which).expect("an index")]);
         }
-        Duration::from_millis(20 + random.below(231))
+        (!executors.is_empty(), Duration::from_millis(20 + random.below(231)))
     }
 }
 
@@ -281,7 +199,7 @@ fn d2_a_batch_on_redis_whose_connections_are_cut_gives_the_oracles_bytes() {
         // All but this one.
         let kill = ::redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("normal").clone();
         kill.exec(&mut raw).expect("the server is there");
-        Duration::from_millis(50)
+        (true, Duration::from_millis(50))
     };
     for (handler, rules) in HANDLERS {
         let words = deployment.words(&[&executors(2), UNDYING, SHORT_LEASE]);
@@ -299,14 +217,14 @@ fn d2_a_batch_on_redis_whose_server_is_killed_again_and_again_gives_the_oracles_
     }
     let (_turn, seed) = (turn(), seed());
     let input = generator::generate(seed, 6_000);
-    let mut server = OwnRedis::start(&DURABLE);
+    let mut server = Server::start(&DURABLE);
     let url = format!("unix://{}", server.socket().display());
     let deployment = Deployment::on(&url, "d2-restart");
     let words = deployment.words(&[&executors(2), UNDYING, SHORT_LEASE]);
     let restart = || {
         server.kill();
-        server.run();
-        Duration::from_millis(300)
+        server.up();
+        (true, Duration::from_millis(300))
     };
     let (output, restarts) = with_harm(restart, || batch("fund_load", &input, words));
     println!("{restarts} restarts");

@@ -11,13 +11,12 @@ mod program;
 mod service;
 
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
-use own_redis::{DURABLE, Harm, OwnRedis, Proxy};
-use program::{Folder, cofferdam, command, example, run, shown};
+use own_redis::{DURABLE, Harm, Proxy, Server};
+use program::{Folder, SECRET, cofferdam, command, example, on_redis, run, shown};
 use rustix::process::Signal;
 use serde_json::Value;
 use service::{
@@ -25,7 +24,6 @@ use service::{
     waiters,
 };
 
-const SECRET: &str = "5b1d7c3e9f0a2b4c6d8e7f6a5b4c3d2e1f0a9b8c7d6e5f4a3b2c1d0e9f8a7b6c";
 /// Everything is as before by then.
 const BACK: Duration = Duration::from_secs(5);
 /// A call that fails is answered by then, with the time-outs below.
@@ -40,12 +38,7 @@ struct Deployment {
 impl Deployment {
     fn new(url: &str, more: &[&str]) -> Deployment {
         let folder = Folder::new();
-        let secret = folder.file("secret", SECRET);
-        std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o600)).expect("our own file");
-        let backends = ["queue", "kv", "reply"].map(|port| format!("runtime.platform.{port}.backend=redis"));
-        let mut sets = backends.to_vec();
-        sets.push(format!("runtime.platform.redis.url={url}"));
-        sets.push(format!("runtime.platform.execution_ipc.auth.secret_file={}", secret.display()));
+        let mut sets = on_redis(url, &folder, SECRET);
         sets.push("runtime.platform.redis.connect_timeout_ms=500".into());
         sets.push("runtime.platform.redis.response_timeout_ms=500".into());
         sets.extend(more.iter().map(ToString::to_string));
@@ -135,7 +128,7 @@ fn totals(service: &Service) -> Value {
 
 #[test]
 fn the_interface_means_the_same_on_redis() {
-    let server = OwnRedis::start(&[]);
+    let server = Server::start(&[]);
     let service = Deployment::new(&server.url(), &[]).serve();
     assert_eq!(service.post("/v1/jobs/echo", "hello").text(), "hello");
     let key = ["Idempotency-Key: k"];
@@ -179,7 +172,7 @@ fn the_interface_means_the_same_on_redis() {
 
 #[test]
 fn p2_callers_of_an_executor_that_is_killed_get_their_answers_long_before_its_leases_end() {
-    let server = OwnRedis::start(&[]);
+    let server = Server::start(&[]);
     let deployment = Deployment::new(&server.url(), &[]);
     let service = deployment.serve_as(&embedder());
     let mut callers: Vec<Client> = (0..4).map(|_| sleeper(&service, 300)).collect();
@@ -197,7 +190,7 @@ fn p2_callers_of_an_executor_that_is_killed_get_their_answers_long_before_its_le
 
 #[test]
 fn p5_jobs_go_on_while_web_is_killed_and_can_be_read_afterwards() {
-    let server = OwnRedis::start(&[]);
+    let server = Server::start(&[]);
     let service = Deployment::new(&server.url(), &[]).serve();
     let id = service.submit("/v1/jobs/sleep", &[], r#"{"ms":500}"#);
     service.record_when(&id, "running");
@@ -209,7 +202,7 @@ fn p5_jobs_go_on_while_web_is_killed_and_can_be_read_afterwards() {
 
 #[test]
 fn p12_a_drain_finishes_what_runs_and_leaves_what_is_queued_to_the_next_start() {
-    let server = OwnRedis::start(&[]);
+    let server = Server::start(&[]);
     let group = r#"runtime.platform.process_groups=[{"name":"execution","workers":1}]"#;
     let deployment = Deployment::new(&server.url(), &[group]);
     let service = deployment.serve();
@@ -226,7 +219,7 @@ fn p12_a_drain_finishes_what_runs_and_leaves_what_is_queued_to_the_next_start() 
 
 #[test]
 fn p12_what_a_drain_cuts_off_is_named_and_runs_again_uncounted() {
-    let server = OwnRedis::start(&[]);
+    let server = Server::start(&[]);
     let deployment = Deployment::new(&server.url(), &["runtime.platform.lifecycle.graceful_timeout_ms=200"]);
     let service = deployment.serve();
     let id = service.submit("/v1/jobs/sleep", &[], r#"{"ms":4000}"#);
@@ -241,7 +234,7 @@ fn p12_what_a_drain_cuts_off_is_named_and_runs_again_uncounted() {
 
 #[test]
 fn any_web_process_knows_any_job_and_tells_its_end_to_who_waits() {
-    let server = OwnRedis::start(&[]);
+    let server = Server::start(&[]);
     let deployment = Deployment::new(&server.url(), &["runtime.platform.queue.visibility_timeout_ms=1000"]);
     let (one, other) = (deployment.web(), deployment.web());
     assert_eq!(one.get("/readyz").status, 503, "no executor is there");
@@ -283,7 +276,7 @@ fn ask_count(service: &Service, ms: u32) -> Client {
 
 #[test]
 fn an_executor_alone_finishes_what_runs_when_it_is_told_to_stop() {
-    let server = OwnRedis::start(&[]);
+    let server = Server::start(&[]);
     let deployment = Deployment::new(&server.url(), &[]);
     let (web, mut executor) = (deployment.web(), deployment.executor());
     is_ready(&web);
@@ -297,7 +290,7 @@ fn an_executor_alone_finishes_what_runs_when_it_is_told_to_stop() {
 
 #[test]
 fn deployments_of_other_prefixes_are_apart() {
-    let server = OwnRedis::start(&[]);
+    let server = Server::start(&[]);
     let of = |prefix: &str| {
         let prefix = format!("runtime.platform.redis.key_prefix={prefix}");
         Deployment::new(&server.url(), &[&prefix]).serve()
@@ -311,7 +304,7 @@ fn deployments_of_other_prefixes_are_apart() {
 
 #[test]
 fn a_mixed_set_keeps_states_when_web_is_killed_and_says_what_it_promises() {
-    let server = OwnRedis::start(&[]);
+    let server = Server::start(&[]);
     let memory = ["queue", "reply"].map(|port| format!("runtime.platform.{port}.backend=memory"));
     let deployment = Deployment::new(&server.url(), &[&memory[0], &memory[1]]);
     let checked = run(&mut command(&embedder(), deployment.words(&["check"])), b"");
@@ -330,13 +323,13 @@ fn a_mixed_set_keeps_states_when_web_is_killed_and_says_what_it_promises() {
 
 #[test]
 fn r1_a_server_that_is_down_at_the_start_is_waited_for() {
-    let mut server = OwnRedis::new(&[]);
+    let mut server = Server::absent(&[]);
     let deployment = Deployment::new(&server.url(), &[]);
     let checked = run(&mut command(&cofferdam(), deployment.words(&["check"])), b"");
     assert_eq!(checked.status.code(), Some(1), "{}", shown(&checked));
     let service = deployment.serve();
     assert_unavailable(&service);
-    server.run();
+    server.up();
     is_ready(&service);
     assert_eq!(service.post("/v1/jobs/echo", "1").text(), "1");
     assert_eq!(service.stop().status.code(), Some(0));
@@ -344,7 +337,7 @@ fn r1_a_server_that_is_down_at_the_start_is_waited_for() {
 
 #[test]
 fn r1_a_server_that_is_killed_under_load_loses_nothing_that_was_accepted() {
-    let mut server = OwnRedis::start(&DURABLE);
+    let mut server = Server::start(&DURABLE);
     let service = Deployment::new(&server.url(), &[]).serve();
     let address = service.address;
     let submitters: Vec<_> = (0..4)
@@ -367,7 +360,7 @@ fn r1_a_server_that_is_killed_under_load_loses_nothing_that_was_accepted() {
     for _ in 0..2 {
         std::thread::sleep(Duration::from_millis(150));
         server.kill();
-        server.run();
+        server.up();
     }
     let accepted: Vec<String> =
         submitters.into_iter().flat_map(|one| one.join().expect("no panic")).collect();
@@ -381,11 +374,11 @@ fn r1_a_server_that_is_killed_under_load_loses_nothing_that_was_accepted() {
 
 #[test]
 fn r1_a_server_that_stands_still_costs_bounded_time_and_no_processor() {
-    let server = OwnRedis::start(&[]);
+    let server = Server::start(&[]);
     let service = Deployment::new(&server.url(), &[]).serve();
     let mut caller = sleeper(&service, 300);
     running(&service, 1);
-    signal(server.pid(), Signal::STOP);
+    server.freeze();
     let children = [service.child("web"), service.child("executor")];
     let (begun, before) = (Instant::now(), children.map(processor_time));
     for _ in 0..3 {
@@ -396,7 +389,7 @@ fn r1_a_server_that_stands_still_costs_bounded_time_and_no_processor() {
     for (before, after) in before.iter().zip(after) {
         assert!((after - *before) < begun.elapsed() / 5, "{before:?} to {after:?} in {:?}", begun.elapsed());
     }
-    signal(server.pid(), Signal::CONT);
+    server.thaw();
     assert_eq!(caller.read().text(), r#"{"slept_ms":300}"#, "what had finished was kept, and told later");
     is_ready(&service);
     assert_eq!(service.children("executor"), [children[1]], "no process was replaced for it");
@@ -405,9 +398,9 @@ fn r1_a_server_that_stands_still_costs_bounded_time_and_no_processor() {
 
 #[test]
 fn r1_connections_that_are_cut_again_and_again_fail_no_caller() {
-    let server = OwnRedis::start(&[]);
+    let server = Server::start(&[]);
     let service = Deployment::new(&server.url(), &[]).serve();
-    let mut raw = server.raw();
+    let mut raw = server.connect();
     let mut client = service.connect();
     for number in 0..200 {
         if number % 10 == 0 {
@@ -425,7 +418,7 @@ fn r1_connections_that_are_cut_again_and_again_fail_no_caller() {
 
 #[test]
 fn r1_a_black_hole_is_left_in_bounded_time() {
-    let server = OwnRedis::start(&[]);
+    let server = Server::start(&[]);
     let proxy = Proxy::before(&server);
     let service = Deployment::new(&proxy.url(), &[]).serve();
     assert_eq!(service.post("/v1/jobs/echo", "1").text(), "1");
@@ -439,7 +432,7 @@ fn r1_a_black_hole_is_left_in_bounded_time() {
 
 #[test]
 fn r2_calls_whose_answers_are_lost_are_repeated_and_take_effect_once() {
-    let server = OwnRedis::start(&[]);
+    let server = Server::start(&[]);
     let proxy = Proxy::before(&server);
     let service = Deployment::new(&proxy.url(), &[]).serve_as(&embedder());
     let mut client = service.connect();
@@ -464,7 +457,7 @@ fn r2_calls_whose_answers_are_lost_are_repeated_and_take_effect_once() {
 
 #[test]
 fn r3_r4_an_executor_that_was_stopped_beyond_its_lease_can_deliver_nothing() {
-    let server = OwnRedis::start(&[]);
+    let server = Server::start(&[]);
     let deployment = Deployment::new(&server.url(), &["runtime.platform.queue.visibility_timeout_ms=600"]);
     let web = deployment.web();
     let first = deployment.executor();
@@ -489,11 +482,11 @@ fn r3_r4_an_executor_that_was_stopped_beyond_its_lease_can_deliver_nothing() {
 
 #[test]
 fn r5_with_its_memory_used_up_submissions_are_refused_and_what_runs_still_ends() {
-    let server = OwnRedis::start(&["--maxmemory", "64mb"]);
+    let server = Server::start(&["--maxmemory", "64mb"]);
     let service = Deployment::new(&server.url(), &[]).serve();
     let mut caller = sleeper(&service, 800);
     running(&service, 1);
-    let mut raw = server.raw();
+    let mut raw = server.connect();
     redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(1).exec(&mut raw).expect("the server is there");
     let answer = service.post("/v1/jobs/echo", "1");
     assert_eq!((answer.status, answer.code().as_str()), (503, "backend_unavailable"), "{answer:?}");
@@ -519,10 +512,10 @@ fn r6_a_server_that_is_unfit_is_refused_with_what_to_change() {
             assert!(said.contains(what), "{first:?}: {said}");
         }
     };
-    let evicting = OwnRedis::start(&["--maxmemory-policy", "allkeys-lru"]);
+    let evicting = Server::start(&["--maxmemory-policy", "allkeys-lru"]);
     refused(&evicting.url(), &[], "maxmemory-policy noeviction");
 
-    let locked = OwnRedis::start(&["--requirepass", "right"]);
+    let locked = Server::start(&["--requirepass", "right"]);
     refused(&locked.url(), &[], "NOAUTH");
     let wrong = locked.file("wrong", "wrong\n");
     let file = format!("runtime.platform.redis.password_file={}", wrong.display());
@@ -533,23 +526,17 @@ fn r6_a_server_that_is_unfit_is_refused_with_what_to_change() {
     assert!(service.stderr().contains("appendfsync always"), "what it promises: {}", service.stderr());
     drop(service);
 
-    let primary = OwnRedis::start(&["--port", &free_port()]);
-    let mut raw = primary.raw();
-    let port: (String, String) =
-        redis::cmd("CONFIG").arg("GET").arg("port").query(&mut raw).expect("it is there");
-    let replica = OwnRedis::start(&["--replicaof", "127.0.0.1", &port.1]);
+    let mut primary = Server::absent(&[]).with_tcp();
+    primary.up();
+    let replica = Server::start(&["--replicaof", "127.0.0.1", &primary.tcp().port().to_string()]);
     refused(&replica.url(), &[], "must name the primary");
-}
-
-fn free_port() -> String {
-    service::free_address().port().to_string()
 }
 
 #[test]
 fn r9_scripts_that_are_forgotten_again_and_again_fail_no_caller() {
-    let server = OwnRedis::start(&[]);
+    let server = Server::start(&[]);
     let service = Deployment::new(&server.url(), &[]).serve();
-    let (mut raw, mut client) = (server.raw(), service.connect());
+    let (mut raw, mut client) = (server.connect(), service.connect());
     for number in 0..60 {
         redis::cmd("SCRIPT").arg("FLUSH").exec(&mut raw).expect("the server is there");
         assert_eq!(
@@ -561,10 +548,10 @@ fn r9_scripts_that_are_forgotten_again_and_again_fail_no_caller() {
 
 #[test]
 fn r10_keys_after_many_jobs_are_those_after_ten() {
-    let server = OwnRedis::start(&[]);
+    let server = Server::start(&[]);
     let ttl = ["result", "awaited"].map(|kind| format!("runtime.platform.reply.{kind}_ttl_seconds=1"));
     let service = Deployment::new(&server.url(), &[&ttl[0], &ttl[1]]).serve();
-    let mut raw = server.raw();
+    let mut raw = server.connect();
     let mut after = |jobs: usize| {
         let lines = "1\n".repeat(jobs);
         assert_eq!(service.post("/v1/batch/echo", &lines).text(), lines);
@@ -582,7 +569,7 @@ fn r10_keys_after_many_jobs_are_those_after_ten() {
 
 #[test]
 fn waits_of_every_kind_leave_nobody_in_the_table() {
-    let server = OwnRedis::start(&[]);
+    let server = Server::start(&[]);
     let service = Deployment::new(&server.url(), &[]).serve();
     let mut client = service.connect();
     let mut left = Vec::new();

@@ -6,6 +6,8 @@
 
 #[path = "support/aftermath.rs"]
 mod aftermath;
+#[path = "support/own_redis.rs"]
+mod own_redis;
 #[path = "support/program.rs"]
 mod program;
 #[path = "support/redis_server.rs"]

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use super::program::{Folder, cofferdam, command, example};
 use super::service::{
-    Answer, Client, Ended, NoAnswer, PATIENCE, Service, all_children, caller, free_address, holdings,
+    Answer, Client, Done, Ended, NoAnswer, PATIENCE, Service, all_children, caller, free_address, holdings,
     is_alive, request, until, words,
 };
 
@@ -118,13 +118,6 @@ impl Trial {
     /// connection may be lost. `work` sees how many were answered.
     pub fn under_load<T>(&self, callers: usize, work: impl FnOnce(&AtomicUsize) -> T) -> (T, Load) {
         let (answered, lost, done) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicBool::new(false));
-        /// The callers stop also when the work panics.
-        struct Done<'a>(&'a AtomicBool);
-        impl Drop for Done<'_> {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::Relaxed);
-            }
-        }
         let result = std::thread::scope(|scope| {
             for caller in 0..callers {
                 let (answered, lost, done) = (&answered, &lost, &done);

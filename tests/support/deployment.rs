@@ -7,19 +7,12 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::Path;
 
 use redis::{Connection, FromRedisValue};
 
-use super::program::Folder;
-use super::service::{PATIENCE, Service, until};
-
-/// The root secret of each deployment; in no log.
-pub const SECRET: &str = "5b1d7c3e9f0a2b4c6d8e7f6a5b4c3d2e1f0a9b8c7d6e5f4a3b2c1d0e9f8a7b6c";
+use super::program::{Folder, SECRET, on_redis};
+use super::service::Service;
 
 /// False, and said on stderr, where there is no redis-server.
 pub fn can_serve() -> bool {
@@ -36,7 +29,6 @@ pub struct Deployment {
     /// As the redis crate names it.
     url: String,
     pub folder: Folder,
-    secret: PathBuf,
 }
 
 impl Deployment {
@@ -47,23 +39,13 @@ impl Deployment {
 
     /// On another one.
     pub fn on(url: &str, prefix: &str) -> Deployment {
-        let folder = Folder::new();
-        let secret = folder.file("secret", SECRET);
-        std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o600)).expect("our own file");
-        Deployment { prefix: prefix.to_owned(), url: url.to_owned(), folder, secret }
+        Deployment { prefix: prefix.to_owned(), url: url.to_owned(), folder: Folder::new() }
     }
 
     /// What makes it this deployment: `PATH=VALUE`s, and more of them.
     pub fn sets(&self, more: &[&str]) -> Vec<String> {
-        let mut sets: Vec<String> = ["queue", "kv", "reply"]
-            .iter()
-            .map(|port| format!("runtime.platform.{port}.backend=redis"))
-            .chain([
-                format!("runtime.platform.redis.url=redis+{}", self.url),
-                format!("runtime.platform.redis.key_prefix={}", self.prefix),
-                format!("runtime.platform.execution_ipc.auth.secret_file={}", self.secret.display()),
-            ])
-            .collect();
+        let mut sets = on_redis(&format!("redis+{}", self.url), &self.folder, SECRET);
+        sets.push(format!("runtime.platform.redis.key_prefix={}", self.prefix));
         sets.extend(more.iter().map(|set| (*set).to_owned()));
         sets
     }
@@ -121,75 +103,4 @@ pub fn resident_kib(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     line.and_then(|text| text.trim().strip_suffix(" kB")?.parse().ok()).unwrap_or(0)
-}
-
-/// A server of a test's own, which keeps every write before it answers, and which may be killed and started again. It
-/// ends with this program, however that ends: a shell that started it sees the end of its input.
-pub struct Server {
-    folder: PathBuf,
-    shell: Child,
-}
-
-impl Server {
-    #[track_caller]
-    pub fn start(options: &str) -> Server {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        // Socket addresses are short: not in the target folder.
-        let name = format!("cofferdam-own-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let folder = std::env::temp_dir().join(name);
-        let _ = std::fs::remove_dir_all(&folder);
-        std::fs::create_dir(&folder).expect("a temporary folder");
-        let server = format!(
-            r#"redis-server --port 0 --save "" --appendonly yes --appendfsync always {options} --dir "$1" --unixsocket "$1/s""#
-        );
-        let script = format!(
-            r#"while read word; do case "$word" in
-            start) {server} & server=$! ;;
-            stop) kill -9 $server; wait $server ;;
-            esac; done; kill -9 $server; wait $server; rm -rf "$1""#
-        );
-        let mut command = Command::new("sh");
-        command.args(["-c", &script, "sh"]).arg(&folder);
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-        let shell = command.spawn().expect("a shell");
-        let mut server = Server { folder, shell };
-        server.begin();
-        server
-    }
-
-    fn say(&mut self, word: &str) {
-        let input = self.shell.stdin.as_mut().expect("it is piped");
-        writeln!(input, "{word}").expect("the shell reads");
-    }
-
-    /// As the redis crate names it.
-    pub fn url(&self) -> String {
-        format!("unix://{}/s", self.folder.display())
-    }
-
-    /// Starts the stopped server, with what it has kept.
-    #[track_caller]
-    pub fn begin(&mut self) {
-        self.say("start");
-        let client = redis::Client::open(self.url()).expect("a sound address");
-        until("the server serves", PATIENCE, || {
-            let mut connection = client.get_connection().ok()?;
-            redis::cmd("PING").exec(&mut connection).ok()
-        });
-    }
-
-    /// Kills it, as a crash does.
-    #[track_caller]
-    pub fn crash(&mut self) {
-        self.say("stop");
-        let socket = self.folder.join("s");
-        until("the server is gone", PATIENCE, || UnixStream::connect(&socket).is_err().then_some(()));
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        drop(self.shell.stdin.take());
-        let _ = self.shell.wait();
-    }
 }

@@ -1,7 +1,8 @@
 //! A redis-server of a test's own, that it may configure, stop, kill and start again; and a proxy before one that cuts,
 //! swallows or refuses.
 //!
-//! It guards the suite against servers that outlive their test: each ends with its value, and its folder with it.
+//! It guards the suite against a server that outlives its test (it ends with the test program, however that ends), and
+//! against a fault that another test's server has: none is shared.
 
 #![allow(dead_code, reason = "each test that includes this file uses its own part of it")]
 
@@ -11,58 +12,139 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use super::service::{PATIENCE, until};
+use redis::{Connection, FromRedisValue, Value};
+use rustix::process::Signal;
+
+use super::service::{PATIENCE, free_address, signal, until};
+
+/// Keeps every accepted job and every commit.
+pub const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
+
+/// A parent-death signal follows the thread that spawned, so one thread that never ends spawns all servers.
+fn spawn(command: Command) -> Child {
+    type Order = (Command, Sender<Child>);
+    static SPAWNER: OnceLock<SyncSender<Order>> = OnceLock::new();
+    let spawner = SPAWNER.get_or_init(|| {
+        let (sender, orders) = sync_channel::<Order>(8);
+        std::thread::spawn(move || {
+            for (mut command, child) in orders {
+                let started = command.spawn();
+                let started =
+                    started.expect("setpriv and redis-server are installed (tools/test installs them)");
+                let _ = child.send(started);
+            }
+        });
+        sender
+    });
+    let (sender, child) = channel();
+    spawner.send((command, sender)).expect("the spawner lives");
+    child.recv().expect("the spawner lives")
+}
 
 /// See the module.
-pub struct OwnRedis {
+pub struct Server {
     folder: PathBuf,
     options: Vec<String>,
+    tcp: Option<SocketAddr>,
     child: Option<Child>,
 }
 
-/// Keeps every write before it answers.
-pub const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
-
-impl OwnRedis {
-    /// Not started yet.
-    pub fn new(options: &[&str]) -> OwnRedis {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("cofferdam-own-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        // Socket addresses are short: not in the target folder.
-        let folder = std::env::temp_dir().join(name);
-        let _ = std::fs::remove_dir_all(&folder);
-        std::fs::create_dir(&folder).expect("a temporary folder");
-        OwnRedis { folder, options: options.iter().map(ToString::to_string).collect(), child: None }
-    }
-
-    /// With more options.
-    pub fn with(mut self, options: &[&str]) -> OwnRedis {
-        self.options.extend(options.iter().map(ToString::to_string));
-        self
-    }
-
-    pub fn start(options: &[&str]) -> OwnRedis {
-        let mut server = OwnRedis::new(options);
-        server.run();
+impl Server {
+    /// Running, on a Unix socket, without persistence unless these options say so.
+    #[track_caller]
+    pub fn start(options: &[&str]) -> Server {
+        let mut server = Server::absent(options);
+        server.up();
         server
     }
 
-    /// Starts it, or starts it again on what it has kept.
-    pub fn run(&mut self) {
-        let child = Command::new("redis-server")
-            .args(["--port", "0", "--save", "", "--unixsocket"])
-            .arg(self.socket())
-            .arg("--dir")
-            .arg(&self.folder)
-            .args(&self.options)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn();
-        self.child = Some(child.expect("redis-server is installed (tools/test installs it)"));
-        until("redis-server listens", PATIENCE, || UnixStream::connect(self.socket()).ok());
+    /// One that is not started yet.
+    pub fn absent(options: &[&str]) -> Server {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        // Socket addresses are short: not in the target folder.
+        let name = format!("cofferdam-own-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let folder = std::env::temp_dir().join(name);
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir(&folder).expect("a temporary folder");
+        let options = options.iter().map(|option| (*option).to_owned()).collect();
+        Server { folder, options, tcp: None, child: None }
+    }
+
+    /// With more options.
+    #[must_use]
+    pub fn with(mut self, options: &[&str]) -> Server {
+        self.options.extend(options.iter().map(|option| (*option).to_owned()));
+        self
+    }
+
+    /// A file in its folder.
+    pub fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.folder.join(name);
+        std::fs::write(&path, text).expect("a temporary file");
+        path
+    }
+
+    /// It listens on a loopback port, too.
+    #[must_use]
+    pub fn with_tcp(mut self) -> Server {
+        self.tcp = Some(free_address());
+        self
+    }
+
+    /// Starts it, again if need be, on what is in its folder; answers are awaited.
+    #[track_caller]
+    pub fn up(&mut self) {
+        self.begin();
+        until("redis-server answers", PATIENCE, || {
+            let mut connection = self.try_connect().ok()?;
+            match redis::cmd("PING").query::<String>(&mut connection) {
+                Ok(_) => Some(()),
+                Err(error) => (error.code() == Some("NOAUTH")).then_some(()),
+            }
+        });
+    }
+
+    /// The same without waiting for it.
+    #[track_caller]
+    pub fn begin(&mut self) {
+        assert!(self.child.is_none(), "it runs already");
+        let _ = std::fs::remove_file(self.socket());
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "redis-server", "--save", "", "--loglevel", "warning"]);
+        command.arg("--dir").arg(&self.folder).arg("--unixsocket").arg(self.socket());
+        match self.tcp {
+            Some(address) => command.args(["--bind", "127.0.0.1", "--port", &address.port().to_string()]),
+            None => command.args(["--port", "0"]),
+        };
+        command.args(&self.options);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        self.child = Some(spawn(command));
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("s")
+    }
+
+    /// As the config names it.
+    pub fn url(&self) -> String {
+        format!("redis+unix://{}", self.socket().display())
+    }
+
+    /// The same for its port.
+    pub fn tcp_url(&self) -> String {
+        format!("redis://{}", self.tcp.expect("it has a port"))
+    }
+
+    pub fn tcp(&self) -> SocketAddr {
+        self.tcp.expect("it has a port")
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
     }
 
     /// `kill -9`
@@ -73,34 +155,50 @@ impl OwnRedis {
         }
     }
 
-    pub fn pid(&self) -> u32 {
-        self.child.as_ref().expect("it runs").id()
+    /// SIGSTOP: it holds its connections, and answers nothing.
+    pub fn freeze(&self) {
+        signal(self.pid(), Signal::STOP);
     }
 
-    pub fn socket(&self) -> PathBuf {
-        self.folder.join("s")
+    /// SIGCONT
+    pub fn thaw(&self) {
+        signal(self.pid(), Signal::CONT);
     }
 
-    /// A file in its folder.
-    pub fn file(&self, name: &str, text: &str) -> PathBuf {
-        let path = self.folder.join(name);
-        std::fs::write(&path, text).expect("a temporary file");
-        path
+    fn try_connect(&self) -> redis::RedisResult<Connection> {
+        redis::Client::open(format!("unix://{}", self.socket().display()))?.get_connection()
     }
 
-    /// As the config names it.
-    pub fn url(&self) -> String {
-        format!("redis+unix://{}", self.socket().display())
+    /// A connection of the test's own.
+    #[track_caller]
+    pub fn connect(&self) -> Connection {
+        self.try_connect().expect("the server is there")
     }
 
-    /// A stranger's connection.
-    pub fn raw(&self) -> redis::Connection {
-        let client = redis::Client::open(format!("unix://{}", self.socket().display()));
-        client.and_then(|client| client.get_connection()).expect("the server is there")
+    /// One command as its words.
+    #[track_caller]
+    pub fn ask<T: FromRedisValue>(&self, words: &[&str]) -> T {
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]);
+        command.query(&mut self.connect()).unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    }
+
+    /// The same where only its effect matters.
+    #[track_caller]
+    pub fn tell(&self, words: &[&str]) {
+        self.ask::<Value>(words);
+    }
+
+    /// All keys, in their order.
+    #[track_caller]
+    pub fn keys(&self) -> Vec<String> {
+        let mut keys: Vec<String> = self.ask(&["KEYS", "*"]);
+        keys.sort_unstable();
+        keys
     }
 }
 
-impl Drop for OwnRedis {
+impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
         let _ = std::fs::remove_dir_all(&self.folder);
@@ -132,7 +230,7 @@ struct Shared {
 }
 
 impl Proxy {
-    pub fn before(server: &OwnRedis) -> Proxy {
+    pub fn before(server: &Server) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("its address");
         let shared = Arc::new(Shared {

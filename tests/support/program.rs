@@ -8,6 +8,7 @@
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -101,6 +102,20 @@ pub fn shown(output: &Output) -> String {
     format!("{}\nstdout: {}\nstderr: {}", output.status, head(&output.stdout), head(&output.stderr))
 }
 
+/// The root secret of deployments on Redis; in no log.
+pub const SECRET: &str = "5b1d7c3e9f0a2b4c6d8e7f6a5b4c3d2e1f0a9b8c7d6e5f4a3b2c1d0e9f8a7b6c";
+
+/// `PATH=VALUE`s of a deployment on the Redis server at this address, with its secret in this folder.
+pub fn on_redis(url: &str, folder: &Folder, secret: &str) -> Vec<String> {
+    let secret = folder.private_file("secret", secret);
+    let backends = ["queue", "kv", "reply"].map(|port| format!("runtime.platform.{port}.backend=redis"));
+    let others = [
+        format!("runtime.platform.redis.url={url}"),
+        format!("runtime.platform.execution_ipc.auth.secret_file={}", secret.display()),
+    ];
+    backends.into_iter().chain(others).collect()
+}
+
 /// A new folder; it and all in it go when this does.
 pub struct Folder(PathBuf);
 
@@ -122,6 +137,13 @@ impl Folder {
     pub fn file(&self, name: &str, contents: impl AsRef<[u8]>) -> PathBuf {
         let path = self.path(name);
         std::fs::write(&path, contents).expect("a temporary file");
+        path
+    }
+
+    /// One that others cannot read.
+    pub fn private_file(&self, name: &str, contents: &str) -> PathBuf {
+        let path = self.file(name, contents);
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).expect("our own file");
         path
     }
 }

@@ -1,208 +1,32 @@
-//! A redis-server of a test's own, which can be stopped, killed and started again on what it kept; and the processes
-//! of a deployment on it.
+//! The processes of a deployment on a redis-server of a test's own, callers under whose eyes something goes wrong, and
+//! what must be as before once that is over.
 //!
-//! It guards the suite against a server that outlives its test (it ends with the test program, however that ends) and
-//! against a fault that another test's server has: none is shared.
+//! It guards the suite against an executor that outlives its test.
 
 #![allow(dead_code, reason = "each test that includes this file uses its own part of it")]
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
+use std::process::{Child, Command};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use redis::{Connection, FromRedisValue, Value};
 use rustix::process::Signal;
 
 use super::aftermath::{SECRET, assert_ended};
-use super::program::{Folder, cofferdam, command};
+use super::program::{Folder, cofferdam, command, on_redis};
 use super::service::{
-    Client, Ended, PATIENCE, Service, all_children, free_address, holdings, is_alive, kill, request, signal,
-    until, words,
+    Client, Done, Ended, PATIENCE, Service, all_children, free_address, holdings, is_alive, kill, request,
+    signal, until, words,
 };
 
-/// Keeps every accepted job and every commit.
-pub const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
+pub use super::own_redis::{DURABLE, Server};
+
 /// Latency is back by then.
 pub const BACK: Duration = Duration::from_secs(5);
 /// Connections that a process keeps idle for its next call; they come with its first load.
 const KEPT_CONNECTIONS: usize = 4;
-
-/// A parent-death signal follows the thread that spawned, so one thread that never ends spawns all servers.
-fn spawn(command: Command) -> Child {
-    type Order = (Command, Sender<Child>);
-    static SPAWNER: OnceLock<SyncSender<Order>> = OnceLock::new();
-    let spawner = SPAWNER.get_or_init(|| {
-        let (sender, orders) = sync_channel::<Order>(8);
-        std::thread::spawn(move || {
-            for (mut command, child) in orders {
-                let started = command.spawn();
-                let started =
-                    started.expect("setpriv and redis-server are installed (tools/test installs them)");
-                let _ = child.send(started);
-            }
-        });
-        sender
-    });
-    let (sender, child) = channel();
-    spawner.send((command, sender)).expect("the spawner lives");
-    child.recv().expect("the spawner lives")
-}
-
-/// See the module.
-pub struct Server {
-    folder: PathBuf,
-    options: Vec<String>,
-    tcp: Option<SocketAddr>,
-    child: Option<Child>,
-}
-
-impl Server {
-    /// Running, on a Unix socket, without persistence unless these options say so.
-    #[track_caller]
-    pub fn start(options: &[&str]) -> Server {
-        let mut server = Server::absent(options);
-        server.up();
-        server
-    }
-
-    /// One that is not started yet.
-    pub fn absent(options: &[&str]) -> Server {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        // Socket addresses are short: not in the target folder.
-        let name = format!("cofferdam-rs-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let folder = std::env::temp_dir().join(name);
-        let _ = std::fs::remove_dir_all(&folder);
-        std::fs::create_dir(&folder).expect("a temporary folder");
-        let options = options.iter().map(|option| (*option).to_owned()).collect();
-        Server { folder, options, tcp: None, child: None }
-    }
-
-    /// It listens on a loopback port, too.
-    #[must_use]
-    pub fn with_tcp(mut self) -> Server {
-        self.tcp = Some(free_address());
-        self
-    }
-
-    /// Starts it, again if need be, on what is in its folder; answers are awaited.
-    #[track_caller]
-    pub fn up(&mut self) {
-        self.begin();
-        until("redis-server answers", PATIENCE, || {
-            let mut connection = self.try_connect().ok()?;
-            match redis::cmd("PING").query::<String>(&mut connection) {
-                Ok(_) => Some(()),
-                Err(error) => (error.code() == Some("NOAUTH")).then_some(()),
-            }
-        });
-    }
-
-    /// The same without waiting for it.
-    #[track_caller]
-    pub fn begin(&mut self) {
-        assert!(self.child.is_none(), "it runs already");
-        let _ = std::fs::remove_file(self.socket());
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "redis-server", "--save", "", "--loglevel", "warning"]);
-        command.arg("--dir").arg(&self.folder).arg("--unixsocket").arg(self.socket());
-        match self.tcp {
-            Some(address) => command.args(["--bind", "127.0.0.1", "--port", &address.port().to_string()]),
-            None => command.args(["--port", "0"]),
-        };
-        command.args(&self.options);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        self.child = Some(spawn(command));
-    }
-
-    pub fn folder(&self) -> &Path {
-        &self.folder
-    }
-
-    pub fn socket(&self) -> PathBuf {
-        self.folder.join("s")
-    }
-
-    /// As the config names it.
-    pub fn url(&self) -> String {
-        format!("redis+unix://{}", self.socket().display())
-    }
-
-    /// The same for its port.
-    pub fn tcp_url(&self) -> String {
-        format!("redis://{}", self.tcp.expect("it has a port"))
-    }
-
-    pub fn tcp(&self) -> SocketAddr {
-        self.tcp.expect("it has a port")
-    }
-
-    fn pid(&self) -> u32 {
-        self.child.as_ref().expect("it runs").id()
-    }
-
-    /// `kill -9`
-    pub fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-
-    /// SIGSTOP: it holds its connections, and answers nothing.
-    pub fn freeze(&self) {
-        signal(self.pid(), Signal::STOP);
-    }
-
-    /// SIGCONT
-    pub fn thaw(&self) {
-        signal(self.pid(), Signal::CONT);
-    }
-
-    fn try_connect(&self) -> redis::RedisResult<Connection> {
-        redis::Client::open(format!("unix://{}", self.socket().display()))?.get_connection()
-    }
-
-    /// A connection of the test's own.
-    #[track_caller]
-    pub fn connect(&self) -> Connection {
-        self.try_connect().expect("the server is there")
-    }
-
-    /// One command as its words.
-    #[track_caller]
-    pub fn ask<T: FromRedisValue>(&self, words: &[&str]) -> T {
-        let mut command = redis::cmd(words[0]);
-        command.arg(&words[1..]);
-        command.query(&mut self.connect()).unwrap_or_else(|error| panic!("{words:?}: {error}"))
-    }
-
-    /// The same where only its effect matters.
-    #[track_caller]
-    pub fn tell(&self, words: &[&str]) {
-        self.ask::<Value>(words);
-    }
-
-    /// All keys, in their order.
-    #[track_caller]
-    pub fn keys(&self) -> Vec<String> {
-        let mut keys: Vec<String> = self.ask(&["KEYS", "*"]);
-        keys.sort_unstable();
-        keys
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.kill();
-        let _ = std::fs::remove_dir_all(&self.folder);
-    }
-}
 
 /// How the processes of a deployment are started: its config, and the folder of its secret.
 pub struct Deployment {
@@ -214,12 +38,7 @@ impl Deployment {
     /// On the server at this address.
     pub fn at(url: &str) -> Deployment {
         let folder = Folder::new();
-        let secret = folder.file("secret", SECRET);
-        std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o600)).expect("our own file");
-        let mut sets: Vec<String> =
-            ["queue", "kv", "reply"].map(|part| format!("runtime.platform.{part}.backend=redis")).into();
-        sets.push(format!("runtime.platform.redis.url={url}"));
-        sets.push(format!("runtime.platform.execution_ipc.auth.secret_file={}", secret.display()));
+        let sets = on_redis(url, &folder, SECRET);
         Deployment { folder, sets }
     }
 
@@ -237,9 +56,7 @@ impl Deployment {
 
     /// A file beside its secret, which others cannot read.
     pub fn file(&self, name: &str, contents: &str) -> PathBuf {
-        let file = self.folder.file(name, contents);
-        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).expect("our own file");
-        file
+        self.folder.private_file(name, contents)
     }
 
     /// `PROGRAM ROLE` with the deployment's config.
@@ -352,12 +169,6 @@ pub fn under_load<T>(
 ) -> (T, BTreeMap<String, usize>) {
     use std::sync::Mutex;
     use std::sync::atomic::AtomicBool;
-    struct Done<'a>(&'a AtomicBool);
-    impl Drop for Done<'_> {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::Relaxed);
-        }
-    }
     let (done, ends) = (AtomicBool::new(false), Mutex::new(BTreeMap::<String, usize>::new()));
     let result = std::thread::scope(|scope| {
         for caller in 0..callers {

@@ -10,7 +10,7 @@ use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, ExitStatus};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -305,6 +305,40 @@ pub fn caller(service: &Service, target: &str, body: impl AsRef<[u8]>) -> Client
     let mut client = service.connect();
     client.send(request("POST", target, &[], body));
     client
+}
+
+/// Tells other threads that the work is done, also when it panics.
+pub struct Done<'a>(pub &'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Does `harm` again and again beside the work, until that is done; says how often. `harm` says if it did any, and how
+/// long to wait for the next.
+pub fn with_harm<T>(
+    mut harm: impl FnMut() -> (bool, Duration) + Send,
+    work: impl FnOnce() -> T,
+) -> (T, usize) {
+    let (done, times) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let result = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut next = Instant::now() + Duration::from_millis(20);
+            while !done.load(Ordering::Relaxed) {
+                if Instant::now() >= next {
+                    let (is_done, pause) = harm();
+                    next = Instant::now() + pause;
+                    times.fetch_add(usize::from(is_done), Ordering::Relaxed);
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        });
+        let _done = Done(&done);
+        work()
+    });
+    (result, times.into_inner())
 }
 
 /// A caller that waits for a sleep of so many ms.
