@@ -22,10 +22,11 @@ use std::time::{Duration, Instant};
 use aftermath::{assert_counted, assert_ended, assert_text, counters};
 use program::{cofferdam, example, run, shown};
 use redis_server::{Deployment, Server, Sound, under_load};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use service::{
     Answer, Client, NoAnswer, PATIENCE, Service, all_children, caller, is_alive, kill, request, running,
-    sleeper, until, waiters,
+    signal, sleeper, until, waiters,
 };
 
 const ONE_WORKER: &str = r#"runtime.platform.process_groups=[{"name":"execution","workers":1}]"#;
@@ -301,6 +302,31 @@ fn p12_a_job_that_is_cut_off_is_named_and_run_again_by_the_next_start_uncounted(
         assert!(begun.elapsed() < Duration::from_secs(4), "{set}: it took {:?}", begun.elapsed());
         next.record_when(&id, "succeeded");
         assert_ended_well(next);
+    }
+}
+
+#[test]
+fn p12_a_supervisor_that_looks_late_names_what_its_executor_cut_off() {
+    let server = Server::start(&[]);
+    let deployment = Deployment::on(&server).with("runtime.platform.lifecycle.graceful_timeout_ms=500");
+    for is_web_killed in [false, true] {
+        let service = deployment.serve(&[]);
+        let id = service.submit("/v1/jobs/sleep", &[], r#"{"ms":600000}"#);
+        service.record_when(&id, "running");
+        let (web, executor) = (service.child("web"), service.child("executor"));
+        service.terminate();
+        until("all drain", PATIENCE, || {
+            (service.stderr().matches("lifecycle.draining").count() == 3).then_some(())
+        });
+        signal(service.pid, Signal::STOP);
+        if is_web_killed {
+            kill(web);
+        }
+        until("the executor has ended", PATIENCE, || (!is_alive(executor)).then_some(()));
+        signal(service.pid, Signal::CONT);
+        let ended = service.ended();
+        assert_ended(&ended.status, &ended.stderr, Some(4));
+        assert!(ended.stderr.contains(&id), "{id} is not named: {}", ended.stderr);
     }
 }
 

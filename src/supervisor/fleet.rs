@@ -22,6 +22,9 @@ use crate::observe::event;
 /// one of them has ended, so that short limits and long jobs cannot fill the host with processes.
 const MOST_ASIDE: usize = 2;
 
+/// Why a child is replaced that a signal has ended.
+const KILLED: &str = "killed";
+
 /// What the owner of a fleet should know.
 #[derive(Debug, PartialEq, Eq)]
 pub enum FleetEvent {
@@ -35,6 +38,8 @@ pub enum FleetEvent {
     GaveUp(String),
     /// These jobs were cut off, and the next event may name more.
     CutOff(Vec<JobId>),
+    /// An executor has ended otherwise than with 0: what it ran was cut off, named or not.
+    Broke,
     /// Web's drain is over; so many jobs were cut off.
     Drained(u64),
 }
@@ -212,6 +217,16 @@ impl Fleet {
     /// A child's control socket or standard error is ready.
     pub fn on_event(&mut self, token: usize, now_ms: u64) -> Vec<FleetEvent> {
         let index = token - self.first_token;
+        let mut happened = self.heard(index, now_ms);
+        for (_, process) in &mut self.slots[index].aside {
+            happened.extend(cut_off(process.hear(now_ms)));
+        }
+        happened.extend(self.reap(now_ms));
+        happened
+    }
+
+    /// What the child has said and was not read yet.
+    fn heard(&mut self, index: usize, now_ms: u64) -> Vec<FleetEvent> {
         let slot = &mut self.slots[index];
         let mut happened = Vec::new();
         for message in slot.process.as_mut().map(|process| process.hear(now_ms)).unwrap_or_default() {
@@ -230,34 +245,39 @@ impl Fleet {
                 }
             }
         }
-        for (_, process) in &mut slot.aside {
-            let cut_off =
-                |said| if let ToParent::CutOff(jobs) = said { Some(FleetEvent::CutOff(jobs)) } else { None };
-            happened.extend(process.hear(now_ms).into_iter().filter_map(cut_off));
-        }
-        happened.extend(self.reap(now_ms));
         happened
     }
 
-    /// Looks at each child by its own number: waiting for "any child" would steal others' statuses.
+    /// Looks at each child by its own number: waiting for "any child" would steal others' statuses. What a child said
+    /// before it ended is still in its socket: its status may be seen first, if the supervisor comes late.
     pub fn reap(&mut self, now_ms: u64) -> Vec<FleetEvent> {
         let mut happened = Vec::new();
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];
-            let name = &slot.name;
-            slot.aside.retain_mut(|(_, process)| match process.status() {
-                Some(status) if !status.success() => {
+            let (name, is_executor) = (&slot.name, slot.role != Role::Web);
+            slot.aside.retain_mut(|(_, process)| {
+                let Some(status) = process.status() else { return true };
+                happened.extend(cut_off(process.hear(now_ms)));
+                if !status.success() {
                     crashed(name, &said(status), &process.words.last());
-                    false
+                    happened.extend(is_executor.then_some(FleetEvent::Broke));
                 }
-                status => status.is_none(),
+                false
             });
-            let Some(status) = slot.process.as_mut().and_then(Process::status) else { continue };
+            if slot.process.as_mut().and_then(Process::status).is_none() {
+                continue;
+            }
+            happened.extend(self.heard(index, now_ms));
+            // It may have been set aside by its last words: then it is looked at there, the next time.
+            let Some(status) = self.slots[index].process.as_mut().and_then(Process::status) else { continue };
             let (how, reason) = match status.signal() {
-                Some(9) => (How::Killed, "killed"),
-                Some(_) => (How::Unready, "killed"),
+                Some(9) => (How::Killed, KILLED),
+                Some(_) => (How::Unready, KILLED),
                 None => (How::Unready, "crashed"),
             };
+            if is_executor && !status.success() {
+                happened.push(FleetEvent::Broke);
+            }
             happened.extend(self.ended(index, how, reason, &said(status), now_ms));
         }
         happened
@@ -276,10 +296,13 @@ impl Fleet {
         let words = slot.process.take().map(|process| process.words.last()).unwrap_or_default();
         let stopping = matches!(slot.life.state(), State::Stopping { .. });
         let action = slot.act(Event::Ended(how, reason), &self.lifecycle, now_ms);
+        // One that was told to stop ends by itself, or else something ended it.
+        if !stopping || reason == KILLED {
+            crashed(&slot.name, said, &words);
+        }
         if stopping {
             return None;
         }
-        crashed(&slot.name, said, &words);
         match action {
             Some(Action::Replaced(reason)) => {
                 restarted(&slot.name, reason);
@@ -412,6 +435,14 @@ impl Slot {
         }
         found
     }
+}
+
+/// The jobs that a process names as cut off.
+fn cut_off(said: Vec<ToParent>) -> impl Iterator<Item = FleetEvent> {
+    said.into_iter().filter_map(|message| match message {
+        ToParent::CutOff(jobs) => Some(FleetEvent::CutOff(jobs)),
+        ToParent::Ready(_) | ToParent::Pong | ToParent::Leaving(_) | ToParent::Drained(_) => None,
+    })
 }
 
 fn crashed(name: &str, how: &str, words: &str) {

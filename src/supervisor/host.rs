@@ -159,7 +159,10 @@ fn host(
                 FleetEvent::Replaced(slot, _) => {
                     consumers.remove(&slot).iter().for_each(|name: &String| upkeep.lost(name));
                 }
-                FleetEvent::Recycled(..) | FleetEvent::CutOff(_) | FleetEvent::Drained(_) => {}
+                FleetEvent::Recycled(..)
+                | FleetEvent::CutOff(_)
+                | FleetEvent::Broke
+                | FleetEvent::Drained(_) => {}
             }
         }
         if let Some(channel) = &mut channel {

@@ -55,7 +55,7 @@ pub enum Event {
     Drained(u64),
     /// Web has ended by itself, and jobs in memory with it.
     WebLost,
-    /// An executor has given jobs back by force.
+    /// An executor has given jobs back by force, or has died with them.
     CutOff,
     /// No executor runs.
     ExecutorsGone,

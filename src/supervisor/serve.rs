@@ -279,6 +279,9 @@ impl Supervisor<'_> {
                 log_writer::name_cut_off(&jobs);
                 self.on(Event::CutOff, now_ms);
             }
+            // In memory web hands its jobs on, and names those that it cannot.
+            FleetEvent::Broke if self.is_redis => self.on(Event::CutOff, now_ms),
+            FleetEvent::Broke => {}
             // On Redis what runs is the executors' to finish: the drain is over when they have ended, too.
             FleetEvent::Drained(count) if self.is_redis => self.web_drained = Some(count),
             FleetEvent::Drained(count) => self.on(Event::Drained(count), now_ms),
