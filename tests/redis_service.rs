@@ -1,5 +1,5 @@
 //! The Redis profile with real processes and a real server: `serve`, `web`, `executor`, `batch` and `check`, what
-//! survives whom, and how they stop (rows P2, P5, P6 and P12 of the fault list where jobs are in Redis).
+//! survives whom, and how they stop (rows P2, P5, P6, P12, P15 and R10 of the fault list where jobs are in Redis).
 //!
 //! It guards the promises that memory cannot give: whoever is killed, accepted jobs end once, and any web process of
 //! the deployment knows them.
@@ -71,6 +71,10 @@ fn serve_on_redis_answers_replays_and_records() {
     assert_eq!(first.header("cofferdam-job-id"), second.header("cofferdam-job-id"));
     assert_eq!(service.request("POST", "/v1/jobs/echo", &key, "2").code(), "idempotency_mismatch");
 
+    // Larger than a doorbell carries, and as large as a body may be.
+    let large = vec![b'x'; 1 << 20];
+    assert!(service.post("/v1/jobs/echo", &large).body == large);
+
     let id = service.submit("/v1/jobs/echo", &["Content-Type: application/json"], "{\"a\":1}");
     let record = service.record_when(&id, "succeeded");
     assert_eq!((&record["result"], &record["deliveries"]), (&json!({"a": 1}), &json!(1)), "{record}");
@@ -80,7 +84,7 @@ fn serve_on_redis_answers_replays_and_records() {
     assert_eq!(listed["jobs"].as_array().map(Vec::len), Some(2));
     let unknown = service.get("/v1/jobs/00000000000000000000000000000000");
     assert_eq!(unknown.code(), "unknown_job");
-    assert_eq!(service.metric("jobs_finished_total{handler=\"echo\",status=\"succeeded\"}"), 4.0);
+    assert_eq!(service.metric("jobs_finished_total{handler=\"echo\",status=\"succeeded\"}"), 5.0);
     sound.over(service);
 }
 
@@ -331,6 +335,27 @@ fn p12_a_supervisor_that_looks_late_names_what_its_executor_cut_off() {
 }
 
 #[test]
+fn p12_a_drain_whose_executor_is_killed_exits_4_and_the_next_start_runs_its_job_again() {
+    let server = Server::start(&[]);
+    let deployment = Deployment::on(&server).with(SHORT_LEASE);
+    let service = deployment.serve(&[]);
+    let id = service.submit("/v1/jobs/sleep", &[], r#"{"ms":1500}"#);
+    service.record_when(&id, "running");
+    service.terminate();
+    until("all drain", PATIENCE, || {
+        (service.stderr().matches("lifecycle.draining").count() == 3).then_some(())
+    });
+    kill(service.child("executor"));
+    let ended = service.ended();
+    assert_ended(&ended.status, &ended.stderr, Some(4));
+    // Nobody is left who could name its jobs.
+    assert!(ended.stderr.contains("lifecycle.crashed process_group=execution"), "{}", ended.stderr);
+    let next = deployment.serve(&[]);
+    assert_eq!(next.record_when(&id, "succeeded")["deliveries"], 2);
+    assert_ended_well(next);
+}
+
+#[test]
 fn p12_a_second_signal_forces_the_stop_and_exits_4() {
     let server = Server::start(&[]);
     let service = Deployment::on(&server).serve(&[]);
@@ -392,6 +417,8 @@ fn any_web_process_knows_any_job_and_wakes_whoever_waits_for_it() {
 
     let stats = there.get("/v1/stats").json();
     assert_eq!(stats["groups"][0]["executors"], 2, "{stats}");
+    let roles = stats["processes"].as_array().expect("processes").iter().map(|process| &process["role"]);
+    assert_eq!(roles.filter(|role| *role == "web").count(), 2, "{stats}");
     for service in [here, there] {
         assert_ended_well(service);
     }
@@ -481,7 +508,10 @@ fn with_kv_in_redis_alone_a_lanes_state_outlives_the_web_process() {
     let server = Server::start(&[]);
     let mixed = ["runtime.platform.queue.backend=memory", "runtime.platform.reply.backend=memory"];
     let deployment = mixed.iter().fold(Deployment::on(&server), |deployment, set| deployment.with(set));
+    let output = run(&mut deployment.command(&example("embedder"), "check", &[]), b"");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("weaker promise"), "{}", shown(&output));
     let service = deployment.serve_of(&example("embedder"), &[]);
+    assert!(service.stderr().contains("mixed backends"), "{}", service.stderr());
     let sound = Sound::before(&service);
     assert_counted(&mut counters(&service, 3, 0), 1);
     let web = service.child("web");
@@ -518,6 +548,30 @@ fn batch_on_redis_gives_the_lines_in_order_and_leaves_no_key() {
         assert_eq!((lines[0], lines[1], lines[3]), ("1", "2", "3"), "{text}");
         assert_eq!(server.keys(), Vec::<String>::new());
     }
+}
+
+#[test]
+fn r10_keys_after_a_hundred_thousand_jobs_are_those_after_ten() {
+    const AT_ONCE: usize = 10_000;
+    let server = Server::start(&[]);
+    let ttl = ["result", "awaited"].map(|kind| format!("runtime.platform.reply.{kind}_ttl_seconds=1"));
+    let service = Deployment::on(&server).serve(&[&ttl[0], &ttl[1]]);
+    let after = |jobs: usize| {
+        for begun in (0..jobs).step_by(AT_ONCE) {
+            let lines = "1\n".repeat(AT_ONCE.min(jobs - begun));
+            assert!(service.post("/v1/batch/echo", &lines).text() == lines);
+        }
+        let id = service.submit("/v1/jobs/echo", &["Idempotency-Key: k"], "1");
+        service.record_when(&id, "succeeded");
+        until("all records have expired", PATIENCE, || {
+            (service.get("/v1/stats").json()["totals"]["records"] == 0).then_some(())
+        });
+        server.keys()
+    };
+    let few = after(10);
+    assert_eq!(after(100_000), few);
+    assert!(few.len() < 16, "{few:?}");
+    assert_ended_well(service);
 }
 
 #[test]

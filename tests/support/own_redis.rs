@@ -1,20 +1,16 @@
-//! A redis-server of a test's own, that it may configure, stop, kill and start again; and a proxy before one that cuts,
-//! swallows or refuses.
+//! A redis-server of a test's own, that it may configure, stop, kill and start again.
 //!
 //! It guards the suite against a server that outlives its test (it ends with the test program, however that ends), and
 //! against a fault that another test's server has: none is shared.
 
 #![allow(dead_code, reason = "each test that includes this file uses its own part of it")]
 
-use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::unix::net::UnixStream;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
-use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
 
 use redis::{Connection, FromRedisValue, Value};
 use rustix::process::Signal;
@@ -202,112 +198,5 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
         let _ = std::fs::remove_dir_all(&self.folder);
-    }
-}
-
-/// What the proxy does to connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Harm {
-    Nothing,
-    /// Takes every byte and gives none back.
-    Swallow,
-    /// Each so manieth answer is lost, after its call has reached the server, and the connection with it.
-    LoseAnswers(usize),
-}
-
-/// See the module.
-pub struct Proxy {
-    pub address: SocketAddr,
-    shared: Arc<Shared>,
-}
-
-struct Shared {
-    harm: Mutex<Harm>,
-    answers: AtomicUsize,
-    lost: AtomicUsize,
-    closed: AtomicBool,
-    socket: PathBuf,
-}
-
-impl Proxy {
-    pub fn before(server: &Server) -> Proxy {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = listener.local_addr().expect("its address");
-        let shared = Arc::new(Shared {
-            harm: Mutex::new(Harm::Nothing),
-            answers: AtomicUsize::new(0),
-            lost: AtomicUsize::new(0),
-            closed: AtomicBool::new(false),
-            socket: server.socket(),
-        });
-        let accepts = shared.clone();
-        std::thread::spawn(move || {
-            for client in listener.incoming().flatten() {
-                if accepts.closed.load(Ordering::SeqCst) {
-                    return;
-                }
-                let Ok(server) = UnixStream::connect(&accepts.socket) else { continue };
-                let (shared, there) = (accepts.clone(), (client.try_clone(), server.try_clone()));
-                if let (Ok(to_client), Ok(from_server)) = there {
-                    std::thread::spawn(move || forward(client, server));
-                    std::thread::spawn(move || shared.answer(from_server, to_client));
-                }
-            }
-        });
-        Proxy { address, shared }
-    }
-
-    pub fn url(&self) -> String {
-        format!("redis://{}/0", self.address)
-    }
-
-    pub fn harm(&self, harm: Harm) {
-        *self.shared.harm.lock().expect("no panic under it") = harm;
-    }
-
-    /// Answers that were lost.
-    pub fn lost(&self) -> usize {
-        self.shared.lost.load(Ordering::SeqCst)
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.shared.closed.store(true, Ordering::SeqCst);
-        let _ = TcpStream::connect_timeout(&self.address, Duration::from_secs(1));
-    }
-}
-
-fn forward(mut from: TcpStream, mut to: UnixStream) {
-    let mut part = vec![0; 65_536];
-    while let Ok(read @ 1..) = from.read(&mut part) {
-        if to.write_all(&part[..read]).is_err() {
-            break;
-        }
-    }
-    let _ = to.shutdown(Shutdown::Both);
-}
-
-impl Shared {
-    fn answer(&self, mut from: UnixStream, mut to: TcpStream) {
-        let mut part = vec![0; 65_536];
-        while let Ok(read @ 1..) = from.read(&mut part) {
-            let harm = *self.harm.lock().expect("no panic under it");
-            match harm {
-                Harm::Swallow => continue,
-                Harm::LoseAnswers(every)
-                    if self.answers.fetch_add(1, Ordering::SeqCst) % every == every - 1 =>
-                {
-                    self.lost.fetch_add(1, Ordering::SeqCst);
-                    break;
-                }
-                Harm::Nothing | Harm::LoseAnswers(_) => {}
-            }
-            if to.write_all(&part[..read]).is_err() {
-                break;
-            }
-        }
-        let _ = to.shutdown(Shutdown::Both);
-        let _ = from.shutdown(Shutdown::Both);
     }
 }
