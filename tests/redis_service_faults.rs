@@ -577,8 +577,8 @@ fn r6_a_server_that_does_not_let_us_in_is_told_apart_by_its_message() {
     let deployment = Deployment::on(&server);
     let wrong = deployment.file("wrong", "not-the-password\n");
     let wrong = format!("runtime.platform.redis.password_file={}", wrong.display());
-    assert_refused(&deployment, &["Password"], &[&wrong]);
-    assert_refused(&deployment, &["uthentication"], &[]);
+    assert_refused(&deployment, &["Password", "password_file"], &[&wrong]);
+    assert_refused(&deployment, &["NOAUTH", "password_file"], &[]);
     let right = deployment.file("right", &format!("{PASSWORD}\n"));
     let right = format!("runtime.platform.redis.password_file={}", right.display());
     let output = run(&mut deployment.command(&cofferdam(), "check", &[&right]), b"");
@@ -594,7 +594,7 @@ fn r6_a_user_who_may_too_little_is_told_so() {
     let deployment = Deployment::on(&server);
     let password = deployment.file("password", PASSWORD);
     let deployment = deployment.with(&format!("runtime.platform.redis.password_file={}", password.display()));
-    assert_refused(&deployment, &["permission"], &["runtime.platform.redis.username=nobody"]);
+    assert_refused(&deployment, &["permission", "ACL line"], &["runtime.platform.redis.username=nobody"]);
     // One whose lack shows only with the first script is a backend that cannot be used, with its cause, and no hot loop.
     let service = deployment.serve(&["runtime.platform.redis.username=looks"]);
     assert_is_away(&service);

@@ -99,7 +99,7 @@ impl Link {
         judged.unwrap_or_else(|error| {
             let is_unreachable = error.is_io_error() || error.is_connection_dropped();
             let is_away = is_unreachable || matches!(error.code(), Some("LOADING" | "MASTERDOWN"));
-            let said = format!("redis: {error}");
+            let said = format!("redis: {error}{}", cure(&error));
             if is_away { Fitness::Away(said) } else { Fitness::Unfit(said) }
         })
     }
@@ -163,6 +163,17 @@ impl Link {
         if idle.len() < IDLE {
             idle.push(connection);
         }
+    }
+}
+
+/// What to change, where the server does not let us in.
+fn cure(error: &RedisError) -> &'static str {
+    match (error.kind(), error.code()) {
+        (ErrorKind::AuthenticationFailed, _) | (_, Some("NOAUTH" | "WRONGPASS")) => {
+            ": set runtime.platform.redis.username and password_file to a user of this server"
+        }
+        (_, Some("NOPERM")) => ": give this user the ACL line of its role (docs/operations.md)",
+        _ => "",
     }
 }
 
