@@ -375,10 +375,14 @@ fn p12_a_second_signal_forces_the_stop_and_exits_4() {
 
 #[test]
 fn any_web_process_knows_any_job_and_wakes_whoever_waits_for_it() {
-    let server = Server::start(&[]);
-    let deployment = Deployment::on(&server).with(ONE_WORKER);
+    // As on hosts of their own: each has an address, and they meet at a server's port.
+    let mut server = Server::absent(&[]).with_tcp();
+    server.up();
+    let deployment = Deployment::at(&server.tcp_url()).with(ONE_WORKER);
     let program = example("embedder");
-    let (here, there) = (deployment.web(&program, &[]), deployment.web(&program, &[]));
+    let here = deployment.web(&program, &["web.bind=127.0.0.2:0"]);
+    let there = deployment.web(&program, &["web.bind=127.0.0.3:0"]);
+    assert_ne!(here.address.ip(), there.address.ip());
     // Nobody can run it yet, and the record says so.
     let early = here.submit("/v1/jobs/echo", &[], "1");
     assert_eq!(there.record(&early)["waiting_for"]["reason"], "executor");
