@@ -5,10 +5,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::{Value, json};
+
 use crate::bell::Bell;
 use crate::clock::Clock;
 use crate::config::secret::Secret;
-use crate::config::{Config, Loaded, Retain};
+use crate::config::{Config, Loaded};
 use crate::entropy::Entropy;
 use crate::execution::{Crew, EngineThread, Limits, Mirror, builtin};
 use crate::handler::{Handler, HandlerOptions, HandlerSpec, Handlers, Registry, is_handler_name};
@@ -16,7 +18,7 @@ use crate::memory::MemoryBroker;
 use crate::memory::broker::Broker;
 use crate::ports::{BackendError, Consumer, KeyValue, Producer, Replies, Rules, Upkeep};
 use crate::redis_backend::{
-    Fitness, RedisBroker, RedisUpkeep, Settings as RedisSettings, UNLIMITED, envelope_secret,
+    Fitness, Link, RedisBroker, RedisUpkeep, Settings as RedisSettings, UNLIMITED, envelope_secret,
 };
 
 /// A binary with handlers: register them, then call [`App::main`].
@@ -192,7 +194,9 @@ impl Setup {
 
     /// What the Redis server says of itself; `None` where none is used.
     pub fn fitness(&self) -> Result<Option<Fitness>, String> {
-        self.names_redis().then(|| Ok(self.redis(&self.envelope()?, "")?.vet())).transpose()
+        // A secret that cannot be read is told before anything starts, too.
+        let look = || self.envelope().and_then(|_| Link::new(&self.config.runtime.platform.redis));
+        Ok(self.names_redis().then(look).transpose()?.map(|link| link.vet()))
     }
 
     /// What processes sign with in Redis, for one that serves alone.
@@ -227,19 +231,16 @@ impl Setup {
     }
 
     /// The same for a batch: nobody reads its records but it itself, which needs all of those in flight.
-    pub fn for_batch(&self, window: usize) -> Setup {
-        let mut setup = self.clone();
-        let retain = Retain { records: window, bytes: 1 << 40 };
-        setup.config.runtime.platform.reply.retain = retain;
-        let mut value: serde_json::Value = serde_json::from_str(&self.config_text).unwrap_or_default();
+    pub fn for_batch(&self, window: usize) -> Result<Setup, String> {
+        let mut value: Value = serde_json::from_str(&self.config_text).map_err(|error| error.to_string())?;
         let reply = &mut value["runtime"]["platform"]["reply"];
-        reply["retain"] = serde_json::json!({ "records": retain.records, "bytes": retain.bytes });
+        reply["retain"] = json!({ "records": window, "bytes": 1_u64 << 40 });
         for name in ["awaited_ttl_seconds", "result_ttl_seconds"] {
             reply[name] = (24 * 3_600).into();
         }
-        setup.config.runtime.platform.reply.awaited_ttl_seconds = 24 * 3_600;
-        setup.config_text = Arc::from(value.to_string());
-        setup
+        let config_text = Arc::from(value.to_string());
+        let config = serde_json::from_value(value).map_err(|error| error.to_string())?;
+        Ok(Setup { config, config_text, ..self.clone() })
     }
 
     /// The handlers with their code, for a pool of workers. Every process has all of them.

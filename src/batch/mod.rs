@@ -24,7 +24,7 @@ use crate::entropy::Entropy;
 use crate::handler::HandlerSpec;
 use crate::job::{Finished, IdMap, InstanceId, JobError, JobId, Payload, Trace};
 use crate::limits::BATCH_COMMAND_LINES;
-use crate::ports::{Doorbell, Doorbells, NewJob, Producer, Refusal, Submitted, Viewer};
+use crate::ports::{Doorbell, Doorbells, NewJob, Producer, Refusal, Submitted};
 use crate::problem::{self, Code};
 use crate::redis_backend::RedisBroker;
 use crate::supervisor::ExecutionHost;
@@ -76,7 +76,7 @@ pub fn run(setup: &Setup, options: &BatchOptions) -> Result<Summary, BatchError>
     let mut output = open_output(options.output.as_deref())?;
 
     let window = BATCH_COMMAND_LINES.min(setup.config.runtime.platform.queue.capacity);
-    let setup = &setup.for_batch(window);
+    let setup = &setup.for_batch(window).map_err(BatchError::Failed)?;
     let batch: [u8; 8] = Entropy::system().bytes();
     let inside = format!("batch-{:016x}:", u64::from_be_bytes(batch));
     let backend = &setup.backend(&inside).map_err(BatchError::Failed)?;
@@ -320,13 +320,8 @@ impl Source {
 
     /// Doorbells were lost: the records tell which lines have ended.
     fn look_again(&self) -> Vec<Doorbell> {
-        let lines: Vec<u64> = lock(&self.shared).running.keys().copied().collect();
-        let ended = |line: u64| {
-            let job = self.id_of(line);
-            let record = self.producer.record(&Viewer::anonymous(), job).ok()??;
-            Some(Doorbell { job, finished: record.finished? })
-        };
-        lines.into_iter().filter_map(ended).collect()
+        let jobs: Vec<JobId> = lock(&self.shared).running.keys().map(|line| self.id_of(*line)).collect();
+        self.producer.ended(&jobs).unwrap_or_default()
     }
 
     fn id_of(&self, line: u64) -> JobId {

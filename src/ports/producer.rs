@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::BackendError;
+use super::{BackendError, Doorbell};
 use crate::entropy::Entropy;
 use crate::job::{FollowUp, InstanceId, JobId, JobRecord, JobSpec, JobStatus, Payload, Trace};
 use crate::problem::Code;
@@ -27,6 +27,16 @@ pub trait Producer: Send + Sync {
         id: JobId,
         instance: InstanceId,
     ) -> Result<Option<JobRecord>, BackendError>;
+
+    /// How these have ended, for whoever has lost doorbells. Those that have not, or are unknown, are left out.
+    fn ended(&self, jobs: &[JobId]) -> Result<Vec<Doorbell>, BackendError> {
+        let mut ended = Vec::new();
+        for job in jobs {
+            let finished = self.record(&Viewer::anonymous(), *job)?.and_then(|record| record.finished);
+            ended.extend(finished.map(|finished| Doorbell { job: *job, finished }));
+        }
+        Ok(ended)
+    }
 
     /// Cancels the job if it has not ended, unparks its lane if it is the dead head of one; the record after that.
     fn cancel(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError>;

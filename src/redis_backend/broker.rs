@@ -157,13 +157,8 @@ impl RedisBroker {
     pub fn remove_all(&self) -> Result<(), BackendError> {
         let mut cursor = "0".to_owned();
         loop {
-            let scan = redis::cmd("SCAN")
-                .arg(&cursor)
-                .arg("MATCH")
-                .arg(format!("{}*", self.0.prefix))
-                .arg("COUNT")
-                .arg(1_000)
-                .clone();
+            let mut scan = redis::cmd("SCAN");
+            scan.arg(&cursor).arg("MATCH").arg(format!("{}*", self.0.prefix)).arg("COUNT").arg(1_000);
             let (next, keys): (String, Vec<String>) = self.0.link.command(&scan)?;
             if !keys.is_empty() {
                 let _: Value = self.0.link.command(redis::cmd("UNLINK").arg(keys))?;

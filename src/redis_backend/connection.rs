@@ -26,8 +26,8 @@ pub struct Link {
     connect_timeout: Duration,
     response_timeout: Duration,
     idle: Mutex<Vec<Connection>>,
-    /// Connections that were made.
-    made: AtomicU64,
+    /// Connections that broke and were not told of.
+    broken: AtomicU64,
 }
 
 impl Link {
@@ -55,7 +55,7 @@ impl Link {
             connect_timeout: Duration::from_millis(config.connect_timeout_ms),
             response_timeout: Duration::from_millis(config.response_timeout_ms),
             idle: Mutex::new(Vec::new()),
-            made: AtomicU64::new(0),
+            broken: AtomicU64::new(0),
         })
     }
 
@@ -64,9 +64,7 @@ impl Link {
     /// # Errors
     /// The server cannot be reached, or does not let us in.
     pub fn connect(&self) -> Result<Connection, BackendError> {
-        let connection = self.open().map_err(lost)?;
-        self.made.fetch_add(1, Ordering::Relaxed);
-        Ok(connection)
+        self.open().map_err(lost)
     }
 
     fn open(&self) -> Result<Connection, RedisError> {
@@ -86,7 +84,7 @@ impl Link {
         Ok(connection)
     }
 
-    /// What the server says of itself.
+    /// Is the server fit to keep jobs, and what does it promise?
     #[must_use]
     pub fn vet(&self) -> Fitness {
         let judged = self.open().and_then(|mut connection| {
@@ -104,9 +102,14 @@ impl Link {
         })
     }
 
-    /// Connections that were made so far.
-    pub fn made(&self) -> u64 {
-        self.made.load(Ordering::Relaxed)
+    /// Connections that broke since the last call; each is replaced once there is something to say.
+    pub(super) fn take_broken(&self) -> u64 {
+        self.broken.swap(0, Ordering::Relaxed)
+    }
+
+    /// So many more.
+    pub(super) fn add_broken(&self, count: u64) {
+        self.broken.fetch_add(count, Ordering::Relaxed);
     }
 
     /// Runs a script: the prefix as its key, then these arguments.
@@ -150,6 +153,7 @@ impl Link {
                 self.keep(connection);
                 return Err(lost(error));
             }
+            self.add_broken(1);
             // Nothing is known of what the call did, and of those that lay idle no more than of this one.
             lock(&self.idle).clear();
             if error.is_timeout() || !std::mem::take(&mut is_first) {

@@ -173,7 +173,8 @@ impl RedisConsumer {
         let releases: Vec<Json> = released.iter().map(release).collect();
         let what = json!({
             "con": self.id, "g": self.group, "facts": self.facts, "call": hex(&self.entropy.bytes::<8>()), "room": room,
-            "token": hex(&self.entropy.bytes::<14>()), "commits": named, "releases": releases,
+            "token": hex(&self.entropy.bytes::<14>()), "rc": self.broker.0.link.take_broken(), "commits": named,
+            "releases": releases,
         });
         Said { what, blobs, commits }
     }
@@ -275,25 +276,18 @@ impl RedisConsumer {
     fn commit_json(&mut self, commit: &Commit, blobs: &mut Blobs) -> Json {
         let (id, signer) = (commit.job, &self.broker.0.signer);
         let mut seal = |status, result| blobs.add(signer.seal_outcome(id, &Finished { status, result }));
-        let dead = |detail: &String, cause| JobError {
-            code: Code::DeadLettered,
-            detail: detail.clone(),
-            cause: Some(cause),
+        let dead = |detail: &String, cause| {
+            Err(JobError { code: Code::DeadLettered, detail: detail.clone(), cause: Some(cause) })
         };
-        let failed = |code, detail: &str| (JobStatus::Failed, Err(JobError::new(code, detail)));
-        let (word, outcome) = match &commit.verdict {
-            Verdict::Succeeded(payload, _) => ("succeeded", seal(JobStatus::Succeeded, Ok(payload.clone()))),
-            Verdict::Failed(error) => ("failed", seal(JobStatus::Failed, Err(error.clone()))),
+        let (word, status, result) = match &commit.verdict {
+            Verdict::Succeeded(payload, _) => ("succeeded", JobStatus::Succeeded, Ok(payload.clone())),
+            Verdict::Failed(error) => ("failed", JobStatus::Failed, Err(error.clone())),
             Verdict::TimedOut => {
                 let error = JobError::new(Code::HandlerTimedOut, "the handler's timeout passed");
-                ("timed_out", seal(JobStatus::TimedOut, Err(error)))
+                ("timed_out", JobStatus::TimedOut, Err(error))
             }
-            Verdict::Retry(detail) => {
-                ("retry", seal(JobStatus::Dead, Err(dead(detail, Cause::RetriesExhausted))))
-            }
-            Verdict::Crashed(detail) => {
-                ("crashed", seal(JobStatus::Dead, Err(dead(detail, Cause::HandlerCrashed))))
-            }
+            Verdict::Retry(detail) => ("retry", JobStatus::Dead, dead(detail, Cause::RetriesExhausted)),
+            Verdict::Crashed(detail) => ("crashed", JobStatus::Dead, dead(detail, Cause::HandlerCrashed)),
         };
         #[allow(clippy::cast_precision_loss, reason = "a jitter between 0 and 1")]
         let jitter = self.entropy.up_to(1 << 20) as f64 / f64::from(1 << 20);
@@ -303,7 +297,7 @@ impl RedisConsumer {
         put("d", commit.delivery.into());
         put("v", commit.builds_on.0.to_string().into());
         put("s", word.into());
-        put("r", outcome.into());
+        put("r", seal(status, result).into());
         put("j", jitter.into());
         if let Verdict::Succeeded(_, effects) = &commit.verdict
             && *effects != Effects::default()
@@ -311,12 +305,13 @@ impl RedisConsumer {
             && let Some(spec) = held.jobs.iter().find(|spec| spec.id == id)
         {
             let refusals = [
-                failed(Code::HandlerFailed, "a handler without ordering has no state"),
-                failed(Code::StateTooLarge, "the lane's state would exceed kv.lane_state_max_bytes"),
-                failed(Code::StateTooLarge, "the trace's context would exceed 1 MiB"),
-                failed(Code::HandlerFailed, "a follow-up names an unknown handler"),
+                (Code::HandlerFailed, "a handler without ordering has no state"),
+                (Code::StateTooLarge, "the lane's state would exceed kv.lane_state_max_bytes"),
+                (Code::StateTooLarge, "the trace's context would exceed 1 MiB"),
+                (Code::HandlerFailed, "a follow-up names an unknown handler"),
             ];
-            put("no", refusals.map(|(status, result)| seal(status, result)).to_vec().into());
+            let failed = refusals.map(|(code, text)| seal(JobStatus::Failed, Err(JobError::new(code, text))));
+            put("no", failed.to_vec().into());
             let context = context_map(&spec.owner, &spec.trace);
             put("st", self.broker.0.changes(&held.state, &effects.state, blobs));
             put("cx", self.broker.0.changes(&context, &effects.context, blobs));

@@ -14,6 +14,7 @@ mod upkeep;
 pub mod vet;
 
 pub use broker::{RedisBroker, Settings, UNLIMITED};
+pub use connection::Link;
 pub use envelope::envelope_secret;
 pub use upkeep::RedisUpkeep;
 pub use vet::Fitness;

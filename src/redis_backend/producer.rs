@@ -14,8 +14,8 @@ use crate::handler::Ordering;
 use crate::job::{Finished, InstanceId, JobError, JobId, JobRecord, JobStatus, Payload};
 use crate::observe::job_event;
 use crate::ports::{
-    BackendError, Filter, HandlerStats, Histogram, NewJob, ProcessStats, Producer, Refusal, Stats, Submitted,
-    Viewer,
+    BackendError, Doorbell, Filter, HandlerStats, Histogram, NewJob, ProcessStats, Producer, Refusal, Stats,
+    Submitted, Viewer,
 };
 use crate::problem::Code;
 
@@ -57,6 +57,8 @@ impl RedisBroker {
 
 /// Records that are read together for a list.
 const RECORDS_AT_ONCE: usize = 4;
+/// The same for whoever has lost doorbells: few of them have ended, and only those bring a result along.
+const LOOKED_AT_ONCE: usize = 32;
 
 /// The value of this name in a flat list of names and values.
 fn figure<T: FromStr>(pairs: &[String], name: &str) -> Option<T> {
@@ -109,6 +111,20 @@ impl Producer for RedisBroker {
         instance: InstanceId,
     ) -> Result<Option<JobRecord>, BackendError> {
         self.one(viewer, json!({ "do": "records", "ids": [id.to_string()], "in": instance.to_string() }))
+    }
+
+    fn ended(&self, jobs: &[JobId]) -> Result<Vec<Doorbell>, BackendError> {
+        let mut ended = Vec::new();
+        for some in jobs.chunks(LOOKED_AT_ONCE) {
+            let ids: Vec<String> = some.iter().map(ToString::to_string).collect();
+            let what = json!({ "do": "records", "ids": ids });
+            for record in list(self.control(None, what, &Blobs::default())?)? {
+                let record =
+                    self.0.record(record)?.and_then(|record| Some((record.spec.id, record.finished?)));
+                ended.extend(record.map(|(job, finished)| Doorbell { job, finished }));
+            }
+        }
+        Ok(ended)
     }
 
     fn cancel(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError> {

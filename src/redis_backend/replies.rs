@@ -127,6 +127,7 @@ fn listen_for_ever(broker: &RedisBroker, heard: &Heard, bell: &Bell) {
         let Err(error) = listen(broker, heard, bell) else { return };
         if heard.was_up.swap(false, Ordering::SeqCst) {
             pause = PAUSES[0];
+            broker.0.link.add_broken(1);
         }
         if said_at.is_none_or(|at| at.elapsed() > SAY_EVERY) {
             said_at = Some(Instant::now());

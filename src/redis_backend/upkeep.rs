@@ -1,12 +1,9 @@
 //! A web process's share of what time does, and what it tells the others of itself.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use serde_json::json;
 
 use super::broker::{RedisBroker, hex};
 use super::consumer::facts;
-use super::vet::Fitness;
 use crate::clock::{Timestamp, micros};
 use crate::entropy::Entropy;
 use crate::job::JobId;
@@ -19,16 +16,6 @@ pub struct RedisUpkeep {
     id: String,
     facts: Vec<String>,
     waiters: Box<dyn Fn() -> u64 + Send + Sync>,
-    /// Connections that the others know of.
-    told: AtomicU64,
-}
-
-impl RedisBroker {
-    /// Is the server fit to keep jobs, and what does it promise?
-    #[must_use]
-    pub fn vet(&self) -> Fitness {
-        self.0.link.vet()
-    }
 }
 
 impl RedisUpkeep {
@@ -36,22 +23,20 @@ impl RedisUpkeep {
     #[must_use]
     pub fn new(broker: RedisBroker, waiters: Box<dyn Fn() -> u64 + Send + Sync>) -> RedisUpkeep {
         let id = hex(&Entropy::system().bytes::<8>());
-        RedisUpkeep { broker, id, facts: facts(), waiters, told: AtomicU64::new(0) }
+        RedisUpkeep { broker, id, facts: facts(), waiters }
     }
 
     fn tell(&self) -> Result<(), BackendError> {
-        let made = self.broker.0.link.made();
-        let told = self.told.load(Ordering::Relaxed);
-        // The first ones of a process are no reconnects.
-        let again = if told == 0 { 0 } else { made - told };
+        let link = &self.broker.0.link;
+        let broken = link.take_broken();
         let mut fields = self.facts.clone();
         fields.extend(["waiters".into(), (self.waiters)().to_string()]);
         let what = json!({
-            "do": "tell", "con": self.id, "fields": fields, "ttl": micros(PROCESS_LIVES), "reconnects": again,
+            "do": "tell", "con": self.id, "fields": fields, "ttl": micros(PROCESS_LIVES), "rc": broken,
+            "call": hex(&Entropy::system().bytes::<8>()),
         });
         // Each call of the script sweeps: more of them only where more is due than one takes.
-        let (due, _) = self.broker.lease(&what)?;
-        self.told.store(made.max(1), Ordering::Relaxed);
+        let (due, _) = self.broker.lease(&what).inspect_err(|_| link.add_broken(broken))?;
         if due == Some(0) { self.broker.sweep().map(drop) } else { Ok(()) }
     }
 }

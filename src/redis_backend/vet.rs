@@ -21,7 +21,7 @@ pub fn judge(info: &str, fsync: Option<&str>) -> Fitness {
         let lines = info.lines().filter_map(|line| line.trim_end().split_once(':'));
         lines.clone().find(|(known, _)| *known == name).map_or("", |(_, value)| value)
     };
-    let unfit = |text: String| Fitness::Unfit(text);
+    let unfit = Fitness::Unfit;
     let (redis, valkey) = (value("redis_version"), value("valkey_version"));
     let major = redis.split('.').next().and_then(|major| major.parse::<u64>().ok()).unwrap_or(0);
     if valkey.is_empty() && major < OLDEST {

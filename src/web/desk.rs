@@ -208,27 +208,9 @@ pub fn answer(asks: Vec<Ask>, producer: &dyn Producer) -> Vec<Told> {
                 };
                 told.push(Told::Record(from, record));
             }
-            Ask::Ended(ids) => {
-                let (mut ended, mut unsure) = (Vec::new(), Vec::new());
-                for job in ids {
-                    // One that failed is enough: the others would wait as long for nothing.
-                    let record = match unsure.is_empty() {
-                        true => producer.record(&Viewer::anonymous(), job),
-                        false => Err(BackendError(String::new())),
-                    };
-                    match record {
-                        Ok(record) => ended.extend(
-                            record
-                                .and_then(|record| record.finished)
-                                .map(|finished| Doorbell { job, finished }),
-                        ),
-                        Err(_) => unsure.push(job),
-                    }
-                }
-                told.push(Told::Ended(ended));
-                if !unsure.is_empty() {
-                    told.push(Told::Unsure(unsure));
-                }
+            Ask::Ended(jobs) => {
+                let ended = producer.ended(&jobs);
+                told.push(ended.map_or_else(|_| Told::Unsure(jobs), Told::Ended));
             }
             Ask::Abandoned(id, of) => {
                 submit(&mut jobs, &mut whose, producer, &mut told);

@@ -2,7 +2,8 @@
 --
 -- "do"     "leave" {con, workers: how many of its leases can have started} | "extend" {con, ns: list of {lease, job of an
 --          unordered one or ""}} | "sweep" |
---          "tell" {con, fields: what the process says of itself, for so many us: ttl, reconnects: since it last told} |
+--          "tell" {con, fields: what the process says of itself, for so many us: ttl, rc: as in "broken",
+--          call: this call's name} |
 --          "quarantine" {con, n, t, o, id}: a job of this lease that nobody of the deployment signed
 -- Answers  {notices, us until something is due or "", 0: call again; "extend": leases that are over}
 
@@ -37,8 +38,9 @@ elseif what == 'extend' then
     else over[#over + 1] = named[1] end
   end
 elseif what == 'tell' then
-  call('HSET', P .. 'node:' .. A.con, unpack(A.fields))
-  count('reconnects', A.reconnects)
+  local node = P .. 'node:' .. A.con
+  if broken(call('HGET', node, 'rc')) then call('HSET', node, 'rc', A.call) end
+  call('HSET', node, unpack(A.fields))
   call('ZADD', P .. 'nodes', int(now + A.ttl), A.con)
 end
 sweep()

@@ -21,8 +21,8 @@
 --   lease:N     hash   of an ordered lane: t(oken), c(onsumer), l(ane), h, run (its jobs' ids, 32 characters each), x (end)
 --   leases      zset   "N consumer handler job" -> end; the job's id only of an unordered one
 --   node:ID     hash   of a process: g(roup, of an executor), room (1 or 0), seen, swept (when), call + claims (its last step
---                      that claimed, and what), rv (something is revoked), and what it tells of itself; nodes zset -> end,
---                      unless renewed; revoked:ID list for an executor
+--                      that claimed, and what), rv (something is revoked), rc (see "broken"), and what it tells of itself;
+--                      nodes zset -> end, unless renewed; revoked:ID list for an executor
 --   m:MAP       hash   entries; mx zset MAP -> end; mb hash MAP -> bytes
 --   idem:…      string job of an idempotency key
 --   kept:0, 1   zset   finished records (number of the end, ":", job, and ":", idempotency scope) -> end of their time
@@ -75,6 +75,14 @@ local function flush()
     for _, entry in ipairs(entries) do call('XADD', inbox, 'MAXLEN', '~', R.doorbells, '*', unpack(entry)) end
   end
   adds, removes, bells = {}, {}, {}
+end
+
+-- "rc" connections of this process broke since it last said so. True if they are counted now, which is once, however often
+-- the call is repeated: "last" is the last call that they were counted in.
+local function broken(last)
+  if A.rc == 0 or last == A.call then return false end
+  count('reconnects', A.rc)
+  return true
 end
 
 -- What others should know: an event of a job, its cause, its trace.

@@ -2,7 +2,7 @@
 -- room for.
 --
 -- "con"      the consumer; "g" its group; "facts" of its process; "call" this call's name; "room" leases at most;
---            "token" 28 random characters, which 4 for the lease's place in this call follow
+--            "token" 28 random characters, which 4 for the lease's place in this call follow; "rc" as in "broken"
 -- "commits"  list of {n: lease, t: token, id, d: delivery, v: version it builds on, s: status or "retry" or "crashed",
 --            r: index of the signed outcome (for retry and crashed: that of a dead job), j: jitter 0 to 1,
 --            st, cx: changes {index of key, index of value or 0}, lane state and context, ctx: the context's map,
@@ -231,8 +231,8 @@ local function append(fields, ...)
   for _, value in ipairs({...}) do fields[#fields + 1] = value end
 end
 
-local group, room, before, claims, seen, swept, has_revoked =
-  unpack(call('HMGET', node, 'g', 'room', 'call', 'claims', 'seen', 'swept', 'rv'))
+local group, room, before, claims, seen, swept, has_revoked, counted =
+  unpack(call('HMGET', node, 'g', 'room', 'call', 'claims', 'seen', 'swept', 'rv', 'rc'))
 local results, leases, news = {}, {}, {}
 for i, c in ipairs(A.commits) do results[i] = commit(c) end
 for _, r in ipairs(A.releases) do
@@ -274,5 +274,6 @@ if has_revoked == '1' then
   call('DEL', P .. 'revoked:' .. A.con)
   append(news, 'rv', '0')
 end
+if broken(counted) then append(news, 'rc', A.call) end
 if #news > 0 then call('HSET', node, unpack(news)) end
 return done({results, leases, revoked, notices})
