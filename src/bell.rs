@@ -1,10 +1,15 @@
 //! What threads share: a doorbell ("look again", lost never, doubled at most) and the way to take a lock.
 //!
 //! A busy loop is not woken by a system call: the bell rings through its wake function only while its owner says
-//! that it sleeps. The owner calls [`Bell::asleep`] before it waits and does not wait when that says no.
+//! that it sleeps. The owner calls [`Bell::asleep`] before it waits and does not wait when that says no; an event
+//! loop's [`Bell::wait`] does both.
 
+use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use mio::{Events, Poll, Token, Waker};
 
 /// Takes a lock. No handler ever runs under one of ours, so what a poisoned one guards is whole.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -34,6 +39,15 @@ impl Bell {
         Bell::new(move || thread.unpark())
     }
 
+    /// A bell that wakes an event loop, which waits with [`Bell::wait`].
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn for_poll(poll: &Poll, token: Token) -> std::io::Result<Bell> {
+        let waker = Waker::new(poll.registry(), token)?;
+        Ok(Bell::new(move || drop(waker.wake())))
+    }
+
     /// A bell that nobody hears.
     pub fn silent() -> Bell {
         Bell::new(|| {})
@@ -57,6 +71,19 @@ impl Bell {
             return false;
         }
         true
+    }
+
+    /// Waits for events, for a ring, or so long at most. What rings from then on was not looked at yet.
+    ///
+    /// # Errors
+    /// The kernel ends the loop.
+    pub fn wait(&self, poll: &mut Poll, events: &mut Events, most: Duration) -> Result<(), String> {
+        let most = if self.asleep() { most } else { Duration::ZERO };
+        let waited = poll.poll(events, Some(most));
+        self.answer();
+        waited
+            .or_else(|error| if error.kind() == ErrorKind::Interrupted { Ok(()) } else { Err(error) })
+            .map_err(|error| format!("the event loop: {error}"))
     }
 
     /// The owner is up again; true if the bell rang since the last call.

@@ -6,9 +6,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use mio::net::UnixStream;
-use mio::{Events, Interest, Poll, Token, Waker};
+use mio::{Events, Interest, Poll, Token};
 
-use super::control::{CUT_OFF_AT_ONCE, Control, ToChild, ToParent};
+use super::control::{Control, ToChild, ToParent};
 use super::hygiene;
 use super::worn::Wear;
 use crate::app::Setup;
@@ -62,8 +62,7 @@ pub(super) fn serve_apart(
 ) -> Result<Exit, String> {
     let io = |error: std::io::Error| error.to_string();
     let mut poll = Poll::new().map_err(io)?;
-    let waker = Waker::new(poll.registry(), WAKER).map_err(io)?;
-    let bell = Bell::new(move || drop(waker.wake()));
+    let bell = Bell::for_poll(&poll, WAKER).map_err(io)?;
     let both = Interest::READABLE | Interest::WRITABLE;
     match &mut master {
         Master::Supervisor(control) => {
@@ -98,13 +97,7 @@ pub(super) fn serve_apart(
         if let Some(exit) = apart.look(now_ms) {
             return Ok(exit);
         }
-        let wait = if bell.asleep() { apart.wait(now_ms) } else { Duration::ZERO };
-        match poll.poll(&mut events, Some(wait)) {
-            Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(format!("the event loop: {error}")),
-        }
-        bell.answer();
+        bell.wait(&mut poll, &mut events, apart.wait(now_ms))?;
         apart.hear(monotonic_millis())?;
     }
 }
@@ -212,11 +205,7 @@ impl Apart {
 
     fn end(&mut self, cut_off: &[JobId]) -> Exit {
         match &mut self.master {
-            Master::Supervisor(control) => {
-                for some in cut_off.chunks(CUT_OFF_AT_ONCE) {
-                    control.send(&ToParent::CutOff(some.to_vec()));
-                }
-            }
+            Master::Supervisor(control) => control.name_cut_off(cut_off),
             Master::Signals(..) => log_writer::name_cut_off(cut_off),
         }
         if cut_off.is_empty() { Exit::Done } else { Exit::CutOff }

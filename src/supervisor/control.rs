@@ -14,8 +14,8 @@ use crate::job::JobId;
 /// The bundle is the largest message: a config, and 32 bytes a group.
 const MESSAGE_BYTES: usize = 4 << 20;
 
-/// Jobs of one [`ToParent::CutOff`], and lines that the log is given at once for them.
-pub const CUT_OFF_AT_ONCE: usize = 1_000;
+/// Jobs of one [`ToParent::CutOff`].
+const CUT_OFF_AT_ONCE: usize = 1_000;
 
 /// From the supervisor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub enum ToParent {
     Ready(String),
     /// Answers a ping.
     Pong,
-    /// The drain is over; these jobs were cut off, at most [`CUT_OFF_AT_ONCE`]; the next message may name more.
+    /// The drain is over; these jobs were cut off, a bounded number; the next message may name more.
     CutOff(Vec<JobId>),
     /// The drain is over; so many jobs were cut off.
     Drained(u64),
@@ -241,6 +241,11 @@ impl Control {
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.ended
+    }
+
+    /// Names jobs that were cut off.
+    pub fn name_cut_off(&mut self, jobs: &[JobId]) {
+        jobs.chunks(CUT_OFF_AT_ONCE).for_each(|some| self.send(&ToParent::CutOff(some.to_vec())));
     }
 
     /// Queues and writes a message; what does not fit goes with the next [`Control::flush`].

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mio::{Events, Interest, Poll, Token, Waker};
+use mio::{Events, Interest, Poll, Token};
 
 use super::apart::{Master, serve_apart};
 use super::child::Bundle;
@@ -53,8 +53,7 @@ fn serve_executor(registry: &Registry) -> Result<Exit, String> {
     let group = platform.process_groups.get(usize::from(bundle.group)).ok_or("the bundle names no group")?;
 
     let mut poll = Poll::new().map_err(io)?;
-    let waker = Waker::new(poll.registry(), WAKER).map_err(io)?;
-    let bell = Bell::new(move || drop(waker.wake()));
+    let bell = Bell::for_poll(&poll, WAKER).map_err(io)?;
     poll.registry()
         .register(control.stream(), CONTROL, Interest::READABLE | Interest::WRITABLE)
         .map_err(io)?;
@@ -85,13 +84,7 @@ fn serve_executor(registry: &Registry) -> Result<Exit, String> {
             log_writer::settle();
             return Ok(exit);
         }
-        let wait = if bell.asleep() { wait } else { Duration::ZERO };
-        match poll.poll(&mut events, Some(wait)) {
-            Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(format!("the event loop: {error}")),
-        }
-        bell.answer();
+        bell.wait(&mut poll, &mut events, wait)?;
         for event in &events {
             match event.token() {
                 CONTROL => executor.on_control(&mut control)?,

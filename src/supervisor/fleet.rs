@@ -144,8 +144,7 @@ impl Fleet {
     /// Tells something to every executor, those that finish their jobs as well.
     pub fn send_executors(&mut self, message: &ToChild) {
         for slot in self.slots.iter_mut().filter(|slot| slot.role != Role::Web) {
-            let aside = slot.aside.iter_mut().map(|(_, process)| process);
-            slot.process.iter_mut().chain(aside).for_each(|process| process.control.send(message));
+            slot.processes().for_each(|process| process.control.send(message));
         }
     }
 
@@ -216,20 +215,20 @@ impl Fleet {
 
     /// A child's control socket or standard error is ready.
     pub fn on_event(&mut self, token: usize, now_ms: u64) -> Vec<FleetEvent> {
-        let index = token - self.first_token;
-        let mut happened = self.heard(index, now_ms);
-        for (_, process) in &mut self.slots[index].aside {
-            happened.extend(cut_off(process.hear(now_ms)));
-        }
+        let mut happened = self.heard(token - self.first_token, now_ms);
         happened.extend(self.reap(now_ms));
         happened
     }
 
-    /// What the child has said and was not read yet.
+    /// What its processes have said and was not read yet.
     fn heard(&mut self, index: usize, now_ms: u64) -> Vec<FleetEvent> {
         let slot = &mut self.slots[index];
+        let mut said = slot.process.as_mut().map(|process| process.hear(now_ms)).unwrap_or_default();
+        // One that has left can only name what it cuts off.
+        let aside = slot.aside.iter_mut().flat_map(|(_, process)| process.hear(now_ms));
+        said.extend(aside.filter(|said| matches!(said, ToParent::CutOff(_))));
         let mut happened = Vec::new();
-        for message in slot.process.as_mut().map(|process| process.hear(now_ms)).unwrap_or_default() {
+        for message in said {
             match message {
                 ToParent::Pong => {}
                 ToParent::Ready(address) => {
@@ -248,36 +247,33 @@ impl Fleet {
         happened
     }
 
-    /// Looks at each child by its own number: waiting for "any child" would steal others' statuses. What a child said
-    /// before it ended is still in its socket: its status may be seen first, if the supervisor comes late.
+    /// Looks at each child by its own number: waiting for "any child" would steal others' statuses. What one said before
+    /// it ended is still in its socket: its status is seen first, if the supervisor comes late.
     pub fn reap(&mut self, now_ms: u64) -> Vec<FleetEvent> {
         let mut happened = Vec::new();
         for index in 0..self.slots.len() {
-            let slot = &mut self.slots[index];
-            let (name, is_executor) = (&slot.name, slot.role != Role::Web);
-            slot.aside.retain_mut(|(_, process)| {
-                let Some(status) = process.status() else { return true };
-                happened.extend(cut_off(process.hear(now_ms)));
-                if !status.success() {
-                    crashed(name, &said(status), &process.words.last());
-                    happened.extend(is_executor.then_some(FleetEvent::Broke));
-                }
-                false
-            });
-            if slot.process.as_mut().and_then(Process::status).is_none() {
+            if self.slots[index].processes().all(|process| process.status().is_none()) {
                 continue;
             }
             happened.extend(self.heard(index, now_ms));
-            // It may have been set aside by its last words: then it is looked at there, the next time.
-            let Some(status) = self.slots[index].process.as_mut().and_then(Process::status) else { continue };
+            let slot = &mut self.slots[index];
+            let is_executor = slot.role != Role::Web;
+            let broke = |status: ExitStatus| (is_executor && !status.success()).then_some(FleetEvent::Broke);
+            slot.aside.retain_mut(|(_, process)| {
+                let Some(status) = process.status() else { return true };
+                if !status.success() {
+                    crashed(&slot.name, &said(status), &process.words.last());
+                }
+                happened.extend(broke(status));
+                false
+            });
+            let Some(status) = slot.process.as_mut().and_then(Process::status) else { continue };
             let (how, reason) = match status.signal() {
                 Some(9) => (How::Killed, KILLED),
                 Some(_) => (How::Unready, KILLED),
                 None => (How::Unready, "crashed"),
             };
-            if is_executor && !status.success() {
-                happened.push(FleetEvent::Broke);
-            }
+            happened.extend(broke(status));
             happened.extend(self.ended(index, how, reason, &said(status), now_ms));
         }
         happened
@@ -404,10 +400,14 @@ impl Slot {
         process.obey(life.on(event, &lifecycle.restart, now_ms));
     }
 
+    /// The one that serves, and those that finish their jobs.
+    fn processes(&mut self) -> impl Iterator<Item = &mut Process> {
+        self.process.iter_mut().chain(self.aside.iter_mut().map(|(_, process)| process))
+    }
+
     /// Silence counts from now on.
     fn begin_again(&mut self, now_ms: u64) {
-        let aside = self.aside.iter_mut().map(|(_, process)| process);
-        for process in self.process.iter_mut().chain(aside) {
+        for process in self.processes() {
             (process.since_ms, process.heard_ms) = (now_ms, now_ms);
         }
     }
@@ -435,14 +435,6 @@ impl Slot {
         }
         found
     }
-}
-
-/// The jobs that a process names as cut off.
-fn cut_off(said: Vec<ToParent>) -> impl Iterator<Item = FleetEvent> {
-    said.into_iter().filter_map(|message| match message {
-        ToParent::CutOff(jobs) => Some(FleetEvent::CutOff(jobs)),
-        ToParent::Ready(_) | ToParent::Pong | ToParent::Leaving(_) | ToParent::Drained(_) => None,
-    })
 }
 
 fn crashed(name: &str, how: &str, words: &str) {

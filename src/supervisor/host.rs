@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use mio::{Events, Poll, Registry, Token, Waker};
+use mio::{Events, Poll, Registry, Token};
 
 use super::control::ToChild;
 use super::fleet::{Fleet, FleetEvent};
@@ -50,8 +50,7 @@ impl ExecutionHost {
         let root = setup.root_secret()?;
         let platform = &setup.config.runtime.platform;
         let poll = Poll::new().map_err(io)?;
-        let waker = Waker::new(poll.registry(), WAKER).map_err(io)?;
-        let bell = Bell::new(move || drop(waker.wake()));
+        let bell = Bell::for_poll(&poll, WAKER).map_err(io)?;
         let mut fleet =
             Fleet::new(platform.lifecycle.clone(), platform.execution_ipc.heartbeat_ms, FIRST_CHILD);
         add_executors(&mut fleet, setup, &root, inside)?;
@@ -178,13 +177,7 @@ fn host(
         let due = [due_ms, fleet.next_due_ms(now_ms)];
         let timer = wake.map_or(Duration::from_secs(60), |at| at.since(clock.now()));
         let wait = timer.min(Duration::from_millis(due[0].min(due[1]))).max(Duration::from_millis(1));
-        let wait = if bell.asleep() && !accepting { wait } else { Duration::ZERO };
-        match poll.poll(&mut events, Some(wait)) {
-            Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(format!("the event loop: {error}")),
-        }
-        bell.answer();
+        bell.wait(&mut poll, &mut events, if accepting { Duration::ZERO } else { wait })?;
     }
     Ok(())
 }

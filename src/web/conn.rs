@@ -18,6 +18,7 @@ use super::routes::Route;
 use super::stream::Stream;
 use super::submission::Prefer;
 use crate::clock::Timestamp;
+use crate::entropy::Entropy;
 use crate::job::{Finished, JobId, Trace};
 
 /// Answers that a client has not read yet; beyond it no further request of the connection is begun.
@@ -54,6 +55,14 @@ pub(super) struct Current {
     pub(super) with_body: bool,
     /// An HTTP/1.0 client must be told that its connection is kept.
     pub(super) is_1_1: bool,
+}
+
+impl Current {
+    /// Of a request of which nothing is known.
+    pub(super) fn malformed(entropy: &mut Entropy) -> Current {
+        let trace = Trace { id: entropy.bytes(), span: entropy.bytes() };
+        Current { route: "malformed", trace: Some(trace), with_body: true, is_1_1: true }
+    }
 }
 
 pub(super) enum Phase {

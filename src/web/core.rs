@@ -258,10 +258,8 @@ impl Core {
             Ok(None) => return false,
             Ok(Some(found)) => found,
             Err(refused) => {
-                let trace = Trace { id: self.entropy.bytes(), span: self.entropy.bytes() };
-                conn.current =
-                    Current { route: "malformed", trace: Some(trace), with_body: true, is_1_1: true };
-                self.refuse_and_close(number, &refused.into(), now);
+                conn.current = Current::malformed(&mut self.entropy);
+                self.refuse_and_close(number, refused, now);
                 return false;
             }
         };
@@ -279,10 +277,10 @@ impl Core {
             Err(no_route) => {
                 // A body that was announced is not read: the connection cannot go on after it.
                 if head.framing == Framing::None || head.framing == Framing::Length(0) {
-                    self.refuse(number, &no_route, now);
+                    self.refuse(number, no_route, now);
                     return true;
                 }
-                self.refuse_and_close(number, &no_route, now);
+                self.refuse_and_close(number, no_route, now);
                 false
             }
         }
@@ -376,7 +374,7 @@ impl Core {
                 true
             }
             Err(refused) => {
-                self.refuse_and_close(number, &refused.into(), now);
+                self.refuse_and_close(number, refused, now);
                 false
             }
         }
@@ -395,7 +393,7 @@ impl Core {
         let oldest = others.filter_map(|(other, conn)| Some((since(conn)?, *other))).min();
         if let Some((_, oldest)) = oldest {
             let refused = refused(Code::Overloaded, "too many bodies are being received");
-            self.refuse_and_close(oldest, &refused.into(), now);
+            self.refuse_and_close(oldest, refused, now);
         }
     }
 
@@ -420,25 +418,25 @@ impl Core {
     }
 
     /// Refuses the request; the connection goes on.
-    pub(super) fn refuse(&mut self, number: u64, no_route: &routes::NoRoute, now: Timestamp) {
+    pub(super) fn refuse(&mut self, number: u64, why: impl Into<routes::NoRoute>, now: Timestamp) {
         let Some(conn) = self.conns.get(&number) else { return };
-        let Refused { code, detail } = no_route.refused;
+        let routes::NoRoute { refused: Refused { code, detail }, allow } = why.into();
         event(log::Level::Debug, "ingress.rejected").field("code", code.as_str()).emit();
         let mut answer = Answer::refusal(code, detail, conn.current.trace.as_ref());
-        if let Some(allow) = no_route.allow {
+        if let Some(allow) = allow {
             answer = answer.with("allow", allow);
         }
         self.answer(number, answer, now);
     }
 
     /// Refuses the request and whatever comes after it.
-    pub(super) fn refuse_and_close(&mut self, number: u64, no_route: &routes::NoRoute, now: Timestamp) {
+    pub(super) fn refuse_and_close(&mut self, number: u64, why: impl Into<routes::NoRoute>, now: Timestamp) {
         let Some(conn) = self.conns.get_mut(&number) else { return };
         conn.keep_alive = false;
         if let Phase::Body(incoming) = std::mem::replace(&mut conn.phase, Phase::Head) {
             self.drop_body(&incoming);
         }
-        self.refuse(number, no_route, now);
+        self.refuse(number, why, now);
     }
 
     /// Writes the answer to the request under way; the next one may begin.

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mio::net::{TcpListener, TcpStream, UnixStream};
-use mio::{Events, Interest, Poll, Token, Waker};
+use mio::{Events, Interest, Poll, Token};
 
 use super::core::{Core, Settings};
 use super::desk::Desk;
@@ -105,8 +105,7 @@ impl Front {
     ) -> Result<Front, String> {
         let io = |error: std::io::Error| error.to_string();
         let poll = Poll::new().map_err(io)?;
-        let waker = Waker::new(poll.registry(), WAKER).map_err(io)?;
-        let bell = Bell::new(move || drop(waker.wake()));
+        let bell = Bell::for_poll(&poll, WAKER).map_err(io)?;
         let counters = Arc::new(Counters::default());
         let mut entropy = Entropy::system();
         let instance = InstanceId(u64::from_be_bytes(entropy.bytes()));
@@ -221,19 +220,12 @@ impl Front {
             if let Some(exit) = self.drained() {
                 return Ok(exit);
             }
-            let wait = if self.bell.asleep() { wait } else { Duration::ZERO };
-            match self.poll.poll(&mut events, Some(wait)) {
-                Ok(()) => {}
-                Err(error) if error.kind() == ErrorKind::Interrupted => events.clear(),
-                Err(error) => return Err(format!("the event loop: {error}")),
-            }
+            self.bell.wait(&mut self.poll, &mut events, wait)?;
         }
     }
 
     /// One turn: take what has come, decide, and send what is to be sent. Says how long to wait at most.
     fn turn(&mut self, pool: &mut Pool, events: &Events) -> Result<Duration, String> {
-        // What rings from here on was not looked at yet.
-        self.bell.answer();
         let (now, now_ms) = (self.clock.now(), monotonic_millis());
         for event in events {
             let Token(number) = event.token();

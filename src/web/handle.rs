@@ -69,7 +69,7 @@ impl Core {
         let Some(spec) = self.settings.handlers.get(name) else { return };
         let submission = match Submission::read(head, spec, &body) {
             Ok(submission) => submission,
-            Err(refused) => return self.refuse(number, &refused.into(), now),
+            Err(refused) => return self.refuse(number, refused, now),
         };
         let waits = submission.prefer != Prefer::Async;
         let id = JobId(self.entropy.bytes());
@@ -95,7 +95,7 @@ impl Core {
     fn wait_for_record(&mut self, number: u64, head: &Head, id: JobId, now: Timestamp) {
         let query = head.target.split_once('?').map_or("", |(_, query)| query);
         let Some(seconds) = parameter(query, "wait").and_then(self::number) else {
-            return self.refuse(number, &refused(Code::BadRequest, "wait takes whole seconds").into(), now);
+            return self.refuse(number, refused(Code::BadRequest, "wait takes whole seconds"), now);
         };
         let wait = Duration::from_secs(seconds).min(self.settings.reply_timeout);
         let waits = !wait.is_zero();
@@ -117,7 +117,7 @@ impl Core {
     ) -> Option<From> {
         if waits && self.waiting >= self.settings.max_inflight {
             let refused = refused(Code::TooManyWaiters, "web.max_inflight callers are waiting");
-            self.refuse(number, &refused.into(), now);
+            self.refuse(number, refused, now);
             return None;
         }
         let conn = self.conns.get_mut(&number)?;
@@ -164,8 +164,7 @@ impl Core {
                 self.follow(number, *prefer, &asked, Some(&record), now);
             }
             Ok(Some(Submitted::Refused(refusal))) => {
-                let refused = refused(refusal.code(), "the job was not accepted");
-                self.refuse(number, &refused.into(), now);
+                self.refuse(number, refused(refusal.code(), "the job was not accepted"), now);
             }
             Ok(None) => self.unavailable(number, "the broker gave no answer", now),
             Err(error) => self.unavailable(number, &error.to_string(), now),
@@ -228,9 +227,7 @@ impl Core {
         now: Timestamp,
     ) {
         let trace = self.trace_of(number);
-        let mut answer = Answer::finished(finished, Some(&trace));
-        answer.headers.push_str(headers);
-        self.answer(number, answer, now);
+        self.show(number, Answer::finished(finished, Some(&trace)), headers, now);
     }
 
     pub(super) fn record_is_there(
@@ -248,7 +245,7 @@ impl Core {
                 self.show(number, Answer::accepted(asked.job, "queued"), &headers, now);
             }
             (Ok(None), _) => {
-                self.refuse(number, &refused(Code::UnknownJob, "there is no job of this id").into(), now);
+                self.refuse(number, refused(Code::UnknownJob, "there is no job of this id"), now);
             }
             (Ok(Some(record)), Then::Show(WaitKind::ResultOrAccepted, headers)) => {
                 self.show(number, Answer::accepted(asked.job, record.status.as_str()), &headers, now);
@@ -297,6 +294,6 @@ impl Core {
             .field("code", Code::BackendUnavailable.as_str())
             .field("cause", cause)
             .emit();
-        self.refuse(number, &refused(Code::BackendUnavailable, "the backend cannot be reached").into(), now);
+        self.refuse(number, refused(Code::BackendUnavailable, "the backend cannot be reached"), now);
     }
 }

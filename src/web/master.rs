@@ -9,7 +9,7 @@ use crate::cli::{Exit, say};
 use crate::clock::{Timestamp, millis};
 use crate::job::JobId;
 use crate::observe::{event, log_writer};
-use crate::supervisor::control::{CUT_OFF_AT_ONCE, ToChild, ToParent};
+use crate::supervisor::control::{ToChild, ToParent};
 
 impl Front {
     /// Says that it serves: to whoever started it.
@@ -91,9 +91,7 @@ impl Front {
         self.drain = None;
         match &mut self.master {
             MasterSocket::Supervisor(control) => {
-                for some in cut_off.chunks(CUT_OFF_AT_ONCE) {
-                    control.send(&ToParent::CutOff(some.to_vec()));
-                }
+                control.name_cut_off(&cut_off);
                 control.send(&ToParent::Drained(cut_off.len() as u64));
                 None
             }

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 use tiny_http::{Header, Request, Response, Server, StatusCode};
 
-use super::respond::{Answer, record_json, result_headers};
+use super::respond::{Answer, record_json};
 use super::routes::{Inner, Route, parameter, route};
 use super::submission::number;
 use crate::job::{JobId, JobStatus, Trace};
@@ -30,9 +30,9 @@ pub struct Pages {
     pub counters: Arc<Counters>,
     /// The names of the process groups.
     pub groups: Vec<String>,
-    /// For the figures.
+    /// For the figures and the index page.
     pub profile: String,
-    /// Executors are expected in each group.
+    /// Where the service listens, for the index page.
     pub address: String,
 }
 
@@ -111,15 +111,7 @@ impl Pages {
     fn result(&self, id: JobId, trace: Option<&Trace>) -> Result<Answer, Problem> {
         let record = self.producer.record(&Viewer::anonymous(), id)?.ok_or(UNKNOWN_JOB)?;
         let finished = record.finished.ok_or(Problem::Refused(Code::NotFinished, "the job has not ended"))?;
-        let answer = match &finished.result {
-            Ok(payload) => Answer {
-                status: 200,
-                headers: result_headers(&payload.media_type),
-                body: payload.bytes.to_vec(),
-            },
-            Err(error) => Answer::problem(error, trace),
-        };
-        Ok(answer.with("cofferdam-job-id", &id.to_string()))
+        Ok(Answer::finished(&finished, trace).with("cofferdam-job-id", &id.to_string()))
     }
 
     fn list(&self, query: &str) -> Result<Answer, Problem> {

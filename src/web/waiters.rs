@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::conn::{Asked, Current, OUTPUT_BYTES, Phase, Wait, WaitKind};
+use super::conn::{Asked, Conn, Current, OUTPUT_BYTES, Phase, Wait, WaitKind};
 use super::core::Core;
 use super::desk::{Ask, From};
 use super::http1::{Head, refused};
-use super::respond::{Answer, write_chunk, write_head};
+use super::respond::{Answer, http_date, write_chunk, write_head};
 use super::routes::parameter;
 use super::stream::Stream;
 use crate::clock::Timestamp;
@@ -140,7 +140,7 @@ impl Core {
         for number in due {
             self.on_deadline(number, now);
         }
-        self.next_due = self.conns.values().map(super::conn::Conn::due).min().unwrap_or(Timestamp(u64::MAX));
+        self.next_due = self.conns.values().map(Conn::due).min().unwrap_or(Timestamp(u64::MAX));
     }
 
     fn on_deadline(&mut self, number: u64, now: Timestamp) {
@@ -160,12 +160,10 @@ impl Core {
             Phase::Head | Phase::Body(_) => {
                 if matches!(conn.phase, Phase::Head) {
                     // Nothing is known of this request; what `current` says is about the one before it.
-                    let trace = Trace { id: self.entropy.bytes(), span: self.entropy.bytes() };
-                    conn.current =
-                        Current { route: "malformed", trace: Some(trace), with_body: true, is_1_1: true };
+                    conn.current = Current::malformed(&mut self.entropy);
                 }
                 let refused = refused(Code::RequestTimeout, "the request did not arrive in time");
-                self.refuse_and_close(number, &refused.into(), now);
+                self.refuse_and_close(number, refused, now);
             }
             Phase::Closing => self.hung_up(number, now),
             Phase::Asked(_) | Phase::Inner | Phase::Streaming(_) => conn.deadline = Timestamp(u64::MAX),
@@ -209,7 +207,7 @@ impl Core {
 
     /// The drain's deadline has passed: who still waits is told.
     pub fn cut_off(&mut self, now: Timestamp) {
-        let waiting = |conn: &super::conn::Conn| match &conn.phase {
+        let waiting = |conn: &Conn| match &conn.phase {
             Phase::Waiting(Wait { job, .. }) | Phase::Asked(Asked { job, waits: true, .. }) => Some(*job),
             _ => None,
         };
@@ -218,11 +216,8 @@ impl Core {
         for (number, job) in cut {
             self.count_waiting(-1);
             self.leave(number, job, false);
-            self.refuse(
-                number,
-                &refused(Code::Draining, "the service has stopped before the job ended").into(),
-                now,
-            );
+            let refused = refused(Code::Draining, "the service has stopped before the job ended");
+            self.refuse(number, refused, now);
         }
     }
 
@@ -243,26 +238,26 @@ impl Core {
             Some("completion") => SinkMode::Completion,
             Some(_) => {
                 let refused = refused(Code::BadRequest, "sink_mode is source_seq or completion");
-                return self.refuse(number, &refused.into(), now);
+                return self.refuse(number, refused, now);
             }
         };
         if self.waiting >= self.settings.max_inflight {
             let refused = refused(Code::TooManyWaiters, "web.max_inflight callers are waiting");
-            return self.refuse(number, &refused.into(), now);
+            return self.refuse(number, refused, now);
         }
-        let held = |conn: &super::conn::Conn| match &conn.phase {
+        let held = |conn: &Conn| match &conn.phase {
             Phase::Streaming(stream) => stream.body_bytes(),
             _ => 0,
         };
         let held: usize = self.conns.values().map(held).sum();
         if held > 0 && held + body.len() > BODY_BYTES {
             let refused = refused(Code::Overloaded, "too many batches are running");
-            return self.refuse(number, &refused.into(), now);
+            return self.refuse(number, refused, now);
         }
         let trace = self.trace_of(number);
         let headers = format!("content-type: application/x-ndjson\r\ntraceparent: {trace}\r\n");
         let answer = Answer { status: 200, headers, body: Vec::new() };
-        let date = super::respond::http_date(now);
+        let date = http_date(now);
         let keep = !self.draining;
         let Some(conn) = self.conns.get_mut(&number) else { return };
         conn.keep_alive &= keep;
@@ -316,7 +311,7 @@ impl Core {
                     handler: stream.handler.name.clone(),
                     ordering_key: line.ordering_key.clone(),
                     payload: Payload::json(line.bytes.clone()),
-                    trace: trace.unwrap_or(crate::job::Trace { id: id.0, span: [1; 8] }),
+                    trace: trace.unwrap_or(Trace { id: id.0, span: [1; 8] }),
                     delay: Duration::ZERO,
                     timeout: None,
                     idempotency: None,
