@@ -28,7 +28,7 @@ const KILLED: &str = "killed";
 /// What the owner of a fleet should know.
 #[derive(Debug, PartialEq, Eq)]
 pub enum FleetEvent {
-    /// A child serves; web says where the channel listens, an executor on Redis its name there.
+    /// A child serves; web says where the channel listens.
     Ready(usize, String),
     /// A child has ended and will be replaced, for this reason.
     Replaced(usize, &'static str),
@@ -38,8 +38,8 @@ pub enum FleetEvent {
     GaveUp(String),
     /// These jobs were cut off, and the next event may name more.
     CutOff(Vec<JobId>),
-    /// An executor has ended otherwise than with 0: what it ran was cut off, named or not.
-    Broke,
+    /// An executor has ended otherwise than with 0: what it ran was cut off, named or not. Its name at its broker.
+    Broke(String),
     /// Web's drain is over; so many jobs were cut off.
     Drained(u64),
 }
@@ -209,6 +209,8 @@ impl Fleet {
             pinged_ms: now_ms,
             gone_ms: None,
             told: false,
+            name: String::new(),
+            ended: None,
         });
         Ok(())
     }
@@ -233,6 +235,9 @@ impl Fleet {
                 ToParent::Pong => {}
                 ToParent::Ready(address) => {
                     let _ = slot.act(Event::Ready, &self.lifecycle, now_ms);
+                    if let Some(process) = slot.process.as_mut().filter(|_| slot.role != Role::Web) {
+                        process.name.clone_from(&address);
+                    }
                     happened.push(FleetEvent::Ready(index, address));
                 }
                 ToParent::CutOff(jobs) => happened.push(FleetEvent::CutOff(jobs)),
@@ -252,28 +257,34 @@ impl Fleet {
     pub fn reap(&mut self, now_ms: u64) -> Vec<FleetEvent> {
         let mut happened = Vec::new();
         for index in 0..self.slots.len() {
-            if self.slots[index].processes().all(|process| process.status().is_none()) {
+            // Each is asked: what one says after this is for the next time.
+            let ended = self.slots[index].processes().map(Process::has_ended).filter(|has| *has).count();
+            if ended == 0 {
                 continue;
             }
             happened.extend(self.heard(index, now_ms));
             let slot = &mut self.slots[index];
             let is_executor = slot.role != Role::Web;
-            let broke = |status: ExitStatus| (is_executor && !status.success()).then_some(FleetEvent::Broke);
-            slot.aside.retain_mut(|(_, process)| {
-                let Some(status) = process.status() else { return true };
+            let broke = |process: &Process, status: ExitStatus| {
+                (is_executor && !status.success()).then(|| FleetEvent::Broke(process.name.clone()))
+            };
+            slot.aside.retain(|(_, process)| {
+                let Some(status) = process.ended else { return true };
                 if !status.success() {
                     crashed(&slot.name, &said(status), &process.words.last());
                 }
-                happened.extend(broke(status));
+                happened.extend(broke(process, status));
                 false
             });
-            let Some(status) = slot.process.as_mut().and_then(Process::status) else { continue };
+            let Some((process, status)) = slot.process.as_ref().and_then(|of| Some((of, of.ended?))) else {
+                continue;
+            };
             let (how, reason) = match status.signal() {
                 Some(9) => (How::Killed, KILLED),
                 Some(_) => (How::Unready, KILLED),
                 None => (How::Unready, "crashed"),
             };
-            happened.extend(broke(status));
+            happened.extend(broke(process, status));
             happened.extend(self.ended(index, how, reason, &said(status), now_ms));
         }
         happened

@@ -2,7 +2,6 @@
 //!
 //! One thread hosts the channel's listener and the fleet of executors, as web and the supervisor do together.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -134,7 +133,6 @@ fn host(
     let mut accepting = false;
     let address =
         channel.as_ref().map(ChannelServer::address).transpose().map_err(|error| error.to_string())?;
-    let mut consumers = HashMap::new();
     while !stop.load(Ordering::SeqCst) {
         let now_ms = monotonic_millis();
         let mut happened = fleet.tick(poll.registry(), now_ms);
@@ -154,13 +152,11 @@ fn host(
         for event in happened {
             match event {
                 FleetEvent::GaveUp(why) => return Err(why),
-                FleetEvent::Ready(slot, name) => drop(consumers.insert(slot, name)),
-                FleetEvent::Replaced(slot, _) => {
-                    consumers.remove(&slot).iter().for_each(|name: &String| upkeep.lost(name));
-                }
-                FleetEvent::Recycled(..)
+                FleetEvent::Broke(name) => upkeep.lost(&name),
+                FleetEvent::Ready(..)
+                | FleetEvent::Replaced(..)
+                | FleetEvent::Recycled(..)
                 | FleetEvent::CutOff(_)
-                | FleetEvent::Broke
                 | FleetEvent::Drained(_) => {}
             }
         }

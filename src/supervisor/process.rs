@@ -22,6 +22,10 @@ pub(super) struct Process {
     pub(super) gone_ms: Option<u64>,
     /// It knows where the broker listens.
     pub(super) told: bool,
+    /// An executor's at its broker, and its workers; empty before it is ready, and where the channel knows who ends.
+    pub(super) name: String,
+    /// How it ended, once that was seen.
+    pub(super) ended: Option<ExitStatus>,
 }
 
 impl Process {
@@ -69,10 +73,9 @@ impl Process {
         }
     }
 
-    /// How it ended, once it has; all that it said before is passed on by then.
-    pub(super) fn status(&mut self) -> Option<ExitStatus> {
-        let status = self.child.try_wait().ok().flatten()?;
-        self.words.pass_on();
-        Some(status)
+    /// Looks if it has ended; whatever it said before is in its pipes by then.
+    pub(super) fn has_ended(&mut self) -> bool {
+        self.ended = self.ended.or_else(|| self.child.try_wait().ok().flatten());
+        self.ended.is_some()
     }
 }

@@ -1,6 +1,5 @@
 //! `serve` with separate processes: the supervisor's own story, as a checklist.
 
-use std::collections::HashMap;
 use std::net::TcpListener;
 use std::time::Duration;
 
@@ -76,7 +75,6 @@ fn supervise(setup: &Setup) -> Result<Exit, String> {
         notifier: Notifier::from_environment(),
         channel: None,
         is_redis: setup.uses_redis(),
-        consumers: HashMap::new(),
         web_drained: None,
         gave_up: None,
     }
@@ -169,8 +167,6 @@ struct Supervisor<'a> {
     channel: Option<String>,
     /// Jobs are in Redis: they go with no process, and executors finish theirs by themselves.
     is_redis: bool,
-    /// The executors' names there, by slot.
-    consumers: HashMap<usize, String>,
     /// Web's drain is over, with so many jobs cut off.
     web_drained: Option<u64>,
     /// Why a child cannot be kept running.
@@ -257,13 +253,10 @@ impl Supervisor<'_> {
                     self.channel = Some(address);
                     self.drain_web(now_ms);
                 }
-                Role::Executor(_) => drop(self.consumers.insert(slot, address)),
+                Role::Executor(_) => {}
             },
             FleetEvent::Replaced(slot, reason) => {
                 let group = self.fleet.name(slot).to_owned();
-                if let Some(name) = self.consumers.remove(&slot) {
-                    self.fleet.send(WEB, &ToChild::Gone(name));
-                }
                 if self.fleet.role(slot) == Role::Web && !self.is_redis {
                     self.channel = None;
                     log::warn!("the web process is replaced: jobs and state in memory are gone with it");
@@ -280,8 +273,11 @@ impl Supervisor<'_> {
                 self.on(Event::CutOff, now_ms);
             }
             // In memory web hands its jobs on, and names those that it cannot.
-            FleetEvent::Broke if self.is_redis => self.on(Event::CutOff, now_ms),
-            FleetEvent::Broke => {}
+            FleetEvent::Broke(_) if !self.is_redis => {}
+            FleetEvent::Broke(name) => {
+                self.fleet.send(WEB, &ToChild::Gone(name));
+                self.on(Event::CutOff, now_ms);
+            }
             // On Redis what runs is the executors' to finish: the drain is over when they have ended, too.
             FleetEvent::Drained(count) if self.is_redis => self.web_drained = Some(count),
             FleetEvent::Drained(count) => self.on(Event::Drained(count), now_ms),
