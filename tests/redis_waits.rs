@@ -272,6 +272,39 @@ fn r8_what_a_stranger_altered_or_relabelled_neither_runs_nor_answers() {
 }
 
 #[test]
+fn r8_numbers_that_are_none_stop_nobody() {
+    if !can_serve() {
+        return;
+    }
+    let deployment = Deployment::new("numbers");
+    let service = deployment.serve(&cofferdam(), &WATCHED);
+    let mut stranger = Stranger { deployment: &deployment, raw: deployment.raw() };
+    for handler in ["echo", "sleep"] {
+        pause(&service, handler, "pause");
+    }
+    let mut jobs = Vec::new();
+    for value in ["x", "nan", "-inf", "1e300", "-1", ""] {
+        for field in ["d", "nb", "pb", "f", "st", "lx"] {
+            for (handler, body) in [("sleep", r#"{"ms":1}"#), ("echo", r#"{"k":"a"}"#)] {
+                let id = service.submit(&format!("/v1/jobs/{handler}"), &[], body);
+                stranger.set(&id, field, value.as_bytes());
+                assert_eq!(service.record(&id)["status"], "queued", "{handler}, {field} {value:?}");
+                jobs.push(id);
+            }
+        }
+    }
+    let lane = stranger.text(jobs.last().expect("a job"), "l");
+    let _: i64 = deployment.on_key(&mut stranger.raw, &["HSET", "v", "x"], &format!("lane:{lane}"));
+    for handler in ["echo", "sleep"] {
+        pause(&service, handler, "resume");
+    }
+    for id in &jobs {
+        service.record_when(id, "succeeded");
+    }
+    goes_on(&service);
+}
+
+#[test]
 fn r8_a_signed_job_in_the_lane_of_another_key_is_not_run_there() {
     if !can_serve() {
         return;
@@ -310,8 +343,10 @@ fn r8_forged_and_repeated_doorbells_answer_nobody() {
     pause(&service, "sleep", "pause");
     let mut client = caller(&service, "/v1/jobs/sleep", r#"{"ms":0}"#);
     waiters(&service, 1.0);
-    let list = service.get("/v1/jobs?status=queued").json();
-    let id = list["jobs"][0]["id"].as_str().expect("an id").to_owned();
+    // It waits from when it asks, and is in the list once the server has answered.
+    let id = until("its job", PATIENCE, || {
+        service.get("/v1/jobs?status=queued").json()["jobs"][0]["id"].as_str().map(str::to_owned)
+    });
     // The signed result of another job, with this one's name; and no result at all, for it is in the record.
     let mut stranger = Stranger { deployment: &deployment, raw: deployment.raw() };
     let other = service.submit("/v1/jobs/echo", &[], r#"{"k":"a"}"#);

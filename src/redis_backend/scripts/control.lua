@@ -28,8 +28,8 @@ local function record(id)
   if call('HSTRLEN', job_key(id), 'r') > R.envelope then return 'absent' end
   local f = call('HMGET', job_key(id), 'env', 's', 'd', 'st', 'fi', 'r', 'x', 'h', 'l', 'nb')
   if not f[1] then return 'absent' end
-  local w = f[2] == 'queued' and waiting(id, f[8], f[9], tonumber(f[10]), tonumber(f[3])) or {}
-  return {id, f[1], f[2], f[3], f[4] or '', f[5] or '', f[6] or '', f[7] or '', w}
+  local w = f[2] == 'queued' and waiting(id, f[8], f[9], num(f[10]), num(f[3])) or {}
+  return {id, f[1], f[2], int(num(f[3])), f[4] or '', f[5] or '', f[6] or '', f[7] or '', w}
 end
 
 local ended = {succeeded = 1, failed = 1, cancelled = 1, timed_out = 1, dead = 1}

@@ -42,6 +42,11 @@ local now = A.now or clock[1] * 1000000 + clock[2]
 local notices = {}
 
 local function int(x) return string.format('%d', x) end
+-- A number that stands in Redis. What is none, which only a stranger can have written, is 0: no script ends half-way.
+local function num(text)
+  local x = tonumber(text or '0')
+  return x and x >= 0 and x <= 2 ^ 53 and x or 0
+end
 local now_text = int(now)
 local function digits(n) return string.format('%016d', n) end
 local function job_key(id) return P .. 'job:' .. id end
@@ -145,7 +150,7 @@ end
 -- Changes: a list of {index of the key in ARGV, index of the value, or 0 to remove}.
 local function map_bytes_after(name, changes)
   local lives = map_lives(name)
-  local bytes = lives and tonumber(call('HGET', P .. 'mb', name) or '0') or 0
+  local bytes = lives and num(call('HGET', P .. 'mb', name)) or 0
   for _, change in ipairs(changes) do
     local key = ARGV[change[1]]
     local old = lives and call('HSTRLEN', P .. 'm:' .. name, key) or 0
@@ -172,7 +177,7 @@ local function state_map(lane) return 'state:' .. lane end
 -- with 16 digits, their order is that of their texts too.
 local number
 local function next_number()
-  number = math.max(number or tonumber(call('GET', P .. 'fence') or '0'), now - 1) + 1
+  number = math.max(number or num(call('GET', P .. 'fence')), now - 1) + 1
   return number
 end
 
@@ -182,7 +187,7 @@ local function read_job(id)
   local values, job = call('HMGET', job_key(id), unpack(FIELDS)), {}
   if not values[1] then return nil end
   for i, field in ipairs(FIELDS) do job[field] = values[i] end
-  job.d = tonumber(job.d)
+  job.d = num(job.d)
   return job
 end
 
@@ -212,9 +217,9 @@ local function make_ready(lane)
     end
     return
   end
-  nb = tonumber(free and nb or call('HGET', job_key(head), 'nb'))
+  nb = num(free and nb or call('HGET', job_key(head), 'nb'))
   if given(member) then
-    score = tonumber(score)
+    score = num(score)
     if score >= nb and (score <= now or score == nb) then return end
     zrem('ready:' .. h, member)
   end
@@ -328,7 +333,7 @@ local function kept(id, job, s, result)
   count('keptn', 1)
   has_kept = true
   if not R.limited then return 'kc', class, 'km', member end
-  local bytes = 512 + #result + (s == 'succeeded' and 0 or tonumber(job.pb))
+  local bytes = 512 + #result + (s == 'succeeded' and 0 or num(job.pb))
   count('keptb', bytes)
   return 'kc', class, 'km', member, 'kb', int(bytes)
 end
@@ -376,12 +381,12 @@ local function finish(id, job, status, result, token, delivery)
   local h, names, key = job.h, of(job.h), job_key(id)
   if job.s == 'running' then
     count(names.running, -1)
-    observe(names.job, now - tonumber(job.st))
+    observe(names.job, now - num(job.st))
   else
     count(names.queued, -1)
     count('queued', -1)
   end
-  count('bytes', -tonumber(job.pb))
+  count('bytes', -num(job.pb))
   count(names.finished .. status, 1)
   local parks = status == 'dead' and conf(h).p and job.l ~= ''
   if parks then call('HSET', key, 's', status, 'fi', now_text, 'r', result, 'ls', '', 'ct', token, 'cd', delivery)
@@ -401,11 +406,11 @@ local function read_lease(n, id, job)
   if given(id) then
     job = job or read_job(id)
     if not job or job.ls ~= n then return nil end
-    return {n = n, id = id, token = job.lt, consumer = job.lc, lane = id, h = job.h, run = id, ends = tonumber(job.lx), job = job}
+    return {n = n, id = id, token = job.lt, consumer = job.lc, lane = id, h = job.h, run = id, ends = num(job.lx), job = job}
   end
   local token, consumer, lane, h, run, ends = unpack(call('HMGET', P .. 'lease:' .. n, 't', 'c', 'l', 'h', 'run', 'x'))
   if not lane then return nil end
-  return {n = n, id = '', token = token, consumer = consumer, lane = lane, h = h, run = run, ends = tonumber(ends)}
+  return {n = n, id = '', token = token, consumer = consumer, lane = lane, h = h, run = run, ends = num(ends)}
 end
 -- The lease that a job is in.
 local function lease_of(id, job)
@@ -496,7 +501,7 @@ local function quarantine(id, h, lane)
   local values = redis.pcall('HMGET', key, 'pb', 'rm')
   count('queued', -1)
   count(of(h).queued, -1)
-  count('bytes', -(tonumber(values[1] or '') or 0))
+  count('bytes', -num(values[1]))
   count('forged', 1)
   note('queue.forged', id, 'forged')
   if not is_free(lane) then call('LREM', P .. 'q:' .. lane, 1, id)

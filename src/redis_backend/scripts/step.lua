@@ -49,7 +49,7 @@ local function next_of_run(lease)
     call('HSET', P .. 'lease:' .. lease.n, 'run', lease.run)
     renew(lease)
     local job = read_job(following)
-    call('HSET', job_key(following), started(job.h, job.d, tonumber(job.nb)))
+    call('HSET', job_key(following), started(job.h, job.d, num(job.nb)))
     return
   end
   remove_lease(lease)
@@ -64,7 +64,7 @@ local function commit(c)
   local lease = read_lease(c.n, job and job.l == '' and c.id or '', job)
   if not lease or lease.token ~= c.t or lease.consumer ~= A.con or lease.ends <= now then return too_late(c, job) end
   local lane, ordered = lease.lane, lease.id == ''
-  local version = ordered and (call('HGET', P .. 'lane:' .. lane, 'v') or '0')
+  local version = ordered and int(num(call('HGET', P .. 'lane:' .. lane, 'v')))
   if not job or first_of(lease.run) ~= c.id or job.d ~= c.d or (ordered and version ~= c.v) then
     local answer = too_late(c, job)
     if answer == 'fenced' then end_lease(lease) end
@@ -159,8 +159,8 @@ local function run_of(lane, h)
     if not is_sound(id) then quarantine(id, h, lane)
     else
       local nb, pb = unpack(call('HMGET', job_key(id), 'nb', 'pb'))
-      bytes = bytes + (tonumber(pb) or 0)
-      if #run > 0 and (tonumber(nb) > now or bytes > R.mp) then break end
+      bytes = bytes + num(pb)
+      if #run > 0 and (num(nb) > now or bytes > R.mp) then break end
       run[#run + 1] = id
     end
   end
@@ -191,7 +191,7 @@ local function claim(member, h, token)
   local n = digits(first)
   if not free then
     local maker, v = unpack(call('HMGET', P .. 'lane:' .. lane, 'mk', 'v'))
-    version = v or '0'
+    version = int(num(v))
     call('HSET', P .. 'lane:' .. lane, 'ls', n, 'rm', '')
     if maker == A.con then kind = 'known' else kind, state = 'whole', map_load(state_map(lane)) end
     call('HSET', P .. 'lease:' .. n, 't', token, 'c', A.con, 'l', lane, 'h', h, 'run', table.concat(run), 'x', ends)
@@ -200,13 +200,13 @@ local function claim(member, h, token)
   for i, id in ipairs(run) do
     local d, nb, env, tr, ow, payload = unpack(call('HMGET', job_key(id), 'd', 'nb', 'env', 'tr', 'ow', 'pl'))
     -- What a stranger has left out is judged by whoever verifies the rest.
-    d, nb, tr, ow = d or '0', nb or '0', tr or '', ow or ''
+    d, nb, tr, ow = num(d), num(nb), tr or '', ow or ''
     local fence = int(i == 1 and first or next_number())
     if free then
-      call('HSET', job_key(id), 'ls', n, 'f', fence, 'rm', '', 'lt', token, 'lc', A.con, 'lx', ends, started(h, tonumber(d), tonumber(nb)))
-    elseif i == 1 then call('HSET', job_key(id), 'ls', n, 'f', fence, started(h, tonumber(d), tonumber(nb)))
+      call('HSET', job_key(id), 'ls', n, 'f', fence, 'rm', '', 'lt', token, 'lc', A.con, 'lx', ends, started(h, d, nb))
+    elseif i == 1 then call('HSET', job_key(id), 'ls', n, 'f', fence, started(h, d, nb))
     else call('HSET', job_key(id), 'ls', n, 'f', fence) end
-    jobs[i] = leased(id, env, tr, ow, payload, tonumber(d) + 1, fence)
+    jobs[i] = leased(id, env, tr, ow, payload, d + 1, fence)
   end
   zadd('leases', ends, n .. ' ' .. A.con .. ' ' .. h .. ' ' .. (free and lane or ''))
   return {n, token, h, kind, version, state, jobs, lane}
@@ -218,11 +218,11 @@ local function once_more(n, id)
   if not lease or lease.consumer ~= A.con or lease.ends <= now then return nil end
   local kind, version, state, jobs = 'none', '0', {}, {}
   if lease.id == '' then
-    kind, version, state = 'whole', call('HGET', P .. 'lane:' .. lease.lane, 'v') or '0', map_load(state_map(lease.lane))
+    kind, version, state = 'whole', int(num(call('HGET', P .. 'lane:' .. lease.lane, 'v'))), map_load(state_map(lease.lane))
   end
   for job in each(lease.run) do
     local d, f, s, env, tr, ow, payload = unpack(call('HMGET', job_key(job), 'd', 'f', 's', 'env', 'tr', 'ow', 'pl'))
-    jobs[#jobs + 1] = leased(job, env, tr, ow, payload, tonumber(d) + (s == 'running' and 0 or 1), f)
+    jobs[#jobs + 1] = leased(job, env, tr, ow, payload, num(d) + (s == 'running' and 0 or 1), int(num(f)))
   end
   return {n, lease.token, lease.h, kind, version, state, jobs, lease.lane}
 end
