@@ -12,7 +12,7 @@ use crate::clock::Clock;
 use crate::config::secret::Secret;
 use crate::config::{Config, Loaded};
 use crate::entropy::Entropy;
-use crate::execution::{Crew, EngineThread, Limits, Mirror, builtin};
+use crate::execution::{Crew, EngineThread, Engines, Limits, Mirror, builtin};
 use crate::handler::{Handler, HandlerOptions, HandlerSpec, Handlers, Registry, is_handler_name};
 use crate::memory::MemoryBroker;
 use crate::memory::broker::Broker;
@@ -194,9 +194,8 @@ impl Setup {
 
     /// What the Redis server says of itself; `None` where none is used.
     pub fn fitness(&self) -> Result<Option<Fitness>, String> {
-        // A secret that cannot be read is told before anything starts, too.
-        let look = || self.envelope().and_then(|_| Link::new(&self.config.runtime.platform.redis));
-        Ok(self.names_redis().then(look).transpose()?.map(|link| link.vet()))
+        let link = self.names_redis().then(|| Link::new(&self.config.runtime.platform.redis));
+        Ok(link.transpose()?.map(|link| link.vet()))
     }
 
     /// What processes sign with in Redis, for one that serves alone.
@@ -278,8 +277,8 @@ impl Setup {
     }
 
     /// An executor a group, on threads of this process. `inside` as in [`Setup::redis`].
-    pub fn inline_executors(&self, backend: &Backend, inside: &str) -> Result<Vec<EngineThread>, String> {
-        let mut executors = Vec::new();
+    pub fn inline_executors(&self, backend: &Backend, inside: &str) -> Result<Engines, String> {
+        let mut engines = Vec::new();
         let store = self.mixed_store(inside)?.map(|store| Arc::new(store) as Arc<dyn KeyValue>);
         let context_ttl = Duration::from_secs(self.config.runtime.platform.kv.context_ttl_seconds);
         for (index, group) in self.config.runtime.platform.process_groups.iter().enumerate() {
@@ -291,8 +290,9 @@ impl Setup {
                 Ok(Mirror::new(consumer.map_err(|error| error.to_string())?, store, context_ttl))
             };
             let executor = EngineThread::start(self.crew(index), connect, upkeep, Bell::silent());
-            executors.push(executor.map_err(|error| format!("group {}: {error}", group.name))?);
+            engines.push(executor.map_err(|error| format!("group {}: {error}", group.name))?);
         }
-        Ok(executors)
+        // In Redis what is queued stays queued.
+        Ok(Engines { engines, drain: backend.may_wait() })
     }
 }

@@ -356,6 +356,50 @@ fn p12_a_drain_whose_executor_is_killed_exits_4_and_the_next_start_runs_its_job_
 }
 
 #[test]
+fn p12_in_one_process_a_drain_finishes_what_runs_or_names_what_it_cuts_off() {
+    let server = Server::start(&[]);
+    let inline = "runtime.platform.bootstrap.mode=inline";
+    let deployment = Deployment::on(&server).with(inline).with(ONE_WORKER);
+    let service = deployment.serve(&[]);
+    let runs = service.submit("/v1/jobs/sleep", &[], r#"{"ms":800}"#);
+    service.record_when(&runs, "running");
+    let waits = service.submit("/v1/jobs/sleep", &[], r#"{"ms":600000}"#);
+    // Nobody waits for either.
+    assert_ended_well(service);
+    let service = deployment.serve(&["runtime.platform.lifecycle.graceful_timeout_ms=300"]);
+    let record = service.record(&runs);
+    assert_eq!((&record["status"], &record["deliveries"]), (&json!("succeeded"), &json!(1)), "{record}");
+    service.record_when(&waits, "running");
+    let ended = service.stop();
+    assert_ended(&ended.status, &ended.stderr, Some(4));
+    assert!(ended.stderr.contains(&waits), "{waits} is not named: {}", ended.stderr);
+    let web = deployment.web(&cofferdam(), &[]);
+    let record = web.record(&waits);
+    assert_eq!((&record["status"], &record["deliveries"]), (&json!("queued"), &json!(0)), "{record}");
+    assert_ended_well(web);
+}
+
+#[test]
+fn p2_an_executor_that_was_recycled_is_followed_at_once_when_it_is_killed_with_its_last_jobs() {
+    let server = Server::start(&[]);
+    let group = r#"runtime.platform.process_groups=[{"name":"execution","workers":2,"max_jobs":1}]"#;
+    let service = Deployment::on(&server).with(group).serve(&[]);
+    let long = service.submit("/v1/jobs/sleep", &[], r#"{"ms":3000}"#);
+    service.record_when(&long, "running");
+    let first = service.child("executor");
+    assert_text(&service.post("/v1/jobs/sleep", r#"{"ms":1}"#), r#"{"slept_ms":1}"#);
+    until("its successor serves beside it", PATIENCE, || {
+        (service.children("executor").len() == 2 && service.get("/readyz").status == 200).then_some(())
+    });
+    let begun = Instant::now();
+    kill(first);
+    let record = service.record_when(&long, "succeeded");
+    assert_eq!(record["deliveries"], 2, "{record}");
+    assert!(begun.elapsed() < Duration::from_secs(12), "a lease is 30 s: {:?}", begun.elapsed());
+    assert_ended_well(service);
+}
+
+#[test]
 fn p12_a_second_signal_forces_the_stop_and_exits_4() {
     let server = Server::start(&[]);
     let service = Deployment::on(&server).serve(&[]);

@@ -29,8 +29,8 @@ use redis_server::{BACK, DURABLE, Deployment, Executor, Server, Sound, answered_
 use rustix::process::Signal;
 use serde_json::json;
 use service::{
-    Answer, Client, Done, PATIENCE, Service, all_children, caller, processor_time, request, running, signal,
-    sleeper, until, waiters,
+    Answer, Client, Done, PATIENCE, Service, all_children, caller, is_alive, processor_time, request,
+    running, signal, sleeper, until, waiters,
 };
 
 /// Calls to a server that says nothing end by then.
@@ -212,6 +212,75 @@ fn r1_a_server_that_stalls_is_bounded_and_what_runs_goes_on() {
     drop(waiting);
     assert_eq!(service.metric("queue_redelivered_total"), 0.0);
     sound.over(service);
+}
+
+#[test]
+fn r1_a_drain_waits_for_its_server_while_an_outcome_is_unheard() {
+    let mut server = Server::start(&DURABLE);
+    let deployment = Deployment::on(&server);
+    let web = deployment.web(&cofferdam(), &[]);
+    let executor = deployment.executor(&cofferdam(), &[]);
+    let id = web.submit("/v1/jobs/sleep", &[], r#"{"ms":700}"#);
+    web.record_when(&id, "running");
+    server.kill();
+    executor.terminate();
+    // The job ends while nobody can be told.
+    std::thread::sleep(Duration::from_millis(1_500));
+    server.up();
+    let ended = executor.ended();
+    assert_ended(&ended.status, &ended.stderr, Some(0));
+    let record = web.record_when(&id, "succeeded");
+    assert_eq!(record["deliveries"], 1, "{record}");
+    let ended = web.stop();
+    assert_ended(&ended.status, &ended.stderr, Some(0));
+}
+
+#[test]
+fn r1_a_drain_whose_server_says_nothing_names_what_it_cuts_off_and_has_nothing_to_name_when_idle() {
+    let short = "runtime.platform.lifecycle.graceful_timeout_ms=800";
+    for is_lone in [true, false] {
+        for is_busy in [true, false] {
+            let server = Server::start(&[]);
+            let deployment = Deployment::on(&server).with(short);
+            let (web, executor) = match is_lone {
+                true => (deployment.web(&cofferdam(), &[]), Some(deployment.executor(&cofferdam(), &[]))),
+                false => (deployment.serve(&[]), None),
+            };
+            let id = web.submit("/v1/jobs/sleep", &[], r#"{"ms":600000}"#);
+            web.record_when(&id, "running");
+            if !is_busy {
+                web.request("DELETE", &format!("/v1/jobs/{id}"), &[], "");
+            }
+            // Its executor has heard of the end by then.
+            std::thread::sleep(Duration::from_millis(300));
+            // Calls last 5 s now, and a drain less than one.
+            server.freeze();
+            std::thread::sleep(Duration::from_millis(300));
+            let begun = Instant::now();
+            let ended = match executor {
+                Some(executor) => {
+                    executor.terminate();
+                    executor.ended()
+                }
+                None => {
+                    web.terminate();
+                    until("it ends", PATIENCE, || (!is_alive(web.pid)).then_some(()));
+                    server.thaw();
+                    web.ended()
+                }
+            };
+            let took = begun.elapsed();
+            server.thaw();
+            assert_ended(&ended.status, &ended.stderr, Some(if is_busy { 4 } else { 0 }));
+            assert_eq!(
+                ended.stderr.contains(&format!("lifecycle.forced job_id={id}")),
+                is_busy,
+                "{}",
+                ended.stderr
+            );
+            assert!(took < Duration::from_secs(5), "it took {took:?}");
+        }
+    }
 }
 
 #[test]

@@ -85,9 +85,9 @@ pub fn run(setup: &Setup, options: &BatchOptions) -> Result<Summary, BatchError>
         Backend::Redis(broker) => Some(broker.clone()),
     });
     // Who runs the jobs: threads here, or executor processes.
-    let (mut _threads, mut processes) = (Vec::new(), None);
+    let (mut _threads, mut processes) = (None, None);
     if setup.is_inline() {
-        _threads = setup.inline_executors(backend, &inside).map_err(BatchError::Failed)?;
+        _threads = Some(setup.inline_executors(backend, &inside).map_err(BatchError::Failed)?);
     } else {
         processes = Some(ExecutionHost::start(setup, backend, &inside).map_err(BatchError::Failed)?);
     }
@@ -108,12 +108,11 @@ pub fn run(setup: &Setup, options: &BatchOptions) -> Result<Summary, BatchError>
     let mode = options.sink_mode.unwrap_or(setup.config.runtime.ordering.sink_mode);
     let mut sequencer = Sequencer::new(mode);
     let mut summary = Summary { done: 0, failed: 0 };
+    let mut is_unsure = false;
     loop {
         bell.answer();
         let Doorbells { mut rang, lost } = inbox.take(usize::MAX).map_err(failed)?;
-        if lost {
-            rang.extend(source.look_again());
-        }
+        is_unsure = (lost || is_unsure) && !source.look_again(&mut rang);
         let refused = std::mem::take(&mut lock(&source.shared).refused);
         let is_quiet = rang.is_empty() && refused.is_empty();
         for (line, text) in refused {
@@ -318,10 +317,12 @@ impl Source {
         rang.into_iter().filter(|doorbell| is_first(doorbell)).collect()
     }
 
-    /// Doorbells were lost: the records tell which lines have ended.
-    fn look_again(&self) -> Vec<Doorbell> {
+    /// Doorbells were lost: the records tell which lines have ended. False if some could not be looked at.
+    fn look_again(&self, rang: &mut Vec<Doorbell>) -> bool {
         let jobs: Vec<JobId> = lock(&self.shared).running.keys().map(|line| self.id_of(*line)).collect();
-        self.producer.ended(&jobs).unwrap_or_default()
+        let (ended, unsure) = self.producer.ended(&jobs);
+        rang.extend(ended);
+        unsure.is_empty()
     }
 
     fn id_of(&self, line: u64) -> JobId {

@@ -315,6 +315,12 @@ impl Core {
         cut_off
     }
 
+    /// The job that each run which counts is at: it runs, or is the next to.
+    pub fn live(&self) -> impl Iterator<Item = JobId> {
+        let live = self.active.values().filter(|active| active.held.is_none());
+        live.filter_map(|active| active.jobs.get(active.position).map(|job| job.id))
+    }
+
     /// True once no run counts any more.
     pub fn is_drained(&self) -> bool {
         self.draining && self.requests.is_empty() && self.active.values().all(|active| active.held.is_some())

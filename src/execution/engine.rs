@@ -23,7 +23,7 @@ pub enum Health {
     Working,
     /// Handlers ignore that their time is over: the process should be replaced.
     Stuck,
-    /// It was told to stop, and nothing of its runs is left.
+    /// It was told to stop, nothing of its runs is left, and the broker knows what came of them.
     Drained,
 }
 
@@ -85,7 +85,7 @@ impl<C: Consumer> Engine<C> {
     }
 
     pub fn health(&self, now: Timestamp) -> Health {
-        if self.core.is_drained() {
+        if self.core.is_drained() && self.consumer.owed().is_empty() {
             Health::Drained
         } else if self.core.is_stuck(now) {
             Health::Stuck
@@ -102,6 +102,11 @@ impl<C: Consumer> Engine<C> {
     /// Gives back what still runs; the jobs whose deliveries are cut off.
     pub fn cut_off(&mut self, now: Timestamp) -> Vec<JobId> {
         self.core.cut_off(now)
+    }
+
+    /// Jobs that run here or are the next to, and those whose outcome the broker may not know.
+    pub fn open(&self) -> Vec<JobId> {
+        self.core.live().chain(self.consumer.owed()).collect()
     }
 
     /// Workers that have a run.

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::job::{Verdict, context_map, state_map};
+use crate::job::{JobId, Verdict, context_map, state_map};
 use crate::ports::{
     BackendError, Commit, CommitResult, Consumer, KeyValue, Lease, LeaseRef, ReleaseReason, StateAt, Step,
 };
@@ -27,7 +27,7 @@ pub struct Mirror<C> {
 struct Maps {
     lease: u64,
     state: String,
-    contexts: Vec<(crate::job::JobId, String)>,
+    contexts: Vec<(JobId, String)>,
 }
 
 impl<C: Consumer> Mirror<C> {
@@ -133,5 +133,9 @@ impl<C: Consumer> Consumer for Mirror<C> {
 
     fn extend(&mut self) -> Result<(), BackendError> {
         self.inner.extend()
+    }
+
+    fn owed(&self) -> Vec<JobId> {
+        self.unwritten.iter().map(|commit| commit.job).chain(self.inner.owed()).collect()
     }
 }

@@ -16,5 +16,5 @@ pub use self::core::{Core, Limits, Requests};
 pub use context::{Contexts, Job, JobContext, LaneState};
 pub use engine::{Engine, Health};
 pub use mirror::Mirror;
-pub use thread::{Crew, EngineState, EngineThread};
+pub use thread::{Crew, EngineState, EngineThread, Engines, GIVE_BACK};
 pub use worker::{Done, Run, RunControl, WorkerPool};

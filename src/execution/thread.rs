@@ -5,17 +5,19 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::core::Limits;
 use super::engine::{Engine, Health};
 use super::worker::WorkerPool;
 use crate::bell::{Bell, lock};
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::handler::Handlers;
 use crate::job::JobId;
 use crate::ports::{Consumer, Upkeep};
 
+/// What was cut off is given back within this, or runs out with its lease. A supervisor waits longer before it kills.
+pub const GIVE_BACK: Duration = Duration::from_millis(500);
 /// Nothing rings for a moment that has come by itself.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -63,6 +65,8 @@ pub struct EngineState {
     pub finished: u64,
     /// Jobs that were given back by force.
     pub cut_off: Vec<JobId>,
+    /// After its last turn: see [`Engine::open`].
+    pub open: Vec<JobId>,
 }
 
 impl EngineThread {
@@ -74,8 +78,8 @@ impl EngineThread {
         upkeep: Option<Arc<dyn Upkeep>>,
         changed: Bell,
     ) -> Result<EngineThread, String> {
-        let state =
-            EngineState { health: Health::Working, has_turned: false, finished: 0, cut_off: Vec::new() };
+        let (cut_off, open) = Default::default();
+        let state = EngineState { health: Health::Working, has_turned: false, finished: 0, cut_off, open };
         let shared = Arc::new(Shared { order: AtomicU8::new(Order::Work as u8), state: Mutex::new(state) });
         let Crew { workers, handlers, limits, clock } = crew;
         // The workers ring for the thread, so the thread is there first and waits for its engine.
@@ -110,6 +114,20 @@ impl EngineThread {
     /// What still runs is given back, uncounted, and named in the state.
     pub fn cut_off(&self) {
         self.order(Order::CutOff);
+    }
+
+    /// Ends it, and does not wait for it: a call of its may last longer than anybody has time. What was or is cut off.
+    pub fn leave(&mut self) -> Vec<JobId> {
+        self.order(Order::End);
+        self.thread = None;
+        self.unfinished()
+    }
+
+    /// Jobs that were cut off, or would be now.
+    fn unfinished(&self) -> Vec<JobId> {
+        let EngineState { mut cut_off, open, .. } = self.state();
+        cut_off.extend(open.into_iter().filter(|job| !cut_off.contains(job)).collect::<Vec<_>>());
+        cut_off
     }
 
     /// True if its thread has ended by itself: it has panicked.
@@ -158,6 +176,7 @@ impl Shared {
             state.health = engine.health(now);
             state.finished = engine.finished();
             state.has_turned = true;
+            state.open = engine.open();
             let before = std::mem::replace(&mut *lock(&self.state), state.clone());
             if before.health != state.health && state.health == Health::Stuck {
                 log::error!("a handler ignores its timeout; its worker thread is lost until it returns");
@@ -170,6 +189,41 @@ impl Shared {
                 std::thread::park_timeout(wait.clamp(Duration::from_millis(1), LOOK_EVERY));
             }
         }
+    }
+}
+
+/// The engines of one process, as whoever stops it sees them.
+pub struct Engines {
+    pub engines: Vec<EngineThread>,
+    /// What is queued stays queued, so they stop by themselves; else the broker's own upkeep knows when all is done.
+    pub drain: bool,
+}
+
+impl Upkeep for Engines {
+    fn tick(&self) -> Option<Timestamp> {
+        None
+    }
+
+    fn is_idle(&self, _deadline: Timestamp) -> bool {
+        self.engines.iter().for_each(|engine| {
+            if self.drain {
+                engine.drain()
+            }
+        });
+        !self.drain || self.engines.iter().all(|engine| engine.state().health == Health::Drained)
+    }
+
+    fn unfinished(&self) -> Vec<JobId> {
+        let begun = Instant::now();
+        self.engines.iter().for_each(|engine| {
+            if self.drain {
+                engine.cut_off()
+            }
+        });
+        while !self.is_idle(Timestamp::default()) && begun.elapsed() < GIVE_BACK {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if self.drain { self.engines.iter().flat_map(EngineThread::unfinished).collect() } else { Vec::new() }
     }
 }
 

@@ -105,7 +105,7 @@ pub fn render(counters: &Counters, stats: &Stats, groups: &[String]) -> String {
         (
             "backend_reconnects_total",
             "counter",
-            "Connections to the backend that web processes made again.",
+            "Connections to the backend that broke and were replaced.",
             stats.reconnects,
         ),
     ] {

@@ -21,6 +21,11 @@ pub trait Consumer: Send {
 
     /// Renews all live leases of this consumer.
     fn extend(&mut self) -> Result<(), BackendError>;
+
+    /// Jobs whose outcomes were committed here and are not known to be heard by the broker.
+    fn owed(&self) -> Vec<JobId> {
+        Vec::new()
+    }
 }
 
 impl Consumer for Box<dyn Consumer> {
@@ -34,6 +39,10 @@ impl Consumer for Box<dyn Consumer> {
 
     fn extend(&mut self) -> Result<(), BackendError> {
         (**self).extend()
+    }
+
+    fn owed(&self) -> Vec<JobId> {
+        (**self).owed()
     }
 }
 

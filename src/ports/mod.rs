@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use crate::bell::Bell;
 use crate::clock::Timestamp;
-use crate::job::{Change, Entries, Finished, InstanceId, JobId};
+use crate::job::{Change, Entries, Finished, InstanceId, JobId, JobRecord};
 pub use consumer::{
     Commit, CommitAnswer, CommitResult, Consumer, Lease, LeaseRef, LeasedJob, ReleaseReason, Revoked,
     StateAt, Step,
@@ -82,6 +82,14 @@ pub struct Doorbells {
 pub struct Doorbell {
     pub job: JobId,
     pub finished: Arc<Finished>,
+}
+
+impl Doorbell {
+    /// What rang, or should have, for this record; `None` if it has not ended.
+    #[must_use]
+    pub fn of(record: JobRecord) -> Option<Doorbell> {
+        Some(Doorbell { job: record.spec.id, finished: record.finished? })
+    }
 }
 
 /// What a broker that has no process of its own asks of its host: time, and a clean end.

@@ -28,14 +28,17 @@ pub trait Producer: Send + Sync {
         instance: InstanceId,
     ) -> Result<Option<JobRecord>, BackendError>;
 
-    /// How these have ended, for whoever has lost doorbells. Those that have not, or are unknown, are left out.
-    fn ended(&self, jobs: &[JobId]) -> Result<Vec<Doorbell>, BackendError> {
-        let mut ended = Vec::new();
+    /// How these have ended, for whoever has lost doorbells; and those of which that could not be found out, to ask again.
+    /// Those that have not ended, or are unknown, are left out.
+    fn ended(&self, jobs: &[JobId]) -> (Vec<Doorbell>, Vec<JobId>) {
+        let (mut ended, mut unsure) = (Vec::new(), Vec::new());
         for job in jobs {
-            let finished = self.record(&Viewer::anonymous(), *job)?.and_then(|record| record.finished);
-            ended.extend(finished.map(|finished| Doorbell { job: *job, finished }));
+            match self.record(&Viewer::anonymous(), *job) {
+                Ok(record) => ended.extend(record.and_then(Doorbell::of)),
+                Err(_) => unsure.push(*job),
+            }
         }
-        Ok(ended)
+        (ended, unsure)
     }
 
     /// Cancels the job if it has not ended, unparks its lane if it is the dead head of one; the record after that.

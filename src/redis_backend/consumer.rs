@@ -337,6 +337,10 @@ impl RedisConsumer {
         let handler: Arc<str> = Arc::from(text(handler)?);
         let version = Version(number(version)?);
         let lease = LeaseRef { number: number(lease)?, token };
+        if self.held.contains_key(&lease.number) {
+            // It was taken in before the rest of an earlier answer failed.
+            return Ok(None);
+        }
         let mut leased = Vec::new();
         let (kind, lane) = (text(kind)?, text(lane)?);
         let is_ordered = kind != "none";
@@ -434,6 +438,11 @@ impl Consumer for RedisConsumer {
             self.bell.ring();
         }
         Ok(())
+    }
+
+    fn owed(&self) -> Vec<JobId> {
+        let in_doubt = self.in_doubt.iter().flat_map(|said| &said.commits);
+        self.unsaid.iter().chain(in_doubt).map(|commit| commit.job).collect()
     }
 }
 

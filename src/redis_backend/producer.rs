@@ -49,16 +49,21 @@ impl RedisBroker {
         })
     }
 
+    /// Those of them that are there.
+    fn records(&self, viewer: Option<&Viewer>, ids: Vec<String>) -> Result<Vec<JobRecord>, BackendError> {
+        let records =
+            list(self.control(viewer, json!({ "do": "records", "ids": ids }), &Blobs::default())?)?;
+        records.into_iter().filter_map(|record| self.0.record(record).transpose()).collect()
+    }
+
     fn one(&self, viewer: &Viewer, what: Json) -> Result<Option<JobRecord>, BackendError> {
         let records = list(self.control(Some(viewer), what, &Blobs::default())?)?;
         records.into_iter().next().map_or(Ok(None), |record| self.0.record(record))
     }
 }
 
-/// Records that are read together for a list.
+/// Records that are read together: each comes with its result, which its signature covers.
 const RECORDS_AT_ONCE: usize = 4;
-/// The same for whoever has lost doorbells: few of them have ended, and only those bring a result along.
-const LOOKED_AT_ONCE: usize = 32;
 
 /// The value of this name in a flat list of names and values.
 fn figure<T: FromStr>(pairs: &[String], name: &str) -> Option<T> {
@@ -113,18 +118,18 @@ impl Producer for RedisBroker {
         self.one(viewer, json!({ "do": "records", "ids": [id.to_string()], "in": instance.to_string() }))
     }
 
-    fn ended(&self, jobs: &[JobId]) -> Result<Vec<Doorbell>, BackendError> {
-        let mut ended = Vec::new();
-        for some in jobs.chunks(LOOKED_AT_ONCE) {
-            let ids: Vec<String> = some.iter().map(ToString::to_string).collect();
-            let what = json!({ "do": "records", "ids": ids });
-            for record in list(self.control(None, what, &Blobs::default())?)? {
-                let record =
-                    self.0.record(record)?.and_then(|record| Some((record.spec.id, record.finished?)));
-                ended.extend(record.map(|(job, finished)| Doorbell { job, finished }));
-            }
+    fn ended(&self, jobs: &[JobId]) -> (Vec<Doorbell>, Vec<JobId>) {
+        let (mut ended, mut left) = (Vec::new(), jobs);
+        while !left.is_empty() {
+            let (some, rest) = left.split_at(RECORDS_AT_ONCE.min(left.len()));
+            let Ok(records) = self.records(None, some.iter().map(ToString::to_string).collect()) else {
+                // The others would wait as long for nothing. The next time these come last.
+                return (ended, [rest, some].concat());
+            };
+            ended.extend(records.into_iter().filter_map(Doorbell::of));
+            left = rest;
         }
-        Ok(ended)
+        (ended, Vec::new())
     }
 
     fn cancel(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError> {
@@ -167,16 +172,12 @@ impl Producer for RedisBroker {
         }
         let ids = texts(self.control(Some(viewer), what, &Blobs::default())?)?;
         let mut out = Vec::with_capacity(ids.len());
-        // A record comes with its result, which its signature covers: a few at a time.
         for some in ids.chunks(RECORDS_AT_ONCE) {
-            let what = json!({ "do": "records", "ids": some });
-            for record in list(self.control(Some(viewer), what, &Blobs::default())?)? {
-                if let Some(mut record) = self.0.record(record)? {
-                    if filter.bare {
-                        record.finished = record.finished.map(without_result);
-                    }
-                    out.push(record);
+            for mut record in self.records(Some(viewer), some.to_vec())? {
+                if filter.bare {
+                    record.finished = record.finished.map(without_result);
                 }
+                out.push(record);
             }
         }
         Ok(out)

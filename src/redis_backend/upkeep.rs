@@ -1,9 +1,12 @@
 //! A web process's share of what time does, and what it tells the others of itself.
 
+use std::sync::Mutex;
+
 use serde_json::json;
 
 use super::broker::{RedisBroker, hex};
 use super::consumer::facts;
+use crate::bell::lock;
 use crate::clock::{Timestamp, micros};
 use crate::entropy::Entropy;
 use crate::job::JobId;
@@ -16,6 +19,8 @@ pub struct RedisUpkeep {
     id: String,
     facts: Vec<String>,
     waiters: Box<dyn Fn() -> u64 + Send + Sync>,
+    /// Broken connections, and the call that tells of them, until that is answered: it is repeated as it was.
+    said: Mutex<(u64, String)>,
 }
 
 impl RedisUpkeep {
@@ -23,20 +28,23 @@ impl RedisUpkeep {
     #[must_use]
     pub fn new(broker: RedisBroker, waiters: Box<dyn Fn() -> u64 + Send + Sync>) -> RedisUpkeep {
         let id = hex(&Entropy::system().bytes::<8>());
-        RedisUpkeep { broker, id, facts: facts(), waiters }
+        RedisUpkeep { broker, id, facts: facts(), waiters, said: Mutex::default() }
     }
 
     fn tell(&self) -> Result<(), BackendError> {
-        let link = &self.broker.0.link;
-        let broken = link.take_broken();
+        let mut said = lock(&self.said);
+        if said.0 == 0 {
+            *said = (self.broker.0.link.take_broken(), hex(&Entropy::system().bytes::<8>()));
+        }
         let mut fields = self.facts.clone();
         fields.extend(["waiters".into(), (self.waiters)().to_string()]);
         let what = json!({
-            "do": "tell", "con": self.id, "fields": fields, "ttl": micros(PROCESS_LIVES), "rc": broken,
-            "call": hex(&Entropy::system().bytes::<8>()),
+            "do": "tell", "con": self.id, "fields": fields, "ttl": micros(PROCESS_LIVES), "rc": said.0,
+            "call": said.1,
         });
         // Each call of the script sweeps: more of them only where more is due than one takes.
-        let (due, _) = self.broker.lease(&what).inspect_err(|_| link.add_broken(broken))?;
+        let (due, _) = self.broker.lease(&what)?;
+        said.0 = 0;
         if due == Some(0) { self.broker.sweep().map(drop) } else { Ok(()) }
     }
 }

@@ -14,16 +14,14 @@ use super::worn::Wear;
 use crate::app::Setup;
 use crate::bell::Bell;
 use crate::cli::{Exit, say};
-use crate::clock::monotonic_millis;
-use crate::execution::{EngineThread, Health};
+use crate::clock::{millis, monotonic_millis};
+use crate::execution::{EngineThread, GIVE_BACK, Health};
 use crate::job::JobId;
 use crate::observe::{event, log_writer};
 use crate::redis_backend::RedisBroker;
 
 const MASTER: Token = Token(0);
 const WAKER: Token = Token(1);
-/// What was cut off is given back within this, or runs out with its lease.
-const GIVE_BACK_MS: u64 = 1_000;
 
 /// Who tells it to stop.
 pub(super) enum Master {
@@ -190,8 +188,9 @@ impl Apart {
                 self.engine.cut_off();
                 now_ms
             });
-            if now_ms >= cut_at_ms + GIVE_BACK_MS {
-                return Some(self.end(&state.cut_off));
+            if now_ms >= cut_at_ms + millis(GIVE_BACK) {
+                let cut_off = self.engine.leave();
+                return Some(self.end(&cut_off));
             }
         }
         if let Master::Supervisor(control) = &mut self.master

@@ -209,8 +209,8 @@ pub fn answer(asks: Vec<Ask>, producer: &dyn Producer) -> Vec<Told> {
                 told.push(Told::Record(from, record));
             }
             Ask::Ended(jobs) => {
-                let ended = producer.ended(&jobs);
-                told.push(ended.map_or_else(|_| Told::Unsure(jobs), Told::Ended));
+                let (ended, unsure) = producer.ended(&jobs);
+                told.extend([Told::Ended(ended), Told::Unsure(unsure)]);
             }
             Ask::Abandoned(id, of) => {
                 submit(&mut jobs, &mut whose, producer, &mut told);

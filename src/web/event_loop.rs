@@ -25,7 +25,7 @@ use crate::entropy::Entropy;
 use crate::job::InstanceId;
 use crate::limits::{ACCEPTS_A_TURN, READ_A_TURN_BYTES};
 use crate::observe::metrics::Counters;
-use crate::ports::Inbox;
+use crate::ports::{Inbox, Upkeep};
 use crate::supervisor::control::Control;
 use crate::supervisor::systemd::Notifier;
 
@@ -75,6 +75,8 @@ pub struct Front {
     pub(super) drain: Option<Timestamp>,
     pub(super) graceful: Duration,
     pages: Option<Pages>,
+    /// What lives in this process besides, and ends with it.
+    pub(super) beside: Option<Box<dyn Upkeep>>,
     buffer: Box<[u8; 65_536]>,
 }
 
@@ -166,6 +168,7 @@ impl Front {
             drain: None,
             graceful: Duration::from_millis(graceful),
             pages: Some(pages),
+            beside: None,
             buffer: Box::new([0; 65_536]),
         })
     }
@@ -180,6 +183,13 @@ impl Front {
     #[must_use]
     pub fn counters(&self) -> Arc<Counters> {
         self.counters.clone()
+    }
+
+    /// With what lives beside it. From its first question whether that is idle, a drain has begun.
+    #[must_use]
+    pub fn with_beside(mut self, beside: Option<Box<dyn Upkeep>>) -> Front {
+        self.beside = beside;
+        self
     }
 
     /// Executors reach the broker through this channel.

@@ -7,8 +7,8 @@ use super::event_loop::{Front, MasterSocket};
 use crate::channel::ChannelServer;
 use crate::cli::{Exit, say};
 use crate::clock::{Timestamp, millis};
-use crate::job::JobId;
 use crate::observe::{event, log_writer};
+use crate::ports::Upkeep;
 use crate::supervisor::control::{ToChild, ToParent};
 
 impl Front {
@@ -79,11 +79,16 @@ impl Front {
         let deadline = self.drain?;
         let now = self.clock.now();
         let late = now >= deadline;
-        let done = late || (self.desk.upkeep().is_idle(deadline) && self.core.is_quiet());
+        let beside = self.beside.as_deref();
+        // Each is asked, whatever the others say: to be asked is to be told.
+        let is_idle =
+            beside.is_none_or(|beside| beside.is_idle(deadline)) & self.desk.upkeep().is_idle(deadline);
+        let done = late || (is_idle && self.core.is_quiet());
         if !done {
             return None;
         }
-        let cut_off: Vec<JobId> = self.desk.upkeep().unfinished();
+        let mut cut_off = self.desk.upkeep().unfinished();
+        cut_off.extend(beside.map(Upkeep::unfinished).unwrap_or_default());
         self.core.cut_off(now);
         for number in self.core.take_touched() {
             self.flush(usize::try_from(number).unwrap_or(usize::MAX), now);

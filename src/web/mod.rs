@@ -31,22 +31,25 @@ pub use inner::fuzz_answer;
 use crate::app::{Backend, Setup};
 use crate::cli::Exit;
 use crate::observe::event;
+use crate::ports::Upkeep;
 use crate::supervisor::{Signals, SocketDir, keep_secrets, raise_descriptor_limit};
 
 /// `serve` in one process: the same web and workers, no channel.
 #[must_use]
 pub fn serve_inline(setup: &Setup) -> Exit {
-    serve_here(setup, |setup, backend| setup.inline_executors(backend, ""))
+    serve_here(setup, |setup, backend| Ok(Some(Box::new(setup.inline_executors(backend, "")?))))
 }
 
 /// `web` by itself: executors are where they are.
 #[must_use]
 pub fn serve_web_alone(setup: &Setup) -> Exit {
-    serve_here(setup, |_, _| Ok(()))
+    serve_here(setup, |_, _| Ok(None))
 }
 
+type Beside = Result<Option<Box<dyn Upkeep>>, String>;
+
 /// A front that signals stop, and what lives beside it.
-fn serve_here<T>(setup: &Setup, beside: impl FnOnce(&Setup, &Backend) -> Result<T, String>) -> Exit {
+fn serve_here(setup: &Setup, beside: impl FnOnce(&Setup, &Backend) -> Beside) -> Exit {
     let exit = try_serve_here(setup, beside).unwrap_or_else(|message| {
         crate::observe::log_writer::say(format!("cofferdam: {message}\n"));
         Exit::Failed
@@ -56,10 +59,7 @@ fn serve_here<T>(setup: &Setup, beside: impl FnOnce(&Setup, &Backend) -> Result<
     exit
 }
 
-fn try_serve_here<T>(
-    setup: &Setup,
-    beside: impl FnOnce(&Setup, &Backend) -> Result<T, String>,
-) -> Result<Exit, String> {
+fn try_serve_here(setup: &Setup, beside: impl FnOnce(&Setup, &Backend) -> Beside) -> Result<Exit, String> {
     event(log::Level::Info, "lifecycle.starting")
         .field("profile", &crate::config::profile(&setup.config))
         .emit();
@@ -75,8 +75,7 @@ fn try_serve_here<T>(
     let sockets = SocketDir::make()?;
     let backend = setup.backend("")?;
     let front = Front::new(setup, listener, &backend, Master::Signals(signals.stop))?;
-    let _beside = beside(setup, &backend)?;
-    front.run(sockets.path())
+    front.with_beside(beside(setup, &backend)?).run(sockets.path())
 }
 
 /// Asks a running service whether it is ready.
