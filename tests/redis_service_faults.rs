@@ -236,6 +236,23 @@ fn r1_a_drain_waits_for_its_server_while_an_outcome_is_unheard() {
 }
 
 #[test]
+fn r1_a_drain_that_outlasts_its_leases_names_the_jobs_that_it_has_lost() {
+    let mut server = Server::start(&DURABLE);
+    let deployment = Deployment::on(&server).with(SHORT_LEASE);
+    let web = deployment.web(&cofferdam(), &[]);
+    let executor = deployment.executor(&cofferdam(), &[]);
+    let id = web.submit("/v1/jobs/sleep", &[], r#"{"ms":600000}"#);
+    web.record_when(&id, "running");
+    server.kill();
+    executor.terminate();
+    let ended = executor.ended();
+    assert_ended(&ended.status, &ended.stderr, Some(4));
+    assert!(ended.stderr.contains(&format!("lifecycle.forced job_id={id}")), "{}", ended.stderr);
+    let ended = web.stop();
+    assert_ended(&ended.status, &ended.stderr, Some(0));
+}
+
+#[test]
 fn r1_a_drain_whose_server_says_nothing_names_what_it_cuts_off_and_has_nothing_to_name_when_idle() {
     let short = "runtime.platform.lifecycle.graceful_timeout_ms=800";
     for is_lone in [true, false] {

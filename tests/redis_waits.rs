@@ -293,7 +293,14 @@ fn r8_numbers_that_are_none_stop_nobody() {
             }
         }
     }
-    let lane = stranger.text(jobs.last().expect("a job"), "l");
+    let again = service.submit("/v1/jobs/sleep", &[], r#"{"ms":1}"#);
+    assert_eq!(service.request("DELETE", &format!("/v1/jobs/{again}"), &[], "").status, 200);
+    for field in ["pb", "kb", "d"] {
+        stranger.set(&again, field, b"x");
+    }
+    assert_eq!(service.request("POST", &format!("/v1/jobs/{again}/retry"), &[], "").status, 202);
+    jobs.push(again);
+    let lane = stranger.text(&jobs[1], "l");
     let _: i64 = deployment.on_key(&mut stranger.raw, &["HSET", "v", "x"], &format!("lane:{lane}"));
     for handler in ["echo", "sleep"] {
         pause(&service, handler, "resume");

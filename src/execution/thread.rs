@@ -1,7 +1,7 @@
 //! An engine on a thread of its own, for a consumer whose calls may wait or that lives in the broker's own process; and
 //! the workers. Whoever started it looks at it and gives orders, and never waits for it.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -17,7 +17,7 @@ use crate::job::JobId;
 use crate::ports::{Consumer, Upkeep};
 
 /// What was cut off is given back within this, or runs out with its lease. A supervisor waits longer before it kills.
-pub const GIVE_BACK: Duration = Duration::from_millis(500);
+pub const GIVE_BACK: Duration = Duration::from_millis(300);
 /// Nothing rings for a moment that has come by itself.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -35,6 +35,8 @@ pub struct EngineThread {
     bell: Bell,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    /// Nobody waits for its end.
+    is_left: AtomicBool,
 }
 
 struct Shared {
@@ -99,7 +101,7 @@ impl EngineThread {
         let pool = pool.map_err(|error| error.to_string())?;
         let consumer = connect(bell.clone())?;
         let _ = hand_over.send((Engine::new(pool, workers, consumer, limits), bell.clone()));
-        Ok(EngineThread { bell, shared, thread: Some(thread) })
+        Ok(EngineThread { bell, shared, thread: Some(thread), is_left: AtomicBool::new(false) })
     }
 
     pub fn state(&self) -> EngineState {
@@ -116,16 +118,12 @@ impl EngineThread {
         self.order(Order::CutOff);
     }
 
-    /// Ends it, and does not wait for it: a call of its may last longer than anybody has time. What was or is cut off.
-    pub fn leave(&mut self) -> Vec<JobId> {
+    /// Ends it. One that is not drained by then is not waited for either: a call of its may last longer than anybody has
+    /// time. The jobs that were or are cut off.
+    pub fn leave(&self) -> Vec<JobId> {
+        let EngineState { health, mut cut_off, open, .. } = self.state();
+        self.is_left.store(health != Health::Drained, Ordering::SeqCst);
         self.order(Order::End);
-        self.thread = None;
-        self.unfinished()
-    }
-
-    /// Jobs that were cut off, or would be now.
-    fn unfinished(&self) -> Vec<JobId> {
-        let EngineState { mut cut_off, open, .. } = self.state();
         cut_off.extend(open.into_iter().filter(|job| !cut_off.contains(job)).collect::<Vec<_>>());
         cut_off
     }
@@ -136,8 +134,9 @@ impl EngineThread {
     }
 
     fn order(&self, order: Order) {
-        self.shared.order.fetch_max(order as u8, Ordering::SeqCst);
-        self.bell.ring();
+        if self.shared.order.fetch_max(order as u8, Ordering::SeqCst) < order as u8 {
+            self.bell.ring();
+        }
     }
 }
 
@@ -171,7 +170,13 @@ impl Shared {
             let mut wake = upkeep.and_then(Upkeep::tick);
             match turned {
                 Ok(next) => wake = [wake, next].into_iter().flatten().min(),
-                Err(error) => log::error!("the broker is lost, and every lease with it: {error}"),
+                Err(error) => {
+                    log::error!("the broker is lost, and every lease with it: {error}");
+                    if drains {
+                        let lost = std::mem::take(&mut state.open);
+                        state.cut_off.extend(lost);
+                    }
+                }
             }
             state.health = engine.health(now);
             state.finished = engine.finished();
@@ -223,14 +228,14 @@ impl Upkeep for Engines {
         while !self.is_idle(Timestamp::default()) && begun.elapsed() < GIVE_BACK {
             std::thread::sleep(Duration::from_millis(5));
         }
-        if self.drain { self.engines.iter().flat_map(EngineThread::unfinished).collect() } else { Vec::new() }
+        if self.drain { self.engines.iter().flat_map(EngineThread::leave).collect() } else { Vec::new() }
     }
 }
 
 impl Drop for EngineThread {
     fn drop(&mut self) {
         self.order(Order::End);
-        if let Some(thread) = self.thread.take() {
+        if let Some(thread) = self.thread.take_if(|_| !self.is_left.load(Ordering::SeqCst)) {
             let _ = thread.join();
         }
     }

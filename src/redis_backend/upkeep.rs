@@ -1,6 +1,7 @@
 //! A web process's share of what time does, and what it tells the others of itself.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
 
@@ -21,6 +22,7 @@ pub struct RedisUpkeep {
     waiters: Box<dyn Fn() -> u64 + Send + Sync>,
     /// Broken connections, and the call that tells of them, until that is answered: it is repeated as it was.
     said: Mutex<(u64, String)>,
+    is_away: AtomicBool,
 }
 
 impl RedisUpkeep {
@@ -28,7 +30,14 @@ impl RedisUpkeep {
     #[must_use]
     pub fn new(broker: RedisBroker, waiters: Box<dyn Fn() -> u64 + Send + Sync>) -> RedisUpkeep {
         let id = hex(&Entropy::system().bytes::<8>());
-        RedisUpkeep { broker, id, facts: facts(), waiters, said: Mutex::default() }
+        RedisUpkeep {
+            broker,
+            id,
+            facts: facts(),
+            waiters,
+            said: Mutex::default(),
+            is_away: AtomicBool::new(false),
+        }
     }
 
     fn tell(&self) -> Result<(), BackendError> {
@@ -51,7 +60,9 @@ impl RedisUpkeep {
 
 impl Upkeep for RedisUpkeep {
     fn tick(&self) -> Option<Timestamp> {
-        if let Err(error) = self.tell() {
+        let told = self.tell();
+        self.is_away.store(told.is_err(), Ordering::Relaxed);
+        if let Err(error) = told {
             log::debug!("{error}");
         }
         None
@@ -77,6 +88,9 @@ impl Upkeep for RedisUpkeep {
 
 impl Drop for RedisUpkeep {
     fn drop(&mut self) {
-        let _ = self.broker.is_lost(&self.id, 0);
+        // Nobody has time for a server that says nothing; what it knows of this process runs out.
+        if !self.is_away.load(Ordering::Relaxed) {
+            let _ = self.broker.is_lost(&self.id, 0);
+        }
     }
 }

@@ -273,8 +273,9 @@ impl Front {
             self.read(number, now);
         }
         self.consult(now);
+        let is_woken = self.wake_at.is_some_and(|at| at <= now);
         self.exchange(now, now_ms);
-        if now >= self.core.next_due() || self.wake_at.is_some_and(|at| at <= now) {
+        if now >= self.core.next_due() || is_woken {
             self.core.tick(now);
         }
         self.consult(now);

@@ -66,6 +66,7 @@ end
 
 local function retry(id)
   local h, l, bytes = unpack(call('HMGET', job_key(id), 'h', 'l', 'pb'))
+  bytes = num(bytes)
   forget(id)
   call('HSET', job_key(id), 's', 'queued', 'd', '0', 'nb', int(now), 'aw', '0', 'ls', '', 'rm', '', 'rc', A.call)
   call('HDEL', job_key(id), 'st', 'fi', 'r', 'ct', 'cd')

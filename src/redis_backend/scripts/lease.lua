@@ -45,7 +45,7 @@ elseif what == 'tell' then
 end
 sweep()
 -- Whose lanes became ready by time alone since the last look.
-local since = tonumber(call('GET', P .. 'ticked') or '0')
+local since = num(call('GET', P .. 'ticked'))
 call('SET', P .. 'ticked', int(now))
 local due = ''
 for h, handler in pairs(H) do

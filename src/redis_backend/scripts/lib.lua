@@ -278,7 +278,7 @@ local function forget(id)
     zrem('kept:' .. class, member)
     call('HDEL', job_key(id), 'kc', 'km', 'kb')
     count('keptn', -1)
-    count('keptb', -tonumber(bytes or '0'))
+    count('keptb', -num(bytes))
   end
 end
 local function drop(class, members)
@@ -298,7 +298,7 @@ local function drop_expired(most)
     if #members > 0 then
       if R.limited then
         for _, member in ipairs(members) do
-          count('keptb', -tonumber(call('HGET', job_key(string.sub(member, 18, 49)), 'kb') or '0'))
+          count('keptb', -num(call('HGET', job_key(string.sub(member, 18, 49)), 'kb')))
         end
       end
       count('keptn', -#members)
@@ -308,7 +308,7 @@ local function drop_expired(most)
 end
 local function drop_too_many(most)
   local kept, bytes = unpack(call('HMGET', P .. 'count', 'keptn', 'keptb'))
-  kept, bytes = tonumber(kept or '0') + (counts.keptn or 0), tonumber(bytes or '0') + (counts.keptb or 0)
+  kept, bytes = num(kept) + (counts.keptn or 0), num(bytes) + (counts.keptb or 0)
   for _ = 1, most do
     if kept <= 1 or (kept <= R.keepn and bytes <= R.keepb) then return end
     local oldest, of
@@ -317,7 +317,7 @@ local function drop_too_many(most)
       if first and (not oldest or first < oldest) then oldest, of = first, class end
     end
     if not oldest then return end
-    local size = tonumber(call('HGET', job_key(string.sub(oldest, 18, 49)), 'kb') or '0')
+    local size = num(call('HGET', job_key(string.sub(oldest, 18, 49)), 'kb'))
     kept, bytes = kept - 1, bytes - size
     count('keptn', -1)
     count('keptb', -size)

@@ -78,7 +78,7 @@ local function commit(c)
   else
     if c.s == 'succeeded' then
       if c.st and #c.st > 0 then
-        call('HSET', P .. 'lane:' .. lane, 'v', job.f)
+        call('HSET', P .. 'lane:' .. lane, 'v', int(num(job.f)))
         map_apply(state_map(lane), c.st)
       end
       if c.cx and #c.cx > 0 then map_apply(c.ctx, c.cx, R.ctx) end
@@ -125,7 +125,7 @@ local function left_to_another(lane, score)
   if is_free(lane) or now >= score + R.aff then return false end
   local maker = call('HGET', P .. 'lane:' .. lane, 'mk')
   if not maker or maker == A.con then return false end
-  rooms[maker] = rooms[maker] or tonumber(call('HGET', P .. 'node:' .. maker, 'room') or '0')
+  rooms[maker] = rooms[maker] or num(call('HGET', P .. 'node:' .. maker, 'room'))
   return rooms[maker] > 0
 end
 
@@ -240,7 +240,7 @@ for _, r in ipairs(A.releases) do
   if lease and lease.token == r.t and lease.consumer == A.con then end_lease(lease) end
 end
 -- Others sweep too, and a commit looks at its own lease's end.
-if now >= tonumber(swept or '0') + R.sweep then
+if now >= num(swept) + R.sweep then
   sweep()
   append(news, 'swept', int(now))
 end
@@ -264,7 +264,7 @@ end
 local has_room = A.room > #leases and '1' or '0'
 if room ~= has_room then append(news, 'room', has_room) end
 if not group then append(news, 'g', A.g, unpack(A.facts)) end
-if not group or now >= tonumber(seen or '0') + 1000000 then
+if not group or now >= num(seen) + 1000000 then
   append(news, 'seen', int(now))
   call('ZADD', P .. 'nodes', int(now + R.con), A.con)
 end

@@ -7,7 +7,7 @@
 
 local queued, bytes = unpack(call('HMGET', P .. 'count', 'queued', 'bytes'))
 local full = false
-queued, bytes = tonumber(queued or '0'), tonumber(bytes or '0')
+queued, bytes = num(queued), num(bytes)
 local out = {}
 for i, job in ipairs(A.jobs) do
   local verdict = 'new'
