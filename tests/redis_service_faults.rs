@@ -243,6 +243,8 @@ fn r1_a_drain_that_outlasts_its_leases_names_the_jobs_that_it_has_lost() {
     let executor = deployment.executor(&cofferdam(), &[]);
     let id = web.submit("/v1/jobs/sleep", &[], r#"{"ms":600000}"#);
     web.record_when(&id, "running");
+    // Claimed is not started.
+    std::thread::sleep(Duration::from_millis(300));
     server.kill();
     executor.terminate();
     let ended = executor.ended();
