@@ -153,7 +153,6 @@ impl Shared {
         clock: &Clock,
         changed: &Bell,
     ) {
-        let mut state = lock(&self.state).clone();
         let mut drains = false;
         while !self.has_order(Order::End) {
             bell.answer();
@@ -163,7 +162,7 @@ impl Shared {
                 engine.drain(now);
             }
             if self.has_order(Order::CutOff) {
-                state.cut_off.extend(engine.cut_off(now));
+                lock(&self.state).cut_off.extend(engine.cut_off(now));
             }
             let turned = engine.turn(now);
             // After the turn: what it queued again may be due sooner than anything known before.
@@ -173,20 +172,22 @@ impl Shared {
                 Err(error) => {
                     log::error!("the broker is lost, and every lease with it: {error}");
                     if drains {
+                        let mut state = lock(&self.state);
                         let lost = std::mem::take(&mut state.open);
                         state.cut_off.extend(lost);
                     }
                 }
             }
-            state.health = engine.health(now);
-            state.finished = engine.finished();
-            state.has_turned = true;
+            let now_is = (engine.health(now), true, engine.finished());
+            let mut state = lock(&self.state);
+            let was = (state.health, state.has_turned, state.finished);
+            (state.health, state.has_turned, state.finished) = now_is;
             state.open = engine.open();
-            let before = std::mem::replace(&mut *lock(&self.state), state.clone());
-            if before.health != state.health && state.health == Health::Stuck {
+            drop(state);
+            if was.0 != now_is.0 && now_is.0 == Health::Stuck {
                 log::error!("a handler ignores its timeout; its worker thread is lost until it returns");
             }
-            if before != state {
+            if was != now_is {
                 changed.ring();
             }
             if bell.asleep() {
@@ -210,25 +211,23 @@ impl Upkeep for Engines {
     }
 
     fn is_idle(&self, _deadline: Timestamp) -> bool {
-        self.engines.iter().for_each(|engine| {
-            if self.drain {
-                engine.drain()
-            }
-        });
-        !self.drain || self.engines.iter().all(|engine| engine.state().health == Health::Drained)
+        if !self.drain {
+            return true;
+        }
+        self.engines.iter().for_each(EngineThread::drain);
+        self.engines.iter().all(|engine| engine.state().health == Health::Drained)
     }
 
     fn unfinished(&self) -> Vec<JobId> {
+        if !self.drain {
+            return Vec::new();
+        }
         let begun = Instant::now();
-        self.engines.iter().for_each(|engine| {
-            if self.drain {
-                engine.cut_off()
-            }
-        });
+        self.engines.iter().for_each(EngineThread::cut_off);
         while !self.is_idle(Timestamp::default()) && begun.elapsed() < GIVE_BACK {
             std::thread::sleep(Duration::from_millis(5));
         }
-        if self.drain { self.engines.iter().flat_map(EngineThread::leave).collect() } else { Vec::new() }
+        self.engines.iter().flat_map(EngineThread::leave).collect()
     }
 }
 
