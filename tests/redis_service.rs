@@ -309,6 +309,14 @@ fn p12_a_job_that_is_cut_off_is_named_and_run_again_by_the_next_start_uncounted(
     }
 }
 
+/// Supervisor, web and executor have been told to stop.
+#[track_caller]
+fn all_drain(service: &Service) {
+    until("all drain", PATIENCE, || {
+        (service.stderr().matches("lifecycle.draining").count() == 3).then_some(())
+    });
+}
+
 #[test]
 fn p12_a_supervisor_that_looks_late_names_what_its_executor_cut_off() {
     let server = Server::start(&[]);
@@ -319,9 +327,7 @@ fn p12_a_supervisor_that_looks_late_names_what_its_executor_cut_off() {
         service.record_when(&id, "running");
         let (web, executor) = (service.child("web"), service.child("executor"));
         service.terminate();
-        until("all drain", PATIENCE, || {
-            (service.stderr().matches("lifecycle.draining").count() == 3).then_some(())
-        });
+        all_drain(&service);
         signal(service.pid, Signal::STOP);
         if is_web_killed {
             kill(web);
@@ -342,9 +348,7 @@ fn p12_a_drain_whose_executor_is_killed_exits_4_and_the_next_start_runs_its_job_
     let id = service.submit("/v1/jobs/sleep", &[], r#"{"ms":1500}"#);
     service.record_when(&id, "running");
     service.terminate();
-    until("all drain", PATIENCE, || {
-        (service.stderr().matches("lifecycle.draining").count() == 3).then_some(())
-    });
+    all_drain(&service);
     kill(service.child("executor"));
     let ended = service.ended();
     assert_ended(&ended.status, &ended.stderr, Some(4));

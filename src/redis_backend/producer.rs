@@ -49,16 +49,11 @@ impl RedisBroker {
         })
     }
 
-    /// Those of them that are there.
-    fn records(&self, viewer: Option<&Viewer>, ids: Vec<String>) -> Result<Vec<JobRecord>, BackendError> {
-        let records =
-            list(self.control(viewer, json!({ "do": "records", "ids": ids }), &Blobs::default())?)?;
+    /// Those of the jobs asked for that are there.
+    fn records(&self, viewer: Option<&Viewer>, mut what: Json) -> Result<Vec<JobRecord>, BackendError> {
+        what["do"] = "records".into();
+        let records = list(self.control(viewer, what, &Blobs::default())?)?;
         records.into_iter().filter_map(|record| self.0.record(record).transpose()).collect()
-    }
-
-    fn one(&self, viewer: &Viewer, what: Json) -> Result<Option<JobRecord>, BackendError> {
-        let records = list(self.control(Some(viewer), what, &Blobs::default())?)?;
-        records.into_iter().next().map_or(Ok(None), |record| self.0.record(record))
     }
 }
 
@@ -106,7 +101,7 @@ impl Producer for RedisBroker {
     }
 
     fn record(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError> {
-        self.one(viewer, json!({ "do": "records", "ids": [id.to_string()] }))
+        Ok(self.records(Some(viewer), json!({ "ids": [id.to_string()] }))?.pop())
     }
 
     fn watch(
@@ -115,14 +110,16 @@ impl Producer for RedisBroker {
         id: JobId,
         instance: InstanceId,
     ) -> Result<Option<JobRecord>, BackendError> {
-        self.one(viewer, json!({ "do": "records", "ids": [id.to_string()], "in": instance.to_string() }))
+        let what = json!({ "ids": [id.to_string()], "in": instance.to_string() });
+        Ok(self.records(Some(viewer), what)?.pop())
     }
 
     fn ended(&self, jobs: &[JobId]) -> (Vec<Doorbell>, Vec<JobId>) {
         let (mut ended, mut left) = (Vec::new(), jobs);
         while !left.is_empty() {
             let (some, rest) = left.split_at(RECORDS_AT_ONCE.min(left.len()));
-            let Ok(records) = self.records(None, some.iter().map(ToString::to_string).collect()) else {
+            let ids: Vec<String> = some.iter().map(ToString::to_string).collect();
+            let Ok(records) = self.records(None, json!({ "ids": ids })) else {
                 // The others would wait as long for nothing. The next time these come last.
                 return (ended, [rest, some].concat());
             };
@@ -173,7 +170,7 @@ impl Producer for RedisBroker {
         let ids = texts(self.control(Some(viewer), what, &Blobs::default())?)?;
         let mut out = Vec::with_capacity(ids.len());
         for some in ids.chunks(RECORDS_AT_ONCE) {
-            for mut record in self.records(Some(viewer), some.to_vec())? {
+            for mut record in self.records(Some(viewer), json!({ "ids": some }))? {
                 if filter.bare {
                     record.finished = record.finished.map(without_result);
                 }

@@ -183,11 +183,12 @@ end
 
 -- A job's books as a table.
 local FIELDS = {'h', 'l', 's', 'd', 'st', 'pb', 'in', 'nb', 'aw', 'tr', 'x', 'ls', 'f', 'rm', 'ct', 'cd', 'ik', 'lt', 'lc', 'lx'}
+local NUMBERS = {'d', 'st', 'pb', 'nb', 'lx'}
 local function read_job(id)
   local values, job = call('HMGET', job_key(id), unpack(FIELDS)), {}
   if not values[1] then return nil end
   for i, field in ipairs(FIELDS) do job[field] = values[i] end
-  job.d = num(job.d)
+  for _, field in ipairs(NUMBERS) do job[field] = num(job[field]) end
   return job
 end
 
@@ -333,7 +334,7 @@ local function kept(id, job, s, result)
   count('keptn', 1)
   has_kept = true
   if not R.limited then return 'kc', class, 'km', member end
-  local bytes = 512 + #result + (s == 'succeeded' and 0 or num(job.pb))
+  local bytes = 512 + #result + (s == 'succeeded' and 0 or job.pb)
   count('keptb', bytes)
   return 'kc', class, 'km', member, 'kb', int(bytes)
 end
@@ -381,12 +382,12 @@ local function finish(id, job, status, result, token, delivery)
   local h, names, key = job.h, of(job.h), job_key(id)
   if job.s == 'running' then
     count(names.running, -1)
-    observe(names.job, now - num(job.st))
+    observe(names.job, now - job.st)
   else
     count(names.queued, -1)
     count('queued', -1)
   end
-  count('bytes', -num(job.pb))
+  count('bytes', -job.pb)
   count(names.finished .. status, 1)
   local parks = status == 'dead' and conf(h).p and job.l ~= ''
   if parks then call('HSET', key, 's', status, 'fi', now_text, 'r', result, 'ls', '', 'ct', token, 'cd', delivery)
@@ -406,7 +407,7 @@ local function read_lease(n, id, job)
   if given(id) then
     job = job or read_job(id)
     if not job or job.ls ~= n then return nil end
-    return {n = n, id = id, token = job.lt, consumer = job.lc, lane = id, h = job.h, run = id, ends = num(job.lx), job = job}
+    return {n = n, id = id, token = job.lt, consumer = job.lc, lane = id, h = job.h, run = id, ends = job.lx, job = job}
   end
   local token, consumer, lane, h, run, ends = unpack(call('HMGET', P .. 'lease:' .. n, 't', 'c', 'l', 'h', 'run', 'x'))
   if not lane then return nil end

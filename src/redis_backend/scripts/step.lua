@@ -15,6 +15,8 @@
 
 local node = P .. 'node:' .. A.con
 
+local function version_of(lane) return int(num(call('HGET', P .. 'lane:' .. lane, 'v'))) end
+
 local function too_late(c, job)
   if job and job.ct == c.t and tonumber(job.cd) == c.d then
     count('duplicate', 1)
@@ -49,7 +51,7 @@ local function next_of_run(lease)
     call('HSET', P .. 'lease:' .. lease.n, 'run', lease.run)
     renew(lease)
     local job = read_job(following)
-    call('HSET', job_key(following), started(job.h, job.d, num(job.nb)))
+    call('HSET', job_key(following), started(job.h, job.d, job.nb))
     return
   end
   remove_lease(lease)
@@ -64,7 +66,7 @@ local function commit(c)
   local lease = read_lease(c.n, job and job.l == '' and c.id or '', job)
   if not lease or lease.token ~= c.t or lease.consumer ~= A.con or lease.ends <= now then return too_late(c, job) end
   local lane, ordered = lease.lane, lease.id == ''
-  local version = ordered and int(num(call('HGET', P .. 'lane:' .. lane, 'v')))
+  local version = ordered and version_of(lane)
   if not job or first_of(lease.run) ~= c.id or job.d ~= c.d or (ordered and version ~= c.v) then
     local answer = too_late(c, job)
     if answer == 'fenced' then end_lease(lease) end
@@ -218,7 +220,7 @@ local function once_more(n, id)
   if not lease or lease.consumer ~= A.con or lease.ends <= now then return nil end
   local kind, version, state, jobs = 'none', '0', {}, {}
   if lease.id == '' then
-    kind, version, state = 'whole', int(num(call('HGET', P .. 'lane:' .. lease.lane, 'v'))), map_load(state_map(lease.lane))
+    kind, version, state = 'whole', version_of(lease.lane), map_load(state_map(lease.lane))
   end
   for job in each(lease.run) do
     local d, f, s, env, tr, ow, payload = unpack(call('HMGET', job_key(job), 'd', 'f', 's', 'env', 'tr', 'ow', 'pl'))
