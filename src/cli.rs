@@ -1,33 +1,19 @@
 //! Arguments to a command, and a command's end to an exit code (CONTRACT 1).
 
 use std::ffi::OsString;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::app::{Setup, own_options};
 use crate::batch::{self, BatchError, BatchOptions};
 use crate::clock::Clock;
 use crate::config::{self, Loaded, SinkMode, Source};
-use crate::handler::Registry;
+use crate::deployment::{Setup, own_options};
+use crate::execution::Registry;
+use crate::exit::{Exit, complain, ended, say};
 use crate::observe::log_writer;
 use crate::redis_backend::Fitness;
-use crate::{supervisor, web};
-
-/// How a run ended; the numbers are the exit codes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
-    /// Done or stopped cleanly.
-    Done = 0,
-    /// Failed while running.
-    Failed = 1,
-    /// Bad usage or bad config.
-    Usage = 2,
-    /// A child was not ready in time.
-    NotReady = 3,
-    /// Stopped, but the drain deadline passed and work was cut off.
-    CutOff = 4,
-}
+use crate::roles;
 
 const USAGE: &str = "\
 usage: cofferdam COMMAND [OPTIONS]
@@ -51,26 +37,6 @@ options of serve, batch, check, web and executor:
 
 /// Names the config file where `--config` does not.
 const CONFIG_VARIABLE: &str = "COFFERDAM_CONFIG";
-
-/// Prints to a standard stream; a closed one is no reason to panic.
-pub(crate) fn say(mut out: impl Write, text: &str) {
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-}
-
-fn complain(text: &str) {
-    log_writer::say(format!("cofferdam: {text}\n"));
-}
-
-/// How a command that may fail while it runs has ended.
-fn ended(outcome: Result<(), String>) -> Exit {
-    match outcome {
-        Ok(()) => Exit::Done,
-        Err(message) => {
-            complain(&message);
-            Exit::Failed
-        }
-    }
-}
 
 /// The whole command line.
 pub fn main(registry: &Registry) -> ExitCode {
@@ -192,7 +158,7 @@ impl Options {
 
 /// Refuses what is not built yet or cannot be read.
 fn startable(loaded: &Loaded) -> Result<(), String> {
-    let unbuilt = config::unbuilt(loaded);
+    let unbuilt = config::unbuilt(&loaded.config, &loaded.value);
     if !unbuilt.is_empty() {
         return Err(format!("this config is valid but cannot be started:\n  {}", unbuilt.join("\n  ")));
     }
@@ -227,23 +193,23 @@ fn unfit(why: &str) -> String {
 
 fn serve(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
     let setup = setup(options, registry, "serve")?;
-    Ok(if setup.is_inline() { web::serve_inline(&setup) } else { supervisor::serve(&setup) })
+    Ok(if setup.is_inline() { roles::serve_inline(&setup) } else { roles::serve(&setup) })
 }
 
 /// `web`: as a child of a supervisor, or alone.
 fn run_web(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
     if options.flag("--supervised") {
         options.finish()?;
-        return Ok(supervisor::run_web_child(registry));
+        return Ok(roles::run_web_child(registry));
     }
-    Ok(web::serve_web_alone(&alone(options, registry, "web")?))
+    Ok(roles::serve_web_alone(&alone(options, registry, "web")?))
 }
 
 /// `executor`: the same.
 fn run_executor(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
     if options.flag("--supervised") {
         options.finish()?;
-        return Ok(supervisor::run_executor_child(registry));
+        return Ok(roles::run_executor_child(registry));
     }
     let group = options.value("--group")?;
     let setup = alone(options, registry, "executor")?;
@@ -254,7 +220,7 @@ fn run_executor(options: &mut Options, registry: &Registry) -> Result<Exit, Stri
         Some(name) => names.iter().position(|known| known == name),
     };
     let index = index.ok_or_else(|| format!("executor: --group is one of {}", names.join(", ")))?;
-    supervisor::run_executor(&setup, index).or_else(|message| Ok(ended(Err(message))))
+    roles::run_executor(&setup, index).or_else(|message| Ok(ended(Err(message))))
 }
 
 /// What a single process runs from: its broker must be where others find it.
@@ -324,5 +290,5 @@ fn health(options: &mut Options) -> Result<Exit, String> {
     options.finish()?;
     let address = url.strip_prefix("http://").ok_or("--url must begin with http://")?;
     let address = address.split('/').next().unwrap_or_default();
-    Ok(ended(web::ask_ready(address).map_err(|message| format!("health: {message}"))))
+    Ok(ended(roles::ask_ready(address).map_err(|message| format!("health: {message}"))))
 }

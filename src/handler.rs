@@ -1,43 +1,14 @@
-//! What an embedder writes: [`Handler`], its options, its errors.
+//! What a handler is to the rest of the house: its options, its errors, its name.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-pub use crate::execution::{Job, JobContext};
-use crate::job::Payload;
 use crate::limits::ORDERING_KEY_BYTES;
-
-/// A function that does jobs. It runs on a worker thread and may block.
-///
-/// The same job may be delivered again after a crash, so effects outside of the system should carry
-/// [`JobContext::fence`] or be idempotent; effects through the context happen once.
-pub trait Handler: Send + Sync {
-    /// Does one job.
-    ///
-    /// # Errors
-    /// [`HandlerError::Retry`] is delivered again after a backoff, [`HandlerError::Fail`] is final. A panic
-    /// counts as a crash of this delivery.
-    fn handle(&self, job: &Job, cx: &mut JobContext) -> Result<Payload, HandlerError>;
-
-    /// The options that hold where the config says nothing.
-    fn options(&self) -> HandlerOptions {
-        HandlerOptions::default()
-    }
-}
-
-impl<F> Handler for F
-where
-    F: Fn(&Job, &mut JobContext) -> Result<Payload, HandlerError> + Send + Sync,
-{
-    fn handle(&self, job: &Job, cx: &mut JobContext) -> Result<Payload, HandlerError> {
-        self(job, cx)
-    }
-}
 
 /// A handler's own word that a job did not succeed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -178,12 +149,6 @@ pub struct HandlerSpec {
     /// The config's word included.
     pub options: HandlerOptions,
 }
-
-/// Handlers with their code, for a pool of workers.
-pub type Handlers = Vec<(HandlerSpec, Arc<dyn Handler>)>;
-
-/// The handlers of a binary with their own options, by name. A name is 1 to 64 of `a-z A-Z 0-9 _ - .`
-pub type Registry = BTreeMap<String, (HandlerOptions, Arc<dyn Handler>)>;
 
 /// True for a name that can stand in a URL, a metric label and a config path.
 pub fn is_handler_name(name: &str) -> bool {

@@ -12,7 +12,8 @@ use sha2::{Digest, Sha256};
 
 use crate::clock::Timestamp;
 use crate::limits::MEDIA_TYPE_BYTES;
-use crate::problem::{Cause, Code, named};
+use crate::named::named;
+use crate::problem::JobError;
 
 /// 128 random bits, written as 32 lowercase hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -279,22 +280,6 @@ impl JobStatus {
             S::Queued | S::Running => false,
             S::Succeeded | S::Failed | S::Cancelled | S::TimedOut | S::Dead => true,
         }
-    }
-}
-
-/// Why a job has no result.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct JobError {
-    /// What its waiting caller is told.
-    pub code: Code,
-    pub detail: String,
-    /// `Some` iff the code is `dead_lettered`.
-    pub cause: Option<Cause>,
-}
-
-impl JobError {
-    pub fn new(code: Code, detail: impl Into<String>) -> JobError {
-        JobError { code, detail: detail.into(), cause: None }
     }
 }
 

@@ -40,15 +40,17 @@ pub mod clock;
 #[doc(hidden)]
 pub mod config;
 #[doc(hidden)]
-pub mod controls;
+pub mod deployment;
 #[doc(hidden)]
 pub mod entropy;
 #[doc(hidden)]
 pub mod execution;
 #[doc(hidden)]
+pub mod exit;
+#[doc(hidden)]
 pub mod job;
 #[doc(hidden)]
-pub mod life;
+pub mod job_status;
 #[doc(hidden)]
 pub mod limits;
 #[doc(hidden)]
@@ -56,13 +58,23 @@ pub mod mac;
 #[doc(hidden)]
 pub mod memory;
 #[doc(hidden)]
+pub mod named;
+#[doc(hidden)]
+pub mod ndjson;
+#[doc(hidden)]
+pub mod negative_controls;
+#[doc(hidden)]
 pub mod observe;
 #[doc(hidden)]
 pub mod ports;
 #[doc(hidden)]
 pub mod problem;
 #[doc(hidden)]
+pub mod process;
+#[doc(hidden)]
 pub mod redis_backend;
+#[doc(hidden)]
+pub mod roles;
 #[doc(hidden)]
 pub mod supervisor;
 #[doc(hidden)]
@@ -70,6 +82,6 @@ pub mod web;
 
 pub use app::App;
 pub use clock::Timestamp;
-pub use execution::{Job, JobContext, LaneState};
-pub use handler::{Handler, HandlerError, HandlerOptions, OnDead, Ordering};
+pub use execution::{Handler, Job, JobContext, LaneState};
+pub use handler::{HandlerError, HandlerOptions, OnDead, Ordering};
 pub use job::{JobId, MediaType, Payload, Trace};

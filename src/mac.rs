@@ -4,7 +4,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
-use crate::controls::{Control, is_off};
+use crate::negative_controls::{Control, is_off};
 
 /// Bytes of a mac.
 pub const MAC_BYTES: usize = 32;

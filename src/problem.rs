@@ -2,29 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::job::JobError;
-
-/// An enum whose variants have names in answers, metrics and records: one list gives both.
-macro_rules! named {
-    ($(#[$attribute:meta])* $kind:ident { $($(#[$doc:meta])* $variant:ident = $name:literal,)* }) => {
-        $(#[$attribute])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum $kind { $($(#[$doc])* $variant,)* }
-
-        impl $kind {
-            pub const ALL: [$kind; [$($name),*].len()] = [$($kind::$variant),*];
-
-            pub fn as_str(self) -> &'static str {
-                match self { $($kind::$variant => $name,)* }
-            }
-
-            pub fn parse(text: &str) -> Option<$kind> {
-                $kind::ALL.into_iter().find(|value| value.as_str() == text)
-            }
-        }
-    };
-}
-pub(crate) use named;
+use crate::named::named;
 
 macro_rules! codes {
     ($($code:ident $name:literal $status:literal $title:literal,)*) => {
@@ -100,6 +78,22 @@ named! {
         HandlerCrashed = "handler_crashed",
         /// Its executor was lost at its last delivery.
         ExecutorLost = "executor_lost",
+    }
+}
+
+/// Why a job has no result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobError {
+    /// What its waiting caller is told.
+    pub code: Code,
+    pub detail: String,
+    /// `Some` iff the code is `dead_lettered`.
+    pub cause: Option<Cause>,
+}
+
+impl JobError {
+    pub fn new(code: Code, detail: impl Into<String>) -> JobError {
+        JobError { code, detail: detail.into(), cause: None }
     }
 }
 

@@ -13,12 +13,12 @@ use cofferdam::config::Retain;
 use cofferdam::entropy::Entropy;
 use cofferdam::handler::HandlerSpec;
 use cofferdam::job::{
-    Change, Effects, FollowUp, InstanceId, JobError, JobId, JobStatus, Payload, Trace, Verdict, Version,
+    Change, Effects, FollowUp, InstanceId, JobId, JobStatus, Payload, Trace, Verdict, Version,
 };
 use cofferdam::memory::broker::{Broker, ConsumerId};
 use cofferdam::ports::Rules;
 use cofferdam::ports::{Commit, CommitAnswer, Idempotency, Lease, NewJob, ReleaseReason, Submitted, Viewer};
-use cofferdam::problem::Code;
+use cofferdam::problem::{Code, JobError};
 use cofferdam::{HandlerOptions, OnDead};
 
 use support::model::{Accepted, Held, Kind, Model};

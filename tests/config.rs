@@ -811,7 +811,7 @@ fn limits_that_replace_processes_need_processes() {
         let groups = format!(r#"runtime.platform.process_groups=[{{"name":"g","{limit}":1}}]"#);
         for (mode, refused) in [("inline", 1), ("process_supervisor", 0)] {
             let loaded = accepted(&sets([groups.clone(), format!("runtime.platform.bootstrap.mode={mode}")]));
-            let messages = config::unbuilt(&loaded);
+            let messages = config::unbuilt(&loaded.config, &loaded.value);
             assert_eq!(messages.len(), refused, "{messages:?}");
             assert!(messages.iter().all(|message| message.contains("process group g")), "{messages:?}");
         }
@@ -822,7 +822,7 @@ fn limits_that_replace_processes_need_processes() {
 fn what_is_not_built_is_valid_and_named_by_its_path() {
     let unbuilt = |given: &[&str]| {
         let loaded = accepted(&sets(given));
-        config::unbuilt(&loaded)
+        config::unbuilt(&loaded.config, &loaded.value)
     };
     assert_eq!(unbuilt(&[]), [""; 0]);
     assert_eq!(unbuilt(&[SECRET_FILE]), [""; 0]);

@@ -15,12 +15,12 @@ use cofferdam::execution::{
     Contexts, Core, Done, Engine, Health, Job, JobContext, Limits, Requests, Run, WorkerPool,
 };
 use cofferdam::handler::HandlerSpec;
-use cofferdam::job::{Change, Effects, Entries, JobError, JobId, JobSpec, Payload, Trace, Verdict, Version};
+use cofferdam::job::{Change, Effects, Entries, JobId, JobSpec, Payload, Trace, Verdict, Version};
 use cofferdam::ports::{
     BackendError, Commit, CommitAnswer, CommitResult, Consumer, Lease, LeaseRef, LeasedJob, ReleaseReason,
     Revoked, StateAt, Step,
 };
-use cofferdam::problem::Code;
+use cofferdam::problem::{Code, JobError};
 
 const START: Timestamp = Timestamp(1_000_000_000);
 const TIMEOUT: Duration = Duration::from_secs(30);

@@ -12,10 +12,10 @@ use cofferdam::channel::messages::{StateKind, ToBroker, ToExecutor, to_broker, t
 use cofferdam::clock::Timestamp;
 use cofferdam::config::secret::Secret;
 use cofferdam::job::{
-    Change, Effects, FollowUp, JobError, JobId, JobSpec, MediaType, Payload, Trace, Verdict, Version,
+    Change, Effects, FollowUp, JobId, JobSpec, MediaType, Payload, Trace, Verdict, Version,
 };
 use cofferdam::ports::{CommitResult, LeasedJob, ReleaseReason};
-use cofferdam::problem::Code;
+use cofferdam::problem::{Code, JobError};
 
 #[path = "support/wire.rs"]
 mod wire;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use cofferdam::channel::Reject;
 use cofferdam::entropy::Entropy;
-use cofferdam::supervisor::control::framed;
+use cofferdam::process::control_socket::framed;
 
 use halves::{Half, Halves, half_without_bundle, listener};
 use proxy::{Act, End, Kind, Proxy, To, Unit};

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use cofferdam::channel::Reject;
 use cofferdam::clock::monotonic_millis;
-use cofferdam::supervisor::raise_descriptor_limit;
+use cofferdam::process::hygiene::raise_descriptor_limit;
 
 use halves::{Half, Halves};
 use service::{PATIENCE, until};

@@ -6,7 +6,6 @@
 
 mod input;
 mod progress;
-pub mod sequence;
 
 use std::io::{BufWriter, ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
@@ -17,20 +16,20 @@ use std::time::Duration;
 #[doc(hidden)]
 pub use input::fuzz_lines;
 
-use crate::app::{Backend, Setup};
 use crate::bell::{Bell, lock};
 use crate::config::SinkMode;
+use crate::deployment::{Backend, Setup};
 use crate::entropy::Entropy;
 use crate::handler::HandlerSpec;
-use crate::job::{Finished, IdMap, InstanceId, JobError, JobId, Payload, Trace};
+use crate::job::{IdMap, InstanceId, JobId, Payload, Trace};
 use crate::limits::BATCH_COMMAND_LINES;
+use crate::ndjson::{Sequencer, error_line, result_line};
 use crate::ports::{Doorbell, Doorbells, NewJob, Producer, Refusal, Submitted};
-use crate::problem::{self, Code};
+use crate::problem::{Code, JobError};
 use crate::redis_backend::RedisBroker;
-use crate::supervisor::ExecutionHost;
+use crate::roles::executor_host::ExecutionHost;
 use input::{Line, Lines};
 use progress::Progress;
-use sequence::Sequencer;
 
 /// The command's own options. `-` or nothing is standard input or output.
 #[derive(Clone, Debug)]
@@ -195,21 +194,6 @@ fn open_output(path: Option<&Path>) -> Result<impl Write, BatchError> {
         }
     };
     Ok(BufWriter::with_capacity(BUFFER_BYTES, output))
-}
-
-/// A result as a line: the bytes as they came, or the problem object.
-pub(crate) fn result_line(finished: &Finished) -> Vec<u8> {
-    match &finished.result {
-        Ok(payload) => [&payload.bytes, &b"\n"[..]].concat(),
-        Err(error) => error_line(error),
-    }
-}
-
-/// A failed line's answer.
-pub(crate) fn error_line(error: &JobError) -> Vec<u8> {
-    let mut line = problem::document(error, None).into_bytes();
-    line.push(b'\n');
-    line
 }
 
 /// The reading half: lines become jobs.

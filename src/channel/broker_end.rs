@@ -6,11 +6,11 @@
 
 use std::collections::HashMap;
 
-use super::Reject;
 use super::handshake::{M1_BYTES, M3_BYTES, NonceCache, Responder, Session, Terms};
 use super::keys::GroupSecret;
 use super::messages::{StateKind, ToBroker, ToExecutor, to_broker};
 use super::outbox::Outbox;
+use super::reject::Reject;
 use crate::entropy::Entropy;
 use crate::job::{Effects, Entries, Verdict, entry_bytes};
 use crate::ports::{BackendError, Commit, CommitResult, Consumer, Lease, LeaseRef, ReleaseReason, StateAt};

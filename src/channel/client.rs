@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 
-use super::RefusalLog;
 use super::executor_end::ExecutorEnd;
 use super::keys::GroupSecret;
+use super::reject::RefusalLog;
 use crate::entropy::Entropy;
 use crate::limits::{HANDSHAKE_TIMEOUT, READ_A_TURN_BYTES};
 use crate::ports::{BackendError, Commit, Consumer, LeaseRef, ReleaseReason, Step};

@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
-use super::Reject;
 use super::handshake::{Initiator, M2_BYTES, Session};
 use super::keys::GroupSecret;
 use super::messages::{StateKind, ToBroker, ToExecutor, to_executor};
 use super::outbox::Outbox;
+use super::reject::Reject;
 use crate::job::{Change, Effects, Entries, FollowUp, Verdict};
 use crate::ports::{
     BackendError, Commit, CommitAnswer, CommitResult, Consumer, Lease, LeaseRef, ReleaseReason, Revoked,

@@ -7,8 +7,8 @@
 //!
 //! `length` counts the bytes after itself. The mac covers everything before it, under the direction's key.
 
-use super::Reject;
 use super::keys::{MAC_BYTES, MacKey};
+use super::reject::Reject;
 
 /// Bytes before the body.
 pub const HEADER_BYTES: usize = 32;

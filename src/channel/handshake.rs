@@ -12,9 +12,9 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use super::Reject;
 use super::frame::{OVERHEAD_BYTES, Opener, Sealer, is_fresh};
 use super::keys::{GroupSecret, MAC_BYTES, MacKey, SessionKeys, transcript};
+use super::reject::Reject;
 use crate::codec::Cursor;
 
 /// Bytes of the messages.

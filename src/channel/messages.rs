@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Reject;
+use super::reject::Reject;
 use crate::clock::{Timestamp, millis};
 use crate::codec::{Cursor, put_bytes, put_list, put_text};
 use crate::job::{
-    Change, Effects, Entries, FollowUp, JobError, JobId, JobSpec, MediaType, Payload, Trace, Verdict, Version,
+    Change, Effects, Entries, FollowUp, JobId, JobSpec, MediaType, Payload, Trace, Verdict, Version,
 };
 use crate::limits::{ERROR_DETAIL_BYTES, FOLLOW_UPS, MAP_NAME_BYTES};
 use crate::ports::{CommitResult, LeasedJob, ReleaseReason};
-use crate::problem::Code;
+use crate::problem::{Code, JobError};
 
 const PING: u8 = 0x01;
 const ROOM: u8 = 0x10;

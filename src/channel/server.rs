@@ -12,7 +12,7 @@ use mio::{Interest, Registry, Token};
 use super::broker_end::{BrokerEnd, Doorman};
 use super::handshake::{NonceCache, Terms};
 use super::keys::GroupSecret;
-use super::{RefusalLog, Reject};
+use super::reject::{RefusalLog, Reject};
 use crate::config::Ipc;
 use crate::entropy::Entropy;
 use crate::limits::{

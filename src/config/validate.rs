@@ -7,7 +7,6 @@ use std::net::SocketAddr;
 use serde_json::{Map, Value, json};
 
 use super::schema::{COMMAND_KEYS, Config, HANDLER_KEYS, Key, Kind, ProcessGroup};
-use super::sources::Loaded;
 use crate::handler::{HandlerOptions, is_handler_name};
 
 /// One thing that is wrong.
@@ -266,19 +265,19 @@ fn group_rules(config: &Config, issues: &mut Vec<Issue>) {
 }
 
 /// What is valid but not built yet: each refuses to start, never starts without it.
-pub fn unbuilt(loaded: &Loaded) -> Vec<String> {
+pub fn unbuilt(config: &Config, value: &Value) -> Vec<String> {
     let mut out = Vec::new();
-    let platform = &loaded.config.runtime.platform;
+    let platform = &config.runtime.platform;
     if platform.redis.url.starts_with("rediss://") {
         let url = "runtime.platform.redis.url";
         out.push(format!(
             "{url}: rediss:// is not built in; use a TLS tunnel on this host (docs/operations.md)"
         ));
     }
-    if loaded.config.web.auth.mode == "bearer" {
+    if config.web.auth.mode == "bearer" {
         out.push("web.auth.mode: bearer is not built yet; use none, on a loopback address".into());
     }
-    for (name, options) in loaded.value["handlers"].as_object().into_iter().flatten() {
+    for (name, options) in value["handlers"].as_object().into_iter().flatten() {
         if options.get("command").is_some() {
             out.push(format!("handlers.{name}.command: programs as handlers are not built yet"));
         }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::context::{Job, JobContext};
-use crate::handler::{HandlerError, HandlerOptions, Registry};
+use super::registry::Registry;
+use crate::handler::{HandlerError, HandlerOptions};
 use crate::job::Payload;
 
 /// `echo` and `sleep`, by name.

@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::worker::RunControl;
+use super::run::{Limits, RunControl};
 use crate::clock::Timestamp;
-use crate::handler::Handlers;
-use crate::job::{Change, Effects, Entries, FollowUp, JobError, JobId, Payload, Trace, Version, entry_bytes};
+use crate::handler::HandlerSpec;
+use crate::job::{Change, Effects, Entries, FollowUp, JobId, Payload, Trace, Version, entry_bytes};
 use crate::limits::{CONTEXT_BYTES, FOLLOW_UP_OVERHEAD_BYTES, FOLLOW_UPS, FOLLOW_UPS_BYTES, MAP_NAME_BYTES};
 use crate::ports::LeasedJob;
-use crate::problem::Code;
+use crate::problem::{Code, JobError};
 
 /// The job that a handler does.
 #[derive(Clone, Debug)]
@@ -101,7 +101,7 @@ pub struct JobContext<'a> {
     pub(super) control: &'a RunControl,
     pub(super) deadline: Timestamp,
     pub(super) is_ordered: bool,
-    pub(super) handlers: &'a Handlers,
+    pub(super) specs: &'a [HandlerSpec],
     pub(super) staging: Staging,
 }
 
@@ -138,8 +138,8 @@ impl JobContext<'_> {
         key: Option<&str>,
         delay: Duration,
     ) -> Result<(), String> {
-        let known = self.handlers.iter().find(|(spec, _)| *spec.name == *handler);
-        let (spec, _) = known.ok_or_else(|| format!("there is no handler {handler}"))?;
+        let known = self.specs.iter().find(|spec| *spec.name == *handler);
+        let spec = known.ok_or_else(|| format!("there is no handler {handler}"))?;
         if self.staging.follow_ups.len() == FOLLOW_UPS {
             return Err(format!("a job submits at most {FOLLOW_UPS} follow-ups"));
         }
@@ -180,7 +180,7 @@ impl JobContext<'_> {
     }
 
     /// Takes the staged changes over into the run's maps and gives them for the commit.
-    pub(super) fn commit(self, limits: &super::core::Limits) -> Result<Effects, JobError> {
+    pub(super) fn commit(self, limits: &Limits) -> Result<Effects, JobError> {
         let JobContext { job, maps, staging, .. } = self;
         let Staging { state, context, follow_ups } = staging;
         let state_too_large = |detail: String| Err(JobError::new(Code::StateTooLarge, detail));

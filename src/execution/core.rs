@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::context::Contexts;
-use super::worker::{Done, Run, RunControl};
+use super::run::{Limits, RunControl};
 use crate::clock::Timestamp;
 use crate::job::{JobId, Verdict, Version};
 use crate::ports::{
@@ -35,17 +35,31 @@ const LEASES_OF_SHORT_JOBS: usize = 64;
 /// When all workers are held, the process is replaced this soon: handlers that listen have returned by then.
 const ALL_HELD_GRACE: Duration = Duration::from_millis(250);
 
-/// What bounds the executor.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// A result, a value, a follow-up's payload.
-    pub max_payload: usize,
-    /// A lane's state; cached states of all lanes are bounded by twice that.
-    pub lane_state_max: usize,
-    /// How long a handler may ignore that its run has ended.
-    pub grace: Duration,
-    /// Leases are renewed after a third of this.
-    pub visibility: Duration,
+/// A lease on its way through a worker.
+pub struct Run {
+    pub lease: u64,
+    pub handler: Arc<str>,
+    /// In order.
+    pub jobs: Vec<LeasedJob>,
+    pub contexts: Contexts,
+    /// Shared with the core.
+    pub control: Arc<RunControl>,
+}
+
+/// What a worker says.
+pub enum Done {
+    /// What came of one job.
+    Outcome {
+        lease: u64,
+        job: JobId,
+        verdict: Verdict,
+        /// The state version that the handler saw.
+        builds_on: Version,
+        /// When it ended: the next job of the run starts then.
+        at: Timestamp,
+    },
+    /// The run is over and the worker free; the state as the run left it.
+    End { lease: u64, contexts: Contexts },
 }
 
 /// What the broker must be told.

@@ -1,7 +1,8 @@
 //! The engine: core, workers and consumer in one turn of a loop. Thin: every decision is the core's.
 
-use super::core::{Core, LOOK_EVERY, Limits, Requests};
-use super::worker::{Run, WorkerPool};
+use super::core::{Core, LOOK_EVERY, Requests, Run};
+use super::run::Limits;
+use super::worker::WorkerPool;
 use crate::clock::Timestamp;
 use crate::job::JobId;
 use crate::ports::{BackendError, Consumer};

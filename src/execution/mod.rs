@@ -9,12 +9,16 @@ mod context;
 mod core;
 mod engine;
 mod mirror;
+mod registry;
+mod run;
 mod thread;
 mod worker;
 
-pub use self::core::{Core, Limits, Requests};
+pub use self::core::{Core, Done, Requests, Run};
 pub use context::{Contexts, Job, JobContext, LaneState};
 pub use engine::{Engine, Health};
 pub use mirror::Mirror;
+pub use registry::{Handler, Handlers, Registry};
+pub use run::{Limits, RunControl};
 pub use thread::{Crew, EngineState, EngineThread, Engines, GIVE_BACK};
-pub use worker::{Done, Run, RunControl, WorkerPool};
+pub use worker::WorkerPool;

@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::core::Limits;
 use super::engine::{Engine, Health};
+use super::registry::Handlers;
+use super::run::Limits;
 use super::worker::WorkerPool;
 use crate::bell::{Bell, lock};
 use crate::clock::{Clock, Timestamp};
-use crate::handler::Handlers;
 use crate::job::JobId;
 use crate::ports::{Consumer, Upkeep};
 

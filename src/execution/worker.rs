@@ -2,133 +2,26 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::Thread;
 use std::time::Duration;
 
 use super::context::{Contexts, Job, JobContext, Staging};
-use super::core::Limits;
+use super::core::{Done, Run};
+use super::registry::Handlers;
+use super::run::{Begin, Limits, RunControl};
 use crate::bell::{Bell, lock};
-use crate::clock::{Clock, Timestamp, micros};
-use crate::handler::{HandlerError, Handlers, Ordering as Order};
-use crate::job::{JobError, JobId, Verdict, Version};
+use crate::clock::{Clock, micros};
+use crate::handler::{HandlerError, HandlerSpec, Ordering as Order};
+use crate::job::Verdict;
 use crate::limits::ERROR_DETAIL_BYTES;
 use crate::ports::LeasedJob;
-use crate::problem::Code;
-
-/// A lease on its way through a worker.
-pub struct Run {
-    pub lease: u64,
-    pub handler: Arc<str>,
-    /// In order.
-    pub jobs: Vec<LeasedJob>,
-    pub contexts: Contexts,
-    /// Shared with the core.
-    pub control: Arc<RunControl>,
-}
+use crate::problem::{Code, JobError};
 
 /// Waking the loop costs more than a short job. So the outcomes of a run ring once in this time; the first one
 /// and the end ring always, and the loop looks by itself every [`super::core::LOOK_EVERY`].
 const RING_EVERY: Duration = Duration::from_micros(100);
-
-/// What a worker says.
-pub enum Done {
-    /// What came of one job.
-    Outcome {
-        lease: u64,
-        job: JobId,
-        verdict: Verdict,
-        /// The state version that the handler saw.
-        builds_on: Version,
-        /// When it ended: the next job of the run starts then.
-        at: Timestamp,
-    },
-    /// The run is over and the worker free; the state as the run left it.
-    End { lease: u64, contexts: Contexts },
-}
-
-/// The core's hold on a run that a worker has.
-#[derive(Debug, Default)]
-pub struct RunControl {
-    ended: AtomicBool,
-    /// When its first job started, in microseconds; 0 before.
-    started: AtomicU64,
-    state: Mutex<ControlState>,
-    changed: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct ControlState {
-    left_out: Vec<JobId>,
-    begun: Vec<JobId>,
-    last: bool,
-}
-
-enum Begin {
-    Go,
-    LeaveOut,
-    Stop,
-}
-
-impl RunControl {
-    /// Nothing of the run takes effect any more: its handler should stop, no other job starts.
-    pub fn end(&self) {
-        let state = lock(&self.state);
-        self.ended.store(true, Ordering::SeqCst);
-        drop(state);
-        self.changed.notify_all();
-    }
-
-    pub fn is_ended(&self) -> bool {
-        self.ended.load(Ordering::SeqCst)
-    }
-
-    /// A worker has taken the run.
-    pub fn start(&self, at: Timestamp) {
-        self.started.store(at.0, Ordering::SeqCst);
-    }
-
-    /// When a worker took the run; `None` while it waits for one.
-    pub fn started(&self) -> Option<Timestamp> {
-        Some(Timestamp(self.started.load(Ordering::SeqCst))).filter(|at| at.0 > 0)
-    }
-
-    /// This later job of the run should not start. False: it has started already.
-    #[must_use]
-    pub fn leave_out(&self, job: JobId) -> bool {
-        let mut state = lock(&self.state);
-        if state.begun.contains(&job) {
-            return false;
-        }
-        state.left_out.push(job);
-        true
-    }
-
-    /// The running job is the run's last.
-    pub fn stop_after_this(&self) {
-        lock(&self.state).last = true;
-    }
-
-    fn begin(&self, job: JobId, is_first: bool) -> Begin {
-        let mut state = lock(&self.state);
-        if self.is_ended() || (state.last && !is_first) {
-            Begin::Stop
-        } else if state.left_out.contains(&job) {
-            Begin::LeaveOut
-        } else {
-            state.begun.push(job);
-            Begin::Go
-        }
-    }
-
-    /// Waits; false as soon as the run has ended.
-    pub(super) fn sleep(&self, duration: Duration) -> bool {
-        let waited = self.changed.wait_timeout_while(lock(&self.state), duration, |_| !self.is_ended());
-        drop(waited);
-        !self.is_ended()
-    }
-}
 
 /// The worker threads of one process.
 pub struct WorkerPool {
@@ -142,6 +35,7 @@ struct Shared {
     clock: Clock,
     limits: Limits,
     handlers: Handlers,
+    specs: Vec<HandlerSpec>,
     /// How long jobs take of late, in microseconds: a moving average.
     job_micros: AtomicU64,
 }
@@ -176,7 +70,8 @@ impl WorkerPool {
     ) -> std::io::Result<WorkerPool> {
         let (queue, mailbox) = Default::default();
         let job_micros = AtomicU64::new(u64::MAX / 16);
-        let shared = Arc::new(Shared { queue, mailbox, bell, clock, limits, handlers, job_micros });
+        let specs = handlers.iter().map(|(spec, _)| spec.clone()).collect();
+        let shared = Arc::new(Shared { queue, mailbox, bell, clock, limits, handlers, specs, job_micros });
         for index in 0..workers {
             let shared = shared.clone();
             std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || shared.work())?;
@@ -304,7 +199,7 @@ impl Shared {
             control,
             deadline: self.clock.now().plus(job.0.spec.timeout),
             is_ordered: spec.options.ordering != Order::None,
-            handlers: &self.handlers,
+            specs: &self.specs,
             staging: Staging::default(),
         };
         // What a panicking handler leaves behind is its own: our maps change only in `commit` below.

@@ -14,13 +14,13 @@ use std::sync::Arc;
 use super::kv::Maps;
 use super::records::{Place, Retention};
 use crate::clock::Timestamp;
-use crate::controls::{Control, is_off};
 use crate::entropy::Entropy;
 use crate::handler::{HandlerSpec, Ordering};
 use crate::job::{
     Finished, FollowUp, IdMap, InstanceId, JobId, JobSpec, JobStatus, Payload, Trace, Version, state_map,
 };
 use crate::limits::QUEUED_BYTES;
+use crate::negative_controls::{Control, is_off};
 use crate::ports::{Doorbell, Histogram, Idempotency, NewJob, Refusal, Revoked, Rules, Stats, Submitted};
 
 /// Names a connected executor; never used again.

@@ -4,16 +4,14 @@ use std::time::Duration;
 
 use super::broker::{Broker, ConsumerEntry, ConsumerId, Lease};
 use crate::clock::{Timestamp, micros};
-use crate::controls::{Control, is_off};
-use crate::job::{
-    Effects, Entries, FollowUp, JobError, JobId, JobStatus, Payload, Verdict, Version, context_map,
-};
-use crate::life::JobEvent;
+use crate::job::{Effects, Entries, FollowUp, JobId, JobStatus, Payload, Verdict, Version, context_map};
+use crate::job_status::JobEvent;
 use crate::limits::{CONTEXT_BYTES, FOLLOW_UPS, LANE_AFFINITY, ORDERING_KEY_BYTES, RUN_JOBS};
+use crate::negative_controls::{Control, is_off};
 use crate::ports::{
     self, Commit, CommitAnswer, CommitResult, LeaseRef, LeasedJob, ReleaseReason, StateAt, Step,
 };
-use crate::problem::{Cause, Code};
+use crate::problem::{Cause, Code, JobError};
 
 /// Ready lanes looked at in one search: those before them are left to the executors that know them.
 pub(super) const AFFINITY_SCAN: usize = 64;

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use super::broker::Broker;
 use crate::clock::Timestamp;
 use crate::handler::OnDead;
-use crate::job::{Finished, InstanceId, JobError, JobId, JobRecord, JobStatus, Payload};
-use crate::life::JobEvent;
+use crate::job::{Finished, InstanceId, JobId, JobRecord, JobStatus, Payload};
+use crate::job_status::JobEvent;
 use crate::limits::INBOX_DOORBELLS;
 use crate::ports::{Doorbell, Doorbells, Viewer};
+use crate::problem::JobError;
 
 impl Broker {
     /// Opens an inbox; an earlier one of this instance goes on.

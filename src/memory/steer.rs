@@ -2,10 +2,10 @@
 
 use super::broker::Broker;
 use crate::clock::Timestamp;
-use crate::job::{JobError, JobId, JobRecord, JobStatus};
-use crate::life::JobEvent;
+use crate::job::{JobId, JobRecord, JobStatus};
+use crate::job_status::JobEvent;
 use crate::ports::{Revoked, Viewer};
-use crate::problem::Code;
+use crate::problem::{Code, JobError};
 
 impl Broker {
     /// Cancels a job that has not ended; unparks the lane of a dead head. `None`: the viewer knows no such job.

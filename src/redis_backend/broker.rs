@@ -14,13 +14,13 @@ use super::replies::Heard;
 use crate::clock::{Clock, Timestamp, micros};
 use crate::config::secret::Secret;
 use crate::config::{Redis, Retain};
-use crate::controls::{Control, is_off};
 use crate::handler::{HandlerSpec, OnDead, Ordering};
 use crate::job::{JobId, JobRecord, JobStatus, WaitingFor};
 use crate::limits::{
     CONTEXT_BYTES, DOORBELL_RESULT_BYTES, DOORBELLS_AN_ENTRY, FRAME_OVERHEAD_BYTES, INBOX_DOORBELLS,
     LANE_AFFINITY, PROCESS_LIVES, QUEUED_BYTES, RUN_JOBS,
 };
+use crate::negative_controls::{Control, is_off};
 use crate::ports::{BackendError, NewJob, Rules};
 
 /// How long a forged job is kept for whoever wants to look at it: a week.

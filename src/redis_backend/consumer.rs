@@ -19,15 +19,15 @@ use crate::bell::Bell;
 use crate::clock::millis;
 use crate::entropy::Entropy;
 use crate::job::{
-    Effects, Finished, InstanceId, JobError, JobId, JobSpec, JobStatus, Verdict, Version, context_map,
-    parse_hex, state_map,
+    Effects, Finished, InstanceId, JobId, JobSpec, JobStatus, Verdict, Version, context_map, parse_hex,
+    state_map,
 };
 use crate::observe::{event, job_event};
 use crate::ports::{
     BackendError, Commit, CommitAnswer, CommitResult, Consumer, Lease, LeaseRef, LeasedJob, NewJob,
     ReleaseReason, Revoked, StateAt, Step,
 };
-use crate::problem::{Cause, Code};
+use crate::problem::{Cause, Code, JobError};
 
 /// See the module. Dropping it ends its leases, if the server hears of it.
 pub struct RedisConsumer {

@@ -12,10 +12,10 @@ use sha2::{Digest, Sha256};
 use crate::clock::{Timestamp, micros};
 use crate::codec::{Cursor, Malformed, put_bytes, put_length, put_text};
 use crate::config::secret::Secret;
-use crate::job::{Finished, JobError, JobId, JobSpec, JobStatus, MediaType, Payload, Trace};
+use crate::job::{Finished, JobId, JobSpec, JobStatus, MediaType, Payload, Trace};
 use crate::mac::{MAC_BYTES, MacKey, hkdf_expand, hkdf_extract};
 use crate::ports::NewJob;
-use crate::problem::{Cause, Code};
+use crate::problem::{Cause, Code, JobError};
 
 /// What is not signed by a process of this deployment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,13 +11,13 @@ use super::broker::{Blobs, RedisBroker, hex};
 use super::connection::{fields, list, number, text, texts};
 use crate::entropy::Entropy;
 use crate::handler::Ordering;
-use crate::job::{Finished, InstanceId, JobError, JobId, JobRecord, JobStatus, Payload};
+use crate::job::{Finished, InstanceId, JobId, JobRecord, JobStatus, Payload};
 use crate::observe::job_event;
 use crate::ports::{
     BackendError, Doorbell, Filter, HandlerStats, Histogram, NewJob, ProcessStats, Producer, Refusal, Stats,
     Submitted, Viewer,
 };
-use crate::problem::Code;
+use crate::problem::{Code, JobError};
 
 impl RedisBroker {
     fn control(&self, viewer: Option<&Viewer>, mut what: Json, blobs: &Blobs) -> Result<Value, BackendError> {

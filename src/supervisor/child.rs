@@ -1,166 +1,88 @@
-//! A child's birth: what the supervisor gives it, and what it takes.
+//! One child's process: how it is made, its ends of the control socket and of standard error, and its signals.
 
-use std::io::Read;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::process::{Child, Command, ExitStatus, Stdio};
 
-use zeroize::{Zeroize, Zeroizing};
+use rustix::process::{Pid, Signal, kill_process};
 
-use super::control::{Control, framed, split};
-use crate::app::Setup;
-use crate::channel::Reject;
-use crate::channel::keys::GroupSecret;
-use crate::cli::Exit;
-use crate::clock::Clock;
-use crate::config::Loaded;
-use crate::config::secret::Secret;
-use crate::handler::Registry;
-use crate::observe::log_writer;
-use crate::redis_backend::RedisBroker;
+use super::child_state::Action;
+use super::child_stderr::ChildStderr;
+use crate::process::bundle::Role;
+use crate::process::control_socket::{ControlSocket, ToChild, ToParent};
 
-/// What a child is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// The HTTP front and the broker.
-    Web,
-    /// Runs the jobs of a group, by index.
-    Executor(usize),
+/// A child that has closed its control socket has this long to end by itself.
+const GONE_MS: u64 = 200;
+
+pub(super) struct Process {
+    pub(super) child: Child,
+    pub(super) control: ControlSocket,
+    pub(super) words: ChildStderr,
+    pub(super) since_ms: u64,
+    pub(super) heard_ms: u64,
+    pub(super) pinged_ms: u64,
+    /// `Some` once it has closed its control socket.
+    pub(super) gone_ms: Option<u64>,
+    /// It knows where the broker listens.
+    pub(super) told: bool,
+    /// An executor's at its broker, and its workers; empty before it is ready, and where the channel knows who ends.
+    pub(super) name: String,
+    /// How it ended, once that was seen.
+    pub(super) ended: Option<ExitStatus>,
 }
 
-impl Role {
-    /// The second word of its command line.
-    #[must_use]
-    pub fn command(self) -> &'static str {
-        match self {
-            Role::Web => "web",
-            Role::Executor(_) => "executor",
+impl Process {
+    pub(super) fn ping(&mut self, heartbeat_ms: u64, now_ms: u64) {
+        self.control.flush();
+        self.words.pass_on();
+        if self.gone_ms.is_some_and(|gone_ms| now_ms.saturating_sub(gone_ms) >= GONE_MS) {
+            let _ = self.child.kill();
+        }
+        if now_ms.saturating_sub(self.pinged_ms) >= heartbeat_ms {
+            self.pinged_ms = now_ms;
+            self.control.send(&ToChild::Ping);
         }
     }
-}
 
-/// What a child reads once, before anything else: its role, the config, and the secrets that its role needs.
-pub struct Bundle {
-    /// Its group's index; 0 for web.
-    pub group: u16,
-    /// The deployment's clock.
-    pub clock_offset: u64,
-    /// The normalised config.
-    pub config: String,
-    /// Of its group, of all groups for web; then what is signed with in Redis, where that is used.
-    pub secrets: Vec<GroupSecret>,
-    /// Where web makes its private socket; for an executor, the deployment inside the one in Redis.
-    pub place: String,
-}
-
-const BUNDLE: u8 = 1;
-
-impl Bundle {
-    /// The framed message. The bytes hold secrets and are wiped when dropped.
-    #[must_use]
-    pub fn encode(&self) -> Zeroizing<Vec<u8>> {
-        let mut body = Zeroizing::new(Vec::with_capacity(64 + self.config.len() + 32 * self.secrets.len()));
-        body.extend_from_slice(&self.group.to_be_bytes());
-        body.extend_from_slice(&self.clock_offset.to_be_bytes());
-        for text in [&self.config, &self.place] {
-            body.extend_from_slice(&u32::try_from(text.len()).unwrap_or(u32::MAX).to_be_bytes());
-            body.extend_from_slice(text.as_bytes());
+    /// What it says. One that has closed its end of the socket is ending, and may still say why; one that says what
+    /// makes no sense goes at once.
+    pub(super) fn hear(&mut self, now_ms: u64) -> Vec<ToParent> {
+        self.control.flush();
+        self.words.pass_on();
+        let said = self.control.read();
+        if self.control.has_ended() {
+            self.gone_ms.get_or_insert(now_ms);
+        } else if said.is_err() {
+            let _ = self.child.kill();
         }
-        self.secrets.iter().for_each(|secret| body.extend_from_slice(secret.expose()));
-        framed(BUNDLE, &body)
-    }
-
-    fn decode(kind: u8, body: &[u8]) -> Result<Bundle, Reject> {
-        let mut fields = crate::codec::Cursor::new(body);
-        if kind != BUNDLE {
-            return Err(Reject::Malformed);
+        let messages = said.unwrap_or_default();
+        if !messages.is_empty() {
+            self.heard_ms = now_ms;
         }
-        let (group, clock_offset) = (fields.u16()?, fields.u64()?);
-        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).map_err(|_| Reject::Malformed);
-        let (config, place) = (text(fields.bytes()?)?, text(fields.bytes()?)?);
-        let mut secrets = Vec::new();
-        while let Ok(mut secret) = fields.array::<32>() {
-            secrets.push(GroupSecret::from_bytes(secret));
-            secret.zeroize();
+        messages
+    }
+
+    pub(super) fn obey(&mut self, action: Action) {
+        match action {
+            Action::SayStop(0) => self.control.send(&ToChild::Stop),
+            Action::SayStop(patience_ms) => self.control.send(&ToChild::Drain(patience_ms)),
+            Action::Terminate => {
+                if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+                    let _ = kill_process(pid, Signal::TERM);
+                }
+            }
+            Action::Kill => drop(self.child.kill()),
+            Action::None | Action::Spawn | Action::Replaced(_) | Action::SetAside(_) | Action::GiveUp => {}
         }
-        fields.finish()?;
-        Ok(Bundle { group, clock_offset, config, secrets, place })
     }
 
-    /// Reads the bundle at a child's start; then the socket is the child's control.
-    ///
-    /// # Errors
-    /// The parent is gone, or said something else.
-    pub fn receive(socket: OwnedFd) -> Result<(Bundle, Control), String> {
-        const PATIENCE: Duration = Duration::from_secs(10);
-        let mut stream = StdStream::from(socket);
-        let failed = |error: std::io::Error| format!("the control socket: {error}");
-        // `web` or `executor` was started by hand with our private flag.
-        stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
-        let mut input = Zeroizing::new(vec![0; 4]);
-        stream.read_exact(&mut input).map_err(failed)?;
-        let length = u32::from_be_bytes(input[..4].try_into().unwrap_or_default()) as usize;
-        if length > 4 << 20 {
-            return Err("the control socket: the bundle is malformed".into());
-        }
-        input.resize(4 + length, 0);
-        stream.read_exact(&mut input[4..]).map_err(failed)?;
-        let bundle = match split(&input) {
-            Ok(Some((kind, body, _))) => Bundle::decode(kind, body),
-            Ok(None) | Err(_) => Err(Reject::Malformed),
-        };
-        let bundle = bundle.map_err(|_| "the control socket: the bundle is malformed")?;
-        stream.set_nonblocking(true).map_err(failed)?;
-        Ok((bundle, Control::new(mio::net::UnixStream::from_std(stream))))
+    /// Looks if it has ended; whatever it said before is in its pipes by then.
+    pub(super) fn has_ended(&mut self) -> bool {
+        self.ended = self.ended.or_else(|| self.child.try_wait().ok().flatten());
+        self.ended.is_some()
     }
-
-    /// The last of its secrets that was not taken.
-    ///
-    /// # Errors
-    /// There is none.
-    pub fn secret(&mut self) -> Result<GroupSecret, String> {
-        self.secrets.pop().ok_or_else(|| "the bundle holds no secret".into())
-    }
-
-    /// The broker on Redis, whose secret is the last one. `inside` as in [`Setup::redis`].
-    ///
-    /// # Errors
-    /// There is no secret, or no sense in the server's address.
-    pub fn redis(&mut self, setup: &Setup, inside: &str) -> Result<RedisBroker, String> {
-        setup.redis(&Secret::new(*self.secret()?.expose())?, inside)
-    }
-
-    /// The setup that the supervisor has, made again from the normalised config.
-    ///
-    /// # Errors
-    /// The config is not what this binary understands.
-    pub fn setup(&self, registry: &Registry) -> Result<Setup, String> {
-        let value: serde_json::Value =
-            serde_json::from_str(&self.config).map_err(|error| error.to_string())?;
-        let config = serde_json::from_value(value.clone()).map_err(|error| error.to_string())?;
-        let loaded = Loaded { config, value, origins: std::collections::BTreeMap::new() };
-        Ok(Setup::new(&loaded, registry, Clock::System { offset: self.clock_offset }))
-    }
-}
-
-/// A bundle is written as it was read.
-#[doc(hidden)]
-pub fn fuzz_bundle(bytes: &[u8]) {
-    let Ok(Some((kind, body, length))) = split(bytes) else { return };
-    let Ok(bundle) = Bundle::decode(kind, body) else { return };
-    assert!(bundle.encode()[..] == bytes[..length], "a bundle has one form");
-}
-
-/// A child's end as its exit code; what went wrong is said on standard error.
-pub fn ended(role: &str, end: Result<Exit, String>) -> Exit {
-    end.unwrap_or_else(|message| {
-        log_writer::say(format!("cofferdam {role}: {message}\n"));
-        log_writer::settle();
-        Exit::Failed
-    })
 }
 
 /// What a service manager says to the supervisor alone.
@@ -172,7 +94,7 @@ const FOR_THE_SUPERVISOR: [&str; 6] =
 ///
 /// # Errors
 /// The process cannot be made.
-pub fn spawn(role: Role, listener: Option<&TcpListener>) -> std::io::Result<(Child, Control)> {
+pub(super) fn spawn(role: Role, listener: Option<&TcpListener>) -> std::io::Result<(Child, ControlSocket)> {
     let (ours, theirs) = StdStream::pair()?;
     let stdout = match listener {
         Some(listener) => Stdio::from(OwnedFd::from(listener.try_clone()?)),
@@ -190,5 +112,5 @@ pub fn spawn(role: Role, listener: Option<&TcpListener>) -> std::io::Result<(Chi
     // `Command` keeps the child's end open until it is dropped; then the end of file can come.
     drop(command);
     ours.set_nonblocking(true)?;
-    Ok((child, Control::new(mio::net::UnixStream::from_std(ours))))
+    Ok((child, ControlSocket::new(mio::net::UnixStream::from_std(ours))))
 }

@@ -1,5 +1,5 @@
 //! The children of one supervisor: started, watched, replaced, stopped. What happens to each is decided by the
-//! table in [`super::life`]; here are their processes.
+//! table in [`super::child_state`]; here are their processes.
 
 use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
@@ -8,15 +8,15 @@ use std::process::ExitStatus;
 use mio::{Interest, Registry, Token};
 use zeroize::Zeroizing;
 
-use super::child::{Role, spawn};
-use super::control::{Leaving, ToChild, ToParent};
-use super::life::{Action, Event, Life, State};
-use super::process::Process;
+use super::child::{Process, spawn};
+use super::child_state::{Action, Event, Life, State};
+use super::child_stderr::ChildStderr;
 use super::restart::How;
-use super::words::Words;
 use crate::config::Lifecycle;
 use crate::job::JobId;
 use crate::observe::event;
+use crate::process::bundle::Role;
+use crate::process::control_socket::{Leaving, ToChild, ToParent};
 
 /// Processes of one child that finish their jobs while their successor serves. At the bound the successor stays until
 /// one of them has ended, so that short limits and long jobs cannot fill the host with processes.
@@ -186,7 +186,7 @@ impl Fleet {
         let (mut child, mut control) = spawn(slot.role, slot.listener.as_ref())?;
         let token = Token(self.first_token + index);
         let watched = child.stderr.take().ok_or(std::io::ErrorKind::BrokenPipe.into()).and_then(|pipe| {
-            let mut words = Words::new(pipe)?;
+            let mut words = ChildStderr::new(pipe)?;
             words.register(registry, token)?;
             registry.register(control.stream(), token, Interest::READABLE | Interest::WRITABLE)?;
             Ok(words)

@@ -16,18 +16,18 @@ use super::core::{Core, Settings};
 use super::desk::Desk;
 use super::inner::{Answered, Pool};
 use super::pages::{self, Pages};
-use crate::app::{Backend, Setup};
 use crate::bell::Bell;
 use crate::channel::ChannelServer;
-use crate::cli::Exit;
 use crate::clock::{Clock, Timestamp, monotonic_millis};
+use crate::deployment::{Backend, Setup};
 use crate::entropy::Entropy;
+use crate::exit::Exit;
 use crate::job::InstanceId;
 use crate::limits::{ACCEPTS_A_TURN, READ_A_TURN_BYTES};
 use crate::observe::metrics::Counters;
 use crate::ports::{Inbox, Upkeep};
-use crate::supervisor::control::Control;
-use crate::supervisor::systemd::Notifier;
+use crate::process::control_socket::ControlSocket;
+use crate::process::systemd::Notifier;
 
 const LISTENER: Token = Token(0);
 const WAKER: Token = Token(1);
@@ -44,7 +44,7 @@ pub enum Master {
     /// Signals of this process: a byte each.
     Signals(std::os::unix::net::UnixStream),
     /// A supervisor.
-    Supervisor(Control),
+    Supervisor(ControlSocket),
 }
 
 /// The web process before it runs.
@@ -83,7 +83,7 @@ pub struct Front {
 /// [`Master`], as the loop watches it.
 pub(super) enum MasterSocket {
     Signals(UnixStream, Notifier),
-    Supervisor(Control),
+    Supervisor(ControlSocket),
 }
 
 struct Client {
@@ -137,7 +137,7 @@ impl Front {
             }
             Master::Supervisor(control) => MasterSocket::Supervisor(control),
         };
-        let descriptors = crate::supervisor::raise_descriptor_limit();
+        let descriptors = crate::process::hygiene::raise_descriptor_limit();
         let allowed =
             usize::try_from(descriptors.saturating_sub(OWN_DESCRIPTORS).max(8)).unwrap_or(usize::MAX);
         if allowed < limits.connections {

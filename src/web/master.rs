@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use super::event_loop::{Front, MasterSocket};
 use crate::channel::ChannelServer;
-use crate::cli::{Exit, say};
 use crate::clock::{Timestamp, millis};
+use crate::exit::{Exit, say};
 use crate::observe::{event, log_writer};
 use crate::ports::Upkeep;
-use crate::supervisor::control::{ToChild, ToParent};
+use crate::process::control_socket::{ToChild, ToParent};
 
 impl Front {
     /// Says that it serves: to whoever started it.

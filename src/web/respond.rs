@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use crate::clock::Timestamp;
-use crate::job::{Finished, JobError, JobId, JobRecord, MediaType, Trace, WaitingFor};
-use crate::problem::{Code, document, json_text};
+use crate::job::{Finished, JobId, JobRecord, MediaType, Trace, WaitingFor};
+use crate::problem::{Code, JobError, document, json_text};
 
 /// An answer before it is framed.
 #[derive(Clone, Debug, Default)]

@@ -3,13 +3,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use crate::batch::sequence::Sequencer;
-use crate::batch::{error_line, result_line};
 use crate::config::SinkMode;
 use crate::handler::HandlerSpec;
-use crate::job::{Finished, JobError, JobId};
+use crate::job::{Finished, JobId};
 use crate::limits::BATCH_LINES;
-use crate::problem::Code;
+use crate::ndjson::{Sequencer, error_line, result_line};
+use crate::problem::{Code, JobError};
 
 /// See the module.
 pub(super) struct Stream {

@@ -13,11 +13,11 @@ use super::routes::parameter;
 use super::stream::Stream;
 use crate::clock::Timestamp;
 use crate::config::SinkMode;
-use crate::job::{Finished, JobError, JobId, Payload, Trace};
+use crate::job::{Finished, JobId, Payload, Trace};
 use crate::limits::BODY_BYTES;
 use crate::observe::job_event;
 use crate::ports::{BackendError, NewJob, Refusal, Submitted};
-use crate::problem::Code;
+use crate::problem::{Code, JobError};
 
 impl Core {
     /// The caller waits for a job, until then at most.

@@ -17,8 +17,8 @@ use cofferdam::config::Retain;
 use cofferdam::entropy::Entropy;
 use cofferdam::handler::HandlerSpec;
 use cofferdam::job::{
-    Change, Effects, Entries, FollowUp, InstanceId, JobError, JobId, JobRecord, JobStatus, Payload, Trace,
-    Verdict, Version,
+    Change, Effects, Entries, FollowUp, InstanceId, JobId, JobRecord, JobStatus, Payload, Trace, Verdict,
+    Version,
 };
 use cofferdam::memory::MemoryBroker;
 use cofferdam::memory::broker::Broker;
@@ -26,7 +26,7 @@ use cofferdam::ports::{
     Commit, CommitAnswer, CommitResult, Consumer, KeyValue, Lease, NewJob, Producer, ReleaseReason, Replies,
     Revoked, Rules, StateAt, Submitted, Viewer,
 };
-use cofferdam::problem::Code;
+use cofferdam::problem::{Code, JobError};
 use cofferdam::{HandlerOptions, OnDead};
 
 pub mod commits;

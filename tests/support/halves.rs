@@ -14,16 +14,16 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cofferdam::app::{Setup, own_options};
 use cofferdam::channel::Reject;
 use cofferdam::channel::keys::GroupSecret;
 use cofferdam::clock::Clock;
 use cofferdam::config::secret::Secret;
 use cofferdam::config::{Source, load};
+use cofferdam::deployment::{Setup, own_options};
 use cofferdam::execution::builtin;
-use cofferdam::supervisor::SocketDir;
-use cofferdam::supervisor::child::Bundle;
-use cofferdam::supervisor::control::{Message, ToChild, ToParent, framed, split};
+use cofferdam::process::bundle::Bundle;
+use cofferdam::process::control_socket::{Message, ToChild, ToParent, framed, split};
+use cofferdam::process::private_dir::PrivateDir;
 use serde_json::Value;
 
 use super::program::cofferdam;
@@ -161,7 +161,7 @@ pub struct Halves {
     pub channel: SocketAddr,
     setup: Setup,
     root: Secret,
-    _sockets: SocketDir,
+    _sockets: PrivateDir,
 }
 
 impl Halves {
@@ -173,7 +173,7 @@ impl Halves {
         let loaded = load(&Source { sets, ..Source::default() }, &own_options(&registry));
         let setup = Setup::new(&loaded.expect("a valid config"), &registry, Clock::system());
         let root = Secret::generate().expect("randomness");
-        let sockets = SocketDir::make().expect("a place for the private socket");
+        let sockets = PrivateDir::make().expect("a place for the private socket");
         let listener = listener();
         let groups: Vec<usize> = (0..setup.groups().len()).collect();
         let bundle = bundle(&setup, &root, &groups, &sockets.path().display().to_string());

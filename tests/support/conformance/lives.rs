@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use cofferdam::bell::Bell;
-use cofferdam::job::{InstanceId, JobError, JobId, JobStatus, Payload, Verdict};
+use cofferdam::job::{InstanceId, JobId, JobStatus, Payload, Verdict};
 use cofferdam::ports::{CommitResult, Inbox, NewJob, Revoked, StateAt};
-use cofferdam::problem::Code;
+use cofferdam::problem::{Code, JobError};
 
 use super::{Bench, Make, crashed, entries, failed, ids, retry, set, state, succeeded, version_of};
 

@@ -13,13 +13,13 @@ use cofferdam::channel::messages::{StateKind, ToBroker, ToExecutor, to_broker, t
 use cofferdam::channel::{BrokerEnd, Doorman, ExecutorEnd, Reject};
 use cofferdam::clock::Timestamp;
 use cofferdam::entropy::Entropy;
-use cofferdam::job::{Change, Effects, FollowUp, JobError, JobId, JobSpec, Payload, Trace, Verdict, Version};
+use cofferdam::job::{Change, Effects, FollowUp, JobId, JobSpec, Payload, Trace, Verdict, Version};
 use cofferdam::limits::FOLLOW_UPS;
 use cofferdam::ports::{
     BackendError, Commit, CommitAnswer, CommitResult, Consumer, Lease, LeaseRef, LeasedJob, ReleaseReason,
     Revoked, StateAt, Step,
 };
-use cofferdam::problem::Code;
+use cofferdam::problem::{Code, JobError};
 
 use super::wire::{DataKeys, Forged, OVERHEAD, data_keys, handshake_keys, sha256};
 use super::{Script, piece, pieces, put_bytes};

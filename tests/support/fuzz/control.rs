@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use cofferdam::job::JobId;
-use cofferdam::supervisor::control::{Leaving, Message, ToChild, ToParent, framed, split};
+use cofferdam::process::control_socket::{Leaving, Message, ToChild, ToParent, framed, split};
 
 /// A message is written as it was read, whatever follows it, and no prefix of it is one.
 pub fn control(bytes: &[u8]) {

@@ -41,7 +41,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "broker_end", run: channel::broker_end, valid: channel::to_broker_scripts },
     Target { name: "executor_end", run: channel::executor_end, valid: channel::to_executor_scripts },
     Target { name: "control", run: control::control, valid: control::messages },
-    Target { name: "bundle", run: cofferdam::supervisor::child::fuzz_bundle, valid: control::bundles },
+    Target { name: "bundle", run: cofferdam::process::bundle::fuzz_bundle, valid: control::bundles },
     Target { name: "config", run: config::config, valid: config::configs },
     Target { name: "secret", run: config::secret, valid: config::secrets },
     Target { name: "lines", run: cofferdam::batch::fuzz_lines, valid: web::line_inputs },

@@ -1,8 +1,10 @@
-//! Puts results back in the order of their lines, or leaves them in the order they came. Pure.
+//! Lines of NDJSON: a result as a line, and results put back in the order of their lines. Pure.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::config::SinkMode;
+use crate::job::Finished;
+use crate::problem::{JobError, document};
 
 /// Results by line number. Its size is bounded by the lines in flight, which its owner bounds.
 #[derive(Debug)]
@@ -42,6 +44,21 @@ impl Sequencer {
     pub fn next_ready(&mut self) -> Option<Vec<u8>> {
         self.ready.pop_front()
     }
+}
+
+/// A result as a line: the bytes as they came, or the problem object.
+pub fn result_line(finished: &Finished) -> Vec<u8> {
+    match &finished.result {
+        Ok(payload) => [&payload.bytes, &b"\n"[..]].concat(),
+        Err(error) => error_line(error),
+    }
+}
+
+/// A failed line's answer.
+pub fn error_line(error: &JobError) -> Vec<u8> {
+    let mut line = document(error, None).into_bytes();
+    line.push(b'\n');
+    line
 }
 
 #[cfg(test)]

@@ -8,16 +8,16 @@ use std::time::Duration;
 use mio::net::UnixStream;
 use mio::{Events, Interest, Poll, Token};
 
-use super::control::{Control, ToChild, ToParent};
-use super::hygiene;
-use super::worn::Wear;
-use crate::app::Setup;
+use super::recycle::RecyclePolicy;
 use crate::bell::Bell;
-use crate::cli::{Exit, say};
 use crate::clock::{millis, monotonic_millis};
+use crate::deployment::Setup;
 use crate::execution::{EngineThread, GIVE_BACK, Health};
+use crate::exit::{Exit, say};
 use crate::job::JobId;
 use crate::observe::{event, log_writer};
+use crate::process::control_socket::{ControlSocket, ToChild, ToParent};
+use crate::process::hygiene;
 use crate::redis_backend::RedisBroker;
 
 const MASTER: Token = Token(0);
@@ -25,7 +25,7 @@ const WAKER: Token = Token(1);
 
 /// Who tells it to stop.
 pub(super) enum Master {
-    Supervisor(Control),
+    Supervisor(ControlSocket),
     /// A byte a signal, and how long a drain may take.
     Signals(UnixStream, u64),
 }
@@ -78,11 +78,11 @@ pub(super) fn serve_apart(
         Ok(consumer)
     };
     let engine = EngineThread::start(crew, connect, None, bell.clone())?;
-    let wear = Wear::new(setup.config.runtime.platform.process_groups[group].clone());
+    let recycle = RecyclePolicy::new(setup.config.runtime.platform.process_groups[group].clone());
     let name = name.get().cloned().unwrap_or_default();
     let mut apart = Apart {
         engine,
-        wear,
+        recycle,
         master,
         unsaid: Some(format!("{name} {workers}")),
         drain_until_ms: None,
@@ -102,7 +102,7 @@ pub(super) fn serve_apart(
 
 struct Apart {
     engine: EngineThread,
-    wear: Wear,
+    recycle: RecyclePolicy,
     master: Master,
     /// `Some` until it has said that it is ready: its name at the broker, and its workers.
     unsaid: Option<String>,
@@ -195,7 +195,7 @@ impl Apart {
         }
         if let Master::Supervisor(control) = &mut self.master
             && !stops
-            && let Some(why) = self.wear.asks(state.health, state.finished, now_ms)
+            && let Some(why) = self.recycle.asks(state.health, state.finished, now_ms)
         {
             control.send(&ToParent::Leaving(why));
         }

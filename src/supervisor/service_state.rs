@@ -18,7 +18,7 @@
 //! Term, deadline and kill are phases, not sleeps. In `Draining` web finishes the jobs, in `Executors` the executors
 //! end, in `Web` web does, the last. `Over` ends whatever still runs.
 
-use crate::cli::Exit;
+use crate::exit::Exit;
 
 /// Web keeps the deadline of a drain itself; this is for a web that does not.
 const SLACK_MS: u64 = 1_500;

@@ -6,21 +6,19 @@ use std::time::Duration;
 use mio::net::UnixStream;
 use mio::{Events, Interest, Poll, Token};
 
-use super::child::{Bundle, Role};
-use super::control::ToChild;
-use super::fleet::{Fleet, FleetEvent};
-use super::hygiene::{self, Signals};
-use super::phase::{Action, Event, Phase, Phases};
-use super::socket_dir::SocketDir;
-use super::systemd::{Notifier, activated_listener};
-use crate::app::Setup;
-use crate::channel::keys::GroupSecret;
-use crate::cli::{Exit, say};
-use crate::clock::{Clock, monotonic_millis};
+use crate::clock::monotonic_millis;
 use crate::config::secret::Secret;
-use crate::limits::LISTEN_BACKLOG;
+use crate::deployment::Setup;
+use crate::exit::{Exit, say};
 use crate::observe::{event, log_writer};
-use crate::redis_backend::envelope_secret;
+use crate::process::bundle::Role;
+use crate::process::control_socket::ToChild;
+use crate::process::hygiene::{self, Signals};
+use crate::process::listener::listen;
+use crate::process::private_dir::PrivateDir;
+use crate::process::systemd::Notifier;
+use crate::supervisor::fleet::{Fleet, FleetEvent};
+use crate::supervisor::service_state::{Action, Event, Phase, Phases};
 
 const STOP: Token = Token(0);
 const CHILD: Token = Token(1);
@@ -55,9 +53,9 @@ fn supervise(setup: &Setup) -> Result<Exit, String> {
     hygiene::raise_descriptor_limit();
     let signals = Signals::take().map_err(io)?;
     // The listener before any child: a replaced web process refuses no connection.
-    let listener = listen(setup)?;
+    let listener = listen(&setup.config.web)?;
     let address = listener.local_addr().map_err(io)?;
-    let sockets = SocketDir::make()?;
+    let sockets = PrivateDir::make()?;
     // One secret for this run; children get what their role needs.
     let root = setup.root_secret()?;
     let mut fleet = fleet(setup, &root, &listener, &sockets)?;
@@ -85,52 +83,6 @@ fn supervise(setup: &Setup) -> Result<Exit, String> {
     exit
 }
 
-/// The public listener: a service manager's, or one on the public address. Its backlog bridges the replacement
-/// of web.
-pub(crate) fn listen(setup: &Setup) -> Result<TcpListener, String> {
-    let address = &setup.config.web.bind;
-    let failed = |error: std::io::Error| format!("web.bind {address}: {error}");
-    let listener = match activated_listener()? {
-        Some(listener) => {
-            let given = listener.local_addr().map_err(failed)?;
-            // The rule that the config's own address has passed.
-            if setup.config.web.auth.mode == "none" && !given.ip().is_loopback() {
-                return Err(format!(
-                    "standard input listens on {given}: beyond loopback web.auth.mode must be bearer"
-                ));
-            }
-            log::info!("listening on standard input's socket, {given}, instead of web.bind");
-            listener
-        }
-        None => TcpListener::bind(address).map_err(failed)?,
-    };
-    rustix::net::listen(&listener, LISTEN_BACKLOG).map_err(|error| failed(error.into()))?;
-    listener.set_nonblocking(true).map_err(failed)?;
-    Ok(listener)
-}
-
-/// The bundle of a child of these groups: with their secrets, or with what jobs in Redis are signed with.
-pub(super) fn bundle(setup: &Setup, root: &Secret, groups: &[usize], place: &str) -> Result<Bundle, String> {
-    let names = setup.groups();
-    let mut secrets = Vec::new();
-    if !setup.uses_redis() {
-        secrets.extend(groups.iter().map(|group| GroupSecret::derive(root, &names[*group])));
-    }
-    if setup.names_redis() {
-        secrets.push(GroupSecret::from_bytes(*envelope_secret(root)?.expose()));
-    }
-    Ok(Bundle {
-        group: groups.first().and_then(|group| u16::try_from(*group).ok()).unwrap_or(0),
-        clock_offset: match setup.clock {
-            Clock::System { offset } => offset,
-            Clock::Manual(_) => 0,
-        },
-        config: setup.config_text.to_string(),
-        secrets,
-        place: place.to_owned(),
-    })
-}
-
 /// Adds the executors of every group.
 pub(super) fn add_executors(
     fleet: &mut Fleet,
@@ -140,18 +92,23 @@ pub(super) fn add_executors(
 ) -> Result<(), String> {
     for (index, group) in setup.config.runtime.platform.process_groups.iter().enumerate() {
         for _ in 0..group.processes {
-            let bundle = bundle(setup, root, &[index], inside)?;
+            let bundle = setup.bundle(root, &[index], inside)?;
             fleet.add(Role::Executor(index), group.name.clone(), bundle.encode(), None);
         }
     }
     Ok(())
 }
 
-fn fleet(setup: &Setup, root: &Secret, listener: &TcpListener, sockets: &SocketDir) -> Result<Fleet, String> {
+fn fleet(
+    setup: &Setup,
+    root: &Secret,
+    listener: &TcpListener,
+    sockets: &PrivateDir,
+) -> Result<Fleet, String> {
     let platform = &setup.config.runtime.platform;
     let mut fleet = Fleet::new(platform.lifecycle.clone(), platform.execution_ipc.heartbeat_ms, FIRST_CHILD);
     let groups: Vec<usize> = (0..platform.process_groups.len()).collect();
-    let web = bundle(setup, root, &groups, &sockets.path().display().to_string())?;
+    let web = setup.bundle(root, &groups, &sockets.path().display().to_string())?;
     let listener = listener.try_clone().map_err(|error| error.to_string())?;
     fleet.add(Role::Web, "web".into(), web.encode(), Some(listener));
     add_executors(&mut fleet, setup, root, "")?;

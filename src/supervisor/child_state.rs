@@ -15,9 +15,9 @@
 //! `Waiting` begins with the child's own beginning, and again when it was replaced. A child that leaves is put
 //! aside: it finishes its jobs while its successor starts.
 
-use super::control::Leaving;
 use super::restart::{History, How, Verdict};
 use crate::config::Restart;
+use crate::process::control_socket::Leaving;
 
 /// After SIGTERM, or after it was told to stop, a child has this long.
 const KILL_AFTER_MS: u64 = 1_000;

@@ -1,7 +1,7 @@
 //! What a child writes to its standard error: passed on line by line, the last one remembered.
 
 use std::io::{ErrorKind, Read};
-use std::process::ChildStderr;
+use std::process::ChildStderr as Pipe;
 
 use mio::Interest;
 use mio::unix::pipe::Receiver;
@@ -16,7 +16,7 @@ const TURN_BYTES: usize = 256 << 10;
 const LAST_CHARS: usize = 400;
 
 /// One child's standard error.
-pub struct Words {
+pub struct ChildStderr {
     pipe: Receiver,
     line: Vec<u8>,
     last: Vec<u8>,
@@ -24,15 +24,15 @@ pub struct Words {
     more: bool,
 }
 
-impl Words {
+impl ChildStderr {
     /// Around the pipe of a child.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn new(pipe: ChildStderr) -> std::io::Result<Words> {
+    pub fn new(pipe: Pipe) -> std::io::Result<ChildStderr> {
         let pipe = Receiver::from(pipe);
         pipe.set_nonblocking(true)?;
-        Ok(Words { pipe, line: Vec::new(), last: Vec::new(), more: false })
+        Ok(ChildStderr { pipe, line: Vec::new(), last: Vec::new(), more: false })
     }
 
     /// Watches it.

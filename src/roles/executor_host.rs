@@ -10,18 +10,18 @@ use std::time::Duration;
 
 use mio::{Events, Poll, Registry, Token};
 
-use super::control::ToChild;
-use super::fleet::{Fleet, FleetEvent};
-use super::hygiene;
 use super::serve::add_executors;
-use crate::app::{Backend, Setup};
 use crate::bell::Bell;
 use crate::channel::keys::GroupSecret;
 use crate::channel::{ChannelServer, ServerConfig};
 use crate::clock::{Clock, monotonic_millis};
+use crate::deployment::{Backend, Setup};
 use crate::memory::MemoryBroker;
 use crate::observe::metrics::Counters;
 use crate::ports::{Consumer, Upkeep};
+use crate::process::control_socket::ToChild;
+use crate::process::hygiene;
+use crate::supervisor::fleet::{Fleet, FleetEvent};
 
 const WAKER: Token = Token(0);
 const CHANNEL: Token = Token(1);

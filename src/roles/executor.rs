@@ -6,18 +6,19 @@ use std::time::Duration;
 use mio::{Events, Interest, Poll, Token};
 
 use super::apart::{Master, serve_apart};
-use super::child::Bundle;
-use super::control::{Control, ToChild, ToParent};
-use super::hygiene;
-use super::worn::Wear;
+use super::ended;
+use super::recycle::RecyclePolicy;
 use crate::bell::Bell;
 use crate::channel::ChannelClient;
-use crate::cli::Exit;
 use crate::clock::{Clock, Timestamp, monotonic_millis};
-use crate::execution::{Engine, Health, Mirror, WorkerPool};
-use crate::handler::Registry;
+use crate::deployment::Setup;
+use crate::execution::{Engine, Health, Mirror, Registry, WorkerPool};
+use crate::exit::Exit;
 use crate::observe::log_writer;
 use crate::ports::KeyValue;
+use crate::process::bundle::Bundle;
+use crate::process::control_socket::{ControlSocket, ToChild, ToParent};
+use crate::process::hygiene;
 
 const CONTROL: Token = Token(0);
 const WAKER: Token = Token(1);
@@ -26,7 +27,7 @@ const CHANNEL: Token = Token(2);
 /// The whole life of an executor that a supervisor has started.
 #[must_use]
 pub fn run_executor_child(registry: &Registry) -> Exit {
-    super::child::ended("executor", serve_executor(registry))
+    ended("executor", serve_executor(registry))
 }
 
 fn serve_executor(registry: &Registry) -> Result<Exit, String> {
@@ -35,12 +36,12 @@ fn serve_executor(registry: &Registry) -> Result<Exit, String> {
     hygiene::begin_child().map_err(io)?;
     hygiene::become_subreaper().map_err(io)?;
     let (mut bundle, mut control) = Bundle::receive(hygiene::take_stdin().map_err(io)?)?;
-    let setup = bundle.setup(registry)?;
+    let setup = Setup::from_bundle(&bundle, registry)?;
     log_writer::start(setup.config.observability.log, "executor");
     let mut store: Option<Arc<dyn KeyValue>> = None;
     if setup.names_redis() {
         let inside = bundle.place.clone();
-        let broker = bundle.redis(&setup, &inside)?;
+        let broker = setup.redis_of_bundle(&mut bundle, &inside)?;
         if setup.uses_redis() {
             let exit = serve_apart(&setup, usize::from(bundle.group), broker, Master::Supervisor(control));
             log_writer::settle();
@@ -71,7 +72,7 @@ fn serve_executor(registry: &Registry) -> Result<Exit, String> {
     let mut executor = Executor {
         engine,
         clock,
-        wear: Wear::new(group),
+        recycle: RecyclePolicy::new(group),
         said_ready: false,
         stopping: false,
         leaving: false,
@@ -105,11 +106,11 @@ struct Executor {
     stopping: bool,
     /// It was told that it may go: it finishes its jobs and ends.
     leaving: bool,
-    wear: Wear,
+    recycle: RecyclePolicy,
 }
 
 impl Executor {
-    fn on_control(&mut self, control: &mut Control) -> Result<(), String> {
+    fn on_control(&mut self, control: &mut ControlSocket) -> Result<(), String> {
         control.flush();
         const GONE: &str = "the supervisor is gone";
         for message in control.read::<ToChild>().map_err(|_| GONE)? {
@@ -134,7 +135,7 @@ impl Executor {
     }
 
     /// Everything there is to do now; says how long to wait at most.
-    fn turn(&mut self, poll: &Poll, control: &mut Control) -> Duration {
+    fn turn(&mut self, poll: &Poll, control: &mut ControlSocket) -> Duration {
         let (now, now_ms) = (self.clock.now(), monotonic_millis());
         self.engine.consumer().inner().tick(poll.registry(), now_ms);
         if self.engine.consumer().inner().wants_drain() && !self.stopping {
@@ -149,7 +150,7 @@ impl Executor {
         };
         if self.said_ready
             && !self.stopping
-            && let Some(why) = self.wear.asks(self.engine.health(now), self.engine.finished(), now_ms)
+            && let Some(why) = self.recycle.asks(self.engine.health(now), self.engine.finished(), now_ms)
         {
             control.send(&ToParent::Leaving(why));
         }

@@ -97,7 +97,7 @@ mod tests {
     /// The drawing above is the table.
     #[test]
     fn the_drawing_and_the_table_are_the_same() {
-        let drawing = include_str!("life.rs").lines().take_while(|line| line.starts_with("//!"));
+        let drawing = include_str!("job_status.rs").lines().take_while(|line| line.starts_with("//!"));
         let rows: Vec<Vec<&str>> = drawing
             .filter(|line| line.matches('|').count() == JobEvent::ALL.len())
             .map(|row| row.trim_start_matches("//!").split('|').map(str::trim).collect())

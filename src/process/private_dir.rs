@@ -14,24 +14,24 @@ const PREFIX: &str = "cofferdam-";
 
 /// Removed when dropped.
 #[derive(Debug)]
-pub struct SocketDir {
+pub struct PrivateDir {
     path: PathBuf,
     _lock: File,
 }
 
-impl SocketDir {
+impl PrivateDir {
     /// In the first place that can be written; leftovers of processes that are gone are swept there.
     ///
     /// # Errors
     /// Names each place that was tried.
-    pub fn make() -> Result<SocketDir, String> {
+    pub fn make() -> Result<PrivateDir, String> {
         let from_environment =
             ["RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"].into_iter().filter_map(std::env::var_os);
         let fixed = ["/run", "/dev/shm"].into_iter().map(Into::into);
         let places = from_environment.chain(fixed).map(PathBuf::from).chain([std::env::temp_dir()]);
         let mut tried = Vec::new();
         for place in places {
-            match SocketDir::make_in(&place) {
+            match PrivateDir::make_in(&place) {
                 Ok(made) => {
                     sweep(&place);
                     return Ok(made);
@@ -42,7 +42,7 @@ impl SocketDir {
         Err(format!("no place for the private socket: {}", tried.join("; ")))
     }
 
-    fn make_in(place: &Path) -> std::io::Result<SocketDir> {
+    fn make_in(place: &Path) -> std::io::Result<PrivateDir> {
         loop {
             let mut name = format!("{PREFIX}{}-", std::process::id());
             let _ = write_hex(&mut name, &Entropy::system().bytes::<8>());
@@ -50,7 +50,7 @@ impl SocketDir {
             std::fs::DirBuilder::new().mode(0o700).create(&path)?;
             // Another service that starts now may take it for a leftover until it is locked; then there is another name.
             if let Some(lock) = lock(&path) {
-                return Ok(SocketDir { path, _lock: lock });
+                return Ok(PrivateDir { path, _lock: lock });
             }
         }
     }
@@ -61,7 +61,7 @@ impl SocketDir {
     }
 }
 
-impl Drop for SocketDir {
+impl Drop for PrivateDir {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.path);
     }

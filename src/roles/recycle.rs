@@ -1,12 +1,12 @@
 //! When an executor process should be replaced: it has done its jobs, holds too much memory, or is stuck.
 
-use super::control::Leaving;
-use super::hygiene;
 use crate::config::ProcessGroup;
 use crate::execution::Health;
+use crate::process::control_socket::Leaving;
+use crate::process::hygiene;
 
 /// See the module.
-pub(super) struct Wear {
+pub(super) struct RecyclePolicy {
     group: ProcessGroup,
     /// When it last looked how much memory it holds.
     weighed_ms: u64,
@@ -14,9 +14,9 @@ pub(super) struct Wear {
     is_said: bool,
 }
 
-impl Wear {
-    pub(super) fn new(group: ProcessGroup) -> Wear {
-        Wear { group, weighed_ms: 0, is_said: false }
+impl RecyclePolicy {
+    pub(super) fn new(group: ProcessGroup) -> RecyclePolicy {
+        RecyclePolicy { group, weighed_ms: 0, is_said: false }
     }
 
     /// Why this process should be replaced, if it should; said once.
@@ -24,13 +24,13 @@ impl Wear {
         if self.is_said {
             return None;
         }
-        let why = self.worn(health, finished, now_ms)?;
+        let why = self.is_due(health, finished, now_ms)?;
         log::info!("{}: this process finishes its jobs and is replaced", why.as_str());
         self.is_said = true;
         Some(why)
     }
 
-    fn worn(&mut self, health: Health, finished: u64, now_ms: u64) -> Option<Leaving> {
+    fn is_due(&mut self, health: Health, finished: u64, now_ms: u64) -> Option<Leaving> {
         const WEIGH_EVERY_MS: u64 = 500;
         if health == Health::Stuck {
             return Some(Leaving::Stuck);

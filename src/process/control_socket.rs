@@ -182,7 +182,7 @@ pub fn split(bytes: &[u8]) -> Result<Option<Split<'_>>, Reject> {
 }
 
 /// One end of a control socket, without blocking.
-pub struct Control {
+pub struct ControlSocket {
     stream: UnixStream,
     input: Vec<u8>,
     output: Zeroizing<Vec<u8>>,
@@ -193,11 +193,11 @@ pub struct Control {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gone;
 
-impl Control {
+impl ControlSocket {
     /// Around a socket that does not block.
     #[must_use]
-    pub fn new(stream: UnixStream) -> Control {
-        Control { stream, input: Vec::new(), output: Zeroizing::new(Vec::new()), ended: false }
+    pub fn new(stream: UnixStream) -> ControlSocket {
+        ControlSocket { stream, input: Vec::new(), output: Zeroizing::new(Vec::new()), ended: false }
     }
 
     /// The socket, to register.
@@ -248,7 +248,7 @@ impl Control {
         jobs.chunks(CUT_OFF_AT_ONCE).for_each(|some| self.send(&ToParent::CutOff(some.to_vec())));
     }
 
-    /// Queues and writes a message; what does not fit goes with the next [`Control::flush`].
+    /// Queues and writes a message; what does not fit goes with the next [`ControlSocket::flush`].
     pub fn send<M: Message>(&mut self, message: &M) {
         let (kind, body) = message.encode();
         self.send_bytes(&framed(kind, &body));

@@ -1,0 +1,40 @@
+//! How a run ends: its exit code, and its last words on a standard stream.
+
+use std::io::Write;
+
+use crate::observe::log_writer;
+
+/// How a run ended; the numbers are the exit codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Done or stopped cleanly.
+    Done = 0,
+    /// Failed while running.
+    Failed = 1,
+    /// Bad usage or bad config.
+    Usage = 2,
+    /// A child was not ready in time.
+    NotReady = 3,
+    /// Stopped, but the drain deadline passed and work was cut off.
+    CutOff = 4,
+}
+
+/// Prints to a standard stream; a closed one is no reason to panic.
+pub(crate) fn say(mut out: impl Write, text: &str) {
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+pub(crate) fn complain(text: &str) {
+    log_writer::say(format!("cofferdam: {text}\n"));
+}
+
+/// How a command that may fail while it runs has ended.
+pub(crate) fn ended(outcome: Result<(), String>) -> Exit {
+    match outcome {
+        Ok(()) => Exit::Done,
+        Err(message) => {
+            complain(&message);
+            Exit::Failed
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! What a supervisor gives to a child at its birth: its role, the config, and the secrets that its role needs.
+
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdStream;
+use std::time::Duration;
+
+use zeroize::{Zeroize, Zeroizing};
+
+use super::control_socket::{ControlSocket, framed, split};
+use crate::channel::Reject;
+use crate::channel::keys::GroupSecret;
+
+/// What a child is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The HTTP front and the broker.
+    Web,
+    /// Runs the jobs of a group, by index.
+    Executor(usize),
+}
+
+impl Role {
+    /// The second word of its command line.
+    #[must_use]
+    pub fn command(self) -> &'static str {
+        match self {
+            Role::Web => "web",
+            Role::Executor(_) => "executor",
+        }
+    }
+}
+
+/// What a child reads once, before anything else: its role, the config, and the secrets that its role needs.
+pub struct Bundle {
+    /// Its group's index; 0 for web.
+    pub group: u16,
+    /// The deployment's clock.
+    pub clock_offset: u64,
+    /// The normalised config.
+    pub config: String,
+    /// Of its group, of all groups for web; then what is signed with in Redis, where that is used.
+    pub secrets: Vec<GroupSecret>,
+    /// Where web makes its private socket; for an executor, the deployment inside the one in Redis.
+    pub place: String,
+}
+
+const BUNDLE: u8 = 1;
+
+impl Bundle {
+    /// The framed message. The bytes hold secrets and are wiped when dropped.
+    #[must_use]
+    pub fn encode(&self) -> Zeroizing<Vec<u8>> {
+        let mut body = Zeroizing::new(Vec::with_capacity(64 + self.config.len() + 32 * self.secrets.len()));
+        body.extend_from_slice(&self.group.to_be_bytes());
+        body.extend_from_slice(&self.clock_offset.to_be_bytes());
+        for text in [&self.config, &self.place] {
+            body.extend_from_slice(&u32::try_from(text.len()).unwrap_or(u32::MAX).to_be_bytes());
+            body.extend_from_slice(text.as_bytes());
+        }
+        self.secrets.iter().for_each(|secret| body.extend_from_slice(secret.expose()));
+        framed(BUNDLE, &body)
+    }
+
+    fn decode(kind: u8, body: &[u8]) -> Result<Bundle, Reject> {
+        let mut fields = crate::codec::Cursor::new(body);
+        if kind != BUNDLE {
+            return Err(Reject::Malformed);
+        }
+        let (group, clock_offset) = (fields.u16()?, fields.u64()?);
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).map_err(|_| Reject::Malformed);
+        let (config, place) = (text(fields.bytes()?)?, text(fields.bytes()?)?);
+        let mut secrets = Vec::new();
+        while let Ok(mut secret) = fields.array::<32>() {
+            secrets.push(GroupSecret::from_bytes(secret));
+            secret.zeroize();
+        }
+        fields.finish()?;
+        Ok(Bundle { group, clock_offset, config, secrets, place })
+    }
+
+    /// Reads the bundle at a child's start; then the socket is the child's control.
+    ///
+    /// # Errors
+    /// The parent is gone, or said something else.
+    pub fn receive(socket: OwnedFd) -> Result<(Bundle, ControlSocket), String> {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let mut stream = StdStream::from(socket);
+        let failed = |error: std::io::Error| format!("the control socket: {error}");
+        // `web` or `executor` was started by hand with our private flag.
+        stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
+        let mut input = Zeroizing::new(vec![0; 4]);
+        stream.read_exact(&mut input).map_err(failed)?;
+        let length = u32::from_be_bytes(input[..4].try_into().unwrap_or_default()) as usize;
+        if length > 4 << 20 {
+            return Err("the control socket: the bundle is malformed".into());
+        }
+        input.resize(4 + length, 0);
+        stream.read_exact(&mut input[4..]).map_err(failed)?;
+        let bundle = match split(&input) {
+            Ok(Some((kind, body, _))) => Bundle::decode(kind, body),
+            Ok(None) | Err(_) => Err(Reject::Malformed),
+        };
+        let bundle = bundle.map_err(|_| "the control socket: the bundle is malformed")?;
+        stream.set_nonblocking(true).map_err(failed)?;
+        Ok((bundle, ControlSocket::new(mio::net::UnixStream::from_std(stream))))
+    }
+
+    /// The last of its secrets that was not taken.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn secret(&mut self) -> Result<GroupSecret, String> {
+        self.secrets.pop().ok_or_else(|| "the bundle holds no secret".into())
+    }
+}
+
+/// A bundle is written as it was read.
+#[doc(hidden)]
+pub fn fuzz_bundle(bytes: &[u8]) {
+    let Ok(Some((kind, body, length))) = split(bytes) else { return };
+    let Ok(bundle) = Bundle::decode(kind, body) else { return };
+    assert!(bundle.encode()[..] == bytes[..length], "a bundle has one form");
+}
