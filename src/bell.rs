@@ -79,11 +79,13 @@ impl Bell {
     /// The kernel ends the loop.
     pub fn wait(&self, poll: &mut Poll, events: &mut Events, most: Duration) -> Result<(), String> {
         let most = if self.asleep() { most } else { Duration::ZERO };
-        let waited = poll.poll(events, Some(most));
+        let mut waited = poll.poll(events, Some(most));
+        // By a signal, or after a stop of this process: what has come meanwhile is seen before any deadline is judged.
+        while waited.as_ref().is_err_and(|error| error.kind() == ErrorKind::Interrupted) {
+            waited = poll.poll(events, Some(Duration::ZERO));
+        }
         self.answer();
-        waited
-            .or_else(|error| if error.kind() == ErrorKind::Interrupted { Ok(()) } else { Err(error) })
-            .map_err(|error| format!("the event loop: {error}"))
+        waited.map_err(|error| format!("the event loop: {error}"))
     }
 
     /// The owner is up again; true if the bell rang since the last call.

@@ -2,17 +2,17 @@
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crate::batch::{self, BatchError, BatchOptions};
+use crate::batch::{BatchError, BatchOptions};
 use crate::clock::Clock;
 use crate::config::{self, Loaded, SinkMode, Source};
-use crate::deployment::{Setup, own_options};
+use crate::deployment::{Deployment, own_options};
 use crate::execution::Registry;
 use crate::exit::{Exit, complain, ended, say};
 use crate::observe::log_writer;
-use crate::redis_backend::Fitness;
+use crate::ports::Fitness;
 use crate::roles;
 
 const USAGE: &str = "\
@@ -24,8 +24,8 @@ usage: cofferdam COMMAND [OPTIONS]
   check     validate the config and print what it comes to [--json]
   keygen    a new secret, 32 random bytes as hex [--output FILE]
   health    exit 0 if a running service is ready [--url URL]
-  web       one web process (Redis backends)
-  executor  one executor process (Redis backends) [--group G]
+  web       serve without executors (Redis backends)
+  executor  serve for the executors of these groups, all by default (Redis backends) [--group G]...
   token     a new bearer token: NAME [--scopes submit,read,admin] [--handlers A,B]
 
 options of serve, batch, check, web and executor:
@@ -163,28 +163,27 @@ fn startable(loaded: &Loaded) -> Result<(), String> {
         return Err(format!("this config is valid but cannot be started:\n  {}", unbuilt.join("\n  ")));
     }
     match &loaded.config.runtime.platform.execution_ipc.auth.secret_file {
-        Some(file) => config::secret::Secret::read(&PathBuf::from(file)).map(drop),
+        Some(file) => config::secret::Secret::read(Path::new(file)).map(drop),
         None => Ok(()),
     }
 }
 
 /// What to run from, where it can be started; the log has begun. A backend that is away now is waited for later.
-fn setup(options: &mut Options, registry: &Registry, role: &'static str) -> Result<Setup, String> {
-    let loaded = options.load(registry)?;
-    startable(&loaded)?;
-    let setup = Setup::new(&loaded, registry, Clock::system());
-    let fitness = setup.fitness()?;
+fn start(loaded: &Loaded, registry: &Registry, role: &'static str) -> Result<Deployment, String> {
+    startable(loaded)?;
+    let deployment = Deployment::new(loaded, registry, Clock::system());
+    let fitness = deployment.fitness()?;
     if let Some(Fitness::Unfit(why)) = fitness {
         return Err(unfit(&why));
     }
-    let role = if role == "serve" && setup.is_inline() { "inline" } else { role };
-    log_writer::start(setup.config.observability.log, role);
+    let role = if role == "serve" && deployment.is_inline() { "inline" } else { role };
+    log_writer::start(deployment.config.observability.log, role);
     match fitness {
         Some(Fitness::Fit(promise)) => log::info!("{promise}"),
         Some(Fitness::Away(why)) => log::warn!("the backend is away, and is waited for: {why}"),
         Some(Fitness::Unfit(_)) | None => {}
     }
-    Ok(setup)
+    Ok(deployment)
 }
 
 fn unfit(why: &str) -> String {
@@ -192,46 +191,65 @@ fn unfit(why: &str) -> String {
 }
 
 fn serve(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
-    let setup = setup(options, registry, "serve")?;
-    Ok(if setup.is_inline() { roles::serve_inline(&setup) } else { roles::serve(&setup) })
+    let deployment = start(&options.load(registry)?, registry, "serve")?;
+    let groups: Vec<usize> = (0..deployment.groups().len()).collect();
+    Ok(if deployment.is_inline() {
+        roles::serve_inline(&deployment)
+    } else {
+        roles::serve(&deployment, &groups)
+    })
 }
 
-/// `web`: as a child of a supervisor, or alone.
+/// `web`: as a child of a supervisor, or `serve` without executors.
 fn run_web(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
     if options.flag("--supervised") {
         options.finish()?;
         return Ok(roles::run_web_child(registry));
     }
-    Ok(roles::serve_web_alone(&alone(options, registry, "web")?))
+    let deployment = start(&of_many(options.load(registry)?)?, registry, "serve")?;
+    Ok(roles::serve(&deployment, &[]))
 }
 
-/// `executor`: the same.
+/// `executor`: the same, or `serve` for some executors, whose web process strangers need not reach.
 fn run_executor(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
     if options.flag("--supervised") {
         options.finish()?;
         return Ok(roles::run_executor_child(registry));
     }
-    let group = options.value("--group")?;
-    let setup = alone(options, registry, "executor")?;
-    let names: Vec<String> = setup.groups().iter().map(ToString::to_string).collect();
-    let index = match &group {
-        None if names.len() == 1 => Some(0),
-        None => None,
-        Some(name) => names.iter().position(|known| known == name),
+    let named = options.values("--group")?;
+    let mut loaded = of_many(options.load(registry)?)?;
+    if !loaded.origins.contains_key("web.bind") {
+        loaded.config.web.bind = "127.0.0.1:0".into();
+        loaded.value["web"]["bind"] = "127.0.0.1:0".into();
+    }
+    let known: Vec<&str> =
+        loaded.config.runtime.platform.process_groups.iter().map(|group| group.name.as_str()).collect();
+    let unknown = || format!("executor: --group is one of {}", known.join(", "));
+    let index = |name: &String| known.iter().position(|known| known == name).ok_or_else(unknown);
+    let groups = match named.is_empty() {
+        true => (0..known.len()).collect(),
+        false => named.iter().map(index).collect::<Result<Vec<usize>, String>>()?,
     };
-    let index = index.ok_or_else(|| format!("executor: --group is one of {}", names.join(", ")))?;
-    roles::run_executor(&setup, index).or_else(|message| Ok(ended(Err(message))))
+    let deployment = start(&loaded, registry, "serve")?;
+    Ok(roles::serve(&deployment, &groups))
 }
 
-/// What a single process runs from: its broker must be where others find it.
-fn alone(options: &mut Options, registry: &Registry, role: &'static str) -> Result<Setup, String> {
-    let setup = setup(options, registry, role)?;
-    if setup.uses_redis() {
-        return Ok(setup);
+/// What one of many processes runs from: its broker must be where the others find it.
+fn of_many(loaded: Loaded) -> Result<Loaded, String> {
+    let platform = &loaded.config.runtime.platform;
+    if platform.queue.backend == "memory" {
+        return Err("runtime.platform.queue.backend: a single process needs the redis backends (got memory; expected \
+                    redis); `serve` runs with memory"
+            .into());
     }
-    Err("runtime.platform.queue.backend: a single process needs the redis backends (got memory; expected redis); \
-         `serve` runs with memory"
-        .into())
+    if platform.bootstrap.mode == "inline" {
+        return Err(
+            "runtime.platform.bootstrap.mode: inline runs web and executors together (got inline; expected \
+                    process_supervisor)"
+                .into(),
+        );
+    }
+    Ok(loaded)
 }
 
 fn run_batch(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
@@ -250,8 +268,9 @@ fn run_batch(options: &mut Options, registry: &Registry) -> Result<Exit, String>
     };
     let input = options.value("--input")?.map(PathBuf::from);
     let output = options.value("--output")?.map(PathBuf::from);
-    let setup = setup(options, registry, "batch")?;
-    let end = batch::run(&setup, &BatchOptions { handler, input, output, sink_mode, shows_progress });
+    let deployment = start(&options.load(registry)?, registry, "batch")?;
+    let end =
+        roles::run_batch(&deployment, &BatchOptions { handler, input, output, sink_mode, shows_progress });
     log_writer::settle();
     match end {
         Ok(summary) if summary.failed == 0 => Ok(Exit::Done),
@@ -268,7 +287,7 @@ fn check(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
         if as_json { format!("{:#}\n", config::normalised(&loaded)) } else { config::summary(&loaded) };
     say(std::io::stdout(), &text);
     startable(&loaded)?;
-    match Setup::new(&loaded, registry, Clock::system()).fitness()? {
+    match Deployment::new(&loaded, registry, Clock::system()).fitness()? {
         None => {}
         Some(Fitness::Fit(promise)) if as_json => drop(promise),
         Some(Fitness::Fit(promise)) => say(std::io::stdout(), &format!("{promise}\n")),

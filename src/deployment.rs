@@ -1,8 +1,9 @@
-//! What every process of a deployment starts from, and the one place that opens a backend.
+//! What every process of a deployment starts from, and the one place that opens a backend. Nobody else asks which it is:
+//! what differs is a field of [`Backend`], or a question answered here.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -12,76 +13,45 @@ use crate::clock::Clock;
 use crate::config::secret::Secret;
 use crate::config::{Config, Loaded};
 use crate::entropy::Entropy;
-use crate::execution::{Crew, EngineThread, Engines, Handlers, Limits, Mirror, Registry};
+use crate::execution::{Handlers, Outfit, Registry};
 use crate::handler::{HandlerOptions, HandlerSpec};
 use crate::memory::MemoryBroker;
 use crate::memory::broker::Broker;
-use crate::ports::{BackendError, Consumer, KeyValue, Producer, Replies, Rules, Upkeep};
+use crate::ports::{Consumer, Fitness, Producer, Replies, Rules, Seat};
 use crate::process::bundle::Bundle;
-use crate::redis_backend::{
-    Fitness, Link, RedisBroker, RedisUpkeep, Settings as RedisSettings, UNLIMITED, envelope_secret,
-};
 
 /// The options that registered handlers bring along, for the config's defaults.
 pub fn own_options(registry: &Registry) -> BTreeMap<String, HandlerOptions> {
     registry.iter().map(|(name, (options, _))| (name.clone(), options.clone())).collect()
 }
 
-/// The broker of a deployment: where it is, is told by the config alone, and known here alone.
+/// An open backend, as its ports.
 #[derive(Clone)]
-pub enum Backend {
-    Memory(MemoryBroker),
-    Redis(RedisBroker),
+pub struct Backend {
+    pub producer: Arc<dyn Producer>,
+    pub replies: Arc<dyn Replies>,
+    pub seat: Arc<dyn Seat>,
+    pub consumers: Consumers,
+    /// A call may wait for a network: nothing that others wait for may make it.
+    pub calls_may_wait: bool,
 }
 
-impl Backend {
-    pub fn producer(&self) -> Arc<dyn Producer> {
-        match self {
-            Backend::Memory(broker) => Arc::new(broker.clone()),
-            Backend::Redis(broker) => Arc::new(broker.clone()),
-        }
-    }
+/// Makes an executor of a group, by its index; the bell rings when a step would bring something.
+pub type Consumers = Arc<dyn Fn(usize, Bell) -> Box<dyn Consumer> + Send + Sync>;
 
-    pub fn replies(&self) -> Arc<dyn Replies> {
-        match self {
-            Backend::Memory(broker) => Arc::new(broker.clone()),
-            Backend::Redis(broker) => Arc::new(broker.clone()),
-        }
-    }
-
-    /// What time does to the broker; `waiters` says how many callers wait in this process, for the others to see.
-    pub fn upkeep(&self, waiters: impl Fn() -> u64 + Send + Sync + 'static) -> Arc<dyn Upkeep> {
-        match self {
-            Backend::Memory(broker) => Arc::new(broker.clone()),
-            Backend::Redis(broker) => Arc::new(RedisUpkeep::new(broker.clone(), Box::new(waiters))),
-        }
-    }
-
-    /// True if a call may wait for a network: then nothing that others wait for may make it.
-    pub fn may_wait(&self) -> bool {
-        match self {
-            Backend::Memory(_) => false,
-            Backend::Redis(_) => true,
-        }
-    }
-
-    /// An executor of this group; `bell` rings when a step would bring something.
-    pub fn consumer(
-        &self,
-        group: usize,
-        workers: usize,
-        bell: Bell,
-    ) -> Result<Box<dyn Consumer>, BackendError> {
-        match self {
-            Backend::Memory(broker) => Ok(Box::new(broker.consumer(group, bell))),
-            Backend::Redis(broker) => Ok(Box::new(broker.consumer(group, workers, bell)?)),
-        }
-    }
+/// What a backend is opened with, besides the configuration.
+#[derive(Default)]
+pub struct Opening<'a> {
+    /// What is signed with at rest, see [`Secret::envelope`]: the first signs, all are known. None: they are made from the
+    /// root secrets.
+    pub envelopes: Vec<Secret>,
+    /// Names a deployment inside this one, with a colon at its end.
+    pub sub_prefix: &'a str,
 }
 
-/// What every process of a deployment starts from.
+/// See the module.
 #[derive(Clone)]
-pub struct Setup {
+pub struct Deployment {
     pub config: Config,
     /// The normalised config as JSON text: what children are given.
     pub config_text: Arc<str>,
@@ -91,9 +61,9 @@ pub struct Setup {
     pub clock: Clock,
 }
 
-impl Setup {
+impl Deployment {
     /// From a config that passed.
-    pub fn new(loaded: &Loaded, registry: &Registry, clock: Clock) -> Setup {
+    pub fn new(loaded: &Loaded, registry: &Registry, clock: Clock) -> Deployment {
         let config = loaded.config.clone();
         let groups = &config.runtime.platform.process_groups;
         let specs = config.handlers.iter().map(|(name, options)| HandlerSpec {
@@ -103,49 +73,52 @@ impl Setup {
         });
         let specs = specs.collect();
         let config_text = Arc::from(loaded.value.to_string());
-        Setup { config, config_text, registry: registry.clone(), specs, clock }
+        Deployment { config, config_text, registry: registry.clone(), specs, clock }
     }
 
-    /// The setup that the supervisor has, made again from the normalised config.
+    /// The one that the supervisor has, made again from the normalised config.
     ///
     /// # Errors
     /// The config is not what this binary understands.
-    pub fn from_bundle(bundle: &Bundle, registry: &Registry) -> Result<Setup, String> {
-        let value: serde_json::Value =
-            serde_json::from_str(&bundle.config).map_err(|error| error.to_string())?;
+    pub fn from_bundle(bundle: &Bundle, registry: &Registry) -> Result<Deployment, String> {
+        let value: Value = serde_json::from_str(&bundle.config).map_err(|error| error.to_string())?;
         let config = serde_json::from_value(value.clone()).map_err(|error| error.to_string())?;
-        let loaded = Loaded { config, value, origins: std::collections::BTreeMap::new() };
-        Ok(Setup::new(&loaded, registry, Clock::System { offset: bundle.clock_offset }))
+        let loaded = Loaded { config, value, origins: BTreeMap::new() };
+        Ok(Deployment::new(&loaded, registry, Clock::System { offset: bundle.clock_offset }))
     }
 
-    /// The bundle of a child of these groups: with their secrets, or with what jobs in Redis are signed with.
-    pub fn bundle(&self, root: &Secret, groups: &[usize], place: &str) -> Result<Bundle, String> {
-        let names = self.groups();
-        let mut secrets = Vec::new();
-        if !self.uses_redis() {
-            secrets.extend(groups.iter().map(|group| GroupSecret::derive(root, &names[*group])));
-        }
-        if self.names_redis() {
-            secrets.push(GroupSecret::from_bytes(*envelope_secret(root)?.expose()));
-        }
-        Ok(Bundle {
-            group: groups.first().and_then(|group| u16::try_from(*group).ok()).unwrap_or(0),
-            clock_offset: match self.clock {
-                Clock::System { offset } => offset,
-                Clock::Manual(_) => 0,
-            },
-            config: self.config_text.to_string(),
-            secrets,
-            place: place.to_owned(),
-        })
+    /// The bundle of an executor of this group: its channel secret, and nothing that signs anything at rest.
+    pub fn executor_bundle(&self, root: &Secret, group: usize) -> Bundle {
+        let secrets = vec![GroupSecret::derive(root, &self.groups()[group])];
+        Bundle { group: u16::try_from(group).unwrap_or(u16::MAX), secrets, ..self.bundle() }
     }
 
-    /// The broker on Redis, whose secret is the last one. `inside` as in [`Setup::redis`].
+    /// The bundle of a web process: the channel secrets of all groups, and what is signed with at rest, where that is
+    /// used.
     ///
     /// # Errors
-    /// There is no secret, or no sense in the server's address.
-    pub fn redis_of_bundle(&self, bundle: &mut Bundle, inside: &str) -> Result<RedisBroker, String> {
-        self.redis(&Secret::new(*bundle.secret()?.expose())?, inside)
+    /// The secret is none.
+    pub fn web_bundle(&self, roots: &[Secret], private_dir: &Path) -> Result<Bundle, String> {
+        let groups = self.groups();
+        let mut secrets: Vec<GroupSecret> =
+            groups.iter().map(|group| GroupSecret::derive(&roots[0], group)).collect();
+        if self.keeps_at_rest() {
+            for root in roots {
+                secrets.push(GroupSecret::from_bytes(*root.envelope()?.expose()));
+            }
+        }
+        let private_dir = private_dir.display().to_string();
+        Ok(Bundle { secrets, private_dir, ..self.bundle() })
+    }
+
+    fn bundle(&self) -> Bundle {
+        let clock_offset = match self.clock {
+            Clock::System { offset } => offset,
+            Clock::Manual(_) => 0,
+        };
+        let (secrets, private_dir) = Default::default();
+        let config = self.config_text.to_string();
+        Bundle { group: 0, clock_offset, config, secrets, private_dir }
     }
 
     pub fn is_inline(&self) -> bool {
@@ -158,71 +131,79 @@ impl Setup {
         groups.iter().map(|group| Arc::from(group.name.as_str())).collect()
     }
 
-    /// True if jobs are kept in Redis.
-    pub fn uses_redis(&self) -> bool {
-        self.config.runtime.platform.queue.backend == "redis"
+    /// True if jobs and states outlive every process of ours: other processes, on any host, may run them.
+    pub fn jobs_survive_processes(&self) -> bool {
+        self.config.runtime.platform.queue.backend != "memory"
     }
 
-    /// True if anything is kept in Redis.
-    pub fn names_redis(&self) -> bool {
-        self.uses_redis() || self.config.runtime.platform.kv.backend == "redis"
+    /// True if something is kept where others may read and write: it is signed.
+    pub fn keeps_at_rest(&self) -> bool {
+        let platform = &self.config.runtime.platform;
+        platform.queue.backend != "memory" || platform.kv.backend != "memory"
     }
 
-    /// The root secret: from its file, or one for this run.
-    pub fn root_secret(&self) -> Result<Secret, String> {
+    /// What the log should hear at the start of what the backends promise.
+    pub fn promise(&self) -> Option<&'static str> {
+        match (self.jobs_survive_processes(), self.keeps_at_rest()) {
+            (true, _) => None,
+            (false, true) => {
+                Some("mixed backends: state changes are kept first, the terminal status after them")
+            }
+            (false, false) => {
+                Some("memory backends: jobs and state survive executors, and go with the web process")
+            }
+        }
+    }
+
+    /// The root secrets, of which there is one at least: from their file, the one that is used first; or one for this run.
+    ///
+    /// # Errors
+    /// The file cannot be read, or holds no secret.
+    pub fn root_secrets(&self) -> Result<Vec<Secret>, String> {
         match &self.config.runtime.platform.execution_ipc.auth.secret_file {
-            Some(file) => Secret::read(std::path::Path::new(file)),
-            None => Secret::generate(),
+            Some(file) => {
+                let (current, previous) = Secret::read(Path::new(file))?;
+                Ok([Some(current), previous].into_iter().flatten().collect())
+            }
+            None => Ok(vec![Secret::generate()?]),
         }
     }
 
-    /// A process that serves alone, or all of a deployment in one: with the root secret.
-    pub fn backend(&self, inside: &str) -> Result<Backend, String> {
-        match self.uses_redis() {
-            true => self.redis(&self.envelope()?, inside).map(Backend::Redis),
-            false => Ok(Backend::Memory(self.broker(Rules::from_config(&self.config)))),
+    /// Opens the backend of this configuration.
+    ///
+    /// # Errors
+    /// It cannot be used as configured; one that is away for now is no error.
+    pub fn open(&self, opening: Opening) -> Result<Backend, String> {
+        if self.keeps_at_rest() { self.open_at_rest(opening) } else { Ok(self.memory()) }
+    }
+
+    fn memory(&self) -> Backend {
+        let broker = self.memory_broker(Rules::from_config(&self.config));
+        let consumers = broker.clone();
+        Backend {
+            producer: Arc::new(broker.clone()),
+            replies: Arc::new(broker.clone()),
+            seat: Arc::new(broker),
+            consumers: Arc::new(move |group, bell| Box::new(consumers.consumer(group, bell))),
+            calls_may_wait: false,
         }
     }
 
-    /// What the Redis server says of itself; `None` where none is used.
-    pub fn fitness(&self) -> Result<Option<Fitness>, String> {
-        let link = self.names_redis().then(|| Link::new(&self.config.runtime.platform.redis));
-        Ok(link.transpose()?.map(|link| link.vet()))
+    fn memory_broker(&self, rules: Rules) -> MemoryBroker {
+        let broker = Broker::new(rules, self.specs.clone(), self.workers(), Entropy::system());
+        MemoryBroker::new(broker, self.clock.clone(), self.groups())
     }
 
-    /// What processes sign with in Redis, for one that serves alone.
-    pub fn envelope(&self) -> Result<Secret, String> {
-        envelope_secret(&self.root_secret()?)
-    }
-
-    /// The broker on Redis. `inside` names a deployment inside this one, with a colon at its end.
-    pub fn redis(&self, envelope: &Secret, inside: &str) -> Result<RedisBroker, String> {
-        let redis = self.config.runtime.platform.redis.clone();
-        let mut rules = Rules::from_config(&self.config);
-        if inside.is_empty() {
-            rules.retain = UNLIMITED;
-        }
-        let settings = RedisSettings {
-            prefix: format!("{{{}}}:{inside}", redis.key_prefix),
-            redis,
-            rules,
-            handlers: self.specs.clone(),
-            groups: self.groups(),
-            clock: self.clock.clone(),
-        };
-        RedisBroker::new(settings, envelope)
-    }
-
-    /// A memory broker by these rules.
-    pub fn broker(&self, rules: Rules) -> MemoryBroker {
-        let groups = self.groups();
-        let workers = self.config.runtime.platform.process_groups.iter().map(|group| group.workers).collect();
-        let broker = Broker::new(rules, self.specs.clone(), workers, Entropy::system());
-        MemoryBroker::new(broker, self.clock.clone(), groups)
+    /// Workers of one executor, by group.
+    fn workers(&self) -> Vec<usize> {
+        self.config.runtime.platform.process_groups.iter().map(|group| group.workers).collect()
     }
 
     /// The same for a batch: nobody reads its records but it itself, which needs all of those in flight.
-    pub fn for_batch(&self, window: usize) -> Result<Setup, String> {
+    ///
+    /// # Errors
+    /// The config is not what this binary understands.
+    pub fn for_batch(&self, window: usize) -> Result<Deployment, String> {
         let mut value: Value = serde_json::from_str(&self.config_text).map_err(|error| error.to_string())?;
         let reply = &mut value["runtime"]["platform"]["reply"];
         reply["retain"] = json!({ "records": window, "bytes": 1_u64 << 40 });
@@ -231,60 +212,163 @@ impl Setup {
         }
         let config_text = Arc::from(value.to_string());
         let config = serde_json::from_value(value).map_err(|error| error.to_string())?;
-        Ok(Setup { config, config_text, ..self.clone() })
+        Ok(Deployment { config, config_text, ..self.clone() })
     }
 
-    /// The handlers with their code, for a pool of workers. Every process has all of them.
-    pub fn handlers(&self) -> Handlers {
+    /// What the executors of a group work with. Every process has the code of all handlers.
+    pub fn outfit(&self, workers: usize, bell: Bell) -> Outfit {
         let with_code = |spec: &HandlerSpec| Some((spec.clone(), self.registry.get(&*spec.name)?.1.clone()));
-        self.specs.iter().filter_map(with_code).collect()
+        let handlers: Handlers = self.specs.iter().filter_map(with_code).collect();
+        Outfit { workers, handlers, rules: Rules::from_config(&self.config), clock: self.clock.clone(), bell }
+    }
+}
+
+#[cfg(not(feature = "redis"))]
+impl Deployment {
+    fn open_at_rest(&self, _: Opening) -> Result<Backend, String> {
+        Err(crate::config::NO_REDIS.into())
     }
 
-    pub fn execution_limits(&self) -> Limits {
-        let platform = &self.config.runtime.platform;
-        Limits {
-            max_payload: platform.execution_ipc.max_payload_bytes,
-            lane_state_max: platform.kv.lane_state_max_bytes,
-            grace: Duration::from_millis(platform.lifecycle.graceful_timeout_ms),
-            visibility: Duration::from_millis(platform.queue.visibility_timeout_ms),
-        }
+    /// What the server says of itself; `None` where none is used.
+    ///
+    /// # Errors
+    /// It is none that can be asked.
+    pub fn fitness(&self) -> Result<Option<Fitness>, String> {
+        Ok(None)
     }
 
-    /// What the executors of a group run with.
-    pub fn crew(&self, group: usize) -> Crew {
-        Crew {
-            workers: self.config.runtime.platform.process_groups[group].workers,
-            handlers: self.handlers(),
-            limits: self.execution_limits(),
-            clock: self.clock.clone(),
-        }
-    }
+    /// Removes what a deployment inside this one has left behind.
+    pub fn remove(&self, _sub_prefix: &str) {}
+}
 
-    /// Where lane states and contexts are, if that is not where the queue is.
-    pub fn mixed_store(&self, inside: &str) -> Result<Option<RedisBroker>, String> {
-        if self.uses_redis() || !self.names_redis() {
-            return Ok(None);
-        }
-        self.redis(&self.envelope()?, inside).map(Some)
-    }
+#[cfg(feature = "redis")]
+mod at_rest {
+    use super::*;
+    use crate::memory::ExternalState;
+    use crate::redis_backend::envelope::Signer;
+    use crate::redis_backend::{Link, RedisBroker, Settings, UNLIMITED};
 
-    /// An executor a group, on threads of this process. `inside` as in [`Setup::redis`].
-    pub fn inline_executors(&self, backend: &Backend, inside: &str) -> Result<Engines, String> {
-        let mut engines = Vec::new();
-        let store = self.mixed_store(inside)?.map(|store| Arc::new(store) as Arc<dyn KeyValue>);
-        let context_ttl = Duration::from_secs(self.config.runtime.platform.kv.context_ttl_seconds);
-        for (index, group) in self.config.runtime.platform.process_groups.iter().enumerate() {
-            // In memory nothing else may look after time; on Redis each step does.
-            let upkeep = (!backend.may_wait()).then(|| backend.upkeep(|| 0));
-            let store = store.clone();
-            let connect = |bell| {
-                let consumer = backend.consumer(index, group.workers, bell);
-                Ok(Mirror::new(consumer.map_err(|error| error.to_string())?, store, context_ttl))
+    impl Deployment {
+        pub(super) fn open_at_rest(&self, opening: Opening) -> Result<Backend, String> {
+            let envelopes = match opening.envelopes.is_empty() {
+                true => self.root_envelopes()?,
+                false => opening.envelopes,
             };
-            let executor = EngineThread::start(self.crew(index), connect, upkeep, Bell::silent());
-            engines.push(executor.map_err(|error| format!("group {}: {error}", group.name))?);
+            let mut rules = Rules::from_config(&self.config);
+            // A batch bounds its records itself.
+            if opening.sub_prefix.is_empty() {
+                rules.retain = UNLIMITED;
+            }
+            let settings = Settings {
+                redis: self.config.runtime.platform.redis.clone(),
+                prefix: format!("{}{}", self.prefix(), opening.sub_prefix),
+                rules,
+                handlers: self.specs.clone(),
+                groups: self.groups(),
+                clock: self.clock.clone(),
+                workers: self.workers(),
+            };
+            let broker = RedisBroker::new(settings, &envelopes.iter().collect::<Vec<_>>())?;
+            if !self.jobs_survive_processes() {
+                return Ok(self.mixed(broker));
+            }
+            let seat = broker.sit().map_err(|error| format!("a thread: {error}"))?;
+            let consumers = broker.clone();
+            Ok(Backend {
+                producer: Arc::new(broker.clone()),
+                replies: Arc::new(broker),
+                seat: Arc::new(seat),
+                consumers: Arc::new(move |group, bell| Box::new(consumers.consumer(group, bell))),
+                calls_may_wait: true,
+            })
         }
-        // In Redis what is queued stays queued.
-        Ok(Engines { engines, drain: backend.may_wait() })
+
+        /// The queue in this process, lane states and contexts in Redis.
+        fn mixed(&self, store: RedisBroker) -> Backend {
+            let memory = self.memory();
+            let (inner, context_ttl) =
+                (memory.consumers.clone(), Rules::from_config(&self.config).context_ttl);
+            let consumers = move |group, bell: Bell| {
+                let make = |own| inner(group, own);
+                let store = Arc::new(store.clone());
+                let started = ExternalState::start(make, store, context_ttl, bell.clone());
+                started.map_or_else(
+                    |error| {
+                        log::error!("an executor is left without work: a thread: {error}");
+                        Box::new(Absent) as Box<dyn Consumer>
+                    },
+                    |consumer| Box::new(consumer),
+                )
+            };
+            Backend { consumers: Arc::new(consumers), ..memory }
+        }
+
+        fn prefix(&self) -> String {
+            format!("{{{}}}:", self.config.runtime.platform.redis.key_prefix)
+        }
+
+        fn root_envelopes(&self) -> Result<Vec<Secret>, String> {
+            self.root_secrets()?.iter().map(Secret::envelope).collect()
+        }
+
+        /// What the server says of itself, and whether it knows our secret; `None` where none is used.
+        ///
+        /// # Errors
+        /// It is none that can be asked.
+        pub fn fitness(&self) -> Result<Option<Fitness>, String> {
+            if !self.keeps_at_rest() {
+                return Ok(None);
+            }
+            let link = Link::new(&self.config.runtime.platform.redis)?;
+            let fitness = link.vet();
+            if !matches!(fitness, Fitness::Fit(_)) {
+                return Ok(Some(fitness));
+            }
+            let envelopes = self.root_envelopes()?;
+            let checks = Signer::new(&envelopes.iter().collect::<Vec<_>>(), &self.prefix()).checks();
+            Ok(Some(match link.agrees(&self.prefix(), &checks) {
+                Ok(true) => fitness,
+                Ok(false) => Fitness::Unfit(format!(
+                    "its jobs are signed with another secret than that of {}",
+                    self.config
+                        .runtime
+                        .platform
+                        .execution_ipc
+                        .auth
+                        .secret_file
+                        .as_deref()
+                        .unwrap_or("this run")
+                )),
+                Err(error) => Fitness::Away(error.to_string()),
+            }))
+        }
+
+        /// Removes what a deployment inside this one has left behind.
+        pub fn remove(&self, sub_prefix: &str) {
+            if !self.jobs_survive_processes() {
+                return;
+            }
+            let prefix = format!("{}{sub_prefix}", self.prefix());
+            let removed = Link::new(&self.config.runtime.platform.redis)
+                .and_then(|link| link.remove_all(&prefix).map_err(|error| error.to_string()));
+            if let Err(error) = removed {
+                log::warn!("the batch has left keys behind, which begin with {prefix}: {error}");
+            }
+        }
+    }
+
+    /// An executor's place that could not be made.
+    struct Absent;
+
+    impl Consumer for Absent {
+        fn step(
+            &mut self,
+            _: crate::ports::Requests,
+            _: usize,
+        ) -> Result<crate::ports::Step, crate::ports::BackendError> {
+            Err(crate::ports::BackendError("there is no thread for it".into()))
+        }
+
+        fn extend(&mut self) {}
     }
 }

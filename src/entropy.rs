@@ -14,8 +14,8 @@ pub enum Entropy {
     Seeded(u64),
 }
 
-/// 16 ids a system call.
-const BLOCK_BYTES: usize = 256;
+/// Some 100 jobs' ids and traces a system call.
+const BLOCK_BYTES: usize = 4_096;
 
 impl Entropy {
     /// The kernel's generator.

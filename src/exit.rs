@@ -29,7 +29,7 @@ pub(crate) fn complain(text: &str) {
 }
 
 /// How a command that may fail while it runs has ended.
-pub(crate) fn ended(outcome: Result<(), String>) -> Exit {
+pub fn ended(outcome: Result<(), String>) -> Exit {
     match outcome {
         Ok(()) => Exit::Done,
         Err(message) => {

@@ -11,13 +11,22 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use crate::clock::Timestamp;
-use crate::limits::MEDIA_TYPE_BYTES;
+use crate::limits::{CHANGE_BYTES, FOLLOW_UP_OVERHEAD_BYTES, MEDIA_TYPE_BYTES};
 use crate::named::named;
 use crate::problem::JobError;
 
 /// 128 random bits, written as 32 lowercase hex digits.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct JobId(pub [u8; 16]);
+
+impl std::hash::Hash for JobId {
+    /// Both halves: one of them may be the same in all ids of a batch.
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        let [high, low] =
+            [0, 8].map(|at| self.0[at..].first_chunk().map_or(0, |half| u64::from_be_bytes(*half)));
+        state.write_u64(high ^ low.rotate_left(32));
+    }
+}
 
 impl JobId {
     /// Reads 32 lowercase hex digits; anything else is no id.
@@ -49,6 +58,10 @@ impl std::hash::Hasher for IdHasher {
             let word = chunk.iter().fold(0_u64, |word, byte| word << 8 | u64::from(*byte));
             self.write_u64(word);
         }
+    }
+
+    fn write_usize(&mut self, word: usize) {
+        self.write_u64(word as u64);
     }
 
     fn write_u64(&mut self, word: u64) {
@@ -292,9 +305,9 @@ pub struct Finished {
     pub result: Result<Payload, JobError>,
 }
 
-/// What one delivery came to, as its executor saw it.
+/// What came of one delivery, as its executor saw it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Outcome {
     /// The handler's result; its effects take hold with it.
     Succeeded(Payload, Effects),
     /// Terminal at once.
@@ -313,6 +326,25 @@ pub struct Effects {
     pub state: Vec<Change>,
     pub context: Vec<Change>,
     pub follow_ups: Vec<FollowUp>,
+}
+
+impl Effects {
+    /// What they take of memory, at least: what a peer may make us hold is counted by this.
+    pub fn held_bytes(&self) -> usize {
+        let changes = self.state.iter().chain(&self.context);
+        let changes = changes.map(|change| {
+            CHANGE_BYTES + change.key.len() + change.value.as_ref().map_or(0, |value| value.len())
+        });
+        let jobs = self.follow_ups.iter().map(|job| FOLLOW_UP_OVERHEAD_BYTES + job.payload.bytes.len());
+        changes.chain(jobs).sum()
+    }
+
+    /// Puts others behind these.
+    pub fn append(&mut self, mut others: Effects) {
+        self.state.append(&mut others.state);
+        self.context.append(&mut others.context);
+        self.follow_ups.append(&mut others.follow_ups);
+    }
 }
 
 /// A job that a job submits.

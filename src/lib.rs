@@ -71,6 +71,7 @@ pub mod ports;
 pub mod problem;
 #[doc(hidden)]
 pub mod process;
+#[cfg(feature = "redis")]
 #[doc(hidden)]
 pub mod redis_backend;
 #[doc(hidden)]
@@ -82,6 +83,6 @@ pub mod web;
 
 pub use app::App;
 pub use clock::Timestamp;
-pub use execution::{Handler, Job, JobContext, LaneState};
+pub use execution::{Handler, Job, JobContext, StagedMap};
 pub use handler::{HandlerError, HandlerOptions, OnDead, Ordering};
 pub use job::{JobId, MediaType, Payload, Trace};

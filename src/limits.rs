@@ -19,15 +19,15 @@ pub const QUEUED_BYTES: usize = 256 << 20;
 /// Request bodies that are being read, over all connections.
 pub const BODY_BYTES: usize = 64 << 20;
 
-/// Doorbells waiting for one subscriber. Beyond it the subscriber is told to look at its records instead.
-pub const INBOX_DOORBELLS: usize = 65_536;
+/// Ends waiting for one subscriber. Beyond it the subscriber is told to look at its records instead.
+pub const INBOX_ENDS: usize = 65_536;
 
-/// A result that travels inside a doorbell of the Redis inbox; a larger one is read from its record, so that an inbox
+/// A result that travels with its end in the Redis inbox; a larger one is read from its record, so that an inbox
 /// whose reader has stopped holds 256 MiB at most.
-pub const DOORBELL_RESULT_BYTES: usize = 4_096;
-const _: () = assert!(INBOX_DOORBELLS * DOORBELL_RESULT_BYTES <= 256 << 20);
-/// Doorbells of one entry of that inbox at most: a step's commits ring together.
-pub const DOORBELLS_AN_ENTRY: usize = 16;
+pub const INBOX_RESULT_BYTES: usize = 4_096;
+const _: () = assert!(INBOX_ENDS * INBOX_RESULT_BYTES <= 256 << 20);
+/// Ends of one entry of that inbox at most: a step's commits ring together.
+pub const ENDS_AN_ENTRY: usize = 16;
 
 /// A process of the Redis profile is taken for alive this long after its last word; each looks once a second.
 pub const PROCESS_LIVES: Duration = Duration::from_secs(5);
@@ -54,6 +54,12 @@ pub const FOLLOW_UPS: usize = 1_000;
 /// Their payloads together, each counted with [`FOLLOW_UP_OVERHEAD_BYTES`]: one of the largest
 /// `max_payload_bytes` fits.
 pub const FOLLOW_UPS_BYTES: usize = 65 << 20;
+/// Effects of one outcome as they are held ([`crate::job::Effects::held_bytes`]), where a lane's state has so many at most.
+pub fn effects_bytes(lane_state_max: usize) -> usize {
+    2 * (lane_state_max + CONTEXT_BYTES) + FOLLOW_UPS_BYTES
+}
+/// A change of a map, beside its key and value.
+pub const CHANGE_BYTES: usize = 64;
 /// What a follow-up has beside its payload at most: handler, key, media type, delay, lengths.
 pub const FOLLOW_UP_OVERHEAD_BYTES: usize = 1_024;
 
@@ -69,6 +75,8 @@ pub const UNPROVEN_CONNECTIONS: usize = 16;
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Accepts a turn, on the channel and on the public listener: the loop must come round to those it has.
 pub const ACCEPTS_A_TURN: usize = 64;
+/// Bytes of one read; a process has one buffer of them for all its connections of a kind.
+pub const READ_BYTES: usize = 64 << 10;
 /// Bytes read from one connection in one turn.
 pub const READ_A_TURN_BYTES: usize = 256 << 10;
 
@@ -86,8 +94,10 @@ pub const INNER_CONNECTIONS: usize = 4;
 pub const INNER_RESERVED: usize = 2;
 /// Requests waiting for a private connection, then 503 `overloaded`.
 pub const INNER_QUEUE: usize = 256;
-/// The watchdog's question to the inner server is unanswered for this long: it hangs.
+/// Whoever waits for a route that renders is told to come again.
 pub const INNER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longer than any call of a backend that is slow: an answer that has not come by then never will.
+pub const INNER_HANGS: Duration = Duration::from_secs(300);
 
 /// Records of one list answer.
 pub const LIST_RECORDS: usize = 1_000;

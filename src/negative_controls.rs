@@ -8,8 +8,8 @@
 pub enum Control {
     /// A frame's or handshake message's mac must hold.
     Signature,
-    /// A commit must name its lease's token.
-    Token,
+    /// A commit must come from its lease's holder.
+    LeaseHolder,
     /// A commit must build on the lane's present state.
     StateVersion,
     /// A job enters its lane at the tail.

@@ -2,9 +2,10 @@
 //!
 //! A schedule is a seed. One that fails prints its seed; `COFFERDAM_SEED=n` replays it alone, and
 //! `COFFERDAM_SCHEDULES=n` runs more of them. What is compared after each operation: its answer, every job's
-//! status and deliveries, the doorbells, what is revoked, and how many entries are kept.
+//! status and deliveries, the ends told, what is revoked, the figures, how many entries are kept, and that
+//! everybody who could do something was woken.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,15 +14,16 @@ use cofferdam::config::Retain;
 use cofferdam::entropy::Entropy;
 use cofferdam::handler::HandlerSpec;
 use cofferdam::job::{
-    Change, Effects, FollowUp, InstanceId, JobId, JobStatus, Payload, Trace, Verdict, Version,
+    Change, Effects, FollowUp, InstanceId, JobId, JobStatus, Outcome, Payload, Trace, Version,
 };
 use cofferdam::memory::broker::{Broker, ConsumerId};
-use cofferdam::ports::Rules;
-use cofferdam::ports::{Commit, CommitAnswer, Idempotency, Lease, NewJob, ReleaseReason, Submitted, Viewer};
+use cofferdam::ports::{
+    Commit, Idempotency, Lease, LeaseId, NewJob, OfLease, Requests, Rules, StateAt, Submitted, Viewer,
+};
 use cofferdam::problem::{Code, JobError};
 use cofferdam::{HandlerOptions, OnDead};
 
-use support::model::{Accepted, Held, Kind, Model};
+use support::model::{Accepted, Figures, Held, Job, Kind, Model};
 
 mod support {
     pub mod model;
@@ -32,6 +34,8 @@ const OPERATIONS: usize = 200;
 const INSTANCE: InstanceId = InstanceId(1);
 const START: Timestamp = Timestamp(1_700_000_000_000_000);
 const MAX_DELIVERIES: u32 = 3;
+/// Fewer than the leases that an executor has at times: those behind cannot have started when it is lost.
+const WORKERS: usize = 3;
 
 const KINDS: [Kind; 6] = [
     Kind { name: "free", ordered: false, parks: false, max_deliveries: MAX_DELIVERIES, concurrency: 0 },
@@ -86,6 +90,10 @@ struct Schedule {
     given: Vec<(ConsumerId, Lease)>,
     /// Commits that were made, to be repeated.
     made: Vec<(ConsumerId, Commit)>,
+    /// Executors that are lost.
+    gone: Vec<ConsumerId>,
+    /// Those whose bell has rung since their last step.
+    rung: BTreeSet<ConsumerId>,
     operations: usize,
 }
 
@@ -115,6 +123,7 @@ impl Schedule {
             context_ttl: Duration::from_secs(60),
             lane_state_max: 1 << 20,
             max_payload: 1 << 20,
+            grace: Duration::from_secs(5),
         };
         let model = Model {
             kinds: KINDS.to_vec(),
@@ -122,15 +131,24 @@ impl Schedule {
             visibility: rules.visibility,
             backoff: (rules.retry_base, rules.retry_max),
             ttl: rules.result_ttl,
+            workers: WORKERS,
             now: START,
             ..Model::default()
         };
         let mut broker =
-            Broker::new(rules, KINDS.iter().map(spec).collect(), vec![64], Entropy::Seeded(!seed));
+            Broker::new(rules, KINDS.iter().map(spec).collect(), vec![WORKERS], Entropy::Seeded(!seed));
         broker.subscribe(INSTANCE);
-        let random = Entropy::Seeded(seed);
-        let (given, made) = (Vec::new(), Vec::new());
-        let mut schedule = Schedule { broker, model, random, last_id: 0, given, made, operations: 0 };
+        let mut schedule = Schedule {
+            broker,
+            model,
+            random: Entropy::Seeded(seed),
+            last_id: 0,
+            given: Vec::new(),
+            made: Vec::new(),
+            gone: Vec::new(),
+            rung: BTreeSet::new(),
+            operations: 0,
+        };
         schedule.connect();
         schedule.connect();
         schedule
@@ -166,9 +184,10 @@ impl Schedule {
             75..80 => self.retry(),
             80..84 => self.pause(),
             84..92 => self.pass(),
-            92..95 => self.release(),
-            95..97 => self.extend(),
-            97..98 => self.connect(),
+            92..94 => self.release(),
+            94..96 => self.extend(),
+            96..97 => self.connect(),
+            97..98 => self.hear_of_the_dead(),
             _ => self.lose_an_executor(),
         }
         self.compare();
@@ -184,6 +203,7 @@ impl Schedule {
         let id = self.any_consumer();
         self.broker.disconnect(id, self.model.now);
         self.model.die(id);
+        self.gone.push(id);
         if self.model.consumers.is_empty() {
             self.connect();
         }
@@ -228,37 +248,56 @@ impl Schedule {
         }
     }
 
+    /// What an executor that is lost had still to say changes nothing.
+    fn hear_of_the_dead(&mut self) {
+        let Some(id) = self.pick(&self.gone.clone()) else { return };
+        let own: Vec<Commit> = self.made.iter().filter(|(of, _)| *of == id).map(|(_, c)| c.clone()).collect();
+        let commits: Vec<Commit> = self.pick(&own).into_iter().collect();
+        let releases: Vec<LeaseId> = self.recent().into_iter().collect();
+        let said: Vec<OfLease> = commits.iter().map(of_lease).collect();
+        for commit in &commits {
+            assert!(!self.model.commit(id, commit), "its leases ended with it");
+        }
+        let step = self.broker.step(id, Requests { commits, releases }, 4, self.model.now);
+        self.broker.extend(id, self.model.now);
+        assert_eq!((step.fenced, step.leases.len(), step.revoked.len()), (said, 0, 0));
+    }
+
     fn step(&mut self) {
         let id = self.any_consumer();
         let commits = self.commits(id);
-        let room = self.below(5);
-        self.step_with(id, commits, room);
+        let releases = if self.one_in(8) { self.releases(id, &commits) } else { Vec::new() };
+        let room = self.below(7);
+        self.step_with(id, Requests { commits, releases }, room);
     }
 
-    fn step_with(&mut self, id: ConsumerId, commits: Vec<Commit>, room: usize) {
-        self.made.extend(commits.iter().map(|commit| (id, commit.clone())));
-        let step = self.broker.step(id, commits.clone(), room, self.model.now);
+    fn step_with(&mut self, id: ConsumerId, requests: Requests, room: usize) {
+        self.made.extend(requests.commits.iter().map(|commit| (id, commit.clone())));
+        self.hear_bells();
+        self.rung.remove(&id);
         let mut expected = Vec::new();
-        for commit in &commits {
-            let result = self.model.commit(id, commit);
-            expected.push(CommitAnswer { lease: commit.lease.number, job: commit.job, result });
+        for commit in &requests.commits {
+            if !self.model.commit(id, commit) {
+                expected.push(of_lease(commit));
+            }
         }
-        assert_eq!(step.results, expected);
+        for lease in &requests.releases {
+            self.model.release(id, *lease);
+        }
+        let step = self.broker.step(id, requests, room, self.model.now);
+        assert_eq!(step.fenced, expected, "fenced");
         self.learn_follow_ups();
         let mut told: Vec<_> = step.revoked.iter().map(|revoked| (id, revoked.lease, revoked.job)).collect();
         let mut expected: Vec<_> = self.model.revoked.extract_if(.., |(to, _, _)| *to == id).collect();
         told.sort();
         expected.sort();
         assert_eq!(told, expected, "revoked");
-        let left = room - step.leases.len();
+        let claimed = step.leases.len();
         for lease in step.leases {
             self.given.push((id, lease.clone()));
             self.model.leased(id, lease);
         }
-        self.model.consumers.iter_mut().filter(|(of, _)| *of == id).for_each(|(_, room)| *room = left);
-        if left > 0 {
-            self.model.check_nothing_was_left(id);
-        }
+        self.model.stepped(id, room, claimed);
     }
 
     /// Their ids are the broker's own; there is at most one a step, so that it is clear which is which.
@@ -285,16 +324,16 @@ impl Schedule {
             let jobs = held.left.clone();
             for job in jobs.iter().take(self.below(jobs.len()) + 1) {
                 let leased = held.lease.jobs.iter().find(|l| l.spec.id == *job).expect("it was leased");
-                let is_ordered = held.lease.state != cofferdam::ports::StateAt::Stateless;
-                let verdict = self.verdict(is_ordered, &mut may_follow_up);
-                let changes = matches!(&verdict, Verdict::Succeeded(_, effects) if !effects.state.is_empty());
-                let ends_run = !matches!(verdict, Verdict::Succeeded(..) | Verdict::Failed(_));
+                let is_ordered = held.lease.state != StateAt::Stateless;
+                let outcome = self.outcome(is_ordered, &mut may_follow_up);
+                let changes = matches!(&outcome, Outcome::Succeeded(_, effects) if !effects.state.is_empty());
+                let ends_run = !matches!(outcome, Outcome::Succeeded(..) | Outcome::Failed(_));
                 commits.push(Commit {
-                    lease: held.lease.lease,
+                    lease: held.lease.id,
                     job: *job,
                     delivery: leased.delivery,
                     builds_on: version,
-                    verdict,
+                    outcome,
                 });
                 version = if changes { Version(leased.fence) } else { version };
                 if ends_run {
@@ -306,12 +345,12 @@ impl Schedule {
         commits
     }
 
-    fn verdict(&mut self, is_ordered: bool, may_follow_up: &mut bool) -> Verdict {
+    fn outcome(&mut self, is_ordered: bool, may_follow_up: &mut bool) -> Outcome {
         match self.below(20) {
-            0 => Verdict::Failed(JobError::new(Code::HandlerFailed, "no")),
-            1..3 => Verdict::Retry("later".into()),
-            3 => Verdict::Crashed("oops".into()),
-            4 => Verdict::TimedOut,
+            0 => Outcome::Failed(JobError::new(Code::HandlerFailed, "no")),
+            1..3 => Outcome::Retry("later".into()),
+            3 => Outcome::Crashed("oops".into()),
+            4 => Outcome::TimedOut,
             _ => {
                 let mut effects = Effects::default();
                 if is_ordered && !self.one_in(3) {
@@ -332,7 +371,7 @@ impl Schedule {
                         payload: Payload::json(*b"\"follow-up\""),
                     });
                 }
-                Verdict::Succeeded(Payload::json(*b"1"), effects)
+                Outcome::Succeeded(Payload::json(*b"1"), effects)
             }
         }
     }
@@ -342,37 +381,55 @@ impl Schedule {
         if !self.one_in(4) {
             return;
         }
+        let others: Vec<Held> = self.model.held.iter().filter(|held| held.consumer != id).cloned().collect();
+        let mine: Vec<Held> = self.model.held.iter().filter(|held| held.consumer == id).cloned().collect();
         let place = if commits.is_empty() { 0 } else { self.below(commits.len()) };
         let spoiled = commits.get_mut(place);
-        match (self.random.up_to(6), spoiled) {
-            (0, Some(commit)) => commit.lease.token[3] ^= 0x10,
+        match (self.random.up_to(8), spoiled) {
+            (0, Some(commit)) => commit.lease.0 ^= 1 << 40,
             (1, Some(commit)) => commit.delivery += 1,
             (2, Some(commit)) => commit.builds_on = Version(commit.builds_on.0 + 1),
             (3, Some(_)) => commits.reverse(),
             (4, Some(_)) => drop(commits.remove(place)),
             (5, Some(_)) => {
                 // Without its effects, so that a step still has one follow-up at most.
-                let verdict = Verdict::Succeeded(Payload::json(*b"2"), Effects::default());
-                commits.push(Commit { verdict, ..commits[place].clone() });
+                let outcome = Outcome::Succeeded(Payload::json(*b"2"), Effects::default());
+                commits.push(Commit { outcome, ..commits[place].clone() });
             }
+            // Under a live lease of its own, which is another lane's.
+            (6, Some(commit)) => commit.lease = self.pick(&mine).expect("it has said something").lease.id,
+            // All of it is right, but it is another's to say.
+            (7, _) => commits.extend(self.pick(&others).map(|held| self.right(&held))),
             _ => {
                 let late = self.pick(&self.given.clone());
                 let repeated = self.pick(&self.made.clone());
                 if let Some((_, lease)) = late {
                     let job = &lease.jobs[self.below(lease.jobs.len())];
                     commits.push(Commit {
-                        lease: lease.lease,
+                        lease: lease.id,
                         job: job.spec.id,
                         delivery: job.delivery,
                         builds_on: Version::default(),
-                        verdict: Verdict::Succeeded(Payload::json(*b"\"late\""), Effects::default()),
+                        outcome: Outcome::Succeeded(Payload::json(*b"\"late\""), Effects::default()),
                     });
                 }
                 commits.extend(repeated.filter(|(of, _)| *of == id).map(|(_, commit)| Commit {
-                    verdict: Verdict::Failed(JobError::new(Code::HandlerFailed, "repeated")),
+                    outcome: Outcome::Failed(JobError::new(Code::HandlerFailed, "repeated")),
                     ..commit
                 }));
             }
+        }
+    }
+
+    /// The commit that holds, if the lease's own executor makes it.
+    fn right(&self, held: &Held) -> Commit {
+        let leased = held.lease.jobs.iter().find(|job| job.spec.id == held.left[0]).expect("it was leased");
+        Commit {
+            lease: held.lease.id,
+            job: held.left[0],
+            delivery: leased.delivery,
+            builds_on: self.model.lane(&held.lane).map_or(Version::default(), |lane| lane.version),
+            outcome: Outcome::Succeeded(Payload::json(*b"\"stolen\""), Effects::default()),
         }
     }
 
@@ -404,20 +461,39 @@ impl Schedule {
     }
 
     fn tick_after(&mut self, time: Duration) {
-        self.model.pass(time);
+        // Nobody is woken for the room that this makes: who has not renewed hears of it with its next commit,
+        // and looks.
+        self.rung.extend(self.model.pass(time));
         self.broker.tick(self.model.now);
     }
 
     fn release(&mut self) {
         let id = self.any_consumer();
-        let reasons = [ReleaseReason::NeedState, ReleaseReason::Draining, ReleaseReason::RunEnded];
-        let reason = reasons[self.below(3)];
-        // Also those that are over, or another's.
+        let releases = self.releases(id, &[]);
+        let room = self.below(3);
+        self.step_with(id, Requests { commits: Vec::new(), releases }, room);
+    }
+
+    /// What an executor may give back: a run that it has just said something of, one that is over or
+    /// another's, one that there never was, and one of them twice.
+    fn releases(&mut self, id: ConsumerId, commits: &[Commit]) -> Vec<LeaseId> {
+        let mine: Vec<Held> = self.model.held.iter().filter(|held| held.consumer == id).cloned().collect();
+        let candidates = [
+            self.pick(commits).map(|commit| commit.lease),
+            self.pick(&mine).map(|held| held.lease.id),
+            self.recent(),
+            Some(LeaseId(self.random.up_to(u64::MAX))),
+        ];
+        let mut releases: Vec<LeaseId> =
+            candidates.into_iter().flatten().filter(|_| self.one_in(2)).collect();
+        releases.extend(self.pick(&releases.clone()).filter(|_| self.one_in(4)));
+        releases
+    }
+
+    /// A lease that was given not long ago, to anybody.
+    fn recent(&mut self) -> Option<LeaseId> {
         let recent = self.given[self.given.len().saturating_sub(6)..].to_vec();
-        if let Some((_, lease)) = self.pick(&recent) {
-            self.broker.release(id, lease.lease, reason, self.model.now);
-            self.model.release(id, &lease);
-        }
+        self.pick(&recent).map(|(_, lease)| lease.id)
     }
 
     fn extend(&mut self) {
@@ -426,16 +502,29 @@ impl Schedule {
         self.model.extend(id);
     }
 
+    /// Takes note of whose bell rings.
+    fn hear_bells(&mut self) {
+        let signals = self.broker.take_signals();
+        self.rung.extend(signals.consumers);
+        if signals.groups.contains(&0) {
+            self.rung.extend(self.model.consumers.iter().map(|(id, _)| *id));
+        }
+    }
+
     fn compare(&mut self) {
         self.operations += 1;
         let now = self.model.now;
-        let doorbells = self.broker.take_doorbells(INSTANCE, usize::MAX);
-        let mut rang: Vec<_> = doorbells.rang.iter().map(|bell| (bell.job, bell.finished.status)).collect();
-        let mut expected = std::mem::take(&mut self.model.rang);
+        self.hear_bells();
+        self.model.check_nobody_oversleeps(&self.rung);
+        self.compare_figures();
+        let ends = self.broker.take_ends(INSTANCE, usize::MAX);
+        assert!(!ends.lost, "none was lost");
+        let mut told: Vec<_> = ends.ended.iter().map(|end| (end.job, end.finished.status)).collect();
+        let mut expected = std::mem::take(&mut self.model.ended);
         // Leases that run out at one time do so in no order.
-        rang.sort_by_key(|(id, _)| *id);
+        told.sort_by_key(|(id, _)| *id);
         expected.sort_by_key(|(id, _)| *id);
-        assert_eq!(rang, expected, "each life ends once, and rings once");
+        assert_eq!(told, expected, "each life ends once, and is told once");
         let [jobs, lanes, _, leases, keys, _] = self.broker.sizes();
         assert_eq!([jobs, lanes, leases, keys], self.model.sizes(), "jobs, lanes, leases, keys");
         for job in &self.model.jobs {
@@ -446,6 +535,22 @@ impl Schedule {
             let record = self.broker.record(&Viewer::anonymous(), job.id, now).expect("it is kept");
             assert_eq!((record.status, record.deliveries), (job.status, job.deliveries), "{job:?}");
             assert_eq!(record.finished.map(|finished| finished.status), job.ended_at.map(|_| job.status));
+        }
+    }
+
+    fn compare_figures(&self) {
+        let stats = self.broker.stats(&[Arc::from("group")], self.model.now);
+        let figures = Figures { redelivered: stats.redelivered, dead: stats.dead, late: stats.late };
+        assert_eq!(figures, self.model.figures);
+        let busy: usize = self.model.consumers.iter().map(|(id, _)| self.model.live(*id).min(WORKERS)).sum();
+        assert_eq!((stats.consumers, stats.busy), (vec![self.model.consumers.len()], vec![busy]));
+        for handler in stats.handlers {
+            let count = |status| {
+                let is = |job: &&Job| *job.kind.name == *handler.handler && job.status == status;
+                self.model.jobs.iter().filter(is).count()
+            };
+            let expected = (count(JobStatus::Queued), count(JobStatus::Running));
+            assert_eq!((handler.queued, handler.running), expected, "{}", handler.handler);
         }
     }
 
@@ -469,16 +574,16 @@ impl Schedule {
                     let delivery: BTreeMap<JobId, u32> =
                         held.lease.jobs.iter().map(|job| (job.spec.id, job.delivery)).collect();
                     let commit = move |job: &JobId| Commit {
-                        lease: held.lease.lease,
+                        lease: held.lease.id,
                         job: *job,
                         delivery: delivery[job],
                         builds_on: version,
-                        verdict: Verdict::Succeeded(Payload::json(*b"1"), Effects::default()),
+                        outcome: Outcome::Succeeded(Payload::json(*b"1"), Effects::default()),
                     };
                     held.left.iter().map(commit).collect::<Vec<_>>()
                 };
                 let commits = held.iter().flat_map(finish).collect();
-                self.step_with(id, commits, 4);
+                self.step_with(id, Requests { commits, releases: Vec::new() }, 4);
             }
             self.compare();
             if self.broker.unfinished().is_empty() {
@@ -496,4 +601,8 @@ impl Schedule {
             "only lanes with a state are kept"
         );
     }
+}
+
+fn of_lease(commit: &Commit) -> OfLease {
+    OfLease { lease: commit.lease, job: commit.job }
 }

@@ -1,8 +1,8 @@
 //! The same schedule on memory and on Redis gives the same trace.
 //!
 //! Seeded random schedules of everything that can happen to jobs: submissions to every kind of handler, delays, claims by
-//! several executors, outcomes of every verdict, releases, lost executors, leases that run out, cancels, retries, pauses.
-//! What cannot be the same is left out of the trace: tokens, fences, lease numbers. Retries have no backoff, since its
+//! several executors, outcomes of every outcome, releases, lost executors, leases that run out, cancels, retries, pauses.
+//! What cannot be the same is left out of the trace: fences, lease numbers. Retries have no backoff, since its
 //! jitter is random.
 
 use std::fmt::Write;
@@ -11,12 +11,11 @@ use std::time::Duration;
 use cofferdam::bell::Bell;
 use cofferdam::entropy::Entropy;
 use cofferdam::job::{JobId, JobStatus, Version};
-use cofferdam::ports::{
-    Commit, CommitResult, Consumer, Filter, Lease, NewJob, ReleaseReason, StateAt, Viewer,
-};
+use cofferdam::ports::{Commit, Consumer, Filter, Lease, NewJob, Requests, StateAt, Viewer};
 
 use support::conformance::{
-    Bench, Make, commit_of, crashed, failed, ids, retry, set, state, succeeded, unset, version_of,
+    Bench, CommitResult, Make, commit_of, crashed, failed, ids, retry, set, state, succeeded, unset,
+    version_of,
 };
 
 #[macro_use]
@@ -25,6 +24,7 @@ mod support {
     #[allow(dead_code, unused_macros, reason = "the laws themselves are not run here")]
     pub mod conformance;
     pub mod redis;
+    pub mod redis_backend;
 }
 
 const STEPS: u64 = 400;
@@ -109,12 +109,32 @@ impl Run {
     }
 
     fn claim(&mut self) {
-        let (executor, room) = (self.below(EXECUTORS), self.below(4));
-        self.step(executor, Vec::new(), room);
+        let (executor, more) = (self.below(EXECUTORS), self.below(4));
+        self.claim_more(executor, more);
+    }
+
+    /// So many leases more, as far as there are any; then it has no room.
+    fn claim_more(&mut self, executor: usize, more: usize) {
+        // Of those that it had some may have run out: room grows by one until enough have come.
+        let wanted = self.executors[executor].leases.len() + more;
+        for room in 1..=wanted {
+            if self.executors[executor].leases.len() < wanted {
+                self.step(executor, Vec::new(), room);
+            }
+        }
+        self.step(executor, Vec::new(), 0);
     }
 
     fn step(&mut self, executor: usize, commits: Vec<Commit>, room: usize) -> Vec<CommitResult> {
-        let step = self.executors[executor].consumer.step(commits, room).expect("the backend is there");
+        let said: Vec<JobId> = commits.iter().map(|commit| commit.job).collect();
+        let consumer = &mut self.executors[executor].consumer;
+        // What it says is judged, and what it has room for claimed, before the next step tells.
+        let mut step = consumer.step(Requests { commits, releases: Vec::new() }, room).expect("it is there");
+        self.bench.backend.settle();
+        let more = consumer.step(Requests::default(), room).expect("it is there");
+        step.fenced.extend(more.fenced);
+        step.leases.extend(more.leases);
+        step.revoked.extend(more.revoked);
         for lease in step.leases {
             let kind = match &lease.state {
                 StateAt::Stateless => "stateless".to_owned(),
@@ -140,7 +160,9 @@ impl Run {
         if !revoked.is_empty() {
             self.note(format_args!("{executor} is told to leave {revoked:?}"));
         }
-        let results: Vec<CommitResult> = step.results.iter().map(|answer| answer.result).collect();
+        let is_fenced = |job: &JobId| step.fenced.iter().any(|fenced| fenced.job == *job);
+        let result = |job| if is_fenced(job) { CommitResult::Fenced } else { CommitResult::Committed };
+        let results: Vec<CommitResult> = said.iter().map(result).collect();
         if !results.is_empty() {
             self.note(format_args!("{executor} commits: {results:?}"));
         }
@@ -158,19 +180,19 @@ impl Run {
         let (choice, value) = (self.below(12), self.below(100));
         let (lease, index, version) = &self.executors[executor].leases[at];
         let ordered = lease.state != StateAt::Stateless;
-        let (verdict, ends) = match choice {
+        let (outcome, ends) = match choice {
             0 => (failed(), false),
             1 => (retry(), true),
             2 => (crashed(), true),
-            3 => (cofferdam::job::Verdict::TimedOut, true),
+            3 => (cofferdam::job::Outcome::TimedOut, true),
             4 if ordered => (state(vec![unset("k")]), false),
             5..=8 if ordered => (state(vec![set("k", &value.to_string())]), false),
             _ => (succeeded(), false),
         };
         let changes =
-            matches!(&verdict, cofferdam::job::Verdict::Succeeded(_, effects) if !effects.state.is_empty());
+            matches!(&outcome, cofferdam::job::Outcome::Succeeded(_, effects) if !effects.state.is_empty());
         let (fence, jobs) = (lease.jobs[*index].fence, lease.jobs.len());
-        let commit = commit_of(lease, *index, *version, verdict);
+        let commit = commit_of(lease, *index, *version, outcome);
         let held = self.step(executor, vec![commit], 0)[0] == CommitResult::Committed;
         let (_, index, version) = &mut self.executors[executor].leases[at];
         *index += 1;
@@ -189,7 +211,9 @@ impl Run {
             let at = self.below(count);
             let (lease, ..) = self.executors[executor].leases.remove(at);
             let consumer = &mut self.executors[executor].consumer;
-            consumer.release(lease.lease, ReleaseReason::Draining).expect("the backend is there");
+            let said = Requests { commits: Vec::new(), releases: vec![lease.id] };
+            consumer.step(said, 0).expect("the backend is there");
+            self.bench.backend.settle();
             self.note(format_args!("{executor} releases {:?}", ids(&lease)));
         }
     }
@@ -250,7 +274,7 @@ impl Run {
         }
         self.bench.pass(Duration::from_secs(30));
         for _ in 0..200 {
-            self.step(0, Vec::new(), 8);
+            self.claim_more(0, 8);
             while let Some((lease, index, version)) = self.executors[0].leases.pop() {
                 let rest =
                     (index..lease.jobs.len()).map(|index| commit_of(&lease, index, version, succeeded()));
@@ -289,7 +313,8 @@ fn the_same_schedule_gives_the_same_trace_on_memory_and_on_redis() {
     let seeds = first.map_or(1..=SCHEDULES, |seed| seed..=seed);
     for seed in seeds {
         println!("COFFERDAM_SEED={seed}");
-        let (memory, redis) = (trace(support::backends::memory, seed), trace(support::backends::redis, seed));
+        let (memory, redis) =
+            (trace(support::backends::memory, seed), trace(support::redis_backend::redis, seed));
         let differs = memory.lines().zip(redis.lines()).position(|(a, b)| a != b);
         if let Some(at) = differs.or((memory.len() != redis.len()).then_some(usize::MAX)) {
             let before: Vec<&str> = memory.lines().take(at).collect();

@@ -944,13 +944,22 @@ fn secret_refused(path: &Path) -> String {
 }
 
 #[test]
-fn a_secret_file_is_64_hex_digits_with_at_most_one_newline() {
+fn a_secret_file_is_64_hex_digits_and_on_a_second_line_those_of_the_secret_before() {
     let folder = Folder::new();
     let bytes: [u8; 32] = std::array::from_fn(|index| index as u8);
     for good in [HEX.to_owned(), format!("{HEX}\n"), HEX.to_uppercase()] {
-        let secret =
+        let (secret, previous) =
             Secret::read(&secret_file(&folder, &good, 0o600)).unwrap_or_else(|e| panic!("{good:?}: {e}"));
-        assert_eq!(*secret.expose(), bytes);
+        assert_eq!((*secret.expose(), previous.is_none()), (bytes, true));
+    }
+    let old = "0123456789abcdef".repeat(4);
+    for good in [format!("{HEX}\n{old}"), format!("{HEX}\n{old}\n")] {
+        let (secret, previous) = Secret::read(&secret_file(&folder, &good, 0o600)).expect("two lines");
+        let previous = previous.expect("the second line");
+        assert_eq!(
+            (*secret.expose(), previous.expose()[..4].to_vec()),
+            (bytes, vec![0x01, 0x23, 0x45, 0x67])
+        );
     }
     let one_byte = "ab".repeat(32);
     for (bad, why) in [
@@ -962,6 +971,9 @@ fn a_secret_file_is_64_hex_digits_with_at_most_one_newline() {
         (format!("{HEX}00"), "64 hex digits"),
         (format!("{HEX}{HEX}"), "64 hex digits"),
         (format!("{HEX}\n\n"), "64 hex digits"),
+        (format!("\n{HEX}"), "64 hex digits"),
+        (format!("{HEX}\n{HEX}\n{HEX}"), "64 hex digits"),
+        (format!("{HEX}\n{}", "0".repeat(64)), "one byte repeated"),
         (format!("{HEX}\r\n"), "64 hex digits"),
         (format!("{HEX} "), "64 hex digits"),
         (format!(" {HEX}"), "64 hex digits"),
@@ -1005,11 +1017,11 @@ fn a_new_secret_is_written_once_for_its_owner_alone_and_can_be_read_back() {
         keygen(Some(&path)).expect("a new secret");
         let mode = std::fs::metadata(&path).expect("its file").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        *Secret::read(&path).expect("what keygen writes").expose()
+        *Secret::read(&path).expect("what keygen writes").0.expose()
     });
     assert_ne!(first, second);
     assert!(keygen(Some(&folder.path("first"))).is_err());
-    assert_eq!(*Secret::read(&folder.path("first")).expect("it is as it was").expose(), first);
+    assert_eq!(*Secret::read(&folder.path("first")).expect("it is as it was").0.expose(), first);
 }
 
 #[test]

@@ -5,7 +5,6 @@ mod support {
     pub mod backends;
     #[macro_use]
     pub mod conformance;
-    pub mod redis;
 }
 
 conformance!(crate::support::backends::memory);

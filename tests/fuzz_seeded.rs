@@ -87,7 +87,7 @@ fn changed(entropy: &mut Entropy, valid: &[Vec<u8>]) -> Vec<u8> {
     bytes
 }
 
-/// One test a target, so that they run side by side and each has its own verdict.
+/// One test a target, so that they run side by side and each has its own outcome.
 macro_rules! targets {
     ($($test:ident: $name:literal,)*) => {
         $(#[test]
@@ -115,11 +115,11 @@ targets! {
     handshake_messages_are_refused_for_the_first_field_that_is_wrong: "handshake",
     only_sealed_frames_in_their_order_open_and_a_failure_stays: "frame",
     bodies_of_frames_are_encoded_as_they_were_decoded: "messages",
-    a_broker_keeps_tokens_and_room_whatever_an_executor_says: "broker_end",
-    an_executor_gets_whole_leases_whatever_a_broker_says: "executor_end",
+    a_consumer_hears_what_the_page_says_whatever_an_executor_says: "broker_end",
+    an_executor_gets_whole_leases_and_says_what_it_was_told_whatever_a_broker_says: "executor_end",
     control_messages_are_written_as_they_were_read: "control",
     a_bundle_is_written_as_it_was_read: "bundle",
     a_config_that_passes_comes_to_the_same_again: "config",
-    a_secret_is_64_hex_digits: "secret",
+    a_secret_is_one_or_two_lines_of_64_hex_digits: "secret",
     lines_are_the_same_whatever_the_buffer: "lines",
 }

@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use cofferdam::channel::Reject;
 use cofferdam::channel::frame::Opener;
-use cofferdam::channel::handshake::{Initiator, NonceCache, Responder, Session, Terms};
+use cofferdam::channel::handshake::{Initiator, Nonces, Responder, Session, Terms};
 use cofferdam::channel::keys::{GroupSecret, MacKey};
-use cofferdam::channel::messages::{StateKind, ToBroker, ToExecutor, to_broker, to_executor};
+use cofferdam::channel::messages::{ToBroker, ToExecutor, to_broker, to_executor};
 use cofferdam::clock::Timestamp;
 use cofferdam::config::secret::Secret;
 use cofferdam::job::{
-    Change, Effects, FollowUp, JobId, JobSpec, MediaType, Payload, Trace, Verdict, Version,
+    Change, Effects, Entries, FollowUp, JobId, JobSpec, MediaType, Outcome, Payload, Trace, Version,
 };
-use cofferdam::ports::{CommitResult, LeasedJob, ReleaseReason};
+use cofferdam::ports::{Lease, LeaseId, LeasedJob, StateAt};
 use cofferdam::problem::{Code, JobError};
 
 #[path = "support/wire.rs"]
@@ -65,7 +65,7 @@ impl Vectors {
     }
 
     /// B's answer to these bytes, with those that it has seen before.
-    fn answer(&self, m1: &[u8], nonces: &mut NonceCache, now: u64) -> Result<(Responder, [u8; 104]), Reject> {
+    fn answer(&self, m1: &[u8], nonces: &mut [Nonces], now: u64) -> Result<(Responder, [u8; 104]), Reject> {
         let boot_id = self.array("boot_id");
         let terms = Terms { boot_id, max_frame: MAX_FRAME, max_leases: MAX_LEASES, ttl_ms: TTL_MS };
         let m1 = m1.try_into().expect("M1 has 80 bytes");
@@ -73,7 +73,7 @@ impl Vectors {
     }
 
     fn responder(&self) -> Responder {
-        let answer = self.answer(self.get("M1"), &mut NonceCache::new(16), M2_AT);
+        let answer = self.answer(self.get("M1"), &mut [Nonces::new(16)], M2_AT);
         answer.expect("the page's M1 is valid").0
     }
 
@@ -124,28 +124,26 @@ fn executors_frames() -> Vec<(&'static str, u64, ToBroker)> {
         payload: Payload { media_type: text, bytes: Arc::from(*b"hi") },
     };
     let succeeded =
-        Verdict::Succeeded(Payload::json(*b"{\"n\":1}"), effects(Vec::new(), Vec::new(), vec![follow_up]));
-    let failed = Verdict::Failed(JobError::new(Code::HandlerFailed, "no such account"));
-    let outcome = |job, delivery, builds_on, verdict| ToBroker::Outcome {
+        Outcome::Succeeded(Payload::json(*b"{\"n\":1}"), effects(Vec::new(), Vec::new(), vec![follow_up]));
+    let failed = Outcome::Failed(JobError::new(Code::HandlerFailed, "no such account"));
+    let outcome = |job, delivery, builds_on, outcome| ToBroker::Outcome {
         job,
         delivery,
         builds_on: Version(builds_on),
-        verdict,
+        outcome,
     };
-    let crashed = Verdict::Crashed("the handler panicked".into());
+    let crashed = Outcome::Crashed("the handler panicked".into());
     vec![
         ("ping", 0, ToBroker::Ping),
-        ("report", 0, ToBroker::Report { busy: 3 }),
         ("room", 0, ToBroker::Room(8)),
         ("part", 1, ToBroker::Part(part)),
         ("outcome.succeeded", 1, outcome(FIRST, 1, 7, succeeded)),
         ("outcome.failed", 1, outcome(SECOND, 1, 9, failed)),
-        ("outcome.retry", 2, outcome(SECOND, 2, 9, Verdict::Retry("later".into()))),
+        ("outcome.retry", 2, outcome(SECOND, 2, 9, Outcome::Retry("later".into()))),
         ("outcome.crashed", 3, outcome(SECOND, 3, 9, crashed)),
-        ("outcome.timed_out", 4, outcome(SECOND, 4, 9, Verdict::TimedOut)),
-        ("release.need_state", 5, ToBroker::Release(ReleaseReason::NeedState)),
-        ("release.draining", 6, ToBroker::Release(ReleaseReason::Draining)),
-        ("release.run_ended", 7, ToBroker::Release(ReleaseReason::RunEnded)),
+        ("outcome.timed_out", 4, outcome(SECOND, 4, 9, Outcome::TimedOut)),
+        ("release", 5, ToBroker::Release),
+        ("room.none", 0, ToBroker::Room(0)),
     ]
 }
 
@@ -167,29 +165,25 @@ fn leased(id: JobId, handler: &str, fence: u64, key: Option<&str>, payload: Payl
 /// The broker's frames in their order.
 fn brokers_frames() -> Vec<(&'static str, u64, ToExecutor)> {
     let entry = |key: &str, value: &[u8]| (Arc::from(key), Arc::from(value));
-    let lease = |handler: &str, state, version, jobs| ToExecutor::Lease {
-        handler: handler.into(),
-        state,
-        version: Version(version),
-        jobs,
+    let lease = |id, handler: &str, state, jobs| {
+        ToExecutor::Lease(Lease { id: LeaseId(id), handler: handler.into(), state, jobs })
     };
-    let whole = vec![
+    let whole = StateAt::Whole(Version(7), Entries::new());
+    let of_whole = vec![
         leased(FIRST, "post", 9, Some("k"), Payload::json(*b"1")),
-        leased(SECOND, "post", 10, Some(""), Payload::octets([0xFF])),
+        leased(SECOND, "post", 10, Some("k"), Payload::octets([0xFF])),
     ];
     let free = vec![leased(FIRST, "echo", 11, None, Payload::json(*b"2"))];
-    let known = vec![leased(FIRST, "post", 12, Some("k"), Payload::json(*b"3"))];
+    let known = vec![leased(FIRST, "post", 12, Some(""), Payload::json(*b"3"))];
     let lanes = ToExecutor::State { trace: None, entries: vec![entry("a", b"0"), entry("b", b"")] };
     let contexts = ToExecutor::State { trace: Some([0x33; 16]), entries: vec![entry("c", b"x")] };
     vec![
         ("pong", 0, ToExecutor::Pong),
         ("state.lane", 1, lanes),
         ("state.context", 1, contexts),
-        ("lease", 1, lease("post", StateKind::Whole, 7, whole)),
-        ("lease.stateless", 2, lease("echo", StateKind::Stateless, 0, free)),
-        ("lease.known", 3, lease("post", StateKind::Known, 9, known)),
-        ("committed", 1, ToExecutor::Committed(FIRST, CommitResult::Committed)),
-        ("committed.again", 1, ToExecutor::Committed(FIRST, CommitResult::AlreadyCommitted)),
+        ("lease", 1, lease(1, "post", whole, of_whole)),
+        ("lease.stateless", 2, lease(2, "echo", StateAt::Stateless, free)),
+        ("lease.known", 3, lease(3, "post", StateAt::Known(Version(9)), known)),
         ("fenced", 1, ToExecutor::Fenced(SECOND)),
         ("cancel", 1, ToExecutor::Cancel(SECOND)),
         ("drain", 0, ToExecutor::Drain),
@@ -213,7 +207,7 @@ fn the_keys_are_derived_as_the_page_says() {
 fn the_handshake_is_the_pages_byte_for_byte() {
     let vectors = Vectors::read();
     assert_eq!(vectors.initiator().m1(), &vectors.array("M1"));
-    let (_, m2) = vectors.answer(vectors.get("M1"), &mut NonceCache::new(16), M2_AT).expect("it is valid");
+    let (_, m2) = vectors.answer(vectors.get("M1"), &mut [Nonces::new(16)], M2_AT).expect("it is valid");
     assert_eq!(m2, vectors.array("M2"));
     let (executor, broker) = vectors.sessions();
     for session in [&executor, &broker] {
@@ -251,7 +245,7 @@ fn every_message_of_a_broker_is_the_pages_frame_and_is_read_back() {
         let opened = executor.opener.open(&wire, FRAMES_AT, to_executor).expect(name);
         let (frame, _) = opened.expect("it is whole");
         assert_eq!((frame.kind, frame.lease), (kind, lease), "{name}");
-        let again = ToExecutor::decode(frame.kind, frame.body).expect(name);
+        let again = ToExecutor::decode(frame.kind, frame.lease, frame.body).expect(name);
         assert_eq!(again.encode(), (kind, body), "{name}");
         assert_eq!(format!("{again:?}"), format!("{message:?}"), "{name}");
     }
@@ -288,7 +282,7 @@ fn every_refusal_of_the_page_has_its_reason() {
     for Refusal { vector, is_repeated, bytes, now, reason } in refusals(&vectors) {
         let refused = match vector.get(..2).unwrap_or_default() {
             "M1" => {
-                let mut nonces = NonceCache::new(16);
+                let mut nonces = [Nonces::new(16)];
                 if is_repeated {
                     vectors.answer(&bytes, &mut nonces, now).expect("once it is valid");
                 }
@@ -329,4 +323,45 @@ fn every_vector_of_the_page_is_used() {
     names.extend(refusals(&vectors).into_iter().map(|refusal| refusal.vector.to_owned()));
     let unused: Vec<&String> = vectors.0.keys().filter(|name| !names.contains(name)).collect();
     assert!(unused.is_empty(), "{unused:?}");
+}
+
+/// The page's grammar, byte by byte.
+fn is_media_type(text: &str) -> bool {
+    const OTHERS: &[u8] = b"!#$%&'*+-.^_`|~";
+    let is_token = |byte: &u8| byte.is_ascii_alphanumeric() || OTHERS.contains(byte);
+    let behind_token = |bytes: &'_ [u8]| bytes.iter().take_while(|byte| is_token(byte)).count();
+    let bytes = text.as_bytes();
+    let kind = behind_token(bytes);
+    let Some(b'/') = bytes.get(kind) else { return false };
+    let subtype = behind_token(&bytes[kind + 1..]);
+    let mut rest = &bytes[kind + 1 + subtype..];
+    while let [b' ' | b'\t', behind @ ..] = rest {
+        rest = behind;
+    }
+    let parameters = match rest {
+        [] => true,
+        [b';', parameters @ ..] => parameters.iter().all(|byte| matches!(byte, 0x20..=0x7E | b'\t')),
+        _ => false,
+    };
+    kind > 0 && subtype > 0 && parameters && bytes.len() <= 256
+}
+
+#[test]
+fn a_media_type_is_what_the_pages_grammar_says() {
+    const CHARACTERS: [char; 9] = ['a', '~', '/', ';', ' ', '\t', '"', '\u{7f}', 'é'];
+    let mut texts = vec![String::new()];
+    let mut count = 0;
+    for _ in 0..=5 {
+        for text in &texts {
+            assert_eq!(MediaType::parse(text).is_some(), is_media_type(text), "{text:?}");
+            count += u32::from(is_media_type(text));
+        }
+        texts =
+            texts.iter().flat_map(|text| CHARACTERS.map(|character| format!("{text}{character}"))).collect();
+    }
+    assert!(count > 100, "some of them are one");
+    for (bytes, expected) in [(256, true), (257, false)] {
+        let text = format!("text/plain;{}", "x".repeat(bytes - 11));
+        assert_eq!((MediaType::parse(&text).is_some(), is_media_type(&text)), (expected, expected));
+    }
 }

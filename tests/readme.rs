@@ -139,7 +139,7 @@ fn every_command_of_the_redis_chapter_does_what_the_text_says() {
                 let address = line.strip_prefix("ready http://").and_then(|rest| rest.split(' ').next());
                 web = address.unwrap_or_else(|| panic!("{line:?} is no ready line")).to_owned();
             } else if command.contains(" executor ") {
-                assert!(line.starts_with("ready executor pid="), "{line:?}");
+                assert!(line.starts_with("ready http://127.0.0.1:"), "{line:?}");
                 executors.push(child.child.id());
             } else {
                 until("redis-server listens", PATIENCE, || {

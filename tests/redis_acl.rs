@@ -1,7 +1,7 @@
-//! Least privilege in Redis: the users of docs/operations.md are enough for their roles, and less than that has a name.
+//! Least privilege in Redis: the user of docs/operations.md is enough, and less than that has a name.
 //!
-//! It guards the promise of SECURITY.md that a web process and an executor need no more than these lines. Commands that a
-//! script runs are checked against its caller's rights, so a job's whole life must pass through both.
+//! It guards the promise of SECURITY.md that a web process needs no more than this line. Commands that a script runs are
+//! checked against its caller's rights, so a job's whole life must pass through it, on two hosts.
 
 #[path = "support/own_redis.rs"]
 mod own_redis;
@@ -53,12 +53,12 @@ impl Site {
 }
 
 #[test]
-fn the_users_of_the_guide_are_enough_for_their_roles() {
-    let site = Site::new(&[user("cofferdam-web"), user("cofferdam-executor")]);
-    let words = site.words(&["web", "--set", "web.bind=127.0.0.1:0"], "cofferdam-web");
+fn the_user_of_the_guide_is_enough() {
+    let site = Site::new(&[user("cofferdam")]);
+    let words = site.words(&["web", "--set", "web.bind=127.0.0.1:0"], "cofferdam");
     let web = Service::from(command(&example("embedder"), words).spawn().expect("it can be started"));
     let executor = || {
-        let words = site.words(&["executor"], "cofferdam-executor");
+        let words = site.words(&["executor"], "cofferdam");
         command(&example("embedder"), words).spawn().expect("it can be started")
     };
     let mut first = executor();

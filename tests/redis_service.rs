@@ -309,30 +309,33 @@ fn p12_a_job_that_is_cut_off_is_named_and_run_again_by_the_next_start_uncounted(
     }
 }
 
-/// Supervisor, web and executor have been told to stop.
+/// Supervisor and web have been told to stop; the executor is, once web has finished.
 #[track_caller]
 fn all_drain(service: &Service) {
     until("all drain", PATIENCE, || {
-        (service.stderr().matches("lifecycle.draining").count() == 3).then_some(())
+        (service.stderr().matches("lifecycle.draining").count() == 2).then_some(())
     });
 }
 
 #[test]
-fn p12_a_supervisor_that_looks_late_names_what_its_executor_cut_off() {
+fn p12_a_supervisor_that_looks_late_names_what_web_has_cut_off() {
     let server = Server::start(&[]);
     let deployment = Deployment::on(&server).with("runtime.platform.lifecycle.graceful_timeout_ms=500");
     for is_web_killed in [false, true] {
         let service = deployment.serve(&[]);
         let id = service.submit("/v1/jobs/sleep", &[], r#"{"ms":600000}"#);
         service.record_when(&id, "running");
-        let (web, executor) = (service.child("web"), service.child("executor"));
+        let web = service.child("web");
         service.terminate();
         all_drain(&service);
         signal(service.pid, Signal::STOP);
+        // At its deadline web gives the job back, and names it to whoever listens.
+        until("the job is queued again", PATIENCE, || {
+            (service.get(&format!("/v1/jobs/{id}")).json()["status"] == "queued").then_some(())
+        });
         if is_web_killed {
             kill(web);
         }
-        until("the executor has ended", PATIENCE, || (!is_alive(executor)).then_some(()));
         signal(service.pid, Signal::CONT);
         let ended = service.ended();
         assert_ended(&ended.status, &ended.stderr, Some(4));
@@ -352,8 +355,8 @@ fn p12_a_drain_whose_executor_is_killed_exits_4_and_the_next_start_runs_its_job_
     kill(service.child("executor"));
     let ended = service.ended();
     assert_ended(&ended.status, &ended.stderr, Some(4));
-    // Nobody is left who could name its jobs.
     assert!(ended.stderr.contains("lifecycle.crashed process_group=execution"), "{}", ended.stderr);
+    assert!(ended.stderr.contains(&format!("lifecycle.forced job_id={id}")), "{}", ended.stderr);
     let next = deployment.serve(&[]);
     assert_eq!(next.record_when(&id, "succeeded")["deliveries"], 2);
     assert_ended_well(next);
@@ -379,7 +382,7 @@ fn p12_in_one_process_a_drain_finishes_what_runs_or_names_what_it_cuts_off() {
     let ended = service.stop();
     assert_ended(&ended.status, &ended.stderr, Some(4));
     assert!(ended.stderr.contains(&waits), "{waits} is not named: {}", ended.stderr);
-    let web = deployment.web(&cofferdam(), &[]);
+    let web = deployment.web(&cofferdam(), &["runtime.platform.bootstrap.mode=process_supervisor"]);
     let record = web.record(&waits);
     assert_eq!((&record["status"], &record["deliveries"]), (&json!("queued"), &json!(0)), "{record}");
     assert_ended_well(web);
@@ -472,7 +475,8 @@ fn any_web_process_knows_any_job_and_wakes_whoever_waits_for_it() {
     let stats = there.get("/v1/stats").json();
     assert_eq!(stats["groups"][0]["executors"], 2, "{stats}");
     let roles = stats["processes"].as_array().expect("processes").iter().map(|process| &process["role"]);
-    assert_eq!(roles.filter(|role| *role == "web").count(), 2, "{stats}");
+    assert_eq!(roles.clone().filter(|role| *role == "web").count(), 4, "each has its own: {stats}");
+    assert_eq!(roles.filter(|role| *role == "executor").count(), 2, "{stats}");
     for service in [here, there] {
         assert_ended_well(service);
     }
@@ -592,7 +596,7 @@ fn batch_on_redis_gives_the_lines_in_order_and_leaves_no_key() {
     let output = batch(&cofferdam(), "echo", &lines);
     assert_said(&output, 0, &[]);
     assert_eq!(String::from_utf8_lossy(&output.stdout), lines);
-    assert_eq!(server.keys(), Vec::<String>::new());
+    assert_eq!(server.keys(), ["{cofferdam}:key"], "what tells one secret from another stays");
     // A lane's state begins empty each time, and a failed line leaves nothing either.
     for _ in 0..2 {
         let output = batch(&example("embedder"), "count", "0\n0\nx\n0\n");
@@ -600,7 +604,7 @@ fn batch_on_redis_gives_the_lines_in_order_and_leaves_no_key() {
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!((lines[0], lines[1], lines[3]), ("1", "2", "3"), "{text}");
-        assert_eq!(server.keys(), Vec::<String>::new());
+        assert_eq!(server.keys(), ["{cofferdam}:key"], "what tells one secret from another stays");
     }
 }
 

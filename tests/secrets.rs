@@ -126,7 +126,7 @@ fn no_stream_page_file_or_process_table_of_a_whole_run_holds_a_secret_or_a_paylo
         seen.extend(service.post(target, PAYLOAD).body);
     }
     service.submit("/v1/jobs/sleep", &[], r#"{"ms":60000}"#);
-    for stranger in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xFF; 80], b"CFD1\x01\x01\x00\x00", &[b'C'; 80]] {
+    for stranger in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xFF; 80], b"CFD2\x02\x01\x00\x00", &[b'C'; 80]] {
         let mut stream = TcpStream::connect(free).expect("the channel listens");
         let _ = stream.write_all(stranger).and_then(|()| stream.shutdown(std::net::Shutdown::Write));
         stream.set_read_timeout(Some(PATIENCE)).expect("a socket");

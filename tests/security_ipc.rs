@@ -1,180 +1,22 @@
-//! The channel against strangers, replays and liars: each refusal by its name, at a [`BrokerEnd`] that no socket
-//! feeds.
+//! The channel against strangers, replays and liars: each refusal by its name, at a broker's end that no socket feeds.
 //!
-//! In scope: who may connect, what a peer may say, and that honest peers are never refused. Not in scope: the same
-//! over real sockets (security_ipc_service.rs), single bits of single messages (unit tests of the channel), and the
-//! bytes of the protocol (protocol_vectors.rs).
+//! In scope: who may connect, and what no peer may say. Not in scope: what honest executors say and are told
+//! (channel_rules.rs), the same over real sockets (security_ipc_service.rs), single bits of single messages (unit
+//! tests of the channel), and the bytes of the protocol (protocol_vectors.rs).
 
-use std::sync::Arc;
-use std::time::Duration;
+use cofferdam::channel::handshake::{Initiator, Nonces, Responder, Terms};
+use cofferdam::channel::{ExecutorEnd, Reject};
+use cofferdam::job::{Effects, JobStatus, Outcome, Payload};
 
-use cofferdam::HandlerOptions;
-use cofferdam::bell::Bell;
-use cofferdam::channel::handshake::{Initiator, NonceCache, Responder, Session, Terms};
-use cofferdam::channel::keys::GroupSecret;
-use cofferdam::channel::messages::{ToBroker, ToExecutor, to_executor};
-use cofferdam::channel::{BrokerEnd, Doorman, ExecutorEnd, Reject};
-use cofferdam::clock::{Clock, Timestamp};
-use cofferdam::config::Retain;
-use cofferdam::entropy::Entropy;
-use cofferdam::handler::HandlerSpec;
-use cofferdam::job::{Effects, InstanceId, JobId, JobStatus, Payload, Trace, Verdict, Version};
-use cofferdam::memory::MemoryBroker;
-use cofferdam::memory::broker::Broker;
-use cofferdam::ports::Rules;
-use cofferdam::ports::{Consumer, Lease, LeaseRef, NewJob, Producer, StateAt, Submitted, Viewer};
-
+use broker_side::{
+    Half, MAX_FRAME, MAX_PAYLOAD, NONCES, NOW, PING, PONG, ROOM, Side, TTL_MS, ping, secret, sent,
+};
 use wire::Forged;
 
+#[path = "support/broker_side.rs"]
+mod broker_side;
 #[path = "support/wire.rs"]
 mod wire;
-
-const TTL_MS: u64 = 30_000;
-const MAX_PAYLOAD: usize = 8_192;
-const MAX_FRAME: usize = MAX_PAYLOAD + 65_536;
-/// What effects in parts may come to: the state's limit and a frame, as a server has it.
-const PARTS_MAX: usize = 64 * 1_024 + MAX_FRAME;
-const NONCES: usize = 16;
-const NOW: u64 = 1_000_000;
-
-const PING: u8 = 0x01;
-const ROOM: u8 = 0x10;
-const PONG: u8 = 0x81;
-
-fn secret(group: usize) -> GroupSecret {
-    GroupSecret::from_bytes([0x40 + u8::try_from(group).expect("few groups"); 32])
-}
-
-/// A broker's side with two groups, and its time.
-struct Side {
-    secrets: Vec<GroupSecret>,
-    nonces: NonceCache,
-    entropy: Entropy,
-    broker: MemoryBroker,
-    now: u64,
-}
-
-impl Side {
-    fn new() -> Side {
-        let rules = Rules {
-            capacity: 1_000,
-            visibility: Duration::from_secs(30),
-            max_deliveries: 3,
-            retry_base: Duration::from_millis(200),
-            retry_max: Duration::from_secs(2),
-            result_ttl: Duration::from_secs(600),
-            awaited_ttl: Duration::from_secs(30),
-            retain: Retain { records: 1_000, bytes: 64 << 20 },
-            context_ttl: Duration::from_secs(60),
-            lane_state_max: 64 * 1_024,
-            max_payload: MAX_PAYLOAD,
-        };
-        let spec = |name, options| HandlerSpec { name: Arc::from(name), group: 0, options };
-        let handlers =
-            vec![spec("free", HandlerOptions::default()), spec("serial", HandlerOptions::serial())];
-        let clock = Clock::manual(Timestamp(1_700_000_000_000_000));
-        let broker = Broker::new(rules, handlers, vec![64; 2], Entropy::Seeded(1));
-        let broker = MemoryBroker::new(broker, clock, vec![Arc::from("a"), Arc::from("b")]);
-        Side {
-            secrets: vec![secret(0), secret(1)],
-            nonces: NonceCache::new(NONCES),
-            entropy: Entropy::Seeded(2),
-            broker,
-            now: NOW,
-        }
-    }
-
-    fn end(&self) -> BrokerEnd {
-        BrokerEnd::new(self.now, PARTS_MAX)
-    }
-
-    fn receive(&mut self, end: &mut BrokerEnd, bytes: &[u8]) -> Result<(), Reject> {
-        let broker = self.broker.clone();
-        let mut connect = move |group| Box::new(broker.consumer(group, Bell::silent())) as Box<dyn Consumer>;
-        let mut doorman = Doorman {
-            secrets: &self.secrets,
-            nonces: &mut self.nonces,
-            terms: Terms { boot_id: [9; 16], max_frame: MAX_FRAME as u32, max_leases: 64, ttl_ms: TTL_MS },
-            entropy: &mut self.entropy,
-            connect: &mut connect,
-        };
-        end.received(bytes, &mut doorman, self.now)
-    }
-
-    fn m1(&mut self, group: usize) -> Initiator {
-        let nonce = self.entropy.bytes();
-        Initiator::start(&secret(group), group as u16, nonce, TTL_MS, self.now)
-    }
-
-    /// A connection that has its M2: what E would say next, and what both have said.
-    fn proven(&mut self) -> Half {
-        let mut end = self.end();
-        let initiator = self.m1(0);
-        let m1 = *initiator.m1();
-        self.receive(&mut end, &m1).expect("M1 is valid");
-        let m2: [u8; 104] = sent(&mut end, self.now).try_into().expect("M2 and nothing else");
-        let keys = wire::data_keys(&secret(0), &m1, &m2);
-        let (session, m3) = initiator.finish(&m2, &secret(0), self.now).expect("M2 is valid");
-        Half { end, session, m3, to_broker: keys.to_broker, to_executor: keys.to_executor }
-    }
-
-    /// A connection that is up.
-    fn up(&mut self) -> Half {
-        let mut half = self.proven();
-        let m3 = half.m3;
-        self.receive(&mut half.end, &m3).expect("M3 is valid");
-        assert_eq!(half.end.group(), Some(0));
-        half
-    }
-
-    /// What becomes of these bytes as the first that a connection brings after its handshake.
-    fn first_of_up(&mut self, bytes: impl FnOnce(&Half) -> Vec<u8>) -> Result<(), Reject> {
-        let mut half = self.up();
-        let bytes = bytes(&half);
-        let received = self.receive(&mut half.end, &bytes);
-        if received.is_err() {
-            half.is_over(self);
-        }
-        received
-    }
-}
-
-/// A broker's end, and all that its honest executor knows.
-struct Half {
-    end: BrokerEnd,
-    session: Session,
-    m3: [u8; 40],
-    to_broker: [u8; 32],
-    to_executor: [u8; 32],
-}
-
-impl Half {
-    fn sealed(&mut self, message: &ToBroker, lease: u64, now: u64) -> Vec<u8> {
-        let (kind, body) = message.encode();
-        let mut out = Vec::new();
-        self.session.sealer.seal(kind, lease, &body, now, &mut out);
-        out
-    }
-
-    /// A refusal is final, and nothing was said to it.
-    fn is_over(&mut self, side: &mut Side) {
-        let said = sent(&mut self.end, side.now).len();
-        let answers = wire::OVERHEAD * usize::try_from(self.end.frames_in).expect("a few frames");
-        assert!(said <= answers, "pongs for the pings before it, and nothing to what was refused");
-        assert!(side.receive(&mut self.end, &[0; 40]).is_err(), "and nothing more is taken from it");
-    }
-}
-
-/// All that the end says now.
-fn sent(end: &mut BrokerEnd, now: u64) -> Vec<u8> {
-    let bytes = end.output(now).to_vec();
-    end.wrote(bytes.len());
-    bytes
-}
-
-fn ping(now: u64) -> Forged {
-    Forged { kind: PING, time_ms: now, ..Forged::default() }
-}
 
 // --- Each reason, at a broker's end ---
 
@@ -188,7 +30,7 @@ fn c3_an_invalid_signature_is_refused_in_every_message() {
         assert_eq!(sent(&mut end, NOW), b"", "not a byte for who does not know the secret");
     }
     for byte in 8..40 {
-        let mut half = side.proven_anew();
+        let mut half = side.anew().proven();
         half.m3[byte] ^= 1;
         let m3 = half.m3;
         assert_eq!(side.receive(&mut half.end, &m3), Err(Reject::BadSignature));
@@ -202,18 +44,6 @@ fn c3_an_invalid_signature_is_refused_in_every_message() {
             frame.clone()
         });
         assert_eq!(refused, Err(Reject::BadSignature));
-    }
-}
-
-impl Side {
-    /// The same side with an empty table of nonces, so that many connections fit a test.
-    fn anew(&mut self) -> &mut Side {
-        self.nonces = NonceCache::new(NONCES);
-        self
-    }
-
-    fn proven_anew(&mut self) -> Half {
-        self.anew().proven()
     }
 }
 
@@ -268,6 +98,13 @@ fn c2_a_full_table_of_nonces_refuses_and_strangers_do_not_fill_it() {
         assert_eq!(side.receive(&mut end, &m1), Ok(()), "no stranger's nonce was kept");
     }
     let (mut end, m1) = (side.end(), *side.m1(0).m1());
+    assert_eq!(side.receive(&mut end, &m1), Err(Reject::ReplayedNonce));
+    // Each group has a table of its own, which is as large.
+    for _ in 0..NONCES {
+        let (mut end, m1) = (side.end(), *side.m1(1).m1());
+        assert_eq!(side.receive(&mut end, &m1), Ok(()), "one group keeps no other out");
+    }
+    let (mut end, m1) = (side.end(), *side.m1(1).m1());
     assert_eq!(side.receive(&mut end, &m1), Err(Reject::ReplayedNonce));
 }
 
@@ -330,25 +167,25 @@ fn c1_an_oversized_length_is_refused_before_its_frame_has_come() {
 fn c4_a_result_of_the_maximum_passes_with_every_other_field_at_its_limit() {
     let mut side = Side::new();
     let mut half = side.up();
-    submit(&side.broker, "free");
-    let lease = claim(&mut side, &mut half);
+    let job = side.submit("free");
+    let lease = half.claim(&mut side, 1).pop().expect("a lease");
     let media_type = format!("text/{}", "x".repeat(251));
     let media_type = cofferdam::MediaType::parse(&media_type).expect("256 bytes are a media type");
     let payload = Payload { media_type, bytes: vec![7; MAX_PAYLOAD].into() };
-    let verdict = Verdict::Succeeded(payload, Effects::default());
-    assert_eq!(commit(&mut side, &mut half, &lease, 0, verdict), Ok(()));
-    let record = side.broker.record(&Viewer::anonymous(), lease.jobs[0].spec.id).expect("it is there");
-    assert_eq!(record.map(|record| record.status), Some(JobStatus::Succeeded));
+    let outcome = Outcome::Succeeded(payload, Effects::default());
+    assert_eq!(half.answer(&mut side, &lease, 0, outcome), Ok(()));
+    assert!(half.turn(&side).is_empty(), "it holds, so nothing is said");
+    assert_eq!(side.status(job), JobStatus::Succeeded);
 }
 
 #[test]
 fn c5_another_version_is_a_bad_version() {
     let mut side = Side::new();
-    for version in [0, 2, 0xFF] {
+    for version in [0, 1, 3, 0xFF] {
         let (mut end, mut m1) = (side.end(), *side.m1(0).m1());
         m1[4] = version;
         assert_eq!(side.receive(&mut end, &m1), Err(Reject::BadVersion));
-        let mut half = side.proven_anew();
+        let mut half = side.anew().proven();
         half.m3[4] = version;
         let m3 = half.m3;
         assert_eq!(side.receive(&mut half.end, &m3), Err(Reject::BadVersion));
@@ -358,7 +195,7 @@ fn c5_another_version_is_a_bad_version() {
 #[test]
 fn c5_an_unknown_kind_is_refused_before_its_body_is_looked_at() {
     let mut side = Side::new();
-    for kind in (0..=u8::MAX).filter(|kind| !matches!(*kind, PING | 0x10..=0x14)) {
+    for kind in (0..=u8::MAX).filter(|kind| !matches!(*kind, PING | 0x10..=0x12 | 0x14)) {
         let frame = |half: &Half| Forged { kind, body: vec![0xFF; 9], ..ping(NOW) }.sealed(&half.to_broker);
         assert_eq!(side.anew().first_of_up(frame), Err(Reject::UnknownKind), "{kind:#x}");
     }
@@ -367,7 +204,7 @@ fn c5_an_unknown_kind_is_refused_before_its_body_is_looked_at() {
 #[test]
 fn c7_what_does_not_have_the_shape_is_malformed() {
     let mut side = Side::new();
-    for (at, byte) in [(0, b'c'), (3, b'2'), (5, 2), (5, 0)] {
+    for (at, byte) in [(0, b'c'), (3, b'1'), (5, 2), (5, 0)] {
         let (mut end, mut m1) = (side.end(), *side.m1(0).m1());
         m1[at] = byte;
         assert_eq!(side.receive(&mut end, &m1), Err(Reject::Malformed), "M1 at {at}");
@@ -377,7 +214,7 @@ fn c7_what_does_not_have_the_shape_is_malformed() {
         assert_eq!(side.receive(&mut end, &[first]), Err(Reject::Malformed), "one byte is enough");
     }
     for (at, byte) in [(0, b'c'), (5, 2), (6, 1), (7, 1)] {
-        let mut half = side.proven_anew();
+        let mut half = side.anew().proven();
         half.m3[at] = byte;
         let m3 = half.m3;
         assert_eq!(side.receive(&mut half.end, &m3), Err(Reject::Malformed), "M3 at {at}");
@@ -391,7 +228,7 @@ fn c7_what_does_not_have_the_shape_is_malformed() {
         Forged { kind: ROOM, body: vec![0; 3], ..ping(NOW) },
         Forged { kind: ROOM, body: vec![0; 5], ..ping(NOW) },
         Forged { kind: 0x11, body: vec![0; 28], ..ping(NOW) },
-        Forged { kind: 0x12, body: vec![3], ..ping(NOW) },
+        Forged { kind: 0x12, body: vec![0], ..ping(NOW) },
         Forged { kind: 0x14, body: vec![0xFF; 6], ..ping(NOW) },
     ];
     for frame in frames {
@@ -426,7 +263,7 @@ fn c5_a_second_message_with_senseless_limits_is_a_failed_handshake() {
     for (max_frame, max_leases, refused) in [(1_087, 1, true), (1_088, 1, false), (1_088, 0, true)] {
         let initiator = Initiator::start(&secret(0), 0, [1; 32], TTL_MS, NOW);
         let terms = Terms { boot_id: [9; 16], max_frame, max_leases, ttl_ms: TTL_MS };
-        let mut nonces = NonceCache::new(16);
+        let mut nonces = [Nonces::new(16)];
         let answer = Responder::answer(initiator.m1(), &[secret(0)], &mut nonces, terms, [2; 32], NOW);
         let (_, m2) = answer.expect("M1 is valid");
         let reason = initiator.finish(&m2, &secret(0), NOW).err();
@@ -440,7 +277,7 @@ fn c5_a_broker_that_speaks_before_the_third_message_is_not_believed() {
     let mut executor = initiator_end();
     let m1: [u8; 80] = executor.output(NOW).try_into().expect("M1 and nothing else");
     let terms = Terms { boot_id: [9; 16], max_frame: MAX_FRAME as u32, max_leases: 1, ttl_ms: TTL_MS };
-    let answer = Responder::answer(&m1, &[secret(0)], &mut NonceCache::new(16), terms, [2; 32], NOW);
+    let answer = Responder::answer(&m1, &[secret(0)], &mut [Nonces::new(16)], terms, [2; 32], NOW);
     let (_, m2) = answer.expect("M1 is valid");
     let early = [&m2[..], &[0]].concat();
     assert_eq!(executor.received(&early, &secret(0), NOW), Err(Reject::Malformed));
@@ -458,90 +295,10 @@ fn c1_before_authentication_exactly_the_next_message_is_read() {
     let mut end = side.end();
     let m1 = *side.m1(0).m1();
     for (at, byte) in m1.iter().enumerate() {
-        assert_eq!(end.room(), m1.len() - at);
+        assert_eq!(end.readable_bytes(), m1.len() - at);
         assert_eq!(sent(&mut end, NOW), b"");
         assert_eq!(side.receive(&mut end, &[*byte]), Ok(()));
     }
-    assert_eq!((sent(&mut end, NOW).len(), end.room()), (104, 40));
+    assert_eq!((sent(&mut end, NOW).len(), end.readable_bytes()), (104, 40));
     assert_eq!(sent(&mut end, NOW), b"", "M2, and nothing before M3");
-}
-
-// --- What honest executors may do at any time ---
-
-fn submit(broker: &MemoryBroker, handler: &str) -> JobId {
-    let id = JobId(Entropy::system().bytes());
-    let job = NewJob {
-        id,
-        owner: "".into(),
-        handler: handler.into(),
-        ordering_key: None,
-        payload: Payload::json(*b"1"),
-        trace: Trace { id: [1; 16], span: [2; 8] },
-        delay: Duration::ZERO,
-        timeout: None,
-        idempotency: None,
-        awaited: false,
-        one_line: false,
-        instance: InstanceId(1),
-    };
-    assert_eq!(broker.submit(vec![job]).expect("the broker is there"), [Submitted::New]);
-    id
-}
-
-/// The lease that must come: what an [`ExecutorEnd`] would read from it.
-fn claim(side: &mut Side, half: &mut Half) -> Lease {
-    let now = side.now;
-    let room = half.sealed(&ToBroker::Room(1), 0, now);
-    side.receive(&mut half.end, &room).expect("room may be given");
-    half.end.turn().expect("the broker is there");
-    let bytes = sent(&mut half.end, now);
-    let mut at = 0;
-    while let Some((frame, length)) = half.session.opener.open(&bytes[at..], now, to_executor).expect("valid")
-    {
-        at += length;
-        let message = ToExecutor::decode(frame.kind, frame.body).expect("valid");
-        if let ToExecutor::Lease { handler, version, jobs, .. } = message {
-            let lease = LeaseRef { number: frame.lease, token: [0; 16] };
-            return Lease { lease, handler, state: StateAt::Known(version), jobs };
-        }
-    }
-    panic!("there is something to claim")
-}
-
-fn commit(
-    side: &mut Side,
-    half: &mut Half,
-    lease: &Lease,
-    index: usize,
-    verdict: Verdict,
-) -> Result<(), Reject> {
-    let job = &lease.jobs[index];
-    let outcome = ToBroker::Outcome {
-        job: job.spec.id,
-        delivery: job.delivery,
-        builds_on: Version::default(),
-        verdict,
-    };
-    let bytes = half.sealed(&outcome, lease.lease.number, side.now);
-    side.receive(&mut half.end, &bytes)?;
-    half.end.turn().expect("the broker is there");
-    Ok(())
-}
-
-#[test]
-fn parts_that_cross_the_end_of_their_lease_do_not_end_the_connection() {
-    let mut side = Side::new();
-    let mut half = side.up();
-    let jobs = [submit(&side.broker, "serial"), submit(&side.broker, "serial")];
-    let lease = claim(&mut side, &mut half);
-    assert_eq!(lease.jobs.len(), 2);
-    // Its running job is cancelled; the executor, which has not heard of it, goes on to the next one.
-    side.broker.cancel(&Viewer::anonymous(), jobs[0]).expect("the broker is there");
-    let done = || Verdict::Succeeded(Payload::json(*b"1"), Effects::default());
-    assert_eq!(commit(&mut side, &mut half, &lease, 0, done()), Ok(()), "fenced off");
-    let part = half.sealed(&ToBroker::Part(Effects::default()), lease.lease.number, side.now);
-    assert_eq!(side.receive(&mut half.end, &part), Ok(()), "the same race, a frame later");
-    assert_eq!(commit(&mut side, &mut half, &lease, 1, done()), Ok(()));
-    let record = side.broker.record(&Viewer::anonymous(), jobs[1]).expect("the broker is there");
-    assert_eq!(record.map(|record| record.status), Some(JobStatus::Queued), "it comes again");
 }

@@ -22,12 +22,11 @@ use cofferdam::config::secret::Secret;
 use cofferdam::config::{Ipc, Retain};
 use cofferdam::entropy::Entropy;
 use cofferdam::handler::HandlerSpec;
-use cofferdam::job::{Effects, FollowUp, InstanceId, JobId, Payload, Trace, Verdict, Version};
+use cofferdam::job::{Effects, FollowUp, InstanceId, JobId, JobStatus, Outcome, Payload, Trace, Version};
 use cofferdam::memory::MemoryBroker;
 use cofferdam::memory::broker::Broker;
 use cofferdam::observe::metrics::Counters;
-use cofferdam::ports::Rules;
-use cofferdam::ports::{Commit, CommitResult, Consumer, NewJob, Producer, Submitted};
+use cofferdam::ports::{Commit, Consumer, NewJob, Producer, Requests, Rules, Submitted, Viewer};
 use mio::{Events, Poll, Token};
 use serde_json::json;
 
@@ -185,14 +184,15 @@ impl Drop for Service {
 fn c1_strangers_are_closed_in_time_without_a_byte_and_the_service_serves() {
     let service = Service::start();
     let before = service.all_rejected();
-    let cases: [(&str, Vec<u8>, Reject); 7] = [
+    let cases: [(&str, Vec<u8>, Reject); 8] = [
         ("silence", Vec::new(), Reject::HandshakeTimeout),
-        ("half a message", b"CFD1\x01\x01\0\0".to_vec(), Reject::HandshakeTimeout),
+        ("half a message", b"CFD2\x02\x01\0\0".to_vec(), Reject::HandshakeTimeout),
         ("garbage", (0..4_096_u32).map(|at| (at * 31 % 251) as u8).collect(), Reject::Malformed),
         ("an HTTP request", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(), Reject::Malformed),
         ("a huge length", [0xFF; 4].to_vec(), Reject::Malformed),
-        ("zeros behind the magic", [&b"CFD1\x01\x01"[..], &[0; 74]].concat(), Reject::BadSignature),
-        ("another version", [&b"CFD1\x02\x01"[..], &[0; 74]].concat(), Reject::BadVersion),
+        ("zeros behind the magic", [&b"CFD2\x02\x01"[..], &[0; 74]].concat(), Reject::BadSignature),
+        ("another version", [&b"CFD2\x01\x01"[..], &[0; 74]].concat(), Reject::BadVersion),
+        ("the first protocol", [&b"CFD1\x01\x01"[..], &[0; 74]].concat(), Reject::Malformed),
     ];
     std::thread::scope(|scope| {
         for (name, bytes, reason) in &cases {
@@ -362,6 +362,7 @@ fn as_many_and_as_large_follow_ups_as_a_handler_may_submit_are_committed() {
         context_ttl: Duration::from_secs(60),
         lane_state_max: 1_024,
         max_payload: PAYLOAD,
+        grace: Duration::from_secs(1),
     };
     let clock = Clock::manual(Timestamp(1_700_000_000_000_000));
     let broker = Broker::new(rules, vec![spec], vec![64], Entropy::Seeded(1));
@@ -375,7 +376,7 @@ fn as_many_and_as_large_follow_ups_as_a_handler_may_submit_are_committed() {
     });
     let ipc: Ipc = serde_json::from_value(ipc).expect("all of it");
     let secret = || GroupSecret::from_bytes([5; 32]);
-    let config = ServerConfig { secrets: vec![secret()], ipc, lane_state_max: 1_024 };
+    let config = ServerConfig { secrets: vec![secret()], ipc, lane_state_max: 1_024, processes: vec![1] };
     let consumers = broker.clone();
     let connect = move |group| Box::new(consumers.consumer(group, Bell::silent())) as Box<dyn Consumer>;
     let mut server =
@@ -408,35 +409,36 @@ fn as_many_and_as_large_follow_ups_as_a_handler_may_submit_are_committed() {
     };
     let count = cofferdam::limits::FOLLOW_UPS;
     let effects = Effects { follow_ups: vec![follow_up; count], ..Effects::default() };
-    let mut commits = Vec::new();
+    let (mut requests, mut has_said) = (Requests::default(), false);
     let (mut next_link, mut room, end) = (100, 1, Instant::now() + DEADLINE);
-    loop {
-        assert!(Instant::now() < end, "the commit was not answered");
+    // Without room it is settled once all that was said is in the books; nothing was fenced before.
+    while !has_said || !client.is_settled() {
+        assert!(Instant::now() < end, "the drain was not answered");
         let now_ms = monotonic_millis();
         client.tick(poll.registry(), now_ms);
-        let step = client.step(std::mem::take(&mut commits), room).expect("the connection stays");
+        has_said |= !requests.is_empty();
+        let step = client.step(std::mem::take(&mut requests), room).expect("the connection stays");
+        assert!(step.fenced.is_empty(), "{:?}", step.fenced);
         for lease in step.leases {
             room = 0;
             let job = &lease.jobs[0];
-            let verdict = Verdict::Succeeded(Payload::json(*b"1"), effects.clone());
-            let (lease, delivery) = (lease.lease, job.delivery);
+            let outcome = Outcome::Succeeded(Payload::json(*b"1"), effects.clone());
+            let (lease, delivery) = (lease.id, job.delivery);
             let (job, builds_on) = (job.spec.id, Version::default());
-            commits.push(Commit { lease, job, delivery, builds_on, verdict });
-        }
-        if let Some(answer) = step.results.first() {
-            assert_eq!(answer.result, CommitResult::Committed);
-            break;
+            requests.commits.push(Commit { lease, job, delivery, builds_on, outcome });
         }
         client.flush(now_ms);
-        server.turn(now_ms);
+        server.turn(poll.registry(), &mut next_link, now_ms);
         poll.poll(&mut events, Some(Duration::from_millis(1))).expect("a poll");
         for event in &events {
             match event.token() {
-                Token(0) => while server.accept(poll.registry(), &mut next_link, now_ms) {},
-                Token(1) => client.on_event(event.is_readable(), now_ms),
-                Token(token) => server.on_event(token, event.is_readable(), now_ms),
+                Token(0) => server.on_connect(),
+                Token(1) => client.on_event(event, now_ms),
+                Token(token) => server.on_event(token, event, now_ms),
             }
         }
     }
+    let record = broker.record(&Viewer::anonymous(), JobId([1; 16])).expect("the broker is there");
+    assert_eq!(record.map(|record| record.status), Some(JobStatus::Succeeded));
     assert_eq!(broker.stats().expect("the broker is there").handlers[0].queued, count);
 }

@@ -37,10 +37,8 @@ const PING: Kind = Kind::Frame(0x01);
 const ROOM: Kind = Kind::Frame(0x10);
 const OUTCOME: Kind = Kind::Frame(0x11);
 const RELEASE: Kind = Kind::Frame(0x12);
-const REPORT: Kind = Kind::Frame(0x13);
 const PONG: Kind = Kind::Frame(0x81);
 const LEASE: Kind = Kind::Frame(0x91);
-const COMMITTED: Kind = Kind::Frame(0x92);
 const CANCEL: Kind = Kind::Frame(0x94);
 
 /// What web may grow by in a test of many rounds, in KiB: its own ups and downs, and far less than a leak of a
@@ -282,7 +280,7 @@ fn c2_replayed_reordered_and_reflected_frames_close_the_connection_under_their_r
         Case::at_broker("a frame twice", OUTCOME, twice, &[ReplayedNonce]),
         Case::at_broker("a frame after the next one", OUTCOME, swap, &[ReplayedNonce]),
         Case::at_broker("a frame that is lost", OUTCOME, lose, &[ReplayedNonce]),
-        Case::at_broker("a frame of the broker to the broker", COMMITTED, reflect, &[BadSignature]),
+        Case::at_broker("a frame of the broker to the broker", LEASE, reflect, &[BadSignature]),
         Case::at_executor("a lease again later", LEASE, replay, &[ReplayedNonce]),
         Case::at_executor("a lease twice", LEASE, twice, &[ReplayedNonce]),
         Case::at_executor("a lease after the next frame", LEASE, swap, &[ReplayedNonce]),
@@ -359,7 +357,7 @@ const OVERHEAD: usize = 64;
 
 impl Flip {
     fn is_early(self) -> bool {
-        matches!(self.kind, Kind::M1 | Kind::M2 | Kind::M3 | PING | PONG)
+        matches!(self.kind, Kind::M1 | Kind::M2 | Kind::M3 | PING | ROOM | PONG)
     }
 
     /// What he sends, and why it is refused. A length that grew is followed by the end that its receiver waits for.
@@ -408,7 +406,7 @@ struct Done {
 struct Progress {
     /// The last connection that was tampered with.
     attacked: Option<usize>,
-    /// The last connection on which a job has got through.
+    /// The last connection on which a job has been done.
     up: Option<usize>,
 }
 
@@ -448,7 +446,7 @@ impl Sweep {
                 return act;
             }
         }
-        if unit.kind == COMMITTED && !is_up {
+        if unit.kind == OUTCOME && !is_up {
             progress.up = Some(this);
             // Only early flips are left: the next connection is for one.
             if !self.is_over() && self.left.values().flatten().all(|flip| flip.is_early()) {
@@ -493,7 +491,7 @@ fn c3_one_flipped_bit_in_any_byte_of_any_message_or_frame_closes_the_connection(
     executors.iter().for_each(|executor| drop(executor.ready()));
     let load = Load::start(&halves, 6, false);
     let cancels = Cancels::start(&halves);
-    let kinds = [PING, ROOM, OUTCOME, RELEASE, REPORT, PONG, LEASE, COMMITTED, CANCEL];
+    let kinds = [PING, ROOM, OUTCOME, RELEASE, PONG, LEASE, CANCEL];
     until("each kind has been seen", PATIENCE, || {
         let sizes = sizes.lock().unwrap_or_else(PoisonError::into_inner);
         kinds.iter().all(|kind| sizes.contains_key(kind)).then_some(())

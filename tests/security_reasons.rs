@@ -40,8 +40,8 @@ struct Place {
 
 impl Place {
     #[track_caller]
-    fn start() -> Place {
-        let halves = Halves::start(&[]);
+    fn start(sets: &[&str]) -> Place {
+        let halves = Halves::start(sets);
         let executor = halves.executor(0, halves.channel);
         executor.ready();
         Place { executor, halves }
@@ -78,7 +78,13 @@ impl Place {
 /// `provoke` makes so many refusals of this reason and of no other, and sees its connections closed.
 #[track_caller]
 fn refuses(reason: Reject, rounds: u64, provoke: impl Fn(&Place, u64)) {
-    let place = Place::start();
+    refuses_under(&[], reason, rounds, provoke);
+}
+
+/// The same with these `PATH=VALUE`s.
+#[track_caller]
+fn refuses_under(sets: &[&str], reason: Reject, rounds: u64, provoke: impl Fn(&Place, u64)) {
+    let place = Place::start(sets);
     let halves = &place.halves;
     let serves = || {
         let answer = halves.post("/v1/jobs/echo", PAYLOAD);
@@ -115,7 +121,7 @@ fn next(time_ms: u64) -> Forged {
 #[test]
 fn c1_who_does_not_know_the_secret_is_closed_as_bad_signature() {
     refuses(Reject::BadSignature, 300, |place, rounds| {
-        (0..rounds).for_each(|_| place.stranger(&[&b"CFD1\x01\x01"[..], &[0; 74]].concat()));
+        (0..rounds).for_each(|_| place.stranger(&[&b"CFD2\x02\x01"[..], &[0; 74]].concat()));
     });
 }
 
@@ -154,7 +160,7 @@ fn c1_a_length_beyond_the_maximum_is_closed_as_oversized_before_its_frame_comes(
 fn c5_a_kind_of_the_other_direction_or_of_none_is_closed_as_unknown_kind() {
     refuses(Reject::UnknownKind, 300, |place, rounds| {
         for round in 0..rounds {
-            let kind = [0x00, 0x81, 0x91, 0xA0, 0xFF][round as usize % 5];
+            let kind = [0x00, 0x13, 0x81, 0x91, 0xA0, 0xFF][round as usize % 6];
             let frame = Forged { kind, ..next(monotonic_millis()) };
             place.refuses_frame(|peer| frame.sealed(&peer.to_broker));
         }
@@ -166,7 +172,7 @@ fn c5_another_version_is_closed_as_bad_version() {
     refuses(Reject::BadVersion, 300, |place, rounds| {
         for round in 0..rounds {
             let mut m1 = place.m1(monotonic_millis());
-            m1[4] = [0, 2, 0xFF][round as usize % 3];
+            m1[4] = [0, 1, 3, 0xFF][round as usize % 4];
             place.stranger(&m1);
         }
     });
@@ -176,7 +182,8 @@ fn c5_another_version_is_closed_as_bad_version() {
 fn c1_garbage_and_other_protocols_are_closed_as_malformed() {
     refuses(Reject::Malformed, 300, |place, rounds| {
         let garbage: Vec<u8> = (0..4_096_u32).map(|at| (at * 31 % 251) as u8).collect();
-        let others: [&[u8]; 5] = [
+        let others: [&[u8]; 6] = [
+            &[b"CFD1\x01\x01", &[0; 74][..]].concat(),
             b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
             b"\x16\x03\x01\x02\x00\x01",
             b"*1\r\n$4\r\nPING\r\n",
@@ -194,7 +201,7 @@ fn c1_silence_and_half_a_message_are_closed_as_handshake_timeout() {
         let channel = place.halves.channel;
         std::thread::scope(|scope| {
             for round in 0..rounds {
-                let said: &[u8] = if round % 2 == 0 { b"" } else { b"CFD1\x01\x01" };
+                let said: &[u8] = if round % 2 == 0 { b"" } else { b"CFD2\x02\x01" };
                 scope.spawn(move || stranger(channel, said));
             }
         });
@@ -207,7 +214,7 @@ fn c1_a_hang_up_inside_the_handshake_is_counted_as_handshake_failed() {
         for round in 0..rounds {
             match round % 3 {
                 0 => drop(connect(place.halves.channel)),
-                1 => connect(place.halves.channel).write_all(b"CFD1\x01").expect("it reads"),
+                1 => connect(place.halves.channel).write_all(b"CFD2\x02").expect("it reads"),
                 _ => drop(place.proven()),
             }
         }
@@ -216,7 +223,9 @@ fn c1_a_hang_up_inside_the_handshake_is_counted_as_handshake_failed() {
 
 #[test]
 fn c1_more_peers_than_places_are_closed_as_too_many_connections() {
-    refuses(Reject::TooManyConnections, 100, |place, rounds| {
+    // As many as are let in of a group of seven, with its own executor.
+    const SEVEN: &str = r#"runtime.platform.process_groups=[{"name":"execution","processes":7}]"#;
+    refuses_under(&[SEVEN], Reject::TooManyConnections, 100, |place, rounds| {
         let mut peers: Vec<Peer> = (0..16).map(|_| place.proven()).collect();
         (0..rounds).for_each(|_| place.stranger(&place.m1(monotonic_millis())));
         // Those who were there first are not the ones who go.
@@ -231,10 +240,40 @@ fn c1_more_peers_than_places_are_closed_as_too_many_connections() {
 }
 
 #[test]
+fn c1_more_connections_of_a_group_than_it_needs_are_closed_as_too_many_connections() {
+    /// Twice its processes and two; one of them is its own executor's.
+    const PLACES: usize = 2 * (1 + 2) - 1;
+    const TWO_GROUPS: &str = r#"runtime.platform.process_groups=[{"name":"a","handlers":["echo"]},{"name":"b","handlers":["sleep"]}]"#;
+    refuses_under(&[TWO_GROUPS], Reject::TooManyConnections, 100, |place, rounds| {
+        let mut peers: Vec<Peer> = (0..PLACES).map(|_| place.up()).collect();
+        (0..rounds).for_each(|_| place.proven().finds_no_place());
+        // Those who were there first stay, and another group has its own places.
+        for peer in &mut peers {
+            peer.ping();
+            std::io::Read::read_exact(&mut peer.stream, &mut [0; wire::OVERHEAD]).expect("a pong");
+        }
+        drop(Peer::up_of(1, place.halves.channel, &place.halves.secret(1)));
+        drop(peers);
+        until("the places are free", PATIENCE, || {
+            let stats = place.halves.connect().request("GET", "/v1/stats", &[], b"").json();
+            (stats["groups"][0]["executors"] == 1).then_some(())
+        });
+        drop(place.up());
+    });
+}
+
+#[test]
+fn c6_a_peer_that_takes_no_answer_is_closed_as_peer_not_reading() {
+    refuses(Reject::PeerNotReading, 8, |place, rounds| {
+        (0..rounds).for_each(|_| place.up().pings_without_reading());
+    });
+}
+
+#[test]
 fn c1_a_thousand_half_open_connections_cost_sixteen_places_no_memory_and_no_executor() {
     const STRANGERS: usize = 1_000;
     raise_descriptor_limit();
-    let place = Place::start();
+    let place = Place::start(&[]);
     let halves = &place.halves;
     halves.serves();
     let before = halves.web.resident_kib();

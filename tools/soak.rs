@@ -444,7 +444,7 @@ impl Soak {
         }
         let mut is_well = true;
         for invariant in INVARIANTS {
-            match ledger.verdict(invariant) {
+            match ledger.outcome(invariant) {
                 None => println!("held    {invariant}"),
                 Some((times, first)) => {
                     is_well = false;

@@ -113,7 +113,7 @@ impl Ledger {
         broken.entry(invariant).or_insert_with(|| (0, case.to_owned())).0 += 1;
     }
 
-    pub fn verdict(&self, invariant: &'static str) -> Option<(u64, String)> {
+    pub fn outcome(&self, invariant: &'static str) -> Option<(u64, String)> {
         locked(&self.broken).get(invariant).cloned()
     }
 

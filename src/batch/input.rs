@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Result};
 use std::path::Path;
 
 /// An input line by line.
-pub(super) struct Lines {
+pub struct Lines {
     reader: BufReader<Box<dyn Read + Send>>,
     /// `Some` iff it is a regular file.
     pub(super) size: Option<u64>,
@@ -26,7 +26,7 @@ pub(super) enum Line {
 
 impl Lines {
     /// Opens a file, or standard input.
-    pub(super) fn open(path: Option<&Path>, max_bytes: usize) -> std::result::Result<Lines, String> {
+    pub fn open(path: Option<&Path>, max_bytes: usize) -> std::result::Result<Lines, String> {
         const BUFFER_BYTES: usize = 256 << 10;
         let (reader, size): (Box<dyn Read + Send>, _) = match path.filter(|path| *path != Path::new("-")) {
             None => (Box::new(std::io::stdin()), None),

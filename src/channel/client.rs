@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
 
+use mio::event::Event;
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 
@@ -10,8 +11,8 @@ use super::executor_end::ExecutorEnd;
 use super::keys::GroupSecret;
 use super::reject::RefusalLog;
 use crate::entropy::Entropy;
-use crate::limits::{HANDSHAKE_TIMEOUT, READ_A_TURN_BYTES};
-use crate::ports::{BackendError, Commit, Consumer, LeaseRef, ReleaseReason, Step};
+use crate::limits::{HANDSHAKE_TIMEOUT, READ_A_TURN_BYTES, READ_BYTES};
+use crate::ports::{BackendError, Consumer, Requests, Step};
 
 const BACKOFF_MIN_MS: u64 = 10;
 const BACKOFF_MAX_MS: u64 = 1_000;
@@ -30,8 +31,8 @@ pub struct ChannelClient {
     retry_at_ms: u64,
     /// The connection was lost since the last step.
     lost: bool,
-    reported: Option<u32>,
     refusals: RefusalLog,
+    buffer: Box<[u8; READ_BYTES]>,
 }
 
 struct Link {
@@ -39,6 +40,8 @@ struct Link {
     end: ExecutorEnd,
     since_ms: u64,
     readable: bool,
+    /// The end of the broker's side has come, behind bytes that may not have been read.
+    ended: bool,
 }
 
 impl ChannelClient {
@@ -63,8 +66,8 @@ impl ChannelClient {
             backoff_ms: BACKOFF_MIN_MS,
             retry_at_ms: 0,
             lost: false,
-            reported: None,
             refusals: RefusalLog::default(),
+            buffer: Box::new([0; READ_BYTES]),
         }
     }
 
@@ -77,24 +80,9 @@ impl ChannelClient {
         }
     }
 
-    /// The broker asked to finish and take no more.
-    #[must_use]
-    pub fn wants_drain(&self) -> bool {
-        self.link.as_ref().is_some_and(|link| link.end.drain)
-    }
-
-    /// Takes back all that was granted to the broker. True once no lease comes any more.
-    pub fn withdraw(&mut self) -> bool {
-        self.link.as_mut().is_none_or(|link| {
-            link.end.withdraw();
-            link.end.in_handshake() || link.end.drain
-        })
-    }
-
     /// True once a frame of the broker was verified.
-    #[must_use]
     pub fn is_up(&self) -> bool {
-        self.link.as_ref().is_some_and(|link| link.end.is_held_for_up)
+        self.link.as_ref().is_some_and(|link| link.end.is_up)
     }
 
     /// Does what time asks for: connects, pings, gives up. Then reads what is there.
@@ -126,26 +114,22 @@ impl ChannelClient {
             return self.back_off(now_ms);
         }
         let end = ExecutorEnd::new(&self.secret, self.group, self.entropy.bytes(), self.ttl_ms, now_ms);
-        self.link = Some(Link { stream, end, since_ms: now_ms, readable: false });
-        self.reported = None;
+        self.link = Some(Link { stream, end, since_ms: now_ms, readable: false, ended: false });
     }
 
     /// Its socket is ready.
-    pub fn on_event(&mut self, readable: bool, now_ms: u64) {
+    pub fn on_event(&mut self, event: &Event, now_ms: u64) {
         if let Some(link) = &mut self.link {
-            link.readable |= readable;
+            link.ended |= event.is_read_closed();
+            link.readable |= event.is_readable() || link.ended;
             self.read(now_ms);
         }
     }
 
     fn read(&mut self, now_ms: u64) {
-        let mut buffer = [0; 65_536];
         let mut total = 0;
-        while let Some(link) = self.link.as_mut().filter(|link| link.readable) {
-            if total >= READ_A_TURN_BYTES {
-                return;
-            }
-            match link.stream.read(&mut buffer) {
+        while let Some(link) = self.link.as_mut().filter(|link| link.readable && total < READ_A_TURN_BYTES) {
+            match link.stream.read(&mut self.buffer[..]) {
                 Ok(0) => {
                     if let Some(reason) = link.end.at_end_of_file() {
                         self.refusals.say(reason, now_ms);
@@ -154,11 +138,13 @@ impl ChannelClient {
                 }
                 Ok(read) => {
                     total += read;
-                    if let Err(reason) = link.end.received(&buffer[..read], &self.secret, now_ms) {
+                    // After a short read the socket is empty (epoll(7)): what comes next brings an event of its own.
+                    link.readable = read == self.buffer.len() || link.ended;
+                    if let Err(reason) = link.end.received(&self.buffer[..read], &self.secret, now_ms) {
                         self.refusals.say(reason, now_ms);
                         return self.disconnect(now_ms);
                     }
-                    if link.end.is_held_for_up {
+                    if link.end.is_up {
                         self.backoff_ms = BACKOFF_MIN_MS;
                     }
                 }
@@ -167,12 +153,6 @@ impl ChannelClient {
                 Err(_) => return self.disconnect(now_ms),
             }
         }
-    }
-
-    /// True if nothing waits to be written.
-    #[must_use]
-    pub fn is_flushed(&self) -> bool {
-        self.link.as_ref().is_none_or(|link| link.end.is_flushed())
     }
 
     /// Writes what is queued, once a turn.
@@ -190,17 +170,6 @@ impl ChannelClient {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(_) => return self.disconnect(now_ms),
             }
-        }
-    }
-
-    /// Tells how many workers are busy, when that has changed.
-    pub fn report(&mut self, busy: usize) {
-        let busy = u32::try_from(busy).unwrap_or(u32::MAX);
-        if self.reported != Some(busy)
-            && let Some(link) = &mut self.link
-        {
-            link.end.report(busy);
-            self.reported = Some(busy);
         }
     }
 
@@ -230,21 +199,24 @@ impl ChannelClient {
 }
 
 impl Consumer for ChannelClient {
-    fn step(&mut self, commits: Vec<Commit>, room: usize) -> Result<Step, BackendError> {
+    fn step(&mut self, requests: Requests, room: usize) -> Result<Step, BackendError> {
         if std::mem::take(&mut self.lost) {
             return Err(BackendError("the channel was closed".into()));
         }
         match &mut self.link {
-            Some(link) => link.end.step(commits, room),
+            Some(link) => link.end.step(requests, room),
             None => Ok(Step::default()),
         }
     }
 
-    fn release(&mut self, lease: LeaseRef, reason: ReleaseReason) -> Result<(), BackendError> {
-        self.link.as_mut().map_or(Ok(()), |link| link.end.release(lease, reason))
+    fn extend(&mut self) {
+        if let Some(link) = &mut self.link {
+            link.end.extend();
+        }
     }
 
-    fn extend(&mut self) -> Result<(), BackendError> {
-        self.link.as_mut().map_or(Ok(()), |link| link.end.extend())
+    /// Without a connection nothing of what was said counts any more.
+    fn is_settled(&self) -> bool {
+        self.link.as_ref().is_none_or(|link| link.end.in_handshake() || link.end.is_settled())
     }
 }

@@ -4,14 +4,12 @@ use std::collections::HashMap;
 
 use super::handshake::{Initiator, M2_BYTES, Session};
 use super::keys::GroupSecret;
-use super::messages::{StateKind, ToBroker, ToExecutor, to_executor};
+use super::messages::{ToBroker, ToExecutor, to_executor};
 use super::outbox::Outbox;
 use super::reject::Reject;
-use crate::job::{Change, Effects, Entries, FollowUp, Verdict};
-use crate::ports::{
-    BackendError, Commit, CommitAnswer, CommitResult, Consumer, Lease, LeaseRef, ReleaseReason, Revoked,
-    StateAt, Step,
-};
+use crate::job::{Change, Effects, Entries, FollowUp, Outcome};
+use crate::limits::FRAME_OVERHEAD_BYTES;
+use crate::ports::{BackendError, Commit, Consumer, LeaseId, OfLease, Requests, StateAt, Step};
 
 enum Phase {
     AwaitsM2(Box<Initiator>),
@@ -27,18 +25,27 @@ pub struct ExecutorEnd {
     /// Entries that came ahead of their lease.
     states: HashMap<u64, (Entries, HashMap<[u8; 16], Entries>)>,
     step: Step,
-    /// Leases granted to the broker that have not come.
-    granted: usize,
-    /// It took back what it had granted.
-    withdrawn: bool,
-    /// No lease follows: the broker's answer to that, or its own wish.
-    pub drain: bool,
-    /// A frame of the broker was verified: the connection is up.
-    pub is_held_for_up: bool,
+    /// Leases at once, as the broker was last told; `None` before.
+    room: Option<usize>,
+    /// Whether all that was said is in the broker's books, and no lease follows.
+    drain: Drain,
+    /// A frame of the broker was verified.
+    pub is_up: bool,
     /// When the last frame was verified.
     pub last_heard_ms: u64,
     /// When something was last queued.
     pub last_said_ms: u64,
+}
+
+/// What is known of the broker's answer to no room. One question is under way at a time, so that its answer is not taken
+/// for that of a later one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Drain {
+    Not,
+    Asked,
+    /// More was said since.
+    AskedTooSoon,
+    Done,
 }
 
 impl ExecutorEnd {
@@ -54,10 +61,9 @@ impl ExecutorEnd {
             outbox,
             states: HashMap::new(),
             step: Step::default(),
-            granted: 0,
-            withdrawn: false,
-            drain: false,
-            is_held_for_up: false,
+            room: None,
+            drain: Drain::Not,
+            is_up: false,
             last_heard_ms: now_ms,
             last_said_ms: now_ms,
         }
@@ -119,18 +125,23 @@ impl ExecutorEnd {
             };
             used += length;
             self.last_heard_ms = now_ms;
-            self.is_held_for_up = true;
-            let (lease, message) = (frame.lease, ToExecutor::decode(frame.kind, frame.body)?);
-            self.take(lease, message)?;
+            self.is_up = true;
+            let message = ToExecutor::decode(frame.kind, frame.lease, frame.body)?;
+            self.take(frame.lease, message)?;
         }
         self.input.drain(..used);
         Ok(())
     }
 
     fn take(&mut self, number: u64, message: ToExecutor) -> Result<(), Reject> {
+        let of_lease = |job| OfLease { lease: LeaseId(number), job };
         match message {
             ToExecutor::Pong => {}
-            ToExecutor::Drain => self.drain = true,
+            ToExecutor::Drain => match self.drain {
+                Drain::Asked => self.drain = Drain::Done,
+                Drain::AskedTooSoon => self.drain = Drain::Not,
+                Drain::Not | Drain::Done => {}
+            },
             ToExecutor::State { trace, entries } => {
                 let (state, contexts) = self.states.entry(number).or_default();
                 let map = match trace {
@@ -139,32 +150,20 @@ impl ExecutorEnd {
                 };
                 map.extend(entries);
             }
-            ToExecutor::Lease { handler, state, version, mut jobs } => {
+            ToExecutor::Lease(mut lease) => {
                 let (entries, contexts) = self.states.remove(&number).unwrap_or_default();
-                let state = match state {
-                    StateKind::Stateless if entries.is_empty() => StateAt::Stateless,
-                    StateKind::Known if entries.is_empty() => StateAt::Known(version),
-                    StateKind::Whole => StateAt::Whole(version, entries),
-                    StateKind::Stateless | StateKind::Known => return Err(Reject::Malformed),
-                };
-                for job in &mut jobs {
+                match &mut lease.state {
+                    StateAt::Whole(_, whole) => *whole = entries,
+                    StateAt::Stateless | StateAt::Known(_) if entries.is_empty() => {}
+                    StateAt::Stateless | StateAt::Known(_) => return Err(Reject::Malformed),
+                }
+                for job in lease.jobs.iter_mut().filter(|_| !contexts.is_empty()) {
                     job.context = contexts.get(&job.spec.trace.id).cloned().unwrap_or_default();
                 }
-                self.granted = self.granted.saturating_sub(1);
-                self.step.leases.push(Lease {
-                    lease: LeaseRef { number, token: [0; 16] },
-                    handler,
-                    state,
-                    jobs,
-                });
+                self.step.leases.push(lease);
             }
-            ToExecutor::Committed(job, result) => {
-                self.step.results.push(CommitAnswer { lease: number, job, result });
-            }
-            ToExecutor::Fenced(job) => {
-                self.step.results.push(CommitAnswer { lease: number, job, result: CommitResult::Fenced });
-            }
-            ToExecutor::Cancel(job) => self.step.revoked.push(Revoked { lease: number, job }),
+            ToExecutor::Fenced(job) => self.step.fenced.push(of_lease(job)),
+            ToExecutor::Cancel(job) => self.step.revoked.push(of_lease(job)),
         }
         Ok(())
     }
@@ -177,24 +176,9 @@ impl ExecutorEnd {
         }
     }
 
-    /// Takes back all that was granted; [`ExecutorEnd::drain`] says when nothing comes any more.
-    pub fn withdraw(&mut self) {
-        if matches!(self.phase, Phase::Up(_)) && !std::mem::replace(&mut self.withdrawn, true) {
-            self.outbox.push(ToBroker::Room(0).encode(), 0);
-        }
-    }
-
-    /// Tells how many workers have a run.
-    pub fn report(&mut self, busy: u32) {
-        if matches!(self.phase, Phase::Up(_)) {
-            self.outbox.push(ToBroker::Report { busy }.encode(), 0);
-        }
-    }
-
-    /// True if everything said was handed to the socket.
-    #[must_use]
-    pub fn is_flushed(&self) -> bool {
-        self.outbox.waiting() == 0
+    /// True once the broker has all that was said here in its books, and gives nothing more.
+    pub fn is_drained(&self) -> bool {
+        self.drain == Drain::Done && self.outbox.waiting() == 0
     }
 
     /// What to write next.
@@ -213,48 +197,56 @@ impl ExecutorEnd {
 
     /// An outcome, behind the effects that do not fit its frame.
     fn send_commit(&mut self, commit: Commit, max_frame: usize) {
-        let Commit { lease, job, delivery, builds_on, mut verdict } = commit;
-        if let Verdict::Succeeded(payload, effects) = &mut verdict {
+        let Commit { lease: LeaseId(lease), job, delivery, builds_on, mut outcome } = commit;
+        if let Outcome::Succeeded(payload, effects) = &mut outcome {
             // A broker may agree to smaller frames than ours ever does.
-            let most = max_frame - (crate::limits::FRAME_OVERHEAD_BYTES / 2).min(max_frame / 2);
+            let most = max_frame - (FRAME_OVERHEAD_BYTES / 2).min(max_frame / 2);
             for part in split_effects(effects, most.saturating_sub(payload.bytes.len()), most) {
-                self.outbox.push(ToBroker::Part(part).encode(), lease.number);
+                self.outbox.push(ToBroker::Part(part).encode(), lease);
             }
         }
-        self.outbox.push(ToBroker::Outcome { job, delivery, builds_on, verdict }.encode(), lease.number);
+        self.outbox.push(ToBroker::Outcome { job, delivery, builds_on, outcome }.encode(), lease);
     }
 }
 
 impl Consumer for ExecutorEnd {
-    fn step(&mut self, commits: Vec<Commit>, room: usize) -> Result<Step, BackendError> {
-        let max_frame = match &self.phase {
-            Phase::Up(session) => session.max_frame as usize,
+    fn step(&mut self, requests: Requests, room: usize) -> Result<Step, BackendError> {
+        let (max_frame, max_leases) = match &self.phase {
+            Phase::Up(session) => (session.max_frame as usize, session.max_leases),
             Phase::AwaitsM2(_) => return Ok(Step::default()),
             Phase::Over => return Err(BackendError("the channel is closed".into())),
         };
-        for commit in commits {
+        let says_more = !requests.is_empty();
+        for commit in requests.commits {
             self.send_commit(commit, max_frame);
         }
-        // Leases that have arrived take their place in the caller's room only after this call.
-        let room = room.saturating_sub(self.step.leases.len());
-        if room > self.granted {
-            let more = u32::try_from(room - self.granted).unwrap_or(u32::MAX);
-            self.outbox.push(ToBroker::Room(more).encode(), 0);
-            self.granted = room;
+        for LeaseId(lease) in requests.releases {
+            self.outbox.push(ToBroker::Release.encode(), lease);
         }
+        let room = room.min(max_leases as usize);
+        let is_new = self.room.replace(room) != Some(room);
+        self.drain = match (room, self.drain) {
+            (0, Drain::Asked) if says_more && !is_new => Drain::AskedTooSoon,
+            // Without room the broker answers once all this is in its books.
+            (0, Drain::Asked | Drain::AskedTooSoon) if !is_new => self.drain,
+            (0, Drain::Done) if !says_more => Drain::Done,
+            (_, _) if is_new || room == 0 => {
+                self.outbox.push(ToBroker::Room(u32::try_from(room).unwrap_or(u32::MAX)).encode(), 0);
+                if room == 0 { Drain::Asked } else { Drain::Not }
+            }
+            (_, drain) => drain,
+        };
         Ok(std::mem::take(&mut self.step))
     }
 
-    fn release(&mut self, lease: LeaseRef, reason: ReleaseReason) -> Result<(), BackendError> {
-        self.outbox.push(ToBroker::Release(reason).encode(), lease.number);
-        Ok(())
-    }
-
-    fn extend(&mut self) -> Result<(), BackendError> {
+    fn extend(&mut self) {
         if matches!(self.phase, Phase::Up(_)) {
             self.outbox.push_urgent(ToBroker::Ping.encode(), 0);
         }
-        Ok(())
+    }
+
+    fn is_settled(&self) -> bool {
+        self.is_drained()
     }
 }
 

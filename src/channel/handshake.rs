@@ -24,8 +24,8 @@ pub const M2_BYTES: usize = 104;
 /// See [`M1_BYTES`].
 pub const M3_BYTES: usize = 40;
 
-const MAGIC: &[u8; 4] = b"CFD1";
-const VERSION: u8 = 1;
+const MAGIC: &[u8; 4] = b"CFD2";
+const VERSION: u8 = 2;
 const EXECUTOR: u8 = 1;
 const BROKER: u8 = 2;
 /// A handshake message is at most this old.
@@ -155,7 +155,7 @@ impl Responder {
     pub fn answer(
         m1: &[u8; M1_BYTES],
         secrets: &[GroupSecret],
-        nonces: &mut NonceCache,
+        nonces: &mut [Nonces],
         terms: Terms,
         nonce: [u8; 32],
         now_ms: u64,
@@ -172,7 +172,8 @@ impl Responder {
         if !is_fresh(time, now_ms, TTL_MS) {
             return Err(Reject::ExpiredTimestamp);
         }
-        nonces.insert(nonce_e, now_ms)?;
+        // Each group has its own: none keeps another out.
+        nonces.get_mut(usize::from(group)).ok_or(Reject::BadSignature)?.insert(nonce_e, now_ms)?;
         let mut m2 = [0; M2_BYTES];
         let fields: [&[u8]; 7] = [
             MAGIC,
@@ -229,20 +230,20 @@ fn preamble(fields: &mut Cursor, role: u8) -> Result<u16, Reject> {
     Ok(fields.u16()?)
 }
 
-/// Nonces of valid first messages, for as long as a replay could be fresh. Full is refused, never evicted:
+/// Nonces of valid first messages of one group, for as long as a replay could be fresh. Full is refused, never evicted:
 /// what is forgotten early could be replayed.
 #[derive(Debug)]
-pub struct NonceCache {
+pub struct Nonces {
     capacity: usize,
     known: HashSet<[u8; 32]>,
     order: VecDeque<(u64, [u8; 32])>,
 }
 
-impl NonceCache {
+impl Nonces {
     /// For so many nonces.
     #[must_use]
-    pub fn new(capacity: usize) -> NonceCache {
-        NonceCache { capacity, known: HashSet::new(), order: VecDeque::new() }
+    pub fn new(capacity: usize) -> Nonces {
+        Nonces { capacity, known: HashSet::new(), order: VecDeque::new() }
     }
 
     fn insert(&mut self, nonce: [u8; 32], now_ms: u64) -> Result<(), Reject> {
@@ -270,7 +271,8 @@ mod tests {
     }
 
     fn answer(m1: &[u8; M1_BYTES], now: u64) -> Result<(Responder, [u8; M2_BYTES]), Reject> {
-        Responder::answer(m1, &[secret(1), secret(2)], &mut NonceCache::new(16), TERMS, [4; 32], now)
+        let mut nonces = [Nonces::new(16), Nonces::new(16)];
+        Responder::answer(m1, &[secret(1), secret(2)], &mut nonces, TERMS, [4; 32], now)
     }
 
     #[test]
@@ -324,7 +326,7 @@ mod tests {
             answer(&m1, 10_000).err()
         };
         assert_eq!(with(0, b'X'), Some(Reject::Malformed));
-        assert_eq!(with(4, 2), Some(Reject::BadVersion));
+        assert_eq!(with(4, 1), Some(Reject::BadVersion));
         assert_eq!(with(5, 2), Some(Reject::Malformed));
         assert_eq!(with(7, 9), Some(Reject::BadSignature));
         assert_eq!(with(79, 0), Some(Reject::BadSignature));
@@ -336,7 +338,7 @@ mod tests {
 
     #[test]
     fn a_first_message_is_accepted_once_and_a_full_cache_refuses() {
-        let mut nonces = NonceCache::new(16);
+        let mut nonces = [Nonces::new(16)];
         let secrets = [secret(2)];
         let m1 = |nonce: u8, now| *Initiator::start(&secret(2), 0, [nonce; 32], 30_000, now).m1();
         let mut say = |m1: &[u8; M1_BYTES], now| {

@@ -7,36 +7,32 @@ use super::reject::Reject;
 use crate::clock::{Timestamp, millis};
 use crate::codec::{Cursor, put_bytes, put_list, put_text};
 use crate::job::{
-    Change, Effects, Entries, FollowUp, JobId, JobSpec, MediaType, Payload, Trace, Verdict, Version,
+    Change, Effects, Entries, FollowUp, JobId, JobSpec, MediaType, Outcome, Payload, Trace, Version,
 };
 use crate::limits::{ERROR_DETAIL_BYTES, FOLLOW_UPS, MAP_NAME_BYTES};
-use crate::ports::{CommitResult, LeasedJob, ReleaseReason};
+use crate::ports::{Lease, LeaseId, LeasedJob, StateAt};
 use crate::problem::{Code, JobError};
 
 const PING: u8 = 0x01;
 const ROOM: u8 = 0x10;
 const OUTCOME: u8 = 0x11;
 const RELEASE: u8 = 0x12;
-const REPORT: u8 = 0x13;
 const PART: u8 = 0x14;
 const PONG: u8 = 0x81;
 const STATE: u8 = 0x90;
 const LEASE: u8 = 0x91;
-const COMMITTED: u8 = 0x92;
 const FENCED: u8 = 0x93;
 const CANCEL: u8 = 0x94;
 const DRAIN: u8 = 0xA0;
 
 /// True for the kinds that an executor may send.
-#[must_use]
 pub fn to_broker(kind: u8) -> bool {
-    matches!(kind, PING | ROOM | OUTCOME | RELEASE | REPORT | PART)
+    matches!(kind, PING | ROOM | OUTCOME | RELEASE | PART)
 }
 
 /// True for the kinds that a broker may send.
-#[must_use]
 pub fn to_executor(kind: u8) -> bool {
-    matches!(kind, PONG | STATE | LEASE | COMMITTED | FENCED | CANCEL | DRAIN)
+    matches!(kind, PONG | STATE | LEASE | FENCED | CANCEL | DRAIN)
 }
 
 /// From an executor. The lease is the frame's.
@@ -44,27 +40,19 @@ pub fn to_executor(kind: u8) -> bool {
 pub enum ToBroker {
     /// It lives; its leases are renewed.
     Ping,
-    /// So many leases more.
+    /// At most so many leases at once; 0: none, and `Drain` answers.
     Room(u32),
-    /// What came of the run's next job; earlier parts belong to its effects.
+    /// What came of the run's next job; the parts before it belong to its effects.
     Outcome {
-        /// Which job.
         job: JobId,
-        /// Which delivery.
         delivery: u32,
-        /// The state version that it saw.
+        /// The state version that its handler saw.
         builds_on: Version,
-        /// What came of it.
-        verdict: Verdict,
+        outcome: Outcome,
     },
     /// The lease is given back.
-    Release(ReleaseReason),
-    /// Workers that have a run.
-    Report {
-        /// How many.
-        busy: u32,
-    },
-    /// Effects of the next outcome of this lease that do not fit its frame.
+    Release,
+    /// Effects of the lease's next outcome that do not fit its frame.
     Part(Effects),
 }
 
@@ -81,67 +69,36 @@ pub enum ToExecutor {
         entries: Vec<(Arc<str>, Arc<[u8]>)>,
     },
     /// A lease; the states before it are its own.
-    Lease {
-        /// Of all its jobs.
-        handler: Arc<str>,
-        /// What its state builds on.
-        state: StateKind,
-        /// Its version.
-        version: Version,
-        /// In order; contexts came before.
-        jobs: Vec<LeasedJob>,
-    },
-    /// A commit held.
-    Committed(JobId, CommitResult),
+    Lease(Lease),
     /// A commit did not hold; the lease is over.
     Fenced(JobId),
     /// Stop this job, or leave it out.
     Cancel(JobId),
-    /// Finish what runs, give back the rest, take no more.
+    /// Answers `Room` 0: all that was said before is in the books or was fenced, and no lease follows.
     Drain,
-}
-
-/// How a lease says its state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StateKind {
-    /// There is none.
-    Stateless,
-    /// This connection made that version.
-    Known,
-    /// The states before the lease are the whole map.
-    Whole,
 }
 
 impl ToBroker {
     /// The kind, and the body.
-    #[must_use]
     pub fn encode(&self) -> (u8, Vec<u8>) {
-        let mut out = Vec::new();
+        let mut out = Vec::with_capacity(match self {
+            ToBroker::Outcome { outcome: Outcome::Succeeded(payload, _), .. } => 128 + payload.bytes.len(),
+            _ => 0,
+        });
         let kind = match self {
             ToBroker::Ping => PING,
             ToBroker::Room(leases) => {
                 out.extend_from_slice(&leases.to_be_bytes());
                 ROOM
             }
-            ToBroker::Outcome { job, delivery, builds_on, verdict } => {
+            ToBroker::Outcome { job, delivery, builds_on, outcome } => {
                 out.extend_from_slice(&job.0);
                 out.extend_from_slice(&delivery.to_be_bytes());
                 out.extend_from_slice(&builds_on.0.to_be_bytes());
-                put_verdict(&mut out, verdict);
+                put_outcome(&mut out, outcome);
                 OUTCOME
             }
-            ToBroker::Release(reason) => {
-                out.push(match reason {
-                    ReleaseReason::NeedState => 0,
-                    ReleaseReason::Draining => 1,
-                    ReleaseReason::RunEnded => 2,
-                });
-                RELEASE
-            }
-            ToBroker::Report { busy } => {
-                out.extend_from_slice(&busy.to_be_bytes());
-                REPORT
-            }
+            ToBroker::Release => RELEASE,
             ToBroker::Part(effects) => {
                 put_effects(&mut out, effects);
                 PART
@@ -163,15 +120,9 @@ impl ToBroker {
                 job: JobId(fields.array()?),
                 delivery: fields.u32()?,
                 builds_on: Version(fields.u64()?),
-                verdict: verdict(&mut fields)?,
+                outcome: outcome(&mut fields)?,
             },
-            RELEASE => ToBroker::Release(match fields.u8()? {
-                0 => ReleaseReason::NeedState,
-                1 => ReleaseReason::Draining,
-                2 => ReleaseReason::RunEnded,
-                _ => return Err(Reject::Malformed),
-            }),
-            REPORT => ToBroker::Report { busy: fields.u32()? },
+            RELEASE => ToBroker::Release,
             PART => ToBroker::Part(effects(&mut fields)?),
             _ => return Err(Reject::UnknownKind),
         };
@@ -182,54 +133,30 @@ impl ToBroker {
 
 impl ToExecutor {
     /// The kind, and the body.
-    #[must_use]
     pub fn encode(&self) -> (u8, Vec<u8>) {
-        let mut out = Vec::new();
-        let kind = match self {
-            ToExecutor::Pong => PONG,
-            ToExecutor::Drain => DRAIN,
+        match self {
+            ToExecutor::Pong => (PONG, Vec::new()),
+            ToExecutor::Drain => (DRAIN, Vec::new()),
             ToExecutor::State { trace, entries } => {
-                out.push(u8::from(trace.is_some()));
+                let mut out = vec![u8::from(trace.is_some())];
                 out.extend_from_slice(&trace.unwrap_or_default());
                 put_list(&mut out, entries, |out, (key, value)| {
                     put_text(out, key);
                     put_bytes(out, value);
                 });
-                STATE
+                (STATE, out)
             }
-            ToExecutor::Lease { handler, state, version, jobs } => {
-                put_text(&mut out, handler);
-                out.push(match state {
-                    StateKind::Stateless => 0,
-                    StateKind::Known => 1,
-                    StateKind::Whole => 2,
-                });
-                out.extend_from_slice(&version.0.to_be_bytes());
-                put_list(&mut out, jobs, put_job);
-                LEASE
-            }
-            ToExecutor::Committed(job, result) => {
-                out.extend_from_slice(&job.0);
-                out.push(u8::from(*result == CommitResult::AlreadyCommitted));
-                COMMITTED
-            }
-            ToExecutor::Fenced(job) => {
-                out.extend_from_slice(&job.0);
-                FENCED
-            }
-            ToExecutor::Cancel(job) => {
-                out.extend_from_slice(&job.0);
-                CANCEL
-            }
-        };
-        (kind, out)
+            ToExecutor::Lease(lease) => encode_lease(lease),
+            ToExecutor::Fenced(job) => (FENCED, job.0.to_vec()),
+            ToExecutor::Cancel(job) => (CANCEL, job.0.to_vec()),
+        }
     }
 
-    /// Reads a body of this kind.
+    /// Reads a body of this kind, about this lease.
     ///
     /// # Errors
     /// It does not have the shape, or something is left over.
-    pub fn decode(kind: u8, body: &[u8]) -> Result<ToExecutor, Reject> {
+    pub fn decode(kind: u8, lease: u64, body: &[u8]) -> Result<ToExecutor, Reject> {
         let mut fields = Cursor::new(body);
         let message = match kind {
             PONG => ToExecutor::Pong,
@@ -247,24 +174,18 @@ impl ToExecutor {
             }
             LEASE => {
                 let handler: Arc<str> = Arc::from(fields.text()?);
-                let state = match fields.u8()? {
-                    0 => StateKind::Stateless,
-                    1 => StateKind::Known,
-                    2 => StateKind::Whole,
+                let (state, version) = (fields.u8()?, Version(fields.u64()?));
+                let state = match state {
+                    0 => StateAt::Stateless,
+                    1 => StateAt::Known(version),
+                    2 => StateAt::Whole(version, Entries::new()),
                     _ => return Err(Reject::Malformed),
                 };
-                let version = Version(fields.u64()?);
                 let jobs = fields.list(|fields| job(fields, &handler))?;
                 if jobs.is_empty() {
                     return Err(Reject::Malformed);
                 }
-                ToExecutor::Lease { handler, state, version, jobs }
-            }
-            COMMITTED => {
-                let job = JobId(fields.array()?);
-                let again = flag(&mut fields)?;
-                let result = if again { CommitResult::AlreadyCommitted } else { CommitResult::Committed };
-                ToExecutor::Committed(job, result)
+                ToExecutor::Lease(Lease { id: LeaseId(lease), handler, state, jobs })
             }
             FENCED => ToExecutor::Fenced(JobId(fields.array()?)),
             CANCEL => ToExecutor::Cancel(JobId(fields.array()?)),
@@ -273,6 +194,22 @@ impl ToExecutor {
         fields.finish()?;
         Ok(message)
     }
+}
+
+/// A lease without its maps, which go before it: see [`ToExecutor::State`].
+pub fn encode_lease(lease: &Lease) -> (u8, Vec<u8>) {
+    let payloads: usize = lease.jobs.iter().map(|job| 192 + job.payload.bytes.len()).sum();
+    let mut out = Vec::with_capacity(64 + payloads);
+    put_text(&mut out, &lease.handler);
+    let (state, version) = match &lease.state {
+        StateAt::Stateless => (0, Version::default()),
+        StateAt::Known(version) => (1, *version),
+        StateAt::Whole(version, _) => (2, *version),
+    };
+    out.push(state);
+    out.extend_from_slice(&version.0.to_be_bytes());
+    put_list(&mut out, &lease.jobs, put_job);
+    (LEASE, out)
 }
 
 fn flag(fields: &mut Cursor) -> Result<bool, Reject> {
@@ -288,47 +225,47 @@ fn name<'a>(fields: &mut Cursor<'a>) -> Result<&'a str, Reject> {
     if name.len() > MAP_NAME_BYTES { Err(Reject::Malformed) } else { Ok(name) }
 }
 
-fn put_verdict(out: &mut Vec<u8>, verdict: &Verdict) {
-    match verdict {
-        Verdict::Succeeded(payload, effects) => {
+fn put_outcome(out: &mut Vec<u8>, outcome: &Outcome) {
+    match outcome {
+        Outcome::Succeeded(payload, effects) => {
             out.push(0);
             put_payload(out, payload);
             put_effects(out, effects);
         }
-        Verdict::Failed(error) => {
+        Outcome::Failed(error) => {
             out.push(1);
             put_text(out, error.code.as_str());
             put_text(out, &error.detail);
         }
-        Verdict::Retry(detail) => {
+        Outcome::Retry(detail) => {
             out.push(2);
             put_text(out, detail);
         }
-        Verdict::Crashed(detail) => {
+        Outcome::Crashed(detail) => {
             out.push(3);
             put_text(out, detail);
         }
-        Verdict::TimedOut => out.push(4),
+        Outcome::TimedOut => out.push(4),
     }
 }
 
-fn verdict(fields: &mut Cursor) -> Result<Verdict, Reject> {
+fn outcome(fields: &mut Cursor) -> Result<Outcome, Reject> {
     let detail = |fields: &mut Cursor| {
         let text = fields.text()?;
         if text.len() > ERROR_DETAIL_BYTES { Err(Reject::Malformed) } else { Ok(text.to_owned()) }
     };
     Ok(match fields.u8()? {
-        0 => Verdict::Succeeded(payload(fields)?, effects(fields)?),
+        0 => Outcome::Succeeded(payload(fields)?, effects(fields)?),
         1 => {
             // What an executor may say of a job; the other codes are the broker's and the gate's own.
             let code = Code::parse(fields.text()?);
             let own = [Code::HandlerFailed, Code::StateTooLarge, Code::ResultTooLarge];
             let code = code.filter(|code| own.contains(code)).ok_or(Reject::Malformed)?;
-            Verdict::Failed(JobError::new(code, detail(fields)?))
+            Outcome::Failed(JobError::new(code, detail(fields)?))
         }
-        2 => Verdict::Retry(detail(fields)?),
-        3 => Verdict::Crashed(detail(fields)?),
-        4 => Verdict::TimedOut,
+        2 => Outcome::Retry(detail(fields)?),
+        3 => Outcome::Crashed(detail(fields)?),
+        4 => Outcome::TimedOut,
         _ => return Err(Reject::Malformed),
     })
 }
@@ -439,8 +376,8 @@ fn job(fields: &mut Cursor, handler: &Arc<str>) -> Result<LeasedJob, Reject> {
 mod tests {
     use super::*;
 
-    fn outcome(verdict: Verdict) -> ToBroker {
-        ToBroker::Outcome { job: JobId([1; 16]), delivery: 2, builds_on: Version(3), verdict }
+    fn said(outcome: Outcome) -> ToBroker {
+        ToBroker::Outcome { job: JobId([1; 16]), delivery: 2, builds_on: Version(3), outcome }
     }
 
     fn samples() -> Vec<ToBroker> {
@@ -460,13 +397,12 @@ mod tests {
         vec![
             ToBroker::Ping,
             ToBroker::Room(8),
-            outcome(Verdict::Succeeded(Payload::json(*b"{}"), effects.clone())),
-            outcome(Verdict::Failed(JobError::new(Code::HandlerFailed, "no"))),
-            outcome(Verdict::Retry("later".into())),
-            outcome(Verdict::Crashed("oh".into())),
-            outcome(Verdict::TimedOut),
-            ToBroker::Release(ReleaseReason::NeedState),
-            ToBroker::Report { busy: 3 },
+            said(Outcome::Succeeded(Payload::json(*b"{}"), effects.clone())),
+            said(Outcome::Failed(JobError::new(Code::HandlerFailed, "no"))),
+            said(Outcome::Retry("later".into())),
+            said(Outcome::Crashed("oh".into())),
+            said(Outcome::TimedOut),
+            ToBroker::Release,
             ToBroker::Part(effects),
         ]
     }
@@ -503,19 +439,14 @@ mod tests {
             fence: 9,
             context: Entries::new(),
         };
-        let lease = ToExecutor::Lease {
-            handler: "h".into(),
-            state: StateKind::Known,
-            version: Version(8),
-            jobs: vec![job],
-        };
-        let (kind, body) = lease.encode();
-        let ToExecutor::Lease { jobs, version, .. } = ToExecutor::decode(kind, &body).unwrap() else {
-            panic!()
-        };
-        assert_eq!((jobs[0].spec.ordering_key.as_deref(), jobs[0].fence, version), (Some(""), 9, Version(8)));
+        let state = StateAt::Known(Version(8));
+        let (kind, body) =
+            encode_lease(&Lease { id: LeaseId(3), handler: "h".into(), state, jobs: vec![job] });
+        let ToExecutor::Lease(lease) = ToExecutor::decode(kind, 3, &body).unwrap() else { panic!() };
+        assert_eq!((lease.id, lease.state), (LeaseId(3), StateAt::Known(Version(8))));
+        assert_eq!((lease.jobs[0].spec.ordering_key.as_deref(), lease.jobs[0].fence), (Some(""), 9));
         for end in 0..body.len() {
-            assert!(ToExecutor::decode(kind, &body[..end]).is_err());
+            assert!(ToExecutor::decode(kind, 3, &body[..end]).is_err());
         }
     }
 }

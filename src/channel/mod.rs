@@ -16,7 +16,7 @@ mod outbox;
 mod reject;
 mod server;
 
-pub use broker_end::{BrokerEnd, Doorman};
+pub use broker_end::{Admission, BrokerEnd};
 pub use client::ChannelClient;
 pub use executor_end::ExecutorEnd;
 pub use reject::Reject;

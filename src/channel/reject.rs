@@ -24,8 +24,10 @@ named! {
         HandshakeTimeout = "handshake_timeout",
         /// The handshake broke off, or its limits make no sense.
         HandshakeFailed = "handshake_failed",
-        /// Too many connections are in the handshake.
+        /// Too many connections are in the handshake, or of one group.
         TooManyConnections = "too_many_connections",
+        /// Frames wait for a peer that does not read them.
+        PeerNotReading = "peer_not_reading",
     }
 }
 

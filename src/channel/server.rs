@@ -1,23 +1,24 @@
 //! The broker's side with sockets: the listener and its connections, inside its process's event loop.
 
-use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use mio::event::Event;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
 
-use super::broker_end::{BrokerEnd, Doorman};
-use super::handshake::{NonceCache, Terms};
+use super::broker_end::{Admission, BrokerEnd};
+use super::handshake::{Nonces, Terms};
 use super::keys::GroupSecret;
 use super::reject::{RefusalLog, Reject};
 use crate::config::Ipc;
 use crate::entropy::Entropy;
+use crate::job::IdMap;
 use crate::limits::{
-    ACCEPTS_A_TURN, CONTEXT_BYTES, FOLLOW_UPS_BYTES, FRAME_OVERHEAD_BYTES, HANDSHAKE_TIMEOUT,
-    READ_A_TURN_BYTES, UNPROVEN_CONNECTIONS,
+    ACCEPTS_A_TURN, FRAME_OVERHEAD_BYTES, HANDSHAKE_TIMEOUT, READ_A_TURN_BYTES, READ_BYTES,
+    UNPROVEN_CONNECTIONS, effects_bytes,
 };
 use crate::observe::metrics::Counters;
 use crate::ports::Consumer;
@@ -33,14 +34,18 @@ pub struct ServerConfig {
     pub ipc: Ipc,
     /// `kv.lane_state_max_bytes`: effects in parts are at most that and one frame.
     pub lane_state_max: usize,
+    /// Executors of each group, by index; while they are replaced there are more connections for a moment.
+    pub processes: Vec<usize>,
 }
 
 /// See the module.
 pub struct ChannelServer {
     listener: TcpListener,
-    links: HashMap<usize, Link>,
+    links: IdMap<usize, Link>,
     secrets: Vec<GroupSecret>,
-    nonces: NonceCache,
+    nonces: Vec<Nonces>,
+    /// Connections of each group at most.
+    connections_max: Vec<usize>,
     terms: Terms,
     entropy: Entropy,
     connect: Box<dyn FnMut(usize) -> Box<dyn Consumer>>,
@@ -49,7 +54,12 @@ pub struct ChannelServer {
     parts_max: usize,
     /// Given up for a moment when there are no descriptors: accept, close, go on.
     spare: Option<std::fs::File>,
+    /// Somebody may be waiting to be accepted.
+    accepting: bool,
+    /// Accepting is tried again then, after the kernel had nothing to give.
+    accept_at_ms: u64,
     refusals: RefusalLog,
+    buffer: Box<[u8; READ_BYTES]>,
 }
 
 struct Link {
@@ -57,7 +67,10 @@ struct Link {
     end: BrokerEnd,
     accepted_ms: u64,
     readable: bool,
-    frames: (u64, u64),
+    /// The end of the peer's side has come, behind bytes that may not have been read.
+    ended: bool,
+    /// Frames in and out that were counted.
+    counted: (u64, u64),
 }
 
 impl ChannelServer {
@@ -84,17 +97,21 @@ impl ChannelServer {
         };
         Ok(ChannelServer {
             listener,
-            links: HashMap::new(),
+            links: IdMap::default(),
+            nonces: config.secrets.iter().map(|_| Nonces::new(config.ipc.auth.nonce_cache_size)).collect(),
+            connections_max: config.processes.iter().map(|processes| 2 * (processes + 2)).collect(),
             secrets: config.secrets,
-            nonces: NonceCache::new(config.ipc.auth.nonce_cache_size),
             terms,
             entropy,
             connect,
             counters,
             heartbeat_ms: config.ipc.heartbeat_ms,
-            parts_max: 2 * (config.lane_state_max + CONTEXT_BYTES) + FOLLOW_UPS_BYTES + max_frame,
+            parts_max: effects_bytes(config.lane_state_max) + max_frame,
             spare: std::fs::File::open("/dev/null").ok(),
+            accepting: true,
+            accept_at_ms: 0,
             refusals: RefusalLog::default(),
+            buffer: Box::new([0; READ_BYTES]),
         })
     }
 
@@ -120,21 +137,40 @@ impl ChannelServer {
         self.links.contains_key(&token)
     }
 
-    /// Accepts who is there; `next_token` is counted up for each. True if more may be waiting.
-    pub fn accept(&mut self, registry: &Registry, next_token: &mut usize, now_ms: u64) -> bool {
+    /// Somebody wants to connect.
+    pub fn on_connect(&mut self) {
+        self.accepting = true;
+    }
+
+    /// Accepts who is there; `next_token` is counted up for each.
+    fn accept(&mut self, registry: &Registry, next_token: &mut usize, now_ms: u64) {
+        const PAUSE_MS: u64 = 100;
         for _ in 0..ACCEPTS_A_TURN {
             let mut stream = match self.listener.accept() {
                 Ok((stream, _)) => stream,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.accepting = false;
+                    return;
+                }
                 Err(error) if matches!(error.raw_os_error(), Some(23 | 24)) => {
                     // No descriptor is left: with the spare one, the connection is taken and closed.
                     self.spare = None;
                     let closed = self.listener.accept().is_ok();
                     self.spare = std::fs::File::open("/dev/null").ok();
                     self.reject(Reject::TooManyConnections, now_ms);
-                    if closed { continue } else { return false }
+                    self.accepting = closed;
+                    if closed { continue } else { return }
                 }
-                Err(_) => continue,
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted) =>
+                {
+                    continue;
+                }
+                Err(error) => {
+                    log::warn!("no connection of an executor can be accepted for now: {error}");
+                    self.accept_at_ms = now_ms + PAUSE_MS;
+                    return;
+                }
             };
             let _ = stream.set_nodelay(true);
             *next_token += 1;
@@ -144,13 +180,13 @@ impl ChannelServer {
                 continue;
             }
             let end = BrokerEnd::new(now_ms, self.parts_max);
-            self.links
-                .insert(token, Link { stream, end, accepted_ms: now_ms, readable: true, frames: (0, 0) });
+            let link =
+                Link { stream, end, accepted_ms: now_ms, readable: true, ended: false, counted: (0, 0) };
+            self.links.insert(token, link);
             self.bound_unproven(now_ms);
             // It reads as soon as it accepts.
             self.read(token, now_ms);
         }
-        true
     }
 
     /// Strangers share a few places: the oldest of them goes, never an executor.
@@ -165,26 +201,23 @@ impl ChannelServer {
     }
 
     /// A connection's socket is ready.
-    pub fn on_event(&mut self, token: usize, readable: bool, now_ms: u64) {
+    pub fn on_event(&mut self, token: usize, event: &Event, now_ms: u64) {
         if let Some(link) = self.links.get_mut(&token) {
-            link.readable |= readable;
-            if link.readable {
-                self.read(token, now_ms);
-            }
+            link.ended |= event.is_read_closed();
+            link.readable |= event.is_readable() || link.ended;
+            self.read(token, now_ms);
         }
     }
 
     fn read(&mut self, token: usize, now_ms: u64) {
-        let mut buffer = [0; 65_536];
         let mut total = 0;
-        loop {
-            let Some(link) = self.links.get_mut(&token) else { return };
+        while let Some(link) = self.links.get_mut(&token).filter(|link| link.readable) {
             if total >= READ_A_TURN_BYTES {
                 return; // It stays readable, and is read again in the next turn.
             }
-            let was_fresh = link.end.is_fresh();
-            let room = link.end.room().min(buffer.len());
-            let read = match link.stream.read(&mut buffer[..room]) {
+            let (was_fresh, was_up) = (link.end.is_fresh(), link.end.group().is_some());
+            let most = link.end.readable_bytes().min(self.buffer.len());
+            let read = match link.stream.read(&mut self.buffer[..most]) {
                 Ok(0) => {
                     let reason = link.end.at_end_of_file();
                     return self.close(token, reason, now_ms);
@@ -198,96 +231,79 @@ impl ChannelServer {
                 Err(_) => return self.close(token, None, now_ms),
             };
             total += read;
+            // After a short read the socket is empty (epoll(7)): what comes next brings an event of its own.
+            link.readable = read == most || link.ended;
             // The turn may have begun long ago, in a process that was stopped: frames are judged as they are read.
             let now_ms = now_ms.max(crate::clock::monotonic_millis());
-            let mut doorman = Doorman {
+            let mut admission = Admission {
                 secrets: &self.secrets,
                 nonces: &mut self.nonces,
                 terms: self.terms,
                 entropy: &mut self.entropy,
                 connect: &mut self.connect,
             };
-            if let Err(reason) = link.end.received(&buffer[..read], &mut doorman, now_ms) {
+            if let Err(reason) = link.end.received(&self.buffer[..read], &mut admission, now_ms) {
                 return self.close(token, Some(reason), now_ms);
             }
-            let half_open = self.links.values().filter(|link| link.end.is_proven()).count();
-            if was_fresh && half_open > UNPROVEN_CONNECTIONS {
+            let group = link.end.group().filter(|_| !was_up);
+            let half_open = || self.links.values().filter(|link| link.end.is_proven()).count();
+            let of_group = |group| self.links.values().filter(|link| link.end.group() == Some(group)).count();
+            if was_fresh && half_open() > UNPROVEN_CONNECTIONS
+                || group.is_some_and(|group| of_group(group) > self.connections_max[group])
+            {
                 return self.close(token, Some(Reject::TooManyConnections), now_ms);
             }
         }
     }
 
-    /// Commits, claims and writes for every connection; ends those that are past their deadlines.
-    pub fn turn(&mut self, now_ms: u64) {
-        let tokens: Vec<usize> = self.links.keys().copied().collect();
-        for token in &tokens {
-            if self.links.get(token).is_some_and(|link| link.readable) {
-                self.read(*token, now_ms);
-            }
+    /// Accepts, then commits, claims and writes for every connection; ends those that are past their deadlines.
+    /// `next_token` is counted up for each new connection.
+    pub fn turn(&mut self, registry: &Registry, next_token: &mut usize, now_ms: u64) {
+        if self.accepting && now_ms >= self.accept_at_ms {
+            self.accept(registry, next_token, now_ms);
         }
-        for token in tokens {
-            let Some(link) = self.links.get_mut(&token) else { continue };
+        let (mut unread, mut over) = (Vec::new(), Vec::new());
+        unread.extend(self.links.iter().filter(|(_, link)| link.readable).map(|(token, _)| *token));
+        for token in unread {
+            self.read(token, now_ms);
+        }
+        for (token, link) in &mut self.links {
             let late = now_ms.saturating_sub(link.accepted_ms) > HANDSHAKE_TIMEOUT.as_millis() as u64;
             let silent = now_ms.saturating_sub(link.end.last_heard_ms) > 4 * self.heartbeat_ms;
-            match link.end.group() {
-                None if late => self.close(token, Some(Reject::HandshakeTimeout), now_ms),
-                Some(_) if silent => self.close(token, None, now_ms),
-                None | Some(_) => {
-                    if let Err(error) = link.end.turn() {
-                        log::warn!("the backend is lost: {error}");
-                        self.close(token, None, now_ms);
-                    } else {
-                        self.flush(token, now_ms);
-                    }
-                }
+            let turned = match link.end.group() {
+                None if late => Err(Some(Reject::HandshakeTimeout)),
+                Some(_) if silent => Err(None),
+                None | Some(_) => link.end.turn(),
+            };
+            let turned = turned.and_then(|()| link.flush(now_ms).map_err(|_| None));
+            if let Err(reason) = turned {
+                over.push((*token, reason));
+            }
+            let frames = (link.end.frames_in, link.end.frames_out());
+            if frames != link.counted {
+                self.counters.frames_in.fetch_add(frames.0 - link.counted.0, Ordering::Relaxed);
+                self.counters.frames_out.fetch_add(frames.1 - link.counted.1, Ordering::Relaxed);
+                link.counted = frames;
             }
         }
-        self.count();
-    }
-
-    fn flush(&mut self, token: usize, now_ms: u64) {
-        let Some(link) = self.links.get_mut(&token) else { return };
-        loop {
-            let bytes = link.end.output(now_ms);
-            if bytes.is_empty() {
-                return;
-            }
-            match link.stream.write(bytes) {
-                Ok(written) => link.end.wrote(written),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return self.close(token, None, now_ms),
-            }
-        }
-    }
-
-    fn count(&mut self) {
-        let mut busy = vec![0; self.secrets.len()];
-        for link in self.links.values_mut() {
-            let (before_in, before_out) = link.frames;
-            link.frames = (link.end.frames_in, link.end.frames_out());
-            self.counters.frames_in.fetch_add(link.frames.0 - before_in, Ordering::Relaxed);
-            self.counters.frames_out.fetch_add(link.frames.1 - before_out, Ordering::Relaxed);
-            if let Some(group) = link.end.group() {
-                busy[group] += u64::from(link.end.busy);
-            }
-        }
-        for (group, workers) in busy.into_iter().enumerate() {
-            self.counters.busy(group, workers);
+        for (token, reason) in over {
+            self.close(token, reason, now_ms);
         }
     }
 
     /// When something is due by time alone, in ms from now; `None` without connections.
     #[must_use]
-    pub fn next_due_ms(&self) -> Option<u64> {
+    pub fn next_due_ms(&self, now_ms: u64) -> Option<u64> {
         let handshakes = self.links.values().any(|link| link.end.group().is_none());
         let readable = self.links.values().any(|link| link.readable);
-        match (readable, handshakes, self.links.is_empty()) {
+        let accept_ms = self.accepting.then(|| self.accept_at_ms.saturating_sub(now_ms));
+        let links_ms = match (readable, handshakes, self.links.is_empty()) {
             (true, _, _) => Some(0),
             (_, true, _) => Some(100),
             (_, _, false) => Some(self.heartbeat_ms),
             (_, _, true) => None,
-        }
+        };
+        accept_ms.into_iter().chain(links_ms).min()
     }
 
     /// Closes without a byte; dropping its consumer ends its leases.
@@ -307,6 +323,24 @@ impl ChannelServer {
     fn reject(&mut self, reason: Reject, now_ms: u64) {
         self.counters.reject(reason);
         self.refusals.say(reason, now_ms);
+    }
+}
+
+impl Link {
+    /// Writes until the socket takes no more. An error: the connection is over.
+    fn flush(&mut self, now_ms: u64) -> std::io::Result<()> {
+        loop {
+            let bytes = self.end.output(now_ms);
+            if bytes.is_empty() {
+                return Ok(());
+            }
+            match self.stream.write(bytes) {
+                Ok(written) => self.end.wrote(written),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 }
 

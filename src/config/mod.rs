@@ -14,7 +14,7 @@ pub use schema::{
     Restart, Retain, Retry, SinkMode, Web, WebLimits,
 };
 pub use sources::{Loaded, Origin, Source, load};
-pub use validate::{Issue, unbuilt};
+pub use validate::{Issue, NO_REDIS, unbuilt};
 
 use serde_json::{Value, json};
 

@@ -8,6 +8,7 @@ use std::path::Path;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::job::{parse_hex, write_hex};
+use crate::mac::hkdf_extract;
 
 /// 32 secret bytes. No `Debug`, no `Clone`; wiped on drop.
 pub struct Secret([u8; 32]);
@@ -28,8 +29,9 @@ impl Secret {
         Secret::new(bytes)
     }
 
-    /// Reads 64 hex digits and at most one newline from a file that nobody else can read.
-    pub fn read(path: &Path) -> Result<Secret, String> {
+    /// Reads a file that nobody else can read: 64 hex digits, and on a second line those of the secret before, if that is
+    /// still to be known.
+    pub fn read(path: &Path) -> Result<(Secret, Option<Secret>), String> {
         let at = path.display();
         let unreadable = |error| format!("{at}: cannot be read: {error}");
         let file = File::open(path).map_err(unreadable)?;
@@ -37,15 +39,28 @@ impl Secret {
         if mode & 0o077 != 0 {
             return Err(format!("{at}: others can read or write it (mode {mode:03o}): chmod 600 it"));
         }
-        let mut text = Zeroizing::new(Vec::with_capacity(80));
-        file.take(80).read_to_end(&mut text).map_err(unreadable)?;
+        let mut text = Zeroizing::new(Vec::with_capacity(160));
+        file.take(160).read_to_end(&mut text).map_err(unreadable)?;
         Secret::parse(&text).map_err(|error| format!("{at}: {error}"))
     }
 
-    /// Reads 64 hex digits and at most one newline; an error says what is wrong, never what is in it.
-    pub fn parse(text: &[u8]) -> Result<Secret, String> {
-        let digits = Zeroizing::new(text.strip_suffix(b"\n").unwrap_or(text).to_ascii_lowercase());
-        Secret::new(parse_hex(&digits).ok_or("is not 64 hex digits")?)
+    /// The same from its text; an error says what is wrong, never what is in it.
+    pub fn parse(text: &[u8]) -> Result<(Secret, Option<Secret>), String> {
+        let text = text.strip_suffix(b"\n").unwrap_or(text);
+        let mut lines = text.split(|byte| *byte == b'\n').map(|line| {
+            let digits = Zeroizing::new(line.to_ascii_lowercase());
+            Secret::new(parse_hex(&digits).ok_or("is not 64 hex digits, or two lines of them")?)
+        });
+        let (current, previous) = (lines.next().transpose()?, lines.next().transpose()?);
+        match (current, lines.next()) {
+            (Some(current), None) => Ok((current, previous)),
+            (_, Some(_)) | (None, None) => Err("is not 64 hex digits, or two lines of them".into()),
+        }
+    }
+
+    /// What processes of a deployment sign with at rest: `HKDF-Extract(salt "cofferdam/1 envelope", R)`.
+    pub fn envelope(&self) -> Result<Secret, String> {
+        Secret::new(*hkdf_extract(b"cofferdam/1 envelope", &self.0))
     }
 
     /// For key derivation and for the bootstrap bundle alone.

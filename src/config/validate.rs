@@ -264,10 +264,19 @@ fn group_rules(config: &Config, issues: &mut Vec<Issue>) {
     }
 }
 
-/// What is valid but not built yet: each refuses to start, never starts without it.
+/// Why a build without the feature `redis` refuses a Redis backend.
+pub const NO_REDIS: &str = "redis is not in this build, which was made with `--no-default-features`; \
+     build it with the feature `redis` (the default), or use memory";
+
+/// What is valid but not built: each refuses to start, never starts without it.
 pub fn unbuilt(config: &Config, value: &Value) -> Vec<String> {
     let mut out = Vec::new();
     let platform = &config.runtime.platform;
+    for (name, backend) in [("queue", &platform.queue.backend), ("kv", &platform.kv.backend)] {
+        if backend == "redis" && !cfg!(feature = "redis") {
+            out.push(format!("runtime.platform.{name}.backend: {NO_REDIS}"));
+        }
+    }
     if platform.redis.url.starts_with("rediss://") {
         let url = "runtime.platform.redis.url";
         out.push(format!(

@@ -4,12 +4,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::run::{Limits, RunControl};
+use super::run_stop::RunStop;
 use crate::clock::Timestamp;
 use crate::handler::HandlerSpec;
 use crate::job::{Change, Effects, Entries, FollowUp, JobId, Payload, Trace, Version, entry_bytes};
-use crate::limits::{CONTEXT_BYTES, FOLLOW_UP_OVERHEAD_BYTES, FOLLOW_UPS, FOLLOW_UPS_BYTES, MAP_NAME_BYTES};
-use crate::ports::LeasedJob;
+use crate::limits::{
+    CHANGE_BYTES, CONTEXT_BYTES, DELAY_MAX, FOLLOW_UP_OVERHEAD_BYTES, FOLLOW_UPS, FOLLOW_UPS_BYTES,
+    MAP_NAME_BYTES, effects_bytes,
+};
+use crate::ports::{LeasedJob, Rules};
 use crate::problem::{Code, JobError};
 
 /// The job that a handler does.
@@ -44,14 +47,14 @@ impl Job {
 }
 
 /// A lane's state, or a trace's context: reads see the handler's own changes; changes take effect with success.
-pub struct LaneState<'a> {
+pub struct StagedMap<'a> {
     committed: &'a Entries,
     staged: &'a mut Staged,
 }
 
 type Staged = HashMap<Arc<str>, Option<Arc<[u8]>>>;
 
-impl LaneState<'_> {
+impl StagedMap<'_> {
     /// The value of a key.
     pub fn get(&self, key: &str) -> Option<&[u8]> {
         match self.staged.get(key) {
@@ -73,7 +76,7 @@ impl LaneState<'_> {
 
 /// The maps of a run: the lane's state, and the context of each trace in it.
 #[derive(Debug, Default)]
-pub struct Contexts {
+pub struct RunMaps {
     /// Names the state; grows with each committed change.
     pub version: Version,
     /// The lane's state as of the last success.
@@ -83,10 +86,10 @@ pub struct Contexts {
     traces: HashMap<[u8; 16], Entries>,
 }
 
-impl Contexts {
-    pub fn new(version: Version, state: Entries) -> Contexts {
+impl RunMaps {
+    pub fn new(version: Version, state: Entries) -> RunMaps {
         let state_bytes = state.iter().map(|(key, value)| entry_bytes(key, value)).sum();
-        Contexts { version, state, state_bytes, traces: HashMap::new() }
+        RunMaps { version, state, state_bytes, traces: HashMap::new() }
     }
 
     pub(super) fn forget_traces(&mut self) {
@@ -97,8 +100,8 @@ impl Contexts {
 /// What a handler may ask and change besides returning a result.
 pub struct JobContext<'a> {
     pub(super) job: &'a LeasedJob,
-    pub(super) maps: &'a mut Contexts,
-    pub(super) control: &'a RunControl,
+    pub(super) maps: &'a mut RunMaps,
+    pub(super) stop: &'a RunStop,
     pub(super) deadline: Timestamp,
     pub(super) is_ordered: bool,
     pub(super) specs: &'a [HandlerSpec],
@@ -115,22 +118,23 @@ pub(super) struct Staging {
 
 impl JobContext<'_> {
     /// The lane's state; `None` if the handler is not ordered. Already loaded: reads never wait or fail.
-    pub fn state(&mut self) -> Option<LaneState<'_>> {
+    pub fn state(&mut self) -> Option<StagedMap<'_>> {
         let (committed, staged) = (&self.maps.state, &mut self.staging.state);
-        self.is_ordered.then_some(LaneState { committed, staged })
+        self.is_ordered.then_some(StagedMap { committed, staged })
     }
 
     /// The trace's context: shared by all jobs of one trace, for `kv.context_ttl_seconds` after its last use.
-    pub fn context(&mut self) -> LaneState<'_> {
+    pub fn context(&mut self) -> StagedMap<'_> {
         let own = self.maps.traces.get(&self.job.spec.trace.id);
-        LaneState { committed: own.unwrap_or(&self.job.context), staged: &mut self.staging.context }
+        StagedMap { committed: own.unwrap_or(&self.job.context), staged: &mut self.staging.context }
     }
 
     /// Submits a job of the same trace when this one succeeds. Its ordering key is taken from its payload
     /// unless given.
     ///
     /// # Errors
-    /// The handler is unknown, the payload has no ordering key where one is needed, or there are too many.
+    /// The handler is unknown, the payload has no ordering key where one is needed, the delay is longer than 7 days, or
+    /// there are too many.
     pub fn submit(
         &mut self,
         handler: &str,
@@ -142,6 +146,9 @@ impl JobContext<'_> {
         let spec = known.ok_or_else(|| format!("there is no handler {handler}"))?;
         if self.staging.follow_ups.len() == FOLLOW_UPS {
             return Err(format!("a job submits at most {FOLLOW_UPS} follow-ups"));
+        }
+        if delay > DELAY_MAX {
+            return Err("a follow-up's delay is at most 7 days".into());
         }
         let ordering_key = spec.options.ordering.key(key, &payload.bytes)?;
         self.staging.follow_ups.push(FollowUp { handler: spec.name.clone(), ordering_key, delay, payload });
@@ -155,13 +162,13 @@ impl JobContext<'_> {
 
     /// True once the job was cancelled or has timed out: whatever comes now takes no effect.
     pub fn is_cancelled(&self) -> bool {
-        self.control.is_ended()
+        self.stop.is_ended()
     }
 
     /// Waits; false as soon as the job is cancelled or has timed out.
     #[must_use]
     pub fn sleep(&self, duration: Duration) -> bool {
-        self.control.sleep(duration)
+        self.stop.sleep(duration)
     }
 
     /// 1 for the first delivery.
@@ -180,13 +187,13 @@ impl JobContext<'_> {
     }
 
     /// Takes the staged changes over into the run's maps and gives them for the commit.
-    pub(super) fn commit(self, limits: &Limits) -> Result<Effects, JobError> {
+    pub(super) fn commit(self, rules: &Rules) -> Result<Effects, JobError> {
         let JobContext { job, maps, staging, .. } = self;
         let Staging { state, context, follow_ups } = staging;
         let state_too_large = |detail: String| Err(JobError::new(Code::StateTooLarge, detail));
         let failed = |detail| Err(JobError::new(Code::HandlerFailed, detail));
         let is_too_long = |(key, value): (&Arc<str>, &Option<Arc<[u8]>>)| {
-            key.len() > MAP_NAME_BYTES || value.as_ref().is_some_and(|value| value.len() > limits.max_payload)
+            key.len() > MAP_NAME_BYTES || value.as_ref().is_some_and(|value| value.len() > rules.max_payload)
         };
         if state.iter().chain(&context).any(is_too_long) {
             return state_too_large(format!(
@@ -195,7 +202,7 @@ impl JobContext<'_> {
         }
         let mut follow_up_bytes = 0;
         for job in &follow_ups {
-            if job.payload.bytes.len() > limits.max_payload {
+            if job.payload.bytes.len() > rules.max_payload {
                 return failed("a follow-up's payload exceeds max_payload_bytes");
             }
             follow_up_bytes += job.payload.bytes.len() + FOLLOW_UP_OVERHEAD_BYTES;
@@ -203,8 +210,14 @@ impl JobContext<'_> {
         if follow_up_bytes > FOLLOW_UPS_BYTES {
             return failed("the follow-ups' payloads exceed 65 MiB together");
         }
+        let changes = state.iter().chain(&context);
+        let changes =
+            changes.map(|(key, value)| CHANGE_BYTES + key.len() + value.as_ref().map_or(0, |v| v.len()));
+        if changes.sum::<usize>() + follow_up_bytes > effects_bytes(rules.lane_state_max) {
+            return state_too_large("the changes of one job would exceed what a commit may hold".into());
+        }
         let bytes = bytes_after(&maps.state, maps.state_bytes, &state);
-        if bytes > limits.lane_state_max {
+        if bytes > rules.lane_state_max {
             return state_too_large("the lane's state would exceed kv.lane_state_max_bytes".into());
         }
         let mut context_changes = Vec::new();

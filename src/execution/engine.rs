@@ -1,23 +1,24 @@
-//! The engine: core, workers and consumer in one turn of a loop. Thin: every decision is the core's.
+//! One exchange with the broker: what came of runs is said, what comes is entered into the books and given to the
+//! threads. Thin: every decision is the books'.
 
-use super::core::{Core, LOOK_EVERY, Requests, Run};
-use super::run::Limits;
-use super::worker::WorkerPool;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::books::Books;
+use super::deck::Deck;
+use super::run::Run;
 use crate::clock::Timestamp;
-use crate::job::JobId;
 use crate::ports::{BackendError, Consumer};
 
-/// One process's execution of one group.
-pub struct Engine<C> {
-    core: Core,
-    pool: WorkerPool,
-    consumer: C,
-    limits: Limits,
+/// See the module.
+pub struct Engine {
+    pub books: Books,
+    deck: Arc<Deck>,
+    visibility: Duration,
     renew_at: Timestamp,
-    finished: u64,
 }
 
-/// How the engine is.
+/// How an executor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
     /// It takes jobs.
@@ -28,95 +29,67 @@ pub enum Health {
     Drained,
 }
 
-impl<C: Consumer> Engine<C> {
-    pub fn new(pool: WorkerPool, workers: usize, consumer: C, limits: Limits) -> Engine<C> {
-        let (core, renew_at) = (Core::new(workers, limits), Timestamp::default());
-        Engine { core, pool, consumer, limits, renew_at, finished: 0 }
+impl Engine {
+    pub fn new(books: Books, deck: Arc<Deck>, visibility: Duration) -> Engine {
+        Engine { books, deck, visibility, renew_at: Timestamp::default() }
     }
 
-    /// The consumer, for those who do its I/O.
-    pub fn consumer(&mut self) -> &mut C {
-        &mut self.consumer
-    }
-
-    /// Does all there is to do now; says when to come again at the latest. An error: the broker is lost, and every
-    /// run has been abandoned.
-    pub fn turn(&mut self, now: Timestamp) -> Result<Option<Timestamp>, BackendError> {
-        let answer = self.try_turn(now);
-        if answer.is_err() {
-            self.core.abandon(now);
+    /// Does all there is to do now; says when to come again at the latest.
+    ///
+    /// # Errors
+    /// The broker is lost, and every run has been abandoned.
+    pub fn exchange(
+        &mut self,
+        consumer: &mut dyn Consumer,
+        now: Timestamp,
+    ) -> Result<Timestamp, BackendError> {
+        let exchanged = self.try_exchange(consumer, now);
+        if exchanged.is_err() {
+            // No worker will end these.
+            self.books.give_back(self.deck.take_all_waiting());
+            self.books.abandon(now);
         }
-        answer
+        exchanged
     }
 
-    fn try_turn(&mut self, now: Timestamp) -> Result<Option<Timestamp>, BackendError> {
-        let waits = self.pool.nudge();
-        for done in self.pool.take() {
-            self.core.on_done(done);
+    fn try_exchange(
+        &mut self,
+        consumer: &mut dyn Consumer,
+        now: Timestamp,
+    ) -> Result<Timestamp, BackendError> {
+        for done in self.deck.take_done() {
+            self.books.on_done(done);
         }
-        self.core.on_time(now);
+        self.books.on_time(now);
         if now >= self.renew_at {
-            self.consumer.extend()?;
-            self.renew_at = now.plus(self.limits.visibility / 3);
+            consumer.extend();
+            self.renew_at = now.plus(self.visibility / 3);
         }
-        let mut requests = self.core.take_requests();
-        let mut pushed = false;
         loop {
-            let Requests { commits, releases } = requests;
-            self.finished += commits.len() as u64;
-            let step = self.consumer.step(commits, self.core.room(self.pool.jobs_are_short()))?;
-            for (lease, reason) in releases {
-                self.consumer.release(lease, reason)?;
+            let are_short = self.deck.jobs_are_short();
+            if !are_short {
+                self.books.give_back(self.deck.take_waiting());
             }
-            step.results.into_iter().for_each(|answer| self.core.on_answer(answer, now));
+            let step = consumer.step(self.books.take_requests(), self.books.room(are_short))?;
+            step.fenced.into_iter().for_each(|fenced| self.books.on_fenced(fenced, now));
             let runs: Vec<Run> =
-                step.leases.into_iter().filter_map(|lease| self.core.on_lease(lease)).collect();
-            step.revoked.into_iter().for_each(|revoked| self.core.on_revoked(revoked, now));
-            if !runs.is_empty() {
-                pushed = true;
-                self.pool.push(runs);
-            }
-            requests = self.core.take_requests();
-            if requests.is_empty() {
+                step.leases.into_iter().filter_map(|lease| self.books.on_lease(lease)).collect();
+            step.revoked.into_iter().for_each(|revoked| self.books.on_revoked(revoked, now));
+            self.deck.put_runs(runs);
+            if !self.books.has_requests() {
                 break;
             }
         }
-        let look = (waits || pushed || self.core.has_long_runs()).then(|| now.plus(LOOK_EVERY));
-        Ok([self.core.next_deadline(), look, Some(self.renew_at)].into_iter().flatten().min())
+        Ok(self.books.next_deadline().map_or(self.renew_at, |deadline| deadline.min(self.renew_at)))
     }
 
-    pub fn health(&self, now: Timestamp) -> Health {
-        if self.core.is_drained() && self.consumer.owed().is_empty() {
+    pub fn health(&self, consumer: &dyn Consumer, now: Timestamp) -> Health {
+        if self.books.is_drained() && consumer.is_settled() {
             Health::Drained
-        } else if self.core.is_stuck(now) {
+        } else if self.books.is_stuck(now) {
             Health::Stuck
         } else {
             Health::Working
         }
-    }
-
-    /// No more leases; what runs finishes, the rest is given back.
-    pub fn drain(&mut self, now: Timestamp) {
-        self.core.drain(now);
-    }
-
-    /// Gives back what still runs; the jobs whose deliveries are cut off.
-    pub fn cut_off(&mut self, now: Timestamp) -> Vec<JobId> {
-        self.core.cut_off(now)
-    }
-
-    /// Jobs that run here or are the next to, and those whose outcome the broker may not know.
-    pub fn open(&self) -> Vec<JobId> {
-        self.core.live().chain(self.consumer.owed()).collect()
-    }
-
-    /// Workers that have a run.
-    pub fn busy(&self) -> usize {
-        self.core.busy()
-    }
-
-    /// Deliveries that came to an outcome here.
-    pub fn finished(&self) -> u64 {
-        self.finished
     }
 }

@@ -1,24 +1,24 @@
-//! Running jobs: the pure core that keeps the executor's books, the worker threads, the context that a
-//! handler sees, and the engine that ties them to a [`crate::ports::Consumer`].
+//! Running jobs: the executor's books, the threads around the helm, the context that a handler sees.
 //!
-//! The engine does not know which profile it runs in. In scope: order within a run, deadlines, cancels, cached
-//! lane state, stuck workers. Not in scope: what is durable (the broker's), how leases travel (the channel's).
+//! It does not know which profile it runs in. In scope: order within a run, deadlines, cancels, cached lane state,
+//! stuck workers. Not in scope: what is durable (the broker's), how leases travel (the channel's).
 
+mod books;
 pub mod builtin;
 mod context;
-mod core;
+mod crew;
+mod deck;
 mod engine;
-mod mirror;
+mod lane_cache;
 mod registry;
 mod run;
-mod thread;
-mod worker;
+mod run_stop;
 
-pub use self::core::{Core, Done, Requests, Run};
-pub use context::{Contexts, Job, JobContext, LaneState};
+pub use books::Books;
+pub use context::{Job, JobContext, RunMaps, StagedMap};
+pub use crew::{Helm, Outfit, start};
+pub use deck::Deck;
 pub use engine::{Engine, Health};
-pub use mirror::Mirror;
 pub use registry::{Handler, Handlers, Registry};
-pub use run::{Limits, RunControl};
-pub use thread::{Crew, EngineState, EngineThread, Engines, GIVE_BACK};
-pub use worker::WorkerPool;
+pub use run::{Done, Run};
+pub use run_stop::RunStop;

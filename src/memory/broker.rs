@@ -1,6 +1,6 @@
 //! The broker: where a job is while nobody runs it. A pure value; time and randomness come in as arguments.
 //!
-//! In scope: lanes, leases, tokens, fences, commits, records, idempotency, state, contexts, doorbells. Not in
+//! In scope: lanes, leases, fences, commits, records, idempotency, state, contexts, ends told. Not in
 //! scope: locks, threads, clocks, sockets. Submitting is here, steering in `steer`, delivering in `deliver`,
 //! a job's end in `ending`, looking in `view`.
 //!
@@ -21,7 +21,7 @@ use crate::job::{
 };
 use crate::limits::QUEUED_BYTES;
 use crate::negative_controls::{Control, is_off};
-use crate::ports::{Doorbell, Histogram, Idempotency, NewJob, Refusal, Revoked, Rules, Stats, Submitted};
+use crate::ports::{Histogram, Idempotency, JobEnded, NewJob, OfLease, Refusal, Rules, Stats, Submitted};
 
 /// Names a connected executor; never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -47,7 +47,7 @@ pub struct Signals {
     pub groups: Vec<usize>,
     /// Consumers with revoked jobs.
     pub consumers: Vec<ConsumerId>,
-    /// Instances with doorbells.
+    /// Instances that were told of an end.
     pub instances: Vec<InstanceId>,
     /// What to log.
     pub notices: Vec<Notice>,
@@ -123,8 +123,6 @@ pub(super) struct Entry {
     pub(super) finished: Option<Arc<Finished>>,
     /// `Some` iff a lease holds it, running or not.
     pub(super) lease: Option<u64>,
-    /// The last commit that held: a repeated call gets the same answer.
-    pub(super) committed: Option<([u8; 16], u32)>,
     pub(super) idempotency: Option<Idempotency>,
     pub(super) awaited: bool,
     /// Who submitted it, and hears of its end.
@@ -157,7 +155,6 @@ pub(super) struct Lane {
 
 #[derive(Debug)]
 pub(super) struct Lease {
-    pub(super) token: [u8; 16],
     pub(super) consumer: ConsumerId,
     pub(super) lane: u64,
     /// Not yet committed; the first is running.
@@ -168,14 +165,22 @@ pub(super) struct Lease {
 #[derive(Debug, Default)]
 pub(super) struct ConsumerEntry {
     pub(super) group: usize,
+    /// Leases that it takes at once.
     pub(super) room: usize,
     pub(super) leases: Vec<u64>,
-    pub(super) revoked: Vec<Revoked>,
+    pub(super) revoked: Vec<OfLease>,
+}
+
+impl ConsumerEntry {
+    /// It takes one lease more.
+    pub(super) fn has_room(&self) -> bool {
+        self.leases.len() < self.room
+    }
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
-    pub(super) rang: VecDeque<Doorbell>,
+    pub(super) ended: VecDeque<JobEnded>,
     pub(super) lost: bool,
 }
 
@@ -218,7 +223,11 @@ impl Broker {
             last_fence: 0,
             ticked_at: Timestamp::default(),
             swept_at: Timestamp::default(),
-            totals: Stats { consumers: vec![0; workers.len()], ..Stats::default() },
+            totals: Stats {
+                consumers: vec![0; workers.len()],
+                busy: vec![0; workers.len()],
+                ..Stats::default()
+            },
             workers,
             verbose: log::log_enabled!(log::Level::Debug),
         }
@@ -293,7 +302,6 @@ impl Broker {
             finished_at: None,
             finished: None,
             lease: None,
-            committed: None,
             awaited: new.awaited && new.idempotency.is_none(),
             idempotency: new.idempotency,
             instance: new.instance,

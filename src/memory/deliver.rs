@@ -4,13 +4,11 @@ use std::time::Duration;
 
 use super::broker::{Broker, ConsumerEntry, ConsumerId, Lease};
 use crate::clock::{Timestamp, micros};
-use crate::job::{Effects, Entries, FollowUp, JobId, JobStatus, Payload, Verdict, Version, context_map};
+use crate::job::{Effects, Entries, FollowUp, JobId, JobStatus, Outcome, Payload, Version, context_map};
 use crate::job_status::JobEvent;
-use crate::limits::{CONTEXT_BYTES, FOLLOW_UPS, LANE_AFFINITY, ORDERING_KEY_BYTES, RUN_JOBS};
+use crate::limits::{CONTEXT_BYTES, DELAY_MAX, FOLLOW_UPS, LANE_AFFINITY, ORDERING_KEY_BYTES, RUN_JOBS};
 use crate::negative_controls::{Control, is_off};
-use crate::ports::{
-    self, Commit, CommitAnswer, CommitResult, LeaseRef, LeasedJob, ReleaseReason, StateAt, Step,
-};
+use crate::ports::{self, Commit, LeaseId, LeasedJob, OfLease, Requests, StateAt, Step};
 use crate::problem::{Cause, Code, JobError};
 
 /// Ready lanes looked at in one search: those before them are left to the executors that know them.
@@ -48,20 +46,24 @@ impl Broker {
     }
 
     /// See [`ports::Consumer::step`].
-    pub fn step(&mut self, id: ConsumerId, commits: Vec<Commit>, room: usize, now: Timestamp) -> Step {
+    pub fn step(&mut self, id: ConsumerId, requests: Requests, room: usize, now: Timestamp) -> Step {
         let mut step = Step::default();
-        for commit in commits {
-            let (lease, job) = (commit.lease.number, commit.job);
-            let result = self.commit(id, commit, now);
-            step.results.push(CommitAnswer { lease, job, result });
+        for commit in requests.commits {
+            let of_lease = OfLease { lease: commit.lease, job: commit.job };
+            if !self.commit(id, commit, now) {
+                step.fenced.push(of_lease);
+            }
+        }
+        for lease in requests.releases {
+            self.release(id, lease, now);
         }
         let Some(consumer) = self.consumers.get_mut(&id) else { return step };
         consumer.room = room;
         step.revoked = std::mem::take(&mut consumer.revoked);
-        while step.leases.len() < room {
-            let Some(lane) = self.next_lane(id, now) else { break };
+        while self.consumers[&id].has_room()
+            && let Some(lane) = self.next_lane(id, now)
+        {
             step.leases.push(self.claim(id, lane, now));
-            self.consumers.entry(id).and_modify(|consumer| consumer.room -= 1);
         }
         let group = self.consumers[&id].group;
         if self.totals.consumers[group] == 1 {
@@ -100,7 +102,8 @@ impl Broker {
     /// True while the executor that knows the lane's state has room and may come for it.
     fn left_to_another(&self, lane: u64, ready_at: Timestamp, id: ConsumerId, now: Timestamp) -> bool {
         let maker = self.lanes[&lane].maker.filter(|maker| *maker != id);
-        let has_room = maker.and_then(|maker| self.consumers.get(&maker)).is_some_and(|maker| maker.room > 0);
+        let has_room =
+            maker.and_then(|maker| self.consumers.get(&maker)).is_some_and(ConsumerEntry::has_room);
         has_room && now < ready_at.plus(LANE_AFFINITY)
     }
 
@@ -108,7 +111,6 @@ impl Broker {
     fn claim(&mut self, id: ConsumerId, lane_number: u64, now: Timestamp) -> ports::Lease {
         self.last_number += 1;
         let number = self.last_number;
-        let token = self.entropy.bytes();
         let run = self.run_of(lane_number, now);
         let lane = self.lanes.get_mut(&lane_number).expect("a ready lane exists");
         let handler = lane.handler;
@@ -136,12 +138,11 @@ impl Broker {
         }
         let expires_at = now.plus(self.rules.visibility);
         let first = run[0];
-        self.leases
-            .insert(number, Lease { token, consumer: id, lane: lane_number, jobs: run.into(), expires_at });
+        self.leases.insert(number, Lease { consumer: id, lane: lane_number, jobs: run.into(), expires_at });
         self.consumers.entry(id).and_modify(|consumer| consumer.leases.push(number));
         self.start(first, now);
         let handler = self.handlers[handler].spec.name.clone();
-        ports::Lease { lease: LeaseRef { number, token }, handler, state, jobs }
+        ports::Lease { id: LeaseId(number), handler, state, jobs }
     }
 
     /// The jobs of the next lease: how many depends on what went wrong before, and on what fits a frame.
@@ -196,38 +197,33 @@ impl Broker {
         }
     }
 
-    /// Judges one commit; each check first, each change after all of them.
-    fn commit(&mut self, id: ConsumerId, commit: Commit, now: Timestamp) -> CommitResult {
-        let number = commit.lease.number;
-        let known = self.leases.get(&number);
-        let live = known.filter(|lease| {
-            (lease.token == commit.lease.token && lease.consumer == id) || is_off(Control::Token)
-        });
-        let Some(lease) = live else { return self.too_late(&commit) };
+    /// Judges one commit, each check first, each change after all of them. False: fenced off, nothing took effect.
+    fn commit(&mut self, id: ConsumerId, commit: Commit, now: Timestamp) -> bool {
+        let LeaseId(number) = commit.lease;
+        let is_holder = |lease: &&Lease| lease.consumer == id || is_off(Control::LeaseHolder);
+        let Some(lease) = self.leases.get(&number).filter(is_holder) else {
+            self.fence_off(&commit);
+            return false;
+        };
         let lane_number = lease.lane;
         let lane = &self.lanes[&lane_number];
         let next =
             lease.jobs.front() == Some(&commit.job) && self.jobs[&commit.job].deliveries == commit.delivery;
         let outdated = lane.map.is_some() && lane.version != commit.builds_on;
         if !next || (outdated && !is_off(Control::StateVersion)) {
-            let answer = self.too_late(&commit);
-            if answer == CommitResult::Fenced {
-                self.end_lease(number, now);
-                self.make_ready(lane_number, now);
-            }
-            return answer;
+            self.fence_off(&commit);
+            self.end_lease(number, now);
+            self.make_ready(lane_number, now);
+            return false;
         }
         let refused = self.refuses(&commit, lane_number, now);
-        self.jobs.entry(commit.job).and_modify(|entry| {
-            entry.committed = Some((commit.lease.token, commit.delivery));
-        });
-        let publishes = !matches!(commit.verdict, Verdict::Retry(_) | Verdict::Crashed(_));
+        let publishes = !matches!(commit.outcome, Outcome::Retry(_) | Outcome::Crashed(_));
         if self.verbose && publishes {
             let trace = self.jobs[&commit.job].spec.trace;
             self.note("reply.published", commit.job, trace, "");
         }
         let goes_on = match refused {
-            None => self.apply(commit.job, commit.verdict, now),
+            None => self.apply(commit.job, commit.outcome, now),
             Some(error) => {
                 // The executor has applied what is refused here, so its cached state is wrong: the run ends.
                 self.finish(commit.job, JobEvent::Fail, Err(error), now);
@@ -240,30 +236,20 @@ impl Broker {
             self.end_lease(number, now)
         }
         self.make_ready(lane_number, now);
-        CommitResult::Committed
+        true
     }
 
-    /// The same call again gets the same answer; anything else is fenced off.
-    fn too_late(&mut self, commit: &Commit) -> CommitResult {
-        let committed = self.jobs.get(&commit.job).and_then(|entry| entry.committed);
-        if committed == Some((commit.lease.token, commit.delivery)) {
-            self.totals.duplicate += 1;
-            if let Some(trace) = self.jobs.get(&commit.job).map(|entry| entry.spec.trace) {
-                self.note("reply.duplicate_dropped", commit.job, trace, "repeated");
-            }
-            return CommitResult::AlreadyCommitted;
-        }
+    fn fence_off(&mut self, commit: &Commit) {
         self.totals.late += 1;
         if let Some(trace) = self.jobs.get(&commit.job).map(|entry| entry.spec.trace) {
             self.note("reply.late_dropped", commit.job, trace, "fenced");
         }
-        CommitResult::Fenced
     }
 
     /// Why the effects cannot be applied, if they exceed a bound. Executors check before they commit, so this
     /// catches only one that does not.
     fn refuses(&self, commit: &Commit, lane: u64, now: Timestamp) -> Option<JobError> {
-        let Verdict::Succeeded(payload, effects) = &commit.verdict else { return None };
+        let Outcome::Succeeded(payload, effects) = &commit.outcome else { return None };
         let entry = &self.jobs[&commit.job];
         // An entry or a payload that does not fit a frame would end each connection that is given its lane.
         let most = self.rules.max_payload;
@@ -292,7 +278,7 @@ impl Broker {
         }
         let too_long = |job: &FollowUp| {
             let key = job.ordering_key.as_ref().map_or(0, |key| key.len());
-            key > ORDERING_KEY_BYTES || job.payload.bytes.len() > most
+            key > ORDERING_KEY_BYTES || job.payload.bytes.len() > most || job.delay > DELAY_MAX
         };
         if effects.follow_ups.len() > FOLLOW_UPS || effects.follow_ups.iter().any(too_long) {
             return Some(JobError::new(Code::HandlerFailed, "the follow-ups exceed their bounds"));
@@ -301,12 +287,12 @@ impl Broker {
         unknown.map(|_| JobError::new(Code::HandlerFailed, "a follow-up names an unknown handler"))
     }
 
-    /// Applies a verdict that holds; true if the run goes on.
-    fn apply(&mut self, job: JobId, verdict: Verdict, now: Timestamp) -> bool {
+    /// Applies an outcome that holds; true if the run goes on.
+    fn apply(&mut self, job: JobId, outcome: Outcome, now: Timestamp) -> bool {
         let entry = &self.jobs[&job];
         let lane = entry.lane;
-        match verdict {
-            Verdict::Succeeded(payload, effects) => {
+        match outcome {
+            Outcome::Succeeded(payload, effects) => {
                 self.apply_effects(job, effects, now);
                 if is_off(Control::AtomicCommit) && self.jobs[&job].deliveries == 1 {
                     self.again(job, Cause::ExecutorLost, String::new(), now);
@@ -316,20 +302,20 @@ impl Broker {
                 self.finish(job, JobEvent::Succeed, Ok(payload), now);
                 true
             }
-            Verdict::Failed(error) => {
+            Outcome::Failed(error) => {
                 self.lanes.entry(lane).and_modify(|lane| lane.cautious = false);
                 self.finish(job, JobEvent::Fail, Err(error), now);
                 true
             }
-            Verdict::Retry(detail) => {
+            Outcome::Retry(detail) => {
                 self.again(job, Cause::RetriesExhausted, detail, now);
                 false
             }
-            Verdict::Crashed(detail) => {
+            Outcome::Crashed(detail) => {
                 self.again(job, Cause::HandlerCrashed, detail, now);
                 false
             }
-            Verdict::TimedOut => {
+            Outcome::TimedOut => {
                 let error = JobError::new(Code::HandlerTimedOut, "the handler's timeout passed");
                 self.finish(job, JobEvent::TimeOut, Err(error), now);
                 false
@@ -436,14 +422,13 @@ impl Broker {
         self.jobs.get(job).is_some_and(|entry| entry.status == JobStatus::Running)
     }
 
-    /// See [`ports::Consumer::release`].
-    pub fn release(&mut self, id: ConsumerId, lease: LeaseRef, _reason: ReleaseReason, now: Timestamp) {
-        let known = self.leases.get(&lease.number);
-        let Some(lane) = known.filter(|l| l.token == lease.token && l.consumer == id).map(|l| l.lane) else {
-            return;
-        };
-        self.end_lease(lease.number, now);
-        self.make_ready(lane, now);
+    /// Gives a lease back. One that is over, or another's, is ignored.
+    fn release(&mut self, id: ConsumerId, lease: LeaseId, now: Timestamp) {
+        let held = self.leases.get(&lease.0).filter(|held| held.consumer == id);
+        if let Some(lane) = held.map(|held| held.lane) {
+            self.end_lease(lease.0, now);
+            self.make_ready(lane, now);
+        }
     }
 
     /// The lease's executor is lost: its running job counts as delivered, and runs of this lane are short now.

@@ -1,4 +1,4 @@
-//! A job's end: out of its lane, into the records, the doorbell rung; and the inboxes that doorbells wait in.
+//! A job's end: out of its lane, into the records, told; and the inboxes that ends wait in.
 
 use std::sync::Arc;
 
@@ -7,8 +7,8 @@ use crate::clock::Timestamp;
 use crate::handler::OnDead;
 use crate::job::{Finished, InstanceId, JobId, JobRecord, JobStatus, Payload};
 use crate::job_status::JobEvent;
-use crate::limits::INBOX_DOORBELLS;
-use crate::ports::{Doorbell, Doorbells, Viewer};
+use crate::limits::INBOX_ENDS;
+use crate::ports::{Ends, JobEnded, Viewer};
 use crate::problem::JobError;
 
 impl Broker {
@@ -39,14 +39,14 @@ impl Broker {
         Some(record)
     }
 
-    /// Takes doorbells out of an inbox.
-    pub fn take_doorbells(&mut self, instance: InstanceId, most: usize) -> Doorbells {
-        let Some(inbox) = self.inboxes.get_mut(&instance) else { return Doorbells::default() };
-        let take = most.min(inbox.rang.len());
-        Doorbells { rang: inbox.rang.drain(..take).collect(), lost: std::mem::take(&mut inbox.lost) }
+    /// Takes ends out of an inbox.
+    pub fn take_ends(&mut self, instance: InstanceId, most: usize) -> Ends {
+        let Some(inbox) = self.inboxes.get_mut(&instance) else { return Ends::default() };
+        let take = most.min(inbox.ended.len());
+        Ends { ended: inbox.ended.drain(..take).collect(), lost: std::mem::take(&mut inbox.lost) }
     }
 
-    /// Ends a job's life: out of its lane, into the records, the doorbell rung. The caller looks after the
+    /// Ends a job's life: out of its lane, into the records, told to whoever waits. The caller looks after the
     /// lease and calls [`Broker::make_ready`].
     pub(super) fn finish(
         &mut self,
@@ -77,8 +77,8 @@ impl Broker {
         entry.finished = Some(finished.clone());
         for instance in [&entry.instance].into_iter().chain(&entry.watchers) {
             let Some(inbox) = self.inboxes.get_mut(instance) else { continue };
-            if inbox.rang.len() < INBOX_DOORBELLS {
-                inbox.rang.push_back(Doorbell { job: id, finished: finished.clone() });
+            if inbox.ended.len() < INBOX_ENDS {
+                inbox.ended.push_back(JobEnded { job: id, finished: finished.clone() });
             } else {
                 inbox.lost = true;
             }

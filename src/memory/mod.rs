@@ -6,6 +6,7 @@
 pub mod broker;
 mod deliver;
 mod ending;
+mod external_state;
 mod kv;
 mod records;
 mod shared;
@@ -13,4 +14,5 @@ mod steer;
 mod timers;
 mod view;
 
+pub use external_state::ExternalState;
 pub use shared::MemoryBroker;

@@ -10,8 +10,8 @@ use crate::clock::{Clock, Timestamp};
 use crate::job::{Change, Entries, InstanceId, JobId, JobRecord, JobStatus};
 use crate::observe::job_event;
 use crate::ports::{
-    BackendError, Commit, Consumer, Doorbells, Filter, Inbox, KeyValue, LeaseRef, NewJob, Producer, Refusal,
-    ReleaseReason, Replies, Stats, Step, Submitted, Upkeep, Viewer,
+    BackendError, Consumer, Ends, Filter, Inbox, KeyValue, NewJob, Producer, Refusal, Replies, Requests,
+    Seat, Stats, Step, Submitted, Viewer,
 };
 
 /// A handle to the memory backend; all clones are one broker.
@@ -88,19 +88,20 @@ fn log_notice(notice: &Notice) {
     job_event(level, notice.event, &notice.trace, notice.job).field("cause", notice.cause).emit();
 }
 
-impl Upkeep for MemoryBroker {
-    fn tick(&self) -> Option<Timestamp> {
+impl Seat for MemoryBroker {
+    fn tick(&self, _callers: usize) -> Option<Timestamp> {
         self.with(|broker, now| {
             broker.tick(now);
             broker.next_wake(now)
         })
     }
 
-    fn is_idle(&self, deadline: Timestamp) -> bool {
+    /// What is queued goes with this process, so it is run, whether somebody waits for it or not.
+    fn is_drained(&self, _callers_wait: bool, deadline: Timestamp) -> bool {
         self.with(|broker, _| broker.is_idle(deadline))
     }
 
-    fn unfinished(&self) -> Vec<JobId> {
+    fn cut_off(&self) -> Vec<JobId> {
         self.with(|broker, _| broker.unfinished())
     }
 }
@@ -118,6 +119,10 @@ impl Producer for MemoryBroker {
             };
             jobs.into_iter().map(&mut submit).collect()
         }))
+    }
+
+    fn submit_one(&self, job: NewJob) -> Result<Submitted, BackendError> {
+        Ok(self.with(|broker, now| broker.submit(job, now)))
     }
 
     fn record(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError> {
@@ -193,8 +198,8 @@ struct MemoryInbox {
 }
 
 impl Inbox for MemoryInbox {
-    fn take(&mut self, most: usize) -> Result<Doorbells, BackendError> {
-        Ok(self.broker.lock().broker.take_doorbells(self.instance, most))
+    fn take(&mut self, most: usize) -> Ends {
+        self.broker.lock().broker.take_ends(self.instance, most)
     }
 }
 
@@ -213,21 +218,15 @@ pub struct MemoryConsumer {
 }
 
 impl Consumer for MemoryConsumer {
-    fn step(&mut self, commits: Vec<Commit>, room: usize) -> Result<Step, BackendError> {
+    fn step(&mut self, requests: Requests, room: usize) -> Result<Step, BackendError> {
         let step = |broker: &mut Broker, now| {
-            broker.knows(self.id).then(|| broker.step(self.id, commits, room, now))
+            broker.knows(self.id).then(|| broker.step(self.id, requests, room, now))
         };
         self.broker.with(step).ok_or_else(|| BackendError("the broker has given this executor up".into()))
     }
 
-    fn release(&mut self, lease: LeaseRef, reason: ReleaseReason) -> Result<(), BackendError> {
-        self.broker.with(|broker, now| broker.release(self.id, lease, reason, now));
-        Ok(())
-    }
-
-    fn extend(&mut self) -> Result<(), BackendError> {
+    fn extend(&mut self) {
         self.broker.with(|broker, now| broker.extend(self.id, now));
-        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@ use super::broker::Broker;
 use crate::clock::Timestamp;
 use crate::job::{JobId, JobRecord, JobStatus};
 use crate::job_status::JobEvent;
-use crate::ports::{Revoked, Viewer};
+use crate::ports::{LeaseId, OfLease, Viewer};
 use crate::problem::{Code, JobError};
 
 impl Broker {
@@ -57,7 +57,6 @@ impl Broker {
         entry.deliveries = 0;
         entry.not_before = now;
         (entry.started_at, entry.finished_at, entry.finished) = (None, None, None);
-        entry.committed = None;
         entry.awaited = false;
         if let Some(place) = entry.place.take() {
             self.retention.forget(place);
@@ -103,10 +102,10 @@ impl Broker {
     }
 
     /// Tells a lease's consumer to stop or leave out a job.
-    fn revoke(&mut self, number: u64, job: JobId) {
+    pub(super) fn revoke(&mut self, number: u64, job: JobId) {
         let Some(lease) = self.leases.get(&number) else { return };
         if let Some(consumer) = self.consumers.get_mut(&lease.consumer) {
-            consumer.revoked.push(Revoked { lease: number, job });
+            consumer.revoked.push(OfLease { lease: LeaseId(number), job });
             self.signals.consumers.push(lease.consumer);
         }
     }

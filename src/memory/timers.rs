@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::broker::{Broker, ConsumerId};
 use super::deliver::AFFINITY_SCAN;
 use crate::clock::{Timestamp, micros};
+use crate::job::JobId;
 use crate::limits::{LANE_AFFINITY, REVOKED_LEASES};
 
 /// How often expired maps are freed.
@@ -18,6 +19,8 @@ impl Broker {
         // In their order, so that the same schedule has the same outcome on every backend.
         expired.sort_unstable();
         for (_, number) in expired {
+            let jobs: Vec<JobId> = self.leases[&number].jobs.iter().copied().collect();
+            jobs.into_iter().for_each(|job| self.revoke(number, job));
             self.lose_lease(number, now);
         }
         let deaf: Vec<ConsumerId> = self

@@ -67,6 +67,9 @@ impl Broker {
         let mut stats = self.totals.clone();
         stats.records = self.jobs.len();
         stats.leases = self.leases.len();
+        for consumer in self.consumers.values() {
+            stats.busy[consumer.group] += consumer.leases.len().min(self.workers[consumer.group]);
+        }
         let mut lanes = vec![0; self.handlers.len()];
         for lane in self.lanes.values() {
             lanes[lane.handler] += 1;

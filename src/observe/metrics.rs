@@ -18,7 +18,6 @@ type Replaced = BTreeMap<(String, String), u64>;
 pub struct Counters {
     http: Mutex<BTreeMap<(&'static str, u16), u64>>,
     restarts: Mutex<Replaced>,
-    busy: Mutex<BTreeMap<usize, u64>>,
     /// Callers waiting now.
     pub waiters: AtomicU64,
     /// Waits that ended by their deadline.
@@ -53,14 +52,9 @@ impl Counters {
         self.rejected[reason as usize].load(Ordering::Relaxed)
     }
 
-    pub fn restart(&self, group: &str, reason: &str) {
-        let mut restarts = lock(&self.restarts);
-        *restarts.entry((group.into(), reason.into())).or_default() += 1;
-    }
-
-    /// Busy workers of a group, all its executors together.
-    pub fn busy(&self, group: usize, workers: u64) {
-        lock(&self.busy).insert(group, workers);
+    /// So many processes of this group were replaced for this reason.
+    pub fn replaced(&self, group: &str, reason: &str, count: u64) {
+        lock(&self.restarts).insert((group.into(), reason.into()), count);
     }
 }
 
@@ -116,15 +110,7 @@ pub fn render(counters: &Counters, stats: &Stats, groups: &[String]) -> String {
     out.family("ipc_frames_total", "counter", "Frames on the channel.", frames);
     let rejected = Reject::ALL.map(|reason| (label("reason", reason.as_str()), counters.rejected(reason)));
     out.family("ipc_rejected_total", "counter", "Connections and frames that the channel refused.", rejected);
-    // Executors tell it over the channel; where they are on any host, they tell the backend.
-    let told = |group: &str| -> u64 {
-        stats.processes.iter().filter(|one| one.group.as_deref() == Some(group)).map(|one| one.busy).sum()
-    };
-    let busy = lock(&counters.busy);
-    let busy = groups
-        .iter()
-        .enumerate()
-        .map(|(index, group)| (label("group", group), busy.get(&index).copied().unwrap_or(0) + told(group)));
+    let busy = groups.iter().zip(&stats.busy).map(|(group, busy)| (label("group", group), *busy));
     out.family("workers_busy", "gauge", "Workers that have a job.", busy);
     let restarts = lock(&counters.restarts);
     let replaced = |group: &str, reasons: [&'static str; 3]| {

@@ -2,63 +2,37 @@
 
 use std::sync::Arc;
 
-use super::BackendError;
-use crate::job::{Entries, JobId, JobSpec, Payload, Verdict, Version};
+use super::error::BackendError;
+use crate::job::{Entries, JobId, JobSpec, Outcome, Payload, Version};
 
-/// An executor's side of the broker. Dropping it ends its leases, where the backend can see that. After an error
-/// every lease of it must be taken as ended.
+/// An executor's side of the broker. Dropping it ends its leases at once. After an error every lease of it must be
+/// taken as ended.
 ///
 /// Laws: a lane has at most one live lease; its jobs come in submission order; a retried or delayed head
-/// stays the head; ready lanes are served oldest first; a commit holds only under a live lease, for the run's
-/// next job, on the lane's current state version; one call's commits are judged one by one.
+/// stays the head; ready lanes are served oldest first; a commit holds only under a live lease of this consumer, for
+/// the run's next job, on the lane's current state version; one call's commits are judged one by one.
 pub trait Consumer: Send {
-    /// Commits what is finished, then claims up to `room` leases. Never waits: answers and leases that are
+    /// Says what came of runs, then claims until `room` leases are live. Never waits: refusals and leases that are
     /// not there yet come with a later step, after the bell rang.
-    fn step(&mut self, commits: Vec<Commit>, room: usize) -> Result<Step, BackendError>;
+    fn step(&mut self, requests: Requests, room: usize) -> Result<Step, BackendError>;
 
-    /// Gives a lease back: its jobs are queued again in their order, uncounted. One that is over is ignored.
-    fn release(&mut self, lease: LeaseRef, reason: ReleaseReason) -> Result<(), BackendError>;
+    /// The executor lives: its leases are renewed.
+    fn extend(&mut self);
 
-    /// Renews all live leases of this consumer.
-    fn extend(&mut self) -> Result<(), BackendError>;
-
-    /// Jobs whose outcomes were committed here and are not known to be heard by the broker.
-    fn owed(&self) -> Vec<JobId> {
-        Vec::new()
+    /// True once all that was said here is in the books or was fenced.
+    fn is_settled(&self) -> bool {
+        true
     }
 }
 
-impl Consumer for Box<dyn Consumer> {
-    fn step(&mut self, commits: Vec<Commit>, room: usize) -> Result<Step, BackendError> {
-        (**self).step(commits, room)
-    }
-
-    fn release(&mut self, lease: LeaseRef, reason: ReleaseReason) -> Result<(), BackendError> {
-        (**self).release(lease, reason)
-    }
-
-    fn extend(&mut self) -> Result<(), BackendError> {
-        (**self).extend()
-    }
-
-    fn owed(&self) -> Vec<JobId> {
-        (**self).owed()
-    }
-}
-
-/// Names a live lease to its broker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LeaseRef {
-    /// From 1; never used again by this consumer's broker.
-    pub number: u64,
-    /// Unguessable. Behind the channel it stays at the broker's end, bound to the connection, and is zero here.
-    pub token: [u8; 16],
-}
+/// Names a lease to its broker; never used again by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaseId(pub u64);
 
 /// A lane with a run of its first jobs, for one worker, in order.
 #[derive(Clone, Debug)]
 pub struct Lease {
-    pub lease: LeaseRef,
+    pub id: LeaseId,
     /// The handler of all its jobs.
     pub handler: Arc<str>,
     /// The lane's state before the first job.
@@ -91,63 +65,52 @@ pub struct LeasedJob {
     pub context: Entries,
 }
 
+/// What an executor says in one step.
+#[derive(Debug, Default)]
+pub struct Requests {
+    pub commits: Vec<Commit>,
+    /// Leases that are given back: their jobs are queued again in their order, uncounted. Told after the commits, since
+    /// a run's last outcome still holds under its lease. One that is over is ignored.
+    pub releases: Vec<LeaseId>,
+}
+
+impl Requests {
+    pub fn is_empty(&self) -> bool {
+        self.commits.is_empty() && self.releases.is_empty()
+    }
+}
+
 /// What came of the run's next uncommitted job.
 #[derive(Clone, Debug)]
 pub struct Commit {
-    pub lease: LeaseRef,
+    pub lease: LeaseId,
     pub job: JobId,
     /// The delivery that this is the outcome of.
     pub delivery: u32,
     /// The state version that the handler saw.
     pub builds_on: Version,
-    pub verdict: Verdict,
+    pub outcome: Outcome,
 }
 
-/// The broker's word on one commit.
+/// A job of a lease, as the broker speaks of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub enum CommitResult {
-    /// All of it took effect.
-    Committed,
-    /// A repeated call: the same token said the same before.
-    AlreadyCommitted,
-    /// Nothing took effect, and the lease is over.
-    Fenced,
-}
-
-/// Which commit an answer is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CommitAnswer {
-    pub lease: u64,
-    pub job: JobId,
-    pub result: CommitResult,
-}
-
-/// A job of a lease that the consumer should not run, or should stop running: it was cancelled, or its
-/// handler was paused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Revoked {
-    pub lease: u64,
+pub struct OfLease {
+    pub lease: LeaseId,
     pub job: JobId,
 }
 
 /// What a step brought.
 #[derive(Debug, Default)]
 pub struct Step {
-    /// Answers to commits, of this step or of earlier ones; each commit gets one.
-    pub results: Vec<CommitAnswer>,
-    /// New leases, at most as many as there was room for.
+    /// Commits, of this step or of earlier ones, of which nothing took effect: their leases are over. The others held.
+    pub fenced: Vec<OfLease>,
     pub leases: Vec<Lease>,
-    pub revoked: Vec<Revoked>,
+    /// Jobs that the consumer should not run, or should stop running: they were cancelled, or their handler was paused.
+    pub revoked: Vec<OfLease>,
 }
 
-/// Why a lease is given back. None of these counts the running job's delivery.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReleaseReason {
-    /// The state that it builds on is not here any more.
-    NeedState,
-    /// This executor stops.
-    Draining,
-    /// The run ended early: its running job was cancelled here.
-    RunEnded,
+impl Step {
+    pub fn is_empty(&self) -> bool {
+        self.fenced.is_empty() && self.leases.is_empty() && self.revoked.is_empty()
+    }
 }

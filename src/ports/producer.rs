@@ -1,9 +1,10 @@
-//! [`Producer`]: how jobs are submitted, looked at and steered.
+//! [`Producer`]: how jobs are submitted, looked at and commanded.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{BackendError, Doorbell};
+use super::error::BackendError;
+use super::replies::JobEnded;
 use crate::entropy::Entropy;
 use crate::job::{FollowUp, InstanceId, JobId, JobRecord, JobSpec, JobStatus, Payload, Trace};
 use crate::problem::Code;
@@ -17,6 +18,17 @@ pub trait Producer: Send + Sync {
     /// that found the queue full none of the same call is accepted: their order is kept.
     fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Submitted>, BackendError>;
 
+    /// The same of one job.
+    fn submit_one(&self, job: NewJob) -> Result<Submitted, BackendError> {
+        let answer = self.submit(vec![job])?.pop();
+        answer.ok_or_else(|| BackendError("the broker gave no answer".into()))
+    }
+
+    /// The same, where the answer may come from another thread, later.
+    fn submit_later(&self, jobs: Vec<NewJob>, then: Then) {
+        then(self.submit(jobs));
+    }
+
     /// The record of a job that the viewer may see.
     fn record(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError>;
 
@@ -28,13 +40,13 @@ pub trait Producer: Send + Sync {
         instance: InstanceId,
     ) -> Result<Option<JobRecord>, BackendError>;
 
-    /// How these have ended, for whoever has lost doorbells; and those of which that could not be found out, to ask again.
+    /// How these have ended, for whoever was not told; and those of which that could not be found out, to ask again.
     /// Those that have not ended, or are unknown, are left out.
-    fn ended(&self, jobs: &[JobId]) -> (Vec<Doorbell>, Vec<JobId>) {
+    fn ended(&self, jobs: &[JobId]) -> (Vec<JobEnded>, Vec<JobId>) {
         let (mut ended, mut unsure) = (Vec::new(), Vec::new());
         for job in jobs {
             match self.record(&Viewer::anonymous(), *job) {
-                Ok(record) => ended.extend(record.and_then(Doorbell::of)),
+                Ok(record) => ended.extend(record.and_then(JobEnded::of)),
                 Err(_) => unsure.push(*job),
             }
         }
@@ -56,6 +68,9 @@ pub trait Producer: Send + Sync {
 
     fn stats(&self) -> Result<Stats, BackendError>;
 }
+
+/// Takes the answers to a submission.
+pub type Then = Box<dyn FnOnce(Result<Vec<Submitted>, BackendError>) + Send>;
 
 /// A job to be accepted.
 #[derive(Clone, Debug)]
@@ -236,7 +251,8 @@ pub struct ProcessStats {
     /// `Some` iff it is an executor.
     pub group: Option<Arc<str>>,
     pub host: String,
-    pub pid: u32,
+    /// `None` where only its connection is known.
+    pub pid: Option<u32>,
     /// An executor's leases; callers that wait in a web process.
     pub busy: u64,
 }
@@ -256,12 +272,16 @@ pub struct Stats {
     pub duplicate: u64,
     /// Connected consumers, by group index.
     pub consumers: Vec<usize>,
+    /// Their workers that have a lease, by group index.
+    pub busy: Vec<usize>,
     /// The processes of the deployment, where they are many and tell of themselves.
     pub processes: Vec<ProcessStats>,
     /// Leases that were renewed, that ran out, and connections to the backend that were made again, by all processes.
     pub leases_renewed: u64,
     pub leases_lost: u64,
     pub reconnects: u64,
+    /// Jobs that nobody of the deployment signed.
+    pub forged: u64,
     /// Records kept, of finished jobs too.
     pub records: usize,
     pub leases: usize,

@@ -1,10 +1,10 @@
-//! [`Rules`]: the bounds and times that every broker follows.
+//! [`Rules`]: the bounds and times that brokers and executors follow.
 
 use std::time::Duration;
 
 use crate::config::{Config, Retain};
 
-/// The settings that the broker follows.
+/// See the module.
 #[derive(Clone, Debug)]
 pub struct Rules {
     /// Jobs waiting or delayed; beyond it submissions are refused.
@@ -27,8 +27,10 @@ pub struct Rules {
     pub context_ttl: Duration,
     /// A lane's state at most.
     pub lane_state_max: usize,
-    /// Payloads of one lease at most, so that it fits a frame.
+    /// A payload, a result, a value, and the payloads of one lease at most, so that each fits a frame.
     pub max_payload: usize,
+    /// How long a handler may ignore that its run is over, before its process is replaced.
+    pub grace: Duration,
 }
 
 impl Rules {
@@ -46,6 +48,7 @@ impl Rules {
             context_ttl: Duration::from_secs(platform.kv.context_ttl_seconds),
             lane_state_max: platform.kv.lane_state_max_bytes,
             max_payload: platform.execution_ipc.max_payload_bytes,
+            grace: Duration::from_millis(platform.lifecycle.graceful_timeout_ms),
         }
     }
 }

@@ -39,10 +39,10 @@ pub struct Bundle {
     pub clock_offset: u64,
     /// The normalised config.
     pub config: String,
-    /// Of its group, of all groups for web; then what is signed with in Redis, where that is used.
+    /// An executor's channel secret; for web those of all groups, then what is signed with at rest, where that is used.
     pub secrets: Vec<GroupSecret>,
-    /// Where web makes its private socket; for an executor, the deployment inside the one in Redis.
-    pub place: String,
+    /// Where web makes its private socket.
+    pub private_dir: String,
 }
 
 const BUNDLE: u8 = 1;
@@ -54,7 +54,7 @@ impl Bundle {
         let mut body = Zeroizing::new(Vec::with_capacity(64 + self.config.len() + 32 * self.secrets.len()));
         body.extend_from_slice(&self.group.to_be_bytes());
         body.extend_from_slice(&self.clock_offset.to_be_bytes());
-        for text in [&self.config, &self.place] {
+        for text in [&self.config, &self.private_dir] {
             body.extend_from_slice(&u32::try_from(text.len()).unwrap_or(u32::MAX).to_be_bytes());
             body.extend_from_slice(text.as_bytes());
         }
@@ -69,14 +69,15 @@ impl Bundle {
         }
         let (group, clock_offset) = (fields.u16()?, fields.u64()?);
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).map_err(|_| Reject::Malformed);
-        let (config, place) = (text(fields.bytes()?)?, text(fields.bytes()?)?);
+        let mut text = || text(fields.bytes()?);
+        let (config, private_dir) = (text()?, text()?);
         let mut secrets = Vec::new();
         while let Ok(mut secret) = fields.array::<32>() {
             secrets.push(GroupSecret::from_bytes(secret));
             secret.zeroize();
         }
         fields.finish()?;
-        Ok(Bundle { group, clock_offset, config, secrets, place })
+        Ok(Bundle { group, clock_offset, config, secrets, private_dir })
     }
 
     /// Reads the bundle at a child's start; then the socket is the child's control.

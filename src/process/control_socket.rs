@@ -10,6 +10,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::channel::Reject;
 use crate::job::JobId;
+use crate::named::named;
 
 /// The bundle is the largest message: a config, and 32 bytes a group.
 const MESSAGE_BYTES: usize = 4 << 20;
@@ -30,16 +31,16 @@ pub enum ToChild {
     Stop,
     /// It may leave, as it asked: finish its jobs, take no more, end.
     Leave,
-    /// For the metrics: a process of this group was replaced for this reason.
-    Restarted(String, String),
-    /// An executor has ended: its name at the broker, and how many workers it had.
-    Gone(String),
+    /// For the metrics: so many processes of this group were replaced for this reason.
+    Replaced(String, String, u64),
+    /// The broker's name for the web process whose place this one has taken: its leases are over.
+    Succeeds(String),
 }
 
 /// From a child.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToParent {
-    /// It serves; web says where the channel listens, an executor on Redis its name there and its workers.
+    /// It serves; web says where the channel listens, and its name at the broker, if it has one.
     Ready(String),
     /// Answers a ping.
     Pong,
@@ -49,31 +50,20 @@ pub enum ToParent {
     Drained(u64),
     /// It asks to be replaced.
     Leaving(Leaving),
+    /// It has begun its first job.
+    Worked,
 }
 
-/// Why an executor asks to be replaced: the reasons of `process_recycled_total`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Leaving {
-    /// It has finished as many jobs as its group allows.
-    MaxJobs,
-    /// It holds more memory than its group allows.
-    MaxRss,
-    /// Handlers that ignore the end of their time hold its workers.
-    Stuck,
-}
-
-impl Leaving {
-    /// All of them, in the order of their numbers on the wire.
-    pub const ALL: [Leaving; 3] = [Leaving::MaxJobs, Leaving::MaxRss, Leaving::Stuck];
-
-    /// The name in metrics and events.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Leaving::MaxJobs => "max_jobs",
-            Leaving::MaxRss => "max_rss",
-            Leaving::Stuck => "stuck",
-        }
+named! {
+    /// Why an executor asks to be replaced: the reasons of `process_recycled_total`, in the order of their numbers on the
+    /// wire.
+    Leaving {
+        /// It has finished as many jobs as its group allows.
+        MaxJobs = "max_jobs",
+        /// It holds more memory than its group allows.
+        MaxRss = "max_rss",
+        /// Handlers that ignore the end of their time hold its workers.
+        Stuck = "stuck",
     }
 }
 
@@ -96,8 +86,8 @@ impl Message for ToChild {
             ToChild::Drain(millis) => (4, millis.to_be_bytes().to_vec()),
             ToChild::Stop => (5, Vec::new()),
             ToChild::Leave => (7, Vec::new()),
-            ToChild::Gone(name) => (8, name.clone().into_bytes()),
-            ToChild::Restarted(group, reason) => (6, format!("{group} {reason}").into_bytes()),
+            ToChild::Replaced(group, reason, count) => (6, format!("{group} {reason} {count}").into_bytes()),
+            ToChild::Succeeds(name) => (8, name.clone().into_bytes()),
         }
     }
 
@@ -109,15 +99,25 @@ impl Message for ToChild {
             (4, _) => Ok(ToChild::Drain(u64::from_be_bytes(body.try_into().map_err(|_| Reject::Malformed)?))),
             (5, []) => Ok(ToChild::Stop),
             (7, []) => Ok(ToChild::Leave),
-            (8, _) => Ok(ToChild::Gone(text()?)),
             (6, _) => {
                 let text = text()?;
-                let (group, reason) = text.split_once(' ').ok_or(Reject::Malformed)?;
-                Ok(ToChild::Restarted(group.into(), reason.into()))
+                let mut words = text.split(' ');
+                let (Some(group), Some(reason), Some(Some(count)), None) =
+                    (words.next(), words.next(), words.next().map(number), words.next())
+                else {
+                    return Err(Reject::Malformed);
+                };
+                Ok(ToChild::Replaced(group.into(), reason.into(), count))
             }
+            (8, _) => Ok(ToChild::Succeeds(text()?)),
             _ => Err(Reject::Malformed),
         }
     }
+}
+
+/// A number in its one form.
+fn number(text: &str) -> Option<u64> {
+    text.parse().ok().filter(|number: &u64| number.to_string() == text)
 }
 
 impl Message for ToParent {
@@ -128,6 +128,7 @@ impl Message for ToParent {
             ToParent::CutOff(jobs) => (0x83, jobs.iter().flat_map(|job| job.0).collect()),
             ToParent::Drained(count) => (0x85, count.to_be_bytes().to_vec()),
             ToParent::Leaving(why) => (0x84, vec![*why as u8]),
+            ToParent::Worked => (0x86, Vec::new()),
         }
     }
 
@@ -137,6 +138,7 @@ impl Message for ToParent {
                 Ok(ToParent::Ready(String::from_utf8(body.to_vec()).map_err(|_| Reject::Malformed)?))
             }
             (0x82, []) => Ok(ToParent::Pong),
+            (0x86, []) => Ok(ToParent::Worked),
             (0x83, _) if body.len().is_multiple_of(16) => {
                 let ids = body.chunks_exact(16).filter_map(|id| id.try_into().ok());
                 Ok(ToParent::CutOff(ids.map(JobId).collect()))
@@ -290,8 +292,8 @@ mod tests {
             ToChild::Drain(5),
             ToChild::Stop,
             ToChild::Leave,
-            ToChild::Gone("a 8".into()),
-            ToChild::Restarted("execution".into(), "crashed".into()),
+            ToChild::Replaced("execution".into(), "crashed".into(), 3),
+            ToChild::Succeeds("node".into()),
         ] {
             let (kind, body) = message.encode();
             let bytes = framed(kind, &body);
@@ -304,6 +306,7 @@ mod tests {
             ToParent::CutOff(vec![JobId([1; 16])]),
             ToParent::Drained(7),
             ToParent::Leaving(Leaving::Stuck),
+            ToParent::Worked,
         ] {
             let (kind, body) = message.encode();
             assert_eq!(ToParent::decode(kind, &body), Ok(message));

@@ -1,7 +1,7 @@
 //! What every process does first: no core dumps, no reading of its memory, standard streams in order, signals.
 
 use std::fs::File;
-use std::io::Result;
+use std::io::{Read, Result};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use rustix::process::{
     DumpableBehavior, Resource, Rlimit, Signal, getrlimit, set_child_subreaper, set_dumpable_behavior,
     set_parent_process_death_signal, setrlimit,
 };
-use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::low_level::pipe;
 
 /// Before a process reads a secret: nobody else may read its memory, and it leaves no core behind.
@@ -78,30 +78,53 @@ pub struct Signals {
     pub stop: StdStream,
     /// SIGCHLD: a byte each.
     pub child: StdStream,
+    /// SIGHUP: a byte each.
+    pub hangup: StdStream,
 }
 
 impl Signals {
-    /// Takes the signals over.
+    /// Takes the signals over; those that mean nothing here end nothing.
     ///
     /// # Errors
     /// The kernel refuses.
     pub fn take() -> Result<Signals> {
-        let (stop, stop_end) = StdStream::pair()?;
-        let (child, child_end) = StdStream::pair()?;
-        for socket in [&stop, &child] {
-            socket.set_nonblocking(true)?;
-        }
-        pipe::register(SIGTERM, stop_end.try_clone()?)?;
-        pipe::register(SIGINT, stop_end)?;
-        pipe::register(SIGCHLD, child_end)?;
-        Ok(Signals { stop, child })
+        let on = |signals: &[i32]| -> Result<StdStream> {
+            let (ours, end) = StdStream::pair()?;
+            ours.set_nonblocking(true)?;
+            for signal in signals {
+                pipe::register(*signal, end.try_clone()?)?;
+            }
+            Ok(ours)
+        };
+        ignore(&[SIGUSR1, SIGUSR2])?;
+        Ok(Signals { stop: on(&[SIGTERM, SIGINT])?, child: on(&[SIGCHLD])?, hangup: on(&[SIGHUP])? })
     }
+}
+
+/// How many bytes, that is signals, were there.
+pub fn drain_bytes(stream: &mut mio::net::UnixStream) -> usize {
+    let mut buffer = [0; 64];
+    let mut total = 0;
+    while let Ok(read @ 1..) = stream.read(&mut buffer) {
+        total += read;
+    }
+    total
+}
+
+/// What SIGHUP does: it reads again what may be read again, and never ends anything.
+pub fn say_hangup() {
+    log::info!("SIGHUP: there is nothing to read again");
 }
 
 /// A child's signals are its supervisor's to give: those sent to a whole group or by a terminal change nothing.
 fn leave_signals_to_parent() -> Result<()> {
-    for signal in [SIGTERM, SIGINT, SIGHUP] {
-        signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
+    ignore(&[SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2])
+}
+
+/// A handler that does nothing, not `SIG_IGN`, which programs that we start would inherit.
+fn ignore(signals: &[i32]) -> Result<()> {
+    for signal in signals {
+        signal_hook::flag::register(*signal, Arc::new(AtomicBool::new(false)))?;
     }
     Ok(())
 }

@@ -6,4 +6,5 @@ pub mod control_socket;
 pub mod hygiene;
 pub mod listener;
 pub mod private_dir;
+pub mod reactor;
 pub mod systemd;

@@ -1,32 +1,37 @@
 //! What all sides share: the settings as the scripts read them, and how jobs and records are named.
 
 use std::fmt::Write as _;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use redis::{Script, Value};
 use serde_json::{Map, Value as Json};
 use sha2::{Digest, Sha256};
 
-use super::connection::{Link, bytes, fields, number, text, texts};
+use super::connection::{Failure, Link, bytes, fields, number, text, texts};
 use super::envelope::{Signer, lost_body};
-use super::replies::Heard;
+use super::listener::Listener;
+use super::seat::Turner;
+use super::turn::State;
 use crate::clock::{Clock, Timestamp, micros};
 use crate::config::secret::Secret;
 use crate::config::{Redis, Retain};
+use crate::entropy::Entropy;
 use crate::handler::{HandlerSpec, OnDead, Ordering};
-use crate::job::{JobId, JobRecord, JobStatus, WaitingFor};
+use crate::job::{JobId, JobRecord, JobSpec, JobStatus, WaitingFor};
 use crate::limits::{
-    CONTEXT_BYTES, DOORBELL_RESULT_BYTES, DOORBELLS_AN_ENTRY, FRAME_OVERHEAD_BYTES, INBOX_DOORBELLS,
-    LANE_AFFINITY, PROCESS_LIVES, QUEUED_BYTES, RUN_JOBS,
+    CONTEXT_BYTES, ENDS_AN_ENTRY, FRAME_OVERHEAD_BYTES, INBOX_ENDS, INBOX_RESULT_BYTES, LANE_AFFINITY,
+    PROCESS_LIVES, QUEUED_BYTES, RUN_JOBS,
 };
 use crate::negative_controls::{Control, is_off};
 use crate::ports::{BackendError, NewJob, Rules};
 
 /// How long a forged job is kept for whoever wants to look at it: a week.
 const QUARANTINE_MS: u64 = 7 * 24 * 3_600_000;
-/// Steps look this often at what time alone does; whoever has nothing else to do looks once a second.
+/// A deployment looks this often at what time alone does.
 const SWEEP_EVERY: Duration = Duration::from_millis(50);
+/// An inbox that nobody keeps open vanishes after this long.
+const INBOX_LIVES_MS: u64 = 60_000;
 /// Ready lanes of a handler that a claim looks at, beyond those that it has room for.
 const SCAN: usize = 64;
 
@@ -47,29 +52,40 @@ pub struct Settings {
     pub groups: Vec<Arc<str>>,
     /// When a job was submitted; a manual one stands in for the server's own time, too (tests).
     pub clock: Clock,
+    /// Workers of an executor, by group.
+    pub workers: Vec<usize>,
 }
 
-/// A handle to a deployment's broker; all clones are one.
+/// A process's handle to a deployment's broker; all clones are one.
 #[derive(Clone)]
 pub struct RedisBroker(pub(super) Arc<Shared>);
 
 pub(super) struct Shared {
     pub(super) link: Link,
+    /// The process's name in the deployment.
+    pub(super) node: String,
+    pub(super) host: String,
+    /// What the next call says, and the books of those who wait for it.
+    pub(super) state: Mutex<State>,
+    /// Rings when there is something to say.
+    pub(super) filled: Condvar,
+    pub(super) turner: Mutex<Turner>,
+    pub(super) listener: Mutex<Listener>,
     pub(super) prefix: String,
     pub(super) signer: Signer,
     pub(super) handlers: Vec<HandlerSpec>,
     pub(super) groups: Vec<Arc<str>>,
     pub(super) visibility: Duration,
+    pub(super) workers: Vec<usize>,
     clock: Clock,
     pub(super) scripts: Scripts,
-    /// Who listens (tests).
-    pub(super) ears: Mutex<Vec<Weak<Heard>>>,
 }
 
 pub(super) struct Scripts {
+    pub(super) turn: Script,
+    /// The same where jobs are submitted: refused when the server's memory is used up. What runs can still end, which
+    /// frees some.
     pub(super) submit: Script,
-    pub(super) step: Script,
-    pub(super) lease: Script,
     pub(super) control: Script,
     pub(super) maps: Script,
 }
@@ -87,45 +103,39 @@ impl Blobs {
 }
 
 impl RedisBroker {
-    /// Around a server that is not asked yet. `envelope` is what [`super::envelope::envelope_secret`] gives.
+    /// Around a server that is not asked yet. The first secret signs, see [`Secret::envelope`]; all of them are known.
     ///
     /// # Errors
     /// The address makes no sense, or the password cannot be read.
-    pub fn new(settings: Settings, envelope: &Secret) -> Result<RedisBroker, String> {
+    pub fn new(settings: Settings, envelopes: &[&Secret]) -> Result<RedisBroker, String> {
         let config = lua_config(&settings);
-        // Only submissions are refused when the server's memory is used up: what runs can still end, which frees some.
         let script = |flags: &str, name: &str| {
             let text = [include_str!("scripts/lib.lua"), name].concat();
             Script::new(&format!("#!lua{flags}\n{config}{}", with_controls(text)))
         };
         let scripts = Scripts {
-            submit: script("", include_str!("scripts/submit.lua")),
-            step: script(" flags=allow-oom", include_str!("scripts/step.lua")),
-            lease: script(" flags=allow-oom", include_str!("scripts/lease.lua")),
+            turn: script(" flags=allow-oom", include_str!("scripts/turn.lua")),
+            submit: script("", include_str!("scripts/turn.lua")),
             control: script(" flags=allow-oom", include_str!("scripts/control.lua")),
             maps: script(" flags=allow-oom", include_str!("scripts/maps.lua")),
         };
         Ok(RedisBroker(Arc::new(Shared {
             link: Link::new(&settings.redis)?,
-            signer: Signer::new(envelope, &settings.prefix),
+            node: hex(&Entropy::system().bytes::<8>()),
+            state: Mutex::default(),
+            filled: Condvar::new(),
+            turner: Mutex::default(),
+            listener: Mutex::default(),
+            host: std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
+            signer: Signer::new(envelopes, &settings.prefix),
             prefix: settings.prefix,
+            workers: settings.workers,
             visibility: settings.rules.visibility,
             handlers: settings.handlers,
             groups: settings.groups,
             clock: settings.clock,
             scripts,
-            ears: Mutex::new(Vec::new()),
         })))
-    }
-
-    /// Jobs that were not run because nobody of this deployment signed them.
-    ///
-    /// # Errors
-    /// The backend is lost.
-    pub fn forged(&self) -> Result<u64, BackendError> {
-        let key = format!("{}count", self.0.prefix);
-        let forged: Option<u64> = self.0.link.command(redis::cmd("HGET").arg(key).arg("forged"))?;
-        Ok(forged.unwrap_or(0))
     }
 
     /// Commands that the server has run for anybody, those inside scripts too (benchmarks).
@@ -149,39 +159,19 @@ impl RedisBroker {
         let kind = |key: String| key[self.0.prefix.len()..].split(':').next().unwrap_or_default().to_owned();
         Ok(keys.into_iter().map(kind).collect())
     }
-
-    /// Removes every key: of a deployment inside another one, which nobody uses any more.
-    ///
-    /// # Errors
-    /// The backend is lost; what was removed stays removed.
-    pub fn remove_all(&self) -> Result<(), BackendError> {
-        let mut cursor = "0".to_owned();
-        loop {
-            let mut scan = redis::cmd("SCAN");
-            scan.arg(&cursor).arg("MATCH").arg(format!("{}*", self.0.prefix)).arg("COUNT").arg(1_000);
-            let (next, keys): (String, Vec<String>) = self.0.link.command(&scan)?;
-            if !keys.is_empty() {
-                let _: Value = self.0.link.command(redis::cmd("UNLINK").arg(keys))?;
-            }
-            if next == "0" {
-                return Ok(());
-            }
-            cursor = next;
-        }
-    }
 }
 
 /// The scripts as they stand, but for the check that a negative control has switched off.
 fn with_controls(mut text: String) -> String {
-    const ENDS: &str = "    finish(c.id, job, c.s, ARGV[c.r], c.t, delivery)\n";
+    const ENDS: &str = "    finish(c.id, job, c.s, c.r, c.n, delivery)\n";
     for (control, check, without) in [
-        (Control::Token, "lease.token ~= c.t or lease.consumer ~= A.con or ", ""),
+        (Control::LeaseHolder, "lease.consumer ~= c.k or ", ""),
         (Control::StateVersion, "(ordered and version ~= c.v)", "false"),
         (Control::LaneOrder, "call('RPUSH', P .. 'q:' .. l, id)", "call('LPUSH', P .. 'q:' .. l, id)"),
         (
             Control::AtomicCommit,
             ENDS,
-            "    if c.d > 1 then finish(c.id, job, c.s, ARGV[c.r], c.t, delivery)\n\
+            "    if c.d > 1 then finish(c.id, job, c.s, c.r, c.n, delivery)\n\
              else again(c.id, job, 'executor_lost', '', 0, '', ''); goes_on = false end\n",
         ),
     ] {
@@ -225,9 +215,11 @@ fn lua_config(settings: &Settings) -> String {
         ("run", RUN_JOBS as u64),
         ("scan", SCAN as u64),
         ("aff", micros(LANE_AFFINITY)),
-        ("doorbells", (INBOX_DOORBELLS / DOORBELLS_AN_ENTRY) as u64),
-        ("bells", DOORBELLS_AN_ENTRY as u64),
-        ("small", DOORBELL_RESULT_BYTES as u64),
+        ("entries", (INBOX_ENDS / ENDS_AN_ENTRY) as u64),
+        ("ends", ENDS_AN_ENTRY as u64),
+        ("inbox", INBOX_LIVES_MS),
+        ("groups", settings.groups.len() as u64),
+        ("small", INBOX_RESULT_BYTES as u64),
         ("con", micros(PROCESS_LIVES)),
         ("tag", crate::mac::MAC_BYTES as u64),
         ("quarantine", QUARANTINE_MS),
@@ -251,28 +243,46 @@ impl Shared {
         self.clock.now()
     }
 
+    /// Runs a script, again if its connection breaks: it does not mind.
     pub(super) fn call(&self, script: &Script, what: &Json, blobs: &Blobs) -> Result<Value, BackendError> {
-        let header = match &self.clock {
+        let header = self.header(what);
+        self.link.run(script, &self.prefix, &arguments(&header, blobs))
+    }
+
+    /// Runs a script once.
+    pub(super) fn call_once(&self, script: &Script, what: &Json, blobs: &Blobs) -> Result<Value, Failure> {
+        let header = self.header(what);
+        self.link.run_once(script, &self.prefix, &arguments(&header, blobs))
+    }
+
+    fn header(&self, what: &Json) -> String {
+        match &self.clock {
             Clock::System { .. } => what.to_string(),
             Clock::Manual(_) => {
                 let mut what = what.clone();
                 what["now"] = self.clock.now().0.into();
                 what.to_string()
             }
-        };
-        let mut arguments: Vec<&[u8]> = vec![header.as_bytes()];
-        arguments.extend(blobs.0.iter().map(Vec::as_slice));
-        self.link.run(script, &self.prefix, &arguments)
+        }
     }
 
     pub(super) fn spec(&self, name: &str) -> Option<&HandlerSpec> {
         self.handlers.iter().find(|spec| *spec.name == *name)
     }
 
-    /// A job as `submit` and follow-ups name it.
+    /// A job as the scripts take it.
     pub(super) fn job_json(&self, job: &NewJob, blobs: &mut Blobs) -> Json {
         let options = self.spec(&job.handler).map(|spec| &spec.options);
-        let timeout = job.timeout.or(options.map(|options| options.timeout)).unwrap_or_default();
+        let spec = JobSpec {
+            id: job.id,
+            owner: job.owner.clone(),
+            handler: job.handler.clone(),
+            ordering_key: job.ordering_key.clone(),
+            trace: job.trace,
+            submitted_at: self.now(),
+            timeout: job.timeout.or(options.map(|options| options.timeout)).unwrap_or_default(),
+            one_line: job.one_line,
+        };
         let lane = match options {
             Some(options) if options.ordering != Ordering::None => {
                 let key = job.ordering_key.as_deref().unwrap_or_default();
@@ -291,7 +301,7 @@ impl Shared {
         put("tr", job.trace.id_text().into());
         put("nb", micros(job.delay).into());
         put("pb", job.payload.bytes.len().into());
-        put("env", blobs.add(self.signer.seal_job(job, timeout, self.now())).into());
+        put("env", blobs.add(self.signer.seal_job(&spec, &job.payload)).into());
         put("pl", blobs.add(job.payload.bytes.to_vec()).into());
         put("x", blobs.add(self.signer.sign_loss(job.id)).into());
         if let Some(idempotency) = &job.idempotency {
@@ -341,6 +351,10 @@ impl Shared {
             waiting_for,
         }))
     }
+}
+
+fn arguments<'a>(header: &'a str, blobs: &'a Blobs) -> Vec<&'a [u8]> {
+    std::iter::once(header.as_bytes()).chain(blobs.0.iter().map(Vec::as_slice)).collect()
 }
 
 pub(super) fn hex(bytes: &[u8]) -> String {

@@ -10,24 +10,42 @@ use redis::io::tcp::TcpSettings;
 use redis::{Client, Connection, ErrorKind, FromRedisValue, IntoConnectionInfo, RedisError, Script, Value};
 use zeroize::Zeroizing;
 
-use super::vet::{Fitness, judge};
+use super::vet::judge;
 use crate::bell::lock;
 use crate::config::Redis;
-use crate::ports::BackendError;
+use crate::ports::{BackendError, Fitness};
 
 /// Between two tries of a server that is away: doubling, from the first of these to the second.
 pub(super) const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
 /// Connections that are kept while nobody needs them: the loop's thread, and routes that render.
 const IDLE: usize = 4;
 
+/// Why a call has no answer.
+pub(super) enum Failure {
+    /// Its connection is broken: another one may do.
+    Broken(BackendError),
+    /// The server cannot be reached, does not answer in time, or refuses.
+    Final(BackendError),
+}
+
+impl From<Failure> for BackendError {
+    fn from(failure: Failure) -> BackendError {
+        match failure {
+            Failure::Broken(error) | Failure::Final(error) => error,
+        }
+    }
+}
+
 /// A client with a few idle connections.
 pub struct Link {
     client: Client,
     connect_timeout: Duration,
     response_timeout: Duration,
-    idle: Mutex<Vec<Connection>>,
-    /// Connections that broke and were not told of.
-    broken: AtomicU64,
+    /// With the generation that each is of.
+    idle: Mutex<Vec<(Connection, u64)>>,
+    /// Grows when one of them has broken, or has found another server than it was made to: no other one of before is used
+    /// any more.
+    pub(super) generation: AtomicU64,
 }
 
 impl Link {
@@ -55,7 +73,7 @@ impl Link {
             connect_timeout: Duration::from_millis(config.connect_timeout_ms),
             response_timeout: Duration::from_millis(config.response_timeout_ms),
             idle: Mutex::new(Vec::new()),
-            broken: AtomicU64::new(0),
+            generation: AtomicU64::new(0),
         })
     }
 
@@ -102,27 +120,38 @@ impl Link {
         })
     }
 
-    /// Connections that broke since the last call; each is replaced once there is something to say.
-    pub(super) fn take_broken(&self) -> u64 {
-        self.broken.swap(0, Ordering::Relaxed)
+    /// Connections that broke since the start.
+    pub fn broken(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
     }
 
-    /// So many more.
-    pub(super) fn add_broken(&self, count: u64) {
-        self.broken.fetch_add(count, Ordering::Relaxed);
-    }
-
-    /// Runs a script: the prefix as its key, then these arguments.
+    /// Runs a script: the prefix as its key, then these arguments; again if its connection breaks.
     ///
     /// # Errors
     /// The server cannot be reached, twice, or refuses.
     pub fn run(&self, script: &Script, prefix: &str, arguments: &[&[u8]]) -> Result<Value, BackendError> {
+        self.run_once(script, prefix, arguments).or_else(|failure| match failure {
+            Failure::Broken(_) => self.run_once(script, prefix, arguments).map_err(Failure::into),
+            Failure::Final(error) => Err(error),
+        })
+    }
+
+    /// The same once.
+    ///
+    /// # Errors
+    /// The connection has broken, or the server cannot be reached, or refuses.
+    pub(super) fn run_once(
+        &self,
+        script: &Script,
+        prefix: &str,
+        arguments: &[&[u8]],
+    ) -> Result<Value, Failure> {
         let mut call = script.prepare_invoke();
         call.key(prefix);
         for argument in arguments {
             call.arg(*argument);
         }
-        self.repeat(|connection| call.invoke(connection))
+        self.once(|connection| call.invoke(connection))
     }
 
     /// Runs a command.
@@ -130,42 +159,84 @@ impl Link {
     /// # Errors
     /// The server cannot be reached, twice, or refuses.
     pub fn command<T: FromRedisValue>(&self, command: &redis::Cmd) -> Result<T, BackendError> {
-        self.repeat(|connection| command.query(connection))
+        let call = |connection: &mut Connection| command.query(connection);
+        self.once(call).or_else(|failure| match failure {
+            Failure::Broken(_) => self.once(call).map_err(Failure::into),
+            Failure::Final(error) => Err(error),
+        })
     }
 
-    fn repeat<T>(&self, call: impl Fn(&mut Connection) -> Result<T, RedisError>) -> Result<T, BackendError> {
-        let mut is_first = true;
-        loop {
-            let kept = lock(&self.idle).pop();
-            let mut connection = match kept {
-                Some(connection) => connection,
-                None => self.connect()?,
-            };
-            let error = match call(&mut connection) {
-                Ok(answer) => {
-                    self.keep(connection);
-                    return Ok(answer);
-                }
-                Err(error) => error,
-            };
-            if !is_lost(&error) {
-                // The server has refused: the connection is as good as before.
-                self.keep(connection);
-                return Err(lost(error));
+    fn once<T>(&self, call: impl Fn(&mut Connection) -> Result<T, RedisError>) -> Result<T, Failure> {
+        let (mut connection, of) = self.kept().map_or_else(|| self.new_one(), Ok).map_err(Failure::Final)?;
+        let error = match call(&mut connection) {
+            Ok(answer) => {
+                self.keep(connection, of);
+                return Ok(answer);
             }
-            self.add_broken(1);
-            // Nothing is known of what the call did, and of those that lay idle no more than of this one.
-            lock(&self.idle).clear();
-            if error.is_timeout() || !std::mem::take(&mut is_first) {
-                return Err(lost(error));
-            }
+            Err(error) => error,
+        };
+        if !is_lost(&error) {
+            // The server has refused: the connection is as good as before.
+            self.keep(connection, of);
+            return Err(Failure::Final(lost(error)));
+        }
+        // Nothing is known of what the call did, and of the others no more than of this one.
+        let _ = self.generation.compare_exchange(of, of + 1, Ordering::SeqCst, Ordering::SeqCst);
+        let is_slow = error.is_timeout();
+        Err(if is_slow { Failure::Final(lost(error)) } else { Failure::Broken(lost(error)) })
+    }
+
+    fn new_one(&self) -> Result<(Connection, u64), BackendError> {
+        let generation = self.generation.load(Ordering::SeqCst);
+        Ok((self.connect()?, generation))
+    }
+
+    fn kept(&self) -> Option<(Connection, u64)> {
+        let mut idle = lock(&self.idle);
+        let generation = self.generation.load(Ordering::SeqCst);
+        idle.retain(|(_, of)| *of == generation);
+        idle.pop()
+    }
+
+    fn keep(&self, connection: Connection, of: u64) {
+        let mut idle = lock(&self.idle);
+        if idle.len() < IDLE && of == self.generation.load(Ordering::SeqCst) {
+            idle.push((connection, of));
         }
     }
 
-    fn keep(&self, connection: Connection) {
-        let mut idle = lock(&self.idle);
-        if idle.len() < IDLE {
-            idle.push(connection);
+    /// Removes every key that begins so: of a deployment inside another one, which nobody uses any more.
+    ///
+    /// # Errors
+    /// The server cannot be reached; what was removed stays removed.
+    pub fn remove_all(&self, prefix: &str) -> Result<(), BackendError> {
+        let mut cursor = "0".to_owned();
+        loop {
+            let mut scan = redis::cmd("SCAN");
+            scan.arg(&cursor).arg("MATCH").arg(format!("{prefix}*")).arg("COUNT").arg(1_000);
+            let (next, keys): (String, Vec<String>) = self.command(&scan)?;
+            if !keys.is_empty() {
+                let _: Value = self.command(redis::cmd("UNLINK").arg(keys))?;
+            }
+            if next == "0" {
+                return Ok(());
+            }
+            cursor = next;
+        }
+    }
+
+    /// Whoever opens a deployment has its secret: the check value under this prefix is one of these, or is set to the first.
+    ///
+    /// # Errors
+    /// The server cannot be reached.
+    pub fn agrees(&self, prefix: &str, checks: &[String]) -> Result<bool, BackendError> {
+        let key = format!("{prefix}key");
+        let _: Value = self.command(redis::cmd("SET").arg(&key).arg(&checks[0]).arg("NX"))?;
+        let stands: Option<String> = self.command(redis::cmd("GET").arg(&key))?;
+        match stands.and_then(|stands| checks.iter().position(|check| *check == stands)) {
+            Some(0) => Ok(true),
+            Some(_) => self.command(redis::cmd("SET").arg(&key).arg(&checks[0])).map(|_: Value| true),
+            None => Ok(false),
         }
     }
 }
@@ -181,8 +252,12 @@ fn cure(error: &RedisError) -> &'static str {
     }
 }
 
+/// The connection is broken, or leads to a server that is not the one that it was made to: a replica now, or one that starts.
 fn is_lost(error: &RedisError) -> bool {
-    error.is_io_error()
+    const ELSEWHERE: [&str; 6] = ["READONLY", "MASTERDOWN", "LOADING", "UNBLOCKED", "MOVED", "NOAUTH"];
+    let is_elsewhere = error.code().is_some_and(|code| ELSEWHERE.contains(&code));
+    is_elsewhere
+        || error.is_io_error()
         || error.is_connection_dropped()
         || error.is_unrecoverable_error()
         || error.kind() == ErrorKind::Parse
@@ -191,6 +266,11 @@ fn is_lost(error: &RedisError) -> bool {
 #[allow(clippy::needless_pass_by_value, reason = "it is what map_err gives")]
 pub(super) fn lost(error: RedisError) -> BackendError {
     BackendError(format!("redis: {error}"))
+}
+
+/// The server has no memory for more.
+pub(super) fn is_full(error: &BackendError) -> bool {
+    error.0.contains("OOM")
 }
 
 /// A list, or nothing of the kind.

@@ -2,7 +2,7 @@
 //!
 //! Who can write to Redis but lacks the secret cannot make anything run or answer. Each is `body || mac`, the mac over the
 //! deployment's prefix, what it belongs to, and the body, each with its length before it; the key is
-//! HKDF("cofferdam/1 envelope", R, kind, 32). Processes are given its first half, never R.
+//! HKDF("cofferdam/1 envelope", R, kind, 32). Web processes are given its first half, never R; executors nothing of it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +13,7 @@ use crate::clock::{Timestamp, micros};
 use crate::codec::{Cursor, Malformed, put_bytes, put_length, put_text};
 use crate::config::secret::Secret;
 use crate::job::{Finished, JobId, JobSpec, JobStatus, MediaType, Payload, Trace};
-use crate::mac::{MAC_BYTES, MacKey, hkdf_expand, hkdf_extract};
-use crate::ports::NewJob;
+use crate::mac::{MAC_BYTES, MacKey, hkdf_expand};
 use crate::problem::{Cause, Code, JobError};
 
 /// What is not signed by a process of this deployment.
@@ -30,9 +29,15 @@ impl From<Malformed> for Forged {
 /// Signs and verifies for one deployment.
 pub struct Signer {
     prefix: String,
+    /// At least one: the first signs, all of them verify.
+    keys: Vec<Keys>,
+}
+
+struct Keys {
     job: MacKey,
     outcome: MacKey,
     entry: MacKey,
+    check: MacKey,
 }
 
 /// A job whose signature held.
@@ -55,32 +60,43 @@ impl SealedJob {
     }
 }
 
-/// What processes of a deployment sign with: `HKDF-Extract(salt "cofferdam/1 envelope", R)`.
-///
-/// # Errors
-/// The secret is none.
-pub fn envelope_secret(root: &Secret) -> Result<Secret, String> {
-    Secret::new(*hkdf_extract(b"cofferdam/1 envelope", root.expose()))
-}
-
 impl Signer {
-    /// With the keys that follow from [`envelope_secret`].
+    /// With the keys that follow from these, see [`Secret::envelope`]; there must be one.
     #[must_use]
-    pub fn new(envelope: &Secret, prefix: &str) -> Signer {
-        let key = |kind: &[u8]| MacKey::new(&*hkdf_expand::<32>(envelope.expose(), &[kind]));
-        Signer { prefix: prefix.to_owned(), job: key(b"job"), outcome: key(b"outcome"), entry: key(b"entry") }
+    pub fn new(envelopes: &[&Secret], prefix: &str) -> Signer {
+        let keys = envelopes.iter().map(|envelope| {
+            let key = |kind: &[u8]| MacKey::new(&*hkdf_expand::<32>(envelope.expose(), &[kind]));
+            Keys { job: key(b"job"), outcome: key(b"outcome"), entry: key(b"entry"), check: key(b"check") }
+        });
+        Signer { prefix: prefix.to_owned(), keys: keys.collect() }
     }
 
-    fn seal(&self, key: &MacKey, about: &[&[u8]], mut body: Vec<u8>) -> Vec<u8> {
-        let mac = key.sign(&[&self.before(about, &body), &body]);
+    /// What processes that have one of these secrets know each other by; the first's stands in Redis.
+    pub fn checks(&self) -> Vec<String> {
+        let check = |keys: &Keys| super::broker::hex(&keys.check.sign(&[self.prefix.as_bytes()]));
+        self.keys.iter().map(check).collect()
+    }
+
+    fn sign(&self, key: fn(&Keys) -> &MacKey, parts: &[&[u8]]) -> [u8; MAC_BYTES] {
+        key(&self.keys[0]).sign(parts)
+    }
+
+    fn seal(&self, key: fn(&Keys) -> &MacKey, about: &[&[u8]], mut body: Vec<u8>) -> Vec<u8> {
+        let mac = self.sign(key, &[&self.before(about, &body), &body]);
         body.extend_from_slice(&mac);
         body
     }
 
-    fn open<'a>(&self, key: &MacKey, about: &[&[u8]], sealed: &'a [u8]) -> Result<&'a [u8], Forged> {
+    fn open<'a>(
+        &self,
+        key: fn(&Keys) -> &MacKey,
+        about: &[&[u8]],
+        sealed: &'a [u8],
+    ) -> Result<&'a [u8], Forged> {
         let at = sealed.len().checked_sub(MAC_BYTES).ok_or(Forged)?;
         let (body, mac) = sealed.split_at(at);
-        if key.verify(&[&self.before(about, body), body], mac) { Ok(body) } else { Err(Forged) }
+        let parts: [&[u8]; 2] = [&self.before(about, body), body];
+        if self.keys.iter().any(|keys| key(keys).verify(&parts, mac)) { Ok(body) } else { Err(Forged) }
     }
 
     /// What is signed before the body: a large one is not copied for that.
@@ -94,20 +110,20 @@ impl Signer {
     /// A job as it is accepted. Its payload stands beside it, and is signed by its hash: who looks at a record need not
     /// read it.
     #[must_use]
-    pub fn seal_job(&self, job: &NewJob, timeout: Duration, submitted_at: Timestamp) -> Vec<u8> {
+    pub fn seal_job(&self, spec: &JobSpec, payload: &Payload) -> Vec<u8> {
         let mut out = Vec::with_capacity(256);
-        put_text(&mut out, &job.owner);
-        put_text(&mut out, &job.handler);
-        out.push(u8::from(job.ordering_key.is_some()));
-        put_text(&mut out, job.ordering_key.as_deref().unwrap_or_default());
-        out.extend_from_slice(&job.trace.id);
-        out.extend_from_slice(&job.trace.span);
-        out.extend_from_slice(&submitted_at.0.to_be_bytes());
-        out.extend_from_slice(&micros(timeout).to_be_bytes());
-        out.push(u8::from(job.one_line));
-        put_text(&mut out, job.payload.media_type.as_str());
-        out.extend_from_slice(&Sha256::digest(&job.payload.bytes));
-        self.seal(&self.job, &[&job.id.0], out)
+        put_text(&mut out, &spec.owner);
+        put_text(&mut out, &spec.handler);
+        out.push(u8::from(spec.ordering_key.is_some()));
+        put_text(&mut out, spec.ordering_key.as_deref().unwrap_or_default());
+        out.extend_from_slice(&spec.trace.id);
+        out.extend_from_slice(&spec.trace.span);
+        out.extend_from_slice(&spec.submitted_at.0.to_be_bytes());
+        out.extend_from_slice(&micros(spec.timeout).to_be_bytes());
+        out.push(u8::from(spec.one_line));
+        put_text(&mut out, payload.media_type.as_str());
+        out.extend_from_slice(&Sha256::digest(&payload.bytes));
+        self.seal(|keys| &keys.job, &[&spec.id.0], out)
     }
 
     /// The job of this id, if it was signed.
@@ -115,7 +131,7 @@ impl Signer {
     /// # Errors
     /// It was not.
     pub fn open_job(&self, id: JobId, sealed: &[u8]) -> Result<SealedJob, Forged> {
-        let mut fields = Cursor::new(self.open(&self.job, &[&id.0], sealed)?);
+        let mut fields = Cursor::new(self.open(|keys| &keys.job, &[&id.0], sealed)?);
         let (owner, handler) = (Arc::from(fields.text()?), Arc::from(fields.text()?));
         let keyed = fields.u8()? == 1;
         let key: &str = fields.text()?;
@@ -134,7 +150,7 @@ impl Signer {
     /// How a delivery ended.
     #[must_use]
     pub fn seal_outcome(&self, id: JobId, finished: &Finished) -> Vec<u8> {
-        self.seal(&self.outcome, &[&id.0, finished.status.as_str().as_bytes()], outcome_body(finished))
+        self.seal(|keys| &keys.outcome, &[&id.0, finished.status.as_str().as_bytes()], outcome_body(finished))
     }
 
     /// The signature of the outcome that a job has when its executors were lost too often. Nobody who could sign is
@@ -143,7 +159,7 @@ impl Signer {
     pub fn sign_loss(&self, id: JobId) -> Vec<u8> {
         let about: [&[u8]; 2] = [&id.0, JobStatus::Dead.as_str().as_bytes()];
         let body = lost_body();
-        self.outcome.sign(&[&self.before(&about, &body), &body]).to_vec()
+        self.sign(|keys| &keys.outcome, &[&self.before(&about, &body), &body]).to_vec()
     }
 
     /// What a job of this status came to.
@@ -152,7 +168,7 @@ impl Signer {
     /// It was not signed.
     pub fn open_outcome(&self, id: JobId, status: JobStatus, sealed: &[u8]) -> Result<Finished, Forged> {
         let about: [&[u8]; 2] = [&id.0, status.as_str().as_bytes()];
-        let mut fields = Cursor::new(self.open(&self.outcome, &about, sealed)?);
+        let mut fields = Cursor::new(self.open(|keys| &keys.outcome, &about, sealed)?);
         let result = if status == JobStatus::Succeeded {
             let media_type = MediaType::parse(fields.text()?).ok_or(Forged)?;
             Ok(Payload { media_type, bytes: Arc::from(fields.bytes()?) })
@@ -168,7 +184,7 @@ impl Signer {
     /// A value of a map.
     #[must_use]
     pub fn seal_entry(&self, map: &str, key: &str, value: &[u8]) -> Vec<u8> {
-        self.seal(&self.entry, &[map.as_bytes(), key.as_bytes()], value.to_vec())
+        self.seal(|keys| &keys.entry, &[map.as_bytes(), key.as_bytes()], value.to_vec())
     }
 
     /// The value, if it was signed for this map and key.
@@ -176,7 +192,7 @@ impl Signer {
     /// # Errors
     /// It was not.
     pub fn open_entry(&self, map: &str, key: &str, sealed: &[u8]) -> Result<Arc<[u8]>, Forged> {
-        self.open(&self.entry, &[map.as_bytes(), key.as_bytes()], sealed).map(Arc::from)
+        self.open(|keys| &keys.entry, &[map.as_bytes(), key.as_bytes()], sealed).map(Arc::from)
     }
 }
 

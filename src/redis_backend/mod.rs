@@ -1,20 +1,19 @@
-//! The Redis backend: the broker is Redis, any number of executors on any number of hosts.
+//! The Redis backend: the broker is Redis, any number of web processes on any number of hosts, each for its own executors.
 //!
 //! Every change is one script (`scripts/*.lua`), so it takes hold as a whole; every call is safe to repeat. Jobs,
 //! outcomes and maps are signed at rest ([`envelope`]). Time is the server's.
 
 mod broker;
+mod call;
 mod connection;
-mod consumer;
 pub mod envelope;
 mod kv;
+mod listener;
 mod producer;
-mod replies;
-mod upkeep;
+mod seat;
+mod turn;
 pub mod vet;
 
 pub use broker::{RedisBroker, Settings, UNLIMITED};
 pub use connection::Link;
-pub use envelope::envelope_secret;
-pub use upkeep::RedisUpkeep;
-pub use vet::Fitness;
+pub use seat::{RedisConsumer, RedisSeat};

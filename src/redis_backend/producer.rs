@@ -7,53 +7,35 @@ use std::time::Duration;
 use redis::Value;
 use serde_json::{Value as Json, json};
 
-use super::broker::{Blobs, RedisBroker, hex};
+use super::broker::{Blobs, RedisBroker, Shared, hex};
 use super::connection::{fields, list, number, text, texts};
+use crate::bell::lock;
 use crate::entropy::Entropy;
 use crate::handler::Ordering;
 use crate::job::{Finished, InstanceId, JobId, JobRecord, JobStatus, Payload};
-use crate::observe::job_event;
 use crate::ports::{
-    BackendError, Doorbell, Filter, HandlerStats, Histogram, NewJob, ProcessStats, Producer, Refusal, Stats,
-    Submitted, Viewer,
+    BackendError, Filter, HandlerStats, Histogram, JobEnded, NewJob, ProcessStats, Producer, Stats,
+    Submitted, Then, Viewer,
 };
 use crate::problem::{Code, JobError};
 
-impl RedisBroker {
+impl Shared {
     fn control(&self, viewer: Option<&Viewer>, mut what: Json, blobs: &Blobs) -> Result<Value, BackendError> {
         if let Some(viewer) = viewer.filter(|viewer| !viewer.admin) {
             what["ow"] = (*viewer.name).into();
         }
-        self.0.call(&self.0.scripts.control, &what, blobs)
+        self.call(&self.scripts.control, &what, blobs)
     }
 
-    /// What the script answers to each of these.
-    fn say_submit(&self, jobs: &[NewJob]) -> Result<Vec<String>, BackendError> {
-        let mut blobs = Blobs::default();
-        let named: Vec<Json> = jobs.iter().map(|job| self.0.job_json(job, &mut blobs)).collect();
-        texts(self.0.call(&self.0.scripts.submit, &json!({ "jobs": named }), &blobs)?)
-    }
-
-    /// The record of the job that has the key of this one.
-    fn joined(&self, job: &NewJob, id: &str) -> Result<Submitted, BackendError> {
-        let id = JobId::parse(id).ok_or(BackendError("redis: no id".into()))?;
-        if let Some(record) = self.record(&Viewer::anonymous(), id)? {
-            return Ok(Submitted::Existing(Box::new(record)));
-        }
-        // It has expired since: the key is free. A record that nobody signed keeps it.
-        let again = self.say_submit(std::slice::from_ref(job))?;
-        Ok(match again.first().map(String::as_str) {
-            Some("new") => Submitted::New,
-            Some("full") => Submitted::Refused(Refusal::QueueFull),
-            Some(_) | None => Submitted::Refused(Refusal::IdempotencyMismatch),
-        })
+    pub(super) fn find(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError> {
+        Ok(self.records(Some(viewer), json!({ "ids": [id.to_string()] }))?.pop())
     }
 
     /// Those of the jobs asked for that are there.
     fn records(&self, viewer: Option<&Viewer>, mut what: Json) -> Result<Vec<JobRecord>, BackendError> {
         what["do"] = "records".into();
         let records = list(self.control(viewer, what, &Blobs::default())?)?;
-        records.into_iter().filter_map(|record| self.0.record(record).transpose()).collect()
+        records.into_iter().filter_map(|record| self.record(record).transpose()).collect()
     }
 }
 
@@ -76,32 +58,17 @@ fn without_result(finished: Arc<Finished>) -> Arc<Finished> {
     }
 }
 
-/// A job has entered its lane.
-pub(super) fn pushed(job: &NewJob) {
-    job_event(log::Level::Debug, "queue.pushed", &job.trace, job.id).emit();
-}
-
 impl Producer for RedisBroker {
     fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Submitted>, BackendError> {
-        let answers = self.say_submit(&jobs)?;
-        let mut out = Vec::with_capacity(jobs.len());
-        for (job, answer) in jobs.iter().zip(&answers) {
-            out.push(match answer.as_str() {
-                "new" => {
-                    pushed(job);
-                    Submitted::New
-                }
-                "full" => Submitted::Refused(Refusal::QueueFull),
-                "unknown" => Submitted::Refused(Refusal::UnknownHandler),
-                "mismatch" => Submitted::Refused(Refusal::IdempotencyMismatch),
-                id => self.joined(job, id)?,
-            });
-        }
-        Ok(out)
+        self.submit_and_wait(jobs)
+    }
+
+    fn submit_later(&self, jobs: Vec<NewJob>, then: Then) {
+        self.0.submit(jobs, then);
     }
 
     fn record(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError> {
-        Ok(self.records(Some(viewer), json!({ "ids": [id.to_string()] }))?.pop())
+        self.0.find(viewer, id)
     }
 
     fn watch(
@@ -111,19 +78,19 @@ impl Producer for RedisBroker {
         instance: InstanceId,
     ) -> Result<Option<JobRecord>, BackendError> {
         let what = json!({ "ids": [id.to_string()], "in": instance.to_string() });
-        Ok(self.records(Some(viewer), what)?.pop())
+        Ok(self.0.records(Some(viewer), what)?.pop())
     }
 
-    fn ended(&self, jobs: &[JobId]) -> (Vec<Doorbell>, Vec<JobId>) {
+    fn ended(&self, jobs: &[JobId]) -> (Vec<JobEnded>, Vec<JobId>) {
         let (mut ended, mut left) = (Vec::new(), jobs);
         while !left.is_empty() {
             let (some, rest) = left.split_at(RECORDS_AT_ONCE.min(left.len()));
             let ids: Vec<String> = some.iter().map(ToString::to_string).collect();
-            let Ok(records) = self.records(None, json!({ "ids": ids })) else {
+            let Ok(records) = self.0.records(None, json!({ "ids": ids })) else {
                 // The others would wait as long for nothing. The next time these come last.
                 return (ended, [rest, some].concat());
             };
-            ended.extend(records.into_iter().filter_map(Doorbell::of));
+            ended.extend(records.into_iter().filter_map(JobEnded::of));
             left = rest;
         }
         (ended, Vec::new())
@@ -135,7 +102,7 @@ impl Producer for RedisBroker {
         let finished = Finished { status: JobStatus::Cancelled, result: Err(error) };
         let outcome = blobs.add(self.0.signer.seal_outcome(id, &finished));
         let what = json!({ "do": "cancel", "id": id.to_string(), "r": outcome });
-        self.control(Some(viewer), what, &blobs).and_then(|record| self.0.record(record))
+        self.0.control(Some(viewer), what, &blobs).and_then(|record| self.0.record(record))
     }
 
     fn retry(
@@ -146,7 +113,7 @@ impl Producer for RedisBroker {
         // A call that is repeated has the same name.
         let call = hex(&Entropy::system().bytes::<8>());
         let what = json!({ "do": "retry", "id": id.to_string(), "call": call });
-        match self.control(Some(viewer), what, &Blobs::default())? {
+        match self.0.control(Some(viewer), what, &Blobs::default())? {
             Value::BulkString(word) => {
                 Ok(std::str::from_utf8(&word).ok().and_then(JobStatus::parse).map(Err))
             }
@@ -156,7 +123,7 @@ impl Producer for RedisBroker {
 
     fn pause(&self, handler: &str, paused: bool) -> Result<bool, BackendError> {
         let what = json!({ "do": "pause", "h": handler, "on": paused });
-        Ok(text(self.control(None, what, &Blobs::default())?)? == "ok")
+        Ok(text(self.0.control(None, what, &Blobs::default())?)? == "ok")
     }
 
     fn list(&self, viewer: &Viewer, filter: &Filter) -> Result<Vec<JobRecord>, BackendError> {
@@ -167,10 +134,10 @@ impl Producer for RedisBroker {
         if let Some(status) = filter.status {
             what["s"] = status.as_str().into();
         }
-        let ids = texts(self.control(Some(viewer), what, &Blobs::default())?)?;
+        let ids = texts(self.0.control(Some(viewer), what, &Blobs::default())?)?;
         let mut out = Vec::with_capacity(ids.len());
         for some in ids.chunks(RECORDS_AT_ONCE) {
-            for mut record in self.records(Some(viewer), json!({ "ids": some }))? {
+            for mut record in self.0.records(Some(viewer), json!({ "ids": some }))? {
                 if filter.bare {
                     record.finished = record.finished.map(without_result);
                 }
@@ -181,9 +148,10 @@ impl Producer for RedisBroker {
     }
 
     fn stats(&self) -> Result<Stats, BackendError> {
-        let answer = self.control(None, json!({ "do": "stats" }), &Blobs::default())?;
-        let [counts, ready, paused, nodes, records, leases] = fields(answer)?;
-        let (counts, ready, paused) = (texts(counts)?, texts(ready)?, texts(paused)?);
+        let answer = self.0.control(None, json!({ "do": "stats" }), &Blobs::default())?;
+        let [counts, ready, nodes, records, leases] = fields(answer)?;
+        let (counts, ready) = (texts(counts)?, texts(ready)?);
+        let paused: String = figure(&counts, "paused").unwrap_or_default();
         let count = |name: &str| figure(&counts, name).unwrap_or(0);
         let histogram = |name: &str, handler: &str| {
             let bucket = |index: usize| count(&format!("{name}:{handler}:{index}"));
@@ -200,7 +168,7 @@ impl Producer for RedisBroker {
             HandlerStats {
                 handler: spec.name.clone(),
                 group: self.0.groups[spec.group].clone(),
-                paused: paused.iter().any(|paused| paused == name),
+                paused: paused.split(' ').any(|paused| paused == name),
                 queued,
                 running,
                 // An unordered job is a lane of its own.
@@ -213,21 +181,34 @@ impl Producer for RedisBroker {
                 queue_wait_seconds: histogram("wait", name),
             }
         });
-        let mut connected = vec![0; self.0.groups.len()];
+        let (mut consumers, mut busy) = (vec![0; self.0.groups.len()], vec![0; self.0.groups.len()]);
         let mut processes = Vec::new();
         for node in list(nodes)? {
-            let facts = texts(node)?;
-            let group = figure::<usize>(&facts, "g");
-            if let Some(count) = group.and_then(|group| connected.get_mut(group)) {
-                *count += 1;
+            let [node, host, pid, waiters, executors] = fields(node)?;
+            let (host, pid) = (text(host)?, text(pid)?.parse().ok());
+            let waiters = text(waiters)?.parse().unwrap_or(0);
+            // What this process has told of its own may be a second old.
+            let executors = match text(node)? == self.0.node {
+                true => lock(&self.0.state).executors(),
+                false => text(executors)?,
+            };
+            processes.push(ProcessStats { role: "web", group: None, host: host.clone(), pid, busy: waiters });
+            for executor in executors.split_whitespace() {
+                let (Some((group, leases)), role) = (executor.split_once(':'), "executor") else { continue };
+                let (Ok(group), Ok(leases)) = (group.parse::<usize>(), leases.parse::<u64>()) else {
+                    continue;
+                };
+                let Some(name) = self.0.groups.get(group).cloned() else { continue };
+                consumers[group] += 1;
+                busy[group] += size(leases).min(self.0.workers[group]);
+                processes.push(ProcessStats {
+                    role,
+                    group: Some(name),
+                    host: host.clone(),
+                    pid: None,
+                    busy: leases,
+                });
             }
-            processes.push(ProcessStats {
-                role: if group.is_some() { "executor" } else { "web" },
-                group: group.and_then(|group| self.0.groups.get(group)).cloned(),
-                host: figure(&facts, "host").unwrap_or_default(),
-                pid: figure(&facts, "pid").unwrap_or(0),
-                busy: figure(&facts, if group.is_some() { "held" } else { "waiters" }).unwrap_or(0),
-            });
         }
         Ok(Stats {
             handlers: handlers.collect(),
@@ -235,11 +216,13 @@ impl Producer for RedisBroker {
             dead: count("dead"),
             late: count("late"),
             duplicate: count("duplicate"),
-            consumers: connected,
+            consumers,
+            busy,
             processes,
             leases_renewed: count("renewed"),
             leases_lost: count("expired"),
-            reconnects: count("reconnects"),
+            reconnects: self.0.link.broken(),
+            forged: count("forged"),
             records: size(number(records)?),
             leases: size(number(leases)?),
         })

@@ -1,15 +1,6 @@
 //! Is this server fit to keep jobs, and what does it promise? Pure, from what the server says of itself.
 
-/// What a look at the server came to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fitness {
-    /// It keeps jobs; how safely.
-    Fit(String),
-    /// It would lose them, or does not let us in: what to change.
-    Unfit(String),
-    /// It cannot be reached now.
-    Away(String),
-}
+use crate::ports::Fitness;
 
 /// The oldest server that the scripts run on.
 const OLDEST: u64 = 7;

@@ -1,18 +1,18 @@
 //! One checklist a process: what a supervisor, a web process, an executor do from their start to their end.
 
-mod apart;
+mod batch;
 mod executor;
-pub mod executor_host;
 mod health;
+mod inline;
 mod recycle;
 mod serve;
 mod web;
 
-pub use apart::run_executor;
+pub use batch::run as run_batch;
 pub use executor::run_executor_child;
 pub use health::ask_ready;
 pub use serve::serve;
-pub use web::{run_web_child, serve_inline, serve_web_alone};
+pub use web::{run_web_child, serve_inline};
 
 use crate::exit::Exit;
 use crate::observe::log_writer;

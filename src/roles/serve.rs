@@ -1,118 +1,113 @@
-//! `serve` with separate processes: the supervisor's own story, as a checklist.
+//! `serve`, `web` and `executor`: the supervisor's own story, as a checklist.
 
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::time::Duration;
 
+use mio::Token;
 use mio::net::UnixStream;
-use mio::{Events, Interest, Poll, Token};
 
 use crate::clock::monotonic_millis;
 use crate::config::secret::Secret;
-use crate::deployment::Setup;
-use crate::exit::{Exit, say};
+use crate::deployment::Deployment;
+use crate::exit::{Exit, ended, say};
 use crate::observe::{event, log_writer};
 use crate::process::bundle::Role;
 use crate::process::control_socket::ToChild;
-use crate::process::hygiene::{self, Signals};
+use crate::process::hygiene::{self, Signals, drain_bytes};
 use crate::process::listener::listen;
 use crate::process::private_dir::PrivateDir;
+use crate::process::reactor::Reactor;
 use crate::process::systemd::Notifier;
 use crate::supervisor::fleet::{Fleet, FleetEvent};
 use crate::supervisor::service_state::{Action, Event, Phase, Phases};
 
 const STOP: Token = Token(0);
 const CHILD: Token = Token(1);
+const HANGUP: Token = Token(2);
 const FIRST_CHILD: usize = 16;
 const WEB: usize = 0;
 
-/// Runs until it is told to stop, or a child cannot be kept running.
+/// Runs a web process and the executors of these groups (by index) until it is told to stop, or a child cannot be kept
+/// running.
 #[must_use]
-pub fn serve(setup: &Setup) -> Exit {
-    let exit = supervise(setup).unwrap_or_else(|message| {
-        log_writer::say(format!("cofferdam: {message}\n"));
-        Exit::Failed
-    });
+pub fn serve(deployment: &Deployment, groups: &[usize]) -> Exit {
+    let exit = supervise(deployment, groups).unwrap_or_else(|message| ended(Err(message)));
     log_writer::settle();
     exit
 }
 
-fn supervise(setup: &Setup) -> Result<Exit, String> {
+fn supervise(deployment: &Deployment, groups: &[usize]) -> Result<Exit, String> {
     let io = |error: std::io::Error| error.to_string();
     event(log::Level::Info, "lifecycle.starting")
-        .field("profile", &crate::config::profile(&setup.config))
+        .field("profile", &crate::config::profile(&deployment.config))
         .emit();
-    if setup.names_redis() && !setup.uses_redis() {
-        log::info!("mixed backends: state changes are kept first, the terminal status after them");
-    }
-    if !setup.uses_redis() {
-        log::info!("memory backends: jobs and state survive executors, and go with the web process");
-    }
+    deployment.promise().iter().for_each(|promise| log::info!("{promise}"));
     // Before the secret exists, nobody may look into this process any more.
     hygiene::keep_secrets().map_err(io)?;
     hygiene::become_subreaper().map_err(io)?;
     hygiene::raise_descriptor_limit();
     let signals = Signals::take().map_err(io)?;
     // The listener before any child: a replaced web process refuses no connection.
-    let listener = listen(&setup.config.web)?;
+    let listener = listen(&deployment.config.web)?;
     let address = listener.local_addr().map_err(io)?;
-    let sockets = PrivateDir::make()?;
+    let private_dir = PrivateDir::make()?;
     // One secret for this run; children get what their role needs.
-    let root = setup.root_secret()?;
-    let mut fleet = fleet(setup, &root, &listener, &sockets)?;
-    drop(root);
-    let poll = Poll::new().map_err(io)?;
-    let mut stop = UnixStream::from_std(signals.stop);
-    let mut child = UnixStream::from_std(signals.child);
-    poll.registry().register(&mut stop, STOP, Interest::READABLE).map_err(io)?;
-    poll.registry().register(&mut child, CHILD, Interest::READABLE).map_err(io)?;
-    let lifecycle = &setup.config.runtime.platform.lifecycle;
+    let roots = deployment.root_secrets()?;
+    let mut fleet = fleet(deployment, groups, &roots, &listener, &private_dir)?;
+    drop(roots);
+    let reactor = Reactor::new(64)?;
+    let [mut stop, mut child, mut hangup] =
+        [signals.stop, signals.child, signals.hangup].map(UnixStream::from_std);
+    reactor.watch(&mut stop, STOP)?;
+    reactor.watch(&mut child, CHILD)?;
+    reactor.watch(&mut hangup, HANGUP)?;
+    let lifecycle = &deployment.config.runtime.platform.lifecycle;
     let exit = Supervisor {
         fleet: &mut fleet,
         phases: Phases::new(monotonic_millis() + lifecycle.ready_timeout_ms, lifecycle.patience_ms()),
         ready_line: format!("ready http://{address} pid={}\n", std::process::id()),
         notifier: Notifier::from_environment(),
         channel: None,
-        is_redis: setup.uses_redis(),
-        web_drained: None,
+        web_name: String::new(),
+        replaced: BTreeMap::new(),
         gave_up: None,
+        stop,
+        child,
+        hangup,
     }
-    .run(poll, stop, child);
+    .run(reactor);
     // Whatever happened: no child outlives this.
     fleet.kill_all();
     event(log::Level::Info, "lifecycle.stopped").emit();
     exit
 }
 
-/// Adds the executors of every group.
-pub(super) fn add_executors(
-    fleet: &mut Fleet,
-    setup: &Setup,
-    root: &Secret,
-    inside: &str,
-) -> Result<(), String> {
-    for (index, group) in setup.config.runtime.platform.process_groups.iter().enumerate() {
-        for _ in 0..group.processes {
-            let bundle = setup.bundle(root, &[index], inside)?;
-            fleet.add(Role::Executor(index), group.name.clone(), bundle.encode(), None);
-        }
-    }
-    Ok(())
-}
-
 fn fleet(
-    setup: &Setup,
-    root: &Secret,
+    deployment: &Deployment,
+    groups: &[usize],
+    roots: &[Secret],
     listener: &TcpListener,
-    sockets: &PrivateDir,
+    private_dir: &PrivateDir,
 ) -> Result<Fleet, String> {
-    let platform = &setup.config.runtime.platform;
+    let platform = &deployment.config.runtime.platform;
     let mut fleet = Fleet::new(platform.lifecycle.clone(), platform.execution_ipc.heartbeat_ms, FIRST_CHILD);
-    let groups: Vec<usize> = (0..platform.process_groups.len()).collect();
-    let web = setup.bundle(root, &groups, &sockets.path().display().to_string())?;
+    let web = deployment.web_bundle(roots, private_dir.path())?;
     let listener = listener.try_clone().map_err(|error| error.to_string())?;
     fleet.add(Role::Web, "web".into(), web.encode(), Some(listener));
-    add_executors(&mut fleet, setup, root, "")?;
+    add_executors(&mut fleet, deployment, groups, &roots[0]);
     Ok(fleet)
+}
+
+/// Adds the executors of these groups.
+pub(super) fn add_executors(fleet: &mut Fleet, deployment: &Deployment, groups: &[usize], root: &Secret) {
+    for index in groups {
+        let group = &deployment.config.runtime.platform.process_groups[*index];
+        for _ in 0..group.processes {
+            let bundle = deployment.executor_bundle(root, *index);
+            fleet.add(Role::Executor(*index), group.name.clone(), bundle.encode(), None);
+        }
+    }
 }
 
 struct Supervisor<'a> {
@@ -122,43 +117,46 @@ struct Supervisor<'a> {
     notifier: Notifier,
     /// Where web's channel listens.
     channel: Option<String>,
-    /// Jobs are in Redis: they go with no process, and executors finish theirs by themselves.
-    is_redis: bool,
-    /// Web's drain is over, with so many jobs cut off.
-    web_drained: Option<u64>,
+    /// The broker's name for the web process, if it has one: its leases end when it is replaced.
+    web_name: String,
+    /// Processes that were replaced, by group and reason: they outlive each web process, which shows them.
+    replaced: BTreeMap<(String, &'static str), u64>,
     /// Why a child cannot be kept running.
     gave_up: Option<String>,
+    stop: UnixStream,
+    child: UnixStream,
+    hangup: UnixStream,
 }
 
 impl Supervisor<'_> {
-    fn run(mut self, mut poll: Poll, mut stop: UnixStream, mut child: UnixStream) -> Result<Exit, String> {
-        let mut events = Events::with_capacity(64);
+    fn run(mut self, mut reactor: Reactor) -> Result<Exit, String> {
         loop {
             let now_ms = monotonic_millis();
-            for event in self.fleet.tick(poll.registry(), now_ms) {
+            for event in self.fleet.tick(reactor.registry(), now_ms) {
                 self.on_fleet(event, now_ms);
             }
             self.look(now_ms);
             if let Phase::Over(exit) = self.phases.phase() {
                 return self.gave_up.map_or(Ok(exit), Err);
             }
-            let mut wait = self.wait(now_ms);
             // A stop and its end interrupt the wait. What has come meanwhile is read before any deadline is judged.
-            while let Err(error) = poll.poll(&mut events, Some(wait)) {
-                if error.kind() != std::io::ErrorKind::Interrupted {
-                    return Err(format!("the event loop: {error}"));
-                }
-                wait = Duration::ZERO;
-            }
+            let wait = self.wait(now_ms);
+            reactor.wait(wait)?;
             let now_ms = monotonic_millis();
-            for event in &events {
+            for event in reactor.events() {
                 let happened = match event.token() {
                     STOP => {
-                        (0..drain_bytes(&mut stop)).for_each(|_| self.on(Event::Signal, now_ms));
+                        (0..drain_bytes(&mut self.stop)).for_each(|_| self.on(Event::Signal, now_ms));
+                        Vec::new()
+                    }
+                    HANGUP => {
+                        if drain_bytes(&mut self.hangup) > 0 {
+                            hygiene::say_hangup();
+                        }
                         Vec::new()
                     }
                     CHILD => {
-                        drain_bytes(&mut child);
+                        drain_bytes(&mut self.child);
                         self.fleet.reap(now_ms)
                     }
                     Token(token) if self.fleet.owns(token) => self.fleet.on_event(token, now_ms),
@@ -188,9 +186,6 @@ impl Supervisor<'_> {
             self.on(Event::AllReady, now_ms);
         }
         if self.fleet.executors_stopped() {
-            if let Some(count) = self.web_drained.take() {
-                self.on(Event::Drained(count), now_ms);
-            }
             self.on(Event::ExecutorsGone, now_ms);
         }
         if self.fleet.all_stopped() {
@@ -203,40 +198,23 @@ impl Supervisor<'_> {
 
     fn on_fleet(&mut self, happened: FleetEvent, now_ms: u64) {
         match happened {
-            FleetEvent::Ready(slot, address) => match self.fleet.role(slot) {
-                Role::Web if self.is_redis => self.drain_web(now_ms),
-                Role::Web => {
-                    self.fleet.send_executors(&ToChild::Channel(address.clone()));
-                    self.channel = Some(address);
-                    self.drain_web(now_ms);
-                }
-                Role::Executor(_) => {}
-            },
-            FleetEvent::Replaced(slot, reason) => {
-                let group = self.fleet.name(slot).to_owned();
-                if self.fleet.role(slot) == Role::Web && !self.is_redis {
+            FleetEvent::Ready(WEB, said) => self.on_web(&said, now_ms),
+            FleetEvent::Ready(..) => {}
+            FleetEvent::Replaced(place, reason) => {
+                if place == WEB {
                     self.channel = None;
-                    log::warn!("the web process is replaced: jobs and state in memory are gone with it");
+                    log::warn!(
+                        "the web process is replaced: callers that waited have lost their connections"
+                    );
                     self.on(Event::WebLost, now_ms);
                 }
-                self.fleet.send(WEB, &ToChild::Restarted(group, reason.into()));
+                self.count(place, reason);
             }
-            FleetEvent::Recycled(slot, why) => {
-                let group = self.fleet.name(slot).to_owned();
-                self.fleet.send(WEB, &ToChild::Restarted(group, why.as_str().into()));
-            }
+            FleetEvent::Recycled(place, why) => self.count(place, why.as_str()),
             FleetEvent::CutOff(jobs) => {
                 log_writer::name_cut_off(&jobs);
                 self.on(Event::CutOff, now_ms);
             }
-            // In memory web hands its jobs on, and names those that it cannot.
-            FleetEvent::Broke(_) if !self.is_redis => {}
-            FleetEvent::Broke(name) => {
-                self.fleet.send(WEB, &ToChild::Gone(name));
-                self.on(Event::CutOff, now_ms);
-            }
-            // On Redis what runs is the executors' to finish: the drain is over when they have ended, too.
-            FleetEvent::Drained(count) if self.is_redis => self.web_drained = Some(count),
             FleetEvent::Drained(count) => self.on(Event::Drained(count), now_ms),
             FleetEvent::GaveUp(why) => {
                 self.gave_up = Some(why);
@@ -245,11 +223,30 @@ impl Supervisor<'_> {
         }
     }
 
-    /// A web process that came in the middle of a drain is told of it.
-    fn drain_web(&mut self, now_ms: u64) {
+    /// Web serves: where its channel listens, and its name at the broker.
+    fn on_web(&mut self, said: &str, now_ms: u64) {
+        let (address, name) = said.split_once(' ').unwrap_or((said, ""));
+        self.fleet.send_executors(&ToChild::Channel(address.to_owned()));
+        self.channel = Some(address.to_owned());
+        let predecessor = std::mem::replace(&mut self.web_name, name.to_owned());
+        if !predecessor.is_empty() {
+            self.fleet.send(WEB, &ToChild::Succeeds(predecessor));
+        }
+        for ((group, reason), count) in &self.replaced {
+            self.fleet.send(WEB, &ToChild::Replaced(group.clone(), (*reason).into(), *count));
+        }
+        // One that came in the middle of a drain is told of it.
         if let Phase::Draining { until_ms } = self.phases.phase() {
             self.fleet.send(WEB, &ToChild::Drain(until_ms.saturating_sub(now_ms)));
         }
+    }
+
+    fn count(&mut self, place: usize, reason: &'static str) {
+        let group = self.fleet.name(place).to_owned();
+        let count = self.replaced.entry((group.clone(), reason)).or_default();
+        *count += 1;
+        let told = ToChild::Replaced(group, reason.into(), *count);
+        self.fleet.send(WEB, &told);
     }
 
     /// Asks the table, and does what it says.
@@ -270,20 +267,12 @@ impl Supervisor<'_> {
                 event(log::Level::Info, "lifecycle.draining").number("deadline_ms", patience_ms).emit();
                 self.notifier.stopping(patience_ms);
                 self.fleet.send(WEB, &ToChild::Drain(patience_ms));
-                if self.is_redis {
-                    // What is queued stays queued; what runs is theirs to finish.
-                    self.fleet.stop(false, patience_ms, now_ms);
-                }
             }
             // Web knows which jobs are cut off: its deadline is now, and it names them at once.
             Action::Force => {
                 event(log::Level::Warn, "lifecycle.forced").emit();
                 self.fleet.send(WEB, &ToChild::Drain(0));
-                if self.is_redis {
-                    self.fleet.stop(false, 0, now_ms);
-                }
             }
-            Action::StopExecutors if self.is_redis => {}
             Action::StopExecutors => self.fleet.stop(false, 0, now_ms),
             Action::StopWeb => self.fleet.stop(true, 0, now_ms),
             Action::SayCutOff => event(log::Level::Warn, "lifecycle.forced")
@@ -291,17 +280,4 @@ impl Supervisor<'_> {
                 .emit(),
         }
     }
-}
-
-/// How many bytes, that is signals, were there.
-fn drain_bytes(stream: &mut UnixStream) -> usize {
-    let mut buffer = [0; 64];
-    let mut total = 0;
-    while let Ok(read) = std::io::Read::read(stream, &mut buffer) {
-        if read == 0 {
-            break;
-        }
-        total += read;
-    }
-    total
 }

@@ -6,39 +6,110 @@ use std::os::unix::net::UnixStream as StdStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
+use mio::{Interest, Registry, Token};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::child_state::Action;
 use super::child_stderr::ChildStderr;
+use super::restart::Work;
 use crate::process::bundle::Role;
 use crate::process::control_socket::{ControlSocket, ToChild, ToParent};
 
 /// A child that has closed its control socket has this long to end by itself.
 const GONE_MS: u64 = 200;
 
-pub(super) struct Process {
-    pub(super) child: Child,
+/// See the module.
+pub(super) struct ChildProcess {
+    child: Child,
     pub(super) control: ControlSocket,
-    pub(super) words: ChildStderr,
+    pub(super) stderr: ChildStderr,
     pub(super) since_ms: u64,
     pub(super) heard_ms: u64,
     pub(super) pinged_ms: u64,
     /// `Some` once it has closed its control socket.
-    pub(super) gone_ms: Option<u64>,
+    gone_ms: Option<u64>,
     /// It knows where the broker listens.
-    pub(super) told: bool,
-    /// An executor's at its broker, and its workers; empty before it is ready, and where the channel knows who ends.
-    pub(super) name: String,
+    pub(super) is_told: bool,
+    /// It has begun a job.
+    pub(super) has_worked: bool,
     /// How it ended, once that was seen.
-    pub(super) ended: Option<ExitStatus>,
+    ended: Option<ExitStatus>,
 }
 
-impl Process {
+/// What a service manager says to the supervisor alone.
+const FOR_THE_SUPERVISOR: [&str; 6] =
+    ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+
+impl ChildProcess {
+    /// Starts this binary again in another role. Standard input is its control socket; `listener` becomes web's
+    /// standard output; standard error is a pipe to us, so that its last words are known when it crashes.
+    pub(super) fn spawn(
+        role: Role,
+        listener: Option<&TcpListener>,
+        registry: &Registry,
+        token: Token,
+        now_ms: u64,
+    ) -> std::io::Result<ChildProcess> {
+        let (ours, theirs) = StdStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let stdout = match listener {
+            Some(listener) => Stdio::from(OwnedFd::from(listener.try_clone()?)),
+            None => Stdio::null(),
+        };
+        // A group of its own: a terminal's Ctrl-C reaches the supervisor alone, which then drains.
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0(std::env::args_os().next().unwrap_or_else(|| "cofferdam".into()));
+        command.args([role.command(), "--supervised"]).process_group(0);
+        command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(stdout).stderr(Stdio::piped());
+        for name in FOR_THE_SUPERVISOR {
+            command.env_remove(name);
+        }
+        let mut child = command.spawn()?;
+        // `Command` keeps the child's end open until it is dropped; then the end of file can come.
+        drop(command);
+        let mut control = ControlSocket::new(mio::net::UnixStream::from_std(ours));
+        let pipe = child.stderr.take().ok_or(std::io::ErrorKind::BrokenPipe.into());
+        let watched = pipe.and_then(ChildStderr::new).and_then(|mut stderr| {
+            stderr.register(registry, token)?;
+            registry.register(control.stream(), token, Interest::READABLE | Interest::WRITABLE)?;
+            Ok(stderr)
+        });
+        let stderr = match watched {
+            Ok(stderr) => stderr,
+            Err(error) => {
+                let _ = child.kill().and_then(|()| child.wait());
+                return Err(error);
+            }
+        };
+        let (gone_ms, is_told, has_worked, ended) = Default::default();
+        let (since_ms, heard_ms, pinged_ms) = (now_ms, now_ms, now_ms);
+        Ok(ChildProcess {
+            child,
+            control,
+            stderr,
+            since_ms,
+            heard_ms,
+            pinged_ms,
+            gone_ms,
+            is_told,
+            has_worked,
+            ended,
+        })
+    }
+
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(super) fn work(&self) -> Work {
+        if self.has_worked { Work::Begun } else { Work::None }
+    }
+
     pub(super) fn ping(&mut self, heartbeat_ms: u64, now_ms: u64) {
         self.control.flush();
-        self.words.pass_on();
+        self.stderr.pass_on();
         if self.gone_ms.is_some_and(|gone_ms| now_ms.saturating_sub(gone_ms) >= GONE_MS) {
-            let _ = self.child.kill();
+            self.kill();
         }
         if now_ms.saturating_sub(self.pinged_ms) >= heartbeat_ms {
             self.pinged_ms = now_ms;
@@ -50,12 +121,12 @@ impl Process {
     /// makes no sense goes at once.
     pub(super) fn hear(&mut self, now_ms: u64) -> Vec<ToParent> {
         self.control.flush();
-        self.words.pass_on();
+        self.stderr.pass_on();
         let said = self.control.read();
         if self.control.has_ended() {
             self.gone_ms.get_or_insert(now_ms);
         } else if said.is_err() {
-            let _ = self.child.kill();
+            self.kill();
         }
         let messages = said.unwrap_or_default();
         if !messages.is_empty() {
@@ -73,44 +144,29 @@ impl Process {
                     let _ = kill_process(pid, Signal::TERM);
                 }
             }
-            Action::Kill => drop(self.child.kill()),
+            Action::Kill => self.kill(),
             Action::None | Action::Spawn | Action::Replaced(_) | Action::SetAside(_) | Action::GiveUp => {}
         }
     }
 
-    /// Looks if it has ended; whatever it said before is in its pipes by then.
-    pub(super) fn has_ended(&mut self) -> bool {
+    pub(super) fn kill(&mut self) {
+        let _ = self.child.kill();
+    }
+
+    /// Waits for its end, which must be near, and passes on what it has written.
+    pub(super) fn reap(&mut self) {
+        let _ = self.child.wait();
+        self.stderr.pass_on();
+    }
+
+    /// `Some` once it has ended; whatever it said before is in its pipes by then.
+    pub(super) fn status(&mut self) -> Option<ExitStatus> {
         self.ended = self.ended.or_else(|| self.child.try_wait().ok().flatten());
-        self.ended.is_some()
+        self.ended
     }
-}
 
-/// What a service manager says to the supervisor alone.
-const FOR_THE_SUPERVISOR: [&str; 6] =
-    ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
-
-/// Starts this binary again in another role. Standard input is its control socket; `listener` becomes web's
-/// standard output; standard error is a pipe to us, so that its last words are known when it crashes.
-///
-/// # Errors
-/// The process cannot be made.
-pub(super) fn spawn(role: Role, listener: Option<&TcpListener>) -> std::io::Result<(Child, ControlSocket)> {
-    let (ours, theirs) = StdStream::pair()?;
-    let stdout = match listener {
-        Some(listener) => Stdio::from(OwnedFd::from(listener.try_clone()?)),
-        None => Stdio::null(),
-    };
-    // A group of its own: a terminal's Ctrl-C reaches the supervisor alone, which then drains.
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0(std::env::args_os().next().unwrap_or_else(|| "cofferdam".into()));
-    command.args([role.command(), "--supervised"]).process_group(0);
-    command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(stdout).stderr(Stdio::piped());
-    for name in FOR_THE_SUPERVISOR {
-        command.env_remove(name);
+    /// Its socket closes a moment before it can be waited for, and no other event need follow.
+    pub(super) fn is_due_at_once(&self) -> bool {
+        self.control.has_ended() || self.stderr.has_more()
     }
-    let child = command.spawn()?;
-    // `Command` keeps the child's end open until it is dropped; then the end of file can come.
-    drop(command);
-    ours.set_nonblocking(true)?;
-    Ok((child, ControlSocket::new(mio::net::UnixStream::from_std(ours))))
 }

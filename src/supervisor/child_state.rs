@@ -15,9 +15,10 @@
 //! `Waiting` begins with the child's own beginning, and again when it was replaced. A child that leaves is put
 //! aside: it finishes its jobs while its successor starts.
 
-use super::restart::{History, How, Verdict};
+use super::restart::{History, How, Verdict, Work};
 use crate::config::Restart;
-use crate::process::control_socket::Leaving;
+use crate::process::bundle::Role;
+use crate::process::control_socket::{Leaving, ToParent};
 
 /// After SIGTERM, or after it was told to stop, a child has this long.
 const KILL_AFTER_MS: u64 = 1_000;
@@ -34,7 +35,7 @@ pub enum State {
     /// It serves, since then.
     Serving { since_ms: u64 },
     /// It was silent and is being ended; then it is replaced.
-    Ending { kill_at_ms: u64, how: How },
+    Ending { kill_at_ms: u64 },
     /// It finishes its jobs; its successor is on the way.
     Aside,
     /// It was told to stop.
@@ -82,6 +83,34 @@ pub enum Action {
     GiveUp,
 }
 
+impl State {
+    /// The same, with a start no sooner than that.
+    fn not_before(self, at_ms: u64) -> State {
+        match self {
+            State::Waiting { start_at_ms } => State::Waiting { start_at_ms: start_at_ms.max(at_ms) },
+            other => other,
+        }
+    }
+}
+
+/// Who may say what in which state. A child that says anything else is not what it was started as.
+pub fn may_say(role: Role, state: State, message: &ToParent) -> bool {
+    use {State as S, ToParent as M};
+    match (role, message) {
+        // It may have been told to stop while it said so.
+        (Role::Web | Role::Executor(_), M::Ready(_)) => !matches!(state, S::Serving { .. }),
+        (Role::Web | Role::Executor(_), M::Pong) => true,
+        // An executor's jobs are the broker's to name, and only web knows when a drain is over.
+        (Role::Web, M::CutOff(_) | M::Drained(_)) => {
+            matches!(state, S::Serving { .. } | S::Stopping { .. } | S::Ending { .. })
+        }
+        (Role::Executor(_), M::Leaving(_) | M::Worked) => {
+            matches!(state, S::Serving { .. } | S::Stopping { .. } | S::Ending { .. } | S::Aside)
+        }
+        (Role::Web, M::Leaving(_) | M::Worked) | (Role::Executor(_), M::CutOff(_) | M::Drained(_)) => false,
+    }
+}
+
 /// One child's state and history.
 #[derive(Debug)]
 pub struct Life {
@@ -96,10 +125,11 @@ impl Life {
         Life { state: State::Waiting { start_at_ms: 0 }, history: History::default() }
     }
 
-    /// Of a process that was set aside.
+    /// Parts in two: a process that leaves, and its successor, to be started when this one's state says so.
     #[must_use]
-    pub fn aside() -> Life {
-        Life { state: State::Aside, history: History::default() }
+    pub fn part(&mut self) -> Life {
+        let history = std::mem::take(&mut self.history);
+        Life { state: std::mem::replace(&mut self.state, State::Aside), history }
     }
 
     /// Where it is.
@@ -125,18 +155,18 @@ impl Life {
         let (state, action) = match (self.state, event) {
             (S::Waiting { .. }, E::Due) => (S::Starting, Action::Spawn),
             (S::Waiting { .. }, E::Stop(_)) => (S::Gone, Action::None),
-            (S::Starting, E::Ready) => {
-                self.history.ready();
-                (S::Serving { since_ms: now_ms }, Action::None)
-            }
-            (S::Serving { .. }, E::Ended(_, reason)) => self.again(How::Ready, reason, policy, now_ms),
+            (S::Starting, E::Ready) => (S::Serving { since_ms: now_ms }, Action::None),
+            (S::Serving { .. }, E::Ended(how, reason)) => self.again(how, reason, policy, now_ms),
+            // What has not served is not started again at once, whoever ended it.
             (S::Waiting { .. } | S::Starting, E::Ended(how, reason)) => {
-                self.again(how, reason, policy, now_ms)
+                let (state, action) = self.again(how, reason, policy, now_ms);
+                (state.not_before(now_ms + policy.backoff_ms), action)
             }
-            (S::Ending { how, .. }, E::Ended(..)) => self.again(how, "unresponsive", policy, now_ms),
+            (S::Ending { .. }, E::Ended(..)) => {
+                self.again(How::Failed(Work::None), "unresponsive", policy, now_ms)
+            }
             (S::Aside | S::Stopping { .. }, E::Ended(..)) => (S::Gone, Action::None),
-            (S::Starting, E::Silent) => (S::Ending { kill_at_ms, how: How::Unready }, Action::Terminate),
-            (S::Serving { .. }, E::Silent) => (S::Ending { kill_at_ms, how: How::Ready }, Action::Terminate),
+            (S::Starting | S::Serving { .. }, E::Silent) => (S::Ending { kill_at_ms }, Action::Terminate),
             (S::Aside, E::Silent) => (S::Stopping { kill_at_ms }, Action::Terminate),
             // One that served only for a moment would be followed by another of that kind: no faster than a backoff.
             (S::Serving { since_ms }, E::Leaves(why)) if now_ms - since_ms >= SOON * policy.backoff_ms => {
@@ -148,7 +178,7 @@ impl Life {
             (S::Starting | S::Serving { .. } | S::Aside, E::Stop(patience_ms)) => {
                 (S::Stopping { kill_at_ms: kill_at_ms + patience_ms }, Action::SayStop(patience_ms))
             }
-            (S::Ending { kill_at_ms, .. }, E::Stop(_)) => (S::Stopping { kill_at_ms }, Action::None),
+            (S::Ending { kill_at_ms }, E::Stop(_)) => (S::Stopping { kill_at_ms }, Action::None),
             // By force: sooner than it was told before.
             (S::Stopping { kill_at_ms: before_ms }, E::Stop(patience_ms))
                 if kill_at_ms + patience_ms < before_ms =>
@@ -184,7 +214,7 @@ mod tests {
     use super::*;
 
     const READY: Event = Event::Ready;
-    const CRASHED: Event = Event::Ended(How::Unready, "crashed");
+    const CRASHED: Event = Event::Ended(How::Failed(Work::None), "crashed");
 
     /// A child after these events, one a ms, and what the last of them asks for.
     fn after(events: &[Event]) -> (State, Action) {
@@ -201,7 +231,8 @@ mod tests {
         const STOP: Event = Event::Stop(0);
         let leaves = Leaves(Leaving::MaxJobs);
         let waiting = |start_at_ms| State::Waiting { start_at_ms };
-        let ending = |kill_at_ms, how| State::Ending { kill_at_ms, how };
+        let ending = |kill_at_ms| State::Ending { kill_at_ms };
+        const KILLED: Event = Event::Ended(How::Killed, "killed");
         let stopping = |kill_at_ms| State::Stopping { kill_at_ms };
         for (events, state, action) in [
             (&[Due][..], State::Starting, Action::Spawn),
@@ -209,11 +240,13 @@ mod tests {
             (&[Due, READY], State::Serving { since_ms: 1 }, Action::None),
             (&[Due, CRASHED], waiting(6), Action::Replaced("crashed")),
             (&[Due, CRASHED, Due, CRASHED], State::Gone, Action::GiveUp),
-            (&[Due, READY, CRASHED], waiting(2), Action::Replaced("crashed")),
-            (&[Due, Silent], ending(1_001, How::Unready), Action::Terminate),
-            (&[Due, READY, Silent], ending(1_002, How::Ready), Action::Terminate),
-            (&[Due, READY, Silent, Due], ending(1_002, How::Ready), Action::Kill),
-            (&[Due, READY, Silent, Due, CRASHED], waiting(4), Action::Replaced("unresponsive")),
+            (&[Due, READY, CRASHED], waiting(7), Action::Replaced("crashed")),
+            (&[Due, READY, KILLED], waiting(2), Action::Replaced("killed")),
+            (&[Due, KILLED], waiting(6), Action::Replaced("killed")),
+            (&[Due, Silent], ending(1_001), Action::Terminate),
+            (&[Due, READY, Silent], ending(1_002), Action::Terminate),
+            (&[Due, READY, Silent, Due], ending(1_002), Action::Kill),
+            (&[Due, READY, Silent, Due, CRASHED], waiting(9), Action::Replaced("unresponsive")),
             (&[Due, Silent, CRASHED], waiting(7), Action::Replaced("unresponsive")),
             (&[Due, READY, leaves], waiting(7), Action::SetAside(Leaving::MaxJobs)),
             (&[Due, leaves], waiting(6), Action::SetAside(Leaving::MaxJobs)),
@@ -263,7 +296,8 @@ mod tests {
             (Event::Stop(0), State::Stopping { kill_at_ms: 1_000 }, Action::SayStop(0)),
             (Event::Leaves(Leaving::Stuck), State::Aside, Action::None),
         ] {
-            let mut life = Life::aside();
+            let mut life = Life::new();
+            assert_eq!(life.part().state(), State::Waiting { start_at_ms: 0 }, "its successor is started");
             assert_eq!((life.on(event, &policy, 0), life.state()), (action, state), "{event:?}");
         }
     }
@@ -288,6 +322,23 @@ mod tests {
                     "{before:?} {event:?}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn each_role_says_what_is_its_own_to_say_and_when() {
+        let (web, executor) = (Role::Web, Role::Executor(0));
+        let (starting, serving) = (State::Starting, State::Serving { since_ms: 0 });
+        for (message, of_web, of_executor) in [
+            (ToParent::Ready(String::new()), [true, false], [true, false]),
+            (ToParent::Pong, [true, true], [true, true]),
+            (ToParent::CutOff(Vec::new()), [false, true], [false, false]),
+            (ToParent::Drained(0), [false, true], [false, false]),
+            (ToParent::Leaving(Leaving::Stuck), [false, false], [false, true]),
+            (ToParent::Worked, [false, false], [false, true]),
+        ] {
+            let said = |role| [starting, serving].map(|state| may_say(role, state, &message));
+            assert_eq!((said(web), said(executor)), (of_web, of_executor), "{message:?}");
         }
     }
 }

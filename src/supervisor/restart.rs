@@ -7,19 +7,26 @@ use crate::config::Restart;
 /// One child's history.
 #[derive(Debug, Default)]
 pub struct History {
-    /// Ends before readiness, in ms.
-    failures: VecDeque<u64>,
+    /// Its own ends, in ms, and whether it had worked before.
+    failures: VecDeque<(u64, Work)>,
 }
 
-/// What a child was when it ended.
+/// What a child had done when it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// It had begun a job: the end may be the job's fault.
+    Begun,
+    /// Nothing: it would end again.
+    None,
+}
+
+/// How a child ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum How {
-    /// It served, or asked to be replaced.
-    Ready,
-    /// It did not serve yet, and somebody killed it (SIGKILL): that says nothing about the child.
+    /// Somebody killed it (SIGKILL): that says nothing about the child.
     Killed,
-    /// It did not serve yet.
-    Unready,
+    /// By itself, or since it did not answer.
+    Failed(Work),
 }
 
 /// What to do about an end.
@@ -33,28 +40,20 @@ pub enum Verdict {
 }
 
 impl History {
-    /// It became ready: what was before does not count any more.
-    pub fn ready(&mut self) {
-        self.failures.clear();
-    }
-
-    /// It ended. Only its own ends before readiness count; a running child's end is followed at once.
+    /// It ended. Being ready once proves nothing: only the ends within a window count, each of them delays the next start,
+    /// and too many that no job can have caused are the end.
     pub fn ended(&mut self, how: How, policy: &Restart, now_ms: u64) -> Verdict {
-        if policy.policy == "never" {
+        let work = match how {
+            _ if policy.policy == "never" => return Verdict::GiveUp,
+            How::Killed => return Verdict::Again(now_ms),
+            How::Failed(work) => work,
+        };
+        self.failures.retain(|(at_ms, _)| at_ms + policy.window_ms >= now_ms);
+        self.failures.push_back((now_ms, work));
+        let own = self.failures.iter().filter(|(_, work)| *work == Work::None).count();
+        if own > policy.max_restarts {
             return Verdict::GiveUp;
         }
-        match how {
-            How::Ready => return Verdict::Again(now_ms),
-            How::Killed => return Verdict::Again(now_ms + policy.backoff_ms),
-            How::Unready => {}
-        }
-        while self.failures.front().is_some_and(|at| at + policy.window_ms < now_ms) {
-            self.failures.pop_front();
-        }
-        if self.failures.len() >= policy.max_restarts {
-            return Verdict::GiveUp;
-        }
-        self.failures.push_back(now_ms);
         let doublings = u32::try_from(self.failures.len() - 1).unwrap_or(u32::MAX).min(16);
         Verdict::Again(now_ms + policy.backoff_ms.saturating_mul(1 << doublings).min(policy.window_ms))
     }
@@ -69,26 +68,30 @@ mod tests {
     }
 
     #[test]
-    fn ends_before_readiness_back_off_and_then_stop_everything() {
+    fn ends_of_its_own_back_off_and_then_stop_everything_ready_or_not() {
         let mut history = History::default();
         let on_failure = policy("on_failure");
-        assert_eq!(history.ended(How::Ready, &on_failure, 0), Verdict::Again(0));
-        assert_eq!(history.ended(How::Unready, &on_failure, 0), Verdict::Again(100));
-        assert_eq!(history.ended(How::Unready, &on_failure, 100), Verdict::Again(300));
-        assert_eq!(history.ended(How::Unready, &on_failure, 300), Verdict::Again(700));
-        assert_eq!(history.ended(How::Unready, &on_failure, 700), Verdict::GiveUp);
-        assert_eq!(
-            history.ended(How::Killed, &on_failure, 700),
-            Verdict::Again(800),
-            "no failure of its own"
-        );
-        history.ready();
-        assert_eq!(history.ended(How::Unready, &on_failure, 800), Verdict::Again(900));
-        assert_eq!(
-            history.ended(How::Unready, &on_failure, 5_000),
-            Verdict::Again(5_100),
-            "the window has passed"
-        );
-        assert_eq!(history.ended(How::Ready, &policy("never"), 0), Verdict::GiveUp);
+        let failed = How::Failed(Work::None);
+        for (now_ms, verdict) in [
+            (0, Verdict::Again(100)),
+            (100, Verdict::Again(300)),
+            (300, Verdict::Again(700)),
+            (700, Verdict::GiveUp),
+            (5_000, Verdict::Again(5_100)),
+        ] {
+            assert_eq!(history.ended(failed, &on_failure, now_ms), verdict, "at {now_ms}");
+        }
+        assert_eq!(history.ended(How::Killed, &on_failure, 5_000), Verdict::Again(5_000));
+        assert_eq!(history.ended(failed, &policy("never"), 0), Verdict::GiveUp);
+    }
+
+    #[test]
+    fn ends_that_a_job_may_have_caused_back_off_and_never_stop_everything() {
+        let (mut history, on_failure) = (History::default(), policy("on_failure"));
+        let verdicts: Vec<Verdict> =
+            (0..6).map(|at| history.ended(How::Failed(Work::Begun), &on_failure, at)).collect();
+        assert_eq!(verdicts[0], Verdict::Again(100));
+        assert_eq!(verdicts[5], Verdict::Again(5 + 1_000), "no longer than the window");
+        assert_eq!(history.ended(How::Failed(Work::None), &on_failure, 6), Verdict::Again(6 + 1_000));
     }
 }

@@ -1,25 +1,22 @@
 //! One client connection: its buffers, where it stands, and until when it may stand there. Pure.
 //!
 //! ```text
-//!            head whole       body whole                    answer
-//!    Head ---------------> Body ---------> Asked -> Waiting ------------> Head
+//!            head whole       body whole                            answer
+//!    Head ---------------> Body ---------> Asked | Waiting ----------------> Head
 //!      |                     |             | Inner | Streaming
 //!      |                     |                                (keep-alive)     |
 //!      | refused, closing    |                                                 |
 //!      +---------------------+-------------> Closing <-------------------------+
 //! ```
 
-use std::sync::Arc;
-use std::time::Duration;
-
+use super::batch::Batch;
 use super::chunked::Chunked;
 use super::http1::{Framing, Head};
 use super::routes::Route;
-use super::stream::Stream;
-use super::submission::Prefer;
+use super::waiters::{Asked, Waiting};
 use crate::clock::Timestamp;
 use crate::entropy::Entropy;
-use crate::job::{Finished, JobId, Trace};
+use crate::job::Trace;
 
 /// Answers that a client has not read yet; beyond it no further request of the connection is begun.
 pub(super) const OUTPUT_BYTES: usize = 256 << 10;
@@ -32,7 +29,7 @@ pub(super) struct Conn {
     pub(super) input: Vec<u8>,
     /// What was not sent yet, from `sent` on.
     pub(super) output: Vec<u8>,
-    pub(super) sent: usize,
+    sent: usize,
     pub(super) phase: Phase,
     /// The phase's absolute deadline.
     pub(super) deadline: Timestamp,
@@ -42,7 +39,7 @@ pub(super) struct Conn {
     pub(super) keep_alive: bool,
     /// The client has closed its side.
     pub(super) at_end: bool,
-    /// The next request's number on this connection; what is under way carries its own.
+    /// The number of the request under way; the broker's and the pages' answers carry it.
     pub(super) request: u64,
     pub(super) current: Current,
 }
@@ -51,8 +48,8 @@ pub(super) struct Conn {
 #[derive(Clone, Debug)]
 pub(super) struct Current {
     pub(super) route: &'static str,
-    pub(super) trace: Option<Trace>,
-    pub(super) with_body: bool,
+    pub(super) trace: Trace,
+    pub(super) has_body: bool,
     /// An HTTP/1.0 client must be told that its connection is kept.
     pub(super) is_1_1: bool,
 }
@@ -61,7 +58,7 @@ impl Current {
     /// Of a request of which nothing is known.
     pub(super) fn malformed(entropy: &mut Entropy) -> Current {
         let trace = Trace { id: entropy.bytes(), span: entropy.bytes() };
-        Current { route: "malformed", trace: Some(trace), with_body: true, is_1_1: true }
+        Current { route: "malformed", trace, has_body: true, is_1_1: true }
     }
 }
 
@@ -70,14 +67,14 @@ pub(super) enum Phase {
     Head,
     /// The head was accepted, the body is arriving.
     Body(Box<Incoming>),
-    /// The broker was asked, and has not answered.
+    /// The broker was asked to take a job, for whose end nobody here waits.
     Asked(Asked),
     /// The caller waits for a job.
-    Waiting(Wait),
+    Waiting(Box<Waiting>),
     /// A route that renders is at it.
     Inner,
     /// A batch's results are streaming.
-    Streaming(Box<Stream>),
+    Streaming(Box<Batch>),
     /// The answer is the last one; after it the client is given a moment to read it.
     Closing,
 }
@@ -86,6 +83,7 @@ pub(super) enum Phase {
 pub(super) struct Incoming {
     pub(super) head: Head,
     pub(super) route: Route,
+    /// Of a chunked body, so far.
     pub(super) body: Vec<u8>,
     pub(super) chunked: Chunked,
     pub(super) max: usize,
@@ -94,49 +92,9 @@ pub(super) struct Incoming {
     pub(super) counted: usize,
 }
 
-/// What the broker was asked for.
-pub(super) struct Asked {
-    pub(super) since: Timestamp,
-    pub(super) job: JobId,
-    pub(super) then: Then,
-    /// Where others tell of ends, the job's may be heard before the answer.
-    pub(super) ended: Option<Arc<Finished>>,
-    /// Counted among those who wait.
-    pub(super) waits: bool,
-}
-
-/// What its answer is for.
-#[derive(Clone, Debug)]
-pub(super) enum Then {
-    /// The job is accepted: its caller is answered as it prefers.
-    Follow(Prefer),
-    /// The record is there: its caller waits so long at most for the end.
-    Wait(Duration),
-    /// A wait is over: the caller is told how the job stands, with these headers.
-    Show(WaitKind, String),
-}
-
-/// What a caller waits for.
-#[derive(Clone, Debug)]
-pub(super) struct Wait {
-    pub(super) job: JobId,
-    pub(super) kind: WaitKind,
-    /// Headers that the answer carries in any case.
-    pub(super) headers: String,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum WaitKind {
-    /// The handler's output; past the deadline 504.
-    Result,
-    /// The handler's output; past the deadline 202 (`Prefer: wait`).
-    ResultOrAccepted,
-    /// The record, as it is at the end or at the deadline.
-    Record,
-}
-
 impl Conn {
     pub(super) fn new(deadline: Timestamp) -> Conn {
+        let trace = Trace { id: [0; 16], span: [0; 8] };
         Conn {
             input: Vec::new(),
             output: Vec::new(),
@@ -147,12 +105,12 @@ impl Conn {
             keep_alive: true,
             at_end: false,
             request: 0,
-            current: Current { route: "none", trace: None, with_body: true, is_1_1: true },
+            current: Current { route: "none", trace, has_body: true, is_1_1: true },
         }
     }
 
     /// How many bytes may be read now.
-    pub(super) fn room(&self, head_bytes: usize) -> usize {
+    pub(super) fn readable_bytes(&self, head_bytes: usize) -> usize {
         let most = match &self.phase {
             Phase::Head => head_bytes,
             Phase::Body(incoming) => match incoming.head.framing {
@@ -173,17 +131,20 @@ impl Conn {
     /// The client took so many bytes.
     pub(super) fn sent(&mut self, bytes: usize, write_deadline: Timestamp) {
         self.sent += bytes;
+        self.write_deadline = Some(write_deadline);
         if self.sent == self.output.len() {
-            self.output.clear();
-            self.sent = 0;
-            self.write_deadline = None;
+            self.clear_output();
             // One large answer must not keep its memory for the connection's life.
             if self.output.capacity() > READ_AHEAD_BYTES {
                 self.output = Vec::new();
             }
-        } else {
-            self.write_deadline = Some(write_deadline);
         }
+    }
+
+    pub(super) fn clear_output(&mut self) {
+        self.output.clear();
+        self.sent = 0;
+        self.write_deadline = None;
     }
 
     /// The earliest of its deadlines.

@@ -4,6 +4,8 @@
 //! names, no folding, one `Host`, one valid length or exactly `chunked`, never both. Not in scope: bodies
 //! ([`super::chunked`]), meaning ([`super::routes`]).
 
+use std::ops::Range;
+
 use crate::job::is_token_byte;
 use crate::limits::TARGET_BYTES;
 use crate::problem::Code;
@@ -36,15 +38,14 @@ pub enum Framing {
     Chunked,
 }
 
-/// A request's head.
+/// A request's head: its bytes, and where its parts stand in them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
-    /// As sent; a token.
-    pub method: String,
-    /// The path with its query, from the first `/`.
-    pub target: String,
-    /// Names in lower case, values trimmed.
-    pub headers: Vec<(String, String)>,
+    bytes: Vec<u8>,
+    method: Range<usize>,
+    target: Range<usize>,
+    /// Names and values, the values trimmed.
+    fields: Vec<(Range<usize>, Range<usize>)>,
     /// How the body is framed.
     pub framing: Framing,
     /// HTTP/1.1, not 1.0.
@@ -56,15 +57,47 @@ pub struct Head {
 }
 
 impl Head {
-    /// The value of a header that appears once; `Err` if it appears more often.
+    /// As sent; a token.
+    pub fn method(&self) -> &str {
+        self.ascii(&self.method)
+    }
+
+    /// The path with its query, from the first `/`; visible ASCII.
+    pub fn target(&self) -> &str {
+        self.ascii(&self.target)
+    }
+
+    /// What stands behind the first `?` of the target.
+    pub fn query(&self) -> &str {
+        self.target().split_once('?').map_or("", |(_, query)| query)
+    }
+
+    fn ascii(&self, part: &Range<usize>) -> &str {
+        std::str::from_utf8(&self.bytes[part.clone()]).unwrap_or_default()
+    }
+
+    /// All headers, in their order.
+    pub fn headers(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.fields.iter().map(|(name, value)| (self.ascii(name), &self.bytes[value.clone()]))
+    }
+
+    /// The values of a header that may appear several times.
     ///
     /// # Errors
-    /// The header is repeated.
+    /// One of them is not UTF-8: nothing that it could name is named by it.
+    pub fn values(&self, name: &str) -> impl Iterator<Item = Result<&str, Refused>> {
+        let of_name = self.headers().filter(move |(known, _)| known.eq_ignore_ascii_case(name));
+        of_name.map(|(_, value)| std::str::from_utf8(value).map_err(|_| bad("a header is not UTF-8")))
+    }
+
+    /// The value of a header that appears once.
+    ///
+    /// # Errors
+    /// The header is repeated, or not UTF-8.
     pub fn header(&self, name: &str) -> Result<Option<&str>, Refused> {
-        let mut values =
-            self.headers.iter().filter(|(known, _)| known == name).map(|(_, value)| value.as_str());
+        let mut values = self.values(name);
         match (values.next(), values.next()) {
-            (first, None) => Ok(first),
+            (first, None) => first.transpose(),
             (_, Some(_)) => Err(bad("a header that may appear once is repeated")),
         }
     }
@@ -103,18 +136,7 @@ pub fn parse_head(bytes: &[u8], header_bytes: usize) -> Result<Option<(Head, usi
         return Err(beyond);
     }
     let (Some(end), Some(line_end)) = (end, line_end) else { return Ok(None) };
-    // ASCII and obs-text only from here; values with obs-text are kept lossily, and none of them means anything to us.
-    let text = String::from_utf8_lossy(&head[..end - 2]);
-    let line = std::str::from_utf8(&head[..line_end]).map_err(|_| bad("the request line is not ASCII"))?;
-    let (method, target, is_1_1) = request_line(line)?;
-    let mut headers = Vec::new();
-    for line in text.split_terminator("\r\n").skip(1) {
-        headers.push(header_line(line)?);
-        if headers.len() > HEADERS_MAX {
-            return Err(refused(Code::HeadersTooLarge, "there are too many headers"));
-        }
-    }
-    let head = finish(method, target, is_1_1, headers)?;
+    let head = finish(head[..end - 2].to_vec(), line_end)?;
     Ok(Some((head, skipped + end)))
 }
 
@@ -136,7 +158,8 @@ fn check_bytes(head: &[u8]) -> Result<(), Refused> {
     Ok(())
 }
 
-fn request_line(line: &str) -> Result<(String, String, bool), Refused> {
+/// Method, target and version of a request line.
+fn request_line(line: &str) -> Result<(&str, &str, bool), Refused> {
     let mut parts = line.split(' ');
     let (Some(method), Some(target), Some(version), None) =
         (parts.next(), parts.next(), parts.next(), parts.next())
@@ -168,35 +191,55 @@ fn request_line(line: &str) -> Result<(String, String, bool), Refused> {
     if !path.starts_with('/') || path.contains('#') {
         return Err(bad("the request target is not a path"));
     }
-    Ok((method.to_owned(), path.to_owned(), is_1_1))
+    Ok((method, path, is_1_1))
 }
 
-fn header_line(line: &str) -> Result<(String, String), Refused> {
-    if line.starts_with([' ', '\t']) {
+/// Where name and value of the header line at `line` stand.
+fn header_line(bytes: &[u8], line: Range<usize>) -> Result<(Range<usize>, Range<usize>), Refused> {
+    let text = &bytes[line.clone()];
+    if text.starts_with(b" ") || text.starts_with(b"\t") {
         return Err(bad("a header is folded"));
     }
-    let (name, value) = line.split_once(':').ok_or(bad("a header has no colon"))?;
-    if name.is_empty() || !name.bytes().all(is_token_byte) {
+    let colon = text.iter().position(|byte| *byte == b':').ok_or(bad("a header has no colon"))?;
+    let (name, value) = (&text[..colon], &text[colon + 1..]);
+    if name.is_empty() || !name.iter().copied().all(is_token_byte) {
         return Err(bad("a header's name is not a token"));
     }
-    Ok((name.to_ascii_lowercase(), value.trim_matches([' ', '\t']).to_owned()))
+    let is_space = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let before = value.iter().take_while(|byte| is_space(byte)).count();
+    let behind = value[before..].iter().rev().take_while(|byte| is_space(byte)).count();
+    let from = line.start + colon + 1 + before;
+    Ok((line.start..line.start + colon, from..line.end - behind))
 }
 
-fn finish(
-    method: String,
-    target: String,
-    is_1_1: bool,
-    headers: Vec<(String, String)>,
-) -> Result<Head, Refused> {
-    let mut head = Head {
-        method,
-        target,
-        headers,
-        framing: Framing::None,
-        is_1_1,
-        keep_alive: is_1_1,
-        expects_continue: false,
+/// A head whose bytes are all there, without the empty line; its first line ends at `line_end`.
+fn finish(bytes: Vec<u8>, line_end: usize) -> Result<Head, Refused> {
+    let line = std::str::from_utf8(&bytes[..line_end]).map_err(|_| bad("the request line is not ASCII"))?;
+    let (method, target, is_1_1) = request_line(line)?;
+    // All of them are parts of the line, but for the path of a target that has none.
+    let method = 0..method.len();
+    let version_at = line.rfind(' ').unwrap_or(line_end);
+    let target = match target {
+        "/" if !line[..version_at].ends_with('/') => None,
+        _ => Some(version_at - target.len()..version_at),
     };
+    let mut fields = Vec::with_capacity(8);
+    let mut at = line_end + 2;
+    while at < bytes.len() {
+        let end = bytes[at..].windows(2).position(|pair| pair == b"\r\n").map_or(bytes.len(), |end| at + end);
+        fields.push(header_line(&bytes, at..end)?);
+        if fields.len() > HEADERS_MAX {
+            return Err(refused(Code::HeadersTooLarge, "there are too many headers"));
+        }
+        at = end + 2;
+    }
+    let (framing, keep_alive, expects_continue) = (Framing::None, is_1_1, false);
+    let mut head =
+        Head { bytes, method, target: 0..0, fields, framing, is_1_1, keep_alive, expects_continue };
+    head.target = target.unwrap_or_else(|| {
+        head.bytes.push(b'/');
+        head.bytes.len() - 1..head.bytes.len()
+    });
     if head.header("host")?.is_none() && is_1_1 {
         return Err(bad("there is no Host"));
     }
@@ -215,15 +258,14 @@ fn finish(
         Some(expect) if expect.eq_ignore_ascii_case("100-continue") => is_1_1,
         Some(_) => return Err(refused(Code::ExpectationFailed, "the only expectation is 100-continue")),
     };
-    for (_, value) in head.headers.iter().filter(|(name, _)| name == "connection") {
-        for option in value.split(',').map(str::trim) {
-            if option.eq_ignore_ascii_case("close") {
-                head.keep_alive = false;
-                return Ok(head);
-            }
-            head.keep_alive |= option.eq_ignore_ascii_case("keep-alive");
+    let (mut keeps_alive, mut closes) = (head.keep_alive, false);
+    for value in head.values("connection") {
+        for option in value?.split(',').map(str::trim) {
+            closes |= option.eq_ignore_ascii_case("close");
+            keeps_alive |= option.eq_ignore_ascii_case("keep-alive");
         }
     }
+    head.keep_alive = keeps_alive && !closes;
     Ok(head)
 }
 
@@ -250,13 +292,29 @@ mod tests {
     fn a_head_is_read_whole_or_not_at_all() {
         let text = "POST /v1/jobs/echo?x=1 HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nX-Y:  z \r\n\r\nabc";
         let (head, length) = parse(text).unwrap().unwrap();
-        assert_eq!((head.method.as_str(), head.target.as_str()), ("POST", "/v1/jobs/echo?x=1"));
+        assert_eq!((head.method(), head.target()), ("POST", "/v1/jobs/echo?x=1"));
         assert_eq!((head.framing, head.keep_alive), (Framing::Length(3), true));
         assert_eq!(head.header("x-y"), Ok(Some("z")));
         assert_eq!(&text[length..], "abc");
         for end in 0..length {
             assert_eq!(parse(&text[..end]), Ok(None), "{end}");
         }
+    }
+
+    #[test]
+    fn the_path_of_an_absolute_target_is_found_even_where_there_is_none() {
+        for (target, path) in [("http://a", "/"), ("http://a/", "/"), ("http://a/b?c", "/b?c"), ("/", "/")] {
+            let head = parse(&format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n")).unwrap().unwrap().0;
+            assert_eq!((head.method(), head.target(), head.header("host")), ("GET", path, Ok(Some("a"))));
+        }
+    }
+
+    #[test]
+    fn a_header_that_is_no_utf_8_names_nothing() {
+        let text = b"GET / HTTP/1.1\r\nHost: a\r\nOrdering-Key: caf\xE9\r\nX: \xE9\r\n\r\n";
+        let (head, _) = parse_head(text, 4_096).unwrap().unwrap();
+        assert_eq!(head.header("ordering-key").map_err(|refused| refused.code), Err(Code::BadRequest));
+        assert_eq!(head.header("host"), Ok(Some("a")), "one that nobody looks at harms nobody");
     }
 
     #[test]

@@ -10,12 +10,12 @@ use std::time::Duration;
 use mio::net::UnixStream;
 use mio::{Interest, Registry, Token};
 
-use super::core::InnerRequest;
 use super::pages::TRACE_HEADER;
-use super::respond::Answer;
+use super::questions::{Asker, InnerRequest};
+use super::respond::{Answer, Body};
 use super::routes::Inner;
 use crate::clock::Timestamp;
-use crate::limits::{INNER_CONNECTIONS, INNER_QUEUE, INNER_RESERVED, INNER_TIMEOUT};
+use crate::limits::{INNER_CONNECTIONS, INNER_HANGS, INNER_QUEUE, INNER_RESERVED};
 use crate::problem::Code;
 
 /// See the module.
@@ -40,11 +40,7 @@ struct Busy {
 
 /// An inner request's answer.
 pub struct Answered {
-    /// The connection that asked.
-    pub conn: u64,
-    /// Which of its requests.
-    pub request: u64,
-    /// The answer.
+    pub asker: Asker,
     pub answer: Answer,
 }
 
@@ -102,7 +98,7 @@ impl Pool {
             None => {
                 let answer =
                     Answer::refusal(Code::Overloaded, "too many pages are being made", Some(&request.trace));
-                Some(Answered { conn: request.conn, request: request.request, answer })
+                Some(Answered { asker: request.asker, answer })
             }
         }
     }
@@ -160,7 +156,7 @@ impl Pool {
         }
         let answer = parse_answer(&working.input)?;
         let done = busy.take()?;
-        Some(Answered { conn: done.request.conn, request: done.request.request, answer })
+        Some(Answered { asker: done.request.asker, answer })
     }
 
     /// A connection that broke off is our bug: its request gets 500, and another connection takes its place.
@@ -184,7 +180,7 @@ impl Pool {
         lost.map(|lost| {
             let answer =
                 Answer::refusal(Code::InternalError, "the page could not be made", Some(&lost.request.trace));
-            Answered { conn: lost.request.conn, request: lost.request.request, answer }
+            Answered { asker: lost.request.asker, answer }
         })
     }
 
@@ -194,7 +190,7 @@ impl Pool {
         self.links
             .iter()
             .filter_map(|link| link.busy.as_ref())
-            .any(|busy| now.since(busy.since) > INNER_TIMEOUT)
+            .any(|busy| now.since(busy.since) > INNER_HANGS)
     }
 }
 
@@ -247,7 +243,7 @@ fn parse_answer(input: &[u8]) -> Option<Answer> {
             }
         }
     }
-    let body = input[end + 4..].get(..length)?.to_vec();
+    let body = Body::Own(input[end + 4..].get(..length)?.to_vec());
     Some(Answer { status, headers, body })
 }
 
@@ -257,8 +253,9 @@ pub fn fuzz_answer(bytes: &[u8]) {
     let Some(answer) = parse_answer(bytes) else { return };
     let length = bytes.windows(4).position(|window| window == b"\r\n\r\n").map_or(0, |at| at + 4);
     let length = length + answer.body.len();
-    let again = parse_answer(&bytes[..length]).map(|again| (again.status, again.headers, again.body));
-    assert_eq!(again, Some((answer.status, answer.headers, answer.body)));
+    let again =
+        parse_answer(&bytes[..length]).map(|again| (again.status, again.headers, again.body.to_vec()));
+    assert_eq!(again, Some((answer.status, answer.headers, answer.body.to_vec())));
     assert!(parse_answer(&bytes[..length - 1]).is_none());
 }
 

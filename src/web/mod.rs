@@ -1,25 +1,32 @@
-//! The web process: the gate that meets strangers, the waiters, and the routes behind it.
+//! The web process: the gate that meets strangers, and the routes behind it.
 //!
-//! Pure: [`http1`], [`chunked`], [`routes`], [`respond`], and [`core::Core`] with its connections, waiters and
-//! streams. With I/O: [`Front`] (the one event loop), the inner server's pages, and the pool of connections to it.
-//! Web never imports the worker code; what it knows of jobs are the ports.
+//! Pure: [`http1`], [`chunked`], [`routes`], `submission`, [`respond`], and [`gate::Gate`] with its clients, requests,
+//! waiters and batches. With I/O: [`WebProcess`] (the one event loop), its sockets, its calls of the broker, the inner
+//! server's pages, and the pool of connections to it. What web knows of jobs are the ports.
 
+pub mod broker_calls;
 pub mod chunked;
-mod conn;
-pub mod core;
-pub mod desk;
-mod event_loop;
-mod handle;
+pub mod gate;
 pub mod http1;
-mod inner;
-mod master;
-mod pages;
+pub mod questions;
 pub mod respond;
 pub mod routes;
-mod stream;
+
+mod batch;
+mod clients;
+mod commander;
+mod conn;
+mod inner;
+mod pages;
+mod process;
+mod requests;
+mod sockets;
+mod streaming;
 mod submission;
 mod waiters;
+mod waiting;
 
-pub use event_loop::{Front, Master};
+pub use commander::Commander;
 #[doc(hidden)]
 pub use inner::fuzz_answer;
+pub use process::WebProcess;

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 use tiny_http::{Header, Request, Response, Server, StatusCode};
 
-use super::respond::{Answer, record_json};
+use super::respond::{Answer, Body, record_json, record_json_without_result};
 use super::routes::{Inner, Route, parameter, route};
 use super::submission::number;
 use crate::job::{JobId, JobStatus, Trace};
@@ -40,11 +40,11 @@ pub struct Pages {
 ///
 /// # Errors
 /// The socket or the threads cannot be made.
-pub fn serve(pages: Pages, socket: &Path) -> Result<(), String> {
+pub fn serve(pages: &Arc<Pages>, socket: &Path) -> Result<(), String> {
     let at = socket.display();
     let listener = UnixListener::bind(socket).map_err(|error| format!("{at}: {error}"))?;
     let server = Server::from_listener(listener, None).map_err(|error| format!("{at}: {error}"))?;
-    let (server, pages) = (Arc::new(server), Arc::new(pages));
+    let server = Arc::new(server);
     for index in 0..INNER_CONNECTIONS + INNER_RESERVED {
         let (server, pages) = (server.clone(), pages.clone());
         let work = move || {
@@ -70,7 +70,7 @@ fn respond(request: Request, pages: &Pages) {
             Answer::refusal(Code::InternalError, "this request should not have come here", trace.as_ref())
         }
     };
-    let mut response = Response::from_data(answer.body)
+    let mut response = Response::from_data(answer.body.to_vec())
         .with_status_code(StatusCode(answer.status))
         .with_chunked_threshold(usize::MAX);
     for (name, value) in answer.headers.lines().filter_map(|line| line.split_once(": ")) {
@@ -105,13 +105,13 @@ impl Pages {
 
     fn record(&self, id: JobId) -> Result<Answer, Problem> {
         let record = self.producer.record(&Viewer::anonymous(), id)?.ok_or(UNKNOWN_JOB)?;
-        Ok(Answer::json(200, record_json(&record, true)).with("cofferdam-job-id", &id.to_string()))
+        Ok(Answer::json(200, record_json(&record)).with("cofferdam-job-id", id))
     }
 
     fn result(&self, id: JobId, trace: Option<&Trace>) -> Result<Answer, Problem> {
         let record = self.producer.record(&Viewer::anonymous(), id)?.ok_or(UNKNOWN_JOB)?;
         let finished = record.finished.ok_or(Problem::Refused(Code::NotFinished, "the job has not ended"))?;
-        Ok(Answer::finished(&finished, trace).with("cofferdam-job-id", &id.to_string()))
+        Ok(Answer::finished(&finished, trace).with("cofferdam-job-id", id))
     }
 
     fn list(&self, query: &str) -> Result<Answer, Problem> {
@@ -131,22 +131,20 @@ impl Pages {
         let handler = parameter(query, "handler").filter(|text| !text.is_empty()).map(str::to_owned);
         let records =
             self.producer.list(&Viewer::anonymous(), &Filter { status, handler, limit, bare: true })?;
-        let records: Vec<String> = records.iter().map(|record| record_json(record, false)).collect();
+        let records: Vec<String> = records.iter().map(record_json_without_result).collect();
         Ok(Answer::json(200, format!(r#"{{"jobs":[{}]}}"#, records.join(","))))
     }
 
     fn cancel(&self, id: JobId) -> Result<Answer, Problem> {
         let record = self.producer.cancel(&Viewer::anonymous(), id)?.ok_or(UNKNOWN_JOB)?;
-        Ok(Answer::json(200, record_json(&record, true)).with("cofferdam-job-id", &id.to_string()))
+        Ok(Answer::json(200, record_json(&record)).with("cofferdam-job-id", id))
     }
 
     fn retry(&self, id: JobId) -> Result<Answer, Problem> {
         match self.producer.retry(&Viewer::anonymous(), id)?.ok_or(UNKNOWN_JOB)? {
             Ok(record) => {
-                let answer = Answer::json(202, record_json(&record, true));
-                Ok(answer
-                    .with("location", &format!("/v1/jobs/{id}"))
-                    .with("cofferdam-job-id", &id.to_string()))
+                let answer = Answer::json(202, record_json(&record));
+                Ok(answer.with("location", format_args!("/v1/jobs/{id}")).with("cofferdam-job-id", id))
             }
             Err(_) => Err(Problem::Refused(
                 Code::NotRetryable,
@@ -207,6 +205,7 @@ impl Pages {
 
     fn metrics(&self) -> Result<Answer, Problem> {
         let body = metrics::render(&self.counters, &self.producer.stats()?, &self.groups).into_bytes();
+        let body = Body::Own(body);
         Ok(Answer { status: 200, headers: "content-type: text/plain; version=0.0.4\r\n".into(), body })
     }
 
@@ -219,7 +218,7 @@ impl Pages {
             format!(include_str!("index.html"), profile = self.profile, address = self.address, rows = rows);
         let headers = "content-type: text/html; charset=utf-8\r\nx-content-type-options: nosniff\r\n\
                        content-security-policy: default-src 'none'; style-src 'unsafe-inline'\r\n";
-        Answer { status: 200, headers: headers.into(), body: body.into_bytes() }
+        Answer { status: 200, headers: headers.into(), body: Body::Own(body.into_bytes()) }
     }
 }
 
@@ -248,7 +247,7 @@ fn process_json(process: &ProcessStats) -> String {
         r#"{{"role":"{}","group":{group},"host":{},"pid":{},"busy":{}}}"#,
         process.role,
         json_text(&process.host),
-        process.pid,
+        process.pid.map_or("null".into(), |pid| pid.to_string()),
         process.busy,
     )
 }

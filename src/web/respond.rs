@@ -1,10 +1,15 @@
 //! Answers as bytes. Pure. Every answer has a length or is chunked, is not stored, and says what it is about.
 
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
 
 use crate::clock::Timestamp;
-use crate::job::{Finished, JobId, JobRecord, MediaType, Trace, WaitingFor};
-use crate::problem::{Code, JobError, document, json_text};
+use crate::job::{Finished, JobId, JobRecord, Payload, Trace, WaitingFor};
+use crate::problem::{Code, JobError, document};
 
 /// An answer before it is framed.
 #[derive(Clone, Debug, Default)]
@@ -13,92 +18,122 @@ pub struct Answer {
     pub status: u16,
     /// Header lines, each with its CR LF.
     pub headers: String,
-    /// The body.
-    pub body: Vec<u8>,
+    pub body: Body,
+}
+
+/// The bytes of an answer: its own, or a result that the broker holds as well.
+#[derive(Clone, Debug)]
+pub enum Body {
+    Own(Vec<u8>),
+    Shared(Arc<[u8]>),
+}
+
+impl Default for Body {
+    fn default() -> Body {
+        Body::Own(Vec::new())
+    }
+}
+
+impl std::ops::Deref for Body {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Body::Own(bytes) => bytes,
+            Body::Shared(bytes) => bytes,
+        }
+    }
 }
 
 impl Answer {
     /// With a JSON body.
-    #[must_use]
     pub fn json(status: u16, body: String) -> Answer {
-        Answer { status, headers: "content-type: application/json\r\n".into(), body: body.into_bytes() }
+        let headers = "content-type: application/json\r\n".into();
+        Answer { status, headers, body: Body::Own(body.into_bytes()) }
     }
 
     /// A problem document.
-    #[must_use]
     pub fn problem(error: &JobError, trace: Option<&Trace>) -> Answer {
         let body = document(error, trace.map(Trace::id_text).as_deref());
         let mut headers = String::from("content-type: application/problem+json\r\n");
         if let Some(seconds) = error.code.retry_after() {
             let _ = write!(headers, "retry-after: {seconds}\r\n");
         }
-        Answer { status: error.code.status(), headers, body: body.into_bytes() }
+        Answer { status: error.code.status(), headers, body: Body::Own(body.into_bytes()) }
     }
 
     /// A problem in a few words.
-    #[must_use]
     pub fn refusal(code: Code, detail: &str, trace: Option<&Trace>) -> Answer {
         Answer::problem(&JobError::new(code, detail), trace)
     }
 
     /// How a job ended, for the caller who waited for it.
-    #[must_use]
     pub fn finished(finished: &Finished, trace: Option<&Trace>) -> Answer {
         match &finished.result {
-            Ok(payload) => Answer {
-                status: 200,
-                headers: result_headers(&payload.media_type),
-                body: payload.bytes.to_vec(),
-            },
+            Ok(payload) => {
+                let mut headers = String::with_capacity(192);
+                // A handler's bytes are foreign: no browser may guess their type or run them.
+                for part in [
+                    "content-type: ",
+                    payload.media_type.as_str(),
+                    "\r\nx-content-type-options: nosniff\r\ncontent-security-policy: sandbox\r\n",
+                ] {
+                    headers.push_str(part);
+                }
+                Answer { status: 200, headers, body: Body::Shared(payload.bytes.clone()) }
+            }
             Err(error) => Answer::problem(error, trace),
         }
     }
 
     /// 202: accepted, not waited for.
-    #[must_use]
     pub fn accepted(id: JobId, status: &str) -> Answer {
-        let mut answer = Answer::json(202, format!(r#"{{"id":"{id}","status":"{status}"}}"#));
-        let _ = write!(answer.headers, "location: /v1/jobs/{id}\r\n");
-        answer
+        let answer = Answer::json(202, format!(r#"{{"id":"{id}","status":"{status}"}}"#));
+        answer.with("location", format_args!("/v1/jobs/{id}"))
     }
 
     /// Adds a header. Name and value are ours or validated.
     #[must_use]
-    pub fn with(mut self, name: &str, value: &str) -> Answer {
+    pub fn with(mut self, name: &str, value: impl Display) -> Answer {
         let _ = write!(self.headers, "{name}: {value}\r\n");
         self
     }
 }
 
-/// A handler's bytes are foreign: no browser may guess their type or run them.
-#[must_use]
-pub fn result_headers(media_type: &MediaType) -> String {
-    format!(
-        "content-type: {}\r\nx-content-type-options: nosniff\r\ncontent-security-policy: sandbox\r\n",
-        media_type.as_str()
-    )
+/// How an answer is framed.
+pub struct Manner<'a> {
+    /// See [`http_date`].
+    pub date: &'a str,
+    /// Another request may follow on the connection.
+    pub keeps_alive: bool,
+    /// False for `HEAD`: the length is told, and nothing follows.
+    pub has_body: bool,
 }
 
-/// Writes the whole answer; `with_body` is false for `HEAD`.
-pub fn write_answer(out: &mut Vec<u8>, answer: &Answer, date: &str, keep_alive: bool, with_body: bool) {
-    write_head(out, answer, date, keep_alive, Some(answer.body.len()));
-    if with_body {
+/// Writes the whole answer.
+pub fn write_answer(out: &mut Vec<u8>, answer: &Answer, manner: &Manner) {
+    out.reserve(256 + answer.headers.len() + answer.body.len());
+    write_head(out, answer, manner, Some(answer.body.len()));
+    if manner.has_body {
         out.extend_from_slice(&answer.body);
     }
 }
 
 /// Writes status line and headers; without a `length` the body is chunked.
-pub fn write_head(out: &mut Vec<u8>, answer: &Answer, date: &str, keep_alive: bool, length: Option<usize>) {
+pub fn write_head(out: &mut Vec<u8>, answer: &Answer, manner: &Manner, length: Option<usize>) {
     use std::io::Write as _;
-    let _ = write!(out, "HTTP/1.1 {} {}\r\n{}", answer.status, reason(answer.status), answer.headers);
+    let _ = write!(out, "HTTP/1.1 {} {}\r\n", answer.status, reason(answer.status));
+    out.extend_from_slice(answer.headers.as_bytes());
     let _ = match length {
         Some(length) => write!(out, "content-length: {length}\r\n"),
         None => write!(out, "transfer-encoding: chunked\r\n"),
     };
-    if !keep_alive {
+    if !manner.keeps_alive {
         out.extend_from_slice(b"connection: close\r\n");
     }
-    let _ = write!(out, "cache-control: no-store\r\ndate: {date}\r\n\r\n");
+    for part in ["cache-control: no-store\r\ndate: ", manner.date, "\r\n\r\n"] {
+        out.extend_from_slice(part.as_bytes());
+    }
 }
 
 /// One chunk of a chunked body; an empty one would end it.
@@ -151,45 +186,74 @@ pub fn http_date(now: Timestamp) -> String {
     format!("{weekday}, {} {month} {} {} GMT", &text[8..10], &text[..4], &text[11..19])
 }
 
-/// A job record as JSON (CONTRACT 3). Lists leave the result out.
-#[must_use]
-pub fn record_json(record: &JobRecord, with_result: bool) -> String {
+/// A job record as JSON.
+pub fn record_json(record: &JobRecord) -> String {
+    let result = record.finished.as_ref().and_then(|finished| finished.result.as_ref().ok());
+    json_of(record, Some(result.map(result_json)))
+}
+
+/// The same without the result, as lists show it.
+pub fn record_json_without_result(record: &JobRecord) -> String {
+    json_of(record, None)
+}
+
+fn json_of(record: &JobRecord, result: Option<Option<Box<RawValue>>>) -> String {
     let spec = &record.spec;
-    let text = |value: Option<&str>| value.map_or("null".into(), json_text);
-    let time = |value: Option<Timestamp>| value.map_or("null".into(), |time| format!("\"{time}\""));
-    let mut out = format!(
-        r#"{{"id":"{}","handler":{},"status":"{}","deliveries":{},"ordering_key":{},"submitted_at":"{}","started_at":{},"finished_at":{}"#,
-        spec.id,
-        json_text(&spec.handler),
-        record.status.as_str(),
-        record.deliveries,
-        text(spec.ordering_key.as_deref()),
-        spec.submitted_at,
-        time(record.started_at),
-        time(record.finished_at),
-    );
-    let (result, error) = match record.finished.as_ref().map(|finished| &finished.result) {
-        Some(Ok(payload)) if with_result => (result_json(payload), "null".into()),
-        Some(Err(error)) => ("null".into(), document(error, Some(&spec.trace.id_text()))),
-        Some(Ok(_)) | None => ("null".into(), "null".into()),
+    let error = record.finished.as_ref().and_then(|finished| finished.result.as_ref().err());
+    let error = error.map(|error| document(error, Some(&spec.trace.id_text())));
+    let time = |time: Option<Timestamp>| time.map(|time| time.to_string());
+    let shown = Shown {
+        id: spec.id.to_string(),
+        handler: &spec.handler,
+        status: record.status.as_str(),
+        deliveries: record.deliveries,
+        ordering_key: spec.ordering_key.as_deref(),
+        submitted_at: spec.submitted_at.to_string(),
+        started_at: time(record.started_at),
+        finished_at: time(record.finished_at),
+        result,
+        error: error.and_then(|text| RawValue::from_string(text).ok()),
+        waiting_for: record.waiting_for.as_ref().map(waiting),
     };
-    if with_result {
-        let _ = write!(out, r#","result":{result}"#);
-    }
-    let waiting = record.waiting_for.as_ref().map_or("null".into(), waiting_json);
-    let _ = write!(out, r#","error":{error},"waiting_for":{waiting}}}"#);
-    out
+    serde_json::to_string(&shown).unwrap_or_default()
+}
+
+/// The fields of a record, in their order.
+#[derive(Serialize)]
+struct Shown<'a> {
+    id: String,
+    handler: &'a str,
+    status: &'static str,
+    deliveries: u32,
+    ordering_key: Option<&'a str>,
+    submitted_at: String,
+    started_at: Option<String>,
+    finished_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<Option<Box<RawValue>>>,
+    error: Option<Box<RawValue>>,
+    waiting_for: Option<Value>,
 }
 
 /// JSON stands as JSON, anything else as base64.
-fn result_json(payload: &crate::Payload) -> String {
-    if payload.media_type.is_json()
-        && let Ok(text) = std::str::from_utf8(&payload.bytes)
-        && serde_json::from_str::<&serde_json::value::RawValue>(text).is_ok()
-    {
-        return text.trim().to_owned();
+fn result_json(payload: &Payload) -> Box<RawValue> {
+    let text = std::str::from_utf8(&payload.bytes).ok().filter(|_| payload.media_type.is_json());
+    let raw = text.and_then(|text| serde_json::from_str(text).ok());
+    raw.unwrap_or_else(|| {
+        let text = format!(r#"{{"base64":"{}"}}"#, base64(&payload.bytes));
+        RawValue::from_string(text).unwrap_or_default()
+    })
+}
+
+fn waiting(waiting: &WaitingFor) -> Value {
+    match waiting {
+        WaitingFor::Lane(id) => json!({ "reason": "lane", "head": id.to_string() }),
+        WaitingFor::Paused => json!({ "reason": "paused" }),
+        WaitingFor::Backoff(until) => json!({ "reason": "backoff", "until": until.to_string() }),
+        WaitingFor::Delay(until) => json!({ "reason": "delay", "until": until.to_string() }),
+        WaitingFor::Workers => json!({ "reason": "workers" }),
+        WaitingFor::Executor => json!({ "reason": "executor" }),
     }
-    format!(r#"{{"base64":"{}"}}"#, base64(&payload.bytes))
 }
 
 /// RFC 4648, section 4.
@@ -206,17 +270,6 @@ fn base64(bytes: &[u8]) -> String {
         }
     }
     out
-}
-
-fn waiting_json(waiting: &WaitingFor) -> String {
-    match waiting {
-        WaitingFor::Lane(id) => format!(r#"{{"reason":"lane","head":"{id}"}}"#),
-        WaitingFor::Paused => r#"{"reason":"paused"}"#.into(),
-        WaitingFor::Backoff(until) => format!(r#"{{"reason":"backoff","until":"{until}"}}"#),
-        WaitingFor::Delay(until) => format!(r#"{{"reason":"delay","until":"{until}"}}"#),
-        WaitingFor::Workers => r#"{"reason":"workers"}"#.into(),
-        WaitingFor::Executor => r#"{"reason":"executor"}"#.into(),
-    }
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ pub(super) struct Submission {
 
 impl Submission {
     pub(super) fn read(head: &Head, handler: &HandlerSpec, body: &[u8]) -> Result<Submission, Refused> {
-        let query = head.target.split_once('?').map_or("", |(_, query)| query);
+        let query = head.query();
         let media_type = match head.header("content-type")? {
             None => MediaType::BYTES,
             Some(text) => MediaType::parse(text).unwrap_or(MediaType::BYTES),
@@ -83,8 +83,8 @@ pub(super) fn number(text: &str) -> Option<u64> {
 /// `Prefer` (RFC 7240): what is not understood is ignored, as the RFC says.
 fn prefer(head: &Head) -> Result<Prefer, Refused> {
     let mut found = Prefer::Nothing;
-    for (_, value) in head.headers.iter().filter(|(name, _)| name == "prefer") {
-        for preference in value.split(',').map(str::trim) {
+    for value in head.values("prefer") {
+        for preference in value?.split(',').map(str::trim) {
             let (name, value) = preference.split_once('=').unwrap_or((preference, ""));
             if name.eq_ignore_ascii_case("respond-async") {
                 return Ok(Prefer::Async);

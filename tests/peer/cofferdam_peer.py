@@ -21,13 +21,15 @@ sys.dont_write_bytecode = True
 
 from vectors import check_vectors  # noqa: E402
 from wire import (  # noqa: E402
-    AHEAD_MS, B_TO_E, DRAINING, E_TO_B, EFFECTS, HANDSHAKE_MS, KNOWN, M2_SIZE, NEED_STATE, OUTCOME, OVERHEAD, RUN_ENDED,
-    STATELESS, WHOLE, Keys, Opener, Refused, Sealer, check_m2, group_secret, make_m1, make_m3,
+    AHEAD_MS, B_TO_E, E_TO_B, EFFECTS, HANDSHAKE_MS, KNOWN, M2_SIZE, OUTCOME, OVERHEAD, STATELESS, WHOLE, Cursor, Keys,
+    Media, Opener, Refused, Sealer, check_m2, counted_bytes, group_secret, make_m1, make_m3, parts_bound,
 )  # fmt: skip
 
 WRITE_S, STDIN = 10, 0
 BACKOFF_MS, BACKOFF_MOST_MS = 10, 1_000
 ENDS_THE_LEASE = ("retry", "crashed", "timed_out")
+EMPTY, NO_PAYLOAD = {"state": [], "context": [], "follow_ups": []}, {"media": "a/b", "data": b""}
+TOO_LATE = {"is": "failed", "code": "handler_failed", "detail": "too late"}
 
 
 def now_ms():
@@ -97,8 +99,10 @@ class Connection:
         self.lanes = {}  # lane -> [version, entries], as of the last outcome
         self.states = {}  # lease -> (entries or None, contexts), until its Lease is there
         self.runs = {}
-        self.unanswered = {}  # (lease, job) -> lane
-        self.draining, self.muted = False, False
+        self.answered = {}  # lease -> lane, while a Fenced may come
+        self.level = args.room  # what Room says while nothing else is wanted
+        self.drain_due, self.ask_again = False, False  # a Room 0 is unanswered; another one is to follow it
+        self.settling, self.ending, self.muted = False, False, False
         self.read_bytes = 0
         self.socket = socket.create_connection((args.host, args.port), timeout=HANDSHAKE_MS / 1_000)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -131,6 +135,19 @@ class Connection:
 
     def send(self, name, lease=0, **body):
         self.socket.sendall(self.sealer.seal(name, lease, body, now_ms()))
+
+    def say_room(self, level):
+        """Room; 0 only once the one before has its Drain, which does not say which of them it answers."""
+        if level == 0 and self.drain_due:
+            self.ask_again = True
+            return
+        self.drain_due, self.ask_again = level == 0, False
+        self.send("room", level=level)
+
+    def said_more(self):
+        """What was said behind a Room 0 has its own."""
+        if self.ending or (self.level == 0 and self.drain_due):
+            self.say_room(0)
 
     # -- time
 
@@ -179,13 +196,18 @@ class Connection:
     def on_lease(self, lease, body):
         state, contexts = self.states.pop(lease, (None, {}))
         run = Run(body, contexts)
-        if state is not None and body["state"] != WHOLE:
+        if state and body["state"] != WHOLE:
             raise Refused("malformed")
         if body["state"] == WHOLE:
             self.lanes[run.lane] = [body["version"], state or {}]
+        if body["state"] == KNOWN and body["version"] == 0:
+            self.lanes[run.lane] = [0, {}]
         if body["state"] == KNOWN and self.lanes.get(run.lane, [None])[0] != body["version"]:
             tell("need_state", lease=lease)
-            self.over(lease, NEED_STATE)
+            self.release(lease)
+            return
+        if self.ending:
+            self.release(lease)
             return
         self.runs[lease] = run
         _, entries = self.lanes.get(run.lane, (0, {})) if not run.stateless else (0, {})
@@ -196,69 +218,91 @@ class Connection:
                    "context": {n: shown(v) for n, v in contexts.get(job["trace"], {}).items()}} for job in run.jobs],
         )  # fmt: skip
 
-    def on_committed(self, lease, body):
-        self.unanswered.pop((lease, body["job"]), None)
-        tell("committed", lease=lease, **body)
-
     def on_fenced(self, lease, body):
-        lane = self.unanswered.pop((lease, body["job"]), None)
-        if lease in self.runs:
-            lane = self.runs[lease].lane
-            self.over(lease)
-        self.lanes.pop(lane, None)
+        run = self.runs.pop(lease, None)
+        self.lanes.pop(run.lane if run else self.answered.get(lease), None)
         tell("fenced", lease=lease, **body)
 
     def on_cancel(self, lease, body):
         run = self.runs.get(lease)
         if run and run.jobs[0]["id"] == body["job"]:
             # The cancelled job may have been about to change the state that is kept here; it has not.
-            self.over(lease, RUN_ENDED)
+            self.release(lease)
         elif run:
             run.jobs = [job for job in run.jobs if job["id"] != body["job"]]
         tell("cancel", lease=lease, **body)
 
     def on_drain(self, _lease, _body):
-        self.draining = True
-        tell("drain")
+        self.drain_due = False
+        if self.ask_again:
+            self.say_room(0)
+        elif self.settling:
+            self.settling = False
+            # All that was said is in the books; what was not has been called Fenced before this.
+            self.answered.clear()
+            tell("settled")
+            if self.level:
+                self.say_room(self.level)
+        elif not self.ending:
+            tell("drain")
 
     # -- what the handler says
 
-    def over(self, lease, reason=None):
-        """This lease is over, and so there is room for one more."""
+    def release(self, lease):
         self.runs.pop(lease, None)
-        if reason is not None:
-            self.send("release", lease, reason=reason)
-        if not self.draining and self.args.room:
-            self.send("room", leases=1)
+        self.send("release", lease)
+        self.said_more()
+
+    def settle(self):
+        """Room 0 behind all that was said, and the old level once it has its Drain."""
+        self.settling = True
+        self.say_room(0)
+
+    def end(self):
+        """No lease more; what runs is still answered."""
+        self.ending, self.level = True, 0
+        self.say_room(0)
+
+    def has_ended(self):
+        return self.ending and not self.runs and not self.drain_due
 
     def answer(self, command):
         """One outcome, for the running job of a lease, with its parts before it."""
-        lease, verdict = command["lease"], command["verdict"]
+        lease, outcome = command["lease"], command["outcome"]
         run = self.runs[lease]
         job, lane = run.jobs.pop(0), self.lanes.get(run.lane)
         body = {"job": job["id"], "delivery": job["delivery"], "builds_on": 0 if run.stateless else lane[0]}
-        body["verdict"] = {"is": verdict, "code": command.get("code"), "detail": command.get("detail", "")}
-        parts = []
-        if verdict == "succeeded":
+        body["outcome"] = {"is": outcome, "code": command.get("code"), "detail": command.get("detail", "")}
+        parts, media = [], None
+        if outcome == "succeeded":
             effects = self.effects(command)
-            body["verdict"]["payload"] = {"media": "application/json", "data": given(command["result"])}
-            body["verdict"]["effects"] = effects
+            media = command.get("media", "application/json")
+            body["outcome"]["payload"] = {"media": media, "data": given(command["result"])}
+            media = Media().read(Cursor(Media().write(media)))  # as B reads it
+            body["outcome"]["effects"] = effects
             if len(OUTCOME.write(body)) + OVERHEAD > self.max_frame:
                 parts = list(split(effects, self.max_frame - OVERHEAD))
-                body["verdict"]["effects"] = dict.fromkeys(effects, ())
+                assert sum(map(counted_bytes, parts)) <= self.parts_bound()
+                body["outcome"]["effects"] = dict.fromkeys(effects, ())
             if effects["state"]:
                 lane[0] = job["fence"]
                 apply(lane[1], effects["state"])
             apply(run.contexts.setdefault(job["trace"], {}), effects["context"])
         for part in parts:
             self.send("part", lease, **part)
-        self.unanswered[lease, job["id"]] = run.lane
+        self.answered[lease] = run.lane
         self.send("outcome", lease, **body)
-        tell("answered", lease=lease, job=job["id"], parts=len(parts), builds_on=body["builds_on"])
-        if not run.jobs or verdict in ENDS_THE_LEASE:
-            self.over(lease)
-        elif self.draining:
-            self.over(lease, DRAINING)
+        tell("answered", lease=lease, job=job["id"], parts=len(parts), builds_on=body["builds_on"], media=media)
+        if not run.jobs or outcome in ENDS_THE_LEASE:
+            self.runs.pop(lease)
+            self.said_more()
+        elif self.ending:
+            self.release(lease)
+        else:
+            self.said_more()
+
+    def parts_bound(self):
+        return parts_bound(self.args.lane_state_max, self.max_frame)
 
     @staticmethod
     def effects(command):
@@ -277,9 +321,17 @@ class Connection:
     # -- what a liar says
 
     def fault(self, which):
-        """Sends one frame that B must refuse."""
+        """Sends what B must refuse: one frame, or one behind others that are honest."""
+        if which == "deaf":
+            return self.never_read()
         stale = self.args.ttl_s * 1_000 + 1
         ping = lambda body=b"", at=0, number=0x01: self.sealer.seal_raw(number, 0, body, now_ms() + at)
+        frame = lambda name, lease, **body: self.sealer.seal(name, lease, body, now_ms())
+        part = lambda lease, effects=EMPTY: frame("part", lease, **effects)
+        outcome = lambda lease: frame("outcome", lease, job="11" * 16, delivery=1, builds_on=0, outcome=TOO_LATE)
+        follow_up = {"handler": "", "key": {"keyed": 0, "key": ""}, "delay_ms": 0, "payload": NO_PAYLOAD}
+        full = {**EMPTY, "follow_ups": [follow_up] * 1_000}
+        too_many = 1 + self.parts_bound() // counted_bytes(full)
         if which == "skipped":
             self.sealer.sequence += 1
         made = {
@@ -290,6 +342,11 @@ class Connection:
             "trailing": lambda: ping(b"\0"),
             "kind": lambda: ping(number=0x15),
             "direction": lambda: ping(number=0x81),
+            "report": lambda: ping(number=0x13),
+            "part_release": lambda: part(1) + frame("release", 1),
+            "part_of_another": lambda: part(1) + part(2),
+            "outcome_of_another": lambda: part(1) + outcome(2),
+            "parts_beyond": lambda: b"".join(part(1, full) for _ in range(too_many)),
             "altered": lambda: ping()[:-40] + b"\xff" + ping()[-39:],
             "oversized": lambda: (self.max_frame + 1).to_bytes(4, "big"),
             "cut_off": lambda: ping()[:-1],
@@ -300,13 +357,19 @@ class Connection:
         if which == "cut_off":
             self.socket.shutdown(socket.SHUT_WR)
 
+    def never_read(self):
+        """Pings until B closes, whose Pongs nobody takes."""
+        self.muted = True
+        while True:
+            self.socket.sendall(b"".join(self.sealer.seal("ping", 0, {}, now_ms()) for _ in range(1_024)))
+
 
 class Executor:
     """The peer's loop: one connection after the other, and commands in between."""
 
     def __init__(self, args):
         with open(args.secret_file, encoding="ascii") as file:
-            root = bytes.fromhex(file.read().strip())
+            root = bytes.fromhex(file.readline().strip())
         self.args, self.keys = args, Keys(group_secret(root, args.group))
         self.input, self.backoff, self.connection = b"", BACKOFF_MS, None
 
@@ -328,7 +391,7 @@ class Executor:
             connection.shake_hands()
             connection.tick()
             if self.args.room:
-                connection.send("room", leases=self.args.room)
+                connection.say_room(self.args.room)
             selector.register(connection.socket, selectors.EVENT_READ, connection.receive)
             selector.register(STDIN, selectors.EVENT_READ, self.read_commands)
             while True:
@@ -338,6 +401,9 @@ class Executor:
                 connection.tick()
                 if connection.opener.sequence:
                     self.backoff = BACKOFF_MS
+                if connection.has_ended():
+                    tell("ended")
+                    sys.exit(0)
 
     def read_commands(self):
         read = os.read(STDIN, 1 << 16)
@@ -352,17 +418,19 @@ class Executor:
         match command["do"]:
             case "answer":
                 connection.answer(command)
+            case "settle":
+                connection.settle()
             case "release":
-                connection.over(command["lease"], command["reason"])
+                connection.release(command["lease"])
             case "room":
-                connection.send("room", leases=command["leases"])
+                connection.level = command["level"]
+                connection.say_room(command["level"])
+            case "end":
+                connection.end()
             case "late":
-                verdict = {"is": "failed", "code": "handler_failed", "detail": "too late"}
                 connection.send(
-                    "outcome", command["lease"], job=command["job"], delivery=1, builds_on=0, verdict=verdict
+                    "outcome", command["lease"], job=command["job"], delivery=1, builds_on=0, outcome=TOO_LATE
                 )
-            case "report":
-                connection.send("report", workers=command["workers"])
             case "forget":
                 connection.lanes.clear()
             case "mute":
@@ -389,7 +457,8 @@ def main():
     executor.add_argument("--index", type=int, required=True, help="what M1 says")
     executor.add_argument("--heartbeat-ms", type=int, required=True)
     executor.add_argument("--ttl-s", type=int, default=30)
-    executor.add_argument("--room", type=int, default=0, help="leases at a time")
+    executor.add_argument("--room", type=int, default=0, help="leases at a time, from the beginning")
+    executor.add_argument("--lane-state-max", type=int, default=64 << 20)
     executor.add_argument("--again", action="store_true", help="connect again when cut")
     args = parser.parse_args()
     return check_vectors(args.file) if args.mode == "vectors" else Executor(args).run()

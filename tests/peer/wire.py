@@ -2,11 +2,12 @@
 
 import hashlib
 import hmac
+import re
 import struct
 
 # ---- keys --------------------------------------------------------------------------------------------------------
 
-MAGIC, VERSION, ROLE_E, ROLE_B = b"CFD1", 1, 1, 2
+MAGIC, VERSION, ROLE_E, ROLE_B = b"CFD2", 2, 1, 2
 M1_SIZE, M2_SIZE, M3_SIZE = 80, 104, 40
 MAC_SIZE, OVERHEAD = 32, 60
 AHEAD_MS, HELLO_MS, HANDSHAKE_MS = 1_000, 5_000, 2_000
@@ -211,6 +212,17 @@ class Text:
         return U16.write(len(raw)) + raw
 
 
+class Media(Text):
+    """A media type; one that is none is read as plain bytes."""
+
+    GRAMMAR = re.compile(r"{0}/{0}[ \t]*(;[\x20-\x7e\t]*)?".format(r"[A-Za-z0-9!#$%&'*+\-.^_`|~]+"))
+    PLAIN, MOST = "application/octet-stream", 256
+
+    def read(self, cursor):
+        value = super().read(cursor)
+        return value if len(value) <= self.MOST and self.GRAMMAR.fullmatch(value) else self.PLAIN
+
+
 class List:
     def __init__(self, item, least=0, most=0xFFFF):
         self.item, self.least, self.most = item, least, most
@@ -260,14 +272,14 @@ class Choice:
 
 U8, U16, U32, U64, FLAG = Uint(1), Uint(2), Uint(4), Uint(8), Uint(1, most=1)
 ID, NAME, DETAIL = Fixed(16), Text(most=1_024), Text(most=4_096)
-PAYLOAD = Record({"media": Text(), "data": Bytes()})
+PAYLOAD = Record({"media": Media(), "data": Bytes()})
 KEY = Record({"keyed": FLAG, "key": Text()}, lambda key: key["keyed"] or not key["key"])
 ENTRY = Record({"name": NAME, "value": Bytes()})
 CHANGE = Record({"name": NAME, "set": FLAG, "value": Bytes()}, lambda it: it["set"] or not it["value"])
 FOLLOW_UP = Record({"handler": Text(), "key": KEY, "delay_ms": U64, "payload": PAYLOAD})
 EFFECTS = Record({"state": List(CHANGE), "context": List(CHANGE), "follow_ups": List(FOLLOW_UP, most=1_000)})
 CODES = ("handler_failed", "state_too_large", "result_too_large")
-VERDICT = Choice(
+RESULT = Choice(
     ("succeeded", {"payload": PAYLOAD, "effects": EFFECTS}),
     ("failed", {"code": Text(one_of=CODES), "detail": DETAIL}),
     ("retry", {"detail": DETAIL}),
@@ -284,15 +296,13 @@ STATE = Record(
 )
 LEASE = Record({"handler": Text(), "state": Uint(1, most=2), "version": U64, "jobs": List(JOB, least=1)})
 NOTHING = Record({})
-NEED_STATE, DRAINING, RUN_ENDED = 0, 1, 2
 STATELESS, KNOWN, WHOLE = 0, 1, 2
 
 E_TO_B = {
     0x01: ("ping", NOTHING),
-    0x10: ("room", Record({"leases": U32})),
-    0x11: ("outcome", Record({"job": ID, "delivery": U32, "builds_on": U64, "verdict": VERDICT})),
-    0x12: ("release", Record({"reason": Uint(1, most=2)})),
-    0x13: ("report", Record({"workers": U32})),
+    0x10: ("room", Record({"level": U32})),
+    0x11: ("outcome", Record({"job": ID, "delivery": U32, "builds_on": U64, "outcome": RESULT})),
+    0x12: ("release", NOTHING),
     0x14: ("part", EFFECTS),
 }
 OUTCOME = E_TO_B[0x11][1]
@@ -300,11 +310,21 @@ B_TO_E = {
     0x81: ("pong", NOTHING),
     0x90: ("state", STATE),
     0x91: ("lease", LEASE),
-    0x92: ("committed", Record({"job": ID, "before": FLAG})),
     0x93: ("fenced", Record({"job": ID})),
     0x94: ("cancel", Record({"job": ID})),
     0xA0: ("drain", NOTHING),
 }
+
+
+def counted_bytes(effects):
+    """What effects count for against the bound of parts."""
+    changes = sum(64 + len(it["name"].encode()) + len(it["value"]) for it in (*effects["state"], *effects["context"]))
+    return changes + sum(1_024 + len(it["payload"]["data"]) for it in effects["follow_ups"])
+
+
+def parts_bound(lane_state_max, max_frame):
+    mib = 1 << 20
+    return 2 * (lane_state_max + mib) + 65 * mib + max_frame
 
 
 # ---- frames ------------------------------------------------------------------------------------------------------

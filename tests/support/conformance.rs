@@ -7,24 +7,21 @@
 //! what happens to a backend whose process dies.
 
 use std::cell::Cell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use cofferdam::bell::Bell;
-use cofferdam::clock::{Clock, Timestamp};
+use cofferdam::clock::Timestamp;
 use cofferdam::config::Retain;
-use cofferdam::entropy::Entropy;
 use cofferdam::handler::HandlerSpec;
 use cofferdam::job::{
-    Change, Effects, Entries, FollowUp, InstanceId, JobId, JobRecord, JobStatus, Payload, Trace, Verdict,
+    Change, Effects, Entries, FollowUp, InstanceId, JobId, JobRecord, JobStatus, Outcome, Payload, Trace,
     Version,
 };
-use cofferdam::memory::MemoryBroker;
-use cofferdam::memory::broker::Broker;
 use cofferdam::ports::{
-    Commit, CommitAnswer, CommitResult, Consumer, KeyValue, Lease, NewJob, Producer, ReleaseReason, Replies,
-    Revoked, Rules, StateAt, Submitted, Viewer,
+    Commit, Consumer, KeyValue, Lease, LeaseId, NewJob, OfLease, Producer, Replies, Requests, Rules, StateAt,
+    Submitted, Viewer,
 };
 use cofferdam::problem::{Code, JobError};
 use cofferdam::{HandlerOptions, OnDead};
@@ -59,12 +56,17 @@ pub trait Backend {
     fn tick(&self);
     /// Lets what is under way between two ends arrive.
     fn settle(&self) {}
-    /// False if a consumer's leases carry no token, because its connection stands for it.
-    fn shows_tokens(&self) -> bool {
-        true
-    }
     /// Entries of each table, or keys of each kind.
     fn sizes(&self) -> Vec<usize>;
+}
+
+/// What became of a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommitResult {
+    /// It holds: nothing was said against it.
+    Committed,
+    /// Nothing of it took effect.
+    Fenced,
 }
 
 /// How a suite gets its backend.
@@ -104,20 +106,13 @@ impl Settings {
             context_ttl: self.context_ttl,
             lane_state_max: self.lane_state_max,
             max_payload: self.max_payload,
+            grace: Duration::from_secs(5),
         }
     }
 
     /// The names of the groups.
-    pub fn groups(&self) -> Vec<Arc<str>> {
+    pub fn group_names(&self) -> Vec<Arc<str>> {
         (0..self.groups).map(|group| Arc::from(format!("group{group}"))).collect()
-    }
-
-    /// A memory broker of this kind, and the clock that it reads.
-    pub fn memory_broker(&self) -> (MemoryBroker, Clock) {
-        let clock = Clock::manual(START);
-        let workers = vec![64; self.groups];
-        let broker = Broker::new(self.rules(), self.handlers.clone(), workers, Entropy::Seeded(1));
-        (MemoryBroker::new(broker, clock.clone(), self.groups()), clock)
     }
 }
 
@@ -258,12 +253,6 @@ impl Bench {
         self.backend.now()
     }
 
-    /// What a commit that comes again after its lease has ended is answered: a connection that stands for the
-    /// token never repeats a call, and forgets the lease with its end.
-    pub fn repeated(&self) -> CommitResult {
-        if self.backend.shows_tokens() { CommitResult::AlreadyCommitted } else { CommitResult::Fenced }
-    }
-
     pub fn pass(&self, time: Duration) {
         self.backend.advance(time);
         self.backend.tick();
@@ -278,8 +267,16 @@ impl Bench {
         let bell = Bell::silent();
         let consumer = self.backend.consumer(group, bell.clone());
         self.backend.settle();
-        let (leases, answers, revoked) = (VecDeque::new(), Vec::new(), Vec::new());
-        Executor { bench: self, consumer: Some(consumer), bell, leases, answers, revoked }
+        let (leases, fenced, revoked) = (VecDeque::new(), Vec::new(), Vec::new());
+        Executor {
+            bench: self,
+            consumer: Some(consumer),
+            bell,
+            live: BTreeMap::new(),
+            leases,
+            fenced,
+            revoked,
+        }
     }
 
     /// The state of a lane, as the next lease on it would see it.
@@ -296,15 +293,17 @@ impl Bench {
     }
 }
 
-/// A consumer whose answers are waited for.
+/// A consumer whose leases and refusals are waited for.
 pub struct Executor<'a> {
     bench: &'a Bench,
     consumer: Option<Box<dyn Consumer>>,
     /// Given to the backend with the consumer.
     pub bell: Bell,
+    /// Its leases with the jobs that were not spoken of, as far as is known here: some may have run out.
+    live: BTreeMap<LeaseId, usize>,
     leases: VecDeque<Lease>,
-    answers: Vec<CommitAnswer>,
-    revoked: Vec<Revoked>,
+    fenced: Vec<OfLease>,
+    revoked: Vec<OfLease>,
 }
 
 impl Executor<'_> {
@@ -312,34 +311,56 @@ impl Executor<'_> {
         self.consumer.as_deref_mut().expect("it lives")
     }
 
-    /// One step; true if it brought something.
-    fn step(&mut self, commits: Vec<Commit>, room: usize) -> bool {
-        let step = self.consumer().step(commits, room).expect("the backend is there");
-        assert!(step.leases.len() <= room || !self.bench.backend.shows_tokens(), "more leases than room");
-        let news = !(step.leases.is_empty() && step.results.is_empty() && step.revoked.is_empty());
+    /// One step with room for so many leases at once; true if it brought something.
+    fn step(&mut self, requests: Requests, room: usize) -> bool {
+        let step = self.consumer().step(requests, room).expect("the backend is there");
+        let news = !step.is_empty();
+        self.live.extend(step.leases.iter().map(|lease| (lease.id, lease.jobs.len())));
+        step.revoked.iter().for_each(|of| self.is_over(of.lease, 1));
         self.leases.extend(step.leases);
-        self.answers.extend(step.results);
+        self.fenced.extend(step.fenced);
         self.revoked.extend(step.revoked);
         self.bench.backend.settle();
         news
     }
 
-    /// Says that there is no room, until nothing more comes.
-    pub fn busy(&mut self) {
-        let mut quiet = 0;
-        while quiet < QUIET_STEPS {
-            quiet = if self.step(Vec::new(), 0) { 0 } else { quiet + 1 };
+    /// So many of the lease's jobs were spoken of.
+    fn is_over(&mut self, lease: LeaseId, jobs: usize) {
+        if let Some(left) = self.live.get_mut(&lease) {
+            *left = left.saturating_sub(jobs);
+            if *left == 0 {
+                self.live.remove(&lease);
+            }
         }
     }
 
-    /// Up to `room` leases, as many as there are. Says that there is no room left afterwards.
-    pub fn leases(&mut self, room: usize) -> Vec<Lease> {
+    /// Steps with this room until nothing more comes.
+    fn quiet(&mut self, room: usize) {
         let mut quiet = 0;
-        while self.leases.len() < room && quiet < QUIET_STEPS {
-            let missing = room - self.leases.len();
-            quiet = if self.step(Vec::new(), missing) { 0 } else { quiet + 1 };
+        while quiet < QUIET_STEPS {
+            quiet = if self.step(Requests::default(), room) { 0 } else { quiet + 1 };
+        }
+    }
+
+    /// Says that there is no room, until nothing more comes.
+    pub fn busy(&mut self) {
+        self.quiet(0);
+    }
+
+    /// Up to `most` leases more, as many as there are. Says that there is no room left afterwards.
+    pub fn leases(&mut self, most: usize) -> Vec<Lease> {
+        // How many of its leases live is the broker's to know: room grows by one until enough have come.
+        let mut room = 0;
+        while self.leases.len() < most && room < self.live.len() + most {
+            room += 1;
+            // One step says so, the other takes what it brought.
+            self.step(Requests::default(), room);
+            if self.leases.len() < most {
+                self.step(Requests::default(), room);
+            }
         }
         self.busy();
+        assert!(self.leases.len() <= most, "more leases than there was room for");
         self.leases.drain(..).collect()
     }
 
@@ -355,31 +376,39 @@ impl Executor<'_> {
 
     /// There must be nothing to claim.
     pub fn claims_nothing(&mut self) {
-        let leases = self.leases(100);
-        assert!(leases.is_empty(), "nothing should be claimed, but {leases:?}");
+        self.quiet(100_000);
+        assert!(self.leases.is_empty(), "nothing should be claimed, but {:?}", self.leases);
+        self.busy();
     }
 
     /// There is nothing to claim, and its room stands; what rang so far is answered.
     pub fn waits_with_room(&mut self) {
-        let mut quiet = 0;
-        while quiet < QUIET_STEPS {
-            quiet = if self.step(Vec::new(), 8) { 0 } else { quiet + 1 };
-        }
+        self.quiet(self.live.len() + 8);
         assert!(self.leases.is_empty(), "nothing should be claimed, but {:?}", self.leases);
         self.bell.answer();
     }
 
-    /// One call with these commits; the answers, in order.
+    /// One call with these commits; what became of each, in order.
     pub fn commits(&mut self, commits: Vec<Commit>) -> Vec<CommitResult> {
-        let awaited: Vec<(u64, JobId)> = commits.iter().map(|c| (c.lease.number, c.job)).collect();
-        self.step(commits, 0);
+        let said: Vec<OfLease> = commits.iter().map(|c| OfLease { lease: c.lease, job: c.job }).collect();
+        for commit in &commits {
+            let goes_on = matches!(commit.outcome, Outcome::Succeeded(..) | Outcome::Failed(_));
+            self.is_over(commit.lease, if goes_on { 1 } else { usize::MAX });
+        }
+        self.step(Requests { commits, releases: Vec::new() }, 0);
         self.busy();
-        let answer = |(lease, job): (u64, JobId)| {
-            let answer = self.answers.iter().position(|a| (a.lease, a.job) == (lease, job));
-            self.answers.remove(answer.expect("each commit gets an answer")).result
+        assert!(self.consumer().is_settled(), "what was not fenced is in the books");
+        let result = |of| match self.fenced.iter().position(|fenced| *fenced == of) {
+            Some(at) => {
+                self.fenced.remove(at);
+                CommitResult::Fenced
+            }
+            None => CommitResult::Committed,
         };
-        let results = awaited.into_iter().map(answer).collect();
-        assert!(self.answers.is_empty(), "answers that nobody asked for: {:?}", self.answers);
+        // A refusal ends its lease: of two that look the same it is the later one's.
+        let mut results: Vec<CommitResult> = said.into_iter().rev().map(result).collect();
+        results.reverse();
+        assert!(self.fenced.is_empty(), "refusals of what nobody said: {:?}", self.fenced);
         results
     }
 
@@ -387,9 +416,9 @@ impl Executor<'_> {
         self.commits(vec![commit])[0]
     }
 
-    /// The lease's job of this index came to `verdict`; nothing before it changed the state.
-    pub fn say(&mut self, lease: &Lease, index: usize, verdict: Verdict) -> CommitResult {
-        self.commit(commit_of(lease, index, version_of(lease), verdict))
+    /// The lease's job of this index came to `outcome`; nothing before it changed the state.
+    pub fn say(&mut self, lease: &Lease, index: usize, outcome: Outcome) -> CommitResult {
+        self.commit(commit_of(lease, index, version_of(lease), outcome))
     }
 
     /// All jobs of the lease succeed, without changes.
@@ -421,18 +450,19 @@ impl Executor<'_> {
         }
     }
 
-    pub fn release(&mut self, lease: &Lease, reason: ReleaseReason) {
-        self.consumer().release(lease.lease, reason).expect("the backend is there");
-        self.bench.backend.settle();
+    pub fn release(&mut self, lease: &Lease) {
+        self.is_over(lease.id, usize::MAX);
+        self.step(Requests { commits: Vec::new(), releases: vec![lease.id] }, 0);
+        self.busy();
     }
 
     pub fn extend(&mut self) {
-        self.consumer().extend().expect("the backend is there");
+        self.consumer().extend();
         self.bench.backend.settle();
     }
 
     /// What it was told to stop or leave out since the last call.
-    pub fn revoked(&mut self) -> Vec<Revoked> {
+    pub fn revoked(&mut self) -> Vec<OfLease> {
         self.busy();
         std::mem::take(&mut self.revoked)
     }
@@ -456,29 +486,29 @@ pub fn version_of(lease: &Lease) -> Version {
     }
 }
 
-pub fn commit_of(lease: &Lease, index: usize, builds_on: Version, verdict: Verdict) -> Commit {
+pub fn commit_of(lease: &Lease, index: usize, builds_on: Version, outcome: Outcome) -> Commit {
     let job = &lease.jobs[index];
-    Commit { lease: lease.lease, job: job.spec.id, delivery: job.delivery, builds_on, verdict }
+    Commit { lease: lease.id, job: job.spec.id, delivery: job.delivery, builds_on, outcome }
 }
 
-pub fn succeeded() -> Verdict {
+pub fn succeeded() -> Outcome {
     succeeded_with(Effects::default())
 }
 
-pub fn succeeded_with(effects: Effects) -> Verdict {
-    Verdict::Succeeded(Payload::json(*b"1"), effects)
+pub fn succeeded_with(effects: Effects) -> Outcome {
+    Outcome::Succeeded(Payload::json(*b"1"), effects)
 }
 
-pub fn failed() -> Verdict {
-    Verdict::Failed(JobError::new(Code::HandlerFailed, "it cannot be done"))
+pub fn failed() -> Outcome {
+    Outcome::Failed(JobError::new(Code::HandlerFailed, "it cannot be done"))
 }
 
-pub fn retry() -> Verdict {
-    Verdict::Retry("not yet".into())
+pub fn retry() -> Outcome {
+    Outcome::Retry("not yet".into())
 }
 
-pub fn crashed() -> Verdict {
-    Verdict::Crashed("it panicked".into())
+pub fn crashed() -> Outcome {
+    Outcome::Crashed("it panicked".into())
 }
 
 pub fn set(key: &str, value: &str) -> Change {
@@ -502,7 +532,7 @@ pub fn follow_up(handler: &str) -> FollowUp {
     }
 }
 
-pub fn state(changes: Vec<Change>) -> Verdict {
+pub fn state(changes: Vec<Change>) -> Outcome {
     succeeded_with(Effects { state: changes, ..Effects::default() })
 }
 
@@ -530,10 +560,10 @@ macro_rules! conformance {
             a_bell_rings_when_a_delay_is_over
         );
         conformance!($make; commits:
-            a_commit_holds_and_a_repeated_one_is_already_committed
-            a_retry_that_is_committed_again_is_already_committed
+            a_commit_holds_and_a_repeated_one_is_fenced
+            a_retry_that_is_committed_again_is_fenced
             commits_of_one_call_are_judged_one_by_one
-            a_wrong_token_is_fenced_and_changes_nothing
+            an_unknown_lease_is_fenced_and_changes_nothing
             the_lease_of_another_executor_is_fenced
             a_lease_that_ran_out_is_fenced
             a_commit_out_of_order_is_fenced_and_ends_the_lease

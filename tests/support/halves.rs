@@ -19,7 +19,7 @@ use cofferdam::channel::keys::GroupSecret;
 use cofferdam::clock::Clock;
 use cofferdam::config::secret::Secret;
 use cofferdam::config::{Source, load};
-use cofferdam::deployment::{Setup, own_options};
+use cofferdam::deployment::{Deployment, own_options};
 use cofferdam::execution::builtin;
 use cofferdam::process::bundle::Bundle;
 use cofferdam::process::control_socket::{Message, ToChild, ToParent, framed, split};
@@ -159,7 +159,7 @@ pub struct Halves {
     pub web: Half,
     pub http: SocketAddr,
     pub channel: SocketAddr,
-    setup: Setup,
+    deployment: Deployment,
     root: Secret,
     _sockets: PrivateDir,
 }
@@ -171,33 +171,33 @@ impl Halves {
         let sets = SETS.iter().chain(sets).map(|set| (*set).to_owned()).collect();
         let registry = builtin::registry();
         let loaded = load(&Source { sets, ..Source::default() }, &own_options(&registry));
-        let setup = Setup::new(&loaded.expect("a valid config"), &registry, Clock::system());
+        let deployment = Deployment::new(&loaded.expect("a valid config"), &registry, Clock::system());
         let root = Secret::generate().expect("randomness");
         let sockets = PrivateDir::make().expect("a place for the private socket");
         let listener = listener();
-        let groups: Vec<usize> = (0..setup.groups().len()).collect();
-        let bundle = bundle(&setup, &root, &groups, &sockets.path().display().to_string());
+        let bundle = deployment.web_bundle(std::slice::from_ref(&root), sockets.path()).expect("a bundle");
         let web = Half::start("web", &bundle, Some(&listener));
         let channel = web.ready().parse().expect("an address");
         let http = listener.local_addr().expect("an address");
-        Halves { web, http, channel, setup, root, _sockets: sockets }
+        Halves { web, http, channel, deployment, root, _sockets: sockets }
     }
 
     /// An executor of the group with this index that takes the broker to be at this address.
     #[track_caller]
     pub fn executor(&self, group: usize, address: SocketAddr) -> Half {
-        let mut half = Half::start("executor", &bundle(&self.setup, &self.root, &[group], ""), None);
+        let bundle = self.deployment.executor_bundle(&self.root, group);
+        let mut half = Half::start("executor", &bundle, None);
         half.tell(&ToChild::Channel(address.to_string()));
         half
     }
 
     pub fn secret(&self, group: usize) -> GroupSecret {
-        GroupSecret::derive(&self.root, &self.setup.groups()[group])
+        GroupSecret::derive(&self.root, &self.deployment.groups()[group])
     }
 
     /// The root secret and those of all groups, as bytes and as text, for a search.
     pub fn secrets(&self) -> Vec<Vec<u8>> {
-        let groups = (0..self.setup.groups().len()).map(|group| *self.secret(group).expose());
+        let groups = (0..self.deployment.groups().len()).map(|group| *self.secret(group).expose());
         let raw = std::iter::once(*self.root.expose()).chain(groups);
         raw.flat_map(|secret| {
             let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -291,19 +291,5 @@ impl Halves {
             (submitted == finished).then_some(())
         });
         assert_eq!(self.metrics()["reply_duplicate_total"], 0.0);
-    }
-}
-
-fn bundle(setup: &Setup, root: &Secret, groups: &[usize], sockets: &str) -> Bundle {
-    let names = setup.groups();
-    Bundle {
-        group: u16::try_from(groups[0]).expect("few groups"),
-        clock_offset: match setup.clock {
-            Clock::System { offset } => offset,
-            Clock::Manual(_) => 0,
-        },
-        config: setup.config_text.to_string(),
-        secrets: groups.iter().map(|group| GroupSecret::derive(root, &names[*group])).collect(),
-        place: sockets.to_owned(),
     }
 }

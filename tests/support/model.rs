@@ -1,17 +1,18 @@
 //! A naive broker: lists, walked from the front, and nothing else. It knows the laws and none of the tricks.
 //!
-//! It cannot draw the jitter of a backoff, so a retried job is due between two times; and it learns the ids of
-//! follow-ups from who asks. All else it predicts.
+//! It cannot draw the jitter of a backoff, so a retried job is due between two times; and it learns the ids
+//! of follow-ups from who asks. All else it predicts.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cofferdam::clock::Timestamp;
 use cofferdam::job::{
-    Change, Entries, FollowUp, InstanceId, JobId, JobStatus, Payload, Trace, Verdict, Version,
+    Change, Entries, FollowUp, InstanceId, JobId, JobStatus, Outcome, Payload, Trace, Version,
 };
 use cofferdam::memory::broker::ConsumerId;
-use cofferdam::ports::{Commit, CommitResult, Idempotency, Lease, NewJob, Refusal, StateAt};
+use cofferdam::ports::{Commit, Idempotency, Lease, LeaseId, NewJob, Refusal, StateAt};
 
 /// How a handler of the model behaves.
 #[derive(Clone, Copy, Debug)]
@@ -36,8 +37,6 @@ pub struct Job {
     pub due: (Timestamp, Timestamp),
     pub ended_at: Option<Timestamp>,
     pub idempotency: Option<Idempotency>,
-    /// Token and delivery of the last commit that held in this life.
-    pub said: Option<([u8; 16], u32)>,
 }
 
 #[derive(Clone, Debug)]
@@ -74,15 +73,30 @@ pub struct Model {
     pub lanes: Vec<Lane>,
     pub held: Vec<Held>,
     pub paused: Vec<&'static str>,
-    /// Each consumer's room after its last step.
+    /// How many jobs of one consumer can run at once: its leases behind so many cannot have started.
+    pub workers: usize,
+    /// Each consumer, and how many leases it takes at once, as of its last step.
     pub consumers: Vec<(ConsumerId, usize)>,
     /// What each consumer has not been told yet.
-    pub revoked: Vec<(ConsumerId, u64, JobId)>,
+    pub revoked: Vec<(ConsumerId, LeaseId, JobId)>,
     /// Ends since they were last looked at.
-    pub rang: Vec<(JobId, JobStatus)>,
+    pub ended: Vec<(JobId, JobStatus)>,
     /// Follow-ups of commits, whose ids are not known yet; they are in their lanes already.
     pub follow_ups: Vec<NewJob>,
     pub last_fence: u64,
+    /// All that were ever given: none is given again.
+    pub given: BTreeSet<LeaseId>,
+    pub figures: Figures,
+}
+
+/// What is counted over the broker's whole life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Deliveries beyond a job's first.
+    pub redelivered: u64,
+    pub dead: u64,
+    /// Commits that were fenced.
+    pub late: u64,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -156,7 +170,6 @@ impl Model {
             due: (due, due),
             ended_at: None,
             idempotency: new.idempotency.clone(),
-            said: None,
         });
         self.enter(&lane, kind, new.id);
     }
@@ -219,6 +232,7 @@ impl Model {
             "concurrency of {}",
             lane.kind.name
         );
+        assert!(self.given.insert(lease.id), "the id of an earlier lease");
         for leased in &lease.jobs {
             let job = self.job(leased.spec.id).expect("known");
             assert_eq!((leased.delivery, &leased.payload), (job.deliveries + 1, &job.payload));
@@ -236,18 +250,49 @@ impl Model {
         self.start(expected[0]);
     }
 
-    /// After a step of `consumer` that left room: nothing that it could have claimed may be left, except what is
-    /// left to the executor that knows the lane's state and has room itself.
-    pub fn check_nothing_was_left(&self, consumer: ConsumerId) {
+    /// Takes note of a step's end: the consumer takes `room` leases at once, no more may have come, and if
+    /// there is room left, nothing that it could have claimed may be left, except what is left to the
+    /// executor that knows the lane's state and has room itself.
+    pub fn stepped(&mut self, consumer: ConsumerId, room: usize, claimed: usize) {
+        self.consumers.iter_mut().filter(|(id, _)| *id == consumer).for_each(|(_, known)| *known = room);
+        let live = self.live(consumer);
+        assert!(claimed == 0 || live <= room, "{live} leases, where there is room for {room}");
+        if live >= room {
+            return;
+        }
         for lane in &self.lanes {
-            let limit = lane.kind.concurrency;
-            let full = limit > 0 && self.running(consumer, lane.kind.name) >= limit;
-            let knows =
-                |(id, room): &(ConsumerId, usize)| lane.maker == Some(*id) && *id != consumer && *room > 0;
-            let may = self.run(lane, |job| job.due.1 <= self.now);
-            let left = may.is_empty() || full || self.consumers.iter().any(knows);
+            let knows = |(id, _): &(ConsumerId, usize)| lane.maker == Some(*id) && *id != consumer;
+            let is_left = |it: &(ConsumerId, usize)| knows(it) && self.has_room(it.0);
+            let left = !self.may_claim(consumer, lane) || self.consumers.iter().any(is_left);
             assert!(left, "a free lane was left: {lane:?}");
         }
+    }
+
+    /// True if nothing but the room of others hinders this consumer to lease this lane now.
+    fn may_claim(&self, consumer: ConsumerId, lane: &Lane) -> bool {
+        let limit = lane.kind.concurrency;
+        let full = limit > 0 && self.running(consumer, lane.kind.name) >= limit;
+        !full && !self.run(lane, |job| job.due.1 <= self.now).is_empty()
+    }
+
+    /// A consumer that has room, and whose bell has not rung since its last step, sleeps: there must be
+    /// nothing for it. What another one has the state of is not looked at, since that one's time to come for
+    /// it is the broker's secret.
+    pub fn check_nobody_oversleeps(&self, rung: &BTreeSet<ConsumerId>) {
+        for (id, _) in self.consumers.iter().filter(|(id, _)| !rung.contains(id) && self.has_room(*id)) {
+            let is_free = |lane: &&Lane| lane.maker.is_none_or(|maker| maker == *id);
+            let claimable = self.lanes.iter().filter(is_free).find(|lane| self.may_claim(*id, lane));
+            assert!(claimable.is_none(), "{id:?} was not woken for {claimable:?}");
+        }
+    }
+
+    pub fn live(&self, consumer: ConsumerId) -> usize {
+        self.held.iter().filter(|held| held.consumer == consumer).count()
+    }
+
+    fn has_room(&self, consumer: ConsumerId) -> bool {
+        let room = self.consumers.iter().find(|(id, _)| *id == consumer).map_or(0, |(_, room)| *room);
+        self.live(consumer) < room
     }
 
     fn running(&self, consumer: ConsumerId, kind: &str) -> usize {
@@ -259,34 +304,35 @@ impl Model {
         let job = self.job_mut(id);
         job.status = JobStatus::Running;
         job.deliveries += 1;
+        self.figures.redelivered += u64::from(self.job(id).is_some_and(|job| job.deliveries > 1));
     }
 
-    /// Judges a commit; what it changes, changes here too.
-    pub fn commit(&mut self, consumer: ConsumerId, commit: &Commit) -> CommitResult {
-        let job = self.job(commit.job).cloned();
-        let again = job.as_ref().is_some_and(|job| job.said == Some((commit.lease.token, commit.delivery)));
-        let late = if again { CommitResult::AlreadyCommitted } else { CommitResult::Fenced };
-        let is_live = |held: &Held| held.lease.lease == commit.lease && held.consumer == consumer;
-        let Some(held) = self.held.iter().find(|held| is_live(held)).cloned() else { return late };
+    /// Judges a commit; what it changes, changes here too. False: it is fenced.
+    #[must_use]
+    pub fn commit(&mut self, consumer: ConsumerId, commit: &Commit) -> bool {
+        let is_live = |held: &&Held| held.lease.id == commit.lease && held.consumer == consumer;
+        let Some(held) = self.held.iter().find(is_live).cloned() else {
+            self.figures.late += 1;
+            return false;
+        };
         let lane = self.lane(&held.lane).expect("a lease's lane is known");
-        let in_order = held.left[0] == commit.job && job.is_some_and(|job| job.deliveries == commit.delivery);
+        let deliveries = self.job(commit.job).map(|job| job.deliveries);
+        let in_order = held.left[0] == commit.job && deliveries == Some(commit.delivery);
         if !in_order || (lane.kind.ordered && lane.version != commit.builds_on) {
-            if !again {
-                self.end(held.lease.lease.number);
-            }
-            return late;
+            self.figures.late += 1;
+            self.end(commit.lease);
+            return false;
         }
-        self.job_mut(commit.job).said = Some((commit.lease.token, commit.delivery));
         let fence = held.lease.jobs.iter().find(|job| job.spec.id == commit.job).expect("leased").fence;
-        self.apply(&held, commit.job, fence, &commit.verdict);
+        self.apply(&held, commit.job, fence, &commit.outcome);
         self.forget_drained();
-        CommitResult::Committed
+        true
     }
 
-    fn apply(&mut self, held: &Held, job: JobId, fence: u64, verdict: &Verdict) {
-        let number = held.lease.lease.number;
-        match verdict {
-            Verdict::Succeeded(_, effects) => {
+    fn apply(&mut self, held: &Held, job: JobId, fence: u64, outcome: &Outcome) {
+        let lease = held.lease.id;
+        match outcome {
+            Outcome::Succeeded(_, effects) => {
                 self.follow_ups.extend(effects.follow_ups.iter().map(as_new));
                 let lane = self.lane_mut(&held.lane);
                 change(&mut lane.state, &effects.state);
@@ -295,36 +341,36 @@ impl Model {
                 }
                 lane.cautious = false;
                 self.finish(job, JobStatus::Succeeded);
-                self.go_on(number);
+                self.go_on(lease);
             }
-            Verdict::Failed(_) => {
+            Outcome::Failed(_) => {
                 self.lane_mut(&held.lane).cautious = false;
                 self.finish(job, JobStatus::Failed);
-                self.go_on(number);
+                self.go_on(lease);
             }
-            Verdict::Retry(_) | Verdict::Crashed(_) => {
+            Outcome::Retry(_) | Outcome::Crashed(_) => {
                 let (base, cap) = self.backoff;
                 let doubled = base * 2_u32.pow(self.job(job).expect("known").deliveries - 1);
                 self.again(job, doubled.min(cap));
-                self.end(number);
+                self.end(lease);
             }
-            Verdict::TimedOut => {
+            Outcome::TimedOut => {
                 self.finish(job, JobStatus::TimedOut);
-                self.end(number);
+                self.end(lease);
             }
         }
     }
 
-    fn go_on(&mut self, number: u64) {
+    fn go_on(&mut self, lease: LeaseId) {
         let until = self.now.plus(self.visibility);
-        let held = self.held.iter_mut().find(|held| held.lease.lease.number == number).expect("live");
+        let held = self.held.iter_mut().find(|held| held.lease.id == lease).expect("live");
         held.left.remove(0);
         held.expires_at = until;
         match held.left.first().copied() {
             Some(next) => self.start(next),
             None => {
                 let (lane, consumer) = (held.lane.clone(), held.consumer);
-                self.held.retain(|held| held.lease.lease.number != number);
+                self.held.retain(|held| held.lease.id != lease);
                 self.lane_mut(&lane).maker = Some(consumer);
             }
         }
@@ -335,6 +381,7 @@ impl Model {
         let due = (self.now, self.now.plus(backoff));
         let job = self.job_mut(id);
         if job.deliveries >= job.kind.max_deliveries {
+            self.figures.dead += 1;
             return self.finish(id, JobStatus::Dead);
         }
         (job.status, job.due) = (JobStatus::Queued, due);
@@ -345,7 +392,7 @@ impl Model {
         let job = self.job_mut(id);
         (job.status, job.ended_at) = (status, Some(now));
         let (lane, parks) = (job.lane.clone(), job.kind.parks && status == JobStatus::Dead);
-        self.rang.push((id, status));
+        self.ended.push((id, status));
         let lane = self.lane_mut(&lane);
         if parks {
             lane.parked = true;
@@ -356,9 +403,9 @@ impl Model {
     }
 
     /// The lease ends, by nobody's fault.
-    fn end(&mut self, number: u64) {
+    fn end(&mut self, lease: LeaseId) {
         let now = self.now;
-        let Some(place) = self.held.iter().position(|held| held.lease.lease.number == number) else { return };
+        let Some(place) = self.held.iter().position(|held| held.lease.id == lease) else { return };
         let held = self.held.remove(place);
         self.lane_mut(&held.lane).maker = None;
         if let Some(id) = held.left.first().copied().filter(|id| self.status(*id) == Some(JobStatus::Running))
@@ -371,8 +418,8 @@ impl Model {
     }
 
     /// The lease's executor is gone.
-    fn lose(&mut self, number: u64) {
-        let Some(place) = self.held.iter().position(|held| held.lease.lease.number == number) else { return };
+    fn lose(&mut self, lease: LeaseId) {
+        let Some(place) = self.held.iter().position(|held| held.lease.id == lease) else { return };
         let held = self.held.remove(place);
         let lane = self.lane_mut(&held.lane);
         (lane.maker, lane.cautious) = (None, true);
@@ -387,9 +434,9 @@ impl Model {
         self.job(id).map(|job| job.status)
     }
 
-    pub fn release(&mut self, consumer: ConsumerId, lease: &Lease) {
-        if self.held.iter().any(|held| held.lease.lease == lease.lease && held.consumer == consumer) {
-            self.end(lease.lease.number);
+    pub fn release(&mut self, consumer: ConsumerId, lease: LeaseId) {
+        if self.held.iter().any(|held| held.lease.id == lease && held.consumer == consumer) {
+            self.end(lease);
         }
     }
 
@@ -404,18 +451,29 @@ impl Model {
     pub fn die(&mut self, consumer: ConsumerId) {
         self.consumers.retain(|(id, _)| *id != consumer);
         self.revoked.retain(|(id, _, _)| *id != consumer);
-        let lost: Vec<u64> =
-            self.held.iter().filter(|h| h.consumer == consumer).map(|h| h.lease.lease.number).collect();
-        lost.into_iter().for_each(|number| self.lose(number));
+        let lost: Vec<LeaseId> =
+            self.held.iter().filter(|h| h.consumer == consumer).map(|h| h.lease.id).collect();
+        for (index, lease) in lost.into_iter().enumerate() {
+            if index < self.workers { self.lose(lease) } else { self.end(lease) }
+        }
     }
 
-    pub fn pass(&mut self, time: Duration) {
+    /// Time passes; the consumers whose leases ran out.
+    pub fn pass(&mut self, time: Duration) -> Vec<ConsumerId> {
         self.now = self.now.plus(time);
         let now = self.now;
-        let lost: Vec<u64> =
-            self.held.iter().filter(|h| h.expires_at <= now).map(|h| h.lease.lease.number).collect();
-        lost.into_iter().for_each(|number| self.lose(number));
+        let ran_out = self.held.iter().filter(|h| h.expires_at <= now);
+        let (lost, losers): (Vec<LeaseId>, Vec<ConsumerId>) =
+            ran_out.map(|h| (h.lease.id, h.consumer)).unzip();
+        for lease in lost {
+            // Whoever had it is told to stop.
+            let held = self.held.iter().find(|held| held.lease.id == lease).expect("live");
+            let told: Vec<_> = held.left.iter().map(|job| (held.consumer, lease, *job)).collect();
+            self.revoked.extend(told);
+            self.lose(lease);
+        }
         self.forget_old();
+        losers
     }
 
     pub fn cancel(&mut self, id: JobId) -> Option<JobStatus> {
@@ -432,13 +490,13 @@ impl Model {
             }
             return Some(job.status);
         }
-        let lease = self.held.iter().find(|held| held.left.contains(&id)).map(|held| held.lease.lease.number);
+        let lease = self.held.iter().find(|held| held.left.contains(&id)).map(|held| held.lease.id);
         self.finish(id, JobStatus::Cancelled);
-        if let Some(number) = lease {
-            let held = self.held.iter_mut().find(|held| held.lease.lease.number == number).expect("live");
-            self.revoked.push((held.consumer, number, id));
+        if let Some(lease) = lease {
+            let held = self.held.iter_mut().find(|held| held.lease.id == lease).expect("live");
+            self.revoked.push((held.consumer, lease, id));
             if job.status == JobStatus::Running {
-                self.end(number);
+                self.end(lease);
             } else {
                 held.left.retain(|other| *other != id);
             }
@@ -454,14 +512,7 @@ impl Model {
             JobStatus::Queued | JobStatus::Running | JobStatus::Succeeded => return Some(Err(job.status)),
             JobStatus::Dead | JobStatus::Failed | JobStatus::TimedOut | JobStatus::Cancelled => {}
         }
-        let new = Job {
-            status: JobStatus::Queued,
-            deliveries: 0,
-            due: (now, now),
-            ended_at: None,
-            said: None,
-            ..job
-        };
+        let new = Job { status: JobStatus::Queued, deliveries: 0, due: (now, now), ended_at: None, ..job };
         let (lane, kind) = (new.lane.clone(), new.kind);
         *self.job_mut(id) = new;
         match self.lanes.iter_mut().find(|lane| lane.parked && lane.jobs.first() == Some(&id)) {
@@ -477,7 +528,7 @@ impl Model {
             self.paused.push(handler);
             for held in self.held.iter_mut().filter(|held| *held.lease.handler == *handler) {
                 let cut = held.left.drain(1..);
-                self.revoked.extend(cut.map(|id| (held.consumer, held.lease.lease.number, id)));
+                self.revoked.extend(cut.map(|id| (held.consumer, held.lease.id, id)));
             }
         }
     }

@@ -39,7 +39,7 @@ pub enum Rules {
 /// What was decided on one line, and by which rule.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Verdict {
+pub enum Outcome {
     /// Every rule allowed the load.
     Accepted,
     /// The line could not be parsed; it left no trace in the state.
@@ -61,22 +61,22 @@ pub enum Verdict {
 /// The output bytes that belong to the input bytes.
 pub fn decide(input: &[u8], rules: Rules) -> Vec<u8> {
     let mut output = String::new();
-    for (reading, verdict) in judge(input, rules) {
+    for (reading, outcome) in judge(input, rules) {
         // The ids hold digits only, so that nothing needs to be escaped.
         let id = reading.id.unwrap_or_default();
         let customer = reading.customer.unwrap_or_default();
-        let accepted = verdict == Verdict::Accepted;
+        let accepted = outcome == Outcome::Accepted;
         output += &format!("{{\"id\":\"{id}\",\"customer_id\":\"{customer}\",\"accepted\":{accepted}}}\n");
     }
     output.into_bytes()
 }
 
-/// The verdict on each line, for tests that ask which rules an input reaches.
-pub fn verdicts(input: &[u8], rules: Rules) -> Vec<Verdict> {
-    judge(input, rules).into_iter().map(|(_, verdict)| verdict).collect()
+/// The outcome on each line, for tests that ask which rules an input reaches.
+pub fn outcomes(input: &[u8], rules: Rules) -> Vec<Outcome> {
+    judge(input, rules).into_iter().map(|(_, outcome)| outcome).collect()
 }
 
-fn judge(input: &[u8], rules: Rules) -> Vec<(Reading, Verdict)> {
+fn judge(input: &[u8], rules: Rules) -> Vec<(Reading, Outcome)> {
     let mut lines: Vec<&[u8]> = input.split(|byte| *byte == b'\n').collect();
     // What follows the last line feed is a line only if it holds a byte; an empty line before it is one.
     if lines.last().is_some_and(|line| line.is_empty()) {
@@ -87,11 +87,11 @@ fn judge(input: &[u8], rules: Rules) -> Vec<(Reading, Verdict)> {
     let mut judged = Vec::new();
     for line in lines {
         let reading = Reading::of(line);
-        let verdict = match reading.load() {
+        let outcome = match reading.load() {
             Some(load) => book.enter(&load, rules),
-            None => Verdict::Unparsed,
+            None => Outcome::Unparsed,
         };
-        judged.push((reading, verdict));
+        judged.push((reading, outcome));
     }
     judged
 }
@@ -108,9 +108,9 @@ struct Book {
 
 impl Book {
     /// Applies the rules in the order in which the specification gives them; the first that fails declines.
-    fn enter(&mut self, load: &Load, rules: Rules) -> Verdict {
+    fn enter(&mut self, load: &Load, rules: Rules) -> Outcome {
         if !self.ids.insert(load.id.clone()) {
-            return Verdict::Duplicate;
+            return Outcome::Duplicate;
         }
 
         let day_key = (load.customer.clone(), load.day);
@@ -119,7 +119,7 @@ impl Book {
         let attempts = self.attempts.entry(day_key.clone()).or_default();
         *attempts += 1;
         if *attempts > ATTEMPTS_PER_DAY {
-            return Verdict::Attempts;
+            return Outcome::Attempts;
         }
 
         let is_monday = load.day == monday_of(load.day);
@@ -129,19 +129,19 @@ impl Book {
             Rules::Experiment => (load.cents, is_prime(&load.id)),
         };
         if is_prime_load && cents > PRIME_LIMIT_CENTS {
-            return Verdict::PrimeAmount;
+            return Outcome::PrimeAmount;
         }
         if is_prime_load && self.days_with_a_prime.contains(&load.day) {
-            return Verdict::PrimeDay;
+            return Outcome::PrimeDay;
         }
 
         let day_cents = self.day_cents.entry(day_key).or_default();
         if day_cents.saturating_add(cents) > DAY_LIMIT_CENTS {
-            return Verdict::DayAmount;
+            return Outcome::DayAmount;
         }
         let week_cents = self.week_cents.entry(week_key).or_default();
         if week_cents.saturating_add(cents) > WEEK_LIMIT_CENTS {
-            return Verdict::WeekAmount;
+            return Outcome::WeekAmount;
         }
 
         *day_cents += cents;
@@ -149,7 +149,7 @@ impl Book {
         if is_prime_load {
             self.days_with_a_prime.insert(load.day);
         }
-        Verdict::Accepted
+        Outcome::Accepted
     }
 }
 
@@ -399,11 +399,11 @@ mod tests {
     }
 
     /// Decides lines that differ from each other in amount and time only; their ids are 4, 6, 8 and so on.
-    fn verdicts_of(loads: &[(&str, &str)], rules: Rules) -> Vec<Verdict> {
+    fn verdicts_of(loads: &[(&str, &str)], rules: Rules) -> Vec<Outcome> {
         let lines = loads.iter().zip(2..);
         let input: String =
             lines.map(|((amount, time), half)| line(&(half * 2).to_string(), "1", amount, time)).collect();
-        verdicts(input.as_bytes(), rules)
+        outcomes(input.as_bytes(), rules)
     }
 
     fn output_of(input: &[u8]) -> String {
@@ -567,7 +567,7 @@ mod tests {
         let time = "2000-01-01T00:00:00Z";
         let mut input = line("1", "1", "$1", time).repeat(5);
         input += &line("1", "1", "$1.00", time);
-        assert_eq!(verdicts(input.as_bytes(), Rules::Baseline)[4..], [Verdict::Unparsed, Verdict::Accepted]);
+        assert_eq!(outcomes(input.as_bytes(), Rules::Baseline)[4..], [Outcome::Unparsed, Outcome::Accepted]);
     }
 
     #[test]
@@ -577,10 +577,10 @@ mod tests {
             + &line("7", "2", "$1.00", time).repeat(4)
             + &line("007", "2", "$5000.00", time)
             + &line(" 7 ", "2", "$0.00", time);
-        let verdicts = verdicts(input.as_bytes(), Rules::Baseline);
-        assert_eq!(verdicts[0], Verdict::DayAmount);
-        assert_eq!(verdicts[1..5], [Verdict::Duplicate; 4]);
-        assert_eq!(verdicts[5..], [Verdict::Accepted, Verdict::Duplicate]);
+        let outcomes = outcomes(input.as_bytes(), Rules::Baseline);
+        assert_eq!(outcomes[0], Outcome::DayAmount);
+        assert_eq!(outcomes[1..5], [Outcome::Duplicate; 4]);
+        assert_eq!(outcomes[5..], [Outcome::Accepted, Outcome::Duplicate]);
     }
 
     #[test]
@@ -593,7 +593,7 @@ mod tests {
             ("$1.00", "2000-01-02T00:00:00Z"),
         ];
         let expected =
-            [Verdict::DayAmount, Verdict::DayAmount, Verdict::Accepted, Verdict::Attempts, Verdict::Accepted];
+            [Outcome::DayAmount, Outcome::DayAmount, Outcome::Accepted, Outcome::Attempts, Outcome::Accepted];
         assert_eq!(verdicts_of(&loads, Rules::Baseline), expected);
     }
 
@@ -610,9 +610,9 @@ mod tests {
             ("$0.00", "2000-01-09T23:59:59Z"),
             ("$0.01", "2000-01-10T00:00:00Z"),
         ];
-        let mut expected = [Verdict::Accepted; 9];
-        expected[1] = Verdict::DayAmount;
-        expected[6] = Verdict::WeekAmount;
+        let mut expected = [Outcome::Accepted; 9];
+        expected[1] = Outcome::DayAmount;
+        expected[6] = Outcome::WeekAmount;
         assert_eq!(verdicts_of(&loads, Rules::Baseline), expected);
     }
 
@@ -624,8 +624,8 @@ mod tests {
             ("$5000.00", "2000-01-04T00:00:00Z"),
             ("$2500.01", "2000-01-09T22:00:00-02:00"),
         ];
-        let experiment = [Verdict::DayAmount, Verdict::Accepted, Verdict::Accepted, Verdict::DayAmount];
-        let baseline = [Verdict::Accepted, Verdict::DayAmount, Verdict::Accepted, Verdict::Accepted];
+        let experiment = [Outcome::DayAmount, Outcome::Accepted, Outcome::Accepted, Outcome::DayAmount];
+        let baseline = [Outcome::Accepted, Outcome::DayAmount, Outcome::Accepted, Outcome::Accepted];
         assert_eq!(verdicts_of(&loads, Rules::Experiment), experiment);
         assert_eq!(verdicts_of(&loads, Rules::Baseline), baseline);
     }
@@ -642,15 +642,15 @@ mod tests {
             + &line("13", "3", "$1.00", time)
             + &line("17", "4", "$1.00", "2000-01-05T00:00:00Z");
         let expected = [
-            Verdict::PrimeAmount,
-            Verdict::DayAmount,
-            Verdict::Accepted,
-            Verdict::PrimeDay,
-            Verdict::PrimeAmount,
-            Verdict::Accepted,
-            Verdict::Attempts,
-            Verdict::Accepted,
+            Outcome::PrimeAmount,
+            Outcome::DayAmount,
+            Outcome::Accepted,
+            Outcome::PrimeDay,
+            Outcome::PrimeAmount,
+            Outcome::Accepted,
+            Outcome::Attempts,
+            Outcome::Accepted,
         ];
-        assert_eq!(verdicts(input.as_bytes(), Rules::Experiment), expected);
+        assert_eq!(outcomes(input.as_bytes(), Rules::Experiment), expected);
     }
 }

@@ -124,7 +124,8 @@ impl Executor {
         });
         let executor = Executor { pid: child.id(), child: Some(child), lines, errors };
         let line = executor.lines.recv_timeout(PATIENCE).unwrap_or_default();
-        assert_eq!(line, format!("ready executor pid={}", executor.pid));
+        let end = format!(" pid={}", executor.pid);
+        assert!(line.starts_with("ready http://127.0.0.1:") && line.ends_with(&end), "{line:?}");
         executor
     }
 

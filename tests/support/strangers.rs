@@ -25,7 +25,11 @@ pub fn connect(channel: SocketAddr) -> TcpStream {
 
 /// A new first message of the first group, made at this time.
 pub fn initiator(secret: &GroupSecret, time_ms: u64) -> Initiator {
-    Initiator::start(secret, 0, Entropy::system().bytes(), 30_000, time_ms)
+    initiator_of(0, secret, time_ms)
+}
+
+fn initiator_of(group: u16, secret: &GroupSecret, time_ms: u64) -> Initiator {
+    Initiator::start(secret, group, Entropy::system().bytes(), 30_000, time_ms)
 }
 
 /// All bytes until the end of file, or a reset: which of them, the kernel decides.
@@ -70,11 +74,16 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// A connection that has its M2.
+    /// A connection of the first group that has its M2.
     #[track_caller]
     pub fn proven(channel: SocketAddr, secret: &GroupSecret) -> Peer {
+        Peer::proven_of(0, channel, secret)
+    }
+
+    #[track_caller]
+    fn proven_of(group: u16, channel: SocketAddr, secret: &GroupSecret) -> Peer {
         let mut stream = connect(channel);
-        let initiator = initiator(secret, monotonic_millis());
+        let initiator = initiator_of(group, secret, monotonic_millis());
         stream.write_all(initiator.m1()).expect("it reads");
         let mut m2 = [0; 104];
         stream.read_exact(&mut m2).expect("M2");
@@ -84,21 +93,58 @@ impl Peer {
         Peer { stream, session, m1, m3, to_broker: keys.to_broker, to_executor: keys.to_executor }
     }
 
-    /// A connection that is up, as its first pong shows.
+    /// A connection of the first group that is up, as its first pong shows.
     #[track_caller]
     pub fn up(channel: SocketAddr, secret: &GroupSecret) -> Peer {
-        let mut peer = Peer::proven(channel, secret);
+        Peer::up_of(0, channel, secret)
+    }
+
+    /// The same of the group with this index.
+    #[track_caller]
+    pub fn up_of(group: u16, channel: SocketAddr, secret: &GroupSecret) -> Peer {
+        let mut peer = Peer::proven_of(group, channel, secret);
         let m3 = peer.m3;
-        let ping = ToBroker::Ping.encode();
-        let mut bytes = m3.to_vec();
-        peer.session.sealer.seal(ping.0, 0, &ping.1, monotonic_millis(), &mut bytes);
-        peer.stream.write_all(&bytes).expect("it reads");
+        peer.stream.write_all(&m3).expect("it reads");
+        peer.ping();
         let mut pong = [0; OVERHEAD];
         peer.stream.read_exact(&mut pong).expect("a pong");
         let opened = peer.session.opener.open(&pong, monotonic_millis(), to_executor).expect("it is valid");
         let (frame, _) = opened.expect("it is whole");
-        assert!(matches!(ToExecutor::decode(frame.kind, frame.body), Ok(ToExecutor::Pong)));
+        assert!(matches!(ToExecutor::decode(frame.kind, frame.lease, frame.body), Ok(ToExecutor::Pong)));
         peer
+    }
+
+    /// Says its third message and a ping, and gets no byte for them.
+    #[track_caller]
+    pub fn finds_no_place(mut self) {
+        let bytes = [self.m3.to_vec(), self.sealed_ping()].concat();
+        self.stream.write_all(&bytes).expect("it reads");
+        assert_eq!(self.said_until_closed(), b"");
+    }
+
+    #[track_caller]
+    pub fn ping(&mut self) {
+        let ping = self.sealed_ping();
+        self.stream.write_all(&ping).expect("it reads");
+    }
+
+    fn sealed_ping(&mut self) -> Vec<u8> {
+        let ((kind, body), mut bytes) = (ToBroker::Ping.encode(), Vec::new());
+        self.session.sealer.seal(kind, 0, &body, monotonic_millis(), &mut bytes);
+        bytes
+    }
+
+    /// Pings and takes none of the pongs, until it is closed.
+    #[track_caller]
+    pub fn pings_without_reading(mut self) {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            let pings: Vec<u8> = (0..1_024).flat_map(|_| self.sealed_ping()).collect();
+            if self.stream.write_all(&pings).is_err() {
+                return;
+            }
+            assert!(Instant::now() < end, "it was not closed");
+        }
     }
 
     /// What the other side says until it closes.

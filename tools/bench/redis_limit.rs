@@ -2,8 +2,8 @@
 //!
 //!     bench-redis-limit --url URL --callers N --seconds S
 //!
-//! One thread submits `N` jobs a call as long as that many are not under way, one claims and commits as many as are there,
-//! and the inbox tells of the ends: the calls that a web process and an executor make, in batches of the same size. URL is
+//! One thread submits `N` jobs a call as long as that many are not under way, one takes leases and gives outcomes of as many
+//! as are there, and the inbox tells of the ends: a web process's seat without a web process around it. URL is
 //! as in `runtime.platform.redis.url`. Prints one JSON object.
 #![forbid(unsafe_code)]
 
@@ -18,9 +18,9 @@ use cofferdam::config::secret::Secret;
 use cofferdam::config::{Redis, Retain};
 use cofferdam::entropy::Entropy;
 use cofferdam::handler::HandlerSpec;
-use cofferdam::job::{Effects, InstanceId, JobId, Payload, Trace, Verdict, Version};
-use cofferdam::ports::{Commit, Consumer, NewJob, Producer, Replies, Rules};
-use cofferdam::redis_backend::{RedisBroker, Settings, envelope_secret};
+use cofferdam::job::{Effects, InstanceId, JobId, Outcome, Payload, Trace, Version};
+use cofferdam::ports::{Commit, Consumer, NewJob, Producer, Replies, Requests, Rules};
+use cofferdam::redis_backend::{Link, RedisBroker, Settings};
 use serde_json::json;
 
 const PAYLOAD_BYTES: usize = 120;
@@ -36,11 +36,14 @@ fn main() -> Result<(), String> {
     if !(1..=4_096).contains(&callers) || !(0.1..=60.0).contains(&seconds) {
         return Err("1 to 4096 callers, 0.1 to 60 seconds".into());
     }
+    let link = Link::new(&server(url.clone())).map_err(|error| error.to_string())?;
     let broker = broker(url)?;
+    let seat = broker.sit().map_err(|error| error.to_string())?;
     let before = calls(&broker)?;
     let (finished, times) = run(&broker, callers, Duration::from_secs_f64(seconds))?;
     let commands = calls(&broker)? - before;
-    broker.remove_all().map_err(|error| error.to_string())?;
+    drop(seat);
+    link.remove_all(PREFIX).map_err(|error| error.to_string())?;
     let mut micros: Vec<u128> = times.iter().map(Duration::as_micros).collect();
     micros.sort_unstable();
     let at = |percent: usize| micros.get(micros.len() * percent / 100).copied();
@@ -66,25 +69,32 @@ fn broker(url: String) -> Result<RedisBroker, String> {
         context_ttl: seconds(3_600),
         lane_state_max: 64 << 20,
         max_payload: 1 << 20,
+        grace: seconds(5),
     };
-    let redis = Redis {
+    let spec = |name: &str| HandlerSpec { name: name.into(), group: 0, options: HandlerOptions::default() };
+    let settings = Settings {
+        redis: server(url),
+        prefix: PREFIX.into(),
+        rules,
+        handlers: vec![spec("echo"), spec("sleep")],
+        groups: vec!["execution".into()],
+        clock: Clock::system(),
+        workers: vec![4_096],
+    };
+    RedisBroker::new(settings, &[&Secret::generate()?.envelope()?])
+}
+
+const PREFIX: &str = "{limit}:";
+
+fn server(url: String) -> Redis {
+    Redis {
         url,
         username: None,
         password_file: None,
         key_prefix: "limit".into(),
         connect_timeout_ms: 2_000,
         response_timeout_ms: 5_000,
-    };
-    let spec = |name: &str| HandlerSpec { name: name.into(), group: 0, options: HandlerOptions::default() };
-    let settings = Settings {
-        redis,
-        prefix: "{limit}:".into(),
-        rules,
-        handlers: vec![spec("echo"), spec("sleep")],
-        groups: vec!["execution".into()],
-        clock: Clock::system(),
-    };
-    RedisBroker::new(settings, &envelope_secret(&Secret::generate()?)?)
+    }
 }
 
 /// Commands that the server has run, those inside scripts too.
@@ -109,7 +119,7 @@ fn run(broker: &RedisBroker, callers: usize, time: Duration) -> Result<(usize, V
     let mut free = callers;
     while Instant::now() < ends_at {
         me.answer();
-        let rang = inbox.take(usize::MAX).map_err(failed)?.rang;
+        let rang = inbox.take(usize::MAX).ended;
         let mut under_way = under_way.lock().map_err(|_| "a thread has panicked")?;
         for doorbell in rang {
             if let Some(since) = under_way.remove(&doorbell.job) {
@@ -136,16 +146,17 @@ fn run(broker: &RedisBroker, callers: usize, time: Duration) -> Result<(usize, V
 fn execute(broker: &RedisBroker, room: usize, stop: &AtomicBool) -> Result<(), String> {
     let failed = |error: cofferdam::ports::BackendError| error.to_string();
     let bell = Bell::for_this_thread();
-    let mut consumer = broker.consumer(0, room, bell.clone()).map_err(failed)?;
+    let mut consumer = broker.consumer(0, bell.clone());
     let mut commits = Vec::new();
     while !stop.load(Ordering::SeqCst) {
         bell.answer();
-        let step = consumer.step(std::mem::take(&mut commits), room).map_err(failed)?;
+        let said = Requests { commits: std::mem::take(&mut commits), releases: Vec::new() };
+        let step = consumer.step(said, room).map_err(failed)?;
         for lease in step.leases {
             let job = &lease.jobs[0];
-            let verdict = Verdict::Succeeded(job.payload.clone(), Effects::default());
-            let (lease, id, delivery) = (lease.lease, job.spec.id, job.delivery);
-            commits.push(Commit { lease, job: id, delivery, builds_on: Version::default(), verdict });
+            let outcome = Outcome::Succeeded(job.payload.clone(), Effects::default());
+            let (lease, id, delivery) = (lease.id, job.spec.id, job.delivery);
+            commits.push(Commit { lease, job: id, delivery, builds_on: Version::default(), outcome });
         }
         if commits.is_empty() && bell.asleep() {
             std::thread::park_timeout(Duration::from_millis(100));

@@ -3,7 +3,7 @@
 //! Keys: `i:ID` for each canonical id; `d:CUSTOMER:DAY` holds attempts and accepted cents; `w:CUSTOMER:MONDAY`
 //! accepted cents; `p:DAY` that a prime id was accepted. Numbers are big-endian u64.
 
-use cofferdam::LaneState;
+use cofferdam::StagedMap;
 
 use crate::line::Load;
 
@@ -22,7 +22,7 @@ const WEEK_CENTS: u64 = 2_000_000;
 const PRIME_CENTS: u64 = 999_900;
 
 /// Decides one load and stages what it changes.
-pub fn accepts(state: &mut LaneState, load: &Load, rules: Rules) -> bool {
+pub fn accepts(state: &mut StagedMap, load: &Load, rules: Rules) -> bool {
     let id_key = format!("i:{}", load.id);
     if state.get(&id_key).is_some() {
         return false;
@@ -31,7 +31,7 @@ pub fn accepts(state: &mut LaneState, load: &Load, rules: Rules) -> bool {
     let weekday = (load.day + 3).rem_euclid(7);
     let day_key = format!("d:{}:{}", load.customer, load.day);
     let [attempts, day_cents] = state.get(&day_key).map_or([0, 0], numbers);
-    let set_day = |state: &mut LaneState, cents| state.set(&day_key, bytes([attempts + 1, cents]));
+    let set_day = |state: &mut StagedMap, cents| state.set(&day_key, bytes([attempts + 1, cents]));
     set_day(state, day_cents);
     if attempts >= ATTEMPTS_A_DAY {
         return false;

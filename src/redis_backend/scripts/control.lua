@@ -1,8 +1,8 @@
--- Steering and looking.
+-- Commands about jobs and handlers, and looks at them.
 --
 -- "do"     "cancel" {id, r: index of the signed outcome} | "retry" {id, call: this call's name} | "pause" {h, on} |
 --          "records" {ids, in: an instance that hears of their ends, or absent} | "list" {h, s, ow, most} | "stats" |
---          "listen" {in, ttl: ms}: opens an inbox or keeps it open; "new" if it was not there | "unsubscribe" {in}
+--          "leave" {node, ins: its inboxes}: a process that ends gives its leases back
 -- "ow"     sees this owner's jobs only; absent: all
 -- Answers  records {id, env, s, d, st, fi, r, x, waiting: {why, what}}; "absent" where there is none; a list's ids; a status for a
 --          job that cannot be retried; figures as a flat list
@@ -18,8 +18,10 @@ local function waiting(id, h, l, nb, d)
   local head = l ~= '' and call('LINDEX', P .. 'q:' .. l, 0)
   if head and head ~= id then return {'lane', head} end
   if nb > now then return {d > 0 and 'backoff' or 'delay', int(nb)} end
+  local executor = conf(h).g and ' ' .. int(conf(h).g) .. ':'
   for _, node in ipairs(call('ZRANGE', P .. 'nodes', 0, -1)) do
-    if tonumber(call('HGET', P .. 'node:' .. node, 'g') or '-1') == conf(h).g then return {'workers', ''} end
+    local executors = ' ' .. (call('HGET', P .. 'node:' .. node, 'ex') or '')
+    if executor and string.find(executors, executor, 1, true) then return {'workers', ''} end
   end
   return {'executor', ''}
 end
@@ -80,11 +82,14 @@ end
 
 local function pause(h, on)
   if not on then
-    call('SREM', P .. 'paused', h)
+    if is_paused(h) then
+      local from, to = string.find(known.paused, ' ' .. h .. ' ', 1, true)
+      sets.paused = string.sub(known.paused, 1, from - 1) .. string.sub(known.paused, to + 1)
+    end
     ring(H[h].g)
     return
   end
-  call('SADD', P .. 'paused', h)
+  if not is_paused(h) then sets.paused = (known.paused == '0' and '' or known.paused) .. ' ' .. h .. ' ' end
   -- Of each run only the running job goes on.
   for _, member in ipairs(call('ZRANGE', P .. 'leases', 0, -1)) do
     local n = string.match(member, '^(%S+) %S+ %S+ $')
@@ -137,34 +142,24 @@ elseif what == 'list' then
   end
   return out
 elseif what == 'stats' then
-  local ready, nodes, held = {}, {}, {}
-  for _, member in ipairs(call('ZRANGE', P .. 'leases', 0, -1)) do
-    local consumer = string.match(member, '^%S+ (%S+) ')
-    if consumer then held[consumer] = (held[consumer] or 0) + 1 end
-  end
+  local ready, nodes = {}, {}
   for h in pairs(H) do
     local first = call('ZRANGE', P .. 'ready:' .. h, 0, 0, 'WITHSCORES')[2]
     ready[#ready + 1] = h
     ready[#ready + 1] = first and int(math.max(0, now - tonumber(first))) or '0'
   end
   for _, node in ipairs(call('ZRANGE', P .. 'nodes', int(now), '+inf', 'BYSCORE')) do
-    local facts = call('HGETALL', P .. 'node:' .. node)
-    facts[#facts + 1], facts[#facts + 2] = 'held', int(held[node] or 0)
-    nodes[#nodes + 1] = facts
+    local facts = call('HMGET', P .. 'node:' .. node, 'host', 'pid', 'waiters', 'ex')
+    nodes[#nodes + 1] = {node, facts[1] or '', facts[2] or '', facts[3] or '', facts[4] or ''}
   end
-  return {call('HGETALL', P .. 'count'), ready, call('SMEMBERS', P .. 'paused'), nodes,
-    call('ZCARD', P .. 'all'), call('ZCARD', P .. 'leases')}
-elseif what == 'listen' then
-  -- A stream that is there, empty: doorbells are published to those alone. A listener that is gone lets it expire.
-  local inbox, answer = P .. 'inbox:' .. A['in'], 'ok'
-  if call('EXISTS', inbox) == 0 then
-    call('XADD', inbox, '*', 'j', '')
-    call('XTRIM', inbox, 'MAXLEN', 0)
-    answer = 'new'
+  return {call('HGETALL', P .. 'count'), ready, nodes, call('ZCARD', P .. 'all'), call('ZCARD', P .. 'leases')}
+elseif what == 'leave' then
+  local mine = {}
+  for _, member in ipairs(call('ZRANGE', P .. 'leases', 0, -1)) do
+    if string.find(member, ' ' .. A.node .. '.', 1, true) then mine[#mine + 1] = member end
   end
-  call('PEXPIRE', inbox, A.ttl)
-  return answer
-elseif what == 'unsubscribe' then
-  call('DEL', P .. 'inbox:' .. A['in'])
-  return 'ok'
+  each_lease(mine, end_lease)
+  forget_node(A.node)
+  for _, instance in ipairs(A.ins) do call('DEL', P .. 'inbox:' .. instance) end
+  return done('ok')
 end

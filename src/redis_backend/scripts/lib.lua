@@ -4,40 +4,42 @@
 -- ARGV[1]  JSON: what the script itself wants, and "now" us in place of the server's time (tests)
 -- ARGV[2…] bytes that are not text, named from ARGV[1] by their index
 -- H        the handlers by name: {g: group, d: max deliveries, o: ordered, p: parks, c: concurrency}
--- R        the rules (see rules.rs)
+-- R        the rules (see broker.rs)
 --
 -- Keys, after the prefix:
---   job:ID      hash   env(elope), pl (payload, until it has succeeded), x (signature of "executor lost"), h, l(ane; '' for an unordered job, which is a lane of
---                      its own), s(tatus), d(eliveries), f(ence), nb, st(arted), fi(nished), r(esult), ls (its lease or ''),
---                      ct + cd (last commit's token and delivery), pb (payload bytes), ow(ner), in(stances: 16 characters each,
+--   job:ID      hash   env(elope), pl (payload, empty once it has succeeded), x (signature of "executor lost"), h, l(ane; '' for an unordered job, which is
+--                      a lane of its own), s(tatus), d(eliveries), f(ence), nb, st(arted), fi(nished), r(esult), ls (its lease or ''),
+--                      ct + cd (last commit's lease and delivery), pb (payload bytes), ow(ner), in(stances: 16 characters each,
 --                      a space between), aw(aited),
 --                      ik + fp (idempotency), tr(ace), kc + km (class and member as a kept record), kb (its bytes, where
 --                      they count), rc (the call that retried it);
---                      of an unordered job also rs + rm as of a lane, and of its lease lt, lc, lx (token, consumer, end)
+--                      of an unordered job also rs + rm as of a lane, and of its lease lc, lx (consumer, end)
 --   q:LANE      list   an ordered lane's jobs in submission order
 --   lane:LANE   hash   of an ordered lane: h, ls (live lease or ''), v(ersion), mk (who knows the state), pk (parked),
 --                      ca(utious), rs + rm (place in the ready set: score and member)
 --   ready:H     zset   lanes that can be claimed from that time on, us; member = number, ":", lane
---   lease:N     hash   of an ordered lane: t(oken), c(onsumer), l(ane), h, run (its jobs' ids, 32 characters each), x (end)
+--   lease:N     hash   of an ordered lane: c(onsumer), l(ane), h, run (its jobs' ids, 32 characters each), x (end)
 --   leases      zset   "N consumer handler job" -> end; the job's id only of an unordered one
---   node:ID     hash   of a process: g(roup, of an executor), room (1 or 0), seen, swept (when), call + claims (its last step
---                      that claimed, and what), rv (something is revoked), rc (see "broken"), and what it tells of itself;
---                      nodes zset -> end, unless renewed; revoked:ID list for an executor
+--   node:ID     hash   of a web process: host, pid, waiters, ex (its executors: "group:leases", a space between), call + claims
+--                      (its last turn that claimed, and what), rv (something is revoked); nodes zset -> end, unless renewed;
+--                      a consumer is NODE, ".", number of the executor; revoked:ID list of "number lease job"
+--   idle:G      set    nodes with room for leases of this group
 --   m:MAP       hash   entries; mx zset MAP -> end; mb hash MAP -> bytes
 --   idem:…      string job of an idempotency key
 --   kept:0, 1   zset   finished records (number of the end, ":", job, and ":", idempotency scope) -> end of their time
 --   quarantine:ID      a job that nobody of the deployment signed, for a week
 --   all         zset   records -> number of submission
---   count       hash   figures; paused set; fence: the last number; ticked: when that was done
---   inbox:I     stream doorbells, several an entry; bell:G stream, wakes executors of a group
+--   count       hash   figures; fence: the last number; paused: names, each with a space at both ends; swept, ticked: when
+--   inbox:I     stream ends of jobs for an instance, several an entry; wake:G stream, wakes other processes for a group
+--   key                made from the prefix and the secret: whoever has another secret sees it
 --
 -- Every script checks all its conditions first and writes afterwards; "done" is its last word. Figures, members of sorted
--- sets and doorbells are written once a script, by "flush": a call costs as much as the command that it brings.
+-- sets, ends and new unordered jobs are written once a script, by "flush": a call costs as much as the command that it brings.
 
 local P = KEYS[1]
 local A = cjson.decode(ARGV[1])
 local call = redis.call
-local clock = call('TIME')
+local clock = A.now or call('TIME')
 local now = A.now or clock[1] * 1000000 + clock[2]
 local notices = {}
 
@@ -58,36 +60,64 @@ local NOBODY = {d = 1, o = false, p = false, c = 0}
 local function conf(h) return H[h] or NOBODY end
 local function given(field) return field and field ~= '' end
 
-local counts, adds, removes, bells = {}, {}, {}, {}
+-- Figures as they are: those that decide something, for all scripts.
+local known, sets, counts = {}, {}, {}
+local function look_up(names)
+  local values = call('HMGET', P .. 'count', unpack(names))
+  for i, name in ipairs(names) do known[name] = values[i] or '0' end
+end
+do
+  local names = {'fence', 'queued', 'bytes', 'paused', 'swept', 'ticked'}
+  for h in pairs(H) do names[#names + 1] = 'queued:' .. h end
+  look_up(names)
+end
 local function count(field, by) counts[field] = (counts[field] or 0) + by end
-local function zadd(key, score, member)
+local function figure(field) return num(known[field]) + (counts[field] or 0) end
+local function write_figures()
+  local unknown, list = {}, {}
+  for field in pairs(counts) do
+    if not known[field] then unknown[#unknown + 1] = field end
+  end
+  if #unknown > 0 then look_up(unknown) end
+  for field, by in pairs(counts) do
+    if by ~= 0 then sets[field] = int(math.max(0, num(known[field]) + by)) end
+  end
+  for field, value in pairs(sets) do list[#list + 1], list[#list + 2] = field, value end
+  if #list > 0 then call('HSET', P .. 'count', unpack(list)) end
+end
+
+local adds, new, removes, streams, jobs, has_added = {}, {}, {}, {}, {}, {}
+-- "is_new": such a member is nowhere in that set.
+local function zadd(key, score, member, is_new)
   adds[key] = adds[key] or {}
   adds[key][member] = int(score)
+  if is_new then new[key .. member] = true end
 end
 local function zrem(key, member)
   if adds[key] then adds[key][member] = nil end
+  if new[key .. member] then return end
   local list = removes[key] or {}
   removes[key], list[#list + 1] = list, member
 end
+-- Sets fields of a job; those of one that this call has accepted are written with it.
+local function set_job(id, ...)
+  local fields = jobs[id]
+  if not fields then return call('HSET', job_key(id), ...) end
+  for _, field in ipairs({...}) do fields[#fields + 1] = field end
+end
 local function flush()
+  for id, fields in pairs(jobs) do call('HSET', job_key(id), unpack(fields)) end
   for key, list in pairs(removes) do call('ZREM', P .. key, unpack(list)) end
   for key, scores in pairs(adds) do
     local list = {}
     for member, score in pairs(scores) do list[#list + 1], list[#list + 2] = score, member end
     if #list > 0 then call('ZADD', P .. key, unpack(list)) end
+    has_added[key] = true
   end
-  for inbox, entries in pairs(bells) do
-    for _, entry in ipairs(entries) do call('XADD', inbox, 'MAXLEN', '~', R.doorbells, '*', unpack(entry)) end
+  for inbox, entries in pairs(streams) do
+    for _, entry in ipairs(entries) do call('XADD', inbox, 'MAXLEN', '~', R.entries, '*', unpack(entry)) end
   end
-  adds, removes, bells = {}, {}, {}
-end
-
--- "rc" connections of this process broke since it last said so. True if they are counted now, which is once, however often
--- the call is repeated: "last" is the last call that they were counted in.
-local function broken(last)
-  if A.rc == 0 or last == A.call then return false end
-  count('reconnects', A.rc)
-  return true
+  adds, new, removes, streams, jobs = {}, {}, {}, {}, {}
 end
 
 -- What others should know: an event of a job, its cause, its trace.
@@ -113,22 +143,14 @@ local function of(h)
   return names
 end
 
--- A group's executors look again; once a script.
-local rung = {}
-local function ring(group)
-  if not group or rung[group] then return end
-  rung[group] = true
-  call('XADD', P .. 'bell:' .. int(group), 'MAXLEN', '~', 64, '*', 'w', '1')
-end
+-- There is work for a group, which nobody of this call takes; or its executors are told something. Other processes look.
+local rung, urgent = {}, {}
+local function ring(group) if group then rung[group] = true end end
+-- The soonest of what is ready by time alone, us from now.
+local soonest
+local function is_due_in(micros) soonest = math.min(soonest or micros, micros) end
 
-local paused
-local function is_paused(h)
-  if not paused then
-    paused = {}
-    for _, name in ipairs(call('SMEMBERS', P .. 'paused')) do paused[name] = true end
-  end
-  return paused[h]
-end
+local function is_paused(h) return string.find(known.paused, ' ' .. h .. ' ', 1, true) end
 
 -- Maps with a time to live. Past its time a map is absent at once; who meets it frees it.
 local function map_free(name)
@@ -177,12 +199,13 @@ local function state_map(lane) return 'state:' .. lane end
 -- with 16 digits, their order is that of their texts too.
 local number
 local function next_number()
-  number = math.max(number or num(call('GET', P .. 'fence')), now - 1) + 1
+  number = math.max(number or num(known.fence), now - 1) + 1
+  sets.fence = int(number)
   return number
 end
 
 -- A job's books as a table.
-local FIELDS = {'h', 'l', 's', 'd', 'st', 'pb', 'in', 'nb', 'aw', 'tr', 'x', 'ls', 'f', 'rm', 'ct', 'cd', 'ik', 'lt', 'lc', 'lx'}
+local FIELDS = {'h', 'l', 's', 'd', 'st', 'pb', 'in', 'nb', 'aw', 'tr', 'x', 'ls', 'f', 'rm', 'ct', 'cd', 'ik', 'lc', 'lx'}
 local NUMBERS = {'d', 'st', 'pb', 'nb', 'lx'}
 local function read_job(id)
   local values, job = call('HMGET', job_key(id), unpack(FIELDS)), {}
@@ -195,8 +218,8 @@ end
 -- Enters a lane into its handler's ready set; "head" is its first job's not-before. The fields that its books take.
 local function enter_ready(h, lane, head)
   local score, member = math.max(head, now), digits(next_number()) .. ':' .. lane
-  zadd('ready:' .. h, score, member)
-  if not is_paused(h) then ring(conf(h).g) end
+  zadd('ready:' .. h, score, member, true)
+  if score > now then is_due_in(score - now) elseif not is_paused(h) then ring(conf(h).g) end
   return int(score), member
 end
 
@@ -239,19 +262,24 @@ local function enqueue(id, h, l, bytes)
 end
 
 -- job: {id, h, lane: '' if unordered, ow, in, aw, tr, nb: us from now, env, pl, x: indices, pb, ik, fp}
+local accepted = {}
 local function accept(job)
-  local nb, key, score, member = now + job.nb, job_key(job.id), '', ''
+  local nb, score, member = now + job.nb, '', ''
+  accepted[job.id], jobs[job.id] = job, {}
   if job.lane == '' then score, member = enter_ready(job.h, job.id, nb) end
-  call('HSET', key, 'env', ARGV[job.env], 'pl', ARGV[job.pl], 'x', ARGV[job.x], 'h', job.h, 'l', job.lane, 's', 'queued', 'd', '0',
+  set_job(job.id, 'env', ARGV[job.env], 'pl', ARGV[job.pl], 'x', ARGV[job.x], 'h', job.h, 'l', job.lane, 's', 'queued', 'd', '0',
     'nb', int(nb), 'pb', int(job.pb), 'ow', job.ow, 'in', job['in'], 'aw', job.aw, 'tr', job.tr, 'ls', '', 'rs', score, 'rm', member)
   if job.ik then
-    call('HSET', key, 'ik', job.ik, 'fp', job.fp)
+    set_job(job.id, 'ik', job.ik, 'fp', job.fp)
     call('SET', P .. 'idem:' .. job.ik, job.id)
   end
   zadd('all', next_number(), job.id)
   count(of(job.h).submitted, 1)
   enqueue(job.id, job.h, job.lane, job.pb)
-  if job.lane ~= '' then make_ready(job.lane) end
+  if job.lane == '' then return end
+  call('HSET', job_key(job.id), unpack(jobs[job.id]))
+  jobs[job.id] = nil
+  make_ready(job.lane)
 end
 
 -- The fields of a job whose delivery starts, for its hash.
@@ -308,8 +336,8 @@ local function drop_expired(most)
   end
 end
 local function drop_too_many(most)
-  local kept, bytes = unpack(call('HMGET', P .. 'count', 'keptn', 'keptb'))
-  kept, bytes = num(kept) + (counts.keptn or 0), num(bytes) + (counts.keptb or 0)
+  if not known.keptn or not known.keptb then look_up({'keptn', 'keptb'}) end
+  local kept, bytes = figure('keptn'), figure('keptb')
   for _ = 1, most do
     if kept <= 1 or (kept <= R.keepn and bytes <= R.keepb) then return end
     local oldest, of
@@ -346,8 +374,10 @@ local function watch(id, instances, instance)
   end
 end
 
--- Doorbells go to instances that listen. A result too large for a stream is read from the record.
-local inboxes = {}
+-- Instances that listen elsewhere are told by a stream, in which a result that is too large stands as its record; the
+-- caller's own process by the answer: {instance, job, status, index of the outcome in ARGV or 0, outcome}.
+local inboxes, ends, here = {}, {}, {}
+for _, instance in ipairs(A.here or {}) do here[instance] = true end
 local function inbox_of(instance)
   local inbox = inboxes[instance]
   if inbox == nil then
@@ -357,11 +387,11 @@ local function inbox_of(instance)
   end
   return inbox
 end
-local function ring_inbox(inbox, id, status, result)
-  local entries = bells[inbox] or {{}}
-  bells[inbox] = entries
+local function tell_inbox(inbox, id, status, result)
+  local entries = streams[inbox] or {{}}
+  streams[inbox] = entries
   local entry = entries[#entries]
-  if #entry >= 6 * R.bells then
+  if #entry >= 6 * R.ends then
     entry = {}
     entries[#entries + 1] = entry
   end
@@ -369,17 +399,23 @@ local function ring_inbox(inbox, id, status, result)
   entry[at + 1], entry[at + 2], entry[at + 3], entry[at + 4], entry[at + 5] = 'j', id, 's', status, 'r'
   entry[at + 6] = #result <= R.small and result or ''
 end
-local function doorbell(instances, id, status, result)
+local function tell(instances, id, status, r)
+  local result, index, bytes = r, 0, r
+  if type(r) == 'number' then result, index, bytes = ARGV[r], r, '' end
   for at = 1, #instances, 17 do
-    local inbox = inbox_of(string.sub(instances, at, at + 15))
-    if inbox then ring_inbox(inbox, id, status, result) end
+    local instance = string.sub(instances, at, at + 15)
+    if here[instance] then ends[#ends + 1] = {instance, id, status, index, bytes}
+    else
+      local inbox = inbox_of(instance)
+      if inbox then tell_inbox(inbox, id, status, result) end
+    end
   end
 end
 
--- Ends a job's life: out of its lane, into the records, the doorbell rung. The caller looks after its lease and calls
--- make_ready. "token" and "delivery" are those of the commit that ends it, or ''.
-local function finish(id, job, status, result, token, delivery)
-  local h, names, key = job.h, of(job.h), job_key(id)
+-- Ends a job's life: out of its lane, into the records, its callers told. The caller looks after its lease and calls
+-- make_ready. "r" is the signed outcome, or its index in ARGV; "n" and "delivery" are those of the commit that ends it, or ''.
+local function finish(id, job, status, r, n, delivery)
+  local h, names, result = job.h, of(job.h), type(r) == 'number' and ARGV[r] or r
   if job.s == 'running' then
     count(names.running, -1)
     observe(names.job, now - job.st)
@@ -389,14 +425,15 @@ local function finish(id, job, status, result, token, delivery)
   end
   count('bytes', -job.pb)
   count(names.finished .. status, 1)
+  local fields = {'s', status, 'fi', now_text, 'r', result, 'ls', '', 'ct', n, 'cd', delivery}
   local parks = status == 'dead' and conf(h).p and job.l ~= ''
-  if parks then call('HSET', key, 's', status, 'fi', now_text, 'r', result, 'ls', '', 'ct', token, 'cd', delivery)
-  else
-    call('HSET', key, 's', status, 'fi', now_text, 'r', result, 'ls', '', 'ct', token, 'cd', delivery, kept(id, job, status, result))
+  if not parks then
+    for _, field in ipairs({kept(id, job, status, result)}) do fields[#fields + 1] = field end
     -- Only then it is never needed again.
-    if status == 'succeeded' then call('HDEL', key, 'pl') end
+    if status == 'succeeded' then fields[#fields + 1], fields[#fields + 2] = 'pl', '' end
   end
-  doorbell(job['in'], id, status, result)
+  set_job(id, unpack(fields))
+  tell(job['in'], id, status, r)
   if parks then call('HSET', P .. 'lane:' .. job.l, 'pk', 1)
   elseif job.l ~= '' then call('LREM', P .. 'q:' .. job.l, 1, id)
   elseif given(job.rm) and job.s == 'queued' then zrem('ready:' .. h, job.rm) end
@@ -407,11 +444,11 @@ local function read_lease(n, id, job)
   if given(id) then
     job = job or read_job(id)
     if not job or job.ls ~= n then return nil end
-    return {n = n, id = id, token = job.lt, consumer = job.lc, lane = id, h = job.h, run = id, ends = job.lx, job = job}
+    return {n = n, id = id, consumer = job.lc, lane = id, h = job.h, run = id, ends = job.lx, job = job}
   end
-  local token, consumer, lane, h, run, ends = unpack(call('HMGET', P .. 'lease:' .. n, 't', 'c', 'l', 'h', 'run', 'x'))
+  local consumer, lane, h, run, ends = unpack(call('HMGET', P .. 'lease:' .. n, 'c', 'l', 'h', 'run', 'x'))
   if not lane then return nil end
-  return {n = n, id = '', token = token, consumer = consumer, lane = lane, h = h, run = run, ends = num(ends)}
+  return {n = n, id = '', consumer = consumer, lane = lane, h = h, run = run, ends = num(ends)}
 end
 -- The lease that a job is in.
 local function lease_of(id, job)
@@ -454,17 +491,17 @@ local function end_lease(lease)
 end
 
 -- A delivery that came to nothing: queued again after a backoff, or dead. "jitter" is between 0 and 1, from outside.
-local function again(id, job, cause, dead, jitter, token, delivery)
+local function again(id, job, cause, dead, jitter, n, delivery)
   if job.d >= conf(job.h).d then
     count('dead', 1)
-    finish(id, job, 'dead', dead, token, delivery)
+    finish(id, job, 'dead', dead, n, delivery)
     note('queue.dead', id, cause, job.tr)
     return
   end
   local backoff = 0
   if cause ~= 'executor_lost' then backoff = math.floor(math.min(R.rm, R.rb * 2 ^ math.min(job.d - 1, 20)) * jitter) end
   requeue(id, job.h, now + backoff, job.d)
-  call('HSET', job_key(id), 'ct', token, 'cd', delivery)
+  call('HSET', job_key(id), 'ct', n, 'cd', delivery)
   note('queue.redelivered', id, cause, job.tr)
 end
 
@@ -496,46 +533,60 @@ local function is_sound(id)
   local length = redis.pcall('HSTRLEN', job_key(id), 'env')
   return type(length) == 'number' and length > 0 and length <= R.envelope and call('HSTRLEN', job_key(id), 'pl') <= R.mp
 end
--- Puts a job aside that nobody of the deployment signed; nobody runs it, nobody waits for it. It is in no lease.
-local function quarantine(id, h, lane)
+-- Puts a job aside that nobody of the deployment signed: nobody runs it. It is in no lease. Where its record can be signed
+-- now ("env" and "r", indices), that says so in its place, and whoever waits is told.
+local function quarantine(id, h, lane, env, r)
   local key = job_key(id)
-  local values = redis.pcall('HMGET', key, 'pb', 'rm')
+  local job = redis.pcall('HMGET', key, 'pb', 'rm', 'in', 'aw')
+  if job.err then job = {} end
   count('queued', -1)
   count(of(h).queued, -1)
-  count('bytes', -num(values[1]))
+  count('bytes', -num(job[1]))
   count('forged', 1)
   note('queue.forged', id, 'forged')
   if not is_free(lane) then call('LREM', P .. 'q:' .. lane, 1, id)
-  elseif given(values[2]) then zrem('ready:' .. h, values[2]) end
-  zrem('all', id)
+  elseif given(job[2]) then zrem('ready:' .. h, job[2]) end
   if call('EXISTS', key) == 1 then
     call('RENAME', key, P .. 'quarantine:' .. id)
     call('PEXPIRE', P .. 'quarantine:' .. id, R.quarantine)
   end
+  if not env then return zrem('all', id) end
+  local record = {aw = job[4] or '', pb = 0}
+  call('HSET', key, 'env', ARGV[env], 'pl', '', 'h', h, 'l', '', 's', 'dead', 'd', '0', 'nb', now_text, 'pb', '0', 'ow', '', 'in', '',
+    'aw', record.aw, 'tr', '', 'fi', now_text, 'r', ARGV[r], 'ls', '', kept(id, record, 'dead', ARGV[r]))
+  count(of(h).finished .. 'dead', 1)
+  tell(job[3] or '', id, 'dead', r)
 end
 
--- Tells a lease's consumer to stop or leave out a job.
+-- Tells a lease's executor to stop or leave out a job.
 local function revoke(lease, id)
-  local node = P .. 'node:' .. lease.consumer
-  call('RPUSH', P .. 'revoked:' .. lease.consumer, lease.n .. ' ' .. id)
-  local group = call('HGET', node, 'g')
-  if group then
-    call('HSET', node, 'rv', 1)
-    ring(tonumber(group))
-  end
+  local node, number = string.match(lease.consumer or '', '^(%x+)%.(%d+)$')
+  if not node then return end
+  call('RPUSH', P .. 'revoked:' .. node, number .. ' ' .. lease.n .. ' ' .. id)
+  call('HSET', P .. 'node:' .. node, 'rv', 1)
+  ring(conf(lease.h).g)
+  urgent[conf(lease.h).g or ''] = true
 end
 
--- Leases that ran out, records whose time is up, maps that nobody met again. Bounded, so that no call is long.
+-- A process is gone.
+local function forget_node(id)
+  call('DEL', P .. 'node:' .. id, P .. 'revoked:' .. id)
+  call('ZREM', P .. 'nodes', id)
+  for g = 0, R.groups - 1 do call('SREM', P .. 'idle:' .. int(g), id) end
+end
+
+-- Leases that ran out, records whose time is up, maps that nobody met again. Bounded, so that no call is long. Executors
+-- are told: those of this process by its answer.
+local ran_out = {}
 local function sweep()
   flush()
   each_lease(call('ZRANGE', P .. 'leases', '-inf', int(now), 'BYSCORE', 'LIMIT', 0, 64), function(lease)
     count('expired', 1)
+    if A.node and string.find(lease.consumer, A.node .. '.', 1, true) == 1 then ran_out[#ran_out + 1] = lease.n
+    else for id in each(lease.run) do revoke(lease, id) end end
     lose_lease(lease)
   end)
-  for _, id in ipairs(call('ZRANGE', P .. 'nodes', '-inf', int(now), 'BYSCORE', 'LIMIT', 0, 16)) do
-    call('DEL', P .. 'node:' .. id, P .. 'revoked:' .. id)
-    call('ZREM', P .. 'nodes', id)
-  end
+  for _, id in ipairs(call('ZRANGE', P .. 'nodes', '-inf', int(now), 'BYSCORE', 'LIMIT', 0, 16)) do forget_node(id) end
   for _, name in ipairs(call('ZRANGE', P .. 'mx', '-inf', int(now), 'BYSCORE', 'LIMIT', 0, 64)) do map_free(name) end
   drop_expired(512)
 end
@@ -548,12 +599,15 @@ local function is_due()
   return false
 end
 
-local function done(answer)
+-- "takes_all": groups of which this call has taken all that is ready.
+local function done(answer, takes_all)
   flush()
   if has_kept and R.limited then drop_too_many(64) end
-  if number then call('SET', P .. 'fence', int(number)) end
-  for field, by in pairs(counts) do
-    if by ~= 0 then call('HINCRBY', P .. 'count', field, int(by)) end
+  for group in pairs(rung) do
+    if urgent[group] or not (takes_all and takes_all[group]) and call('SCARD', P .. 'idle:' .. int(group)) > (A.idle and A.idle[int(group)] or 0) then
+      call('XADD', P .. 'wake:' .. int(group), 'MAXLEN', '~', 64, '*', 'w', '1')
+    end
   end
+  write_figures()
   return answer
 end

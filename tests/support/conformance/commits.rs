@@ -3,58 +3,50 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cofferdam::job::{Effects, Entries, JobStatus, Payload, Verdict, Version};
-use cofferdam::ports::{Commit, CommitResult, Lease, NewJob, ReleaseReason, StateAt, Viewer};
+use cofferdam::job::{Effects, Entries, JobStatus, Outcome, Payload, Version};
+use cofferdam::ports::{Commit, Lease, LeaseId, NewJob, StateAt, Viewer};
 use cofferdam::problem::Code;
 
 use super::{
-    Bench, Executor, Make, commit_of, entries, failed, follow_up, ids, retry, set, state, succeeded,
-    succeeded_with, unset, version_of,
+    Bench, CommitResult, Executor, Make, commit_of, entries, failed, follow_up, ids, retry, set, state,
+    succeeded, succeeded_with, unset, version_of,
 };
 
 const FENCED: CommitResult = CommitResult::Fenced;
 const COMMITTED: CommitResult = CommitResult::Committed;
 
-pub fn a_commit_holds_and_a_repeated_one_is_already_committed(make: Make) {
+pub fn a_commit_holds_and_a_repeated_one_is_fenced(make: Make) {
     let bench = Bench::new(make);
     for (handler, jobs) in [("free", 1), ("serial", 1), ("serial", 2)] {
-        bench.submit_many(handler, jobs);
+        let jobs = bench.submit_many(handler, jobs);
         let mut executor = bench.executor();
         let lease = executor.lease();
         let commit = commit_of(&lease, 0, version_of(&lease), state_if_ordered(&lease));
         assert_eq!(executor.commit(commit.clone()), COMMITTED);
-        if !bench.backend.shows_tokens() {
-            continue; // A connection that stands for the token never repeats a call.
-        }
         let before = bench.record(commit.job);
-        assert_eq!(executor.commit(commit.clone()), CommitResult::AlreadyCommitted);
+        assert_eq!(executor.commit(commit.clone()), FENCED);
         assert_eq!(bench.record(commit.job), before);
-        if jobs == 2 {
-            // The repeated call did not disturb the run.
-            let builds_on = Version(lease.jobs[0].fence);
-            assert_eq!(executor.commit(commit_of(&lease, 1, builds_on, succeeded())), COMMITTED);
-            assert_eq!(executor.commit(commit), CommitResult::AlreadyCommitted);
-        }
+        // It is out of order, which ended the run; the rest of it comes again.
+        assert_eq!(executor.finish_everything(), jobs[1..]);
+        assert_eq!(executor.commit(commit), FENCED);
     }
-    let duplicate = if bench.backend.shows_tokens() { 4 } else { 0 };
-    assert_eq!(bench.backend.producer().stats().unwrap().duplicate, duplicate);
 }
 
-fn state_if_ordered(lease: &Lease) -> Verdict {
+fn state_if_ordered(lease: &Lease) -> Outcome {
     if lease.state == StateAt::Stateless { succeeded() } else { state(vec![set("k", "v")]) }
 }
 
-pub fn a_retry_that_is_committed_again_is_already_committed(make: Make) {
+pub fn a_retry_that_is_committed_again_is_fenced(make: Make) {
     let bench = Bench::new(make);
     let job = bench.submit_to("serial");
     let mut executor = bench.executor();
     let lease = executor.lease();
     assert_eq!(executor.say(&lease, 0, retry()), COMMITTED);
-    assert_eq!(executor.say(&lease, 0, retry()), bench.repeated());
+    assert_eq!(executor.say(&lease, 0, retry()), FENCED);
     assert_eq!(bench.record(job).deliveries, 1);
     bench.pass(Duration::from_secs(60));
     let again = executor.lease();
-    assert_eq!(executor.say(&lease, 0, retry()), bench.repeated());
+    assert_eq!(executor.say(&lease, 0, retry()), FENCED);
     executor.finish(&again);
 }
 
@@ -76,30 +68,22 @@ pub fn commits_of_one_call_are_judged_one_by_one(make: Make) {
     assert_eq!(executor.lease_ids(), [run.jobs[2].spec.id]);
 }
 
-pub fn a_wrong_token_is_fenced_and_changes_nothing(make: Make) {
+pub fn an_unknown_lease_is_fenced_and_changes_nothing(make: Make) {
     let bench = Bench::new(make);
-    if !bench.backend.shows_tokens() {
-        eprintln!("skipped: this backend's leases carry no token, their connection stands for it");
-        return;
-    }
     for handler in ["free", "serial"] {
         let job = bench.submit_to(handler);
         let mut executor = bench.executor();
         let lease = executor.lease();
-        for flipped in [0, 7, 15] {
-            let mut wrong = commit_of(&lease, 0, version_of(&lease), succeeded());
-            wrong.lease.token[flipped] ^= 1;
-            assert_eq!(executor.commit(wrong.clone()), FENCED);
+        let LeaseId(id) = lease.id;
+        for unknown in [id + 1, id ^ (1 << 32), u64::MAX, 0] {
+            let mut wrong = lease.clone();
+            wrong.id = LeaseId(unknown);
+            assert_eq!(executor.succeed(&wrong), [FENCED]);
             assert_eq!(bench.status(job), JobStatus::Running, "a guess ends no lease");
-            let mut lease = lease.clone();
-            lease.lease = wrong.lease;
-            executor.release(&lease, ReleaseReason::Draining);
-            assert_eq!(bench.status(job), JobStatus::Running, "nor does a release with it");
+            executor.release(&wrong);
+            assert_eq!(bench.status(job), JobStatus::Running, "nor does a release of it");
         }
         executor.finish(&lease);
-        let mut wrong = commit_of(&lease, 0, version_of(&lease), succeeded());
-        wrong.lease.token[0] ^= 1;
-        assert_eq!(executor.commit(wrong), FENCED, "a repeated call carries the same token");
     }
 }
 
@@ -109,7 +93,7 @@ pub fn the_lease_of_another_executor_is_fenced(make: Make) {
     let (mut owner, mut thief) = (bench.executor(), bench.executor());
     let lease = owner.lease();
     assert_eq!(thief.say(&lease, 0, succeeded()), FENCED);
-    thief.release(&lease, ReleaseReason::Draining);
+    thief.release(&lease);
     thief.claims_nothing();
     assert_eq!(bench.status(job), JobStatus::Running);
     owner.finish(&lease);
@@ -200,7 +184,7 @@ fn what_took_hold(bench: &Bench, inbox: &mut dyn cofferdam::ports::Inbox, lease:
     };
     let state = bench.state_seen_by_a_new_executor("serial").1.len();
     bench.backend.settle();
-    let rang = inbox.take(100).unwrap().rang;
+    let rang = inbox.take(100).ended;
     let rang = rang.iter().filter(|bell| bell.job == lease.jobs[0].spec.id).count();
     [state, context, follow_ups, rang]
 }
@@ -233,9 +217,9 @@ pub fn a_late_commit_takes_hold_in_no_part(make: Make) {
     let ways: [(&str, End); 6] = [
         ("cancelled", |bench, _, lease| drop(bench.cancel(lease.jobs[0].spec.id))),
         ("ran out", |bench, _, _| bench.pass(Duration::from_secs(30))),
-        ("released", |_, executor, lease| executor.release(lease, ReleaseReason::Draining)),
+        ("released", |_, executor, lease| executor.release(lease)),
         ("timed out", |_, executor, lease| {
-            assert_eq!(executor.say(lease, 0, Verdict::TimedOut), COMMITTED);
+            assert_eq!(executor.say(lease, 0, Outcome::TimedOut), COMMITTED);
         }),
         ("out of order", |_, executor, lease| {
             let wrong = Commit { delivery: 9, ..commit_of(lease, 0, version_of(lease), succeeded()) };
@@ -254,8 +238,7 @@ pub fn a_late_commit_takes_hold_in_no_part(make: Make) {
         end(&bench, &mut executor, &lease);
         let ended = bench.record(job).finished.is_some();
         let late = commit_of(&lease, 0, version_of(&lease), succeeded_with(everything()));
-        // After its own timeout the same token has spoken already; in no case does anything take hold.
-        assert_ne!(executor.commit(late), COMMITTED, "{way}");
+        assert_eq!(executor.commit(late), FENCED, "{way}");
         assert_eq!(bench.record(job).finished.is_some(), ended, "{way}");
         if !ended {
             bench.cancel(job);
@@ -339,7 +322,7 @@ pub fn a_lease_whose_state_was_forgotten_comes_again_with_the_whole_map(make: Ma
     let job = bench.submit_to("serial");
     let lease = executor.lease();
     assert_eq!(lease.state, StateAt::Known(version));
-    executor.release(&lease, ReleaseReason::NeedState);
+    executor.release(&lease);
     let again = executor.lease();
     assert_eq!(again.state, StateAt::Whole(version, entries([("k", "v")])));
     assert_eq!((ids(&again), again.jobs[0].delivery), (vec![job], 1), "uncounted");
@@ -398,7 +381,7 @@ pub fn fences_grow_with_every_delivery(make: Make) {
         bench.submit_many(handler, 5);
         for lease in executor.leases(5) {
             grows(&lease);
-            executor.release(&lease, ReleaseReason::Draining);
+            executor.release(&lease);
         }
         for lease in executor.leases(5) {
             grows(&lease);

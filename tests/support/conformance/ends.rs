@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use cofferdam::job::{JobStatus, Verdict, WaitingFor};
-use cofferdam::ports::{CommitResult, ReleaseReason, StateAt};
+use cofferdam::job::{JobStatus, Outcome, WaitingFor};
+use cofferdam::ports::StateAt;
 use cofferdam::problem::{Cause, Code};
 
 use super::{
-    Bench, Executor, Make, commit_of, crashed, entries, failed, ids, retry, set, state, succeeded, version_of,
+    Bench, CommitResult, Executor, Make, commit_of, crashed, entries, failed, ids, retry, set, state,
+    succeeded, version_of,
 };
 
 const COMMITTED: CommitResult = CommitResult::Committed;
@@ -37,20 +38,20 @@ pub fn a_lost_executors_jobs_come_again_at_once_and_only_the_started_one_counts(
 pub fn after_a_loss_runs_are_of_one_until_a_commit(make: Make) {
     let bench = Bench::new(make);
     bench.submit_many("serial", 6);
-    for verdict in [succeeded(), failed()] {
+    for outcome in [succeeded(), failed()] {
         let mut doomed = bench.executor();
         doomed.lease();
         doomed.die();
         let mut executor = bench.executor();
         let lease = executor.lease();
         assert_eq!(lease.jobs.len(), 1);
-        executor.release(&lease, ReleaseReason::Draining);
+        executor.release(&lease);
         let lease = executor.lease();
         assert_eq!(lease.jobs.len(), 1, "a release is no commit");
-        assert_eq!(executor.say(&lease, 0, verdict), COMMITTED);
+        assert_eq!(executor.say(&lease, 0, outcome), COMMITTED);
         let lease = executor.lease();
         assert!(lease.jobs.len() > 1, "runs are long again");
-        executor.release(&lease, ReleaseReason::Draining);
+        executor.release(&lease);
     }
 }
 
@@ -87,7 +88,7 @@ pub fn a_job_that_kills_its_executor_takes_no_neighbour_along(make: Make) {
 }
 
 pub fn used_up_deliveries_make_a_job_dead_with_its_cause(make: Make) {
-    for (handler, verdict, cause) in [
+    for (handler, outcome, cause) in [
         ("free", Some(retry()), Cause::RetriesExhausted),
         ("serial", Some(retry()), Cause::RetriesExhausted),
         ("free", Some(crashed()), Cause::HandlerCrashed),
@@ -105,8 +106,8 @@ pub fn used_up_deliveries_make_a_job_dead_with_its_cause(make: Make) {
             let mut executor = bench.executor();
             let lease = executor.lease();
             assert_eq!((lease.jobs[0].spec.id, lease.jobs[0].delivery), (job, delivery));
-            match &verdict {
-                Some(verdict) => assert_eq!(executor.say(&lease, 0, verdict.clone()), COMMITTED),
+            match &outcome {
+                Some(outcome) => assert_eq!(executor.say(&lease, 0, outcome.clone()), COMMITTED),
                 None => executor.die(),
             }
             bench.pass(FOR_EVER / 100);
@@ -133,8 +134,8 @@ pub fn the_backoff_is_between_nothing_and_its_doubling_capped_bound(make: Make) 
         let leases = executor.leases(jobs.len());
         assert_eq!(leases.len(), jobs.len());
         for (index, lease) in leases.iter().enumerate() {
-            let verdict = if index % 2 == 0 { retry() } else { crashed() };
-            assert_eq!(executor.say(lease, 0, verdict), COMMITTED);
+            let outcome = if index % 2 == 0 { retry() } else { crashed() };
+            assert_eq!(executor.say(lease, 0, outcome), COMMITTED);
         }
         let now = bench.now();
         let mut waits: Vec<Duration> = Vec::new();
@@ -156,11 +157,9 @@ pub fn a_released_lease_is_uncounted_and_keeps_its_order(make: Make) {
     let jobs = bench.submit_many("serial", 4);
     let free = bench.submit_to("free");
     let mut executor = bench.executor();
-    for reason in [ReleaseReason::Draining, ReleaseReason::RunEnded, ReleaseReason::NeedState] {
-        for _ in 0..4 {
-            for lease in executor.leases(2) {
-                executor.release(&lease, reason);
-            }
+    for _ in 0..12 {
+        for lease in executor.leases(2) {
+            executor.release(&lease);
         }
     }
     let leases = executor.leases(2);
@@ -169,7 +168,7 @@ pub fn a_released_lease_is_uncounted_and_keeps_its_order(make: Make) {
     assert_eq!(ids(serial), jobs);
     // In the middle of a run the committed part stays committed.
     assert_eq!(executor.say(serial, 0, succeeded()), COMMITTED);
-    executor.release(serial, ReleaseReason::Draining);
+    executor.release(serial);
     let record = bench.record(jobs[1]);
     assert_eq!((record.status, record.deliveries), (JobStatus::Queued, 0));
     assert_eq!(executor.finish_everything(), jobs[1..]);
@@ -183,12 +182,12 @@ pub fn a_release_of_a_lease_that_is_over_is_ignored(make: Make) {
     let jobs = bench.submit_many("serial", 2);
     let mut executor = bench.executor();
     let old = executor.lease();
-    executor.release(&old, ReleaseReason::Draining);
+    executor.release(&old);
     let lease = executor.lease();
-    executor.release(&old, ReleaseReason::Draining);
+    executor.release(&old);
     executor.claims_nothing();
     executor.finish(&lease);
-    executor.release(&lease, ReleaseReason::Draining);
+    executor.release(&lease);
     assert!(jobs.iter().all(|id| bench.status(*id) == JobStatus::Succeeded));
 }
 
@@ -233,7 +232,7 @@ pub fn a_timeout_ends_the_run_and_its_rest_is_uncounted(make: Make) {
     let lease = executor.lease();
     let v1 = cofferdam::job::Version(lease.jobs[0].fence);
     let first = commit_of(&lease, 0, version_of(&lease), state(vec![set("k", "1")]));
-    let second = commit_of(&lease, 1, v1, Verdict::TimedOut);
+    let second = commit_of(&lease, 1, v1, Outcome::TimedOut);
     let third = commit_of(&lease, 2, v1, succeeded());
     assert_eq!(executor.commits(vec![first, second, third]), [COMMITTED, COMMITTED, CommitResult::Fenced]);
     assert_eq!(

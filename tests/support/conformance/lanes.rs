@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use cofferdam::job::{JobStatus, Payload};
-use cofferdam::ports::{CommitResult, NewJob, StateAt};
+use cofferdam::ports::{NewJob, StateAt};
 
-use super::{Bench, Make, ids, retry, succeeded};
+use super::{Bench, CommitResult, Make, ids, retry, succeeded};
 
 const RUN: usize = 32;
 const SECOND: Duration = Duration::from_secs(1);

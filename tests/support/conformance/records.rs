@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cofferdam::job::{Effects, InstanceId, JobId, JobStatus, Payload, Verdict, WaitingFor};
-use cofferdam::ports::{CommitResult, Filter, Idempotency, NewJob, Refusal, Submitted, Viewer};
+use cofferdam::job::{Effects, InstanceId, JobId, JobStatus, Outcome, Payload, WaitingFor};
+use cofferdam::ports::{Filter, Idempotency, NewJob, Refusal, Submitted, Viewer};
 
 use super::{
-    Bench, Make, crashed, entries, failed, follow_up, ids, retry, set, state, succeeded, succeeded_with,
-    unset,
+    Bench, CommitResult, Make, crashed, entries, failed, follow_up, ids, retry, set, state, succeeded,
+    succeeded_with, unset,
 };
 
 const COMMITTED: CommitResult = CommitResult::Committed;
@@ -192,7 +192,7 @@ pub fn records_beyond_the_bytes_kept_go_oldest_first(make: Make) {
     for _ in 0..4 {
         jobs.push(bench.submit_to("free"));
         let lease = executor.lease();
-        let result = Verdict::Succeeded(Payload::octets(vec![b'x'; 30_000]), Effects::default());
+        let result = Outcome::Succeeded(Payload::octets(vec![b'x'; 30_000]), Effects::default());
         assert_eq!(executor.say(&lease, 0, result), COMMITTED);
     }
     let kept: Vec<bool> = jobs.iter().map(|id| bench.find(*id).is_some()).collect();
@@ -243,19 +243,19 @@ pub fn nothing_is_kept_for_ever(make: Make) {
                 for (index, job) in lease.jobs.iter().enumerate() {
                     let context = vec![set("k", "v")];
                     let effects = Effects { context, ..Effects::default() };
-                    let verdict = match &*job.spec.handler {
+                    let outcome = match &*job.spec.handler {
                         "parking" => crashed(),
                         "free" => succeeded_with(effects),
                         _ => succeeded(),
                     };
-                    assert_eq!(executor.say(&lease, index, verdict), COMMITTED);
+                    assert_eq!(executor.say(&lease, index, outcome), COMMITTED);
                     if &*job.spec.handler == "parking" {
                         bench.cancel(job.spec.id);
                     }
                 }
             }
             executor.finish_everything();
-            inbox.take(100).unwrap();
+            inbox.take(100);
         }
         bench.pass(1000 * SECOND);
         executor.claims_nothing();
@@ -407,8 +407,8 @@ pub fn figures_agree_with_what_happened(make: Make) {
     bench.pause("free", true);
     let mut executor = bench.executor();
     let lease = executor.lease();
-    for (index, verdict) in [succeeded(), failed(), succeeded(), retry()].into_iter().enumerate() {
-        assert_eq!(executor.say(&lease, index, verdict), COMMITTED);
+    for (index, outcome) in [succeeded(), failed(), succeeded(), retry()].into_iter().enumerate() {
+        assert_eq!(executor.say(&lease, index, outcome), COMMITTED);
     }
     bench.pass(2 * SECOND);
     let lease = executor.lease();

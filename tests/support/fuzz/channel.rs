@@ -1,41 +1,36 @@
-//! Decoders of the channel: the handshake, frames, bodies, and the two ends as state machines.
+//! Decoders of the channel: the handshake, frames, and bodies.
 //!
 //! Behind a mac random bytes reach nothing, so the inputs are fields and scripts that are sealed here, with the keys
 //! of a handshake whose every byte is known.
 
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use cofferdam::channel::Reject;
 use cofferdam::channel::frame::{Opener, Sealer};
-use cofferdam::channel::handshake::{Initiator, M1_BYTES, M2_BYTES, M3_BYTES, NonceCache, Responder, Terms};
+use cofferdam::channel::handshake::{Initiator, M1_BYTES, M2_BYTES, M3_BYTES, Nonces, Responder, Terms};
 use cofferdam::channel::keys::{GroupSecret, MAC_BYTES, MacKey};
-use cofferdam::channel::messages::{StateKind, ToBroker, ToExecutor, to_broker, to_executor};
-use cofferdam::channel::{BrokerEnd, Doorman, ExecutorEnd, Reject};
+use cofferdam::channel::messages::{ToBroker, ToExecutor, to_broker, to_executor};
 use cofferdam::clock::Timestamp;
 use cofferdam::entropy::Entropy;
-use cofferdam::job::{Change, Effects, FollowUp, JobId, JobSpec, Payload, Trace, Verdict, Version};
+use cofferdam::job::{Change, Effects, Entries, FollowUp, JobId, JobSpec, Outcome, Payload, Trace, Version};
 use cofferdam::limits::FOLLOW_UPS;
-use cofferdam::ports::{
-    BackendError, Commit, CommitAnswer, CommitResult, Consumer, Lease, LeaseRef, LeasedJob, ReleaseReason,
-    Revoked, StateAt, Step,
-};
+use cofferdam::ports::{Lease, LeaseId, LeasedJob, StateAt};
 use cofferdam::problem::{Code, JobError};
 
 use super::wire::{DataKeys, Forged, OVERHEAD, data_keys, handshake_keys, sha256};
 use super::{Script, piece, pieces, put_bytes};
 
-const NOW_MS: u64 = 100_000;
-const TTL_MS: u64 = 30_000;
+pub(super) const NOW_MS: u64 = 100_000;
+pub(super) const TTL_MS: u64 = 30_000;
 const HANDSHAKE_TTL_MS: u64 = 5_000;
 const AHEAD_MS: u64 = 1_000;
-const NONCE_E: [u8; 32] = [3; 32];
-const MAX_LEASES: u32 = 4;
-/// Of a script's frames; what comes ahead of an outcome may be as much again.
-const SCRIPT_BODY_BYTES: usize = 512;
-const PARTS_MAX: usize = 512;
-const TERMS: Terms = Terms { boot_id: [1; 16], max_frame: 65_536, max_leases: MAX_LEASES, ttl_ms: TTL_MS };
+pub(super) const NONCE_E: [u8; 32] = [3; 32];
+pub(super) const MAX_LEASES: u32 = 4;
+pub(super) const TERMS: Terms =
+    Terms { boot_id: [1; 16], max_frame: 65_536, max_leases: MAX_LEASES, ttl_ms: TTL_MS };
 
-fn secret() -> GroupSecret {
+pub(super) fn secret() -> GroupSecret {
     GroupSecret::from_bytes([7; 32])
 }
 
@@ -44,16 +39,17 @@ fn initiator() -> Initiator {
 }
 
 fn answer(m1: &[u8; M1_BYTES], terms: Terms) -> Result<(Responder, [u8; M2_BYTES]), Reject> {
-    Responder::answer(m1, &[secret()], &mut NonceCache::new(16), terms, Entropy::Seeded(1).bytes(), NOW_MS)
+    let nonces = &mut [Nonces::new(16)];
+    Responder::answer(m1, &[secret()], nonces, terms, Entropy::Seeded(1).bytes(), NOW_MS)
 }
 
 /// An honest handshake, the same in every run.
-struct Known {
+pub(super) struct Known {
     handshake: [[u8; 32]; 2],
-    m1: [u8; M1_BYTES],
-    m2: [u8; M2_BYTES],
-    m3: [u8; M3_BYTES],
-    data: DataKeys,
+    pub(super) m1: [u8; M1_BYTES],
+    pub(super) m2: [u8; M2_BYTES],
+    pub(super) m3: [u8; M3_BYTES],
+    pub(super) data: DataKeys,
 }
 
 impl Known {
@@ -65,9 +61,11 @@ impl Known {
     }
 }
 
-static KNOWN: LazyLock<Known> = LazyLock::new(|| Known::new(TERMS));
-/// With the smallest frames that an executor agrees to.
-static NARROW: LazyLock<Known> = LazyLock::new(|| Known::new(Terms { max_frame: 1_088, ..TERMS }));
+pub(super) static KNOWN: LazyLock<Known> = LazyLock::new(|| Known::new(TERMS));
+/// The smallest frames that an executor agrees to.
+pub(super) const NARROWEST: u32 = 1_088;
+pub(super) static NARROW: LazyLock<Known> =
+    LazyLock::new(|| Known::new(Terms { max_frame: NARROWEST, ..TERMS }));
 
 /// A byte says which message and whether it is sealed; what follows are its fields. Unsealed ones are refused, sealed
 /// ones are accepted if each field is as it must be, else refused for the first that is not.
@@ -94,7 +92,7 @@ pub fn handshake(bytes: &[u8]) {
             });
             let answered = answer(&m1, TERMS);
             assert_eq!(answered.as_ref().err().copied(), expected.err(), "{m1:?}");
-            let mut nonces = NonceCache::new(16);
+            let mut nonces = [Nonces::new(16)];
             let mut again = || Responder::answer(&m1, &[secret()], &mut nonces, TERMS, [4; 32], NOW_MS).err();
             if answered.is_ok() {
                 assert_eq!((again(), again()), (None, Some(Reject::ReplayedNonce)));
@@ -139,8 +137,8 @@ pub fn handshake(bytes: &[u8]) {
 
 fn preamble(message: &[u8], role: u8) -> Result<(), Reject> {
     match (&message[..4], message[4], message[5]) {
-        (b"CFD1", 1, found) if found == role => Ok(()),
-        (b"CFD1", version, _) if version != 1 => Err(Reject::BadVersion),
+        (b"CFD2", 2, found) if found == role => Ok(()),
+        (b"CFD2", version, _) if version != 2 => Err(Reject::BadVersion),
         _ => Err(Reject::Malformed),
     }
 }
@@ -155,7 +153,7 @@ pub fn handshakes() -> Vec<Vec<u8>> {
     // Unsealed seeds are of another secret: those of the known one are accepted, as they should be.
     let other = || GroupSecret::from_bytes([8; 32]);
     let initiator = Initiator::start(&other(), 0, NONCE_E, TTL_MS, NOW_MS);
-    let nonces = &mut NonceCache::new(16);
+    let nonces = &mut [Nonces::new(16)];
     let answered = Responder::answer(initiator.m1(), &[other()], nonces, TERMS, [2; 32], NOW_MS);
     let m1 = initiator.m1().to_vec();
     let (_, m2) = answered.expect("it knows the secret");
@@ -288,7 +286,7 @@ pub fn frames() -> Vec<Vec<u8>> {
 pub fn messages(bytes: &[u8]) {
     let Some((kind, body)) = bytes.split_first() else { return };
     let (kind, body) = (*kind, body);
-    let is_same = |again: (u8, Vec<u8>)| {
+    let is_same = |again: (u8, Vec<u8>), body: &[u8]| {
         const PLAIN: &[u8] = b"application/octet-stream";
         let replaced = again.1.windows(PLAIN.len()).any(|window| window == PLAIN);
         again.0 == kind && (again.1 == body || replaced)
@@ -296,10 +294,10 @@ pub fn messages(bytes: &[u8]) {
     let bounded = |length: usize, capacity: usize| length <= body.len() && capacity <= 2 * body.len() + 4;
     let from_executor = ToBroker::decode(kind, body);
     if let Ok(message) = &from_executor {
-        assert!(is_same(message.encode()), "{message:?}");
+        assert!(is_same(message.encode(), body), "{message:?}");
         let (kind, again) = message.encode();
         assert_eq!(ToBroker::decode(kind, &again).as_ref(), Ok(message));
-        if let ToBroker::Part(effects) | ToBroker::Outcome { verdict: Verdict::Succeeded(_, effects), .. } =
+        if let ToBroker::Part(effects) | ToBroker::Outcome { outcome: Outcome::Succeeded(_, effects), .. } =
             message
         {
             assert!(bounded(effects.state.len(), effects.state.capacity()));
@@ -308,17 +306,32 @@ pub fn messages(bytes: &[u8]) {
             assert!(bounded(effects.follow_ups.len(), effects.follow_ups.capacity()));
         }
     }
-    let from_broker = ToExecutor::decode(kind, body);
+    const LEASE: u64 = 7;
+    let from_broker = ToExecutor::decode(kind, LEASE, body);
     if let Ok(message) = &from_broker {
-        assert!(is_same(message.encode()), "{message:?}");
         let (kind, again) = message.encode();
-        assert_eq!(ToExecutor::decode(kind, &again).map(|message| message.encode()), Ok((kind, again)));
+        let is_canonical = match message {
+            ToExecutor::Lease(Lease { handler, state: StateAt::Stateless, .. }) => {
+                // Its version says nothing, and is written as 0 whatever it was.
+                let version = 3 + handler.len()..11 + handler.len();
+                let mut expected = body.to_vec();
+                expected[version].fill(0);
+                is_same((kind, again.clone()), &expected)
+            }
+            _ => is_same((kind, again.clone()), body),
+        };
+        assert!(is_canonical, "{message:?}");
+        assert_eq!(
+            ToExecutor::decode(kind, LEASE, &again).map(|message| message.encode()),
+            Ok((kind, again))
+        );
         match message {
             ToExecutor::State { entries, .. } => assert!(bounded(entries.len(), entries.capacity())),
-            ToExecutor::Lease { jobs, .. } => {
+            ToExecutor::Lease(Lease { id, jobs, .. }) => {
+                assert_eq!(*id, LeaseId(LEASE), "the frame's number is the lease's");
                 assert!(!jobs.is_empty() && bounded(jobs.len(), jobs.capacity()));
             }
-            _ => {}
+            ToExecutor::Pong | ToExecutor::Drain | ToExecutor::Fenced(_) | ToExecutor::Cancel(_) => {}
         }
     }
     assert_eq!(from_executor == Err(Reject::UnknownKind), !to_broker(kind));
@@ -331,7 +344,7 @@ pub fn bodies() -> Vec<Vec<u8>> {
     from_executor.chain(all_to_executor().into_iter().map(|message| with_kind(message.encode()))).collect()
 }
 
-fn all_to_broker() -> Vec<ToBroker> {
+pub(super) fn all_to_broker() -> Vec<ToBroker> {
     let change = |key: &str, value: Option<&[u8]>| Change { key: key.into(), value: value.map(Arc::from) };
     let follow_up = FollowUp {
         handler: "h".into(),
@@ -344,27 +357,21 @@ fn all_to_broker() -> Vec<ToBroker> {
         context: vec![change("c", Some(b""))],
         follow_ups: vec![follow_up],
     };
-    let verdicts = [
-        Verdict::Succeeded(Payload::json(*b"{}"), effects.clone()),
-        Verdict::Failed(JobError::new(Code::HandlerFailed, "no")),
-        Verdict::Retry("later".into()),
-        Verdict::Crashed("oh".into()),
-        Verdict::TimedOut,
+    let outcomes = [
+        Outcome::Succeeded(Payload::json(*b"{}"), effects.clone()),
+        Outcome::Failed(JobError::new(Code::HandlerFailed, "no")),
+        Outcome::Retry("later".into()),
+        Outcome::Crashed("oh".into()),
+        Outcome::TimedOut,
     ];
     let outcome =
-        |verdict| ToBroker::Outcome { job: JobId([1; 16]), delivery: 2, builds_on: Version(3), verdict };
-    let mut messages: Vec<ToBroker> = verdicts.into_iter().map(outcome).collect();
-    messages.extend([
-        ToBroker::Ping,
-        ToBroker::Room(8),
-        ToBroker::Release(ReleaseReason::RunEnded),
-        ToBroker::Report { busy: 3 },
-        ToBroker::Part(effects),
-    ]);
+        |outcome| ToBroker::Outcome { job: JobId([1; 16]), delivery: 2, builds_on: Version(3), outcome };
+    let mut messages: Vec<ToBroker> = outcomes.into_iter().map(outcome).collect();
+    messages.extend([ToBroker::Ping, ToBroker::Room(8), ToBroker::Release, ToBroker::Part(effects)]);
     messages
 }
 
-fn job(key: Option<&str>) -> LeasedJob {
+pub(super) fn job(key: Option<&str>) -> LeasedJob {
     let spec = JobSpec {
         id: JobId([1; 16]),
         owner: "o".into(),
@@ -379,326 +386,18 @@ fn job(key: Option<&str>) -> LeasedJob {
     LeasedJob { spec: Arc::new(spec), payload, delivery: 1, fence: 9, context: Default::default() }
 }
 
-fn all_to_executor() -> Vec<ToExecutor> {
+pub(super) fn all_to_executor() -> Vec<ToExecutor> {
     let entries = vec![(Arc::from("a"), Arc::from(*b"1")), (Arc::from("b"), Arc::from(*b""))];
-    let lease = |state, jobs| ToExecutor::Lease { handler: "h".into(), state, version: Version(8), jobs };
+    let lease = |state, jobs| ToExecutor::Lease(Lease { id: LeaseId(7), handler: "h".into(), state, jobs });
     vec![
         ToExecutor::Pong,
         ToExecutor::Drain,
         ToExecutor::State { trace: None, entries: entries.clone() },
         ToExecutor::State { trace: Some([2; 16]), entries },
-        lease(StateKind::Whole, vec![job(Some("k")), job(Some(""))]),
-        lease(StateKind::Stateless, vec![job(None)]),
-        ToExecutor::Committed(JobId([1; 16]), CommitResult::AlreadyCommitted),
+        lease(StateAt::Whole(Version(8), Entries::new()), vec![job(Some("k")), job(Some(""))]),
+        lease(StateAt::Known(Version(8)), vec![job(Some("k"))]),
+        lease(StateAt::Stateless, vec![job(None)]),
         ToExecutor::Fenced(JobId([2; 16])),
         ToExecutor::Cancel(JobId([3; 16])),
     ]
-}
-
-/// What happens at an end of a connection, in order.
-enum Event {
-    Bytes(Vec<u8>),
-    /// Its owner takes a turn, with this byte to choose by.
-    Turn(u8),
-}
-
-/// Steps of a script are a turn and its byte, bare bytes, or a sealed frame: kind, lease, body.
-const TURN: u8 = 0xF0;
-const BARE: u8 = 0xF1;
-
-fn events(bytes: &[u8], key: &[u8; 32]) -> Vec<Event> {
-    let mut sealer = Sealer::new(MacKey::new(key));
-    let (mut script, mut events, mut wire) = (Script(bytes), Vec::new(), Vec::new());
-    while let (Some(kind), Some(lease)) = (script.u8(), script.u8()) {
-        if kind == TURN {
-            events.extend([Event::Bytes(std::mem::take(&mut wire)), Event::Turn(lease)]);
-            continue;
-        }
-        let Some(body) = script.bytes() else { break };
-        let body = &body[..body.len().min(SCRIPT_BODY_BYTES)];
-        match kind {
-            BARE => wire.extend_from_slice(body),
-            kind => sealer.seal(kind, lease.into(), body, NOW_MS, &mut wire),
-        }
-    }
-    events.push(Event::Bytes(wire));
-    events
-}
-
-fn steps(list: impl IntoIterator<Item = ((u8, Vec<u8>), u8)>) -> Vec<u8> {
-    let mut out = Vec::new();
-    for ((kind, body), lease) in list {
-        out.extend_from_slice(&[kind, lease]);
-        if kind != TURN {
-            put_bytes(&mut out, &body);
-        }
-    }
-    out
-}
-
-/// Feeds an end piece by piece until it refuses; then every later byte is refused as well.
-fn feed(
-    events: &[Event],
-    mut size: impl FnMut(usize) -> usize,
-    mut received: impl FnMut(&[u8]) -> Result<(), Reject>,
-    mut turn: impl FnMut(u8),
-) -> Option<Reject> {
-    for event in events {
-        match event {
-            Event::Turn(choice) => turn(*choice),
-            Event::Bytes(bytes) => {
-                let mut rest = &bytes[..];
-                while !rest.is_empty() {
-                    let (part, after) = rest.split_at(size(rest.len()));
-                    if let Err(reason) = received(part) {
-                        assert!(received(b"x").is_err() && received(&KNOWN.m1).is_err(), "a failure stays");
-                        return Some(reason);
-                    }
-                    rest = after;
-                }
-            }
-        }
-    }
-    None
-}
-
-/// Authenticated frames of any kind and body, in any order, at the broker's end: tokens and room stay in its hands, and
-/// what it does does not depend on the pieces in which they came.
-pub fn broker_end(bytes: &[u8]) {
-    let events = events(bytes, &KNOWN.data.to_broker);
-    let whole = at_broker(&events, |left| left);
-    let mut sizes = pieces(bytes);
-    assert_eq!(at_broker(&events, |left| piece(&mut sizes, left)), whole);
-}
-
-fn at_broker(
-    events: &[Event],
-    mut size: impl FnMut(usize) -> usize,
-) -> (Vec<String>, Vec<u8>, Option<Reject>) {
-    let log = Arc::new(Mutex::new(Vec::new()));
-    let secrets = [secret()];
-    let (mut nonces, mut entropy) = (NonceCache::new(16), Entropy::Seeded(1));
-    let lender_log = log.clone();
-    let mut connect =
-        move |_| Box::new(Lender { log: lender_log.clone(), lent: Vec::new() }) as Box<dyn Consumer>;
-    let end = std::cell::RefCell::new(BrokerEnd::new(NOW_MS, PARTS_MAX));
-    let mut received = |bytes: &[u8]| {
-        let mut doorman = Doorman {
-            secrets: &secrets,
-            nonces: &mut nonces,
-            terms: TERMS,
-            entropy: &mut entropy,
-            connect: &mut connect,
-        };
-        end.borrow_mut().received(bytes, &mut doorman, NOW_MS)
-    };
-    received(&KNOWN.m1).expect("it is the known first message");
-    let mut said = Vec::new();
-    let mut flush = || {
-        let end = &mut *end.borrow_mut();
-        let bytes = end.output(NOW_MS).to_vec();
-        said.extend_from_slice(&bytes);
-        end.wrote(bytes.len());
-    };
-    flush();
-    received(&KNOWN.m3).expect("it is the known third message");
-    let refused = feed(events, &mut size, received, |_| {
-        end.borrow_mut().turn().expect("the lender is there");
-        flush();
-    });
-    end.borrow_mut().settle();
-    flush();
-    assert_eq!(said[..M2_BYTES], KNOWN.m2);
-    let frames = spoken(&said[M2_BYTES..], &KNOWN.data.to_executor, to_executor);
-    for (kind, body) in frames {
-        ToExecutor::decode(kind, &body).expect("it says what an executor understands");
-    }
-    let log = std::mem::take(&mut *log.lock().unwrap_or_else(PoisonError::into_inner));
-    (log, said, refused)
-}
-
-/// The frames that an end said, opened by its peer's rules.
-fn spoken(said: &[u8], key: &[u8; 32], allowed: fn(u8) -> bool) -> Vec<(u8, Vec<u8>)> {
-    let mut opener = Opener::new(MacKey::new(key), TERMS.max_frame as usize, TTL_MS);
-    let (mut used, mut frames) = (0, Vec::new());
-    while let Some((frame, length)) = opener.open(&said[used..], NOW_MS, allowed).expect("an honest frame") {
-        frames.push((frame.kind, frame.body.to_vec()));
-        used += length;
-    }
-    assert_eq!(used, said.len(), "no part of a frame is left");
-    frames
-}
-
-/// A consumer that lends as much as it may and checks that what comes back was lent to this connection.
-struct Lender {
-    log: Arc<Mutex<Vec<String>>>,
-    /// Tokens, by number from 1.
-    lent: Vec<[u8; 16]>,
-}
-
-impl Lender {
-    fn note(&self, text: String) {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner).push(text);
-    }
-
-    fn lent(&self, lease: LeaseRef) -> bool {
-        let token = (lease.number as usize).checked_sub(1).and_then(|at| self.lent.get(at));
-        assert!(lease.token == [0; 16] || token == Some(&lease.token), "a token of another lease");
-        lease.token != [0; 16]
-    }
-}
-
-impl Consumer for Lender {
-    fn step(&mut self, commits: Vec<Commit>, room: usize) -> Result<Step, BackendError> {
-        assert!(room <= MAX_LEASES as usize, "more room than was agreed");
-        let mut step = Step::default();
-        for commit in commits {
-            if let Verdict::Succeeded(_, effects) = &commit.verdict {
-                let value = |change: &Change| change.value.as_ref().map_or(0, |value| value.len());
-                let bytes: usize = effects.state.iter().map(|change| change.key.len() + value(change)).sum();
-                assert!(bytes <= PARTS_MAX + SCRIPT_BODY_BYTES, "more effects than were agreed");
-            }
-            let is_lent = self.lent(commit.lease);
-            let result = if is_lent { CommitResult::Committed } else { CommitResult::Fenced };
-            step.results.push(CommitAnswer { lease: commit.lease.number, job: commit.job, result });
-            self.note(format!("{commit:?}"));
-        }
-        for _ in 0..room {
-            let number = self.lent.len() as u64 + 1;
-            let token = [number as u8 | 0x80; 16];
-            self.lent.push(token);
-            let entries = || [(Arc::from("a"), Arc::from(*b"1"))].into_iter().collect();
-            let (state, mut jobs) = match number % 3 {
-                0 => (StateAt::Stateless, vec![job(None)]),
-                1 => (StateAt::Known(Version(number)), vec![job(Some("k"))]),
-                _ => (StateAt::Whole(Version(number), entries()), vec![job(Some("k")), job(Some("k"))]),
-            };
-            jobs[0].context = entries();
-            step.leases.push(Lease { lease: LeaseRef { number, token }, handler: "h".into(), state, jobs });
-        }
-        if self.lent.len() % 5 == 4 {
-            step.revoked.push(Revoked { lease: self.lent.len() as u64 - 1, job: JobId([1; 16]) });
-        }
-        self.note(format!("room {room}"));
-        Ok(step)
-    }
-
-    fn release(&mut self, lease: LeaseRef, reason: ReleaseReason) -> Result<(), BackendError> {
-        assert!(self.lent(lease), "only what was lent is given back");
-        self.note(format!("{lease:?} {reason:?}"));
-        Ok(())
-    }
-
-    fn extend(&mut self) -> Result<(), BackendError> {
-        self.note("extend".into());
-        Ok(())
-    }
-}
-
-pub fn to_broker_scripts() -> Vec<Vec<u8>> {
-    let turn = || ((TURN, Vec::new()), 0);
-    let every = all_to_broker().into_iter().map(|message| (message.encode(), 1));
-    let outcome = |lease| (all_to_broker()[0].encode(), lease);
-    let part = |lease| (all_to_broker()[9].encode(), lease);
-    let room = || (ToBroker::Room(2).encode(), 0);
-    // More ahead of an outcome than was agreed.
-    let value = Some(Arc::from([7; 400]));
-    let change = Effects { state: vec![Change { key: "a".into(), value }], ..Effects::default() };
-    let large = || (ToBroker::Part(change.clone()).encode(), 1);
-    vec![
-        steps([room(), turn(), large(), large(), large(), outcome(1), turn()]),
-        steps([room(), turn()].into_iter().chain(every).chain([turn()])),
-        steps([
-            room(),
-            room(),
-            turn(),
-            part(1),
-            part(2),
-            outcome(2),
-            part(1),
-            outcome(1),
-            outcome(1),
-            turn(),
-        ]),
-        steps([room(), turn(), (ToBroker::Release(ReleaseReason::NeedState).encode(), 1), part(1), turn()]),
-        steps([turn(), outcome(9), ((BARE, vec![0, 0, 0, 60]), 0)]),
-        steps([(ToBroker::Ping.encode(), 0), turn(), (ToExecutor::Pong.encode(), 0)]),
-    ]
-}
-
-/// The same at the executor's end: what reaches the worker code is a whole lease without a token, and what it says in
-/// turn is understood. The first byte chooses between wide frames and the smallest.
-pub fn executor_end(bytes: &[u8]) {
-    let Some((choice, script)) = bytes.split_first() else { return };
-    let known = if choice & 1 == 0 { &*KNOWN } else { &*NARROW };
-    let events = events(script, &known.data.to_executor);
-    let whole = at_executor(known, &events, |left| left);
-    let mut sizes = pieces(bytes);
-    assert_eq!(at_executor(known, &events, |left| piece(&mut sizes, left)), whole);
-}
-
-fn at_executor(
-    known: &Known,
-    events: &[Event],
-    mut size: impl FnMut(usize) -> usize,
-) -> (Vec<String>, Vec<u8>, Option<Reject>) {
-    let end = std::cell::RefCell::new(ExecutorEnd::new(&secret(), 0, NONCE_E, TTL_MS, NOW_MS));
-    let received = |bytes: &[u8]| end.borrow_mut().received(bytes, &secret(), NOW_MS);
-    let (mut said, mut log) = (Vec::new(), Vec::new());
-    let mut flush = || {
-        let end = &mut *end.borrow_mut();
-        let bytes = end.output(NOW_MS).to_vec();
-        said.extend_from_slice(&bytes);
-        end.wrote(bytes.len());
-    };
-    flush();
-    received(&known.m2).expect("it is the known second message");
-    let mut commits = Vec::new();
-    let refused = feed(events, &mut size, received, |choice| {
-        let step = end.borrow_mut().step(std::mem::take(&mut commits), usize::from(choice % 4));
-        let step = step.expect("it is up");
-        for Lease { lease, state, jobs, .. } in step.leases {
-            assert!(lease.token == [0; 16] && !jobs.is_empty());
-            let entries = match &state {
-                StateAt::Whole(_, entries) => entries.len(),
-                StateAt::Stateless | StateAt::Known(_) => 0,
-            };
-            log.push(format!("{lease:?} {entries}"));
-            for job in jobs {
-                let (id, delivery) = (job.spec.id, job.delivery);
-                log.push(format!("{:?} {} {}", job.spec, job.fence, job.context.len()));
-                let value = job.payload.bytes.clone();
-                let effects = Effects {
-                    state: vec![Change { key: "a".into(), value: Some(value) }; usize::from(choice)],
-                    ..Effects::default()
-                };
-                let verdict = Verdict::Succeeded(job.payload, effects);
-                commits.push(Commit { lease, job: id, delivery, builds_on: Version(1), verdict });
-            }
-        }
-        log.push(format!("{:?} {:?}", step.results, step.revoked));
-        flush();
-    });
-    log.push(format!("drain {}", end.borrow().drain));
-    flush();
-    assert_eq!(said[..M1_BYTES], known.m1);
-    assert_eq!(said[M1_BYTES..M1_BYTES + M3_BYTES], known.m3);
-    for (kind, body) in spoken(&said[M1_BYTES + M3_BYTES..], &known.data.to_broker, to_broker) {
-        ToBroker::decode(kind, &body).expect("it says what a broker understands");
-    }
-    (log, said, refused)
-}
-
-pub fn to_executor_scripts() -> Vec<Vec<u8>> {
-    let turn = |choice| ((TURN, Vec::new()), choice);
-    let message = |at: usize, lease| (all_to_executor()[at].encode(), lease);
-    let answered = [message(4, 1), turn(200), turn(1), message(6, 1), turn(0)];
-    let scripts = [
-        (0, steps([turn(3), message(2, 1), message(3, 1)].into_iter().chain(answered.clone()))),
-        (1, steps([turn(3)].into_iter().chain(answered))),
-        (0, steps([turn(2), message(5, 2), message(7, 2), message(8, 2), turn(5), turn(2)])),
-        (0, steps([message(0, 0), message(1, 0), turn(0), ((BARE, vec![0xFF; 4]), 0)])),
-        (0, steps([message(2, 3), message(5, 3), (ToBroker::Ping.encode(), 0)])),
-    ];
-    scripts.map(|(choice, script)| [&[choice][..], &script].concat()).into()
 }

@@ -49,23 +49,42 @@ handlers={"x":{"command":["/bin/true"],"env":{"A":"b"},"limits":{"open_files":9}
     ])
 }
 
-/// 64 hex digits and at most one newline, and nothing else, are a secret.
+/// 64 hex digits, once or on two lines, and at most one newline at the end, and nothing else, are a secret.
 pub fn secret(bytes: &[u8]) {
-    let digits = bytes.strip_suffix(b"\n").unwrap_or(bytes);
-    let is_hex = digits.len() == 64 && digits.iter().all(u8::is_ascii_hexdigit);
+    let text = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+    let lines: Vec<&[u8]> = text.split(|byte| *byte == b'\n').collect();
+    let is_line = |line: &&[u8]| line.len() == 64 && line.iter().all(u8::is_ascii_hexdigit);
+    let is_hex = lines.len() <= 2 && lines.iter().all(is_line);
     match Secret::parse(bytes) {
-        Ok(secret) => {
-            let again: String = secret.expose().iter().map(|byte| format!("{byte:02x}")).collect();
-            assert!(is_hex && again.as_bytes() == digits.to_ascii_lowercase());
+        Ok((current, previous)) => {
+            let secrets: Vec<Secret> = [Some(current), previous].into_iter().flatten().collect();
+            let hex = |secret: &Secret| {
+                secret.expose().iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+            };
+            assert!(is_hex && secrets.len() == lines.len());
+            for (secret, line) in secrets.iter().zip(lines) {
+                assert!(hex(secret).as_bytes() == line.to_ascii_lowercase());
+            }
         }
         Err(message) => {
-            let is_one_byte = || digits.chunks(2).all(|pair| pair.eq_ignore_ascii_case(&digits[..2]));
-            assert!(!is_hex || is_one_byte(), "{message}");
+            let is_one_byte = |line: &&[u8]| line.chunks(2).all(|pair| pair.eq_ignore_ascii_case(&line[..2]));
+            assert!(!is_hex || lines.iter().any(is_one_byte), "{message}");
         }
     }
 }
 
 pub fn secrets() -> Vec<Vec<u8>> {
     let digits = "000102030405060708090a0b0c0d0e0f101112131415161718191A1B1C1D1E1F";
-    texts(&[digits, &format!("{digits}\n"), &format!("{digits}\r\n"), &"ab".repeat(32)])
+    let other = "f0".repeat(31) + "0F";
+    texts(&[
+        digits,
+        &format!("{digits}\n"),
+        &format!("{digits}\r\n"),
+        &"ab".repeat(32),
+        &format!("{digits}\n{other}"),
+        &format!("{other}\n{digits}\n"),
+        &format!("{digits}\n\n"),
+        &format!("{digits}\n{other}\n{digits}\n"),
+        &format!("{digits}\n{}\n", "ab".repeat(32)),
+    ])
 }

@@ -30,7 +30,8 @@ pub fn messages() -> Vec<Vec<u8>> {
         ToChild::Drain(5),
         ToChild::Stop,
         ToChild::Leave,
-        ToChild::Restarted("execution".into(), "crashed".into()),
+        ToChild::Replaced("execution".into(), "crashed".into(), 3),
+        ToChild::Succeeds("node".into()),
     ];
     let to_parent = [
         ToParent::Ready("127.0.0.1:1".into()),
@@ -38,6 +39,7 @@ pub fn messages() -> Vec<Vec<u8>> {
         ToParent::CutOff(vec![JobId([1; 16]), JobId([2; 16])]),
         ToParent::Drained(2),
         ToParent::Leaving(Leaving::Stuck),
+        ToParent::Worked,
     ];
     let bytes = |(kind, body): (u8, Vec<u8>)| framed(kind, &body).to_vec();
     let to_child = to_child.iter().map(|message| bytes(message.encode()));

@@ -12,11 +12,11 @@ use cofferdam::job::{Finished, InstanceId, JobId, JobRecord, JobStatus};
 use cofferdam::limits::{DELAY_MAX, IDEMPOTENCY_KEY_BYTES, MEDIA_TYPE_BYTES, ORDERING_KEY_BYTES};
 use cofferdam::observe::metrics::Counters;
 use cofferdam::ports::{
-    BackendError, Doorbell, Doorbells, Filter, NewJob, Producer, Refusal, Stats, Submitted, Viewer,
+    BackendError, Ends, Filter, JobEnded, NewJob, Producer, Refusal, Stats, Submitted, Viewer,
 };
-use cofferdam::web::core::{Core, Settings};
-use cofferdam::web::desk::answer;
-use cofferdam::web::respond::Answer;
+use cofferdam::web::broker_calls::answer;
+use cofferdam::web::gate::{Gate, Settings};
+use cofferdam::web::respond::{Answer, Body};
 
 use super::{piece, pieces, texts};
 
@@ -72,47 +72,47 @@ struct Accepted {
 
 fn converse(bytes: &[u8], mut size: impl FnMut(usize) -> usize) -> Talk {
     let book = Arc::new(Book::default());
-    let mut core = Core::new(settings(), Arc::new(Counters::default()), Entropy::Seeded(1));
+    let mut gate = Gate::new(settings(), Arc::new(Counters::default()), Entropy::Seeded(1));
     let (mut talk, mut at) = (Talk::default(), 0);
-    core.open(CONNECTION, NOW);
-    while at < bytes.len() && !core.is_finished(CONNECTION) {
-        let room = core.room(CONNECTION);
+    gate.open(CONNECTION, NOW);
+    while at < bytes.len() && !gate.is_finished(CONNECTION) {
+        let room = gate.readable_bytes(CONNECTION);
         assert!(room > 0, "the connection neither reads nor ends");
         let end = at + size(bytes.len() - at).min(room);
-        core.received(CONNECTION, &bytes[at..end], NOW);
+        gate.received(CONNECTION, &bytes[at..end], NOW);
         at = end;
-        while go_on(&mut core, &book, &mut talk.said) {}
+        while go_on(&mut gate, &book, &mut talk.said) {}
     }
     // What a client is told before its body depends on when the body comes.
     while let Some(at) = talk.said.windows(CONTINUE.len()).position(|window| window == CONTINUE) {
         talk.said.drain(at..at + CONTINUE.len());
     }
-    core.close(CONNECTION, NOW);
-    assert!(core.take_inner().is_empty());
+    gate.close(CONNECTION, NOW);
+    assert!(gate.take_inner().is_empty());
     talk.accepted = std::mem::take(&mut book.lock().accepted);
     talk
 }
 
 /// Every job succeeds with its own input, the inner server answers with the query, the client reads everything.
-fn go_on(core: &mut Core, book: &Book, said: &mut Vec<u8>) -> bool {
-    let asks = core.take_asks();
-    let asked = !asks.is_empty();
-    for told in answer(asks, book) {
-        core.told(told, NOW);
+fn go_on(gate: &mut Gate, book: &Book, said: &mut Vec<u8>) -> bool {
+    let questions = gate.take_questions();
+    let asked = !questions.is_empty();
+    for answered in answer(questions, book) {
+        gate.answered(answered, NOW);
     }
-    let rang = std::mem::take(&mut book.lock().rings);
-    let inner = core.take_inner();
-    let went_on = asked || !rang.is_empty() || !inner.is_empty();
-    core.deliver(Doorbells { rang, lost: false }, NOW);
+    let ended = std::mem::take(&mut book.lock().ended);
+    let inner = gate.take_inner();
+    let went_on = asked || !ended.is_empty() || !inner.is_empty();
+    gate.deliver(Ends { ended, lost: false }, NOW);
     for request in inner {
         assert!(request.query.bytes().all(|byte| byte.is_ascii_graphic()));
-        let answer = Answer { status: 200, headers: String::new(), body: request.query.into_bytes() };
-        core.inner_answered(request.conn, request.request, answer, NOW);
+        let body = Body::Own(request.query.into_bytes());
+        gate.inner_answered(request.asker, Answer { status: 200, headers: String::new(), body }, NOW);
     }
-    let unsent = core.unsent(CONNECTION);
+    let unsent = gate.unsent(CONNECTION);
     said.extend_from_slice(unsent);
     let sent = unsent.len();
-    core.flushed(CONNECTION, sent, NOW);
+    gate.flushed(CONNECTION, sent, NOW);
     went_on || sent > 0
 }
 
@@ -140,6 +140,7 @@ fn settings() -> Settings {
             spec("keyed", HandlerOptions::keyed("/k")),
         ]),
         instance: InstanceId(1),
+        jobs_survive_processes: false,
     }
 }
 
@@ -150,7 +151,7 @@ struct Book(Mutex<Entries>);
 #[derive(Default)]
 struct Entries {
     accepted: Vec<Accepted>,
-    rings: Vec<Doorbell>,
+    ended: Vec<JobEnded>,
 }
 
 impl Book {
@@ -180,7 +181,7 @@ impl Producer for Book {
             let rest = format!("{handler} {ordering_key:?} {trace} {delay:?} {timeout:?} {idempotency:?}");
             book.accepted.push(Accepted { id, bytes: payload.bytes.to_vec(), rest });
             let finished = Finished { status: JobStatus::Succeeded, result: Ok(payload) };
-            book.rings.push(Doorbell { job: id, finished: Arc::new(finished) });
+            book.ended.push(JobEnded { job: id, finished: Arc::new(finished) });
             Submitted::New
         };
         Ok(jobs.into_iter().map(answer).collect())

@@ -8,6 +8,7 @@
 mod channel;
 mod config;
 mod control;
+mod ends;
 mod gate;
 mod web;
 #[path = "../wire.rs"]
@@ -38,8 +39,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "handshake", run: channel::handshake, valid: channel::handshakes },
     Target { name: "frame", run: channel::frame, valid: channel::frames },
     Target { name: "messages", run: channel::messages, valid: channel::bodies },
-    Target { name: "broker_end", run: channel::broker_end, valid: channel::to_broker_scripts },
-    Target { name: "executor_end", run: channel::executor_end, valid: channel::to_executor_scripts },
+    Target { name: "broker_end", run: ends::broker_end, valid: ends::to_broker_scripts },
+    Target { name: "executor_end", run: ends::executor_end, valid: ends::to_executor_scripts },
     Target { name: "control", run: control::control, valid: control::messages },
     Target { name: "bundle", run: cofferdam::process::bundle::fuzz_bundle, valid: control::bundles },
     Target { name: "config", run: config::config, valid: config::configs },

@@ -1,0 +1,310 @@
+//! The executor's books: which run is where, what is due, what is known of lanes. Pure: time comes in, requests
+//! and runs come out.
+//!
+//! Life of a lease here, and what moves it:
+//!
+//! ```text
+//!             lease           outcome ... outcome        end
+//!   (nothing) -----> running ------------------> running ----> (gone; the lane's state is cached)
+//!                       |  timeout: commit timed_out
+//!                       |  revoked running job: release        end
+//!                       +---------------------------> over ----> (gone; nothing is cached)
+//!                          fenced, connection lost
+//! ```
+//!
+//! A run that is over keeps its worker until the handler returns; when that takes too long the process is stuck.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::context::RunMaps;
+use super::lane_cache::{LaneCache, LaneName};
+use super::run::{Done, Run};
+use super::run_stop::RunStop;
+use crate::clock::Timestamp;
+use crate::job::{IdMap, JobId, Outcome, Version};
+use crate::ports::{Commit, Lease, LeaseId, LeasedJob, OfLease, Requests, Rules, StateAt};
+
+/// Leases at once while jobs are short: enough that a round trip to the broker is shared by many.
+const LEASES_OF_SHORT_JOBS: usize = 64;
+
+/// When the runs of all workers are over, the process is replaced this soon: handlers that listen have returned by then.
+const ALL_OVER_GRACE: Duration = Duration::from_millis(250);
+
+struct Active {
+    lane: LaneName,
+    jobs: Vec<RunJob>,
+    /// The first job without an outcome: the one that runs.
+    position: usize,
+    /// When that one started; `None` while the run waits for a worker.
+    started: Option<Timestamp>,
+    version: Version,
+    stop: Arc<RunStop>,
+    /// `Some` iff nothing of it counts any more, since then.
+    over_since: Option<Timestamp>,
+    /// Its lane has a state, which can be trusted at its end.
+    keeps_state: bool,
+    /// Revoked, but its worker had started it before the outcome of the job before it was heard.
+    doomed: Option<JobId>,
+}
+
+struct RunJob {
+    id: JobId,
+    /// Its place in the run as it came.
+    place: usize,
+    delivery: u32,
+    fence: u64,
+    timeout: Duration,
+}
+
+/// See the module.
+pub struct Books {
+    rules: Rules,
+    workers: usize,
+    active: IdMap<LeaseId, Active>,
+    lanes: LaneCache,
+    requests: Requests,
+    draining: bool,
+    /// Outcomes that came after their run was over.
+    pub late: u64,
+    /// A run has begun here.
+    pub has_worked: bool,
+    /// Outcomes that counted.
+    pub finished: u64,
+}
+
+impl Books {
+    pub fn new(workers: usize, rules: Rules) -> Books {
+        Books {
+            lanes: LaneCache::new(2 * rules.lane_state_max),
+            rules,
+            workers,
+            active: IdMap::default(),
+            requests: Requests::default(),
+            draining: false,
+            late: 0,
+            has_worked: false,
+            finished: 0,
+        }
+    }
+
+    /// How many leases it takes at once: one for each worker that is free or has one, so that no lease waits here while
+    /// another executor is idle. While jobs are short a few more: they wait for microseconds, and the broker knows that
+    /// only the oldest, one a worker, can have started.
+    pub fn room(&self, jobs_are_short: bool) -> usize {
+        let most = if jobs_are_short { self.workers.max(LEASES_OF_SHORT_JOBS) } else { self.workers };
+        let over = self.over().count();
+        if self.draining || over >= self.workers { 0 } else { most - over }
+    }
+
+    fn over(&self) -> impl Iterator<Item = Timestamp> {
+        self.active.values().filter_map(|active| active.over_since)
+    }
+
+    pub fn take_requests(&mut self) -> Requests {
+        std::mem::take(&mut self.requests)
+    }
+
+    pub(super) fn has_requests(&self) -> bool {
+        !self.requests.is_empty()
+    }
+
+    /// A lease came. `None`: it was given back.
+    pub fn on_lease(&mut self, lease: Lease) -> Option<Run> {
+        let key = lease.jobs.first().and_then(|job| job.spec.ordering_key.clone());
+        let lane = (lease.handler.clone(), key);
+        let keeps_state = lease.state != StateAt::Stateless;
+        let maps = match lease.state {
+            StateAt::Stateless => Some(RunMaps::default()),
+            StateAt::Whole(version, entries) => Some(RunMaps::new(version, entries)),
+            StateAt::Known(version) => self.lanes.take(&lane, version),
+        };
+        let Some(maps) = maps.filter(|_| !self.draining) else {
+            self.requests.releases.push(lease.id);
+            return None;
+        };
+        let run_job = |(place, job): (usize, &LeasedJob)| {
+            let (id, timeout) = (job.spec.id, job.spec.timeout);
+            RunJob { id, place, delivery: job.delivery, fence: job.fence, timeout }
+        };
+        let stop = Arc::new(RunStop::default());
+        let active = Active {
+            lane,
+            jobs: lease.jobs.iter().enumerate().map(run_job).collect(),
+            position: 0,
+            started: None,
+            version: maps.version,
+            stop: stop.clone(),
+            over_since: None,
+            keeps_state,
+            doomed: None,
+        };
+        self.active.insert(lease.id, active);
+        self.has_worked = true;
+        Some(Run { lease: lease.id, handler: lease.handler, jobs: lease.jobs, maps, stop })
+    }
+
+    pub fn on_done(&mut self, done: Done) {
+        match done {
+            Done::Outcome { lease, job, outcome, builds_on, at } => {
+                self.on_outcome(lease, job, outcome, builds_on, at)
+            }
+            Done::End { lease, maps } => self.on_end(lease, maps),
+        }
+    }
+
+    fn on_outcome(
+        &mut self,
+        lease: LeaseId,
+        job: JobId,
+        mut outcome: Outcome,
+        builds_on: Version,
+        at: Timestamp,
+    ) {
+        let Some(active) = self.active.get_mut(&lease).filter(|active| active.over_since.is_none()) else {
+            self.late += 1;
+            return;
+        };
+        let Some(index) = active.jobs.iter().position(|run_job| run_job.id == job) else { return };
+        // It counts when the handler ended, not when that was heard: this process may have been held up meanwhile.
+        let is_late = active.running().is_some_and(|(_, _, deadline)| deadline < at);
+        if is_late {
+            outcome = Outcome::TimedOut;
+        }
+        active.position = index + 1;
+        active.started = Some(at);
+        let RunJob { delivery, fence, .. } = active.jobs[index];
+        let changed = matches!(&outcome, Outcome::Succeeded(_, effects) if !effects.state.is_empty());
+        active.version = if changed { Version(fence) } else { builds_on };
+        active.keeps_state &= !matches!(outcome, Outcome::Retry(_) | Outcome::Crashed(_));
+        self.requests.commits.push(Commit { lease, job, delivery, builds_on, outcome });
+        self.finished += 1;
+        if is_late {
+            active.end(at);
+        } else if active.doomed.is_some() && active.jobs.get(index + 1).map(|next| next.id) == active.doomed {
+            self.requests.releases.push(lease);
+            active.end(at);
+        }
+    }
+
+    fn on_end(&mut self, lease: LeaseId, maps: RunMaps) {
+        let Some(active) = self.active.remove(&lease).filter(|active| active.over_since.is_none()) else {
+            return;
+        };
+        if self.draining {
+            self.requests.releases.push(lease);
+        } else if active.keeps_state {
+            self.lanes.put(active.lane, maps, lease);
+        }
+    }
+
+    /// A commit did not hold: nothing of its run counts from here on, and what is known of its lane is wrong.
+    pub fn on_fenced(&mut self, fenced: OfLease, now: Timestamp) {
+        self.lanes.remove_of(fenced.lease);
+        if let Some(active) = self.active.get_mut(&fenced.lease) {
+            active.end(now);
+        }
+    }
+
+    /// A job was cancelled or its handler paused.
+    pub fn on_revoked(&mut self, revoked: OfLease, now: Timestamp) {
+        let live = self.active.get_mut(&revoked.lease).filter(|active| active.over_since.is_none());
+        let Some(active) = live else { return };
+        let Some(index) = active.jobs.iter().position(|job| job.id == revoked.job) else { return };
+        if index == active.position {
+            self.requests.releases.push(revoked.lease);
+            active.end(now);
+        } else if index > active.position {
+            if active.stop.leave_out(active.jobs[index].place) {
+                active.jobs.remove(index);
+            } else {
+                active.doomed.get_or_insert(revoked.job);
+            }
+        }
+    }
+
+    /// These runs have not begun, and should not wait here: other executors may be idle.
+    pub fn give_back(&mut self, runs: Vec<Run>) {
+        for run in runs {
+            if self.active.remove(&run.lease).is_some_and(|active| active.over_since.is_none()) {
+                self.requests.releases.push(run.lease);
+            }
+        }
+    }
+
+    /// Does what time alone does: a handler's timeout takes effect here, whatever its worker is doing.
+    pub fn on_time(&mut self, now: Timestamp) {
+        for (lease, active) in &mut self.active {
+            if let Some((job, delivery, deadline)) = active.running()
+                && deadline <= now
+            {
+                let (builds_on, outcome) = (active.version, Outcome::TimedOut);
+                self.requests.commits.push(Commit { lease: *lease, job, delivery, builds_on, outcome });
+                self.finished += 1;
+                active.end(now);
+            }
+        }
+    }
+
+    /// When [`Books::on_time`] has something to do, or [`Books::is_stuck`] may change.
+    pub fn next_deadline(&self) -> Option<Timestamp> {
+        let patience = self.patience();
+        let deadline = |active: &Active| match active.over_since {
+            Some(since) => Some(since.plus(patience)),
+            None => active.running().map(|(_, _, deadline)| deadline),
+        };
+        self.active.values().filter_map(deadline).min()
+    }
+
+    /// True when a handler has ignored the end of its run for too long, or all workers are taken that way.
+    pub fn is_stuck(&self, now: Timestamp) -> bool {
+        let patience = self.patience();
+        self.over().any(|since| since.plus(patience) <= now)
+    }
+
+    /// How long a run that is over may keep its worker.
+    fn patience(&self) -> Duration {
+        let all = self.over().count() >= self.workers;
+        if all { self.rules.grace.min(ALL_OVER_GRACE) } else { self.rules.grace }
+    }
+
+    /// No more leases; running jobs finish, the rest of their runs and those that wait are given back.
+    pub fn drain(&mut self, now: Timestamp) {
+        self.draining = true;
+        for (lease, active) in &mut self.active {
+            if active.over_since.is_none() && active.stop.stop_after_this() {
+                active.end(now);
+                self.requests.releases.push(*lease);
+            }
+        }
+    }
+
+    /// True once it drains and no run counts any more.
+    pub fn is_drained(&self) -> bool {
+        self.draining
+            && self.requests.is_empty()
+            && self.active.values().all(|active| active.over_since.is_some())
+    }
+
+    /// The broker is lost: every lease has ended, and no lane's state is known.
+    pub fn abandon(&mut self, now: Timestamp) {
+        self.requests = Requests::default();
+        self.lanes.clear();
+        self.active.values_mut().for_each(|active| active.end(now));
+    }
+}
+
+impl Active {
+    /// Ends the run for good; its worker stays taken until its handler returns.
+    fn end(&mut self, now: Timestamp) {
+        self.over_since.get_or_insert(now);
+        self.stop.end();
+    }
+
+    /// The job that runs and its deadline; `None` if nothing of it counts or all jobs have outcomes.
+    fn running(&self) -> Option<(JobId, u32, Timestamp)> {
+        let job = self.jobs.get(self.position).filter(|_| self.over_since.is_none())?;
+        let started = self.started.or_else(|| self.stop.started())?;
+        Some((job.id, job.delivery, started.plus(job.timeout)))
+    }
+}

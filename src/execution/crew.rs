@@ -1,0 +1,248 @@
+//! The threads of an executor, `workers + 1` and all alike, around one lock, the helm. Whoever has it reads what comes
+//! and says what is to be said; while jobs are short it leaves the helm for a run that it has just read, does it, and
+//! comes back: so a job's lease and its outcome cost no hand-over between threads.
+//!
+//! ```text
+//!          a run                          no run, nobody leads            somebody leads
+//!   run <--------- (what is next?) ------------------------------> lead   ------> park, or watch as the mate
+//!    |                  ^  ^                                        |
+//!    +------------------+  +-------- a run of its own, short -------+ wait in poll
+//! ```
+//!
+//! Invariants: no handler runs under the helm; somebody waits for events, or tries the helm within
+//! [`deck::LOOK_EVERY`](super::deck); at most `workers` handlers run at once; leases begin in the order of their frames;
+//! an outcome is handed over once, in its run's order, before the run's end.
+
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::time::Duration;
+
+use super::books::Books;
+use super::context::{Job, JobContext, RunMaps, Staging};
+use super::deck::{Deck, Next};
+use super::engine::Engine;
+use super::registry::Handlers;
+use super::run::{Done, Run};
+use super::run_stop::{Begin, RunStop};
+use crate::bell::{Bell, lock};
+use crate::clock::Clock;
+use crate::handler::{HandlerError, HandlerSpec, Ordering};
+use crate::job::Outcome;
+use crate::limits::ERROR_DETAIL_BYTES;
+use crate::ports::{LeasedJob, Rules};
+use crate::problem::{Code, JobError};
+
+/// What the leader does besides the books: its broker, and whoever may stop it.
+pub trait Helm: Send + 'static {
+    /// How it ends.
+    type End: Send + 'static;
+
+    /// Everything there is to do now; says how long nothing need be done.
+    fn turn(&mut self, engine: &mut Engine) -> ControlFlow<Self::End, Duration>;
+
+    /// Waits for events, or until the crew's bell rings, at most so long.
+    fn wait(&mut self, most: Duration) -> ControlFlow<Self::End>;
+}
+
+/// What a crew works with.
+pub struct Outfit {
+    pub workers: usize,
+    pub handlers: Handlers,
+    pub rules: Rules,
+    pub clock: Clock,
+    /// Wakes the leader from [`Helm::wait`].
+    pub bell: Bell,
+}
+
+struct Crew<H: Helm> {
+    helm: Mutex<(H, Engine)>,
+    deck: Arc<Deck>,
+    outfit: Outfit,
+    specs: Vec<HandlerSpec>,
+    /// Gone once one of the threads has panicked: whoever listens hears that at once.
+    end: Mutex<Option<SyncSender<H::End>>>,
+}
+
+/// Starts the threads. The receiver gets how the helm ended; without a word if one of our threads has panicked.
+///
+/// # Errors
+/// There is no thread to be had.
+pub fn start<H: Helm>(outfit: Outfit, helm: H) -> std::io::Result<Receiver<H::End>> {
+    let deck = Arc::new(Deck::new(outfit.workers));
+    let books = Books::new(outfit.workers, outfit.rules.clone());
+    let engine = Engine::new(books, deck.clone(), outfit.rules.visibility);
+    let specs = outfit.handlers.iter().map(|(spec, _)| spec.clone()).collect();
+    let (end, ended) = sync_channel(1);
+    let threads = outfit.workers + 1;
+    let crew =
+        Arc::new(Crew { helm: Mutex::new((helm, engine)), deck, outfit, specs, end: Mutex::new(Some(end)) });
+    for index in 0..threads {
+        let member = Member(crew.clone());
+        let thread = std::thread::Builder::new().name(format!("worker-{index}"));
+        thread.spawn(move || member.0.work())?;
+    }
+    Ok(ended)
+}
+
+/// A thread's hold on the crew. One that panics outside of a handler has a bug of ours: the others end, too.
+struct Member<H: Helm>(Arc<Crew<H>>);
+
+impl<H: Helm> Drop for Member<H> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            lock(&self.0.end).take();
+        }
+        self.0.deck.end();
+        self.0.outfit.bell.ring();
+    }
+}
+
+impl<H: Helm> Crew<H> {
+    fn work(&self) {
+        let me = std::thread::current();
+        loop {
+            match self.deck.next(&me, self.outfit.clock.now()) {
+                Next::Run(run) => self.do_run(run),
+                Next::Lead => match self.helm.try_lock() {
+                    Ok(helm) => self.lead(helm),
+                    Err(TryLockError::WouldBlock) => std::thread::yield_now(),
+                    // A panic under the helm leaves the books in doubt.
+                    Err(TryLockError::Poisoned(_)) => return,
+                },
+                Next::Park => std::thread::park(),
+                Next::Watch(most) => std::thread::park_timeout(most),
+                Next::End => return,
+            }
+        }
+    }
+
+    /// Until there is a run to do, or the end.
+    fn lead(&self, mut helm: MutexGuard<(H, Engine)>) {
+        self.deck.set_led(true, self.outfit.clock.now());
+        while !self.deck.is_over() {
+            let (helmsman, engine) = &mut *helm;
+            let flow = match helmsman.turn(engine) {
+                ControlFlow::Continue(most) => match self.deck.run_of_leader(self.outfit.clock.now()) {
+                    Some(run) => {
+                        drop(helm);
+                        return self.do_run(run);
+                    }
+                    None => {
+                        let flow = helmsman.wait(self.deck.rest(most));
+                        self.deck.look(self.outfit.clock.now());
+                        flow
+                    }
+                },
+                ControlFlow::Break(end) => ControlFlow::Break(end),
+            };
+            if let ControlFlow::Break(end) = flow {
+                return self.end(end);
+            }
+        }
+    }
+
+    /// Says what has come of runs, if nobody else does.
+    fn say(&self) {
+        let Ok(mut helm) = self.helm.try_lock() else { return };
+        self.deck.set_led(true, self.outfit.clock.now());
+        let (helmsman, engine) = &mut *helm;
+        if let ControlFlow::Break(end) = helmsman.turn(engine) {
+            self.end(end);
+        }
+        self.deck.set_led(false, self.outfit.clock.now());
+    }
+
+    fn end(&self, end: H::End) {
+        if let Some(sender) = &*lock(&self.end) {
+            let _ = sender.try_send(end);
+        }
+        self.deck.end();
+    }
+
+    fn do_run(&self, run: Run) {
+        let Run { lease, handler, jobs, mut maps, stop } = run;
+        let mut started = self.outfit.clock.now();
+        stop.start(started);
+        for (place, job) in jobs.into_iter().enumerate() {
+            match stop.begin(place) {
+                Begin::Go => {}
+                Begin::LeaveOut => continue,
+                Begin::Stop => break,
+            }
+            let (id, builds_on, timeout) = (job.spec.id, maps.version, job.spec.timeout);
+            let outcome = self.do_job(&handler, job, &mut maps, &stop);
+            let at = self.outfit.clock.now();
+            // The books take one that is late for timed out, which ends the run.
+            let is_late = started.plus(timeout) < at;
+            let ends_run = is_late || matches!(outcome, Outcome::Retry(_) | Outcome::Crashed(_));
+            self.deck.count_job(at.since(started));
+            started = at;
+            if self.deck.put_done(Done::Outcome { lease, job: id, outcome, builds_on, at }, at) {
+                self.outfit.bell.ring();
+            } else if self.deck.must_say(at) {
+                self.say();
+            }
+            if ends_run {
+                break;
+            }
+        }
+        maps.forget_traces();
+        self.deck.end_run();
+        if self.deck.put_done(Done::End { lease, maps }, started) {
+            self.outfit.bell.ring();
+        }
+    }
+
+    fn do_job(&self, handler: &str, job: LeasedJob, maps: &mut RunMaps, stop: &RunStop) -> Outcome {
+        let failed = |code, detail: String| Outcome::Failed(JobError::new(code, detail));
+        // Both ends have the same registry, so a lease names a handler that is here.
+        let Some((spec, code)) = self.outfit.handlers.iter().find(|(spec, _)| *spec.name == *handler) else {
+            return failed(Code::HandlerFailed, format!("the handler {handler} is not in this binary"));
+        };
+        let job = Job(job);
+        let mut cx = JobContext {
+            job: &job.0,
+            maps,
+            stop,
+            deadline: self.outfit.clock.now().plus(job.0.spec.timeout),
+            is_ordered: spec.options.ordering != Ordering::None,
+            specs: &self.specs,
+            staging: Staging::default(),
+        };
+        // What a panicking handler leaves behind is its own: our maps change only in `commit` below.
+        let said = catch_unwind(AssertUnwindSafe(|| code.handle(&job, &mut cx)));
+        let payload = match said {
+            Ok(Ok(payload)) => payload,
+            Ok(Err(HandlerError::Retry(detail))) => return Outcome::Retry(clip(detail)),
+            Ok(Err(HandlerError::Fail(detail))) => return failed(Code::HandlerFailed, clip(detail)),
+            Err(panic) => return Outcome::Crashed(clip(panic_text(&*panic))),
+        };
+        if payload.bytes.len() > self.outfit.rules.max_payload {
+            return failed(Code::ResultTooLarge, format!("the result has {} bytes", payload.bytes.len()));
+        }
+        if job.0.spec.one_line && payload.bytes.contains(&b'\n') {
+            let detail = "the result has a line break, and a batch's results are one line each";
+            return failed(Code::HandlerFailed, detail.into());
+        }
+        match cx.commit(&self.outfit.rules) {
+            Ok(effects) => Outcome::Succeeded(payload, effects),
+            Err(error) => Outcome::Failed(error),
+        }
+    }
+}
+
+fn clip(mut detail: String) -> String {
+    if detail.len() > ERROR_DETAIL_BYTES {
+        let end = (0..=ERROR_DETAIL_BYTES).rev().find(|end| detail.is_char_boundary(*end)).unwrap_or(0);
+        detail.truncate(end);
+    }
+    detail
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("the handler panicked: {}", text.unwrap_or("without a message"))
+}

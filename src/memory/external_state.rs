@@ -1,0 +1,252 @@
+//! The mixed set of backends: the queue here, lane states and contexts in a store of their own. A consumer around another
+//! one: maps are read with the lease, and changes are written before the outcome is told. The store may make its callers
+//! wait, so that happens on a thread.
+//!
+//! The weaker promise that follows: when an executor is lost between the two, its job runs again on a state that it has
+//! changed already.
+
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use crate::bell::{Bell, lock};
+use crate::job::{IdMap, JobId, Outcome, context_map, state_map};
+use crate::ports::{BackendError, Commit, Consumer, KeyValue, Lease, LeaseId, Requests, StateAt, Step};
+
+/// The store is tried again after this long.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// See the module. Dropping it ends its leases.
+pub struct ExternalState(Arc<Between>);
+
+/// What lies between the consumer's owner and the thread.
+#[derive(Default)]
+struct Between {
+    exchange: Mutex<Exchange>,
+    filled: Condvar,
+}
+
+#[derive(Default)]
+struct Exchange {
+    requests: Requests,
+    room: usize,
+    extends: bool,
+    /// The thread has something to do.
+    is_rung: bool,
+    /// Outcomes and releases that are not in the books.
+    owed: usize,
+    out: Step,
+    failure: Option<BackendError>,
+    is_closed: bool,
+}
+
+impl ExternalState {
+    /// `make` gives the consumer inside, whose bell is rung for it; `bell` rings when a step would bring something.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub fn start(
+        make: impl FnOnce(Bell) -> Box<dyn Consumer>,
+        store: Arc<dyn KeyValue>,
+        context_ttl: Duration,
+        bell: Bell,
+    ) -> std::io::Result<ExternalState> {
+        let between = Arc::new(Between::default());
+        let rung = between.clone();
+        let own = Bell::new(move || rung.ring());
+        let worker = Worker {
+            between: between.clone(),
+            inner: make(own.clone()),
+            own,
+            store,
+            context_ttl,
+            bell,
+            maps: IdMap::default(),
+            unwritten: Vec::new(),
+            is_away: false,
+        };
+        std::thread::Builder::new().name("states".into()).spawn(move || worker.work())?;
+        Ok(ExternalState(between))
+    }
+}
+
+impl Between {
+    fn ring(&self) {
+        lock(&self.exchange).is_rung = true;
+        self.filled.notify_one();
+    }
+}
+
+impl Consumer for ExternalState {
+    fn step(&mut self, mut requests: Requests, room: usize) -> Result<Step, BackendError> {
+        let mut exchange = lock(&self.0.exchange);
+        if let Some(error) = &exchange.failure {
+            return Err(error.clone());
+        }
+        if !requests.is_empty() || room != exchange.room {
+            exchange.owed += requests.commits.len() + requests.releases.len();
+            exchange.requests.commits.append(&mut requests.commits);
+            exchange.requests.releases.append(&mut requests.releases);
+            exchange.room = room;
+            exchange.is_rung = true;
+            self.0.filled.notify_one();
+        }
+        Ok(std::mem::take(&mut exchange.out))
+    }
+
+    fn extend(&mut self) {
+        lock(&self.0.exchange).extends = true;
+        self.0.ring();
+    }
+
+    fn is_settled(&self) -> bool {
+        lock(&self.0.exchange).owed == 0
+    }
+}
+
+impl Drop for ExternalState {
+    fn drop(&mut self) {
+        lock(&self.0.exchange).is_closed = true;
+        self.0.filled.notify_one();
+    }
+}
+
+struct Worker {
+    between: Arc<Between>,
+    inner: Box<dyn Consumer>,
+    /// The inner one's bell.
+    own: Bell,
+    store: Arc<dyn KeyValue>,
+    context_ttl: Duration,
+    bell: Bell,
+    /// Of each live lease.
+    maps: IdMap<u64, Maps>,
+    /// Outcomes whose changes could not be written yet, and all behind them: their order is kept.
+    unwritten: Vec<Commit>,
+    is_away: bool,
+}
+
+/// A lease's lane, and its jobs' contexts in their order.
+struct Maps {
+    state: String,
+    contexts: Vec<(JobId, String)>,
+}
+
+impl Worker {
+    fn work(mut self) {
+        loop {
+            let mut exchange = lock(&self.between.exchange);
+            while !exchange.is_rung && !exchange.is_closed && !self.is_away && self.own.asleep() {
+                let woken = self.between.filled.wait(exchange);
+                exchange = woken.unwrap_or_else(std::sync::PoisonError::into_inner);
+            }
+            if exchange.is_closed && exchange.requests.is_empty() {
+                return;
+            }
+            exchange.is_rung = false;
+            self.own.answer();
+            let (requests, room) = (std::mem::take(&mut exchange.requests), exchange.room);
+            let (extends, is_closed) = (std::mem::take(&mut exchange.extends), exchange.is_closed);
+            drop(exchange);
+            if extends {
+                self.inner.extend();
+            }
+            let said = requests.commits.len() + requests.releases.len() + self.unwritten.len();
+            let stepped = self.step(requests, if is_closed { 0 } else { room });
+            let done = said - self.unwritten.len();
+            let mut exchange = lock(&self.between.exchange);
+            exchange.owed -= done.min(exchange.owed);
+            match stepped {
+                Ok(step) => {
+                    exchange.out.fenced.extend(step.fenced);
+                    exchange.out.leases.extend(step.leases);
+                    exchange.out.revoked.extend(step.revoked);
+                }
+                Err(error) => exchange.failure = Some(error),
+            }
+            let is_over = exchange.failure.is_some() || is_closed;
+            drop(exchange);
+            self.bell.ring();
+            if is_over {
+                return;
+            }
+            if self.is_away {
+                std::thread::park_timeout(AGAIN);
+            }
+        }
+    }
+
+    fn step(&mut self, requests: Requests, room: usize) -> Result<Step, BackendError> {
+        let mut commits = std::mem::take(&mut self.unwritten);
+        commits.extend(requests.commits);
+        let mut failure = None;
+        let written = commits.iter().take_while(|commit| {
+            failure = self.write(commit).err();
+            failure.is_none()
+        });
+        let written = written.count();
+        self.unwritten = commits.split_off(written);
+        for commit in &commits {
+            let is_last = |maps: &Maps| maps.contexts.last().is_none_or(|(job, _)| *job == commit.job);
+            let goes_on = matches!(commit.outcome, Outcome::Succeeded(..) | Outcome::Failed(_));
+            if !goes_on || self.maps.get(&commit.lease.0).is_some_and(is_last) {
+                self.maps.remove(&commit.lease.0);
+            }
+        }
+        requests.releases.iter().for_each(|lease| drop(self.maps.remove(&lease.0)));
+        let room = if failure.is_some() { 0 } else { room };
+        let mut step = self.inner.step(Requests { commits, releases: requests.releases }, room)?;
+        let gone = step.fenced.iter().chain(&step.revoked).map(|of| of.lease);
+        gone.for_each(|lease| drop(self.maps.remove(&lease.0)));
+        let mut unread: Vec<LeaseId> = Vec::new();
+        step.leases.retain_mut(|lease| match self.read(lease) {
+            Ok(()) => true,
+            Err(error) => {
+                failure = Some(error);
+                unread.push(lease.id);
+                false
+            }
+        });
+        if !unread.is_empty() {
+            let back = self.inner.step(Requests { commits: Vec::new(), releases: unread }, 0)?;
+            step.fenced.extend(back.fenced);
+            step.revoked.extend(back.revoked);
+        }
+        match &failure {
+            Some(error) if !self.is_away => log::warn!("states and contexts cannot be reached: {error}"),
+            None if self.is_away => log::info!("states and contexts can be reached again"),
+            Some(_) | None => {}
+        }
+        self.is_away = failure.is_some();
+        Ok(step)
+    }
+
+    fn write(&self, commit: &Commit) -> Result<(), BackendError> {
+        let Outcome::Succeeded(_, effects) = &commit.outcome else { return Ok(()) };
+        let Some(maps) = self.maps.get(&commit.lease.0) else { return Ok(()) };
+        if !effects.state.is_empty() {
+            self.store.apply(&maps.state, &effects.state, None)?;
+        }
+        let context = maps.contexts.iter().find(|(job, _)| *job == commit.job);
+        if let Some((_, context)) = context.filter(|_| !effects.context.is_empty()) {
+            self.store.apply(context, &effects.context, Some(self.context_ttl))?;
+        }
+        Ok(())
+    }
+
+    /// What the store knows takes the place of what the queue's own broker does.
+    fn read(&mut self, lease: &mut Lease) -> Result<(), BackendError> {
+        let key = lease.jobs.first().and_then(|job| job.spec.ordering_key.clone());
+        let state = state_map(&lease.handler, key.as_deref());
+        if let StateAt::Whole(_, entries) = &mut lease.state {
+            *entries = self.store.load(&state, None)?;
+        }
+        let mut contexts = Vec::new();
+        for job in &mut lease.jobs {
+            let context = context_map(&job.spec.owner, &job.spec.trace);
+            job.context = self.store.load(&context, Some(self.context_ttl))?;
+            contexts.push((job.spec.id, context));
+        }
+        self.maps.insert(lease.id.0, Maps { state, contexts });
+        Ok(())
+    }
+}

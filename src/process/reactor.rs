@@ -1,0 +1,66 @@
+//! One event loop's ground: sockets and a bell to wait for, at most so long. Whoever rings the bell wakes it.
+
+use std::time::Duration;
+
+use mio::event::Source;
+use mio::{Events, Interest, Poll, Registry, Token};
+
+use crate::bell::Bell;
+
+const WAKER: Token = Token(usize::MAX - 1);
+
+/// See the module.
+pub struct Reactor {
+    poll: Poll,
+    events: Events,
+    bell: Bell,
+}
+
+impl Reactor {
+    /// For so many events a turn.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn new(events: usize) -> Result<Reactor, String> {
+        let poll = Poll::new().map_err(|error| error.to_string())?;
+        let bell = Bell::for_poll(&poll, WAKER).map_err(|error| error.to_string())?;
+        Ok(Reactor { poll, events: Events::with_capacity(events), bell })
+    }
+
+    /// Rings when the loop should look.
+    pub fn bell(&self) -> Bell {
+        self.bell.clone()
+    }
+
+    pub fn registry(&self) -> &Registry {
+        self.poll.registry()
+    }
+
+    /// Watches a socket for everything that can happen to it.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn watch(&self, source: &mut impl Source, token: Token) -> Result<(), String> {
+        let both = Interest::READABLE | Interest::WRITABLE;
+        self.poll.registry().register(source, token, both).map_err(|error| error.to_string())
+    }
+
+    /// Waits for events, for a ring, or so long at most.
+    ///
+    /// # Errors
+    /// The kernel ends the loop.
+    pub fn wait(&mut self, most: Duration) -> Result<&Events, String> {
+        self.bell.wait(&mut self.poll, &mut self.events, most)?;
+        Ok(&self.events)
+    }
+
+    /// True if the bell has rung since it was last asked, or waited for: what it rang for is to be looked at now.
+    pub fn is_rung(&self) -> bool {
+        self.bell.answer()
+    }
+
+    /// What the last wait has brought.
+    pub fn events(&self) -> &Events {
+        &self.events
+    }
+}

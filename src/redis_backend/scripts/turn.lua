@@ -1,0 +1,405 @@
+-- One turn of a web process: what its executors finished or gave back, what is due by time, what came from its callers, and
+-- what its executors can have, in this order. Each commit and each job is judged on its own.
+--
+-- "node"     the process; "call" this call's name; "again" true if it is said once more; "here" its inboxes; "closed" those
+--            that it has no more
+-- "commits"  list of {k: consumer, n: lease, id, d: delivery, v: version it builds on, s: status or "retry" or "crashed",
+--            r: index of the signed outcome (for retry and crashed: that of a dead job), j: jitter 0 to 1,
+--            st, cx: changes {index of key, index of value or 0}, lane state and context, ctx: the context's map,
+--            fu: follow-ups as "accept" takes jobs, no: indices of the signed failures, see "refused"}
+-- "releases" list of {k, n, o: the job of an unordered lease or "", lost: true if it ended with its executor}
+-- "forged"   list of {k, n, o, id, env, r}: a job of this lease that nobody of the deployment signed, and its record
+-- "renew"    list of {k, n, o}
+-- "left"     processes whose places were taken: their leases are over
+-- "jobs"     jobs to accept, as "accept" takes them; after one that found the queue full none is
+-- "execs"    list of {k: consumer, i: its number, g: group, room: leases that it may get, used: its leases by handler, where
+--            that counts}
+-- "idle"     groups of which executors of this process had room after the last call
+-- "facts"    what the process says of itself, once a second: names and values
+-- "look"     looks at what time has made ready; "sweep" ends what time has ended, which is done often enough anyhow
+-- Answers    {commits: list of "committed" | "again" | "fenced",
+--             jobs: list of "new", "full", "unknown", "mismatch", or the id of the job that has the key, whose end the
+--             submitter's instance hears of,
+--             leases: list of {n, number of the executor, h, kind, version, state, jobs: list of {id, env, d, f, context, pl}, lane},
+--             over: numbers of leases that ran out, revoked: list of "number lease job",
+--             ends: see "tell", notices: list of {event, id, cause, trace}, groups with room now,
+--             us until something is ready by time or "", inboxes that were not there}
+-- Repeatable: commits that held are "again", jobs that are there are "new", and the same leases are given once more.
+
+local node = P .. 'node:' .. A.node
+
+local function version_of(lane) return int(num(call('HGET', P .. 'lane:' .. lane, 'v'))) end
+
+local function too_late(c, job)
+  if A.again and job and job.ct == c.n and tonumber(job.cd) == c.d then
+    count('duplicate', 1)
+    note('reply.duplicate_dropped', c.id, 'repeated', job.tr)
+    return 'again'
+  end
+  count('late', 1)
+  if job then note('reply.late_dropped', c.id, 'fenced', job.tr) end
+  return 'fenced'
+end
+
+local function follow_ups_known(c)
+  for _, job in ipairs(c.fu or {}) do if not H[job.h] then return false end end
+  return true
+end
+
+-- Why the effects cannot be applied, as an index of the failure in "no"; 0 if they can.
+local function refused(c, lane)
+  if c.s ~= 'succeeded' then return 0 end
+  if c.st and #c.st > 0 then
+    if is_free(lane) then return 1 end
+    if map_bytes_after(state_map(lane), c.st) > R.lsm then return 2 end
+  end
+  if c.cx and #c.cx > 0 and map_bytes_after(c.ctx, c.cx) > R.ctxm then return 3 end
+  return follow_ups_known(c) and 0 or 4
+end
+
+local function next_of_run(lease)
+  lease.run = string.sub(lease.run, 33)
+  local following = first_of(lease.run)
+  if following then
+    call('HSET', P .. 'lease:' .. lease.n, 'run', lease.run)
+    renew(lease)
+    local job = read_job(following)
+    call('HSET', job_key(following), started(job.h, job.d, job.nb))
+    return
+  end
+  remove_lease(lease)
+  if lease.id ~= '' then return end
+  -- Complete: whoever ran it holds the lane's state as it is now.
+  call('HSET', P .. 'lane:' .. lease.lane, 'mk', lease.consumer)
+  make_ready(lease.lane)
+end
+
+local function commit(c)
+  local job = read_job(c.id)
+  local lease = read_lease(c.n, job and job.l == '' and c.id or '', job)
+  if not lease or lease.consumer ~= c.k or lease.ends <= now then return too_late(c, job) end
+  local lane, ordered = lease.lane, lease.id == ''
+  local version = ordered and version_of(lane)
+  if not job or first_of(lease.run) ~= c.id or job.d ~= c.d or (ordered and version ~= c.v) then
+    local answer = too_late(c, job)
+    if answer == 'fenced' then end_lease(lease) end
+    return answer
+  end
+  local why = refused(c, lane)
+  local goes_on, delivery = false, int(c.d)
+  if why > 0 then finish(c.id, job, 'failed', c.no[why], c.n, delivery)
+  elseif c.s == 'retry' then again(c.id, job, 'retries_exhausted', c.r, c.j, c.n, delivery)
+  elseif c.s == 'crashed' then again(c.id, job, 'handler_crashed', c.r, c.j, c.n, delivery)
+  else
+    if c.s == 'succeeded' then
+      if c.st and #c.st > 0 then
+        call('HSET', P .. 'lane:' .. lane, 'v', int(num(job.f)))
+        map_apply(state_map(lane), c.st)
+      end
+      if c.cx and #c.cx > 0 then map_apply(c.ctx, c.cx, R.ctx) end
+      for _, follow_up in ipairs(c.fu or {}) do
+        follow_up['in'] = job['in']
+        accept(follow_up)
+      end
+    end
+    if c.s == 'succeeded' or c.s == 'failed' then
+      if ordered then call('HDEL', P .. 'lane:' .. lane, 'ca') end
+      goes_on = true
+    end
+    finish(c.id, job, c.s, c.r, c.n, delivery)
+  end
+  if goes_on then next_of_run(lease) else end_lease(lease) end
+  return 'committed'
+end
+
+-- The lease, if it is this consumer's.
+local function own(named)
+  local lease = read_lease(named.n, named.o)
+  return lease and lease.consumer == named.k and lease
+end
+
+local full = false
+local function submit(job)
+  if not H[job.h] then return 'unknown' end
+  if accepted[job.id] or call('EXISTS', job_key(job.id)) == 1 then return 'new' end
+  local other = job.ik and call('GET', P .. 'idem:' .. job.ik)
+  local fp, instances = false, false
+  if other then
+    flush()
+    fp, instances = unpack(call('HMGET', job_key(other), 'fp', 'in'))
+  end
+  if fp then
+    if fp ~= job.fp then return 'mismatch' end
+    watch(other, instances, job['in'])
+    return other
+  end
+  if full or figure('queued') >= R.cap or figure('bytes') + job.pb > R.bytes then
+    full = true
+    return 'full'
+  end
+  accept(job)
+  return 'new'
+end
+
+-- Whose lanes became ready by time alone since the last look.
+local function look()
+  local since = num(known.ticked)
+  sets.ticked = int(now)
+  flush()
+  for h, handler in pairs(H) do
+    for _, before in ipairs({0, R.aff}) do
+      if not is_paused(h) and call('ZCOUNT', P .. 'ready:' .. h, '(' .. int(since - before), int(now - before)) > 0 then
+        ring(handler.g)
+      end
+    end
+    local nearest = call('ZRANGE', P .. 'ready:' .. h, '(' .. int(now), '+inf', 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')[2]
+    if nearest then is_due_in(tonumber(nearest) - now) end
+  end
+end
+
+-- By group: leases that this call may give, and of which it has taken all that is ready.
+local rooms, takes_all = {}, {}
+for _, exec in ipairs(A.execs) do rooms[exec.g] = (rooms[exec.g] or 0) + exec.room end
+
+-- What can be claimed, per handler: its due lanes, oldest first, up to where this call has looked.
+local function due_lanes()
+  local due = {}
+  for h, handler in pairs(H) do
+    local room, key = rooms[handler.g] or 0, 'ready:' .. h
+    if room > 0 and not is_paused(h) then
+      local lanes = {}
+      if A.look or num(known['queued:' .. h]) > 0 or has_added[key] then
+        local most = R.scan + room
+        lanes = call('ZRANGE', P .. key, '-inf', int(now), 'BYSCORE', 'LIMIT', 0, most, 'WITHSCORES')
+        if #lanes == 2 * most then takes_all[handler.g] = false end
+      end
+      local seen = {}
+      for at = 1, #lanes, 2 do seen[#seen + 1] = {lanes[at], tonumber(lanes[at + 1])} end
+      -- What this call has made ready, and has taken out again, is not in the set as it stands.
+      local gone = {}
+      for _, member in ipairs(removes[key] or {}) do gone[member] = true end
+      local list = {}
+      for _, entry in ipairs(seen) do
+        if not gone[entry[1]] and not (adds[key] and adds[key][entry[1]]) then list[#list + 1] = entry end
+      end
+      for member, score in pairs(adds[key] or {}) do
+        if tonumber(score) <= now then list[#list + 1] = {member, tonumber(score)} end
+      end
+      table.sort(list, function(a, b) return a[2] < b[2] or a[2] == b[2] and a[1] < b[1] end)
+      if #list > 0 then due[h] = {lanes = list, at = 1} end
+    end
+  end
+  return due
+end
+
+-- Who takes this lane: the executor that knows its state, else the one with the most room. A lane whose state an executor
+-- elsewhere knows is left to that for a moment, if it has room: false. Nil: nobody here can take one of this handler.
+local function taker(h, lane, score)
+  local group, limit, best = H[h].g, H[h].c, nil
+  local maker = not is_free(lane) and call('HGET', P .. 'lane:' .. lane, 'mk')
+  for _, exec in ipairs(A.execs) do
+    if exec.g == group and exec.room > 0 and (limit == 0 or (exec.used[h] or 0) < limit) then
+      if exec.k == maker then return exec end
+      if not best or exec.room > best.room then best = exec end
+    end
+  end
+  local elsewhere = best and maker and now < score + R.aff and string.match(maker, '^(%x+)%.')
+  if elsewhere and elsewhere ~= A.node and call('SISMEMBER', P .. 'idle:' .. int(group), elsewhere) == 1 then
+    is_due_in(score + R.aff - now)
+    return false
+  end
+  return best
+end
+
+-- The lane to claim, of all that can be: the one that has been ready for longest; and who takes it.
+local function next_lane(due)
+  while true do
+    local first, of_first
+    for h, of in pairs(due) do
+      local entry = of.lanes[of.at]
+      if entry and rooms[H[h].g] > 0 and (not first or entry[2] < first[2] or entry[2] == first[2] and entry[1] < first[1]) then
+        first, of_first = entry, h
+      end
+    end
+    if not first then return nil end
+    due[of_first].at = due[of_first].at + 1
+    local exec = taker(of_first, string.sub(first[1], 18), first[2])
+    if exec then return first[1], of_first, exec end
+    takes_all[H[of_first].g] = false
+    if exec == nil then due[of_first] = nil end
+  end
+end
+
+-- The jobs of an ordered lane's next lease: how many depends on what went wrong before, and on what fits a frame.
+local function run_of(lane, h)
+  local most = (H[h].d == 1 or call('HEXISTS', P .. 'lane:' .. lane, 'ca') == 1) and 1 or R.run
+  local run, bytes = {}, 0
+  for _, id in ipairs(call('LRANGE', P .. 'q:' .. lane, 0, most - 1)) do
+    if not is_sound(id) then quarantine(id, h, lane)
+    else
+      local nb, pb = unpack(call('HMGET', job_key(id), 'nb', 'pb'))
+      bytes = bytes + num(pb)
+      if #run > 0 and (num(nb) > now or bytes > R.mp) then break end
+      run[#run + 1] = id
+    end
+  end
+  return run
+end
+
+local has_contexts
+local function leased(id, env, tr, ow, payload, delivery, fence)
+  if has_contexts == nil then has_contexts = call('EXISTS', P .. 'mx') == 1 end
+  local context = has_contexts and map_load('ctx:' .. tr .. (ow ~= '' and ':' .. ow or ''), R.ctx) or {}
+  return {id, env, delivery, fence, context, payload or ''}
+end
+
+local lease_ends = int(now + R.vis)
+local function claim(member, h, exec)
+  local lane = string.sub(member, 18)
+  local free, job = is_free(lane), accepted[lane]
+  zrem('ready:' .. h, member)
+  if free and not job and not is_sound(lane) then
+    quarantine(lane, h, lane)
+    return nil
+  end
+  local run, kind, version, state = free and {lane} or run_of(lane, h), 'none', '0', {}
+  if #run == 0 then
+    make_ready(lane)
+    return nil
+  end
+  local first = next_number()
+  local n = digits(first)
+  if not free then
+    local maker, v = unpack(call('HMGET', P .. 'lane:' .. lane, 'mk', 'v'))
+    version = int(num(v))
+    call('HSET', P .. 'lane:' .. lane, 'ls', n, 'rm', '')
+    if maker == exec.k then kind = 'known' else kind, state = 'whole', map_load(state_map(lane)) end
+    call('HSET', P .. 'lease:' .. n, 'c', exec.k, 'l', lane, 'h', h, 'run', table.concat(run), 'x', lease_ends)
+  end
+  local jobs = {}
+  for i, id in ipairs(run) do
+    local d, nb, env, tr, ow, payload
+    if job then d, nb, env, tr, ow, payload = 0, now + job.nb, ARGV[job.env], job.tr, job.ow, ARGV[job.pl]
+    else d, nb, env, tr, ow, payload = unpack(call('HMGET', job_key(id), 'd', 'nb', 'env', 'tr', 'ow', 'pl')) end
+    -- What a stranger has left out is judged by whoever verifies the rest.
+    d, nb, tr, ow = num(d), num(nb), tr or '', ow or ''
+    local fence = int(i == 1 and first or next_number())
+    if free then set_job(id, 'ls', n, 'f', fence, 'rm', '', 'lc', exec.k, 'lx', lease_ends, started(h, d, nb))
+    elseif i == 1 then set_job(id, 'ls', n, 'f', fence, started(h, d, nb))
+    else set_job(id, 'ls', n, 'f', fence) end
+    jobs[i] = leased(id, env or '', tr, ow, payload, d + 1, fence)
+  end
+  zadd('leases', lease_ends, n .. ' ' .. exec.k .. ' ' .. h .. ' ' .. (free and lane or ''))
+  exec.room, exec.used[h] = exec.room - 1, (exec.used[h] or 0) + 1
+  rooms[exec.g] = rooms[exec.g] - 1
+  return {n, exec.i, h, kind, version, state, jobs, lane}
+end
+
+-- A lease that this call has claimed before its answer was lost.
+local function once_more(n, id, number)
+  local lease = read_lease(n, id)
+  if not lease or lease.consumer ~= A.node .. '.' .. number or lease.ends <= now then return nil end
+  local kind, version, state, jobs = 'none', '0', {}, {}
+  if lease.id == '' then
+    kind, version, state = 'whole', version_of(lease.lane), map_load(state_map(lease.lane))
+  end
+  for job in each(lease.run) do
+    local d, f, s, env, tr, ow, payload = unpack(call('HMGET', job_key(job), 'd', 'f', 's', 'env', 'tr', 'ow', 'pl'))
+    jobs[#jobs + 1] = leased(job, env or '', tr or '', ow or '', payload, num(d) + (s == 'running' and 0 or 1), int(num(f)))
+  end
+  return {n, tonumber(number), lease.h, kind, version, state, jobs, lease.lane}
+end
+
+local results, submitted, leases, over, revoked, news = {}, {}, {}, {}, {}, {}
+for _, instance in ipairs(A.closed) do call('DEL', P .. 'inbox:' .. instance) end
+for i, c in ipairs(A.commits) do results[i] = commit(c) end
+for _, named in ipairs(A.releases) do
+  local lease = own(named)
+  if lease and named.lost then lose_lease(lease) elseif lease then end_lease(lease) end
+end
+for _, named in ipairs(A.forged) do
+  local lease = own(named)
+  if lease then
+    end_lease(lease)
+    quarantine(named.id, lease.h, lease.lane, named.env, named.r)
+    if lease.id == '' then make_ready(lease.lane) end
+  end
+end
+for _, named in ipairs(A.renew) do
+  local lease = own(named)
+  if lease and lease.ends > now then
+    renew(lease)
+    count('renewed', 1)
+  else over[#over + 1] = named.n end
+end
+for _, gone in ipairs(A.left) do
+  flush()
+  local mine = {}
+  for _, member in ipairs(call('ZRANGE', P .. 'leases', 0, -1)) do
+    if string.find(member, ' ' .. gone .. '.', 1, true) then mine[#mine + 1] = member end
+  end
+  each_lease(mine, end_lease)
+  forget_node(gone)
+end
+if A.sweep or now >= num(known.swept) + R.sweep then
+  sets.swept = int(now)
+  sweep()
+  if is_due() then is_due_in(0) end
+end
+if A.look then look() end
+for i, job in ipairs(A.jobs) do submitted[i] = submit(job) end
+for _, n in ipairs(ran_out) do over[#over + 1] = n end
+local before, claims, has_revoked
+if A.again or A.look then before, claims, has_revoked = unpack(call('HMGET', node, 'call', 'claims', 'rv')) end
+if A.again and before == A.call then
+  for n, id, number in string.gmatch(claims, '(%d+):(%x*):(%d+)') do leases[#leases + 1] = once_more(n, id, number) end
+else
+  for group in pairs(rooms) do takes_all[group] = true end
+  local due, claimed = due_lanes(), {}
+  while true do
+    local member, h, exec = next_lane(due)
+    if not member then break end
+    local lease = claim(member, h, exec)
+    if lease then
+      leases[#leases + 1] = lease
+      claimed[#leases] = lease[1] .. ':' .. (lease[4] == 'none' and lease[8] or '') .. ':' .. exec.i
+    end
+  end
+  if #leases > 0 then news = {'call', A.call, 'claims', table.concat(claimed, ' ')} end
+end
+local has_room, old = {}, A.idle
+A.idle = {}
+for group, room in pairs(rooms) do
+  if room > 0 then
+    has_room[#has_room + 1], A.idle[int(group)] = group, 1
+  else takes_all[group] = false end
+end
+for g = 0, R.groups - 1 do
+  local was, is = old[int(g)], A.idle[int(g)]
+  if is and (A.facts or not was) then call('SADD', P .. 'idle:' .. int(g), A.node)
+  elseif not is and (A.facts or was) then call('SREM', P .. 'idle:' .. int(g), A.node) end
+end
+local lost = ''
+if A.facts then
+  for _, fact in ipairs(A.facts) do news[#news + 1] = fact end
+  call('ZADD', P .. 'nodes', int(now + R.con), A.node)
+  -- A stream that is there, empty: ends are told to those alone. A listener that is gone lets it expire.
+  for _, instance in ipairs(A.here) do
+    local inbox = P .. 'inbox:' .. instance
+    if call('EXISTS', inbox) == 0 then
+      call('XADD', inbox, '*', 'j', '')
+      call('XTRIM', inbox, 'MAXLEN', 0)
+      lost = lost .. instance .. ' '
+    end
+    call('PEXPIRE', inbox, R.inbox)
+  end
+end
+if has_revoked == '1' then
+  revoked = call('LRANGE', P .. 'revoked:' .. A.node, 0, -1)
+  call('DEL', P .. 'revoked:' .. A.node)
+  news[#news + 1], news[#news + 2] = 'rv', '0'
+end
+if #news > 0 then call('HSET', node, unpack(news)) end
+local answer = done({results, submitted, leases, over, revoked, ends, notices, has_room, '', lost}, takes_all)
+answer[9] = soonest and int(math.max(0, soonest)) or ''
+return answer

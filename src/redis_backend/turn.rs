@@ -1,0 +1,626 @@
+//! What a process says in its next call, and the books of those who wait for the answer. Pure.
+//!
+//! While one call is under way the next one gathers. The server judges what is said; these books only know whom to tell.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::connection::PAUSES;
+use crate::bell::Bell;
+use crate::clock::{Timestamp, millis};
+use crate::job::{IdMap, InstanceId, JobId, JobSpec, Outcome};
+use crate::limits::INBOX_ENDS;
+use crate::observe::{event, job_event};
+use crate::ports::{
+    BackendError, Commit, Ends, JobEnded, Lease, LeaseId, NewJob, OfLease, Requests, Step, Then,
+};
+
+/// A process says of itself this often that it lives, and looks at what time alone does.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+const NEVER: Timestamp = Timestamp(u64::MAX);
+
+/// See the module.
+pub(super) struct State {
+    consumers: IdMap<u64, Books>,
+    last_consumer: u64,
+    /// What the next call says.
+    next: Draft,
+    /// There is more room for leases than at the last call.
+    has_more_room: bool,
+    /// Jobs whose outcomes are under way, and whether something is that this process waits for.
+    calling: Vec<JobId>,
+    is_calling: bool,
+    /// Jobs whose leases were over before their outcomes could be told.
+    untold: Vec<JobId>,
+    inboxes: Vec<InboxBooks>,
+    /// Groups with room after the last call.
+    idle: Vec<usize>,
+    rings: Vec<Bell>,
+    /// The service stops: nothing is claimed unless somebody waits.
+    is_draining: bool,
+    claims: bool,
+    /// Callers that wait here.
+    pub(super) callers: u64,
+    tell_at: Timestamp,
+    look_at: Timestamp,
+    away: Option<Away>,
+    pub(super) is_closed: bool,
+    /// A thread takes the turns.
+    pub(super) is_seated: bool,
+}
+
+/// What is said in one call, before it is signed.
+#[derive(Default)]
+pub(super) struct Draft {
+    pub(super) commits: Vec<Told>,
+    pub(super) releases: Vec<Named>,
+    pub(super) forged: Vec<(Named, JobId, Arc<str>)>,
+    pub(super) left: Vec<String>,
+    pub(super) submissions: Vec<(Vec<NewJob>, Then)>,
+    pub(super) renewals: Vec<Named>,
+    pub(super) execs: Vec<Exec>,
+    pub(super) here: Vec<String>,
+    /// Inboxes that nobody reads any more.
+    pub(super) closed: Vec<String>,
+    pub(super) idle: Vec<usize>,
+    /// `Some` once a second: callers that wait, and each executor's group and leases.
+    pub(super) facts: Option<(u64, String)>,
+    pub(super) looks: bool,
+    pub(super) sweeps: bool,
+}
+
+/// A lease of a consumer; of an unordered job with its id.
+#[derive(Clone, Debug)]
+pub(super) struct Named {
+    pub(super) consumer: u64,
+    pub(super) lease: LeaseId,
+    pub(super) own: String,
+    /// It ended with its executor, after its first job had started.
+    pub(super) is_lost: bool,
+}
+
+/// An outcome, with what is known of its job.
+pub(super) struct Told {
+    pub(super) consumer: u64,
+    pub(super) commit: Commit,
+    pub(super) spec: Option<Arc<JobSpec>>,
+    /// The lane's map.
+    pub(super) state: String,
+    /// It starts with this outcome.
+    next: Option<Arc<JobSpec>>,
+}
+
+/// An executor that may get leases.
+pub(super) struct Exec {
+    pub(super) consumer: u64,
+    pub(super) group: usize,
+    pub(super) room: usize,
+    /// Its leases, by handler.
+    pub(super) used: BTreeMap<Arc<str>, usize>,
+}
+
+/// An executor's books.
+struct Books {
+    group: usize,
+    workers: usize,
+    bell: Bell,
+    /// Leases at once.
+    room: usize,
+    held: BTreeMap<LeaseId, Held>,
+    /// What it said and was not judged yet.
+    owed: usize,
+    out: Step,
+    /// The next call renews its leases.
+    renews: bool,
+    renewed_at: Timestamp,
+    /// The server was away for so long that its leases are over.
+    is_lost: bool,
+}
+
+/// A live lease.
+pub(super) struct Held {
+    pub(super) handler: Arc<str>,
+    /// The lane's map.
+    pub(super) state: String,
+    /// The job of an unordered lease, or nothing.
+    pub(super) own: String,
+    pub(super) jobs: Vec<Arc<JobSpec>>,
+    /// The one that runs.
+    pub(super) at: usize,
+}
+
+struct InboxBooks {
+    instance: InstanceId,
+    bell: Bell,
+    ended: VecDeque<JobEnded>,
+    lost: bool,
+    /// It was there; should it not be, it has vanished.
+    is_open: bool,
+    /// How often it has.
+    reopened: u64,
+}
+
+/// The server could not be reached.
+struct Away {
+    since: Instant,
+    again_at: Instant,
+    pause: Duration,
+}
+
+/// What a call has answered.
+#[derive(Default)]
+pub(super) struct Answer {
+    pub(super) held: Vec<bool>,
+    pub(super) was_repeated: bool,
+    pub(super) leases: Vec<(u64, Lease, Held)>,
+    pub(super) forged: Vec<(Named, JobId, Arc<str>)>,
+    pub(super) over: Vec<LeaseId>,
+    pub(super) revoked: Vec<(u64, OfLease)>,
+    pub(super) ends: Vec<(InstanceId, JobEnded)>,
+    pub(super) idle: Vec<usize>,
+    /// Until something is ready by time.
+    pub(super) due: Option<Duration>,
+    /// Inboxes that were not there.
+    pub(super) opened: Vec<InstanceId>,
+}
+
+impl Default for State {
+    fn default() -> State {
+        State {
+            consumers: IdMap::default(),
+            last_consumer: 0,
+            next: Draft::default(),
+            has_more_room: false,
+            calling: Vec::new(),
+            is_calling: false,
+            untold: Vec::new(),
+            inboxes: Vec::new(),
+            idle: Vec::new(),
+            rings: Vec::new(),
+            is_draining: false,
+            claims: true,
+            callers: 0,
+            tell_at: Timestamp(0),
+            look_at: NEVER,
+            away: None,
+            is_closed: false,
+            is_seated: false,
+        }
+    }
+}
+
+impl State {
+    /// An executor of this group; its number.
+    pub(super) fn connect(&mut self, group: usize, workers: usize, bell: Bell, now: Timestamp) -> u64 {
+        self.last_consumer += 1;
+        let (held, out) = Default::default();
+        let books = Books {
+            group,
+            workers,
+            bell,
+            room: 0,
+            held,
+            owed: 0,
+            out,
+            renews: false,
+            renewed_at: now,
+            is_lost: false,
+        };
+        self.consumers.insert(self.last_consumer, books);
+        // The others are told that there is such an executor.
+        self.tell_at = now;
+        self.last_consumer
+    }
+
+    /// It is gone: leases start in their order, at most one a worker; those behind cannot have started.
+    pub(super) fn disconnect(&mut self, consumer: u64, now: Timestamp) {
+        let Some(books) = self.consumers.remove(&consumer) else { return };
+        self.tell_at = now;
+        for (at, (lease, held)) in books.held.into_iter().enumerate() {
+            let is_lost = at < books.workers;
+            if self.is_draining && is_lost {
+                // Nobody here runs it again.
+                self.untold.extend(held.jobs.get(held.at).map(|job| job.id));
+            }
+            self.next.releases.push(Named { consumer, lease, own: held.own, is_lost });
+        }
+    }
+
+    /// Takes what it says; gives what there is for it.
+    pub(super) fn step(
+        &mut self,
+        consumer: u64,
+        requests: Requests,
+        room: usize,
+    ) -> Result<Step, BackendError> {
+        let lost = || BackendError("redis: it was away until every lease had ended".into());
+        let books = self.consumers.get_mut(&consumer).filter(|books| !books.is_lost).ok_or_else(lost)?;
+        for commit in requests.commits {
+            self.next.commits.push(books.told(consumer, commit));
+        }
+        for lease in requests.releases {
+            if let Some(held) = books.held.remove(&lease) {
+                books.owed += 1;
+                self.next.releases.push(Named { consumer, lease, own: held.own, is_lost: false });
+            }
+        }
+        self.has_more_room |= room > books.room;
+        books.room = room;
+        Ok(std::mem::take(&mut books.out))
+    }
+
+    /// It lives: its leases are renewed, if that was not done lately.
+    pub(super) fn extend(&mut self, consumer: u64, now: Timestamp, visibility: Duration) {
+        if let Some(books) = self.consumers.get_mut(&consumer) {
+            books.renews |= !books.held.is_empty() && now.since(books.renewed_at) >= visibility / 3;
+        }
+    }
+
+    pub(super) fn is_settled(&self, consumer: u64) -> bool {
+        self.consumers.get(&consumer).is_none_or(|books| books.owed == 0)
+    }
+
+    /// These jobs are submitted with the next call, which does not wait any longer for a server that is away: their
+    /// callers do.
+    pub(super) fn submit(&mut self, jobs: Vec<NewJob>, then: Then) {
+        self.next.submissions.push((jobs, then));
+        if let Some(away) = &mut self.away {
+            away.again_at = Instant::now();
+        }
+    }
+
+    /// Ends are told to this instance from now on.
+    pub(super) fn subscribe(&mut self, instance: InstanceId, bell: Bell, now: Timestamp) {
+        self.inboxes.push(InboxBooks {
+            instance,
+            bell,
+            ended: VecDeque::new(),
+            lost: false,
+            is_open: false,
+            reopened: 0,
+        });
+        self.tell_at = now;
+    }
+
+    pub(super) fn unsubscribe(&mut self, instance: InstanceId) {
+        self.inboxes.retain(|inbox| inbox.instance != instance);
+        self.next.closed.push(instance.to_string());
+    }
+
+    /// With how often each was made again.
+    pub(super) fn inboxes(&self) -> Vec<(InstanceId, u64)> {
+        self.inboxes.iter().map(|inbox| (inbox.instance, inbox.reopened)).collect()
+    }
+
+    pub(super) fn take_ends(&mut self, instance: InstanceId, most: usize) -> Ends {
+        let inbox = self.inboxes.iter_mut().find(|inbox| inbox.instance == instance);
+        inbox.map_or_else(Ends::default, |inbox| Ends {
+            ended: inbox.ended.drain(..most.min(inbox.ended.len())).collect(),
+            lost: std::mem::take(&mut inbox.lost),
+        })
+    }
+
+    /// A job has ended; whoever waits here hears of it.
+    pub(super) fn ended(&mut self, instance: InstanceId, ended: JobEnded) {
+        if let Some(inbox) = self.inboxes.iter_mut().find(|inbox| inbox.instance == instance) {
+            match inbox.ended.len() < INBOX_ENDS {
+                true => inbox.ended.push_back(ended),
+                false => inbox.lost = true,
+            }
+            self.rings.push(inbox.bell.clone());
+        }
+    }
+
+    /// Some ends may have gone unheard.
+    pub(super) fn lost_ends(&mut self) {
+        for inbox in &mut self.inboxes {
+            inbox.lost = true;
+            self.rings.push(inbox.bell.clone());
+        }
+    }
+
+    /// Others say that there is work, or that somebody is told something.
+    pub(super) fn look(&mut self) {
+        self.next.looks = true;
+    }
+
+    /// The next call does what time alone does (tests; a service does it often enough).
+    pub(super) fn sweep(&mut self) {
+        (self.next.looks, self.next.sweeps) = (true, true);
+    }
+
+    /// That process's leases are over.
+    pub(super) fn left(&mut self, node: &str) {
+        self.next.left.push(node.to_owned());
+    }
+
+    /// The service stops; work goes on while somebody waits for it. True once nothing runs here.
+    pub(super) fn is_drained(&mut self, callers_wait: bool) -> bool {
+        (self.is_draining, self.claims) = (true, callers_wait);
+        !callers_wait
+            && !self.is_calling
+            && self.next.is_empty()
+            && self.consumers.values().all(Books::is_idle)
+    }
+
+    /// Every lease is given back; the jobs that ran, and those whose outcomes nobody has heard.
+    pub(super) fn cut_off(&mut self) -> Vec<JobId> {
+        self.claims = false;
+        let mut jobs = std::mem::take(&mut self.untold);
+        jobs.append(&mut self.calling);
+        jobs.extend(self.next.commits.iter().map(|told| told.commit.job));
+        for (consumer, books) in &mut self.consumers {
+            for (lease, held) in std::mem::take(&mut books.held) {
+                jobs.extend(held.jobs.get(held.at).map(|job| job.id));
+                self.next.releases.push(Named { consumer: *consumer, lease, own: held.own, is_lost: false });
+            }
+        }
+        jobs
+    }
+
+    /// Something is to be said now.
+    pub(super) fn is_due(&self) -> bool {
+        self.has_more_room || self.consumers.values().any(|books| books.renews) || !self.next.is_empty()
+    }
+
+    /// Bells to ring, once nobody holds this any more.
+    pub(super) fn take_rings(&mut self) -> Vec<Bell> {
+        std::mem::take(&mut self.rings)
+    }
+
+    /// How long nothing need be said.
+    pub(super) fn rests(&self, now: Timestamp) -> Duration {
+        if let Some(away) = &self.away {
+            return away.again_at.saturating_duration_since(Instant::now());
+        }
+        if self.is_due() {
+            return Duration::ZERO;
+        }
+        self.tell_at.min(self.look_at).since(now)
+    }
+
+    /// Takes what is to be said now.
+    pub(super) fn compose(&mut self, now: Timestamp) -> Draft {
+        let mut draft = std::mem::take(&mut self.next);
+        self.calling = draft.commits.iter().map(|told| told.commit.job).collect();
+        self.has_more_room = false;
+        draft.looks |= now >= self.look_at;
+        if now >= self.tell_at {
+            self.tell_at = now.plus(TELL_EVERY);
+            let executors =
+                self.consumers.values().map(|books| format!("{}:{} ", books.group, books.held.len()));
+            draft.facts = Some((self.callers, executors.collect()));
+            draft.looks = true;
+        }
+        if draft.looks {
+            self.look_at = NEVER;
+        }
+        for (consumer, books) in &mut self.consumers {
+            if std::mem::take(&mut books.renews) {
+                books.renewed_at = now;
+                draft.renewals.extend(books.held.iter().map(|(lease, held)| Named {
+                    consumer: *consumer,
+                    lease: *lease,
+                    own: held.own.clone(),
+                    is_lost: false,
+                }));
+            }
+            let room = books.room.saturating_sub(books.held.len());
+            if self.claims && room > 0 && !books.is_lost {
+                let mut used = BTreeMap::new();
+                books.held.values().for_each(|held| *used.entry(held.handler.clone()).or_default() += 1);
+                draft.execs.push(Exec { consumer: *consumer, group: books.group, room, used });
+            }
+        }
+        let says = !(draft.commits.is_empty() && draft.releases.is_empty() && draft.submissions.is_empty());
+        self.is_calling = says || !draft.execs.is_empty();
+        draft.idle.clone_from(&self.idle);
+        draft.here = self.inboxes.iter().map(|inbox| inbox.instance.to_string()).collect();
+        draft
+    }
+
+    /// Group and leases of each executor.
+    pub(super) fn executors(&self) -> String {
+        self.consumers.values().map(|books| format!("{}:{} ", books.group, books.held.len())).collect()
+    }
+
+    /// A call was answered.
+    pub(super) fn answered(&mut self, commits: &[Told], released: &[Named], answer: Answer, now: Timestamp) {
+        self.is_calling = false;
+        self.calling.clear();
+        if let Some(away) = self.away.take() {
+            if !self.is_draining {
+                // Their executors have been told; from now on they run again.
+                self.untold.clear();
+            }
+            event(log::Level::Info, "backend.back").number("after_ms", millis(away.since.elapsed())).emit();
+        }
+        for (told, held) in commits.iter().zip(answer.held) {
+            told.log(held);
+            if let Some(books) = self.consumers.get_mut(&told.consumer)
+                && books.judged(told, held)
+            {
+                self.rings.push(books.bell.clone());
+            }
+        }
+        for named in released {
+            if let Some(books) = self.consumers.get_mut(&named.consumer) {
+                books.owed = books.owed.saturating_sub(1);
+                self.rings.push(books.bell.clone());
+            }
+        }
+        for (consumer, lease, held) in answer.leases {
+            match self.consumers.get_mut(&consumer).filter(|books| !books.is_lost) {
+                Some(books) => {
+                    held.jobs.first().iter().for_each(|first| log_job("queue.claimed", first));
+                    books.held.insert(lease.id, held);
+                    books.out.leases.push(lease);
+                    self.rings.push(books.bell.clone());
+                }
+                // Its executor has gone meanwhile, before it heard of it.
+                None => self.next.releases.push(Named {
+                    consumer,
+                    lease: lease.id,
+                    own: held.own,
+                    is_lost: false,
+                }),
+            }
+        }
+        for lease in answer.over {
+            for books in self.consumers.values_mut().filter(|books| books.held.contains_key(&lease)) {
+                books.is_over(lease);
+                self.rings.push(books.bell.clone());
+            }
+        }
+        for (consumer, of) in answer.revoked {
+            if let Some(books) = self.consumers.get_mut(&consumer) {
+                books.revoke(of);
+                self.rings.push(books.bell.clone());
+            }
+        }
+        for (instance, ended) in answer.ends {
+            self.ended(instance, ended);
+        }
+        for inbox in self.inboxes.iter_mut().filter(|inbox| answer.opened.contains(&inbox.instance)) {
+            if std::mem::replace(&mut inbox.is_open, true) {
+                (inbox.lost, inbox.reopened) = (true, inbox.reopened + 1);
+                self.rings.push(inbox.bell.clone());
+            }
+        }
+        if answer.was_repeated {
+            self.lost_ends();
+        }
+        self.next.forged.extend(answer.forged);
+        self.idle = answer.idle;
+        if let Some(due) = answer.due {
+            self.look_at = self.look_at.min(now.plus(due));
+            self.next.sweeps |= due.is_zero();
+        }
+    }
+
+    /// A call has failed. True: for so long that nothing of it can count any more.
+    pub(super) fn is_away(&mut self, error: &BackendError, visibility: Duration) -> bool {
+        let now = Instant::now();
+        let away = self.away.get_or_insert_with(|| {
+            event(log::Level::Warn, "backend.away").field("cause", &error.0).emit();
+            Away { since: now, again_at: now, pause: PAUSES[0] }
+        });
+        away.again_at = now + away.pause;
+        away.pause = (away.pause * 2).min(PAUSES[1]);
+        if now.duration_since(away.since) <= visibility {
+            return false;
+        }
+        away.since = now;
+        self.is_calling = false;
+        self.untold.append(&mut self.calling);
+        self.untold.extend(self.next.commits.iter().map(|told| told.commit.job));
+        let Draft { submissions, left, closed, .. } = std::mem::take(&mut self.next);
+        self.next = Draft { submissions, left, closed, ..Draft::default() };
+        for books in self.consumers.values_mut() {
+            books.is_lost = true;
+            let running = std::mem::take(&mut books.held).into_values();
+            self.untold.extend(running.filter_map(|held| held.jobs.get(held.at).map(|job| job.id)));
+            self.rings.push(books.bell.clone());
+        }
+        true
+    }
+
+    /// Nothing is to be said.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.next.is_empty()
+    }
+
+    pub(super) fn was_away(&self) -> bool {
+        self.away.is_some()
+    }
+
+    /// Submissions that came while a call failed.
+    pub(super) fn take_submissions(&mut self) -> Vec<(Vec<NewJob>, Then)> {
+        std::mem::take(&mut self.next.submissions)
+    }
+}
+
+impl Draft {
+    fn is_empty(&self) -> bool {
+        self.commits.is_empty()
+            && self.releases.is_empty()
+            && self.forged.is_empty()
+            && self.left.is_empty()
+            && self.closed.is_empty()
+            && self.submissions.is_empty()
+            && !self.looks
+            && !self.sweeps
+    }
+}
+
+impl Told {
+    fn log(&self, held: bool) {
+        if !held {
+            return;
+        }
+        if !matches!(self.commit.outcome, Outcome::Retry(_) | Outcome::Crashed(_)) {
+            self.spec.iter().for_each(|spec| log_job("reply.published", spec));
+        }
+        self.next.iter().for_each(|next| log_job("queue.claimed", next));
+    }
+}
+
+impl Books {
+    fn told(&mut self, consumer: u64, commit: Commit) -> Told {
+        self.owed += 1;
+        let (lease, job) = (commit.lease, commit.job);
+        let goes_on = matches!(commit.outcome, Outcome::Succeeded(..) | Outcome::Failed(_));
+        let mut told = Told { consumer, commit, spec: None, state: String::new(), next: None };
+        if let Some(held) = self.held.get_mut(&lease) {
+            let at = held.jobs.iter().position(|spec| spec.id == job).unwrap_or(held.jobs.len());
+            told.spec = held.jobs.get(at).cloned();
+            told.state.clone_from(&held.state);
+            told.next = held.jobs.get(at + 1).filter(|_| goes_on).cloned();
+            held.at = at + 1;
+            if told.next.is_none() {
+                self.held.remove(&lease);
+            }
+        }
+        told
+    }
+
+    /// True if its executor should look.
+    fn judged(&mut self, told: &Told, held: bool) -> bool {
+        self.owed = self.owed.saturating_sub(1);
+        let (lease, job) = (told.commit.lease, told.commit.job);
+        if !held {
+            self.held.remove(&lease);
+            self.out.fenced.push(OfLease { lease, job });
+        }
+        !held || self.owed == 0
+    }
+
+    /// It could not be renewed.
+    fn is_over(&mut self, lease: LeaseId) {
+        let Some(held) = self.held.remove(&lease) else { return };
+        event(log::Level::Warn, "lease.lost").field("lease", &lease.0.to_string()).emit();
+        let left = held.jobs.iter().skip(held.at);
+        self.out.revoked.extend(left.map(|spec| OfLease { lease, job: spec.id }));
+    }
+
+    fn revoke(&mut self, of: OfLease) {
+        if let Some(held) = self.held.get_mut(&of.lease) {
+            let before = held.jobs.iter().take(held.at).any(|spec| spec.id == of.job);
+            held.jobs.retain(|spec| spec.id != of.job);
+            held.at -= usize::from(before);
+            if held.at >= held.jobs.len() {
+                self.held.remove(&of.lease);
+            }
+        }
+        self.out.revoked.push(of);
+    }
+
+    fn is_idle(&self) -> bool {
+        self.held.is_empty() && self.owed == 0
+    }
+}
+
+fn log_job(name: &str, spec: &JobSpec) {
+    job_event(log::Level::Debug, name, &spec.trace, spec.id).emit();
+}

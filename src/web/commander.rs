@@ -1,0 +1,137 @@
+//! Who may tell the web process to stop: signals of its own, or a supervisor; and what it says to whom.
+
+use std::time::Duration;
+
+use mio::Token;
+use mio::net::UnixStream;
+
+use crate::clock::millis;
+use crate::exit::{Exit, say};
+use crate::job::JobId;
+use crate::observe::{event, log_writer};
+use crate::process::control_socket::{ControlSocket, ToChild, ToParent};
+use crate::process::hygiene::{Signals, drain_bytes, say_hangup};
+use crate::process::reactor::Reactor;
+use crate::process::systemd::Notifier;
+
+/// See the module.
+pub enum Commander {
+    /// Signals of this process.
+    Signals { stop: UnixStream, hangup: UnixStream, notifier: Notifier, graceful: Duration, stops: bool },
+    /// A supervisor.
+    Supervisor(ControlSocket),
+}
+
+/// What the web process is told.
+pub(super) enum Command {
+    /// Callers are waited for so long at most; then it is over.
+    Drain(Duration),
+    /// It is over.
+    Stop,
+    /// The supervisor has replaced so many processes of this group for this reason.
+    Replaced(String, String, u64),
+    /// This process has taken the place of that one.
+    Succeeds(String),
+}
+
+impl Commander {
+    /// A signal gives callers so long.
+    pub fn signals(signals: Signals, graceful: Duration) -> Commander {
+        Commander::Signals {
+            stop: UnixStream::from_std(signals.stop),
+            hangup: UnixStream::from_std(signals.hangup),
+            notifier: Notifier::from_environment(),
+            graceful,
+            stops: false,
+        }
+    }
+
+    pub(super) fn watch(&mut self, reactor: &Reactor, token: Token) -> Result<(), String> {
+        match self {
+            Commander::Signals { stop, hangup, .. } => {
+                reactor.watch(stop, token)?;
+                reactor.watch(hangup, token)
+            }
+            Commander::Supervisor(control) => reactor.watch(control.stream(), token),
+        }
+    }
+
+    /// Says that this process serves; a supervisor is told where its channel listens, and its name at the broker.
+    pub(super) fn say_ready(&mut self, address: &str, channel: &str, name: &str) {
+        match self {
+            Commander::Signals { notifier, .. } => {
+                let line = format!("ready http://{address} pid={}\n", std::process::id());
+                say(std::io::stdout(), &line);
+                notifier.ready(line.trim());
+                event(log::Level::Info, "lifecycle.ready").field("line", line.trim()).emit();
+            }
+            Commander::Supervisor(control) => {
+                control.send(&ToParent::Ready(format!("{channel} {name}").trim_end().to_owned()));
+            }
+        }
+    }
+
+    /// What came since the last call.
+    ///
+    /// # Errors
+    /// The supervisor is gone: so is this process.
+    pub(super) fn hear(&mut self) -> Result<Vec<Command>, String> {
+        const GONE: &str = "the supervisor is gone";
+        let mut heard = Vec::new();
+        match self {
+            Commander::Signals { stop, hangup, notifier, graceful, stops } => {
+                if drain_bytes(hangup) > 0 {
+                    say_hangup();
+                }
+                for _ in 0..drain_bytes(stop) {
+                    // The second signal's deadline is now.
+                    let again = std::mem::replace(stops, true);
+                    heard.push(Command::Drain(if again { Duration::ZERO } else { *graceful }));
+                    notifier.stopping(millis(*graceful));
+                }
+            }
+            Commander::Supervisor(control) => {
+                control.flush();
+                for message in control.read::<ToChild>().map_err(|_| GONE)? {
+                    match message {
+                        ToChild::Ping => control.send(&ToParent::Pong),
+                        ToChild::Drain(millis) => heard.push(Command::Drain(Duration::from_millis(millis))),
+                        ToChild::Stop => heard.push(Command::Stop),
+                        ToChild::Replaced(group, reason, count) => {
+                            heard.push(Command::Replaced(group, reason, count));
+                        }
+                        ToChild::Succeeds(name) => heard.push(Command::Succeeds(name)),
+                        ToChild::Channel(_) | ToChild::Leave => {}
+                    }
+                }
+                if control.has_ended() {
+                    return Err(GONE.into());
+                }
+            }
+        }
+        Ok(heard)
+    }
+
+    /// Says that the drain is over. `Some`: there is no supervisor, who would say when to end.
+    pub(super) fn say_drained(&mut self, cut_off: &[JobId]) -> Option<Exit> {
+        match self {
+            Commander::Supervisor(control) => {
+                control.name_cut_off(cut_off);
+                control.send(&ToParent::Drained(cut_off.len() as u64));
+                None
+            }
+            Commander::Signals { .. } => {
+                log_writer::name_cut_off(cut_off);
+                Some(if cut_off.is_empty() { Exit::Done } else { Exit::CutOff })
+            }
+        }
+    }
+
+    /// Tells a service manager that this process lives; how long nothing need be told.
+    pub(super) fn tick(&mut self, now_ms: u64) -> Duration {
+        match self {
+            Commander::Signals { notifier, .. } => Duration::from_millis(notifier.tick(now_ms)),
+            Commander::Supervisor(_) => Duration::MAX,
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! The web process's one event loop around the gate: clients, the broker, the channel's connections, the inner server's,
+//! and the commander.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mio::Token;
+use mio::net::TcpListener;
+
+use super::broker_calls::BrokerCalls;
+use super::commander::{Command, Commander};
+use super::gate::{Gate, Settings};
+use super::inner::{Answered, Pool};
+use super::pages::{self, Pages};
+use super::sockets::ClientSockets;
+use crate::bell::Bell;
+use crate::channel::ChannelServer;
+use crate::clock::{Clock, Timestamp, monotonic_millis};
+use crate::deployment::{Backend, Deployment};
+use crate::entropy::Entropy;
+use crate::exit::Exit;
+use crate::job::InstanceId;
+use crate::observe::event;
+use crate::observe::metrics::Counters;
+use crate::ports::{Inbox, Seat};
+use crate::process::reactor::Reactor;
+
+const LISTENER: Token = Token(0);
+const COMMANDER: Token = Token(1);
+const CHANNEL: Token = Token(2);
+const FIRST_INNER: usize = 16;
+/// Numbers from here on are connections, each used once in the process's life.
+const FIRST_CONNECTION: usize = 1 << 10;
+/// Nothing is left alone for longer.
+const LONGEST: Duration = Duration::from_secs(1);
+
+/// The web process before it runs.
+pub struct WebProcess {
+    gate: Gate,
+    sockets: ClientSockets,
+    calls: BrokerCalls,
+    seat: Arc<dyn Seat>,
+    inbox: Box<dyn Inbox>,
+    channel: Option<ChannelServer>,
+    commander: Commander,
+    counters: Arc<Counters>,
+    clock: Clock,
+    address: String,
+    /// Until when callers are waited for, once the service stops.
+    drain: Option<Timestamp>,
+    pages: Arc<Pages>,
+    /// What else this process cannot be without; it ends with this.
+    is_sound: Box<dyn Fn() -> bool>,
+    next_token: usize,
+    reactor: Reactor,
+}
+
+impl WebProcess {
+    /// Around a listener that does not block.
+    ///
+    /// # Errors
+    /// The kernel refuses what an event loop needs, or the backend cannot be used.
+    pub fn new(
+        deployment: &Deployment,
+        listener: std::net::TcpListener,
+        backend: &Backend,
+        commander: Commander,
+    ) -> Result<WebProcess, String> {
+        let io = |error: std::io::Error| error.to_string();
+        let reactor = Reactor::new(1_024)?;
+        let counters = Arc::new(Counters::default());
+        let mut entropy = Entropy::system();
+        let instance = InstanceId(u64::from_be_bytes(entropy.bytes()));
+        let inbox = backend.replies.subscribe(instance, reactor.bell()).map_err(|error| error.to_string())?;
+        let config = &deployment.config;
+        let address = listener.local_addr().map_err(io)?.to_string();
+        let pages = Pages {
+            producer: backend.producer.clone(),
+            counters: counters.clone(),
+            groups: deployment.groups().iter().map(ToString::to_string).collect(),
+            profile: crate::config::profile(config),
+            address: address.clone(),
+        };
+        let calls = BrokerCalls::new(backend.producer.clone(), backend.calls_may_wait, reactor.bell());
+        Ok(WebProcess {
+            gate: Gate::new(settings(deployment, instance), counters.clone(), entropy),
+            sockets: ClientSockets::new(TcpListener::from_std(listener), &config.web.limits),
+            calls: calls.map_err(io)?,
+            seat: backend.seat.clone(),
+            inbox,
+            channel: None,
+            commander,
+            counters,
+            clock: deployment.clock.clone(),
+            address,
+            drain: None,
+            pages: Arc::new(pages),
+            is_sound: Box::new(|| true),
+            next_token: FIRST_CONNECTION,
+            reactor,
+        })
+    }
+
+    /// Rings when the loop should look.
+    #[must_use]
+    pub fn bell(&self) -> Bell {
+        self.reactor.bell()
+    }
+
+    /// This process's counters.
+    #[must_use]
+    pub fn counters(&self) -> Arc<Counters> {
+        self.counters.clone()
+    }
+
+    /// With executors on threads of this process, which must be sound.
+    #[must_use]
+    pub fn with_threads(mut self, are_sound: impl Fn() -> bool + 'static) -> WebProcess {
+        self.is_sound = Box::new(are_sound);
+        self
+    }
+
+    /// Executors reach the broker through this channel.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn with_channel(mut self, mut channel: ChannelServer) -> Result<WebProcess, String> {
+        channel.register(self.reactor.registry(), CHANNEL).map_err(|error| error.to_string())?;
+        self.channel = Some(channel);
+        Ok(self)
+    }
+
+    /// Serves until it is told to stop. The inner server's socket is made in `socket_dir`.
+    ///
+    /// # Errors
+    /// The inner server cannot be started, or the kernel ends the loop.
+    pub fn run(mut self, socket_dir: &Path) -> Result<Exit, String> {
+        let socket = socket_dir.join(format!("web-{}.sock", std::process::id()));
+        pages::serve(&self.pages, &socket)?;
+        let pool = Pool::open(socket, self.reactor.registry(), FIRST_INNER);
+        let mut pool = pool.map_err(|error| error.to_string())?;
+        self.reactor.watch(&mut self.sockets.listener, LISTENER)?;
+        self.commander.watch(&self.reactor, COMMANDER)?;
+        let channel = self.channel.as_ref().map(ChannelServer::address).transpose();
+        let channel = channel.map_err(|error| error.to_string())?;
+        let channel = channel.map_or(String::new(), |address| address.to_string());
+        self.commander.say_ready(&self.address, &channel, &self.seat.name());
+        loop {
+            let rest = match self.turn(&mut pool)? {
+                ControlFlow::Continue(rest) => rest,
+                ControlFlow::Break(exit) => return Ok(exit),
+            };
+            self.reactor.wait(rest)?;
+        }
+    }
+
+    /// One turn: take what has come, decide, and send what is to be sent. Says how long to wait at most.
+    fn turn(&mut self, pool: &mut Pool) -> Result<ControlFlow<Exit, Duration>, String> {
+        let (now, now_ms) = (self.clock.now(), monotonic_millis());
+        let (mut is_commanded, mut answered) = (false, Vec::new());
+        for event in self.reactor.events() {
+            let token = event.token();
+            match token {
+                LISTENER => self.sockets.on_connect(),
+                CHANNEL => self.channel.iter_mut().for_each(ChannelServer::on_connect),
+                COMMANDER => is_commanded = true,
+                Token(inner) if inner < FIRST_CONNECTION => {
+                    answered.extend(pool.on_event(inner, self.reactor.registry(), now));
+                }
+                Token(token) if self.sockets.on_event(token, event) => {
+                    if event.is_writable() {
+                        self.sockets.flush(token, &mut self.gate, now);
+                    }
+                }
+                Token(token) => {
+                    if let Some(channel) = &mut self.channel {
+                        channel.on_event(token, event, now_ms);
+                    }
+                }
+            }
+        }
+        if is_commanded {
+            for command in self.commander.hear()? {
+                if let ControlFlow::Break(exit) = self.obey(command, now) {
+                    return Ok(ControlFlow::Break(exit));
+                }
+            }
+        }
+        self.inner_answers(answered, now);
+        let next_token = &mut self.next_token;
+        self.sockets.read_all(self.reactor.registry(), next_token, &mut self.gate, now, now_ms);
+        self.exchange(now, now_ms);
+        self.sockets.flush_touched(&mut self.gate, now);
+        // Callers have their answers; now what can wait for them.
+        let seat_due = self.seat.tick(self.gate.callers());
+        if now >= self.gate.next_due() {
+            self.gate.tick(now);
+        }
+        for request in self.gate.take_inner() {
+            let answered = pool.ask(request, now);
+            self.inner_answers(answered, now);
+        }
+        self.sockets.flush_touched(&mut self.gate, now);
+        if !self.calls.is_sound() || !self.seat.is_sound() || !(self.is_sound)() {
+            return Err("a thread that this process cannot be without has ended".into());
+        }
+        if pool.hangs(now) {
+            return Err("the inner server does not answer".into());
+        }
+        if let Some(exit) = self.end_drain() {
+            return Ok(ControlFlow::Break(exit));
+        }
+        Ok(ControlFlow::Continue(self.rests(seat_due, now, now_ms)))
+    }
+
+    fn obey(&mut self, command: Command, now: Timestamp) -> ControlFlow<Exit> {
+        match command {
+            Command::Drain(patience) => {
+                event(log::Level::Info, "lifecycle.draining").emit();
+                self.gate.drain(now);
+                self.drain = Some(now.plus(patience));
+            }
+            Command::Stop => return ControlFlow::Break(Exit::Done),
+            Command::Replaced(group, reason, count) => self.counters.replaced(&group, &reason, count),
+            Command::Succeeds(name) => self.seat.succeeds(&name),
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// `Some` once the drain is over and there is no supervisor to tell.
+    fn end_drain(&mut self) -> Option<Exit> {
+        let deadline = self.drain?;
+        let now = self.clock.now();
+        let is_drained = self.seat.is_drained(self.gate.callers_wait(), deadline);
+        if now < deadline && !(is_drained && self.gate.is_quiet()) {
+            return None;
+        }
+        let cut_off = self.seat.cut_off();
+        self.gate.cut_off(now);
+        self.sockets.flush_touched(&mut self.gate, now);
+        self.drain = None;
+        self.commander.say_drained(&cut_off)
+    }
+
+    /// Jobs to the broker and on to executors, ends and answers to callers, until nothing moves; a loop that rings its
+    /// own bell need not be woken by it.
+    fn exchange(&mut self, now: Timestamp, now_ms: u64) {
+        const ROUNDS: usize = 4;
+        for _ in 0..ROUNDS {
+            self.calls.ask(self.gate.take_questions());
+            for answered in self.calls.take_answers() {
+                self.gate.answered(answered, now);
+            }
+            if let Some(channel) = &mut self.channel {
+                channel.turn(self.reactor.registry(), &mut self.next_token, now_ms);
+            }
+            self.gate.deliver(self.inbox.take(usize::MAX), now);
+            if !self.reactor.is_rung() && !self.gate.asks_broker() {
+                return;
+            }
+        }
+    }
+
+    /// How long nothing need be done here, if no event comes.
+    fn rests(&mut self, seat_due: Option<Timestamp>, now: Timestamp, now_ms: u64) -> Duration {
+        if self.gate.asks_broker() || self.gate.asks_pages() {
+            return Duration::ZERO;
+        }
+        let mut rest =
+            self.gate.next_due().since(now).min(LONGEST).min(self.sockets.rests(&self.gate, now_ms));
+        for due in [seat_due, self.drain].into_iter().flatten() {
+            rest = rest.min(due.since(now));
+        }
+        if let Some(due_ms) = self.channel.as_ref().and_then(|channel| channel.next_due_ms(now_ms)) {
+            rest = rest.min(Duration::from_millis(due_ms));
+        }
+        rest.min(self.commander.tick(now_ms))
+    }
+
+    fn inner_answers(&mut self, answered: impl IntoIterator<Item = Answered>, now: Timestamp) {
+        for Answered { asker, answer } in answered {
+            self.gate.inner_answered(asker, answer, now);
+        }
+    }
+}
+
+fn settings(deployment: &Deployment, instance: InstanceId) -> Settings {
+    let config = &deployment.config;
+    Settings {
+        limits: config.web.limits,
+        max_inflight: config.web.max_inflight,
+        max_body: config.web.max_body_bytes,
+        max_batch: config.web.max_batch_bytes,
+        allowed_hosts: config.web.allowed_hosts.clone(),
+        reply_timeout: Duration::from_millis(config.runtime.platform.reply.timeout_ms),
+        sink_mode: config.runtime.ordering.sink_mode,
+        handlers: deployment.specs.iter().map(|spec| (spec.name.to_string(), spec.clone())).collect(),
+        instance,
+        jobs_survive_processes: deployment.jobs_survive_processes(),
+    }
+}

@@ -1,0 +1,229 @@
+//! From bytes to requests: heads, bodies, what is refused on the way, and who handles what is whole.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::conn::{Current, Incoming, OUTPUT_BYTES, Phase};
+use super::gate::Gate;
+use super::http1::{Framing, Head, parse_head, refused};
+use super::questions::{Asker, InnerRequest};
+use super::respond::Answer;
+use super::routes::{self, Inner, NoRoute, Route, check_browser};
+use super::submission;
+use crate::clock::Timestamp;
+use crate::limits::{BODY_BYTES, INNER_TIMEOUT};
+use crate::problem::Code;
+
+impl Gate {
+    /// Goes as far as the bytes allow: many requests of a pipeline, one after the other.
+    pub(super) fn advance(&mut self, number: u64, now: Timestamp) {
+        loop {
+            let Some(conn) = self.clients.get_mut(number) else { return };
+            let full = conn.unsent().len() >= OUTPUT_BYTES;
+            let went_on = match &conn.phase {
+                Phase::Head if full || conn.input.is_empty() => false,
+                Phase::Head => self.advance_head(number, now),
+                Phase::Body(_) => self.advance_body(number, now),
+                Phase::Asked(_) | Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) | Phase::Closing => {
+                    false
+                }
+            };
+            if !went_on {
+                return;
+            }
+        }
+    }
+
+    fn advance_head(&mut self, number: u64, now: Timestamp) -> bool {
+        let header_bytes = self.settings.limits.header_bytes;
+        let Some(conn) = self.clients.get_mut(number) else { return false };
+        let (head, length) = match parse_head(&conn.input, header_bytes) {
+            Ok(None) => return false,
+            Ok(Some(found)) => found,
+            Err(refused) => {
+                conn.current = Current::malformed(&mut self.entropy);
+                self.refuse_and_close(number, refused, now);
+                return false;
+            }
+        };
+        conn.input.drain(..length);
+        conn.keep_alive = head.keep_alive;
+        let trace = submission::trace(&head, &mut self.entropy);
+        let (has_body, is_1_1) = (head.method() != "HEAD", head.is_1_1);
+        conn.current = Current { route: "none", trace, has_body, is_1_1 };
+        match self.judge(&head) {
+            Ok((route, max)) => self.accept_head(number, head, route, max, now),
+            Err(no_route) => {
+                // A body that was announced is not read: the connection cannot go on after it.
+                if head.framing == Framing::None || head.framing == Framing::Length(0) {
+                    self.clients.refuse(number, no_route, now);
+                    return true;
+                }
+                self.refuse_and_close(number, no_route, now);
+                false
+            }
+        }
+    }
+
+    /// Everything that can be said on the head alone: the route, and how large the body may be.
+    fn judge(&self, head: &Head) -> Result<(Route, usize), NoRoute> {
+        check_browser(head, &self.settings.allowed_hosts)?;
+        let route = routes::route(head.method(), head.target())?;
+        let max = match &route {
+            Route::Submit(name) | Route::Batch(name) => {
+                if !self.settings.handlers.contains_key(name) {
+                    return Err(refused(Code::UnknownHandler, "there is no handler of this name").into());
+                }
+                if head.framing == Framing::None {
+                    return Err(
+                        refused(Code::LengthRequired, "a submission needs Content-Length or chunks").into()
+                    );
+                }
+                if self.clients.draining {
+                    return Err(refused(Code::Draining, "the service is shutting down").into());
+                }
+                if matches!(route, Route::Batch(_)) {
+                    if !head.is_1_1 {
+                        let detail = "a batch's results are chunked, which needs HTTP/1.1";
+                        return Err(refused(Code::HttpVersionNotSupported, detail).into());
+                    }
+                    self.settings.max_batch
+                } else {
+                    self.settings.max_body
+                }
+            }
+            Route::Wait(_) | Route::Alive | Route::Inner(_) => self.settings.max_body,
+        };
+        match head.framing {
+            Framing::Length(length) if length > max as u64 => {
+                Err(refused(Code::PayloadTooLarge, "the body exceeds its limit").into())
+            }
+            Framing::None | Framing::Length(_) | Framing::Chunked => Ok((route, max)),
+        }
+    }
+
+    fn accept_head(&mut self, number: u64, head: Head, route: Route, max: usize, now: Timestamp) -> bool {
+        let body_timeout = Duration::from_millis(self.settings.limits.body_timeout_ms);
+        let Some(conn) = self.clients.get_mut(number) else { return false };
+        conn.current.route = route.label();
+        conn.request += 1;
+        let is_whole = match head.framing {
+            Framing::None => Some(0),
+            Framing::Length(length) => {
+                usize::try_from(length).ok().filter(|length| conn.input.len() >= *length)
+            }
+            Framing::Chunked => None,
+        };
+        if let Some(length) = is_whole {
+            // The whole request has come at once: nothing of it need be kept.
+            let body = Arc::from(&conn.input[..length]);
+            conn.input.drain(..length);
+            self.handle(number, &head, route, body, now);
+            return true;
+        }
+        let counted = conn.input.len();
+        self.body_bytes += counted;
+        if head.expects_continue && conn.input.is_empty() {
+            conn.output.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+            self.clients.touch(number);
+        }
+        let (body, chunked) = (Vec::new(), super::chunked::Chunked::default());
+        let incoming = Incoming { head, route, body, chunked, max, since: now, counted };
+        if let Some(conn) = self.clients.get_mut(number) {
+            conn.phase = Phase::Body(Box::new(incoming));
+        }
+        self.clients.set_deadline(number, now.plus(body_timeout));
+        true
+    }
+
+    fn advance_body(&mut self, number: u64, now: Timestamp) -> bool {
+        self.make_body_room(number, now);
+        let Some(conn) = self.clients.get_mut(number) else { return false };
+        let Phase::Body(incoming) = &mut conn.phase else { return false };
+        let whole = match incoming.head.framing {
+            Framing::None => Ok(Some(Arc::from([]))),
+            Framing::Length(length) => {
+                let length = usize::try_from(length).unwrap_or(usize::MAX);
+                Ok((conn.input.len() >= length).then(|| {
+                    let body = Arc::from(&conn.input[..length]);
+                    conn.input.drain(..length);
+                    body
+                }))
+            }
+            Framing::Chunked => {
+                let read = incoming.chunked.read(&conn.input, &mut incoming.body, incoming.max);
+                read.map(|(used, whole)| {
+                    conn.input.drain(..used);
+                    whole.then(|| Arc::from(&incoming.body[..]))
+                })
+            }
+        };
+        match whole {
+            Ok(None) => false,
+            Ok(Some(body)) => {
+                if conn.input.is_empty() {
+                    conn.input.shrink_to(4_096);
+                }
+                let Phase::Body(incoming) = std::mem::replace(&mut conn.phase, Phase::Head) else {
+                    return false;
+                };
+                self.drop_body(&incoming);
+                self.handle(number, &incoming.head, incoming.route, body, now);
+                true
+            }
+            Err(refused) => {
+                self.refuse_and_close(number, refused, now);
+                false
+            }
+        }
+    }
+
+    /// Over the budget of all bodies, the oldest incomplete one gives way.
+    fn make_body_room(&mut self, number: u64, now: Timestamp) {
+        if self.body_bytes <= BODY_BYTES {
+            return;
+        }
+        let others = self.clients.iter().filter(|(other, _)| *other != number);
+        let oldest = others.filter_map(|(other, conn)| match &conn.phase {
+            Phase::Body(incoming) => Some((incoming.since, other)),
+            _ => None,
+        });
+        if let Some((_, oldest)) = oldest.min() {
+            let refused = refused(Code::Overloaded, "too many bodies are being received");
+            self.refuse_and_close(oldest, refused, now);
+        }
+    }
+
+    /// A whole request.
+    fn handle(&mut self, number: u64, head: &Head, route: Route, body: Arc<[u8]>, now: Timestamp) {
+        match route {
+            Route::Alive => {
+                let answer = Answer::json(200, r#"{"status":"alive"}"#.into());
+                self.clients.answer(number, answer, now);
+            }
+            Route::Submit(name) => self.submit(number, head, &name, body, now),
+            Route::Batch(name) => self.begin_batch(number, head, &name, body, now),
+            Route::Wait(id) => self.wait_for_record(number, head, id, now),
+            Route::Inner(route) => self.ask_pages(number, route, head.query().to_owned(), now),
+        }
+    }
+
+    /// Refuses the request and whatever comes after it.
+    pub(super) fn refuse_and_close(&mut self, number: u64, why: impl Into<NoRoute>, now: Timestamp) {
+        let Some(conn) = self.clients.get_mut(number) else { return };
+        conn.keep_alive = false;
+        if let Phase::Body(incoming) = std::mem::replace(&mut conn.phase, Phase::Head) {
+            self.drop_body(&incoming);
+        }
+        self.clients.refuse(number, why, now);
+    }
+
+    /// A route that renders is to answer.
+    pub(super) fn ask_pages(&mut self, number: u64, route: Inner, query: String, now: Timestamp) {
+        self.clients.set_deadline(number, now.plus(INNER_TIMEOUT));
+        let Some(conn) = self.clients.get_mut(number) else { return };
+        conn.phase = Phase::Inner;
+        let asker = Asker { conn: number, request: conn.request };
+        self.inner.push(InnerRequest { asker, route, query, trace: conn.current.trace });
+    }
+}

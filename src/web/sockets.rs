@@ -1,0 +1,246 @@
+//! The clients' sockets: accepted, read and written so far as the gate allows.
+
+use std::collections::HashMap;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, Shutdown};
+use std::time::Duration;
+
+use mio::event::Event;
+use mio::net::{TcpListener, TcpStream};
+use mio::{Interest, Registry, Token};
+
+use super::gate::Gate;
+use crate::clock::Timestamp;
+use crate::config::WebLimits;
+use crate::job::IdMap;
+use crate::limits::{ACCEPTS_A_TURN, READ_A_TURN_BYTES, READ_BYTES};
+
+/// Descriptors that are not clients': the channel's, the inner server's, files, sockets to come.
+const OWN_DESCRIPTORS: u64 = 128;
+
+/// See the module.
+pub(super) struct ClientSockets {
+    pub(super) listener: TcpListener,
+    clients: IdMap<usize, Client>,
+    /// Those whose sockets may have bytes that were not read; each has its mark.
+    unread: Vec<usize>,
+    per_ip: HashMap<IpAddr, usize>,
+    clients_max: usize,
+    per_ip_max: usize,
+    /// Somebody may be waiting to be accepted.
+    accepting: bool,
+    /// Accepting is tried again then, after the kernel had nothing to give.
+    accept_at_ms: u64,
+    buffer: Box<[u8; READ_BYTES]>,
+}
+
+struct Client {
+    stream: TcpStream,
+    ip: IpAddr,
+    is_unread: bool,
+    /// Our side is closed.
+    shut: bool,
+    /// The end of its side has come, behind bytes that may not have been read.
+    ended: bool,
+}
+
+impl ClientSockets {
+    pub(super) fn new(listener: TcpListener, limits: &WebLimits) -> ClientSockets {
+        let descriptors = crate::process::hygiene::raise_descriptor_limit();
+        let allowed =
+            usize::try_from(descriptors.saturating_sub(OWN_DESCRIPTORS).max(8)).unwrap_or(usize::MAX);
+        if allowed < limits.connections {
+            log::warn!("web.limits.connections is cut to {allowed}: the descriptor limit is {descriptors}");
+        }
+        ClientSockets {
+            listener,
+            clients: IdMap::default(),
+            unread: Vec::new(),
+            per_ip: HashMap::new(),
+            clients_max: limits.connections.min(allowed),
+            per_ip_max: limits.connections_per_ip,
+            accepting: true,
+            accept_at_ms: 0,
+            buffer: Box::new([0; READ_BYTES]),
+        }
+    }
+
+    /// Somebody has connected.
+    pub(super) fn on_connect(&mut self) {
+        self.accepting = true;
+    }
+
+    /// One of the clients' sockets is ready; false if it is none of them.
+    pub(super) fn on_event(&mut self, token: usize, event: &Event) -> bool {
+        let Some(client) = self.clients.get_mut(&token) else { return false };
+        client.ended |= event.is_read_closed();
+        if (event.is_readable() || event.is_read_closed()) && !client.is_unread {
+            client.is_unread = true;
+            self.unread.push(token);
+        }
+        true
+    }
+
+    /// Accepts and reads what there is. `next_token` is counted up for each new connection.
+    pub(super) fn read_all(
+        &mut self,
+        registry: &Registry,
+        next_token: &mut usize,
+        gate: &mut Gate,
+        now: Timestamp,
+        now_ms: u64,
+    ) {
+        if self.accepting && now_ms >= self.accept_at_ms {
+            self.accept(registry, next_token, gate, now, now_ms);
+        }
+        for token in std::mem::take(&mut self.unread) {
+            let is_unread = self.read(token, gate, now);
+            if let Some(client) = self.clients.get_mut(&token) {
+                client.is_unread = is_unread;
+                if is_unread {
+                    self.unread.push(token);
+                }
+            }
+        }
+    }
+
+    /// Accepts while there is room. Beyond the limit clients wait in the kernel's backlog.
+    fn accept(
+        &mut self,
+        registry: &Registry,
+        next_token: &mut usize,
+        gate: &mut Gate,
+        now: Timestamp,
+        now_ms: u64,
+    ) {
+        const PAUSE_MS: u64 = 100;
+        for _ in 0..ACCEPTS_A_TURN {
+            if self.clients.len() >= self.clients_max {
+                return;
+            }
+            let (mut stream, peer) = match self.listener.accept() {
+                Ok(accepted) => accepted,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.accepting = false;
+                    return;
+                }
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted) =>
+                {
+                    continue;
+                }
+                Err(error) => {
+                    log::warn!("no connection can be accepted for now: {error}");
+                    self.accept_at_ms = now_ms + PAUSE_MS;
+                    return;
+                }
+            };
+            let ip = peer.ip();
+            let of_this_ip = self.per_ip.get(&ip).copied().unwrap_or(0);
+            if !ip.is_loopback() && of_this_ip >= self.per_ip_max {
+                continue; // Dropped: closed without a word.
+            }
+            let _ = stream.set_nodelay(true);
+            *next_token += 1;
+            let token = *next_token;
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            if registry.register(&mut stream, Token(token), interest).is_err() {
+                continue;
+            }
+            *self.per_ip.entry(ip).or_default() += 1;
+            self.clients.insert(token, Client { stream, ip, is_unread: true, shut: false, ended: false });
+            gate.open(token as u64, now);
+            self.unread.push(token);
+        }
+    }
+
+    /// Reads one socket; true if more may be there.
+    fn read(&mut self, token: usize, gate: &mut Gate, now: Timestamp) -> bool {
+        let number = token as u64;
+        let mut total = 0;
+        while let Some(client) = self.clients.get_mut(&token) {
+            let room = gate.readable_bytes(number).min(self.buffer.len());
+            if room == 0 || total >= READ_A_TURN_BYTES {
+                return true; // Its turn comes when there is room, or in the next turn.
+            }
+            match client.stream.read(&mut self.buffer[..room]) {
+                Ok(0) => {
+                    gate.hung_up(number, now);
+                    return false;
+                }
+                Ok(read) => {
+                    total += read;
+                    let ended = client.ended;
+                    gate.received(number, &self.buffer[..read], now);
+                    if read < room && !ended {
+                        // The socket is empty: the next bytes come with an event of their own.
+                        return false;
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => {
+                    self.close(token, gate, now);
+                    return false;
+                }
+            }
+        }
+        false
+    }
+
+    /// Sends what the gate has to say, and closes what is over.
+    pub(super) fn flush_touched(&mut self, gate: &mut Gate, now: Timestamp) {
+        for number in gate.take_touched() {
+            self.flush(usize::try_from(number).unwrap_or(usize::MAX), gate, now);
+        }
+    }
+
+    /// The same of one client.
+    pub(super) fn flush(&mut self, token: usize, gate: &mut Gate, now: Timestamp) {
+        let number = token as u64;
+        loop {
+            let Some(client) = self.clients.get_mut(&token) else { return };
+            let unsent = gate.unsent(number);
+            if unsent.is_empty() {
+                break;
+            }
+            match client.stream.write(unsent) {
+                Ok(written) => gate.flushed(number, written, now),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return self.close(token, gate, now),
+            }
+        }
+        if gate.is_over(number, now) {
+            self.close(token, gate, now);
+        } else if gate.is_finished(number) {
+            // A lingering close: what the client still sends is read and dropped, so that the answer arrives.
+            if let Some(client) = self.clients.get_mut(&token).filter(|client| !client.shut) {
+                client.shut = true;
+                let _ = client.stream.shutdown(Shutdown::Write);
+            }
+        }
+    }
+
+    fn close(&mut self, token: usize, gate: &mut Gate, now: Timestamp) {
+        gate.close(token as u64, now);
+        let Some(client) = self.clients.remove(&token) else { return };
+        if let Some(count) = self.per_ip.get_mut(&client.ip) {
+            *count -= 1;
+            if *count == 0 {
+                self.per_ip.remove(&client.ip);
+            }
+        }
+    }
+
+    /// How long nothing need be done here, if no event comes.
+    pub(super) fn rests(&self, gate: &Gate, now_ms: u64) -> Duration {
+        if self.unread.iter().any(|token| gate.readable_bytes(*token as u64) > 0) {
+            return Duration::ZERO;
+        }
+        if self.accepting && self.clients.len() < self.clients_max {
+            return Duration::from_millis(self.accept_at_ms.saturating_sub(now_ms));
+        }
+        Duration::MAX
+    }
+}
