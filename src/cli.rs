@@ -1,4 +1,4 @@
-//! Arguments to a command, and a command's end to an exit code (CONTRACT 1).
+//! Arguments to a command, and a command's end to an exit code.
 
 use std::ffi::OsString;
 use std::io::IsTerminal;

@@ -19,7 +19,7 @@ pub enum HandlerError {
     Fail(String),
 }
 
-/// Options of a handler; `handlers.NAME` in the config overrides each (CONTRACT 4).
+/// Options of a handler; `handlers.NAME` in the config overrides each.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct HandlerOptions {

@@ -266,7 +266,7 @@ pub struct JobSpec {
 }
 
 named! {
-    /// Where a job is in its life (DESIGN 5), in the order of the metric's series.
+    /// Where a job is in its life, in the order of the metric's series.
     JobStatus {
         /// Waiting for its lane, its time, or a worker.
         Queued = "queued",

@@ -10,7 +10,7 @@ pub const RUN_JOBS: usize = 32;
 /// state costs more than a short wait, and a stopped executor must not hold a lane.
 pub const LANE_AFFINITY: Duration = Duration::from_millis(20);
 
-/// Callers may ask for results this far in the future (CONTRACT 3).
+/// Callers may ask for results this far in the future.
 pub const DELAY_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Payload bytes of all queued jobs: 10,000 jobs (the default capacity) of 25 KiB.
@@ -38,7 +38,7 @@ pub const REVOKED_LEASES: usize = RUN_JOBS * 4_096;
 
 /// An ordering key, an idempotency key, a media type.
 pub const ORDERING_KEY_BYTES: usize = 256;
-/// Visible ASCII, 1 to this many (CONTRACT 3).
+/// Visible ASCII, 1 to this many.
 pub const IDEMPOTENCY_KEY_BYTES: usize = 255;
 /// RFC 6838 allows 127 for each half; one with parameters fits here.
 pub const MEDIA_TYPE_BYTES: usize = 256;
@@ -69,7 +69,7 @@ pub const FRAME_OVERHEAD_BYTES: usize = 65_536;
 const _: () = assert!(FRAME_OVERHEAD_BYTES > 64 + 4 * 256 + ERROR_DETAIL_BYTES + MAP_NAME_BYTES + 1_024);
 
 /// Connections on the channel that have not sent a valid first message, and those between it and the
-/// third: a flood of strangers cannot evict an executor (DESIGN 6).
+/// third: a flood of strangers cannot evict an executor.
 pub const UNPROVEN_CONNECTIONS: usize = 16;
 /// From accept to the third message, and from connect to the second.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);

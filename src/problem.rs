@@ -7,7 +7,7 @@ use crate::named::named;
 macro_rules! codes {
     ($($code:ident $name:literal $status:literal $title:literal,)*) => {
         named! {
-            /// Every refusal has one name: problem code, event code and test name (CONTRACT 3).
+            /// Every refusal has one name: problem code, event code and test name.
             Code { $($code = $name,)* }
         }
 

@@ -1,4 +1,4 @@
-//! The command line (CONTRACT 1), with the real binary: streams, exit codes, and `batch` line by line.
+//! The command line, with the real binary: streams, exit codes, and `batch` line by line.
 //!
 //! Every program here has an empty environment and a deadline. What the options mean is tested where they are
 //! read; here stands what a shell sees.

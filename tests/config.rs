@@ -1,4 +1,4 @@
-//! The configuration contract (CONTRACT 2), row by row and rule by rule.
+//! The configuration contract, row by row and rule by rule.
 //!
 //! It guards names, defaults, ranges and refusals that operators rely on. The table below is written from the
 //! document, not from the code: where they differ, one of them is wrong.
@@ -64,7 +64,7 @@ fn text(path: &str, default: Option<&str>, good: &[&str], bad: &[&str]) -> Row {
     }
 }
 
-/// CONTRACT 2, in its order. Keys that need another one beside them have their good values in the tests of
+/// Every key, in the order of the table. Keys that need another one beside them have their good values in the tests of
 /// the rules between keys; here they have those that stand alone.
 fn table() -> Vec<Row> {
     let mut rows = vec![int_to("version", 1, 1, 1)];

@@ -1,13 +1,13 @@
 //! What reaches the binary: an explicit list of crates, and no async runtime under any name.
 //!
-//! It guards DESIGN 13. A new line in the tree is a decision, so it is a line here too, beside its reason.
+//! A new line in the tree is a decision, so it is a line here too, beside its reason.
 //! Dependencies of tests and benchmarks are free and not looked at.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
 
-/// Every crate of the binary, below the one of DESIGN 13 that brings it.
+/// Every crate of the binary, below the direct dependency that brings it.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("this package", &["cofferdam"]),
     ("mio, for the two event loops", &["mio"]),
@@ -118,7 +118,7 @@ fn only_crates_of_the_allow_list_reach_the_binary() {
     assert!(
         extra.is_empty(),
         "not on the allow-list: {}.\n`cargo tree -e normal -i NAME` shows who brings each. Do without it, or add it to \
-         ALLOWED in {} with its reason, and to DESIGN 13 if it is a direct one.",
+         ALLOWED in {} with its reason, and to ARCHITECTURE.md if it is a direct one.",
         extra.join(", "),
         file!()
     );

@@ -1,7 +1,7 @@
 //! What operators read: the boundary events of whole scenarios, and `/metrics`, the same in memory and on
 //! Redis.
 //!
-//! It guards CONTRACT 6: each scenario gives exactly its events, found by trace id over all processes, in an
+//! It guards the names of events: each scenario gives exactly its events, found by trace id over all processes, in an
 //! order that their times allow; the two profiles differ only in which process says it. No payload, secret or
 //! token is in a line.
 

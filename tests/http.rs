@@ -1,6 +1,6 @@
 //! The HTTP interface over real sockets to a real service: every refusal by its name, every route by its answer.
 //!
-//! It guards CONTRACT 3, and with it rows W1 to W5 of the fault list: what is malformed is answered and closed,
+//! It guards the HTTP interface: what is malformed is answered and closed,
 //! what is refused is refused by name, and nothing that was accepted is lost by any of it.
 
 #[path = "support/program.rs"]

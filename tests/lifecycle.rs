@@ -1,7 +1,7 @@
-//! Processes that are killed, or end by themselves: rows P1 to P3, P5, P6, P8 and P9 of the fault list, each test
+//! Processes that are killed, or end by themselves; each test
 //! named after its row.
 //!
-//! It guards what CONTRACT 5 promises about crashes with the real binary, and after each row what holds after every
+//! It guards what is promised about crashes with the real binary, and after each row what holds after every
 //! fault (`support/aftermath.rs`). Times are generous: of several recoveries the best one is held to the row's limit, as
 //! a loaded machine is late for reasons of its own.
 

@@ -1,4 +1,4 @@
-//! What a host does to a service: streams, ports, folders, limits and the clock, rows P13 to P17 of the fault list, each
+//! What a host does to a service: streams, ports, folders, limits and the clock; each
 //! test named after its row.
 //!
 //! It guards that a service whose host is full, closed or short of something either goes on, or does not start and says

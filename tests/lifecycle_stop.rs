@@ -1,4 +1,4 @@
-//! Processes that are stopped, and a service that is told to stop: rows P10 to P12 of the fault list, each test named
+//! Processes that are stopped, and a service that is told to stop; each test named
 //! after its row.
 //!
 //! It guards that a pause of any process costs time and nothing else, that one which is taken for dead stays it, and how

@@ -1,6 +1,6 @@
 //! Same input, same output bytes: the fund-load challenge through `batch`, in every mode.
 //!
-//! It guards the promise of DESIGN 10 with the real input and its published output, and with generated inputs
+//! It guards the promise that one input gives one output with the real input and its published output, and with generated inputs
 //! against an oracle that shares no code with the handlers. A failure names its seed; `COFFERDAM_SEED=N`
 //! replays that one.
 

@@ -1,6 +1,6 @@
 //! Same input, same output bytes, with executors killed at any instant.
 //!
-//! It guards the last row of CONTRACT 5: `batch` and `/v1/batch` give the oracle's bytes while an executor
+//! It guards that promise under kills: `batch` and `/v1/batch` give the oracle's bytes while an executor
 //! child of the run is killed with -9 every 100 ms. The choice of the child follows a seed, which a failure
 //! shows; `COFFERDAM_SEED=N` replays it.
 

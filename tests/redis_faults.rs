@@ -1,4 +1,4 @@
-//! What goes wrong with a Redis server, and with what stands in it: rows R1, R7, R8 and R9 at the adapters.
+//! What goes wrong with a Redis server, and with what stands in it at the adapters.
 
 use std::sync::Arc;
 use std::time::Duration;

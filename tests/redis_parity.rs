@@ -1,6 +1,6 @@
-//! Same input, same output bytes, on Redis as in memory: rows D1 and D2.
+//! Same input, same output bytes, on Redis as in memory.
 //!
-//! It guards the last row of CONTRACT 5 for the Redis profile: the challenge gives the oracle's bytes with any number
+//! It guards the promise that one input gives one output for the Redis profile: the challenge gives the oracle's bytes with any number
 //! of executors, with executors killed at any instant, and with a server that cuts connections or is restarted. The
 //! instants follow a seed, which a failure shows; `COFFERDAM_SEED=N` replays them.
 

@@ -1,5 +1,5 @@
 //! The Redis profile with real processes and a real server: `serve`, `web`, `executor`, `batch` and `check`, what
-//! survives whom, and how they stop (rows P2, P5, P6, P12, P15 and R10 of the fault list where jobs are in Redis).
+//! survives whom, and how they stop.
 //!
 //! It guards the promises that memory cannot give: whoever is killed, accepted jobs end once, and any web process of
 //! the deployment knows them.

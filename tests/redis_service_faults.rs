@@ -1,4 +1,4 @@
-//! What goes wrong with a Redis server and the way to it, under real processes: rows R1 to R6 and R9 of the fault list,
+//! What goes wrong with a Redis server and the way to it, under real processes,
 //! each test named after its row.
 //!
 //! It guards that a backend which is away costs time and nothing else: answers are bounded, nothing accepted is lost,

@@ -1,5 +1,5 @@
 //! Who waits on Redis, and what strangers write there: thousands of waits of every kind leave nothing behind in web, and
-//! what nobody of the deployment signed neither runs nor answers in the running service (row R8).
+//! what nobody of the deployment signed neither runs nor answers in the running service.
 
 #[path = "support/deployment.rs"]
 mod deployment;

@@ -1,7 +1,7 @@
 //! Real processes with a man in the middle of their channel: whatever he does, the connection is closed under the
 //! right reason, the executor comes again by itself, and every caller gets his own answer once.
 //!
-//! It guards rows C2 to C6, P4 and P7 of the fault list. Strangers, who have no honest peer to disturb, are in
+//! Each change of the bytes ends one connection, by its own reason. Strangers, who have no honest peer to disturb, are in
 //! security_reasons.rs and security_ipc_service.rs; the pure ends are in security_ipc.rs.
 
 use std::collections::{BTreeMap, VecDeque};

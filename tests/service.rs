@@ -1,6 +1,6 @@
 //! A service as processes: who runs, who listens, who is replaced, and how it ends.
 //!
-//! It guards rows W3 and W4 of the fault list, and the shape of a service with the real binary. Rows P1 to P17
+//! It guards slow and leaving clients, and the shape of a service with the real binary. Rows P1 to P17
 //! are in lifecycle.rs, lifecycle_stop.rs and lifecycle_host.rs.
 
 #[path = "support/program.rs"]

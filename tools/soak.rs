@@ -43,7 +43,7 @@ const CAPACITY: u64 = 300;
 const DRAIN_MS: u64 = 4_000;
 /// After the load: what was accepted has ended, and connections and threads have gone.
 const SETTLED: Duration = Duration::from_secs(30);
-/// A killed supervisor's family is gone within 1 s (row P6); the machine is loaded.
+/// A killed supervisor's family is gone within 1 s; the machine is loaded.
 const ALL_GONE: Duration = Duration::from_secs(3);
 /// What web may grow by in a steady round once its tables are full: the allocator's slack.
 /// The first flood of strangers may come after the first third; the allocator keeps some 10 MiB of it.

@@ -17,7 +17,7 @@ pub const EXECUTORS: usize = 2;
 const BACK_WITHIN: Duration = Duration::from_secs(5);
 /// Three missed heartbeats, the supervisor's look, SIGTERM, a grace, SIGKILL; and a loaded machine.
 const TAKEN_AS_DEAD: Duration = Duration::from_secs(20);
-/// From accept to the end of a handshake (DESIGN 6), and a loaded machine.
+/// From accept to the end of a handshake, and a loaded machine.
 const STRANGER_CLOSED: Duration = Duration::from_secs(2 + 6);
 /// Latency under load that nobody would call a disturbance, whatever the machine.
 const NORMAL_AT_LEAST: Duration = Duration::from_millis(250);

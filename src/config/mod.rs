@@ -1,4 +1,4 @@
-//! The configuration contract (CONTRACT 2): read from every source, checked as a whole, then typed.
+//! The configuration contract: read from every source, checked as a whole, then typed.
 //!
 //! In scope: the schema, merging sources with their origins, validation that reports everything in one run,
 //! the normalised form, redaction. Not in scope: acting on any of it. Files are read in [`sources`] and

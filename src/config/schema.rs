@@ -1,6 +1,6 @@
-//! CONTRACT 2 as a table: each key once, with its type, default and allowed values. The typed configuration and
+//! The configuration's keys as a table: each once, with its type, default and allowed values. The typed configuration and
 //! what the validator walks are both made of it.
-#![allow(missing_docs, reason = "CONTRACT 2 documents each key under the same name")]
+#![allow(missing_docs, reason = "each field is named as its key")]
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};

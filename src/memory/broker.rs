@@ -30,7 +30,7 @@ pub struct ConsumerId(pub u64);
 /// What happened, for the log. Never a payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
-    /// The event's name (CONTRACT 6).
+    /// The event's name.
     pub event: &'static str,
     /// Which job.
     pub job: JobId,

@@ -28,7 +28,7 @@ pub(crate) fn is_json() -> bool {
     JSON.load(Ordering::Relaxed)
 }
 
-/// Begins an event of this name (CONTRACT 6). Costs nothing while its level is filtered out.
+/// Begins an event of this name. Costs nothing while its level is filtered out.
 pub fn event(level: Level, name: &str) -> Event {
     if !log::log_enabled!(target: EVENT_TARGET, level) {
         return Event { level, line: None };

@@ -35,7 +35,7 @@ const INBOX_LIVES_MS: u64 = 60_000;
 /// Ready lanes of a handler that a claim looks at, beyond those that it has room for.
 const SCAN: usize = 64;
 
-/// Records in Redis go by their time alone (CONTRACT 2: `reply.retain` is memory's).
+/// Records in Redis go by their time alone (`reply.retain` is memory's).
 pub const UNLIMITED: Retain = Retain { records: 1 << 40, bytes: 1 << 40 };
 
 /// What a deployment on Redis is made from.

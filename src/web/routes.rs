@@ -1,4 +1,4 @@
-//! Which request means what (CONTRACT 3), judged on the head alone, before a body byte is read. Pure.
+//! Which request means what, judged on the head alone, before a body byte is read. Pure.
 
 use std::net::IpAddr;
 
@@ -145,7 +145,7 @@ pub fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
     })
 }
 
-/// A browser's guards (DESIGN 8): with them no web page can submit jobs, whatever name resolves to us.
+/// A browser's guards: with them no web page can submit jobs, whatever name resolves to us.
 ///
 /// # Errors
 /// The `Host` is not served here, or the request comes from a foreign page.

@@ -1,4 +1,4 @@
-//! What holds after every fault, whatever it was (the head of the fault list): a [`Trial`] looks at a service
+//! What holds after every fault, whatever it was: a [`Trial`] looks at a service
 //! before, and again once the fault is gone.
 //!
 //! It guards the suite against a row that is passed with something left behind: a job without an end, a caller with
