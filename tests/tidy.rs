@@ -10,8 +10,13 @@ use std::process::Command;
 /// A file holds one idea and stays readable in one sitting.
 const FILE_LINES: usize = 500;
 const FUNCTION_LINES: usize = 100;
-/// All of `src`, comments and blank lines included. The aim is 9,000; this only keeps it from growing.
-const ALL_LINES: usize = 19_230;
+/// Code lines of all of `src`, of it without what feature `redis` brings, and of the rooms that an auditor must trust
+/// first: no blanks, comments or unit tests.
+const CODE_LINES: [(&str, usize); 3] = [("all", 16_300), ("lean", 14_000), ("trusted", 4_500)];
+/// Bytes of all sources, comments and unit tests included: dense lines are no gain.
+const BYTES: usize = 858_000;
+/// What an auditor must trust first: who is let in, what is taken from whom, and who runs with which rights.
+const TRUSTED: &[&str] = &["src/channel/", "src/process/", "src/supervisor/", "src/roles/"];
 
 /// Files that may touch threads, locks, files, sockets or the clock; a name with `/` at its end is a folder.
 /// All others decide without I/O, with the time as an argument.
@@ -21,31 +26,33 @@ const DOES_IO: &[&str] = &[
     "src/batch/progress.rs",
     "src/bell.rs",
     "src/channel/client.rs",
-    "src/channel/server.rs",
     "src/channel/reject.rs",
+    "src/channel/server.rs",
     "src/cli.rs",
     "src/clock.rs",
     "src/config/secret.rs",
     "src/config/sources.rs",
+    "src/execution/crew.rs",
+    "src/execution/deck.rs",
     "src/execution/run.rs",
-    "src/execution/thread.rs",
-    "src/execution/worker.rs",
+    "src/execution/run_stop.rs",
+    "src/memory/external_state.rs",
     "src/memory/shared.rs",
     "src/negative_controls.rs",
     "src/observe/",
     "src/process/",
     "src/redis_backend/broker.rs",
     "src/redis_backend/connection.rs",
-    "src/redis_backend/consumer.rs",
-    "src/redis_backend/replies.rs",
-    "src/redis_backend/upkeep.rs",
+    "src/redis_backend/seat.rs",
+    "src/redis_backend/server.rs",
     "src/roles/",
     "src/supervisor/",
-    "src/web/desk.rs",
-    "src/web/event_loop.rs",
-    "src/web/master.rs",
+    "src/web/broker_calls.rs",
+    "src/web/commander.rs",
     "src/web/inner.rs",
     "src/web/pages.rs",
+    "src/web/process.rs",
+    "src/web/sockets.rs",
 ];
 const IO: &[&str] = &[
     "mio::",
@@ -74,12 +81,11 @@ const FLOORS: &[&[&str]] = &[
     &["main"],
     &["app"],
     &["cli"],
-    &["batch"],
     &["roles"],
-    &["supervisor", "web"],
+    &["batch", "supervisor", "web"],
     &["deployment"],
     &["process"],
-    &["execution", "channel", "memory", "redis_backend"],
+    &["execution", "channel", "memory", "ndjson", "redis_backend"],
     &["ports", "observe"],
     &["config"],
 ];
@@ -246,8 +252,21 @@ fn is_function(line: &str) -> bool {
 
 #[test]
 fn all_of_src_stays_within_what_one_person_can_know() {
-    let lines: usize = sources().iter().map(|source| source.lines().count()).sum();
-    assert!(lines <= ALL_LINES, "src has {lines} lines without tests, more than {ALL_LINES}");
+    let sources = sources();
+    let lines = |is_counted: &dyn Fn(&Source) -> bool| -> usize {
+        let counted = sources.iter().filter(|source| is_counted(source));
+        counted.map(|source| source.code().filter(|(_, line)| !line.trim().is_empty()).count()).sum()
+    };
+    for (what, most) in CODE_LINES {
+        let lines = match what {
+            "all" => lines(&|_| true),
+            "lean" => lines(&|source| !source.is_in("src/redis_backend/")),
+            _ => lines(&|source| TRUSTED.iter().any(|place| source.is_in(place))),
+        };
+        assert!(lines <= most, "{what}: {lines} code lines, more than {most}");
+    }
+    let bytes: usize = sources.iter().map(|source| source.text.len()).sum();
+    assert!(bytes <= BYTES, "src has {bytes} bytes, more than {BYTES}");
 }
 
 #[test]
@@ -299,8 +318,7 @@ fn arrows_between_the_rooms_point_one_way() {
 fn no_files_import_each_other_in_a_circle() {
     let graph = imports(&sources());
     assert!(graph.values().map(BTreeSet::len).sum::<usize>() > 200, "this sees too few imports");
-    let mut found = circles(&graph);
-    found.retain(|circle| !circle.contains("src/redis_backend/replies.rs"));
+    let found = circles(&graph);
     assert_none(&found, "files that import each other are one file, or need a third");
 }
 

@@ -1,104 +1,46 @@
-//! What all sides share: the settings as the scripts read them, and how jobs and records are named.
+//! The broker in a process: what is said in turns, one call after the other, and the handles of those who wait for it.
 
-use std::fmt::Write as _;
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use redis::{Script, Value};
-use serde_json::{Map, Value as Json};
-use sha2::{Digest, Sha256};
-
-use super::connection::{Failure, Link, bytes, fields, number, text, texts};
-use super::envelope::{Signer, lost_body};
+use super::call::{Call, pushed};
+use super::connection::is_full;
 use super::listener::Listener;
-use super::seat::Turner;
+use super::server::{Server, Settings};
 use super::turn::State;
-use crate::clock::{Clock, Timestamp, micros};
+use crate::bell::{Bell, lock};
 use crate::config::secret::Secret;
-use crate::config::{Redis, Retain};
 use crate::entropy::Entropy;
-use crate::handler::{HandlerSpec, OnDead, Ordering};
-use crate::job::{JobId, JobRecord, JobSpec, JobStatus, WaitingFor};
-use crate::limits::{
-    CONTEXT_BYTES, ENDS_AN_ENTRY, FRAME_OVERHEAD_BYTES, INBOX_ENDS, INBOX_RESULT_BYTES, LANE_AFFINITY,
-    PROCESS_LIVES, QUEUED_BYTES, RUN_JOBS,
+use crate::job::{InstanceId, JobId};
+use crate::ports::{
+    BackendError, Consumer, Ends, Inbox, NewJob, Refusal, Replies, Requests, Step, Submitted, Then, Viewer,
 };
-use crate::negative_controls::{Control, is_off};
-use crate::ports::{BackendError, NewJob, Rules};
-
-/// How long a forged job is kept for whoever wants to look at it: a week.
-const QUARANTINE_MS: u64 = 7 * 24 * 3_600_000;
-/// A deployment looks this often at what time alone does.
-const SWEEP_EVERY: Duration = Duration::from_millis(50);
-/// An inbox that nobody keeps open vanishes after this long.
-const INBOX_LIVES_MS: u64 = 60_000;
-/// Ready lanes of a handler that a claim looks at, beyond those that it has room for.
-const SCAN: usize = 64;
-
-/// Records in Redis go by their time alone (`reply.retain` is memory's).
-pub const UNLIMITED: Retain = Retain { records: 1 << 40, bytes: 1 << 40 };
-
-/// What a deployment on Redis is made from.
-pub struct Settings {
-    /// Where the server is.
-    pub redis: Redis,
-    /// Before every key: the deployment's hash tag, and for a deployment inside one more words.
-    pub prefix: String,
-    /// The bounds and times of the queue.
-    pub rules: Rules,
-    /// All handlers.
-    pub handlers: Vec<HandlerSpec>,
-    /// The names of the process groups.
-    pub groups: Vec<Arc<str>>,
-    /// When a job was submitted; a manual one stands in for the server's own time, too (tests).
-    pub clock: Clock,
-    /// Workers of an executor, by group.
-    pub workers: Vec<usize>,
-}
 
 /// A process's handle to a deployment's broker; all clones are one.
 #[derive(Clone)]
 pub struct RedisBroker(pub(super) Arc<Shared>);
 
 pub(super) struct Shared {
-    pub(super) link: Link,
-    /// The process's name in the deployment.
-    pub(super) node: String,
-    pub(super) host: String,
+    pub(super) server: Server,
     /// What the next call says, and the books of those who wait for it.
     pub(super) state: Mutex<State>,
     /// Rings when there is something to say.
     pub(super) filled: Condvar,
-    pub(super) turner: Mutex<Turner>,
-    pub(super) listener: Mutex<Listener>,
-    pub(super) prefix: String,
-    pub(super) signer: Signer,
-    pub(super) handlers: Vec<HandlerSpec>,
-    pub(super) groups: Vec<Arc<str>>,
-    pub(super) visibility: Duration,
-    pub(super) workers: Vec<usize>,
-    clock: Clock,
-    pub(super) scripts: Scripts,
+    turner: Mutex<Turner>,
+    listener: Mutex<Listener>,
 }
 
-pub(super) struct Scripts {
-    pub(super) turn: Script,
-    /// The same where jobs are submitted: refused when the server's memory is used up. What runs can still end, which
-    /// frees some.
-    pub(super) submit: Script,
-    pub(super) control: Script,
-    pub(super) maps: Script,
+/// Takes the turns, one at a time.
+struct Turner {
+    entropy: Entropy,
+    /// A call whose answer was lost: it may have been heard.
+    in_doubt: Option<Call>,
 }
 
-/// ARGV of a call: the first names the others by their index.
-#[derive(Default)]
-pub(super) struct Blobs(Vec<Vec<u8>>);
-
-impl Blobs {
-    /// Its index in ARGV.
-    pub(super) fn add(&mut self, bytes: Vec<u8>) -> usize {
-        self.0.push(bytes);
-        self.0.len() + 1
+impl Default for Turner {
+    fn default() -> Turner {
+        Turner { entropy: Entropy::system(), in_doubt: None }
     }
 }
 
@@ -108,34 +50,52 @@ impl RedisBroker {
     /// # Errors
     /// The address makes no sense, or the password cannot be read.
     pub fn new(settings: Settings, envelopes: &[&Secret]) -> Result<RedisBroker, String> {
-        let config = lua_config(&settings);
-        let script = |flags: &str, name: &str| {
-            let text = [include_str!("scripts/lib.lua"), name].concat();
-            Script::new(&format!("#!lua{flags}\n{config}{}", with_controls(text)))
-        };
-        let scripts = Scripts {
-            turn: script(" flags=allow-oom", include_str!("scripts/turn.lua")),
-            submit: script("", include_str!("scripts/turn.lua")),
-            control: script(" flags=allow-oom", include_str!("scripts/control.lua")),
-            maps: script(" flags=allow-oom", include_str!("scripts/maps.lua")),
-        };
         Ok(RedisBroker(Arc::new(Shared {
-            link: Link::new(&settings.redis)?,
-            node: hex(&Entropy::system().bytes::<8>()),
+            server: Server::new(settings, envelopes)?,
             state: Mutex::default(),
             filled: Condvar::new(),
             turner: Mutex::default(),
             listener: Mutex::default(),
-            host: std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
-            signer: Signer::new(envelopes, &settings.prefix),
-            prefix: settings.prefix,
-            workers: settings.workers,
-            visibility: settings.rules.visibility,
-            handlers: settings.handlers,
-            groups: settings.groups,
-            clock: settings.clock,
-            scripts,
         })))
+    }
+
+    /// Takes turns until there is nothing to say (tests: a service has threads for it).
+    ///
+    /// # Errors
+    /// The backend is lost.
+    pub fn settle(&self) -> Result<(), BackendError> {
+        loop {
+            // A connection that was cut is replaced.
+            let heard = self.0.hear(Duration::ZERO).or_else(|_| self.0.hear(Duration::ZERO))?;
+            if !heard && !lock(&self.0.state).rests(self.0.server.now()).is_zero() {
+                return Ok(());
+            }
+            self.0.turn();
+        }
+    }
+
+    /// Does what time alone does (tests: a service does it often enough).
+    pub fn sweep(&self) {
+        lock(&self.0.state).sweep();
+    }
+
+    /// An executor of this group; `bell` rings when a step would bring something.
+    #[must_use]
+    pub fn consumer(&self, group: usize, bell: Bell) -> RedisConsumer {
+        let workers = self.0.server.workers[group];
+        let number = lock(&self.0.state).connect(group, workers, bell, self.0.server.now());
+        self.0.filled.notify_one();
+        RedisConsumer { shared: self.0.clone(), number }
+    }
+
+    /// As [`crate::ports::Producer::submit`].
+    pub(super) fn submit_and_wait(&self, jobs: Vec<NewJob>) -> Result<Vec<Submitted>, BackendError> {
+        let (then, answer) = sync_channel(1);
+        self.0.submit(jobs, Box::new(move |answers| drop(then.send(answers))));
+        if !lock(&self.0.state).is_seated {
+            self.0.turn();
+        }
+        answer.recv().map_err(|_| BackendError("redis: nobody takes the turns any more".into()))?
     }
 
     /// Commands that the server has run for anybody, those inside scripts too (benchmarks).
@@ -143,7 +103,7 @@ impl RedisBroker {
     /// # Errors
     /// The backend is lost.
     pub fn commands_run(&self) -> Result<u64, BackendError> {
-        let text: String = self.0.link.command(redis::cmd("INFO").arg("commandstats"))?;
+        let text: String = self.0.server.link.command(redis::cmd("INFO").arg("commandstats"))?;
         let calls = text
             .lines()
             .filter_map(|line| line.split_once(":calls=")?.1.split(',').next()?.parse::<u64>().ok());
@@ -155,210 +115,159 @@ impl RedisBroker {
     /// # Errors
     /// The backend is lost.
     pub fn keys(&self) -> Result<Vec<String>, BackendError> {
-        let keys: Vec<String> = self.0.link.command(redis::cmd("KEYS").arg(format!("{}*", self.0.prefix)))?;
-        let kind = |key: String| key[self.0.prefix.len()..].split(':').next().unwrap_or_default().to_owned();
+        let keys: Vec<String> =
+            self.0.server.link.command(redis::cmd("KEYS").arg(format!("{}*", self.0.server.prefix)))?;
+        let kind =
+            |key: String| key[self.0.server.prefix.len()..].split(':').next().unwrap_or_default().to_owned();
         Ok(keys.into_iter().map(kind).collect())
     }
 }
 
-/// The scripts as they stand, but for the check that a negative control has switched off.
-fn with_controls(mut text: String) -> String {
-    const ENDS: &str = "    finish(c.id, job, c.s, c.r, c.n, delivery)\n";
-    for (control, check, without) in [
-        (Control::LeaseHolder, "lease.consumer ~= c.k or ", ""),
-        (Control::StateVersion, "(ordered and version ~= c.v)", "false"),
-        (Control::LaneOrder, "call('RPUSH', P .. 'q:' .. l, id)", "call('LPUSH', P .. 'q:' .. l, id)"),
-        (
-            Control::AtomicCommit,
-            ENDS,
-            "    if c.d > 1 then finish(c.id, job, c.s, c.r, c.n, delivery)\n\
-             else again(c.id, job, 'executor_lost', '', 0, '', ''); goes_on = false end\n",
-        ),
-    ] {
-        if is_off(control) {
-            text = text.replacen(check, without, 1);
-        }
-    }
-    text
-}
-
-/// Handlers and rules as the first lines of every script: so they are read once, not with each call.
-fn lua_config(settings: &Settings) -> String {
-    let rules = &settings.rules;
-    let mut out = String::from("local H = {");
-    for spec in &settings.handlers {
-        let HandlerSpec { name, group, options } = spec;
-        let _ = write!(
-            out,
-            r#"["{name}"]={{g={group},c={},o={},d={},p={}}},"#,
-            options.concurrency,
-            options.ordering != Ordering::None,
-            options.max_deliveries.unwrap_or(rules.max_deliveries),
-            options.on_dead == OnDead::Park,
-        );
-    }
-    out.push_str("}\nlocal R = {");
-    for (name, value) in [
-        ("cap", rules.capacity as u64),
-        ("bytes", QUEUED_BYTES as u64),
-        ("vis", micros(rules.visibility)),
-        ("rb", micros(rules.retry_base)),
-        ("rm", micros(rules.retry_max)),
-        ("ttl", micros(rules.result_ttl)),
-        ("attl", micros(rules.awaited_ttl)),
-        ("keepn", rules.retain.records as u64),
-        ("keepb", rules.retain.bytes as u64),
-        ("ctx", micros(rules.context_ttl)),
-        ("ctxm", CONTEXT_BYTES as u64),
-        ("lsm", rules.lane_state_max as u64),
-        ("mp", rules.max_payload as u64),
-        ("run", RUN_JOBS as u64),
-        ("scan", SCAN as u64),
-        ("aff", micros(LANE_AFFINITY)),
-        ("entries", (INBOX_ENDS / ENDS_AN_ENTRY) as u64),
-        ("ends", ENDS_AN_ENTRY as u64),
-        ("inbox", INBOX_LIVES_MS),
-        ("groups", settings.groups.len() as u64),
-        ("small", INBOX_RESULT_BYTES as u64),
-        ("con", micros(PROCESS_LIVES)),
-        ("tag", crate::mac::MAC_BYTES as u64),
-        ("quarantine", QUARANTINE_MS),
-        ("envelope", (rules.max_payload + FRAME_OVERHEAD_BYTES) as u64),
-        ("sweep", micros(SWEEP_EVERY)),
-    ] {
-        let _ = write!(out, "{name}={value},");
-    }
-    // By time alone, unless a bound is asked for.
-    let _ = write!(out, "limited={},", rules.retain.records < UNLIMITED.records);
-    out.push_str("lost='");
-    for byte in lost_body() {
-        let _ = write!(out, "\\{byte:03}");
-    }
-    out.push_str("'}\n");
-    out
-}
-
 impl Shared {
-    pub(super) fn now(&self) -> Timestamp {
-        self.clock.now()
+    /// Takes in what other processes say within so long; true if there was something.
+    ///
+    /// # Errors
+    /// The server cannot be reached: what is said meanwhile goes unheard, and is looked for where it is kept.
+    pub(super) fn hear(&self, wait: Duration) -> Result<bool, BackendError> {
+        let inboxes = lock(&self.state).inboxes();
+        let heard = lock(&self.listener).hear(&self.server, &inboxes, wait)?;
+        let is_heard = heard.is_some();
+        if let Some(heard) = heard {
+            self.change(|state| state.heard(heard));
+            self.filled.notify_one();
+        }
+        Ok(is_heard)
     }
 
-    /// Runs a script, again if its connection breaks: it does not mind.
-    pub(super) fn call(&self, script: &Script, what: &Json, blobs: &Blobs) -> Result<Value, BackendError> {
-        let header = self.header(what);
-        self.link.run(script, &self.prefix, &arguments(&header, blobs))
+    /// Changes the books; rings for whoever should look.
+    pub(super) fn change<R>(&self, work: impl FnOnce(&mut State) -> R) -> R {
+        let mut state = lock(&self.state);
+        let (done, rings) = (work(&mut state), state.take_rings());
+        drop(state);
+        rings.iter().for_each(Bell::ring);
+        done
     }
 
-    /// Runs a script once.
-    pub(super) fn call_once(&self, script: &Script, what: &Json, blobs: &Blobs) -> Result<Value, Failure> {
-        let header = self.header(what);
-        self.link.run_once(script, &self.prefix, &arguments(&header, blobs))
+    pub(super) fn submit(&self, jobs: Vec<NewJob>, then: Then) {
+        lock(&self.state).submit(jobs, then);
+        self.filled.notify_one();
     }
 
-    fn header(&self, what: &Json) -> String {
-        match &self.clock {
-            Clock::System { .. } => what.to_string(),
-            Clock::Manual(_) => {
-                let mut what = what.clone();
-                what["now"] = self.clock.now().0.into();
-                what.to_string()
+    /// Says what there is to say, and what was in doubt before that.
+    pub(super) fn turn(&self) {
+        let turner = &mut *lock(&self.turner);
+        let mut call = turner.in_doubt.take().unwrap_or_else(|| {
+            let draft = lock(&self.state).compose(self.server.now());
+            Call::new(draft, &self.server, &mut turner.entropy)
+        });
+        let error = match call.say(&self.server) {
+            Ok((answer, submitted)) => {
+                let now = self.server.now();
+                self.change(|state| state.answered(&call.commits, &call.released, answer, now));
+                return self.answer_submissions(call.take_submissions(), submitted);
             }
+            Err(error) => error,
+        };
+        let mut unanswered = call.take_submissions();
+        if is_full(&error) && !unanswered.is_empty() {
+            // It was refused as a whole; the rest of it needs no memory.
+            turner.in_doubt = Some(call);
+        } else {
+            let is_over =
+                self.change(|state| state.is_away(&error, self.server.visibility, self.server.now()));
+            turner.in_doubt = Some(call).filter(|_| !is_over);
+            unanswered.extend(lock(&self.state).take_submissions());
         }
+        unanswered.into_iter().for_each(|(_, then)| then(Err(error.clone())));
     }
 
-    pub(super) fn spec(&self, name: &str) -> Option<&HandlerSpec> {
-        self.handlers.iter().find(|spec| *spec.name == *name)
-    }
-
-    /// A job as the scripts take it.
-    pub(super) fn job_json(&self, job: &NewJob, blobs: &mut Blobs) -> Json {
-        let options = self.spec(&job.handler).map(|spec| &spec.options);
-        let spec = JobSpec {
-            id: job.id,
-            owner: job.owner.clone(),
-            handler: job.handler.clone(),
-            ordering_key: job.ordering_key.clone(),
-            trace: job.trace,
-            submitted_at: self.now(),
-            timeout: job.timeout.or(options.map(|options| options.timeout)).unwrap_or_default(),
-            one_line: job.one_line,
-        };
-        let lane = match options {
-            Some(options) if options.ordering != Ordering::None => {
-                let key = job.ordering_key.as_deref().unwrap_or_default();
-                format!("{}:{}", job.handler, hex(&Sha256::digest(key)))
-            }
-            Some(_) | None => String::new(),
-        };
-        let mut out = Map::new();
-        let mut put = |name: &str, value: Json| drop(out.insert(name.to_owned(), value));
-        put("id", job.id.to_string().into());
-        put("h", (*job.handler).into());
-        put("lane", lane.into());
-        put("ow", (*job.owner).into());
-        put("in", job.instance.to_string().into());
-        put("aw", u8::from(job.awaited && job.idempotency.is_none()).into());
-        put("tr", job.trace.id_text().into());
-        put("nb", micros(job.delay).into());
-        put("pb", job.payload.bytes.len().into());
-        put("env", blobs.add(self.signer.seal_job(&spec, &job.payload)).into());
-        put("pl", blobs.add(job.payload.bytes.to_vec()).into());
-        put("x", blobs.add(self.signer.sign_loss(job.id)).into());
-        if let Some(idempotency) = &job.idempotency {
-            let scope = [&*job.owner, &*job.handler, &*idempotency.key].join("\0");
-            put("ik", hex(&Sha256::digest(scope)).into());
-            put("fp", hex(&idempotency.fingerprint).into());
+    fn answer_submissions(&self, submissions: Vec<(Vec<NewJob>, Then)>, submitted: Vec<String>) {
+        let mut submitted = submitted.into_iter();
+        for (jobs, then) in submissions {
+            let answers = jobs.iter().map(|job| match submitted.next().as_deref() {
+                Some("new") => {
+                    pushed(job);
+                    Ok(Submitted::New)
+                }
+                Some("full") => Ok(Submitted::Refused(Refusal::QueueFull)),
+                Some("unknown") => Ok(Submitted::Refused(Refusal::UnknownHandler)),
+                Some("mismatch") => Ok(Submitted::Refused(Refusal::IdempotencyMismatch)),
+                // It has joined that one. A record that nobody signed, or that has gone at this moment, keeps the key.
+                Some(id) => {
+                    let id = JobId::parse(id).ok_or(BackendError("redis: no id".into()))?;
+                    let record = self.server.find(&Viewer::anonymous(), id)?;
+                    Ok(record.map_or(Submitted::Refused(Refusal::IdempotencyMismatch), |record| {
+                        Submitted::Existing(Box::new(record))
+                    }))
+                }
+                None => Err(BackendError("redis: a script's answer has another shape".into())),
+            });
+            then(answers.collect());
         }
-        Json::Object(out)
-    }
-
-    /// `None` where there is no such job. What is not signed is as good as not there.
-    pub(super) fn record(&self, value: Value) -> Result<Option<JobRecord>, BackendError> {
-        if matches!(&value, Value::BulkString(_) | Value::SimpleString(_)) {
-            return Ok(None);
-        }
-        let [id, env, status, deliveries, started, finished, result, _, waiting] = fields(value)?;
-        let Some(id) = JobId::parse(&text(id)?) else { return Ok(None) };
-        let Ok(sealed) = self.signer.open_job(id, &bytes(env)?) else { return Ok(None) };
-        let Some(status) = JobStatus::parse(&text(status)?) else { return Ok(None) };
-        let time = |value| text(value).map(|text| text.parse().ok().map(Timestamp));
-        let ended = match status.is_terminal() {
-            true => self.signer.open_outcome(id, status, &bytes(result)?).ok(),
-            false => None,
-        };
-        if status.is_terminal() && ended.is_none() {
-            return Ok(None);
-        }
-        let waiting = texts(waiting)?;
-        let what = waiting.get(1).map(String::as_str).unwrap_or_default();
-        let until = || Timestamp(what.parse().unwrap_or(0));
-        let waiting_for = match waiting.first().map(String::as_str) {
-            Some("paused") => Some(WaitingFor::Paused),
-            Some("lane") => JobId::parse(what).map(WaitingFor::Lane),
-            Some("backoff") => Some(WaitingFor::Backoff(until())),
-            Some("delay") => Some(WaitingFor::Delay(until())),
-            Some("workers") => Some(WaitingFor::Workers),
-            Some(_) => Some(WaitingFor::Executor),
-            None => None,
-        };
-        Ok(Some(JobRecord {
-            spec: Arc::new(sealed.spec),
-            status,
-            deliveries: u32::try_from(number(deliveries)?).unwrap_or(u32::MAX),
-            started_at: time(started)?,
-            finished_at: time(finished)?,
-            finished: ended.map(Arc::new),
-            waiting_for,
-        }))
     }
 }
 
-fn arguments<'a>(header: &'a str, blobs: &'a Blobs) -> Vec<&'a [u8]> {
-    std::iter::once(header.as_bytes()).chain(blobs.0.iter().map(Vec::as_slice)).collect()
+/// An executor's side. Dropping it ends its leases.
+pub struct RedisConsumer {
+    shared: Arc<Shared>,
+    number: u64,
 }
 
-pub(super) fn hex(bytes: &[u8]) -> String {
-    let mut out = String::with_capacity(2 * bytes.len());
-    let _ = crate::job::write_hex(&mut out, bytes);
-    out
+impl RedisConsumer {
+    fn with<R>(&self, work: impl FnOnce(&mut State) -> R) -> R {
+        let mut state = lock(&self.shared.state);
+        let (done, is_due) = (work(&mut state), state.is_due());
+        drop(state);
+        if is_due {
+            self.shared.filled.notify_one();
+        }
+        done
+    }
+}
+
+impl Consumer for RedisConsumer {
+    fn step(&mut self, requests: Requests, room: usize) -> Result<Step, BackendError> {
+        self.with(|state| state.step(self.number, requests, room))
+    }
+
+    fn extend(&mut self) {
+        let (now, visibility) = (self.shared.server.now(), self.shared.server.visibility);
+        self.with(|state| state.extend(self.number, now, visibility));
+    }
+
+    fn is_settled(&self) -> bool {
+        lock(&self.shared.state).is_settled(self.number)
+    }
+}
+
+impl Drop for RedisConsumer {
+    fn drop(&mut self) {
+        let now = self.shared.server.now();
+        self.with(|state| state.disconnect(self.number, now));
+    }
+}
+
+impl Replies for RedisBroker {
+    fn subscribe(&self, instance: InstanceId, bell: Bell) -> Result<Box<dyn Inbox>, BackendError> {
+        lock(&self.0.state).subscribe(instance, bell, self.0.server.now());
+        self.0.filled.notify_one();
+        Ok(Box::new(RedisInbox { shared: self.0.clone(), instance }))
+    }
+}
+
+struct RedisInbox {
+    shared: Arc<Shared>,
+    instance: InstanceId,
+}
+
+impl Inbox for RedisInbox {
+    fn take(&mut self, most: usize) -> Ends {
+        lock(&self.shared.state).take_ends(self.instance, most)
+    }
+}
+
+impl Drop for RedisInbox {
+    fn drop(&mut self) {
+        lock(&self.shared.state).unsubscribe(self.instance);
+    }
 }

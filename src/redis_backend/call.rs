@@ -7,10 +7,11 @@ use std::time::Duration;
 use redis::Value;
 use serde_json::{Map, Value as Json, json};
 
-use super::broker::{Blobs, Shared, hex};
+use super::books::{Exec, Held, Named, Told};
 use super::connection::{Failure, bytes, fields, list, number, text, texts};
-use super::envelope::Forged;
-use super::turn::{Answer, Draft, Exec, Held, Named, Told};
+use super::envelope::{Forged, hex};
+use super::server::{Blobs, Server};
+use super::turn::{Answer, Draft};
 use crate::entropy::Entropy;
 use crate::job::{
     Effects, Finished, InstanceId, JobId, JobSpec, JobStatus, Outcome, Payload, Trace, Version, context_map,
@@ -34,20 +35,20 @@ pub(super) struct Call {
 }
 
 impl Call {
-    pub(super) fn new(draft: Draft, broker: &Shared, entropy: &mut Entropy) -> Call {
-        let mut sealing = Sealing { broker, entropy, blobs: Blobs::default(), outcomes: HashMap::new() };
+    pub(super) fn new(draft: Draft, server: &Server, entropy: &mut Entropy) -> Call {
+        let mut sealing = Sealing { server, entropy, blobs: Blobs::default(), outcomes: HashMap::new() };
         let commits: Vec<Json> = draft.commits.iter().map(|told| sealing.commit(told)).collect();
-        let named = |named: &Named| broker.named(named).into();
+        let named = |named: &Named| server.named(named).into();
         let releases: Vec<Json> = draft.releases.iter().map(named).collect();
         let renewals: Vec<Json> = draft.renewals.iter().map(named).collect();
         let forged: Vec<Json> =
             draft.forged.iter().map(|(named, job, handler)| sealing.forged(named, *job, handler)).collect();
         let jobs = draft.submissions.iter().flat_map(|(jobs, _)| jobs);
-        let jobs: Vec<Json> = jobs.map(|job| broker.job_json(job, &mut sealing.blobs)).collect();
-        let execs: Vec<Json> = draft.execs.iter().map(|exec| broker.exec(exec)).collect();
+        let jobs: Vec<Json> = jobs.map(|job| server.job_json(job, &mut sealing.blobs)).collect();
+        let execs: Vec<Json> = draft.execs.iter().map(|exec| server.exec(exec)).collect();
         let idle: Map<String, Json> = draft.idle.iter().map(|group| (group.to_string(), 1.into())).collect();
         let mut what = json!({
-            "node": broker.node, "call": hex(&sealing.entropy.bytes::<8>()), "here": draft.here, "closed": draft.closed, "commits": commits,
+            "node": server.node, "call": hex(&sealing.entropy.bytes::<8>()), "here": draft.here, "closed": draft.closed, "commits": commits,
             "releases": releases, "forged": forged, "renew": renewals, "left": draft.left, "jobs": jobs,
             "execs": execs, "idle": idle,
         });
@@ -55,7 +56,7 @@ impl Call {
             let pid = std::process::id().to_string();
             what["facts"] = json!([
                 "host",
-                broker.host,
+                server.host,
                 "pid",
                 pid,
                 "waiters",
@@ -78,17 +79,17 @@ impl Call {
     ///
     /// # Errors
     /// The server cannot be reached, or refuses: nothing is known of what it did.
-    pub(super) fn say(&mut self, broker: &Shared) -> Result<(Answer, Vec<String>), BackendError> {
-        let scripts = &broker.scripts;
+    pub(super) fn say(&mut self, server: &Server) -> Result<(Answer, Vec<String>), BackendError> {
+        let scripts = &server.scripts;
         let script = if self.submissions.is_empty() { &scripts.turn } else { &scripts.submit };
-        let mut answer = broker.call_once(script, &self.what, &self.blobs);
+        let mut answer = server.call_once(script, &self.what, &self.blobs);
         if let Err(failure) = &answer {
             self.what["again"] = true.into();
             if matches!(failure, Failure::Broken(_)) {
-                answer = broker.call_once(script, &self.what, &self.blobs);
+                answer = server.call_once(script, &self.what, &self.blobs);
             }
         }
-        self.read(broker, answer?)
+        self.read(server, answer?)
     }
 
     /// Its jobs are taken out of it: their callers do not wait for a server that is away, or has no memory for them.
@@ -97,7 +98,7 @@ impl Call {
         std::mem::take(&mut self.submissions)
     }
 
-    fn read(&self, broker: &Shared, answer: Value) -> Result<(Answer, Vec<String>), BackendError> {
+    fn read(&self, server: &Server, answer: Value) -> Result<(Answer, Vec<String>), BackendError> {
         let [results, submitted, leases, over, revoked, ends, notices, idle, due, lost] = fields(answer)?;
         log_notices(notices)?;
         let mut answer = Answer {
@@ -109,7 +110,7 @@ impl Call {
             answer.held.push(result != "fenced");
         }
         for lease in list(leases)? {
-            broker.lease(lease, &mut answer)?;
+            server.lease(lease, &mut answer)?;
         }
         answer.over = texts(over)?.iter().filter_map(|lease| lease.parse().ok()).map(LeaseId).collect();
         for words in texts(revoked)? {
@@ -121,14 +122,14 @@ impl Call {
             }
         }
         for end in list(ends)? {
-            answer.ends.extend(self.end(broker, end)?);
+            answer.ends.extend(self.end(server, end)?);
         }
         answer.idle = texts(idle)?.iter().filter_map(|group| group.parse().ok()).collect();
         answer.due = text(due)?.parse().ok().map(Duration::from_micros);
         Ok((answer, texts(submitted)?))
     }
 
-    fn end(&self, broker: &Shared, end: Value) -> Result<Option<(InstanceId, JobEnded)>, BackendError> {
+    fn end(&self, server: &Server, end: Value) -> Result<Option<(InstanceId, JobEnded)>, BackendError> {
         let [instance, job, status, index, sealed] = fields(end)?;
         let (instance, job, status) = (text(instance)?, text(job)?, text(status)?);
         let (Some(instance), Some(job), Some(status)) =
@@ -138,7 +139,7 @@ impl Call {
         };
         let finished = match self.outcomes.get(&(number(index)? as usize)) {
             Some(finished) => Some(finished.clone()),
-            None => broker.opened_outcome(job, status, &bytes(sealed)?),
+            None => server.opened_outcome(job, status, &bytes(sealed)?),
         };
         Ok(finished.map(|finished| (instance, JobEnded { job, finished })))
     }
@@ -146,7 +147,7 @@ impl Call {
 
 /// What goes into a call that is being made.
 struct Sealing<'a> {
-    broker: &'a Shared,
+    server: &'a Server,
     entropy: &'a mut Entropy,
     blobs: Blobs,
     outcomes: HashMap<usize, Arc<Finished>>,
@@ -155,7 +156,7 @@ struct Sealing<'a> {
 impl Sealing<'_> {
     fn seal(&mut self, id: JobId, status: JobStatus, result: Result<Payload, JobError>) -> Json {
         let finished = Finished { status, result };
-        let index = self.blobs.add(self.broker.signer.seal_outcome(id, &finished));
+        let index = self.blobs.add(self.server.signer.seal_outcome(id, &finished));
         self.outcomes.insert(index, Arc::new(finished));
         index.into()
     }
@@ -179,7 +180,7 @@ impl Sealing<'_> {
         #[allow(clippy::cast_precision_loss, reason = "a jitter between 0 and 1")]
         let jitter = self.entropy.up_to(1 << 20) as f64 / f64::from(1 << 20);
         let mut out = json!({
-            "k": self.broker.consumer_name(told.consumer), "n": number_of(commit.lease), "id": id.to_string(),
+            "k": self.server.consumer_name(told.consumer), "n": number_of(commit.lease), "id": id.to_string(),
             "d": commit.delivery, "v": commit.builds_on.0.to_string(), "s": word, "r": self.seal(id, status, result),
             "j": jitter,
         });
@@ -196,13 +197,13 @@ impl Sealing<'_> {
                 refusals.map(|(code, text)| self.seal(id, JobStatus::Failed, Err(JobError::new(code, text))));
             let context = context_map(&spec.owner, &spec.trace);
             out["no"] = failed.to_vec().into();
-            out["st"] = self.broker.changes(&told.state, &effects.state, &mut self.blobs);
-            out["cx"] = self.broker.changes(&context, &effects.context, &mut self.blobs);
+            out["st"] = self.server.changes(&told.state, &effects.state, &mut self.blobs);
+            out["cx"] = self.server.changes(&context, &effects.context, &mut self.blobs);
             out["ctx"] = context.into();
             let follow_ups = effects.follow_ups.iter().map(|job| {
                 let new = NewJob::follow_up(spec, job.clone(), InstanceId(0), self.entropy);
                 pushed(&new);
-                self.broker.job_json(&new, &mut self.blobs)
+                self.server.job_json(&new, &mut self.blobs)
             });
             out["fu"] = follow_ups.collect::<Vec<Json>>().into();
         }
@@ -219,12 +220,12 @@ impl Sealing<'_> {
             handler: handler.clone(),
             ordering_key: None,
             trace: Trace { id: [0; 16], span: [0; 8] },
-            submitted_at: self.broker.now(),
+            submitted_at: self.server.now(),
             timeout: Duration::ZERO,
             one_line: false,
         };
-        let envelope = self.broker.signer.seal_job(&spec, &Payload::json(*b""));
-        let mut out = self.broker.named(named);
+        let envelope = self.server.signer.seal_job(&spec, &Payload::json(*b""));
+        let mut out = self.server.named(named);
         out.insert("id".into(), job.to_string().into());
         out.insert("env".into(), self.blobs.add(envelope).into());
         out.insert("r".into(), self.seal(job, JobStatus::Dead, Err(error)));
@@ -232,7 +233,7 @@ impl Sealing<'_> {
     }
 }
 
-impl Shared {
+impl Server {
     fn consumer_name(&self, consumer: u64) -> String {
         format!("{}.{consumer}", self.node)
     }

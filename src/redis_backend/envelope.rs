@@ -73,7 +73,7 @@ impl Signer {
 
     /// What processes that have one of these secrets know each other by; the first's stands in Redis.
     pub fn checks(&self) -> Vec<String> {
-        let check = |keys: &Keys| super::broker::hex(&keys.check.sign(&[self.prefix.as_bytes()]));
+        let check = |keys: &Keys| hex(&keys.check.sign(&[self.prefix.as_bytes()]));
         self.keys.iter().map(check).collect()
     }
 
@@ -219,4 +219,10 @@ pub fn lost_body() -> Vec<u8> {
     let detail = "its executor was lost".to_owned();
     let error = JobError { code: Code::DeadLettered, detail, cause: Some(Cause::ExecutorLost) };
     outcome_body(&Finished { status: JobStatus::Dead, result: Err(error) })
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    let mut out = String::with_capacity(2 * bytes.len());
+    let _ = crate::job::write_hex(&mut out, bytes);
+    out
 }

@@ -6,8 +6,9 @@ use std::time::Duration;
 use redis::Value;
 use serde_json::{Value as Json, json};
 
-use super::broker::{Blobs, RedisBroker, Shared};
+use super::broker::RedisBroker;
 use super::connection::{bytes, list, text};
+use super::server::{Blobs, Server};
 use crate::clock::micros;
 use crate::job::{Change, Entries};
 use crate::ports::{BackendError, KeyValue};
@@ -17,14 +18,14 @@ impl RedisBroker {
         if let Some(ttl) = ttl {
             what["ttl"] = micros(ttl).into();
         }
-        self.0.call(&self.0.scripts.maps, &what, &blobs)
+        self.0.server.call(&self.0.server.scripts.maps, &what, &blobs)
     }
 }
 
 impl KeyValue for RedisBroker {
     fn load(&self, map: &str, ttl: Option<Duration>) -> Result<Entries, BackendError> {
         let flat = self.maps(json!({ "do": "load", "map": map }), ttl, Blobs::default())?;
-        self.0.entries(map, flat)
+        self.0.server.entries(map, flat)
     }
 
     fn get(&self, map: &str, key: &str) -> Result<Option<Arc<[u8]>>, BackendError> {
@@ -32,13 +33,13 @@ impl KeyValue for RedisBroker {
         let index = blobs.add(key.as_bytes().to_vec());
         match self.maps(json!({ "do": "get", "map": map, "key": index }), None, blobs)? {
             Value::Nil => Ok(None),
-            value => Ok(self.0.signer.open_entry(map, key, &bytes(value)?).ok()),
+            value => Ok(self.0.server.signer.open_entry(map, key, &bytes(value)?).ok()),
         }
     }
 
     fn apply(&self, map: &str, changes: &[Change], ttl: Option<Duration>) -> Result<(), BackendError> {
         let mut blobs = Blobs::default();
-        let changes = self.0.changes(map, changes, &mut blobs);
+        let changes = self.0.server.changes(map, changes, &mut blobs);
         self.maps(json!({ "do": "apply", "map": map, "ch": changes }), ttl, blobs).map(drop)
     }
 
@@ -47,7 +48,7 @@ impl KeyValue for RedisBroker {
     }
 }
 
-impl Shared {
+impl Server {
     /// Changes of a map as the scripts read them, the values signed.
     pub(super) fn changes(&self, map: &str, changes: &[Change], blobs: &mut Blobs) -> Json {
         let mut change = |change: &Change| {

@@ -1,22 +1,18 @@
 //! What other processes say: ends of jobs whose callers wait here, and that there is work. One connection that blocks.
 
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use redis::{Connection, Value};
 
-use super::broker::Shared;
-use super::connection::{PAUSES, bytes, list, lost, text};
-use super::turn::State;
-use crate::bell::lock;
+use super::connection::{bytes, list, lost, text};
+use super::server::Server;
 use crate::job::{InstanceId, JobId, JobStatus};
 use crate::limits::{ENDS_AN_ENTRY, INBOX_ENDS};
 use crate::ports::{BackendError, JobEnded};
 
 /// A wait lasts this long at most: so a change of the server, or the end of this process, is noticed.
-const LISTEN: Duration = Duration::from_millis(500);
-/// The log hears of a server that is away this often at most.
-const SAY_EVERY: Duration = Duration::from_secs(5);
+pub(super) const LISTEN: Duration = Duration::from_millis(500);
 
 /// See the module.
 #[derive(Default)]
@@ -34,99 +30,94 @@ struct Stream {
     at: String,
 }
 
-impl Shared {
-    pub(super) fn listen_for_ever(&self) {
-        let (mut pause, mut said_at) = (PAUSES[0], None::<Instant>);
-        while !lock(&self.state).is_closed {
-            let Err(error) = self.hear(LISTEN) else {
-                pause = PAUSES[0];
-                continue;
-            };
-            if said_at.is_none_or(|at| at.elapsed() > SAY_EVERY) {
-                said_at = Some(Instant::now());
-                log::warn!("the backend is not heard for now: {error}");
-            }
-            std::thread::park_timeout(pause);
-            pause = (pause * 2).min(PAUSES[1]);
-        }
-    }
+/// What was heard.
+#[derive(Default)]
+pub(super) struct Heard {
+    pub(super) ends: Vec<(InstanceId, JobEnded)>,
+    /// There may be work.
+    pub(super) looks: bool,
+    /// Some ends may have gone unheard.
+    pub(super) lost: bool,
+}
 
-    /// Takes in what is said within so long; true if something was.
+impl Listener {
+    /// Takes in what is said within so long to these inboxes, or to all; `None` if it was nothing.
     ///
     /// # Errors
-    /// The server cannot be reached: what is said meanwhile goes unheard, and is looked for where it is kept.
-    pub(super) fn hear(&self, wait: Duration) -> Result<bool, BackendError> {
-        let listener = &mut *lock(&self.listener);
-        let heard = self.try_to_hear(listener, wait);
+    /// The server cannot be reached.
+    pub(super) fn hear(
+        &mut self,
+        server: &Server,
+        inboxes: &[(InstanceId, u64)],
+        wait: Duration,
+    ) -> Result<Option<Heard>, BackendError> {
+        let heard = self.try_to_hear(server, inboxes, wait);
         if heard.is_err() {
-            listener.connection = None;
+            self.connection = None;
         }
         heard
     }
 
-    fn try_to_hear(&self, listener: &mut Listener, wait: Duration) -> Result<bool, BackendError> {
+    fn try_to_hear(
+        &mut self,
+        server: &Server,
+        inboxes: &[(InstanceId, u64)],
+        wait: Duration,
+    ) -> Result<Option<Heard>, BackendError> {
         // Other connections have found that the server is another one: this one may listen to a dead one.
-        let generation = self.link.generation.load(Ordering::SeqCst);
-        listener.connection.take_if(|(_, of)| *of != generation);
-        if listener.connection.is_none() {
-            listener.connection = Some((self.link.connect_to_listen(LISTEN)?, generation));
+        let generation = server.link.generation.load(Ordering::SeqCst);
+        self.connection.take_if(|(_, of)| *of != generation);
+        if self.connection.is_none() {
+            self.connection = Some((server.link.connect_to_listen(LISTEN)?, generation));
             // Who waked us meanwhile went unheard; what is in an inbox is there still.
-            listener.streams.retain(|stream| stream.inbox.is_some());
+            self.streams.retain(|stream| stream.inbox.is_some());
         }
-        let Some((connection, _)) = &mut listener.connection else { return Ok(false) };
-        let inboxes = lock(&self.state).inboxes();
-        listener.streams.retain(|stream| stream.inbox.is_none_or(|inbox| inboxes.contains(&inbox)));
+        let Some((connection, _)) = &mut self.connection else { return Ok(None) };
+        self.streams.retain(|stream| stream.inbox.is_none_or(|inbox| inboxes.contains(&inbox)));
         for inbox in inboxes {
-            if !listener.streams.iter().any(|stream| stream.inbox == Some(inbox)) {
-                let (key, at) = (format!("{}inbox:{}", self.prefix, inbox.0), "0-0".into());
-                listener.streams.push(Stream { key, inbox: Some(inbox), at });
+            if !self.streams.iter().any(|stream| stream.inbox == Some(*inbox)) {
+                let (key, at) = (format!("{}inbox:{}", server.prefix, inbox.0), "0-0".into());
+                self.streams.push(Stream { key, inbox: Some(*inbox), at });
             }
         }
-        let mut is_new = false;
-        for group in 0..self.groups.len() {
-            let key = format!("{}wake:{group}", self.prefix);
-            if !listener.streams.iter().any(|stream| stream.key == key) {
+        let mut heard = Heard::default();
+        for group in 0..server.groups.len() {
+            let key = format!("{}wake:{group}", server.prefix);
+            if !self.streams.iter().any(|stream| stream.key == key) {
                 let at = last_id(&key, connection)?;
-                listener.streams.push(Stream { key, inbox: None, at });
-                is_new = true;
+                self.streams.push(Stream { key, inbox: None, at });
+                heard.looks = true;
             }
         }
-        if is_new {
-            lock(&self.state).look();
-            self.filled.notify_one();
+        if heard.looks {
+            return Ok(Some(heard));
         }
-        let (heard, is_at_bound) = read(&mut listener.streams, wait, connection)?;
-        if is_at_bound {
-            // The oldest went first.
-            self.change(State::lost_ends);
-        }
-        let is_heard = !heard.is_empty();
-        for (inbox, entry) in heard {
+        // At its bound an inbox loses the oldest.
+        let (entries, is_at_bound) = read(&mut self.streams, wait, connection)?;
+        heard.lost = is_at_bound;
+        for (inbox, entry) in entries {
             match inbox {
-                Some(inbox) => self.take(inbox, entry)?,
-                None => lock(&self.state).look(),
+                Some(inbox) => take(server, inbox, entry, &mut heard)?,
+                None => heard.looks = true,
             }
         }
-        if is_heard {
-            self.filled.notify_one();
-        }
-        Ok(is_heard || is_new)
+        Ok(Some(heard).filter(|heard| heard.lost || heard.looks || !heard.ends.is_empty()))
     }
+}
 
-    /// An entry of an inbox: the ends of one script.
-    fn take(&self, inbox: InstanceId, entry: Value) -> Result<(), BackendError> {
-        // Names and values by turns: j(ob), s(tatus), r(esult).
-        for end in list(entry)?.chunks_exact(6) {
-            let [_, job, _, status, _, result] = end else { continue };
-            let (job, status, result) = (text(job.clone())?, text(status.clone())?, bytes(result.clone())?);
-            if let (Some(job), Some(status)) = (JobId::parse(&job), JobStatus::parse(&status))
-                && let Some(finished) = self.opened_outcome(job, status, &result)
-            {
-                self.change(|state| state.ended(inbox, JobEnded { job, finished }));
-            }
+/// An entry of an inbox: the ends of one script.
+fn take(server: &Server, inbox: InstanceId, entry: Value, heard: &mut Heard) -> Result<(), BackendError> {
+    // Names and values by turns: j(ob), s(tatus), r(esult).
+    for end in list(entry)?.chunks_exact(6) {
+        let [_, job, _, status, _, result] = end else { continue };
+        let (job, status, result) = (text(job.clone())?, text(status.clone())?, bytes(result.clone())?);
+        if let (Some(job), Some(status)) = (JobId::parse(&job), JobStatus::parse(&status))
+            && let Some(finished) = server.opened_outcome(job, status, &result)
+        {
+            heard.ends.push((inbox, JobEnded { job, finished }));
         }
-        Ok(())
     }
+    Ok(())
 }
 
 /// The id of a stream's last entry; `0-0` if it is empty.
@@ -138,7 +129,7 @@ fn last_id(key: &str, connection: &mut Connection) -> Result<String, BackendErro
 }
 
 /// An entry, and whose inbox it came to.
-type Heard = (Option<InstanceId>, Value);
+type Entry = (Option<InstanceId>, Value);
 
 /// Waits for what follows; true if an inbox was at its bound. What was read before is removed from inboxes, in the same
 /// round trip.
@@ -146,7 +137,7 @@ fn read(
     streams: &mut [Stream],
     wait: Duration,
     connection: &mut Connection,
-) -> Result<(Vec<Heard>, bool), BackendError> {
+) -> Result<(Vec<Entry>, bool), BackendError> {
     let mut pipe = redis::pipe();
     let mut inboxes = 0;
     for stream in streams.iter().filter(|stream| stream.inbox.is_some()) {

@@ -3,6 +3,7 @@
 //! Every change is one script (`scripts/*.lua`), so it takes hold as a whole; every call is safe to repeat. Jobs,
 //! outcomes and maps are signed at rest ([`envelope`]). Time is the server's.
 
+mod books;
 mod broker;
 mod call;
 mod connection;
@@ -11,9 +12,11 @@ mod kv;
 mod listener;
 mod producer;
 mod seat;
+mod server;
 mod turn;
 pub mod vet;
 
-pub use broker::{RedisBroker, Settings, UNLIMITED};
+pub use broker::{RedisBroker, RedisConsumer};
 pub use connection::Link;
-pub use seat::{RedisConsumer, RedisSeat};
+pub use seat::RedisSeat;
+pub use server::{Settings, UNLIMITED};

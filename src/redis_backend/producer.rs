@@ -7,8 +7,10 @@ use std::time::Duration;
 use redis::Value;
 use serde_json::{Value as Json, json};
 
-use super::broker::{Blobs, RedisBroker, Shared, hex};
+use super::broker::RedisBroker;
 use super::connection::{fields, list, number, text, texts};
+use super::envelope::hex;
+use super::server::{Blobs, Server};
 use crate::bell::lock;
 use crate::entropy::Entropy;
 use crate::handler::Ordering;
@@ -19,7 +21,7 @@ use crate::ports::{
 };
 use crate::problem::{Code, JobError};
 
-impl Shared {
+impl Server {
     fn control(&self, viewer: Option<&Viewer>, mut what: Json, blobs: &Blobs) -> Result<Value, BackendError> {
         if let Some(viewer) = viewer.filter(|viewer| !viewer.admin) {
             what["ow"] = (*viewer.name).into();
@@ -68,7 +70,7 @@ impl Producer for RedisBroker {
     }
 
     fn record(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError> {
-        self.0.find(viewer, id)
+        self.0.server.find(viewer, id)
     }
 
     fn watch(
@@ -78,7 +80,7 @@ impl Producer for RedisBroker {
         instance: InstanceId,
     ) -> Result<Option<JobRecord>, BackendError> {
         let what = json!({ "ids": [id.to_string()], "in": instance.to_string() });
-        Ok(self.0.records(Some(viewer), what)?.pop())
+        Ok(self.0.server.records(Some(viewer), what)?.pop())
     }
 
     fn ended(&self, jobs: &[JobId]) -> (Vec<JobEnded>, Vec<JobId>) {
@@ -86,7 +88,7 @@ impl Producer for RedisBroker {
         while !left.is_empty() {
             let (some, rest) = left.split_at(RECORDS_AT_ONCE.min(left.len()));
             let ids: Vec<String> = some.iter().map(ToString::to_string).collect();
-            let Ok(records) = self.0.records(None, json!({ "ids": ids })) else {
+            let Ok(records) = self.0.server.records(None, json!({ "ids": ids })) else {
                 // The others would wait as long for nothing. The next time these come last.
                 return (ended, [rest, some].concat());
             };
@@ -100,9 +102,9 @@ impl Producer for RedisBroker {
         let mut blobs = Blobs::default();
         let error = JobError::new(Code::Cancelled, "the job was cancelled");
         let finished = Finished { status: JobStatus::Cancelled, result: Err(error) };
-        let outcome = blobs.add(self.0.signer.seal_outcome(id, &finished));
+        let outcome = blobs.add(self.0.server.signer.seal_outcome(id, &finished));
         let what = json!({ "do": "cancel", "id": id.to_string(), "r": outcome });
-        self.0.control(Some(viewer), what, &blobs).and_then(|record| self.0.record(record))
+        self.0.server.control(Some(viewer), what, &blobs).and_then(|record| self.0.server.record(record))
     }
 
     fn retry(
@@ -113,17 +115,17 @@ impl Producer for RedisBroker {
         // A call that is repeated has the same name.
         let call = hex(&Entropy::system().bytes::<8>());
         let what = json!({ "do": "retry", "id": id.to_string(), "call": call });
-        match self.0.control(Some(viewer), what, &Blobs::default())? {
+        match self.0.server.control(Some(viewer), what, &Blobs::default())? {
             Value::BulkString(word) => {
                 Ok(std::str::from_utf8(&word).ok().and_then(JobStatus::parse).map(Err))
             }
-            record => Ok(self.0.record(record)?.map(Ok)),
+            record => Ok(self.0.server.record(record)?.map(Ok)),
         }
     }
 
     fn pause(&self, handler: &str, paused: bool) -> Result<bool, BackendError> {
         let what = json!({ "do": "pause", "h": handler, "on": paused });
-        Ok(text(self.0.control(None, what, &Blobs::default())?)? == "ok")
+        Ok(text(self.0.server.control(None, what, &Blobs::default())?)? == "ok")
     }
 
     fn list(&self, viewer: &Viewer, filter: &Filter) -> Result<Vec<JobRecord>, BackendError> {
@@ -134,10 +136,10 @@ impl Producer for RedisBroker {
         if let Some(status) = filter.status {
             what["s"] = status.as_str().into();
         }
-        let ids = texts(self.0.control(Some(viewer), what, &Blobs::default())?)?;
+        let ids = texts(self.0.server.control(Some(viewer), what, &Blobs::default())?)?;
         let mut out = Vec::with_capacity(ids.len());
         for some in ids.chunks(RECORDS_AT_ONCE) {
-            for mut record in self.0.records(Some(viewer), json!({ "ids": some }))? {
+            for mut record in self.0.server.records(Some(viewer), json!({ "ids": some }))? {
                 if filter.bare {
                     record.finished = record.finished.map(without_result);
                 }
@@ -148,7 +150,7 @@ impl Producer for RedisBroker {
     }
 
     fn stats(&self) -> Result<Stats, BackendError> {
-        let answer = self.0.control(None, json!({ "do": "stats" }), &Blobs::default())?;
+        let answer = self.0.server.control(None, json!({ "do": "stats" }), &Blobs::default())?;
         let [counts, ready, nodes, records, leases] = fields(answer)?;
         let (counts, ready) = (texts(counts)?, texts(ready)?);
         let paused: String = figure(&counts, "paused").unwrap_or_default();
@@ -161,13 +163,13 @@ impl Producer for RedisBroker {
             }
         };
         let size = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
-        let handlers = self.0.handlers.iter().map(|spec| {
+        let handlers = self.0.server.handlers.iter().map(|spec| {
             let name = &*spec.name;
             let queued = size(count(&format!("queued:{name}")));
             let running = size(count(&format!("running:{name}")));
             HandlerStats {
                 handler: spec.name.clone(),
-                group: self.0.groups[spec.group].clone(),
+                group: self.0.server.groups[spec.group].clone(),
                 paused: paused.split(' ').any(|paused| paused == name),
                 queued,
                 running,
@@ -181,14 +183,15 @@ impl Producer for RedisBroker {
                 queue_wait_seconds: histogram("wait", name),
             }
         });
-        let (mut consumers, mut busy) = (vec![0; self.0.groups.len()], vec![0; self.0.groups.len()]);
+        let (mut consumers, mut busy) =
+            (vec![0; self.0.server.groups.len()], vec![0; self.0.server.groups.len()]);
         let mut processes = Vec::new();
         for node in list(nodes)? {
             let [node, host, pid, waiters, executors] = fields(node)?;
             let (host, pid) = (text(host)?, text(pid)?.parse().ok());
             let waiters = text(waiters)?.parse().unwrap_or(0);
             // What this process has told of its own may be a second old.
-            let executors = match text(node)? == self.0.node {
+            let executors = match text(node)? == self.0.server.node {
                 true => lock(&self.0.state).executors(),
                 false => text(executors)?,
             };
@@ -198,9 +201,9 @@ impl Producer for RedisBroker {
                 let (Ok(group), Ok(leases)) = (group.parse::<usize>(), leases.parse::<u64>()) else {
                     continue;
                 };
-                let Some(name) = self.0.groups.get(group).cloned() else { continue };
+                let Some(name) = self.0.server.groups.get(group).cloned() else { continue };
                 consumers[group] += 1;
-                busy[group] += size(leases).min(self.0.workers[group]);
+                busy[group] += size(leases).min(self.0.server.workers[group]);
                 processes.push(ProcessStats {
                     role,
                     group: Some(name),
@@ -221,7 +224,7 @@ impl Producer for RedisBroker {
             processes,
             leases_renewed: count("renewed"),
             leases_lost: count("expired"),
-            reconnects: self.0.link.broken(),
+            reconnects: self.0.server.link.broken(),
             forged: count("forged"),
             records: size(number(records)?),
             leases: size(number(leases)?),

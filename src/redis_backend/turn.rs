@@ -4,17 +4,17 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use super::books::{Books, Exec, Held, Named, Told, log_job};
 use super::connection::PAUSES;
+use super::listener::Heard;
 use crate::bell::Bell;
 use crate::clock::{Timestamp, millis};
-use crate::job::{IdMap, InstanceId, JobId, JobSpec, Outcome};
+use crate::job::{IdMap, InstanceId, JobId};
 use crate::limits::INBOX_ENDS;
-use crate::observe::{event, job_event};
-use crate::ports::{
-    BackendError, Commit, Ends, JobEnded, Lease, LeaseId, NewJob, OfLease, Requests, Step, Then,
-};
+use crate::observe::event;
+use crate::ports::{BackendError, Ends, JobEnded, Lease, LeaseId, NewJob, OfLease, Requests, Step, Then};
 
 /// A process says of itself this often that it lives, and looks at what time alone does.
 const TELL_EVERY: Duration = Duration::from_secs(1);
@@ -70,66 +70,6 @@ pub(super) struct Draft {
     pub(super) sweeps: bool,
 }
 
-/// A lease of a consumer; of an unordered job with its id.
-#[derive(Clone, Debug)]
-pub(super) struct Named {
-    pub(super) consumer: u64,
-    pub(super) lease: LeaseId,
-    pub(super) own: String,
-    /// It ended with its executor, after its first job had started.
-    pub(super) is_lost: bool,
-}
-
-/// An outcome, with what is known of its job.
-pub(super) struct Told {
-    pub(super) consumer: u64,
-    pub(super) commit: Commit,
-    pub(super) spec: Option<Arc<JobSpec>>,
-    /// The lane's map.
-    pub(super) state: String,
-    /// It starts with this outcome.
-    next: Option<Arc<JobSpec>>,
-}
-
-/// An executor that may get leases.
-pub(super) struct Exec {
-    pub(super) consumer: u64,
-    pub(super) group: usize,
-    pub(super) room: usize,
-    /// Its leases, by handler.
-    pub(super) used: BTreeMap<Arc<str>, usize>,
-}
-
-/// An executor's books.
-struct Books {
-    group: usize,
-    workers: usize,
-    bell: Bell,
-    /// Leases at once.
-    room: usize,
-    held: BTreeMap<LeaseId, Held>,
-    /// What it said and was not judged yet.
-    owed: usize,
-    out: Step,
-    /// The next call renews its leases.
-    renews: bool,
-    renewed_at: Timestamp,
-    /// The server was away for so long that its leases are over.
-    is_lost: bool,
-}
-
-/// A live lease.
-pub(super) struct Held {
-    pub(super) handler: Arc<str>,
-    /// The lane's map.
-    pub(super) state: String,
-    /// The job of an unordered lease, or nothing.
-    pub(super) own: String,
-    pub(super) jobs: Vec<Arc<JobSpec>>,
-    /// The one that runs.
-    pub(super) at: usize,
-}
-
 struct InboxBooks {
     instance: InstanceId,
     bell: Bell,
@@ -143,8 +83,8 @@ struct InboxBooks {
 
 /// The server could not be reached.
 struct Away {
-    since: Instant,
-    again_at: Instant,
+    since: Timestamp,
+    again_at: Timestamp,
     pause: Duration,
 }
 
@@ -194,19 +134,7 @@ impl State {
     /// An executor of this group; its number.
     pub(super) fn connect(&mut self, group: usize, workers: usize, bell: Bell, now: Timestamp) -> u64 {
         self.last_consumer += 1;
-        let (held, out) = Default::default();
-        let books = Books {
-            group,
-            workers,
-            bell,
-            room: 0,
-            held,
-            owed: 0,
-            out,
-            renews: false,
-            renewed_at: now,
-            is_lost: false,
-        };
+        let books = Books::new(group, workers, bell, now);
         self.consumers.insert(self.last_consumer, books);
         // The others are told that there is such an executor.
         self.tell_at = now;
@@ -266,7 +194,7 @@ impl State {
     pub(super) fn submit(&mut self, jobs: Vec<NewJob>, then: Then) {
         self.next.submissions.push((jobs, then));
         if let Some(away) = &mut self.away {
-            away.again_at = Instant::now();
+            away.again_at = Timestamp(0);
         }
     }
 
@@ -302,7 +230,7 @@ impl State {
     }
 
     /// A job has ended; whoever waits here hears of it.
-    pub(super) fn ended(&mut self, instance: InstanceId, ended: JobEnded) {
+    fn ended(&mut self, instance: InstanceId, ended: JobEnded) {
         if let Some(inbox) = self.inboxes.iter_mut().find(|inbox| inbox.instance == instance) {
             match inbox.ended.len() < INBOX_ENDS {
                 true => inbox.ended.push_back(ended),
@@ -313,16 +241,20 @@ impl State {
     }
 
     /// Some ends may have gone unheard.
-    pub(super) fn lost_ends(&mut self) {
+    fn lost_ends(&mut self) {
         for inbox in &mut self.inboxes {
             inbox.lost = true;
             self.rings.push(inbox.bell.clone());
         }
     }
 
-    /// Others say that there is work, or that somebody is told something.
-    pub(super) fn look(&mut self) {
-        self.next.looks = true;
+    /// What other processes say: of ends, of work.
+    pub(super) fn heard(&mut self, heard: Heard) {
+        self.next.looks |= heard.looks;
+        if heard.lost {
+            self.lost_ends();
+        }
+        heard.ends.into_iter().for_each(|(inbox, ended)| self.ended(inbox, ended));
     }
 
     /// The next call does what time alone does (tests; a service does it often enough).
@@ -372,7 +304,7 @@ impl State {
     /// How long nothing need be said.
     pub(super) fn rests(&self, now: Timestamp) -> Duration {
         if let Some(away) = &self.away {
-            return away.again_at.saturating_duration_since(Instant::now());
+            return away.again_at.since(now);
         }
         if self.is_due() {
             return Duration::ZERO;
@@ -388,9 +320,7 @@ impl State {
         draft.looks |= now >= self.look_at;
         if now >= self.tell_at {
             self.tell_at = now.plus(TELL_EVERY);
-            let executors =
-                self.consumers.values().map(|books| format!("{}:{} ", books.group, books.held.len()));
-            draft.facts = Some((self.callers, executors.collect()));
+            draft.facts = Some((self.callers, self.executors()));
             draft.looks = true;
         }
         if draft.looks {
@@ -434,7 +364,7 @@ impl State {
                 // Their executors have been told; from now on they run again.
                 self.untold.clear();
             }
-            event(log::Level::Info, "backend.back").number("after_ms", millis(away.since.elapsed())).emit();
+            event(log::Level::Info, "backend.back").number("after_ms", millis(now.since(away.since))).emit();
         }
         for (told, held) in commits.iter().zip(answer.held) {
             told.log(held);
@@ -500,15 +430,14 @@ impl State {
     }
 
     /// A call has failed. True: for so long that nothing of it can count any more.
-    pub(super) fn is_away(&mut self, error: &BackendError, visibility: Duration) -> bool {
-        let now = Instant::now();
+    pub(super) fn is_away(&mut self, error: &BackendError, visibility: Duration, now: Timestamp) -> bool {
         let away = self.away.get_or_insert_with(|| {
             event(log::Level::Warn, "backend.away").field("cause", &error.0).emit();
             Away { since: now, again_at: now, pause: PAUSES[0] }
         });
-        away.again_at = now + away.pause;
+        away.again_at = now.plus(away.pause);
         away.pause = (away.pause * 2).min(PAUSES[1]);
-        if now.duration_since(away.since) <= visibility {
+        if now.since(away.since) <= visibility {
             return false;
         }
         away.since = now;
@@ -552,75 +481,4 @@ impl Draft {
             && !self.looks
             && !self.sweeps
     }
-}
-
-impl Told {
-    fn log(&self, held: bool) {
-        if !held {
-            return;
-        }
-        if !matches!(self.commit.outcome, Outcome::Retry(_) | Outcome::Crashed(_)) {
-            self.spec.iter().for_each(|spec| log_job("reply.published", spec));
-        }
-        self.next.iter().for_each(|next| log_job("queue.claimed", next));
-    }
-}
-
-impl Books {
-    fn told(&mut self, consumer: u64, commit: Commit) -> Told {
-        self.owed += 1;
-        let (lease, job) = (commit.lease, commit.job);
-        let goes_on = matches!(commit.outcome, Outcome::Succeeded(..) | Outcome::Failed(_));
-        let mut told = Told { consumer, commit, spec: None, state: String::new(), next: None };
-        if let Some(held) = self.held.get_mut(&lease) {
-            let at = held.jobs.iter().position(|spec| spec.id == job).unwrap_or(held.jobs.len());
-            told.spec = held.jobs.get(at).cloned();
-            told.state.clone_from(&held.state);
-            told.next = held.jobs.get(at + 1).filter(|_| goes_on).cloned();
-            held.at = at + 1;
-            if told.next.is_none() {
-                self.held.remove(&lease);
-            }
-        }
-        told
-    }
-
-    /// True if its executor should look.
-    fn judged(&mut self, told: &Told, held: bool) -> bool {
-        self.owed = self.owed.saturating_sub(1);
-        let (lease, job) = (told.commit.lease, told.commit.job);
-        if !held {
-            self.held.remove(&lease);
-            self.out.fenced.push(OfLease { lease, job });
-        }
-        !held || self.owed == 0
-    }
-
-    /// It could not be renewed.
-    fn is_over(&mut self, lease: LeaseId) {
-        let Some(held) = self.held.remove(&lease) else { return };
-        event(log::Level::Warn, "lease.lost").field("lease", &lease.0.to_string()).emit();
-        let left = held.jobs.iter().skip(held.at);
-        self.out.revoked.extend(left.map(|spec| OfLease { lease, job: spec.id }));
-    }
-
-    fn revoke(&mut self, of: OfLease) {
-        if let Some(held) = self.held.get_mut(&of.lease) {
-            let before = held.jobs.iter().take(held.at).any(|spec| spec.id == of.job);
-            held.jobs.retain(|spec| spec.id != of.job);
-            held.at -= usize::from(before);
-            if held.at >= held.jobs.len() {
-                self.held.remove(&of.lease);
-            }
-        }
-        self.out.revoked.push(of);
-    }
-
-    fn is_idle(&self) -> bool {
-        self.held.is_empty() && self.owed == 0
-    }
-}
-
-fn log_job(name: &str, spec: &JobSpec) {
-    job_event(log::Level::Debug, name, &spec.trace, spec.id).emit();
 }

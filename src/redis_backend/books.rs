@@ -1,0 +1,156 @@
+//! An executor's books in its web process: the leases that it holds, and what it said that was not judged yet. Pure.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::bell::Bell;
+use crate::clock::Timestamp;
+use crate::job::{JobSpec, Outcome};
+use crate::observe::{event, job_event};
+use crate::ports::{Commit, LeaseId, OfLease, Step};
+
+/// A lease of a consumer; of an unordered job with its id.
+#[derive(Clone, Debug)]
+pub(super) struct Named {
+    pub(super) consumer: u64,
+    pub(super) lease: LeaseId,
+    pub(super) own: String,
+    /// It ended with its executor, after its first job had started.
+    pub(super) is_lost: bool,
+}
+
+/// An outcome, with what is known of its job.
+pub(super) struct Told {
+    pub(super) consumer: u64,
+    pub(super) commit: Commit,
+    pub(super) spec: Option<Arc<JobSpec>>,
+    /// The lane's map.
+    pub(super) state: String,
+    /// It starts with this outcome.
+    next: Option<Arc<JobSpec>>,
+}
+
+/// An executor that may get leases.
+pub(super) struct Exec {
+    pub(super) consumer: u64,
+    pub(super) group: usize,
+    pub(super) room: usize,
+    /// Its leases, by handler.
+    pub(super) used: BTreeMap<Arc<str>, usize>,
+}
+
+/// See the module.
+pub(super) struct Books {
+    pub(super) group: usize,
+    pub(super) workers: usize,
+    pub(super) bell: Bell,
+    /// Leases at once.
+    pub(super) room: usize,
+    pub(super) held: BTreeMap<LeaseId, Held>,
+    /// What it said and was not judged yet.
+    pub(super) owed: usize,
+    pub(super) out: Step,
+    /// The next call renews its leases.
+    pub(super) renews: bool,
+    pub(super) renewed_at: Timestamp,
+    /// The server was away for so long that its leases are over.
+    pub(super) is_lost: bool,
+}
+
+/// A live lease.
+pub(super) struct Held {
+    pub(super) handler: Arc<str>,
+    /// The lane's map.
+    pub(super) state: String,
+    /// The job of an unordered lease, or nothing.
+    pub(super) own: String,
+    pub(super) jobs: Vec<Arc<JobSpec>>,
+    /// The one that runs.
+    pub(super) at: usize,
+}
+
+impl Told {
+    pub(super) fn log(&self, held: bool) {
+        if !held {
+            return;
+        }
+        if !matches!(self.commit.outcome, Outcome::Retry(_) | Outcome::Crashed(_)) {
+            self.spec.iter().for_each(|spec| log_job("reply.published", spec));
+        }
+        self.next.iter().for_each(|next| log_job("queue.claimed", next));
+    }
+}
+
+impl Books {
+    pub(super) fn new(group: usize, workers: usize, bell: Bell, now: Timestamp) -> Books {
+        Books {
+            group,
+            workers,
+            bell,
+            room: 0,
+            held: BTreeMap::new(),
+            owed: 0,
+            out: Step::default(),
+            renews: false,
+            renewed_at: now,
+            is_lost: false,
+        }
+    }
+
+    pub(super) fn told(&mut self, consumer: u64, commit: Commit) -> Told {
+        self.owed += 1;
+        let (lease, job) = (commit.lease, commit.job);
+        let goes_on = matches!(commit.outcome, Outcome::Succeeded(..) | Outcome::Failed(_));
+        let mut told = Told { consumer, commit, spec: None, state: String::new(), next: None };
+        if let Some(held) = self.held.get_mut(&lease) {
+            let at = held.jobs.iter().position(|spec| spec.id == job).unwrap_or(held.jobs.len());
+            told.spec = held.jobs.get(at).cloned();
+            told.state.clone_from(&held.state);
+            told.next = held.jobs.get(at + 1).filter(|_| goes_on).cloned();
+            held.at = at + 1;
+            if told.next.is_none() {
+                self.held.remove(&lease);
+            }
+        }
+        told
+    }
+
+    /// True if its executor should look.
+    pub(super) fn judged(&mut self, told: &Told, held: bool) -> bool {
+        self.owed = self.owed.saturating_sub(1);
+        let (lease, job) = (told.commit.lease, told.commit.job);
+        if !held {
+            self.held.remove(&lease);
+            self.out.fenced.push(OfLease { lease, job });
+        }
+        !held || self.owed == 0
+    }
+
+    /// It could not be renewed.
+    pub(super) fn is_over(&mut self, lease: LeaseId) {
+        let Some(held) = self.held.remove(&lease) else { return };
+        event(log::Level::Warn, "lease.lost").field("lease", &lease.0.to_string()).emit();
+        let left = held.jobs.iter().skip(held.at);
+        self.out.revoked.extend(left.map(|spec| OfLease { lease, job: spec.id }));
+    }
+
+    pub(super) fn revoke(&mut self, of: OfLease) {
+        if let Some(held) = self.held.get_mut(&of.lease) {
+            let before = held.jobs.iter().take(held.at).any(|spec| spec.id == of.job);
+            held.jobs.retain(|spec| spec.id != of.job);
+            held.at -= usize::from(before);
+            if held.at >= held.jobs.len() {
+                self.held.remove(&of.lease);
+            }
+        }
+        self.out.revoked.push(of);
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.held.is_empty() && self.owed == 0
+    }
+}
+
+pub(super) fn log_job(name: &str, spec: &JobSpec) {
+    job_event(log::Level::Debug, name, &spec.trace, spec.id).emit();
+}
