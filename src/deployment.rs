@@ -245,6 +245,7 @@ impl Deployment {
 mod at_rest {
     use super::*;
     use crate::memory::ExternalState;
+    use crate::ports::{BackendError, Requests, Step};
     use crate::redis_backend::envelope::Signer;
     use crate::redis_backend::{Link, RedisBroker, Settings, UNLIMITED};
 
@@ -328,17 +329,11 @@ mod at_rest {
             let checks = Signer::new(&envelopes.iter().collect::<Vec<_>>(), &self.prefix()).checks();
             Ok(Some(match link.agrees(&self.prefix(), &checks) {
                 Ok(true) => fitness,
-                Ok(false) => Fitness::Unfit(format!(
-                    "its jobs are signed with another secret than that of {}",
-                    self.config
-                        .runtime
-                        .platform
-                        .execution_ipc
-                        .auth
-                        .secret_file
-                        .as_deref()
-                        .unwrap_or("this run")
-                )),
+                Ok(false) => {
+                    let file = &self.config.runtime.platform.execution_ipc.auth.secret_file;
+                    let ours = file.as_deref().unwrap_or("this run");
+                    Fitness::Unfit(format!("its jobs are signed with another secret than that of {ours}"))
+                }
                 Err(error) => Fitness::Away(error.to_string()),
             }))
         }
@@ -361,12 +356,8 @@ mod at_rest {
     struct Absent;
 
     impl Consumer for Absent {
-        fn step(
-            &mut self,
-            _: crate::ports::Requests,
-            _: usize,
-        ) -> Result<crate::ports::Step, crate::ports::BackendError> {
-            Err(crate::ports::BackendError("there is no thread for it".into()))
+        fn step(&mut self, _: Requests, _: usize) -> Result<Step, BackendError> {
+            Err(BackendError("there is no thread for it".into()))
         }
 
         fn extend(&mut self) {}

@@ -22,7 +22,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use aftermath::{assert_counted, assert_ended, assert_text, counters};
+use aftermath::{SECRET, assert_counted, assert_ended, assert_text, counters};
 use program::{cofferdam, example, run, shown};
 use redis_proxy::{Cut, Proxy};
 use redis_server::{BACK, DURABLE, Deployment, Executor, Server, Sound, answered_more, under_load};
@@ -700,6 +700,47 @@ fn r6_a_user_who_may_too_little_is_told_so() {
     assert_eq!(all_children(service.pid), children, "nobody was replaced");
     let ended = service.stop();
     assert_ended(&ended.status, &ended.stderr, Some(0));
+}
+
+/// A secret that the server does not know is told to nobody but the operator: with it every job would be forged.
+#[test]
+fn r6_another_secret_is_refused_at_every_start_and_touches_no_job() {
+    const OTHER: &str = "0f1e2d3c4b5a69788796a5b4c3d2e1f00123456789abcdeffedcba9876543210";
+    let mut server = Server::start(&DURABLE);
+    let deployment = Deployment::on(&server);
+    let service = deployment.serve(&[]);
+    assert!(service.post("/v1/handlers/echo/pause", "").status == 200);
+    let id = service.submit("/v1/jobs/echo", &[], "1");
+    service.stop();
+    let file = deployment.file("other", &format!("{OTHER}\n"));
+    let other = format!("runtime.platform.execution_ipc.auth.secret_file={}", file.display());
+    assert_refused(&deployment, &["another secret", &file.display().to_string()], &[&other]);
+    // One that could not ask at its start asks before it says anything else.
+    server.kill();
+    let stranger = deployment.serve(&[&other]);
+    server.up();
+    until("it says why", BACK, || stranger.stderr().contains("another secret").then_some(()));
+    assert_is_away(&stranger);
+    assert_no_hot_loop(&all_children(stranger.pid));
+    stranger.stop();
+    // Both secrets in one file, the new one first: what the old one has signed runs, and the old one alone is refused.
+    let file = deployment.file("both", &format!("{OTHER}\n{}\n", SECRET));
+    let both = format!("runtime.platform.execution_ipc.auth.secret_file={}", file.display());
+    let service = deployment.serve(&[&both]);
+    assert_eq!(service.record_when(&id, "queued")["deliveries"], 0);
+    assert!(service.post("/v1/handlers/echo/resume", "").status == 200);
+    assert_eq!(service.record_when(&id, "succeeded")["result"]["base64"], "MQ==");
+    assert_eq!(service.metric("forged_total{what=\"job\"}"), 0.0);
+    let ended = service.stop();
+    assert_ended(&ended.status, &ended.stderr, Some(0));
+    assert_refused(&deployment, &["another secret"], &[]);
+    let service = deployment.serve(&[&other]);
+    assert_eq!(
+        service.record_when(&id, "succeeded")["result"],
+        1,
+        "for as long as it knows what the old one signed"
+    );
+    service.stop();
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use redis::{Script, Value};
@@ -68,6 +69,8 @@ pub(super) struct Server {
     pub(super) workers: Vec<usize>,
     clock: Clock,
     pub(super) scripts: Scripts,
+    /// It was found to know our secret.
+    is_ours: AtomicBool,
 }
 
 pub(super) struct Scripts {
@@ -116,6 +119,7 @@ impl Server {
             groups: settings.groups,
             clock: settings.clock,
             scripts,
+            is_ours: AtomicBool::new(false),
         })
     }
 
@@ -123,14 +127,27 @@ impl Server {
         self.clock.now()
     }
 
+    /// Says nothing to a server whose jobs are signed with another secret: they would be taken for forged, and ours by others.
+    fn recognise(&self) -> Result<(), BackendError> {
+        if !self.is_ours.load(Relaxed) {
+            if !self.link.agrees(&self.prefix, &self.signer.checks())? {
+                return Err(BackendError("redis: its jobs are signed with another secret than ours".into()));
+            }
+            self.is_ours.store(true, Relaxed);
+        }
+        Ok(())
+    }
+
     /// Runs a script, again if its connection breaks: it does not mind.
     pub(super) fn call(&self, script: &Script, what: &Json, blobs: &Blobs) -> Result<Value, BackendError> {
+        self.recognise()?;
         let header = self.header(what);
         self.link.run(script, &self.prefix, &arguments(&header, blobs))
     }
 
     /// Runs a script once.
     pub(super) fn call_once(&self, script: &Script, what: &Json, blobs: &Blobs) -> Result<Value, Failure> {
+        self.recognise().map_err(Failure::Final)?;
         let header = self.header(what);
         self.link.run_once(script, &self.prefix, &arguments(&header, blobs))
     }

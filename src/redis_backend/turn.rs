@@ -86,6 +86,8 @@ struct Away {
     since: Timestamp,
     again_at: Timestamp,
     pause: Duration,
+    /// As the log knows it.
+    cause: String,
 }
 
 /// What a call has answered.
@@ -431,10 +433,12 @@ impl State {
 
     /// A call has failed. True: for so long that nothing of it can count any more.
     pub(super) fn is_away(&mut self, error: &BackendError, visibility: Duration, now: Timestamp) -> bool {
-        let away = self.away.get_or_insert_with(|| {
+        let new = || Away { since: now, again_at: now, pause: PAUSES[0], cause: String::new() };
+        let away = self.away.get_or_insert_with(new);
+        if away.cause != error.0 {
             event(log::Level::Warn, "backend.away").field("cause", &error.0).emit();
-            Away { since: now, again_at: now, pause: PAUSES[0] }
-        });
+            away.cause.clone_from(&error.0);
+        }
         away.again_at = now.plus(away.pause);
         away.pause = (away.pause * 2).min(PAUSES[1]);
         if now.since(away.since) <= visibility {
