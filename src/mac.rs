@@ -2,38 +2,50 @@
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::negative_controls::{Control, is_off};
 
 /// Bytes of a mac.
 pub const MAC_BYTES: usize = 32;
 
-/// An HMAC key with its padding hashed in: cloned for each message, never derived again.
-pub struct MacKey(Hmac<Sha256>);
+/// An HMAC key with its padding hashed in: cloned for each message, never derived again. It has one place in memory, where
+/// it is wiped when it goes; what work with it leaves on the stack is wiped by [`wipe_stack`].
+pub struct MacKey(Box<Hmac<Sha256>>);
 
 impl MacKey {
     /// From key bytes of any length.
     #[must_use]
+    #[inline(never)]
     pub fn new(key: &[u8]) -> MacKey {
-        MacKey(Hmac::new_from_slice(key).expect("HMAC takes keys of any length"))
+        MacKey(Box::new(Hmac::new_from_slice(key).expect("HMAC takes keys of any length")))
     }
 
     /// The mac over the parts, one after the other.
     #[must_use]
+    #[inline(never)]
     pub fn sign(&self, parts: &[&[u8]]) -> [u8; MAC_BYTES] {
-        let mut mac = self.0.clone();
+        let mut mac = Hmac::clone(&self.0);
         parts.iter().for_each(|part| mac.update(part));
         mac.finalize().into_bytes().into()
     }
 
     /// True if `tag` is that mac; compared in constant time.
     #[must_use]
+    #[inline(never)]
     pub fn verify(&self, parts: &[&[u8]], tag: &[u8]) -> bool {
-        let mut mac = self.0.clone();
+        let mut mac = Hmac::clone(&self.0);
         parts.iter().for_each(|part| mac.update(part));
         mac.verify_slice(tag).is_ok() || is_off(Control::Signature)
     }
+}
+
+/// Wipes what deeper calls have left on this thread's stack: a key whose owner is gone is nowhere any more.
+#[inline(never)]
+pub fn wipe_stack() {
+    let mut left = [0_u8; 16 * 1024];
+    left.zeroize();
+    std::hint::black_box(&left);
 }
 
 /// HKDF-Extract (RFC 5869, 2.2).

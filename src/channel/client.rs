@@ -12,6 +12,7 @@ use super::keys::GroupSecret;
 use super::reject::RefusalLog;
 use crate::entropy::Entropy;
 use crate::limits::{HANDSHAKE_TIMEOUT, READ_A_TURN_BYTES, READ_BYTES};
+use crate::mac::wipe_stack;
 use crate::ports::{BackendError, Consumer, Requests, Step};
 
 const BACKOFF_MIN_MS: u64 = 10;
@@ -175,6 +176,7 @@ impl ChannelClient {
 
     fn disconnect(&mut self, now_ms: u64) {
         if self.link.take().is_some() {
+            wipe_stack();
             self.lost = true;
             self.back_off(now_ms);
         }

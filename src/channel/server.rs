@@ -20,6 +20,7 @@ use crate::limits::{
     ACCEPTS_A_TURN, FRAME_OVERHEAD_BYTES, HANDSHAKE_TIMEOUT, READ_A_TURN_BYTES, READ_BYTES,
     UNPROVEN_CONNECTIONS, effects_bytes,
 };
+use crate::mac::wipe_stack;
 use crate::observe::metrics::Counters;
 use crate::ports::Consumer;
 
@@ -312,6 +313,7 @@ impl ChannelServer {
             link.end.settle();
             link.end.group().is_some()
         });
+        wipe_stack();
         if let Some(reason) = reason {
             self.reject(reason, now_ms);
         } else if was_up {
