@@ -393,6 +393,15 @@ pub struct JobRecord {
     pub waiting_for: Option<WaitingFor>,
 }
 
+impl JobRecord {
+    /// A new job's.
+    pub fn queued(spec: Arc<JobSpec>) -> JobRecord {
+        let (started_at, finished_at, finished, waiting_for) = Default::default();
+        let status = JobStatus::Queued;
+        JobRecord { spec, status, deliveries: 0, started_at, finished_at, finished, waiting_for }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

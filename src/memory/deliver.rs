@@ -85,7 +85,10 @@ impl Broker {
         let mut best: Option<((Timestamp, u64), u64)> = None;
         for (index, queue) in self.handlers.iter().enumerate() {
             let limit = queue.spec.options.concurrency;
-            if queue.spec.group != consumer.group || queue.paused || (limit > 0 && held(index) >= limit) {
+            if queue.spec.group != consumer.group
+                || queue.figures.paused
+                || (limit > 0 && held(index) >= limit)
+            {
                 continue;
             }
             let due = queue.ready.range(..=(now, u64::MAX)).take(AFFINITY_SCAN);
@@ -128,12 +131,10 @@ impl Broker {
         let mut jobs = Vec::with_capacity(run.len());
         for (fence, job) in (fences..).zip(&run) {
             let entry = self.jobs.get_mut(job).expect("a lane's job exists");
-            entry.lease = Some(number);
             entry.fence = fence;
-            let (spec, payload) = (entry.spec.clone(), entry.payload.clone());
-            let delivery = entry.deliveries + 1;
+            let (spec, delivery) = (entry.record.spec.clone(), entry.record.deliveries + 1);
+            let payload = entry.payload.clone().unwrap_or_else(|| Payload::octets(Vec::new()));
             let context = self.context_of(&spec, now);
-            let payload = payload.unwrap_or_else(|| Payload::octets(Vec::new()));
             jobs.push(LeasedJob { spec, payload, delivery, fence, context });
         }
         let expires_at = now.plus(self.rules.visibility);
@@ -153,7 +154,7 @@ impl Broker {
         let mut bytes = 0;
         let fits = |id: &&JobId| {
             let entry = &self.jobs[*id];
-            bytes += entry.payload.as_ref().map_or(0, |payload| payload.bytes.len());
+            bytes += entry.payload_bytes();
             entry.not_before <= now && bytes <= self.rules.max_payload
         };
         let mut run: Vec<JobId> = lane.jobs.iter().take(most).take_while(fits).copied().collect();
@@ -178,21 +179,17 @@ impl Broker {
     /// A delivery counts when it starts.
     fn start(&mut self, id: JobId, now: Timestamp) {
         let Some(entry) = self.jobs.get_mut(&id) else { return };
-        let Some(status) = entry.status.after(JobEvent::Start) else { return };
-        let queue = &mut self.handlers[entry.handler];
-        self.queued -= 1;
-        queue.queued -= 1;
-        queue.running += 1;
-        entry.status = status;
-        entry.deliveries += 1;
-        entry.started_at = Some(now);
-        if entry.deliveries == 1 {
-            queue.queue_wait_seconds.observe(now.since(entry.not_before));
+        let Some(queue) = entry.on(JobEvent::Start, &mut self.handlers) else { return };
+        let record = &mut entry.record;
+        record.deliveries += 1;
+        record.started_at = Some(now);
+        if record.deliveries == 1 {
+            queue.figures.queue_wait_seconds.observe(now.since(entry.not_before));
         } else {
             self.totals.redelivered += 1;
         }
         if self.verbose {
-            let trace = entry.spec.trace;
+            let trace = record.spec.trace;
             self.note("queue.claimed", id, trace, "");
         }
     }
@@ -207,8 +204,8 @@ impl Broker {
         };
         let lane_number = lease.lane;
         let lane = &self.lanes[&lane_number];
-        let next =
-            lease.jobs.front() == Some(&commit.job) && self.jobs[&commit.job].deliveries == commit.delivery;
+        let next = lease.jobs.front() == Some(&commit.job)
+            && self.jobs[&commit.job].record.deliveries == commit.delivery;
         let outdated = lane.map.is_some() && lane.version != commit.builds_on;
         if !next || (outdated && !is_off(Control::StateVersion)) {
             self.fence_off(&commit);
@@ -219,7 +216,7 @@ impl Broker {
         let refused = self.refuses(&commit, lane_number, now);
         let publishes = !matches!(commit.outcome, Outcome::Retry(_) | Outcome::Crashed(_));
         if self.verbose && publishes {
-            let trace = self.jobs[&commit.job].spec.trace;
+            let trace = self.jobs[&commit.job].record.spec.trace;
             self.note("reply.published", commit.job, trace, "");
         }
         let goes_on = match refused {
@@ -241,7 +238,7 @@ impl Broker {
 
     fn fence_off(&mut self, commit: &Commit) {
         self.totals.late += 1;
-        if let Some(trace) = self.jobs.get(&commit.job).map(|entry| entry.spec.trace) {
+        if let Some(trace) = self.jobs.get(&commit.job).map(|entry| entry.record.spec.trace) {
             self.note("reply.late_dropped", commit.job, trace, "fenced");
         }
     }
@@ -250,7 +247,7 @@ impl Broker {
     /// catches only one that does not.
     fn refuses(&self, commit: &Commit, lane: u64, now: Timestamp) -> Option<JobError> {
         let Outcome::Succeeded(payload, effects) = &commit.outcome else { return None };
-        let entry = &self.jobs[&commit.job];
+        let spec = &self.jobs[&commit.job].record.spec;
         // An entry or a payload that does not fit a frame would end each connection that is given its lane.
         let most = self.rules.max_payload;
         if payload.bytes.len() > most {
@@ -271,7 +268,7 @@ impl Broker {
             }
         }
         if !effects.context.is_empty() {
-            let name = context_map(&entry.spec.owner, &entry.spec.trace);
+            let name = context_map(&spec.owner, &spec.trace);
             if self.maps.bytes_after(&name, &effects.context, now) > CONTEXT_BYTES {
                 return Some(JobError::new(Code::StateTooLarge, "the trace's context would exceed 1 MiB"));
             }
@@ -294,7 +291,7 @@ impl Broker {
         match outcome {
             Outcome::Succeeded(payload, effects) => {
                 self.apply_effects(job, effects, now);
-                if is_off(Control::AtomicCommit) && self.jobs[&job].deliveries == 1 {
+                if is_off(Control::AtomicCommit) && self.jobs[&job].record.deliveries == 1 {
                     self.again(job, Cause::ExecutorLost, String::new(), now);
                     return false;
                 }
@@ -325,7 +322,7 @@ impl Broker {
 
     fn apply_effects(&mut self, job: JobId, effects: Effects, now: Timestamp) {
         let entry = &self.jobs[&job];
-        let (spec, fence, instance) = (entry.spec.clone(), entry.fence, entry.instance);
+        let (spec, fence, instance) = (entry.record.spec.clone(), entry.fence, entry.instance);
         let lane = self.lanes.get_mut(&entry.lane).expect("a live job's lane exists");
         if let Some(map) = lane.map.as_ref().filter(|_| !effects.state.is_empty()) {
             lane.version = Version(fence);
@@ -343,7 +340,7 @@ impl Broker {
     /// A delivery that came to nothing: queued again after a backoff, or dead.
     fn again(&mut self, job: JobId, cause: Cause, detail: String, now: Timestamp) {
         let entry = &self.jobs[&job];
-        let (deliveries, trace) = (entry.deliveries, entry.spec.trace);
+        let (deliveries, trace) = (entry.record.deliveries, entry.record.spec.trace);
         if deliveries >= self.max_deliveries(entry.handler) {
             self.totals.dead += 1;
             let error = JobError { code: Code::DeadLettered, detail, cause: Some(cause) };
@@ -369,14 +366,9 @@ impl Broker {
     /// A running job is queued again; it never left its lane.
     fn requeue(&mut self, job: JobId, event: JobEvent, not_before: Timestamp) {
         let Some(entry) = self.jobs.get_mut(&job) else { return };
-        let Some(status) = entry.status.after(event) else { return };
-        entry.status = status;
-        entry.not_before = not_before;
-        entry.lease = None;
-        let queue = &mut self.handlers[entry.handler];
-        queue.running -= 1;
-        queue.queued += 1;
-        self.queued += 1;
+        if entry.on(event, &mut self.handlers).is_some() {
+            entry.not_before = not_before;
+        }
     }
 
     /// The run's first job is done: its next one starts, or the lease is complete.
@@ -401,9 +393,6 @@ impl Broker {
         if let Some(consumer) = self.consumers.get_mut(&lease.consumer) {
             consumer.leases.retain(|held| *held != number);
         }
-        for job in &lease.jobs {
-            self.jobs.entry(*job).and_modify(|entry| entry.lease = None);
-        }
         Some(lease)
     }
 
@@ -414,12 +403,12 @@ impl Broker {
         if let Some(job) = lease.jobs.front().filter(|job| self.is_running(job)) {
             // Cut off by a fence or a release, not by its own fault: not counted.
             self.requeue(*job, JobEvent::GiveBack, now);
-            self.jobs.entry(*job).and_modify(|entry| entry.deliveries -= 1);
+            self.jobs.entry(*job).and_modify(|entry| entry.record.deliveries -= 1);
         }
     }
 
     fn is_running(&self, job: &JobId) -> bool {
-        self.jobs.get(job).is_some_and(|entry| entry.status == JobStatus::Running)
+        self.jobs.get(job).is_some_and(|entry| entry.record.status == JobStatus::Running)
     }
 
     /// Gives a lease back. One that is over, or another's, is ignored.

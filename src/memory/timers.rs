@@ -46,7 +46,7 @@ impl Broker {
         let since = std::mem::replace(&mut self.ticked_at, now);
         let affinity = micros(LANE_AFFINITY);
         let left = |time: Timestamp| Timestamp(time.0.saturating_sub(affinity));
-        for queue in self.handlers.iter().filter(|queue| !queue.paused) {
+        for queue in self.handlers.iter().filter(|queue| !queue.figures.paused) {
             let came = |since, now| queue.ready.range((since, u64::MAX)..=(now, u64::MAX)).next().is_some();
             if came(since, now) || came(left(since), left(now)) {
                 self.signals.groups.push(queue.spec.group);
@@ -57,7 +57,7 @@ impl Broker {
     /// When something becomes ready by time alone. `None`: only an event changes anything.
     #[must_use]
     pub fn next_wake(&self, now: Timestamp) -> Option<Timestamp> {
-        let delayed = self.handlers.iter().filter(|queue| !queue.paused).filter_map(|queue| {
+        let delayed = self.handlers.iter().filter(|queue| !queue.figures.paused).filter_map(|queue| {
             let (place, _) = queue.ready.range((now, u64::MAX)..).next()?;
             Some(place.0)
         });
