@@ -10,13 +10,14 @@ use std::sync::atomic::Ordering;
 
 use tiny_http::{Header, Request, Response, Server, StatusCode};
 
+use super::figures;
 use super::respond::{Answer, Body, record_json, record_json_without_result};
 use super::routes::{Inner, Route, parameter, route};
 use super::submission::number;
 use crate::job::{JobId, JobStatus, Trace};
 use crate::limits::{INNER_CONNECTIONS, INNER_RESERVED, LIST_RECORDS};
-use crate::observe::metrics::{self, Counters};
-use crate::ports::{BackendError, Filter, HandlerStats, ProcessStats, Producer, Stats, Viewer};
+use crate::observe::metrics::Counters;
+use crate::ports::{BackendError, Filter, HandlerStats, Producer, Stats, Viewer};
 use crate::problem::{Code, json_text};
 
 /// The header that carries the request's trace inwards.
@@ -161,34 +162,7 @@ impl Pages {
     }
 
     fn stats(&self) -> Result<Answer, Problem> {
-        let stats = self.producer.stats()?;
-        let handlers: Vec<String> = stats.handlers.iter().map(handler_json).collect();
-        let groups = self.groups.iter().zip(&stats.consumers);
-        let groups: Vec<String> = groups
-            .map(|(name, executors)| format!(r#"{{"name":{},"executors":{executors}}}"#, json_text(name)))
-            .collect();
-        let processes: Vec<String> = stats.processes.iter().map(process_json).collect();
-        let sum = |of: fn(&HandlerStats) -> u64| stats.handlers.iter().map(of).sum::<u64>();
-        let body = format!(
-            r#"{{"profile":"{}","version":"{}","handlers":[{}],"groups":[{}],"processes":[{}],"waiters":{},"totals":{{"queued":{},"running":{},"lanes":{},"submitted":{},"redelivered":{},"dead":{},"late":{},"duplicate":{},"records":{},"leases":{}}}}}"#,
-            self.profile,
-            env!("CARGO_PKG_VERSION"),
-            handlers.join(","),
-            groups.join(","),
-            processes.join(","),
-            self.counters.waiters.load(Ordering::Relaxed),
-            sum(|handler| handler.queued as u64),
-            sum(|handler| handler.running as u64),
-            sum(|handler| handler.lanes as u64),
-            sum(|handler| handler.submitted),
-            stats.redelivered,
-            stats.dead,
-            stats.late,
-            stats.duplicate,
-            stats.records,
-            stats.leases,
-        );
-        Ok(Answer::json(200, body))
+        Ok(Answer::json(200, figures::stats_json(self, &self.producer.stats()?).to_string()))
     }
 
     /// Ready: every group has an executor, and the service is not stopping.
@@ -204,8 +178,7 @@ impl Pages {
     }
 
     fn metrics(&self) -> Result<Answer, Problem> {
-        let body = metrics::render(&self.counters, &self.producer.stats()?, &self.groups).into_bytes();
-        let body = Body::Own(body);
+        let body = Body::Own(figures::metrics_text(self, &self.producer.stats()?).into_bytes());
         Ok(Answer { status: 200, headers: "content-type: text/plain; version=0.0.4\r\n".into(), body })
     }
 
@@ -225,31 +198,6 @@ impl Pages {
 /// The first group without an executor.
 fn missing_group<'a>(stats: &Stats, groups: &'a [String]) -> Option<&'a String> {
     groups.iter().zip(&stats.consumers).find(|(_, executors)| **executors == 0).map(|(name, _)| name)
-}
-
-fn handler_json(handler: &HandlerStats) -> String {
-    format!(
-        r#"{{"name":{},"group":{},"paused":{},"queued":{},"running":{},"lanes":{},"oldest_seconds":{},"submitted":{}}}"#,
-        json_text(&handler.handler),
-        json_text(&handler.group),
-        handler.paused,
-        handler.queued,
-        handler.running,
-        handler.lanes,
-        handler.oldest.as_secs_f64(),
-        handler.submitted,
-    )
-}
-
-fn process_json(process: &ProcessStats) -> String {
-    let group = process.group.as_deref().map_or("null".into(), json_text);
-    format!(
-        r#"{{"role":"{}","group":{group},"host":{},"pid":{},"busy":{}}}"#,
-        process.role,
-        json_text(&process.host),
-        process.pid.map_or("null".into(), |pid| pid.to_string()),
-        process.busy,
-    )
 }
 
 fn row(handler: &HandlerStats) -> String {
