@@ -288,17 +288,9 @@ mod at_rest {
             let memory = self.memory();
             let (inner, context_ttl) =
                 (memory.consumers.clone(), Rules::from_config(&self.config).context_ttl);
-            let consumers = move |group, bell: Bell| {
+            let consumers = move |group, bell: Bell| -> Box<dyn Consumer> {
                 let make = |own| inner(group, own);
-                let store = Arc::new(store.clone());
-                let started = ExternalState::start(make, store, context_ttl, bell.clone());
-                started.map_or_else(
-                    |error| {
-                        log::error!("an executor is left without work: a thread: {error}");
-                        Box::new(Absent) as Box<dyn Consumer>
-                    },
-                    |consumer| Box::new(consumer),
-                )
+                Box::new(ExternalState::start(make, Arc::new(store.clone()), context_ttl, bell))
             };
             Backend { consumers: Arc::new(consumers), ..memory }
         }
@@ -355,20 +347,5 @@ mod at_rest {
                 log::warn!("the batch has left keys behind, which begin with {prefix}: {error}");
             }
         }
-    }
-
-    /// An executor's place that could not be made.
-    struct Absent;
-
-    impl Consumer for Absent {
-        fn step(
-            &mut self,
-            _: crate::ports::Requests,
-            _: usize,
-        ) -> Result<crate::ports::Step, crate::ports::BackendError> {
-            Err(crate::ports::BackendError("there is no thread for it".into()))
-        }
-
-        fn extend(&mut self) {}
     }
 }

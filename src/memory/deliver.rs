@@ -247,41 +247,39 @@ impl Broker {
     /// catches only one that does not.
     fn refuses(&self, commit: &Commit, lane: u64, now: Timestamp) -> Option<JobError> {
         let Outcome::Succeeded(payload, effects) = &commit.outcome else { return None };
-        let spec = &self.jobs[&commit.job].record.spec;
         // An entry or a payload that does not fit a frame would end each connection that is given its lane.
         let most = self.rules.max_payload;
-        if payload.bytes.len() > most {
-            return Some(JobError::new(Code::ResultTooLarge, "the result exceeds max_payload_bytes"));
-        }
         let mut values = effects.state.iter().chain(&effects.context).filter_map(|it| it.value.as_ref());
-        if values.any(|value| value.len() > most) {
-            return Some(JobError::new(Code::StateTooLarge, "a value exceeds max_payload_bytes"));
-        }
-        let lane_map = self.lanes[&lane].map.as_ref();
-        if !effects.state.is_empty() {
-            let Some(map) = lane_map else {
-                return Some(JobError::new(Code::HandlerFailed, "a handler without ordering has no state"));
-            };
-            if self.maps.bytes_after(map, &effects.state, now) > self.rules.lane_state_max {
-                let detail = "the lane's state would exceed kv.lane_state_max_bytes";
-                return Some(JobError::new(Code::StateTooLarge, detail));
-            }
-        }
-        if !effects.context.is_empty() {
-            let name = context_map(&spec.owner, &spec.trace);
-            if self.maps.bytes_after(&name, &effects.context, now) > CONTEXT_BYTES {
-                return Some(JobError::new(Code::StateTooLarge, "the trace's context would exceed 1 MiB"));
-            }
-        }
+        let spec = &self.jobs[&commit.job].record.spec;
+        let map = self.lanes[&lane].map.as_ref();
+        let state = map.map_or(0, |map| self.maps.bytes_after(map, &effects.state, now));
+        let context = match &*effects.context {
+            [] => 0,
+            changes => self.maps.bytes_after(&context_map(&spec.owner, &spec.trace), changes, now),
+        };
         let too_long = |job: &FollowUp| {
             let key = job.ordering_key.as_ref().map_or(0, |key| key.len());
             key > ORDERING_KEY_BYTES || job.payload.bytes.len() > most || job.delay > DELAY_MAX
         };
-        if effects.follow_ups.len() > FOLLOW_UPS || effects.follow_ups.iter().any(too_long) {
-            return Some(JobError::new(Code::HandlerFailed, "the follow-ups exceed their bounds"));
-        }
-        let unknown = effects.follow_ups.iter().find(|job| !self.handler_index.contains_key(&job.handler));
-        unknown.map(|_| JobError::new(Code::HandlerFailed, "a follow-up names an unknown handler"))
+        let jobs = &effects.follow_ups;
+        let (code, detail) = if payload.bytes.len() > most {
+            (Code::ResultTooLarge, "the result exceeds max_payload_bytes")
+        } else if values.any(|value| value.len() > most) {
+            (Code::StateTooLarge, "a value exceeds max_payload_bytes")
+        } else if map.is_none() && !effects.state.is_empty() {
+            (Code::HandlerFailed, "a handler without ordering has no state")
+        } else if state > self.rules.lane_state_max {
+            (Code::StateTooLarge, "the lane's state would exceed kv.lane_state_max_bytes")
+        } else if context > CONTEXT_BYTES {
+            (Code::StateTooLarge, "the trace's context would exceed 1 MiB")
+        } else if jobs.len() > FOLLOW_UPS || jobs.iter().any(too_long) {
+            (Code::HandlerFailed, "the follow-ups exceed their bounds")
+        } else if jobs.iter().any(|job| !self.handler_index.contains_key(&job.handler)) {
+            (Code::HandlerFailed, "a follow-up names an unknown handler")
+        } else {
+            return None;
+        };
+        Some(JobError::new(code, detail))
     }
 
     /// Applies an outcome that holds; true if the run goes on.

@@ -178,7 +178,6 @@ impl Supervisor<'_> {
 
     /// What follows from where everything stands.
     fn look(&mut self, now_ms: u64) {
-        // A new executor is told where to connect with its first turn; telling it again changes nothing.
         if let Some(address) = self.channel.clone() {
             self.fleet.tell_new(&ToChild::Channel(address));
         }
@@ -226,7 +225,6 @@ impl Supervisor<'_> {
     /// Web serves: where its channel listens, and its name at the broker.
     fn on_web(&mut self, said: &str, now_ms: u64) {
         let (address, name) = said.split_once(' ').unwrap_or((said, ""));
-        self.fleet.send_executors(&ToChild::Channel(address.to_owned()));
         self.channel = Some(address.to_owned());
         let predecessor = std::mem::replace(&mut self.web_name, name.to_owned());
         if !predecessor.is_empty() {

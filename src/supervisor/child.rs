@@ -28,8 +28,8 @@ pub(super) struct ChildProcess {
     pub(super) pinged_ms: u64,
     /// `Some` once it has closed its control socket.
     gone_ms: Option<u64>,
-    /// It knows where the broker listens.
-    pub(super) is_told: bool,
+    /// Where the broker listens, as it knows.
+    pub(super) told: Option<ToChild>,
     /// It has begun a job.
     pub(super) has_worked: bool,
     /// How it ended, once that was seen.
@@ -81,7 +81,7 @@ impl ChildProcess {
                 return Err(error);
             }
         };
-        let (gone_ms, is_told, has_worked, ended) = Default::default();
+        let (gone_ms, told, has_worked, ended) = Default::default();
         let (since_ms, heard_ms, pinged_ms) = (now_ms, now_ms, now_ms);
         Ok(ChildProcess {
             child,
@@ -91,7 +91,7 @@ impl ChildProcess {
             heard_ms,
             pinged_ms,
             gone_ms,
-            is_told,
+            told,
             has_worked,
             ended,
         })
