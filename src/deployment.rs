@@ -178,7 +178,9 @@ impl Deployment {
     }
 
     fn memory(&self) -> Backend {
-        let broker = self.memory_broker(Rules::from_config(&self.config));
+        let rules = Rules::from_config(&self.config);
+        let broker = Broker::new(rules, self.specs.clone(), self.workers(), Entropy::system());
+        let broker = MemoryBroker::new(broker, self.clock.clone(), self.groups());
         let consumers = broker.clone();
         Backend {
             producer: Arc::new(broker.clone()),
@@ -187,11 +189,6 @@ impl Deployment {
             consumers: Arc::new(move |group, bell| Box::new(consumers.consumer(group, bell))),
             calls_may_wait: false,
         }
-    }
-
-    fn memory_broker(&self, rules: Rules) -> MemoryBroker {
-        let broker = Broker::new(rules, self.specs.clone(), self.workers(), Entropy::system());
-        MemoryBroker::new(broker, self.clock.clone(), self.groups())
     }
 
     /// Workers of one executor, by group.
@@ -318,18 +315,12 @@ mod at_rest {
             }
             let envelopes = self.root_envelopes()?;
             let checks = Signer::new(&envelopes.iter().collect::<Vec<_>>(), &self.prefix()).checks();
+            let secret_file = &self.config.runtime.platform.execution_ipc.auth.secret_file;
+            let secret_file = secret_file.as_deref().unwrap_or("this run");
             Ok(Some(match link.agrees(&self.prefix(), &checks) {
                 Ok(true) => fitness,
                 Ok(false) => Fitness::Unfit(format!(
-                    "its jobs are signed with another secret than that of {}",
-                    self.config
-                        .runtime
-                        .platform
-                        .execution_ipc
-                        .auth
-                        .secret_file
-                        .as_deref()
-                        .unwrap_or("this run")
+                    "its jobs are signed with another secret than that of {secret_file}"
                 )),
                 Err(error) => Fitness::Away(error.to_string()),
             }))

@@ -38,9 +38,8 @@ impl Broker {
         for (index, number) in consumer.leases.into_iter().enumerate() {
             if index < workers {
                 self.lose_lease(number, now);
-            } else if let Some(lane) = self.leases.get(&number).map(|lease| lease.lane) {
+            } else {
                 self.end_lease(number, now);
-                self.make_ready(lane, now);
             }
         }
     }
@@ -210,7 +209,6 @@ impl Broker {
         if !next || (outdated && !is_off(Control::StateVersion)) {
             self.fence_off(&commit);
             self.end_lease(number, now);
-            self.make_ready(lane_number, now);
             return false;
         }
         let refused = self.refuses(&commit, lane_number, now);
@@ -232,7 +230,6 @@ impl Broker {
         } else {
             self.end_lease(number, now)
         }
-        self.make_ready(lane_number, now);
         true
     }
 
@@ -284,38 +281,34 @@ impl Broker {
 
     /// Applies an outcome that holds; true if the run goes on.
     fn apply(&mut self, job: JobId, outcome: Outcome, now: Timestamp) -> bool {
-        let entry = &self.jobs[&job];
-        let lane = entry.lane;
-        match outcome {
+        let (event, result) = match outcome {
             Outcome::Succeeded(payload, effects) => {
                 self.apply_effects(job, effects, now);
                 if is_off(Control::AtomicCommit) && self.jobs[&job].record.deliveries == 1 {
                     self.again(job, Cause::ExecutorLost, String::new(), now);
                     return false;
                 }
-                self.lanes.entry(lane).and_modify(|lane| lane.cautious = false);
-                self.finish(job, JobEvent::Succeed, Ok(payload), now);
-                true
+                (JobEvent::Succeed, Ok(payload))
             }
-            Outcome::Failed(error) => {
-                self.lanes.entry(lane).and_modify(|lane| lane.cautious = false);
-                self.finish(job, JobEvent::Fail, Err(error), now);
-                true
-            }
-            Outcome::Retry(detail) => {
-                self.again(job, Cause::RetriesExhausted, detail, now);
-                false
-            }
-            Outcome::Crashed(detail) => {
-                self.again(job, Cause::HandlerCrashed, detail, now);
-                false
-            }
+            Outcome::Failed(error) => (JobEvent::Fail, Err(error)),
             Outcome::TimedOut => {
                 let error = JobError::new(Code::HandlerTimedOut, "the handler's timeout passed");
                 self.finish(job, JobEvent::TimeOut, Err(error), now);
-                false
+                return false;
             }
-        }
+            Outcome::Retry(detail) => {
+                self.again(job, Cause::RetriesExhausted, detail, now);
+                return false;
+            }
+            Outcome::Crashed(detail) => {
+                self.again(job, Cause::HandlerCrashed, detail, now);
+                return false;
+            }
+        };
+        let lane = self.jobs[&job].lane;
+        self.lanes.entry(lane).and_modify(|lane| lane.cautious = false);
+        self.finish(job, event, result, now);
+        true
     }
 
     fn apply_effects(&mut self, job: JobId, effects: Effects, now: Timestamp) {
@@ -380,6 +373,7 @@ impl Broker {
                 let Some(lease) = self.remove_lease(number) else { return };
                 // Complete: whoever ran it holds the lane's state as it is now.
                 self.lanes.entry(lease.lane).and_modify(|lane| lane.maker = Some(lease.consumer));
+                self.make_ready(lease.lane, now);
             }
         }
     }
@@ -403,6 +397,7 @@ impl Broker {
             self.requeue(*job, JobEvent::GiveBack, now);
             self.jobs.entry(*job).and_modify(|entry| entry.record.deliveries -= 1);
         }
+        self.make_ready(lease.lane, now);
     }
 
     fn is_running(&self, job: &JobId) -> bool {
@@ -411,10 +406,8 @@ impl Broker {
 
     /// Gives a lease back. One that is over, or another's, is ignored.
     fn release(&mut self, id: ConsumerId, lease: LeaseId, now: Timestamp) {
-        let held = self.leases.get(&lease.0).filter(|held| held.consumer == id);
-        if let Some(lane) = held.map(|held| held.lane) {
+        if self.leases.get(&lease.0).is_some_and(|held| held.consumer == id) {
             self.end_lease(lease.0, now);
-            self.make_ready(lane, now);
         }
     }
 

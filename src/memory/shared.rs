@@ -44,7 +44,7 @@ impl MemoryBroker {
     }
 
     /// Runs one operation, then rings those who should look.
-    fn with<R>(&self, operation: impl FnOnce(&mut Broker, Timestamp) -> R) -> R {
+    pub fn with<R>(&self, operation: impl FnOnce(&mut Broker, Timestamp) -> R) -> R {
         let mut state = self.lock();
         let now = self.0.clock.now();
         let answer = operation(&mut state.broker, now);
@@ -71,11 +71,6 @@ impl MemoryBroker {
         let id = state.broker.connect(group);
         state.consumers.insert(id, (group, bell));
         MemoryConsumer { broker: self.clone(), id }
-    }
-
-    /// Looks at the broker itself (tests, drain).
-    pub fn inspect<R>(&self, look: impl FnOnce(&mut Broker, Timestamp) -> R) -> R {
-        self.with(look)
     }
 }
 

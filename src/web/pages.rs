@@ -3,6 +3,7 @@
 //! tiny_http never meets a stranger: its one client is the gate, over a private Unix socket, with requests that
 //! the gate has rebuilt. What a client wrote frames nothing here.
 
+use std::borrow::Cow;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use super::figures;
 use super::respond::{Answer, Body, record_json, record_json_without_result};
 use super::routes::{Inner, Route, parameter, route};
 use super::submission::number;
-use crate::job::{JobId, JobStatus, Trace};
+use crate::job::{JobId, JobRecord, JobStatus, Trace};
 use crate::limits::{INNER_CONNECTIONS, INNER_RESERVED, LIST_RECORDS};
 use crate::observe::metrics::Counters;
 use crate::ports::{BackendError, Filter, HandlerStats, Producer, Stats, Viewer};
@@ -97,27 +98,22 @@ impl Pages {
             Inner::Metrics => self.metrics(),
             Inner::Index => Ok(self.index()),
         };
-        answer.unwrap_or_else(|problem| match problem {
-            Problem::Refused(code, detail) => Answer::refusal(code, detail, trace),
-            Problem::NotReady(why) => Answer::refusal(Code::Overloaded, &why, trace),
-            Problem::Backend(error) => Answer::refusal(Code::BackendUnavailable, &error.0, trace),
-        })
+        answer.unwrap_or_else(|Problem(code, detail)| Answer::refusal(code, &detail, trace))
     }
 
     fn record(&self, id: JobId) -> Result<Answer, Problem> {
-        let record = self.producer.record(&Viewer::anonymous(), id)?.ok_or(UNKNOWN_JOB)?;
-        Ok(Answer::json(200, record_json(&record)).with("cofferdam-job-id", id))
+        shown(self.producer.record(&Viewer::anonymous(), id)?)
     }
 
     fn result(&self, id: JobId, trace: Option<&Trace>) -> Result<Answer, Problem> {
         let record = self.producer.record(&Viewer::anonymous(), id)?.ok_or(UNKNOWN_JOB)?;
-        let finished = record.finished.ok_or(Problem::Refused(Code::NotFinished, "the job has not ended"))?;
+        let finished = record.finished.ok_or(Problem::refused(Code::NotFinished, "the job has not ended"))?;
         Ok(Answer::finished(&finished, trace).with("cofferdam-job-id", id))
     }
 
     fn list(&self, query: &str) -> Result<Answer, Problem> {
-        const BAD_STATUS: Problem = Problem::Refused(Code::BadRequest, "status is one of the job statuses");
-        const BAD_LIMIT: Problem = Problem::Refused(Code::BadRequest, "limit is a number from 1 to 1000");
+        const BAD_STATUS: Problem = Problem::refused(Code::BadRequest, "status is one of the job statuses");
+        const BAD_LIMIT: Problem = Problem::refused(Code::BadRequest, "limit is a number from 1 to 1000");
         let status = match parameter(query, "status").filter(|text| !text.is_empty()) {
             None => None,
             Some(text) => Some(JobStatus::parse(text).ok_or(BAD_STATUS)?),
@@ -137,8 +133,7 @@ impl Pages {
     }
 
     fn cancel(&self, id: JobId) -> Result<Answer, Problem> {
-        let record = self.producer.cancel(&Viewer::anonymous(), id)?.ok_or(UNKNOWN_JOB)?;
-        Ok(Answer::json(200, record_json(&record)).with("cofferdam-job-id", id))
+        shown(self.producer.cancel(&Viewer::anonymous(), id)?)
     }
 
     fn retry(&self, id: JobId) -> Result<Answer, Problem> {
@@ -147,7 +142,7 @@ impl Pages {
                 let answer = Answer::json(202, record_json(&record));
                 Ok(answer.with("location", format_args!("/v1/jobs/{id}")).with("cofferdam-job-id", id))
             }
-            Err(_) => Err(Problem::Refused(
+            Err(_) => Err(Problem::refused(
                 Code::NotRetryable,
                 "only a dead, failed, timed-out or cancelled job can be retried",
             )),
@@ -156,7 +151,7 @@ impl Pages {
 
     fn pause(&self, name: &str, paused: bool) -> Result<Answer, Problem> {
         if !self.producer.pause(name, paused)? {
-            return Err(Problem::Refused(Code::UnknownHandler, "there is no handler of this name"));
+            return Err(Problem::refused(Code::UnknownHandler, "there is no handler of this name"));
         }
         Ok(Answer::json(200, format!(r#"{{"handler":{},"paused":{paused}}}"#, json_text(name))))
     }
@@ -169,10 +164,13 @@ impl Pages {
     fn ready(&self) -> Result<Answer, Problem> {
         let stats = self.producer.stats()?;
         if self.counters.draining.load(Ordering::Relaxed) {
-            return Err(Problem::Refused(Code::Draining, "the service is shutting down"));
+            return Err(Problem::refused(Code::Draining, "the service is shutting down"));
         }
         if let Some(group) = missing_group(&stats, &self.groups) {
-            return Err(Problem::NotReady(format!("no executor of group {group} is connected")));
+            return Err(Problem(
+                Code::Overloaded,
+                format!("no executor of group {group} is connected").into(),
+            ));
         }
         Ok(Answer::json(200, r#"{"status":"ready"}"#.into()))
     }
@@ -195,6 +193,11 @@ impl Pages {
     }
 }
 
+fn shown(record: Option<JobRecord>) -> Result<Answer, Problem> {
+    let record = record.ok_or(UNKNOWN_JOB)?;
+    Ok(Answer::json(200, record_json(&record)).with("cofferdam-job-id", record.spec.id))
+}
+
 /// The first group without an executor.
 fn missing_group<'a>(stats: &Stats, groups: &'a [String]) -> Option<&'a String> {
     groups.iter().zip(&stats.consumers).find(|(_, executors)| **executors == 0).map(|(name, _)| name)
@@ -212,16 +215,18 @@ fn row(handler: &HandlerStats) -> String {
 }
 
 /// Why a page is not what was asked for.
-enum Problem {
-    Refused(Code, &'static str),
-    NotReady(String),
-    Backend(BackendError),
+struct Problem(Code, Cow<'static, str>);
+
+impl Problem {
+    const fn refused(code: Code, detail: &'static str) -> Problem {
+        Problem(code, Cow::Borrowed(detail))
+    }
 }
 
-const UNKNOWN_JOB: Problem = Problem::Refused(Code::UnknownJob, "there is no job of this id");
+const UNKNOWN_JOB: Problem = Problem::refused(Code::UnknownJob, "there is no job of this id");
 
 impl From<BackendError> for Problem {
     fn from(error: BackendError) -> Problem {
-        Problem::Backend(error)
+        Problem(Code::BackendUnavailable, error.0.into())
     }
 }
