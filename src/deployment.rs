@@ -89,8 +89,7 @@ impl Deployment {
 
     /// The bundle of an executor of this group: its channel secret, and nothing that signs anything at rest.
     pub fn executor_bundle(&self, root: &Secret, group: usize) -> Bundle {
-        let secrets = vec![GroupSecret::derive(root, &self.groups()[group])];
-        Bundle { group: u16::try_from(group).unwrap_or(u16::MAX), secrets, ..self.bundle() }
+        self.bundle(group, vec![GroupSecret::derive(root, &self.groups()[group])], Path::new(""))
     }
 
     /// The bundle of a web process: the channel secrets of all groups, and what is signed with at rest, where that is
@@ -107,18 +106,16 @@ impl Deployment {
                 secrets.push(GroupSecret::from_bytes(*root.envelope()?.expose()));
             }
         }
-        let private_dir = private_dir.display().to_string();
-        Ok(Bundle { secrets, private_dir, ..self.bundle() })
+        Ok(self.bundle(0, secrets, private_dir))
     }
 
-    fn bundle(&self) -> Bundle {
+    fn bundle(&self, group: usize, secrets: Vec<GroupSecret>, private_dir: &Path) -> Bundle {
         let clock_offset = match self.clock {
             Clock::System { offset } => offset,
             Clock::Manual(_) => 0,
         };
-        let (secrets, private_dir) = Default::default();
-        let config = self.config_text.to_string();
-        Bundle { group: 0, clock_offset, config, secrets, private_dir }
+        let (group, config) = (u16::try_from(group).unwrap_or(u16::MAX), self.config_text.to_string());
+        Bundle { group, clock_offset, config, secrets, private_dir: private_dir.display().to_string() }
     }
 
     pub fn is_inline(&self) -> bool {

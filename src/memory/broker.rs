@@ -11,6 +11,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
+use log::{Level, LevelFilter};
+
 use super::kv::Maps;
 use super::records::{Place, Retention};
 use crate::clock::Timestamp;
@@ -31,6 +33,7 @@ pub struct ConsumerId(pub u64);
 /// What happened, for the log. Never a payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
+    pub level: Level,
     /// The event's name.
     pub event: &'static str,
     /// Which job.
@@ -84,8 +87,8 @@ pub struct Broker {
     pub(super) totals: Stats,
     /// Workers of one executor, by group.
     pub(super) workers: Vec<usize>,
-    /// Per-job events are collected too.
-    pub(super) verbose: bool,
+    /// Less important events are not collected.
+    pub(super) log_level: LevelFilter,
 }
 
 /// Owner, handler, key.
@@ -246,7 +249,7 @@ impl Broker {
                 ..Stats::default()
             },
             workers,
-            verbose: log::log_enabled!(log::Level::Debug),
+            log_level: log::max_level(),
         }
     }
 
@@ -321,9 +324,7 @@ impl Broker {
             place: None,
         };
         self.idempotency.extend(entry.idempotency_scope().map(|scope| (scope, new.id)));
-        if self.verbose {
-            self.note("queue.pushed", new.id, new.trace, "");
-        }
+        self.note(Level::Debug, "queue.pushed", new.id, new.trace, "");
         self.jobs.insert(new.id, entry);
         self.submissions.insert((now, new.id));
         self.enqueue(lane, new.id, now);
@@ -406,7 +407,16 @@ impl Broker {
         self.accept(handler, new, now);
     }
 
-    pub(super) fn note(&mut self, event: &'static str, job: JobId, trace: Trace, cause: &'static str) {
-        self.signals.notices.push(Notice { event, job, trace, cause });
+    pub(super) fn note(
+        &mut self,
+        level: Level,
+        event: &'static str,
+        job: JobId,
+        trace: Trace,
+        cause: &'static str,
+    ) {
+        if level <= self.log_level {
+            self.signals.notices.push(Notice { level, event, job, trace, cause });
+        }
     }
 }

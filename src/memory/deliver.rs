@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use log::Level;
+
 use super::broker::{Broker, ConsumerEntry, ConsumerId, Lease};
 use crate::clock::{Timestamp, micros};
 use crate::job::{Effects, Entries, FollowUp, JobId, JobStatus, Outcome, Payload, Version, context_map};
@@ -187,10 +189,8 @@ impl Broker {
         } else {
             self.totals.redelivered += 1;
         }
-        if self.verbose {
-            let trace = record.spec.trace;
-            self.note("queue.claimed", id, trace, "");
-        }
+        let trace = record.spec.trace;
+        self.note(Level::Debug, "queue.claimed", id, trace, "");
     }
 
     /// Judges one commit, each check first, each change after all of them. False: fenced off, nothing took effect.
@@ -213,9 +213,9 @@ impl Broker {
         }
         let refused = self.refuses(&commit, lane_number, now);
         let publishes = !matches!(commit.outcome, Outcome::Retry(_) | Outcome::Crashed(_));
-        if self.verbose && publishes {
+        if publishes {
             let trace = self.jobs[&commit.job].record.spec.trace;
-            self.note("reply.published", commit.job, trace, "");
+            self.note(Level::Debug, "reply.published", commit.job, trace, "");
         }
         let goes_on = match refused {
             None => self.apply(commit.job, commit.outcome, now),
@@ -236,7 +236,7 @@ impl Broker {
     fn fence_off(&mut self, commit: &Commit) {
         self.totals.late += 1;
         if let Some(trace) = self.jobs.get(&commit.job).map(|entry| entry.record.spec.trace) {
-            self.note("reply.late_dropped", commit.job, trace, "fenced");
+            self.note(Level::Info, "reply.late_dropped", commit.job, trace, "fenced");
         }
     }
 
@@ -336,7 +336,7 @@ impl Broker {
             self.totals.dead += 1;
             let error = JobError { code: Code::DeadLettered, detail, cause: Some(cause) };
             self.finish(job, JobEvent::Exhaust, Err(error), now);
-            self.note("queue.dead", job, trace, cause.as_str());
+            self.note(Level::Warn, "queue.dead", job, trace, cause.as_str());
             return;
         }
         let backoff = match cause {
@@ -344,7 +344,7 @@ impl Broker {
             Cause::RetriesExhausted | Cause::HandlerCrashed => self.backoff(deliveries),
         };
         self.requeue(job, JobEvent::Again, now.plus(backoff));
-        self.note("queue.redelivered", job, trace, cause.as_str());
+        self.note(Level::Info, "queue.redelivered", job, trace, cause.as_str());
     }
 
     /// Exponential with full jitter (Brooker, "Exponential Backoff And Jitter", 2015).

@@ -111,10 +111,6 @@ pub struct ControlSocket {
     ended: bool,
 }
 
-/// The other end is gone, or says what makes no sense.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gone;
-
 impl ControlSocket {
     /// Around a socket that does not block.
     #[must_use]
@@ -127,36 +123,31 @@ impl ControlSocket {
         &mut self.stream
     }
 
-    /// What has arrived.
+    /// What has arrived; if the other end has closed since, it still counts.
     ///
     /// # Errors
-    /// The other end is gone.
-    pub fn read<M: Serialize + DeserializeOwned>(&mut self) -> Result<Vec<M>, Gone> {
+    /// It makes no sense.
+    pub fn read<M: Serialize + DeserializeOwned>(&mut self) -> Result<Vec<M>, Malformed> {
         let mut buffer = [0; 4_096];
         loop {
             match self.stream.read(&mut buffer) {
-                Ok(0) => {
-                    self.ended = true;
-                    break;
-                }
-                Ok(_) if self.input.len() > 2 * MESSAGE_BYTES => return Err(Gone),
-                Ok(read) => self.input.extend_from_slice(&buffer[..read]),
+                Ok(1..) if self.input.len() > 2 * MESSAGE_BYTES => return Err(Malformed),
+                Ok(read @ 1..) => self.input.extend_from_slice(&buffer[..read]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 // A peer that is gone before it has read everything resets the connection.
-                Err(_) => {
+                Ok(0) | Err(_) => {
                     self.ended = true;
                     break;
                 }
             }
         }
         let mut messages = Vec::new();
-        while let Some((body, length)) = split(&self.input).map_err(|_| Gone)? {
-            messages.push(decode(body).map_err(|_| Gone)?);
+        while let Some((body, length)) = split(&self.input)? {
+            messages.push(decode(body)?);
             self.input.drain(..length);
         }
-        // What was said before the end still counts.
-        if self.ended && messages.is_empty() { Err(Gone) } else { Ok(messages) }
+        Ok(messages)
     }
 
     /// The other end has closed; what it said before was read.

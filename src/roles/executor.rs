@@ -55,9 +55,7 @@ fn serve_executor(registry: &Registry) -> Result<Exit, String> {
     };
     let ended = execution::start(outfit, helm).map_err(io)?;
     // Handlers that never return are left behind with their threads.
-    let exit = ended.recv().unwrap_or_else(|_| Err("a thread of the executor has ended".into()));
-    log_writer::settle();
-    exit
+    ended.recv().unwrap_or_else(|_| Err("a thread of the executor has ended".into()))
 }
 
 struct ExecutorHelm {

@@ -30,8 +30,8 @@ pub(super) struct ChildProcess {
     gone_ms: Option<u64>,
     /// Where the broker listens, as it knows.
     pub(super) told: Option<ToChild>,
-    /// It has begun a job.
-    pub(super) has_worked: bool,
+    /// What it has done so far.
+    pub(super) work: Work,
     /// How it ended, once that was seen.
     ended: Option<ExitStatus>,
 }
@@ -81,7 +81,7 @@ impl ChildProcess {
                 return Err(error);
             }
         };
-        let (gone_ms, told, has_worked, ended) = Default::default();
+        let (gone_ms, told, ended) = Default::default();
         let (since_ms, heard_ms, pinged_ms) = (now_ms, now_ms, now_ms);
         Ok(ChildProcess {
             child,
@@ -92,17 +92,13 @@ impl ChildProcess {
             pinged_ms,
             gone_ms,
             told,
-            has_worked,
+            work: Work::None,
             ended,
         })
     }
 
     pub(super) fn id(&self) -> u32 {
         self.child.id()
-    }
-
-    pub(super) fn work(&self) -> Work {
-        if self.has_worked { Work::Begun } else { Work::None }
     }
 
     pub(super) fn ping(&mut self, heartbeat_ms: u64, now_ms: u64) {

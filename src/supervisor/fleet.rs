@@ -99,10 +99,6 @@ impl Fleet {
         self.children.iter().any(|child| child.process.is_some() && child.token == token)
     }
 
-    pub fn role(&self, place: usize) -> Role {
-        self.places[place].role
-    }
-
     /// Its group's name, or `web`.
     pub fn name(&self, place: usize) -> &str {
         &self.places[place].name
@@ -219,7 +215,7 @@ impl Fleet {
             }
             match message {
                 ToParent::Pong => {}
-                ToParent::Worked => process.iter_mut().for_each(|process| process.has_worked = true),
+                ToParent::Worked => process.iter_mut().for_each(|process| process.work = Work::Begun),
                 ToParent::Ready(address) => {
                     let _ = self.act(index, Event::Ready, now_ms);
                     if state == State::Starting {
@@ -267,7 +263,7 @@ impl Fleet {
         let child = &mut self.children[index];
         child.wants = None;
         let process = child.process.take();
-        let work = process.as_ref().map_or(Work::None, ChildProcess::work);
+        let work = process.as_ref().map_or(Work::None, |process| process.work);
         let words = process.map(|process| process.stderr.last()).unwrap_or_default();
         let (how, reason, said) = match &end {
             Ok(status) if status.signal() == Some(9) => (How::Killed, "killed", said(*status)),
@@ -290,7 +286,8 @@ impl Fleet {
             | State::Gone => false,
         };
         if !as_told {
-            crashed(name, &said, &words);
+            let crashed = event(log::Level::Warn, "lifecycle.crashed").field("process_group", name);
+            crashed.field("how", &said).field("last_words", &words).emit();
         }
         match action {
             Action::Replaced(reason) => {
@@ -399,11 +396,6 @@ impl Child {
     fn is_gone(&self) -> bool {
         self.process.is_none() && self.life.state() == State::Gone
     }
-}
-
-fn crashed(name: &str, how: &str, words: &str) {
-    let crashed = event(log::Level::Warn, "lifecycle.crashed").field("process_group", name);
-    crashed.field("how", how).field("last_words", words).emit();
 }
 
 fn restarted(name: &str, reason: &str) {

@@ -25,10 +25,9 @@ pub(super) fn metrics_text(pages: &Pages, stats: &Stats) -> String {
         })
     });
     page.family("jobs_finished_total", "Jobs that reached a terminal status.", finished);
-    let durations = handlers().map(|(handler, of)| (handler, &of.job_seconds));
-    page.histograms("job_seconds", "From a delivery's start to its commit.", durations);
-    let waits = handlers().map(|(handler, of)| (handler, &of.queue_wait_seconds));
-    page.histograms("queue_wait_seconds", "From when a job could run to its first start.", waits);
+    page.histograms("job_seconds", "From a delivery's start to its commit.", stats, |of| &of.job_seconds);
+    let help = "From when a job could run to its first start.";
+    page.histograms("queue_wait_seconds", help, stats, |of| &of.queue_wait_seconds);
     // A queue is a handler's.
     let queues = || stats.handlers.iter().map(|of| (label("queue", &of.handler), of));
     page.family("queue_depth", "Jobs waiting or delayed.", queues().map(|(queue, of)| (queue, of.queued)));
@@ -115,14 +114,10 @@ impl Page {
     }
 
     #[allow(clippy::cast_precision_loss, reason = "bounds and sums are shown in seconds")]
-    fn histograms<'a>(
-        &mut self,
-        name: &str,
-        help: &str,
-        series: impl Iterator<Item = (String, &'a Histogram)>,
-    ) {
+    fn histograms(&mut self, name: &str, help: &str, stats: &Stats, of: fn(&HandlerStats) -> &Histogram) {
         self.head(name, "histogram", help);
-        for (labels, histogram) in series {
+        for handler in &stats.handlers {
+            let (labels, histogram) = (label("handler", &handler.handler), of(handler));
             let bounds = Histogram::BOUNDS.iter().map(|bound| (*bound as f64 / 1e6).to_string());
             let mut total = 0;
             for (bound, count) in bounds.chain(["+Inf".into()]).zip(&histogram.buckets) {
