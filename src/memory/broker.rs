@@ -273,17 +273,16 @@ impl Broker {
             debug_assert_eq!(existing.record.spec.handler, new.handler);
             return Submitted::New;
         }
-        if let Some(idempotency) = &new.idempotency {
-            let scope = (new.owner.clone(), new.handler.clone(), idempotency.key.clone());
-            if let Some(id) = self.idempotency.get(&scope) {
-                let entry = &self.jobs[id];
-                let known = entry.idempotency.as_ref().map(|known| known.fingerprint);
-                return if known == Some(idempotency.fingerprint) {
-                    Submitted::Existing(Box::new(self.record_of(*id, now)))
-                } else {
-                    Submitted::Refused(Refusal::IdempotencyMismatch)
-                };
-            }
+        if let Some(Idempotency { key, fingerprint }) = &new.idempotency
+            && let scope = (new.owner.clone(), new.handler.clone(), key.clone())
+            && let Some(&id) = self.idempotency.get(&scope)
+        {
+            let known = self.jobs[&id].idempotency.as_ref();
+            return if known.is_some_and(|known| known.fingerprint == *fingerprint) {
+                Submitted::Existing(Box::new(self.record_of(id, now)))
+            } else {
+                Submitted::Refused(Refusal::IdempotencyMismatch)
+            };
         }
         let queued: usize = self.handlers.iter().map(|queue| queue.figures.queued).sum();
         let live_bytes: usize = self.handlers.iter().map(|queue| queue.live_bytes).sum();

@@ -78,29 +78,19 @@ impl Broker {
     fn next_lane(&self, id: ConsumerId, now: Timestamp) -> Option<u64> {
         let consumer = self.consumers.get(&id)?;
         let held = |handler: usize| {
-            let of_handler = |number: &&u64| {
-                self.leases.get(number).is_some_and(|l| self.lanes[&l.lane].handler == handler)
-            };
-            consumer.leases.iter().filter(of_handler).count()
+            let lanes = consumer.leases.iter().map(|number| self.leases[number].lane);
+            lanes.filter(|lane| self.lanes[lane].handler == handler).count()
         };
-        let mut best: Option<((Timestamp, u64), u64)> = None;
-        for (index, queue) in self.handlers.iter().enumerate() {
+        let oldest = self.handlers.iter().enumerate().filter_map(|(index, queue)| {
             let limit = queue.spec.options.concurrency;
-            if queue.spec.group != consumer.group
-                || queue.figures.paused
-                || (limit > 0 && held(index) >= limit)
-            {
-                continue;
+            let is_full = limit > 0 && held(index) >= limit;
+            if queue.spec.group != consumer.group || queue.figures.paused || is_full {
+                return None;
             }
-            let due = queue.ready.range(..=(now, u64::MAX)).take(AFFINITY_SCAN);
-            let mut mine = due.filter(|(place, lane)| !self.left_to_another(**lane, place.0, id, now));
-            if let Some((place, lane)) = mine.next()
-                && best.is_none_or(|(oldest, _)| *place < oldest)
-            {
-                best = Some((*place, *lane));
-            }
-        }
-        best.map(|(_, lane)| lane)
+            let mut due = queue.ready.range(..=(now, u64::MAX)).take(AFFINITY_SCAN);
+            due.find(|(place, lane)| !self.left_to_another(**lane, place.0, id, now))
+        });
+        oldest.min().map(|(_, lane)| *lane)
     }
 
     /// True while the executor that knows the lane's state has room and may come for it.
@@ -425,9 +415,8 @@ impl Broker {
     pub fn extend(&mut self, id: ConsumerId, now: Timestamp) {
         let Some(consumer) = self.consumers.get(&id) else { return };
         for number in &consumer.leases {
-            if let Some(lease) = self.leases.get_mut(number) {
-                lease.expires_at = now.plus(self.rules.visibility);
-            }
+            let expires_at = now.plus(self.rules.visibility);
+            self.leases.entry(*number).and_modify(|lease| lease.expires_at = expires_at);
         }
     }
 }

@@ -23,12 +23,8 @@ impl Broker {
             jobs.into_iter().for_each(|job| self.revoke(number, job));
             self.lose_lease(number, now);
         }
-        let deaf: Vec<ConsumerId> = self
-            .consumers
-            .iter()
-            .filter(|(_, consumer)| consumer.revoked.len() > REVOKED_LEASES)
-            .map(|(id, _)| *id)
-            .collect();
+        let deaf = self.consumers.iter().filter(|(_, consumer)| consumer.revoked.len() > REVOKED_LEASES);
+        let deaf: Vec<ConsumerId> = deaf.map(|(id, _)| *id).collect();
         for id in deaf {
             self.disconnect(id, now);
         }

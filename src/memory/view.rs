@@ -25,9 +25,9 @@ impl Broker {
         if queue.figures.paused {
             return WaitingFor::Paused;
         }
-        match self.lanes.get(&entry.lane).and_then(|lane| lane.jobs.front()) {
-            Some(head) if *head != id => return WaitingFor::Lane(*head),
-            Some(_) | None => {}
+        let head = self.lanes.get(&entry.lane).and_then(|lane| lane.jobs.front());
+        if let Some(head) = head.filter(|head| **head != id) {
+            return WaitingFor::Lane(*head);
         }
         if entry.not_before > now {
             let until = entry.not_before;

@@ -94,14 +94,6 @@ impl Bundle {
         stream.set_nonblocking(true).map_err(failed)?;
         Ok((bundle, ControlSocket::new(mio::net::UnixStream::from_std(stream))))
     }
-
-    /// The last of its secrets that was not taken.
-    ///
-    /// # Errors
-    /// There is none.
-    pub fn secret(&mut self) -> Result<GroupSecret, String> {
-        self.secrets.pop().ok_or_else(|| "the bundle holds no secret".into())
-    }
 }
 
 /// A bundle is written as it was read.

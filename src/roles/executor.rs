@@ -37,9 +37,10 @@ fn serve_executor(registry: &Registry) -> Result<Exit, String> {
     log_writer::start(deployment.config.observability.log, "executor");
     let platform = &deployment.config.runtime.platform;
     let group = platform.process_groups.get(usize::from(bundle.group)).ok_or("the bundle names no group")?;
+    let secret = bundle.secrets.pop().ok_or("the bundle holds no secret")?;
     let ipc = &platform.execution_ipc;
     let ttl_ms = ipc.auth.ttl_seconds * 1_000;
-    let client = ChannelClient::new(bundle.secret()?, bundle.group, ttl_ms, ipc.heartbeat_ms, CHANNEL);
+    let client = ChannelClient::new(secret, bundle.group, ttl_ms, ipc.heartbeat_ms, CHANNEL);
     let reactor = Reactor::new(64)?;
     reactor.watch(control.stream(), CONTROL)?;
     let outfit = deployment.outfit(group.workers, reactor.bell());

@@ -120,11 +120,11 @@ impl Pages {
         };
         let limit = match parameter(query, "limit").filter(|text| !text.is_empty()) {
             None => 100,
-            Some(text) => number(text).and_then(|limit| usize::try_from(limit).ok()).ok_or(BAD_LIMIT)?,
+            Some(text) => number(text)
+                .and_then(|limit| usize::try_from(limit).ok())
+                .filter(|limit| (1..=LIST_RECORDS).contains(limit))
+                .ok_or(BAD_LIMIT)?,
         };
-        if !(1..=LIST_RECORDS).contains(&limit) {
-            return Err(BAD_LIMIT);
-        }
         let handler = parameter(query, "handler").filter(|text| !text.is_empty()).map(str::to_owned);
         let records =
             self.producer.list(&Viewer::anonymous(), &Filter { status, handler, limit, bare: true })?;
