@@ -1,15 +1,11 @@
 //! What threads share: a doorbell ("look again", lost never, doubled at most) and the way to take a lock.
 //!
 //! A busy loop is not woken by a system call: the bell rings through its wake function only while its owner says
-//! that it sleeps. The owner calls [`Bell::asleep`] before it waits and does not wait when that says no; an event
-//! loop's [`Bell::wait`] does both.
+//! that it sleeps. The owner calls [`Bell::asleep`] before it waits and does not wait when that says no; a
+//! [`Reactor`](crate::process::reactor::Reactor) does both.
 
-use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
-
-use mio::{Events, Poll, Token, Waker};
 
 /// Takes a lock. No handler ever runs under one of ours, so what a poisoned one guards is whole.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -39,15 +35,6 @@ impl Bell {
         Bell::new(move || thread.unpark())
     }
 
-    /// A bell that wakes an event loop, which waits with [`Bell::wait`].
-    ///
-    /// # Errors
-    /// The kernel refuses.
-    pub fn for_poll(poll: &Poll, token: Token) -> std::io::Result<Bell> {
-        let waker = Waker::new(poll.registry(), token)?;
-        Ok(Bell::new(move || drop(waker.wake())))
-    }
-
     /// A bell that nobody hears.
     pub fn silent() -> Bell {
         Bell::new(|| {})
@@ -71,21 +58,6 @@ impl Bell {
             return false;
         }
         true
-    }
-
-    /// Waits for events, for a ring, or so long at most. What rings from then on was not looked at yet.
-    ///
-    /// # Errors
-    /// The kernel ends the loop.
-    pub fn wait(&self, poll: &mut Poll, events: &mut Events, most: Duration) -> Result<(), String> {
-        let most = if self.asleep() { most } else { Duration::ZERO };
-        let mut waited = poll.poll(events, Some(most));
-        // By a signal, or after a stop of this process: what has come meanwhile is seen before any deadline is judged.
-        while waited.as_ref().is_err_and(|error| error.kind() == ErrorKind::Interrupted) {
-            waited = poll.poll(events, Some(Duration::ZERO));
-        }
-        self.answer();
-        waited.map_err(|error| format!("the event loop: {error}"))
     }
 
     /// The owner is up again; true if the bell rang since the last call.

@@ -89,8 +89,7 @@ impl Deployment {
 
     /// The bundle of an executor of this group: its channel secret, and nothing that signs anything at rest.
     pub fn executor_bundle(&self, root: &Secret, group: usize) -> Bundle {
-        let secrets = vec![GroupSecret::derive(root, &self.groups()[group])];
-        Bundle { group: u16::try_from(group).unwrap_or(u16::MAX), secrets, ..self.bundle() }
+        self.bundle(group, vec![GroupSecret::derive(root, &self.groups()[group])], Path::new(""))
     }
 
     /// The bundle of a web process: the channel secrets of all groups, and what is signed with at rest, where that is
@@ -107,18 +106,16 @@ impl Deployment {
                 secrets.push(GroupSecret::from_bytes(*root.envelope()?.expose()));
             }
         }
-        let private_dir = private_dir.display().to_string();
-        Ok(Bundle { secrets, private_dir, ..self.bundle() })
+        Ok(self.bundle(0, secrets, private_dir))
     }
 
-    fn bundle(&self) -> Bundle {
+    fn bundle(&self, group: usize, secrets: Vec<GroupSecret>, private_dir: &Path) -> Bundle {
         let clock_offset = match self.clock {
             Clock::System { offset } => offset,
             Clock::Manual(_) => 0,
         };
-        let (secrets, private_dir) = Default::default();
-        let config = self.config_text.to_string();
-        Bundle { group: 0, clock_offset, config, secrets, private_dir }
+        let (group, config) = (u16::try_from(group).unwrap_or(u16::MAX), self.config_text.to_string());
+        Bundle { group, clock_offset, config, secrets, private_dir: private_dir.display().to_string() }
     }
 
     pub fn is_inline(&self) -> bool {
@@ -178,7 +175,9 @@ impl Deployment {
     }
 
     fn memory(&self) -> Backend {
-        let broker = self.memory_broker(Rules::from_config(&self.config));
+        let rules = Rules::from_config(&self.config);
+        let broker = Broker::new(rules, self.specs.clone(), self.workers(), Entropy::system());
+        let broker = MemoryBroker::new(broker, self.clock.clone(), self.groups());
         let consumers = broker.clone();
         Backend {
             producer: Arc::new(broker.clone()),
@@ -187,11 +186,6 @@ impl Deployment {
             consumers: Arc::new(move |group, bell| Box::new(consumers.consumer(group, bell))),
             calls_may_wait: false,
         }
-    }
-
-    fn memory_broker(&self, rules: Rules) -> MemoryBroker {
-        let broker = Broker::new(rules, self.specs.clone(), self.workers(), Entropy::system());
-        MemoryBroker::new(broker, self.clock.clone(), self.groups())
     }
 
     /// Workers of one executor, by group.
@@ -245,7 +239,6 @@ impl Deployment {
 mod at_rest {
     use super::*;
     use crate::memory::ExternalState;
-    use crate::ports::{BackendError, Requests, Step};
     use crate::redis_backend::envelope::Signer;
     use crate::redis_backend::{Link, RedisBroker, Settings, UNLIMITED};
 
@@ -289,17 +282,9 @@ mod at_rest {
             let memory = self.memory();
             let (inner, context_ttl) =
                 (memory.consumers.clone(), Rules::from_config(&self.config).context_ttl);
-            let consumers = move |group, bell: Bell| {
+            let consumers = move |group, bell: Bell| -> Box<dyn Consumer> {
                 let make = |own| inner(group, own);
-                let store = Arc::new(store.clone());
-                let started = ExternalState::start(make, store, context_ttl, bell.clone());
-                started.map_or_else(
-                    |error| {
-                        log::error!("an executor is left without work: a thread: {error}");
-                        Box::new(Absent) as Box<dyn Consumer>
-                    },
-                    |consumer| Box::new(consumer),
-                )
+                Box::new(ExternalState::start(make, Arc::new(store.clone()), context_ttl, bell))
             };
             Backend { consumers: Arc::new(consumers), ..memory }
         }
@@ -327,13 +312,13 @@ mod at_rest {
             }
             let envelopes = self.root_envelopes()?;
             let checks = Signer::new(&envelopes.iter().collect::<Vec<_>>(), &self.prefix()).checks();
+            let secret_file = &self.config.runtime.platform.execution_ipc.auth.secret_file;
+            let secret_file = secret_file.as_deref().unwrap_or("this run");
             Ok(Some(match link.agrees(&self.prefix(), &checks) {
                 Ok(true) => fitness,
-                Ok(false) => {
-                    let file = &self.config.runtime.platform.execution_ipc.auth.secret_file;
-                    let ours = file.as_deref().unwrap_or("this run");
-                    Fitness::Unfit(format!("its jobs are signed with another secret than that of {ours}"))
-                }
+                Ok(false) => Fitness::Unfit(format!(
+                    "its jobs are signed with another secret than that of {secret_file}"
+                )),
                 Err(error) => Fitness::Away(error.to_string()),
             }))
         }
@@ -350,16 +335,5 @@ mod at_rest {
                 log::warn!("the batch has left keys behind, which begin with {prefix}: {error}");
             }
         }
-    }
-
-    /// An executor's place that could not be made.
-    struct Absent;
-
-    impl Consumer for Absent {
-        fn step(&mut self, _: Requests, _: usize) -> Result<Step, BackendError> {
-            Err(BackendError("there is no thread for it".into()))
-        }
-
-        fn extend(&mut self) {}
     }
 }

@@ -16,17 +16,8 @@ use crate::named::named;
 use crate::problem::JobError;
 
 /// 128 random bits, written as 32 lowercase hex digits.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JobId(pub [u8; 16]);
-
-impl std::hash::Hash for JobId {
-    /// Both halves: one of them may be the same in all ids of a batch.
-    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        let [high, low] =
-            [0, 8].map(|at| self.0[at..].first_chunk().map_or(0, |half| u64::from_be_bytes(*half)));
-        state.write_u64(high ^ low.rotate_left(32));
-    }
-}
 
 impl JobId {
     /// Reads 32 lowercase hex digits; anything else is no id.
@@ -54,10 +45,9 @@ pub struct IdHasher(u64);
 
 impl std::hash::Hasher for IdHasher {
     fn write(&mut self, bytes: &[u8]) {
-        for chunk in bytes.chunks(8) {
-            let word = chunk.iter().fold(0_u64, |word, byte| word << 8 | u64::from(*byte));
-            self.write_u64(word);
-        }
+        // A job's id: both halves count, since one of them may be the same in all ids of a batch.
+        let (words, _) = bytes.as_chunks();
+        words.iter().for_each(|word| self.write_u64(u64::from_be_bytes(*word)));
     }
 
     fn write_usize(&mut self, word: usize) {
@@ -391,6 +381,15 @@ pub struct JobRecord {
     pub finished: Option<Arc<Finished>>,
     /// `Some` iff the status is queued.
     pub waiting_for: Option<WaitingFor>,
+}
+
+impl JobRecord {
+    /// A new job's.
+    pub fn queued(spec: Arc<JobSpec>) -> JobRecord {
+        let (started_at, finished_at, finished, waiting_for) = Default::default();
+        let status = JobStatus::Queued;
+        JobRecord { spec, status, deliveries: 0, started_at, finished_at, finished, waiting_for }
+    }
 }
 
 #[cfg(test)]

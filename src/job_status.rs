@@ -40,21 +40,6 @@ pub enum JobEvent {
     Resubmit,
 }
 
-impl JobEvent {
-    /// All of them.
-    pub const ALL: [JobEvent; 9] = [
-        JobEvent::Start,
-        JobEvent::Succeed,
-        JobEvent::Fail,
-        JobEvent::TimeOut,
-        JobEvent::Exhaust,
-        JobEvent::Again,
-        JobEvent::GiveBack,
-        JobEvent::Cancel,
-        JobEvent::Resubmit,
-    ];
-}
-
 impl JobStatus {
     /// The table. `None`: the event changes nothing.
     #[must_use]
@@ -93,6 +78,20 @@ impl JobStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl JobEvent {
+        const ALL: [JobEvent; 9] = [
+            JobEvent::Start,
+            JobEvent::Succeed,
+            JobEvent::Fail,
+            JobEvent::TimeOut,
+            JobEvent::Exhaust,
+            JobEvent::Again,
+            JobEvent::GiveBack,
+            JobEvent::Cancel,
+            JobEvent::Resubmit,
+        ];
+    }
 
     /// The drawing above is the table.
     #[test]

@@ -3,7 +3,7 @@
 //! A schedule is a seed. One that fails prints its seed; `COFFERDAM_SEED=n` replays it alone, and
 //! `COFFERDAM_SCHEDULES=n` runs more of them. What is compared after each operation: its answer, every job's
 //! status and deliveries, the ends told, what is revoked, the figures, how many entries are kept, and that
-//! everybody who could do something was woken.
+//! everybody who could do something was woken; and the broker's own indices must agree.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -513,6 +513,7 @@ impl Schedule {
 
     fn compare(&mut self) {
         self.operations += 1;
+        self.broker.check_invariants();
         let now = self.model.now;
         self.hear_bells();
         self.model.check_nobody_oversleeps(&self.rung);

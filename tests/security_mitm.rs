@@ -774,7 +774,7 @@ fn lives_on(role: &str, said: &[u8]) -> Duration {
 
 #[test]
 fn p7_a_child_whose_supervisor_ends_before_the_bundle_is_whole_exits_by_itself() {
-    let bundle = framed(1, &[0x5A; 4_096]);
+    let bundle = framed(&[0x5A; 4_096]);
     for role in ["web", "executor"] {
         for said in [0, 3, 4, bundle.len() / 2, bundle.len() - 1] {
             // A loaded machine may take its time once, not three times.

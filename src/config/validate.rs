@@ -193,36 +193,28 @@ pub(super) fn cross_rules(config: &Config, issues: &mut Vec<Issue>) {
     let (queue, kv, reply) = (&*platform.queue.backend, &*platform.kv.backend, &*platform.reply.backend);
     let auth = &platform.execution_ipc.auth;
     let is_static = auth.secret_mode == "static";
-    let at = "runtime.platform.execution_ipc.auth";
     let mut rule = |is_broken: bool, path: &str, what: &str, got: Value, expected: &str| {
         if is_broken {
             issues.push(Issue::new(path, what, &shown(&got), expected));
         }
     };
-    rule(
-        [queue, kv, reply].contains(&"redis") && !is_static,
-        &format!("{at}.secret_mode"),
-        "must be static with a Redis backend, where jobs are signed",
-        json!(auth.secret_mode),
-        "\"static\": run `cofferdam keygen --output FILE`, then set secret_file to FILE",
-    );
-    let secret_file = format!("{at}.secret_file");
-    let missing = is_static && auth.secret_file.is_none();
-    rule(missing, &secret_file, "is missing", Value::Null, "a file, as secret_mode is static");
-    rule(
-        !is_static && auth.secret_file.is_some(),
-        &format!("{at}.secret_mode"),
-        "contradicts secret_file",
-        json!(auth.secret_mode),
-        "\"static\", or no secret_file",
-    );
-    let path = "runtime.platform.reply.backend";
-    rule(queue != reply, path, "must be that of the queue", json!(reply), queue);
-    let path = "runtime.platform.kv.backend";
-    rule(queue == "redis" && kv != "redis", path, "must be redis when the queue is", json!(kv), "redis");
+    let mut of_platform = |is_broken: bool, path: &str, what: &str, got: Value, expected: &str| {
+        rule(is_broken, &format!("runtime.platform.{path}"), what, got, expected);
+    };
+    let (mode, got) = ("execution_ipc.auth.secret_mode", json!(auth.secret_mode));
+    let needs_static = [queue, kv, reply].contains(&"redis") && !is_static;
+    let what = "must be static with a Redis backend, where jobs are signed";
+    let expected = "\"static\": run `cofferdam keygen --output FILE`, then set secret_file to FILE";
+    of_platform(needs_static, mode, what, got.clone(), expected);
+    let (file, missing) = ("execution_ipc.auth.secret_file", is_static && auth.secret_file.is_none());
+    of_platform(missing, file, "is missing", Value::Null, "a file, as secret_mode is static");
+    let contradicts = !is_static && auth.secret_file.is_some();
+    of_platform(contradicts, mode, "contradicts secret_file", got, "\"static\", or no secret_file");
+    of_platform(queue != reply, "reply.backend", "must be that of the queue", json!(reply), queue);
+    let (is_apart, what) = (queue == "redis" && kv != "redis", "must be redis when the queue is");
+    of_platform(is_apart, "kv.backend", what, json!(kv), "redis");
     let (base, max) = (platform.queue.retry.base_ms, platform.queue.retry.max_ms);
-    let path = "runtime.platform.queue.retry.base_ms";
-    rule(base > max, path, "is more than max_ms", json!(base), "at most max_ms");
+    of_platform(base > max, "queue.retry.base_ms", "is more than max_ms", json!(base), "at most max_ms");
     let is_open = web.bind.parse::<SocketAddr>().is_ok_and(|address| !address.ip().is_loopback());
     let has_bearer = web.auth.mode == "bearer";
     let expected = "a loopback address, or web.auth.mode=bearer";

@@ -1,15 +1,17 @@
 //! The broker: where a job is while nobody runs it. A pure value; time and randomness come in as arguments.
 //!
 //! In scope: lanes, leases, fences, commits, records, idempotency, state, contexts, ends told. Not in
-//! scope: locks, threads, clocks, sockets. Submitting is here, steering in `steer`, delivering in `deliver`,
-//! a job's end in `ending`, looking in `view`.
+//! scope: locks, threads, clocks, sockets. Submitting is here, cancel, retry and pause in `commands`, delivering
+//! in `deliver`, a job's end in `ending`, looking in `view`.
 //!
 //! Invariants: a job that is not terminal stands in exactly one lane's queue; a lane is in its handler's
 //! ready set iff it has jobs, no lease, and is not parked; a lease's jobs are the first of its lane, and only
-//! the first of them runs.
+//! the first of them runs. `invariants` checks them.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
+
+use log::{Level, LevelFilter};
 
 use super::kv::Maps;
 use super::records::{Place, Retention};
@@ -17,11 +19,12 @@ use crate::clock::Timestamp;
 use crate::entropy::Entropy;
 use crate::handler::{HandlerSpec, Ordering};
 use crate::job::{
-    Finished, FollowUp, IdMap, InstanceId, JobId, JobSpec, JobStatus, Payload, Trace, Version, state_map,
+    FollowUp, IdMap, InstanceId, JobId, JobRecord, JobSpec, JobStatus, Payload, Trace, Version, state_map,
 };
+use crate::job_status::JobEvent;
 use crate::limits::QUEUED_BYTES;
 use crate::negative_controls::{Control, is_off};
-use crate::ports::{Histogram, Idempotency, JobEnded, NewJob, OfLease, Refusal, Rules, Stats, Submitted};
+use crate::ports::{Ends, HandlerStats, Idempotency, NewJob, OfLease, Refusal, Rules, Stats, Submitted};
 
 /// Names a connected executor; never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -30,6 +33,7 @@ pub struct ConsumerId(pub u64);
 /// What happened, for the log. Never a payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
+    pub level: Level,
     /// The event's name.
     pub event: &'static str,
     /// Which job.
@@ -61,19 +65,18 @@ pub struct Broker {
     pub(super) handlers: Vec<HandlerQueue>,
     pub(super) handler_index: HashMap<Arc<str>, usize>,
     pub(super) jobs: IdMap<JobId, Entry>,
+    /// Every job, in the order of submission.
+    pub(super) submissions: BTreeSet<(Timestamp, JobId)>,
     pub(super) lanes: IdMap<u64, Lane>,
-    pub(super) keyed_lanes: HashMap<(usize, Option<Arc<str>>), u64>,
+    /// The lanes of ordered handlers, by the names of their state maps.
+    pub(super) ordered_lanes: HashMap<Arc<str>, u64>,
     pub(super) leases: IdMap<u64, Lease>,
     pub(super) consumers: BTreeMap<ConsumerId, ConsumerEntry>,
     pub(super) maps: Maps,
     pub(super) retention: Retention,
     pub(super) idempotency: HashMap<IdempotencyScope, JobId>,
-    pub(super) inboxes: IdMap<InstanceId, Inbox>,
+    pub(super) inboxes: IdMap<InstanceId, Ends>,
     pub(super) signals: Signals,
-    /// Jobs waiting or delayed.
-    pub(super) queued: usize,
-    /// Payload bytes of jobs that have not ended.
-    pub(super) live_bytes: usize,
     /// Source of lane, lease and consumer numbers and of the ready order.
     pub(super) last_number: u64,
     pub(super) last_fence: u64,
@@ -84,8 +87,8 @@ pub struct Broker {
     pub(super) totals: Stats,
     /// Workers of one executor, by group.
     pub(super) workers: Vec<usize>,
-    /// Per-job events are collected too.
-    pub(super) verbose: bool,
+    /// Less important events are not collected.
+    pub(super) log_level: LevelFilter,
 }
 
 /// Owner, handler, key.
@@ -95,34 +98,25 @@ pub(super) type IdempotencyScope = (Arc<str>, Arc<str>, Arc<str>);
 #[derive(Debug)]
 pub(super) struct HandlerQueue {
     pub(super) spec: HandlerSpec,
-    pub(super) paused: bool,
     /// Lanes that can be claimed from that time on, oldest first.
     pub(super) ready: BTreeMap<(Timestamp, u64), u64>,
-    pub(super) queued: usize,
-    pub(super) running: usize,
-    pub(super) submitted: u64,
-    pub(super) finished: [u64; JobStatus::ALL.len()],
-    pub(super) job_seconds: Histogram,
-    pub(super) queue_wait_seconds: Histogram,
+    /// Payload bytes of its jobs that have not ended.
+    pub(super) live_bytes: usize,
+    /// As they are told, but for the group's name and the oldest job.
+    pub(super) figures: HandlerStats,
 }
 
 /// A job and all that is known of it.
 #[derive(Debug)]
 pub(super) struct Entry {
-    pub(super) spec: Arc<JobSpec>,
+    /// As it is told, but for what it waits for.
+    pub(super) record: JobRecord,
     /// `None` once it succeeded: only then is it never needed again.
     pub(super) payload: Option<Payload>,
     pub(super) handler: usize,
     pub(super) lane: u64,
-    pub(super) status: JobStatus,
-    pub(super) deliveries: u32,
     pub(super) fence: u64,
     pub(super) not_before: Timestamp,
-    pub(super) started_at: Option<Timestamp>,
-    pub(super) finished_at: Option<Timestamp>,
-    pub(super) finished: Option<Arc<Finished>>,
-    /// `Some` iff a lease holds it, running or not.
-    pub(super) lease: Option<u64>,
     pub(super) idempotency: Option<Idempotency>,
     pub(super) awaited: bool,
     /// Who submitted it, and hears of its end.
@@ -133,11 +127,49 @@ pub(super) struct Entry {
     pub(super) place: Option<Place>,
 }
 
+impl Entry {
+    pub(super) fn payload_bytes(&self) -> usize {
+        self.payload.as_ref().map_or(0, |payload| payload.bytes.len())
+    }
+
+    pub(super) fn idempotency_scope(&self) -> Option<IdempotencyScope> {
+        let JobSpec { owner, handler, .. } = &*self.record.spec;
+        Some((owner.clone(), handler.clone(), self.idempotency.as_ref()?.key.clone()))
+    }
+
+    /// Takes the job to its next status, and counts it there. `None`: the event changes nothing.
+    pub(super) fn on<'a>(
+        &mut self,
+        event: JobEvent,
+        handlers: &'a mut [HandlerQueue],
+    ) -> Option<&'a mut HandlerQueue> {
+        use JobStatus as S;
+        let after = self.record.status.after(event)?;
+        let before = std::mem::replace(&mut self.record.status, after);
+        let queue = &mut handlers[self.handler];
+        match before {
+            S::Queued => queue.figures.queued -= 1,
+            S::Running => queue.figures.running -= 1,
+            S::Succeeded | S::Failed | S::Cancelled | S::TimedOut | S::Dead => {
+                queue.live_bytes += self.payload_bytes();
+            }
+        }
+        match after {
+            S::Queued => queue.figures.queued += 1,
+            S::Running => queue.figures.running += 1,
+            S::Succeeded | S::Failed | S::Cancelled | S::TimedOut | S::Dead => {
+                queue.live_bytes -= self.payload_bytes();
+                queue.figures.finished[after as usize] += 1;
+            }
+        }
+        Some(queue)
+    }
+}
+
 /// Jobs of one handler and key, in submission order.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Lane {
     pub(super) handler: usize,
-    pub(super) key: Option<Arc<str>>,
     pub(super) jobs: VecDeque<JobId>,
     pub(super) lease: Option<u64>,
     /// Its place in the handler's ready set.
@@ -178,12 +210,6 @@ impl ConsumerEntry {
     }
 }
 
-#[derive(Debug, Default)]
-pub(super) struct Inbox {
-    pub(super) ended: VecDeque<JobEnded>,
-    pub(super) lost: bool,
-}
-
 impl Broker {
     /// An empty broker. `workers` are those of one executor, by group.
     #[must_use]
@@ -191,16 +217,11 @@ impl Broker {
         let retention = Retention::new(rules.result_ttl, rules.awaited_ttl, rules.retain);
         let handler_index =
             handlers.iter().enumerate().map(|(index, spec)| (spec.name.clone(), index)).collect();
-        let queue = |spec| HandlerQueue {
+        let queue = |spec: HandlerSpec| HandlerQueue {
+            figures: HandlerStats { handler: spec.name.clone(), ..HandlerStats::default() },
             spec,
-            paused: false,
             ready: BTreeMap::new(),
-            queued: 0,
-            running: 0,
-            submitted: 0,
-            finished: [0; JobStatus::ALL.len()],
-            job_seconds: Histogram::default(),
-            queue_wait_seconds: Histogram::default(),
+            live_bytes: 0,
         };
         Broker {
             rules,
@@ -208,8 +229,9 @@ impl Broker {
             handlers: handlers.into_iter().map(queue).collect(),
             handler_index,
             jobs: IdMap::default(),
+            submissions: BTreeSet::new(),
             lanes: IdMap::default(),
-            keyed_lanes: HashMap::new(),
+            ordered_lanes: HashMap::new(),
             leases: IdMap::default(),
             consumers: BTreeMap::new(),
             maps: Maps::default(),
@@ -217,8 +239,6 @@ impl Broker {
             idempotency: HashMap::new(),
             inboxes: IdMap::default(),
             signals: Signals::default(),
-            queued: 0,
-            live_bytes: 0,
             last_number: 0,
             last_fence: 0,
             ticked_at: Timestamp::default(),
@@ -229,7 +249,7 @@ impl Broker {
                 ..Stats::default()
             },
             workers,
-            verbose: log::log_enabled!(log::Level::Debug),
+            log_level: log::max_level(),
         }
     }
 
@@ -250,22 +270,23 @@ impl Broker {
         };
         if let Some(existing) = self.jobs.get(&new.id) {
             // The call was repeated: the job is there already.
-            debug_assert_eq!(existing.spec.handler, new.handler);
+            debug_assert_eq!(existing.record.spec.handler, new.handler);
             return Submitted::New;
         }
-        if let Some(idempotency) = &new.idempotency {
-            let scope = (new.owner.clone(), new.handler.clone(), idempotency.key.clone());
-            if let Some(id) = self.idempotency.get(&scope) {
-                let entry = &self.jobs[id];
-                let known = entry.idempotency.as_ref().map(|known| known.fingerprint);
-                return if known == Some(idempotency.fingerprint) {
-                    Submitted::Existing(Box::new(self.record_of(*id, now)))
-                } else {
-                    Submitted::Refused(Refusal::IdempotencyMismatch)
-                };
-            }
+        if let Some(Idempotency { key, fingerprint }) = &new.idempotency
+            && let scope = (new.owner.clone(), new.handler.clone(), key.clone())
+            && let Some(&id) = self.idempotency.get(&scope)
+        {
+            let known = self.jobs[&id].idempotency.as_ref();
+            return if known.is_some_and(|known| known.fingerprint == *fingerprint) {
+                Submitted::Existing(Box::new(self.record_of(id, now)))
+            } else {
+                Submitted::Refused(Refusal::IdempotencyMismatch)
+            };
         }
-        if self.queued >= self.rules.capacity || self.live_bytes + new.payload.bytes.len() > QUEUED_BYTES {
+        let queued: usize = self.handlers.iter().map(|queue| queue.figures.queued).sum();
+        let live_bytes: usize = self.handlers.iter().map(|queue| queue.live_bytes).sum();
+        if queued >= self.rules.capacity || live_bytes + new.payload.bytes.len() > QUEUED_BYTES {
             return Submitted::Refused(Refusal::QueueFull);
         }
         self.accept(handler, new, now);
@@ -274,8 +295,10 @@ impl Broker {
 
     fn accept(&mut self, handler: usize, new: NewJob, now: Timestamp) {
         let queue = &mut self.handlers[handler];
-        queue.submitted += 1;
-        let spec = Arc::new(JobSpec {
+        queue.figures.submitted += 1;
+        queue.figures.queued += 1;
+        queue.live_bytes += new.payload.bytes.len();
+        let spec = JobSpec {
             id: new.id,
             owner: new.owner,
             handler: queue.spec.name.clone(),
@@ -284,79 +307,51 @@ impl Broker {
             submitted_at: now,
             timeout: new.timeout.unwrap_or(queue.spec.options.timeout),
             one_line: new.one_line,
-        });
-        if let Some(idempotency) = &new.idempotency {
-            let scope = (spec.owner.clone(), spec.handler.clone(), idempotency.key.clone());
-            self.idempotency.insert(scope, new.id);
-        }
+        };
+        let lane = self.lane_for(handler, spec.ordering_key.as_deref());
         let entry = Entry {
-            spec,
+            record: JobRecord::queued(Arc::new(spec)),
             payload: Some(new.payload),
             handler,
-            lane: 0,
-            status: JobStatus::Queued,
-            deliveries: 0,
+            lane,
             fence: 0,
             not_before: now.plus(new.delay),
-            started_at: None,
-            finished_at: None,
-            finished: None,
-            lease: None,
             awaited: new.awaited && new.idempotency.is_none(),
             idempotency: new.idempotency,
             instance: new.instance,
             watchers: Vec::new(),
             place: None,
         };
-        if self.verbose {
-            self.note("queue.pushed", new.id, entry.spec.trace, "");
-        }
+        self.idempotency.extend(entry.idempotency_scope().map(|scope| (scope, new.id)));
+        self.note(Level::Debug, "queue.pushed", new.id, new.trace, "");
         self.jobs.insert(new.id, entry);
-        self.enqueue(new.id, now);
+        self.submissions.insert((now, new.id));
+        self.enqueue(lane, new.id, now);
     }
 
     /// Enters a queued job at the tail of its lane.
-    pub(super) fn enqueue(&mut self, id: JobId, now: Timestamp) {
-        let Some(entry) = self.jobs.get(&id) else { return };
-        let handler = entry.handler;
-        let key = entry.spec.ordering_key.clone();
-        self.live_bytes += entry.payload.as_ref().map_or(0, |payload| payload.bytes.len());
-        self.queued += 1;
-        self.handlers[handler].queued += 1;
-        let lane = self.lane_for(handler, key);
+    pub(super) fn enqueue(&mut self, lane: u64, id: JobId, now: Timestamp) {
         self.lanes.entry(lane).and_modify(|lane| match is_off(Control::LaneOrder) {
             false => lane.jobs.push_back(id),
             true => lane.jobs.push_front(id),
         });
-        self.jobs.entry(id).and_modify(|entry| entry.lane = lane);
         self.make_ready(lane, now);
     }
 
-    fn lane_for(&mut self, handler: usize, key: Option<Arc<str>>) -> u64 {
-        let spec = &self.handlers[handler].spec;
-        let ordered = spec.options.ordering != Ordering::None;
-        if ordered && let Some(&lane) = self.keyed_lanes.get(&(handler, key.clone())) {
+    /// The lane of the handler's jobs with this key; a job of a handler without ordering is one by itself.
+    pub(super) fn lane_for(&mut self, handler: usize, key: Option<&str>) -> u64 {
+        let queue = &mut self.handlers[handler];
+        let is_ordered = queue.spec.options.ordering != Ordering::None;
+        let map: Option<Arc<str>> = is_ordered.then(|| Arc::from(state_map(&queue.spec.name, key)));
+        if let Some(&lane) = map.as_ref().and_then(|map| self.ordered_lanes.get(map)) {
             return lane;
         }
-        let map = ordered.then(|| Arc::from(state_map(&spec.name, key.as_deref())));
         self.last_number += 1;
         let number = self.last_number;
-        if ordered {
-            self.keyed_lanes.insert((handler, key.clone()), number);
-        }
-        let lane = Lane {
-            handler,
-            key,
-            jobs: VecDeque::with_capacity(1),
-            lease: None,
-            ready: None,
-            version: Version::default(),
-            maker: None,
-            parked: false,
-            cautious: false,
-            map,
-        };
-        self.lanes.insert(number, lane);
+        queue.figures.lanes += 1;
+        self.ordered_lanes.extend(map.clone().map(|map| (map, number)));
+        let jobs = VecDeque::with_capacity(1);
+        self.lanes.insert(number, Lane { handler, jobs, map, ..Lane::default() });
         number
     }
 
@@ -373,9 +368,10 @@ impl Broker {
             }
             let has_state = lane.map.as_ref().is_some_and(|map| self.maps.contains(map));
             if lane.jobs.is_empty() && lane.lease.is_none() && !has_state {
-                if lane.map.is_some() {
-                    self.keyed_lanes.remove(&(lane.handler, lane.key.clone()));
+                if let Some(map) = &lane.map {
+                    self.ordered_lanes.remove(map);
                 }
+                queue.figures.lanes -= 1;
                 self.lanes.remove(&number);
             }
             return;
@@ -392,7 +388,7 @@ impl Broker {
         lane.ready = Some(place);
         queue.ready.insert(place, number);
         let group = queue.spec.group;
-        if !queue.paused && !self.signals.groups.contains(&group) {
+        if !queue.figures.paused && !self.signals.groups.contains(&group) {
             self.signals.groups.push(group);
         }
     }
@@ -410,7 +406,16 @@ impl Broker {
         self.accept(handler, new, now);
     }
 
-    pub(super) fn note(&mut self, event: &'static str, job: JobId, trace: Trace, cause: &'static str) {
-        self.signals.notices.push(Notice { event, job, trace, cause });
+    pub(super) fn note(
+        &mut self,
+        level: Level,
+        event: &'static str,
+        job: JobId,
+        trace: Trace,
+        cause: &'static str,
+    ) {
+        if level <= self.log_level {
+            self.signals.notices.push(Notice { level, event, job, trace, cause });
+        }
     }
 }

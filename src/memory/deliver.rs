@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use log::Level;
+
 use super::broker::{Broker, ConsumerEntry, ConsumerId, Lease};
 use crate::clock::{Timestamp, micros};
 use crate::job::{Effects, Entries, FollowUp, JobId, JobStatus, Outcome, Payload, Version, context_map};
@@ -38,9 +40,8 @@ impl Broker {
         for (index, number) in consumer.leases.into_iter().enumerate() {
             if index < workers {
                 self.lose_lease(number, now);
-            } else if let Some(lane) = self.leases.get(&number).map(|lease| lease.lane) {
+            } else {
                 self.end_lease(number, now);
-                self.make_ready(lane, now);
             }
         }
     }
@@ -77,26 +78,19 @@ impl Broker {
     fn next_lane(&self, id: ConsumerId, now: Timestamp) -> Option<u64> {
         let consumer = self.consumers.get(&id)?;
         let held = |handler: usize| {
-            let of_handler = |number: &&u64| {
-                self.leases.get(number).is_some_and(|l| self.lanes[&l.lane].handler == handler)
-            };
-            consumer.leases.iter().filter(of_handler).count()
+            let lanes = consumer.leases.iter().map(|number| self.leases[number].lane);
+            lanes.filter(|lane| self.lanes[lane].handler == handler).count()
         };
-        let mut best: Option<((Timestamp, u64), u64)> = None;
-        for (index, queue) in self.handlers.iter().enumerate() {
+        let oldest = self.handlers.iter().enumerate().filter_map(|(index, queue)| {
             let limit = queue.spec.options.concurrency;
-            if queue.spec.group != consumer.group || queue.paused || (limit > 0 && held(index) >= limit) {
-                continue;
+            let is_full = limit > 0 && held(index) >= limit;
+            if queue.spec.group != consumer.group || queue.figures.paused || is_full {
+                return None;
             }
-            let due = queue.ready.range(..=(now, u64::MAX)).take(AFFINITY_SCAN);
-            let mut mine = due.filter(|(place, lane)| !self.left_to_another(**lane, place.0, id, now));
-            if let Some((place, lane)) = mine.next()
-                && best.is_none_or(|(oldest, _)| *place < oldest)
-            {
-                best = Some((*place, *lane));
-            }
-        }
-        best.map(|(_, lane)| lane)
+            let mut due = queue.ready.range(..=(now, u64::MAX)).take(AFFINITY_SCAN);
+            due.find(|(place, lane)| !self.left_to_another(**lane, place.0, id, now))
+        });
+        oldest.min().map(|(_, lane)| *lane)
     }
 
     /// True while the executor that knows the lane's state has room and may come for it.
@@ -128,12 +122,10 @@ impl Broker {
         let mut jobs = Vec::with_capacity(run.len());
         for (fence, job) in (fences..).zip(&run) {
             let entry = self.jobs.get_mut(job).expect("a lane's job exists");
-            entry.lease = Some(number);
             entry.fence = fence;
-            let (spec, payload) = (entry.spec.clone(), entry.payload.clone());
-            let delivery = entry.deliveries + 1;
+            let (spec, delivery) = (entry.record.spec.clone(), entry.record.deliveries + 1);
+            let payload = entry.payload.clone().unwrap_or_else(|| Payload::octets(Vec::new()));
             let context = self.context_of(&spec, now);
-            let payload = payload.unwrap_or_else(|| Payload::octets(Vec::new()));
             jobs.push(LeasedJob { spec, payload, delivery, fence, context });
         }
         let expires_at = now.plus(self.rules.visibility);
@@ -153,7 +145,7 @@ impl Broker {
         let mut bytes = 0;
         let fits = |id: &&JobId| {
             let entry = &self.jobs[*id];
-            bytes += entry.payload.as_ref().map_or(0, |payload| payload.bytes.len());
+            bytes += entry.payload_bytes();
             entry.not_before <= now && bytes <= self.rules.max_payload
         };
         let mut run: Vec<JobId> = lane.jobs.iter().take(most).take_while(fits).copied().collect();
@@ -178,23 +170,17 @@ impl Broker {
     /// A delivery counts when it starts.
     fn start(&mut self, id: JobId, now: Timestamp) {
         let Some(entry) = self.jobs.get_mut(&id) else { return };
-        let Some(status) = entry.status.after(JobEvent::Start) else { return };
-        let queue = &mut self.handlers[entry.handler];
-        self.queued -= 1;
-        queue.queued -= 1;
-        queue.running += 1;
-        entry.status = status;
-        entry.deliveries += 1;
-        entry.started_at = Some(now);
-        if entry.deliveries == 1 {
-            queue.queue_wait_seconds.observe(now.since(entry.not_before));
+        let Some(queue) = entry.on(JobEvent::Start, &mut self.handlers) else { return };
+        let record = &mut entry.record;
+        record.deliveries += 1;
+        record.started_at = Some(now);
+        if record.deliveries == 1 {
+            queue.figures.queue_wait_seconds.observe(now.since(entry.not_before));
         } else {
             self.totals.redelivered += 1;
         }
-        if self.verbose {
-            let trace = entry.spec.trace;
-            self.note("queue.claimed", id, trace, "");
-        }
+        let trace = record.spec.trace;
+        self.note(Level::Debug, "queue.claimed", id, trace, "");
     }
 
     /// Judges one commit, each check first, each change after all of them. False: fenced off, nothing took effect.
@@ -207,20 +193,19 @@ impl Broker {
         };
         let lane_number = lease.lane;
         let lane = &self.lanes[&lane_number];
-        let next =
-            lease.jobs.front() == Some(&commit.job) && self.jobs[&commit.job].deliveries == commit.delivery;
+        let next = lease.jobs.front() == Some(&commit.job)
+            && self.jobs[&commit.job].record.deliveries == commit.delivery;
         let outdated = lane.map.is_some() && lane.version != commit.builds_on;
         if !next || (outdated && !is_off(Control::StateVersion)) {
             self.fence_off(&commit);
             self.end_lease(number, now);
-            self.make_ready(lane_number, now);
             return false;
         }
         let refused = self.refuses(&commit, lane_number, now);
         let publishes = !matches!(commit.outcome, Outcome::Retry(_) | Outcome::Crashed(_));
-        if self.verbose && publishes {
-            let trace = self.jobs[&commit.job].spec.trace;
-            self.note("reply.published", commit.job, trace, "");
+        if publishes {
+            let trace = self.jobs[&commit.job].record.spec.trace;
+            self.note(Level::Debug, "reply.published", commit.job, trace, "");
         }
         let goes_on = match refused {
             None => self.apply(commit.job, commit.outcome, now),
@@ -235,14 +220,13 @@ impl Broker {
         } else {
             self.end_lease(number, now)
         }
-        self.make_ready(lane_number, now);
         true
     }
 
     fn fence_off(&mut self, commit: &Commit) {
         self.totals.late += 1;
-        if let Some(trace) = self.jobs.get(&commit.job).map(|entry| entry.spec.trace) {
-            self.note("reply.late_dropped", commit.job, trace, "fenced");
+        if let Some(trace) = self.jobs.get(&commit.job).map(|entry| entry.record.spec.trace) {
+            self.note(Level::Info, "reply.late_dropped", commit.job, trace, "fenced");
         }
     }
 
@@ -250,82 +234,76 @@ impl Broker {
     /// catches only one that does not.
     fn refuses(&self, commit: &Commit, lane: u64, now: Timestamp) -> Option<JobError> {
         let Outcome::Succeeded(payload, effects) = &commit.outcome else { return None };
-        let entry = &self.jobs[&commit.job];
         // An entry or a payload that does not fit a frame would end each connection that is given its lane.
         let most = self.rules.max_payload;
-        if payload.bytes.len() > most {
-            return Some(JobError::new(Code::ResultTooLarge, "the result exceeds max_payload_bytes"));
-        }
         let mut values = effects.state.iter().chain(&effects.context).filter_map(|it| it.value.as_ref());
-        if values.any(|value| value.len() > most) {
-            return Some(JobError::new(Code::StateTooLarge, "a value exceeds max_payload_bytes"));
-        }
-        let lane_map = self.lanes[&lane].map.as_ref();
-        if !effects.state.is_empty() {
-            let Some(map) = lane_map else {
-                return Some(JobError::new(Code::HandlerFailed, "a handler without ordering has no state"));
-            };
-            if self.maps.bytes_after(map, &effects.state, now) > self.rules.lane_state_max {
-                let detail = "the lane's state would exceed kv.lane_state_max_bytes";
-                return Some(JobError::new(Code::StateTooLarge, detail));
-            }
-        }
-        if !effects.context.is_empty() {
-            let name = context_map(&entry.spec.owner, &entry.spec.trace);
-            if self.maps.bytes_after(&name, &effects.context, now) > CONTEXT_BYTES {
-                return Some(JobError::new(Code::StateTooLarge, "the trace's context would exceed 1 MiB"));
-            }
-        }
+        let spec = &self.jobs[&commit.job].record.spec;
+        let map = self.lanes[&lane].map.as_ref();
+        let state = map.map_or(0, |map| self.maps.bytes_after(map, &effects.state, now));
+        let context = match &*effects.context {
+            [] => 0,
+            changes => self.maps.bytes_after(&context_map(&spec.owner, &spec.trace), changes, now),
+        };
         let too_long = |job: &FollowUp| {
             let key = job.ordering_key.as_ref().map_or(0, |key| key.len());
             key > ORDERING_KEY_BYTES || job.payload.bytes.len() > most || job.delay > DELAY_MAX
         };
-        if effects.follow_ups.len() > FOLLOW_UPS || effects.follow_ups.iter().any(too_long) {
-            return Some(JobError::new(Code::HandlerFailed, "the follow-ups exceed their bounds"));
-        }
-        let unknown = effects.follow_ups.iter().find(|job| !self.handler_index.contains_key(&job.handler));
-        unknown.map(|_| JobError::new(Code::HandlerFailed, "a follow-up names an unknown handler"))
+        let jobs = &effects.follow_ups;
+        let (code, detail) = if payload.bytes.len() > most {
+            (Code::ResultTooLarge, "the result exceeds max_payload_bytes")
+        } else if values.any(|value| value.len() > most) {
+            (Code::StateTooLarge, "a value exceeds max_payload_bytes")
+        } else if map.is_none() && !effects.state.is_empty() {
+            (Code::HandlerFailed, "a handler without ordering has no state")
+        } else if state > self.rules.lane_state_max {
+            (Code::StateTooLarge, "the lane's state would exceed kv.lane_state_max_bytes")
+        } else if context > CONTEXT_BYTES {
+            (Code::StateTooLarge, "the trace's context would exceed 1 MiB")
+        } else if jobs.len() > FOLLOW_UPS || jobs.iter().any(too_long) {
+            (Code::HandlerFailed, "the follow-ups exceed their bounds")
+        } else if jobs.iter().any(|job| !self.handler_index.contains_key(&job.handler)) {
+            (Code::HandlerFailed, "a follow-up names an unknown handler")
+        } else {
+            return None;
+        };
+        Some(JobError::new(code, detail))
     }
 
     /// Applies an outcome that holds; true if the run goes on.
     fn apply(&mut self, job: JobId, outcome: Outcome, now: Timestamp) -> bool {
-        let entry = &self.jobs[&job];
-        let lane = entry.lane;
-        match outcome {
+        let (event, result) = match outcome {
             Outcome::Succeeded(payload, effects) => {
                 self.apply_effects(job, effects, now);
-                if is_off(Control::AtomicCommit) && self.jobs[&job].deliveries == 1 {
+                if is_off(Control::AtomicCommit) && self.jobs[&job].record.deliveries == 1 {
                     self.again(job, Cause::ExecutorLost, String::new(), now);
                     return false;
                 }
-                self.lanes.entry(lane).and_modify(|lane| lane.cautious = false);
-                self.finish(job, JobEvent::Succeed, Ok(payload), now);
-                true
+                (JobEvent::Succeed, Ok(payload))
             }
-            Outcome::Failed(error) => {
-                self.lanes.entry(lane).and_modify(|lane| lane.cautious = false);
-                self.finish(job, JobEvent::Fail, Err(error), now);
-                true
-            }
-            Outcome::Retry(detail) => {
-                self.again(job, Cause::RetriesExhausted, detail, now);
-                false
-            }
-            Outcome::Crashed(detail) => {
-                self.again(job, Cause::HandlerCrashed, detail, now);
-                false
-            }
+            Outcome::Failed(error) => (JobEvent::Fail, Err(error)),
             Outcome::TimedOut => {
                 let error = JobError::new(Code::HandlerTimedOut, "the handler's timeout passed");
                 self.finish(job, JobEvent::TimeOut, Err(error), now);
-                false
+                return false;
             }
-        }
+            Outcome::Retry(detail) => {
+                self.again(job, Cause::RetriesExhausted, detail, now);
+                return false;
+            }
+            Outcome::Crashed(detail) => {
+                self.again(job, Cause::HandlerCrashed, detail, now);
+                return false;
+            }
+        };
+        let lane = self.jobs[&job].lane;
+        self.lanes.entry(lane).and_modify(|lane| lane.cautious = false);
+        self.finish(job, event, result, now);
+        true
     }
 
     fn apply_effects(&mut self, job: JobId, effects: Effects, now: Timestamp) {
         let entry = &self.jobs[&job];
-        let (spec, fence, instance) = (entry.spec.clone(), entry.fence, entry.instance);
+        let (spec, fence, instance) = (entry.record.spec.clone(), entry.fence, entry.instance);
         let lane = self.lanes.get_mut(&entry.lane).expect("a live job's lane exists");
         if let Some(map) = lane.map.as_ref().filter(|_| !effects.state.is_empty()) {
             lane.version = Version(fence);
@@ -343,12 +321,12 @@ impl Broker {
     /// A delivery that came to nothing: queued again after a backoff, or dead.
     fn again(&mut self, job: JobId, cause: Cause, detail: String, now: Timestamp) {
         let entry = &self.jobs[&job];
-        let (deliveries, trace) = (entry.deliveries, entry.spec.trace);
+        let (deliveries, trace) = (entry.record.deliveries, entry.record.spec.trace);
         if deliveries >= self.max_deliveries(entry.handler) {
             self.totals.dead += 1;
             let error = JobError { code: Code::DeadLettered, detail, cause: Some(cause) };
             self.finish(job, JobEvent::Exhaust, Err(error), now);
-            self.note("queue.dead", job, trace, cause.as_str());
+            self.note(Level::Warn, "queue.dead", job, trace, cause.as_str());
             return;
         }
         let backoff = match cause {
@@ -356,7 +334,7 @@ impl Broker {
             Cause::RetriesExhausted | Cause::HandlerCrashed => self.backoff(deliveries),
         };
         self.requeue(job, JobEvent::Again, now.plus(backoff));
-        self.note("queue.redelivered", job, trace, cause.as_str());
+        self.note(Level::Info, "queue.redelivered", job, trace, cause.as_str());
     }
 
     /// Exponential with full jitter (Brooker, "Exponential Backoff And Jitter", 2015).
@@ -369,14 +347,9 @@ impl Broker {
     /// A running job is queued again; it never left its lane.
     fn requeue(&mut self, job: JobId, event: JobEvent, not_before: Timestamp) {
         let Some(entry) = self.jobs.get_mut(&job) else { return };
-        let Some(status) = entry.status.after(event) else { return };
-        entry.status = status;
-        entry.not_before = not_before;
-        entry.lease = None;
-        let queue = &mut self.handlers[entry.handler];
-        queue.running -= 1;
-        queue.queued += 1;
-        self.queued += 1;
+        if entry.on(event, &mut self.handlers).is_some() {
+            entry.not_before = not_before;
+        }
     }
 
     /// The run's first job is done: its next one starts, or the lease is complete.
@@ -390,6 +363,7 @@ impl Broker {
                 let Some(lease) = self.remove_lease(number) else { return };
                 // Complete: whoever ran it holds the lane's state as it is now.
                 self.lanes.entry(lease.lane).and_modify(|lane| lane.maker = Some(lease.consumer));
+                self.make_ready(lease.lane, now);
             }
         }
     }
@@ -401,9 +375,6 @@ impl Broker {
         if let Some(consumer) = self.consumers.get_mut(&lease.consumer) {
             consumer.leases.retain(|held| *held != number);
         }
-        for job in &lease.jobs {
-            self.jobs.entry(*job).and_modify(|entry| entry.lease = None);
-        }
         Some(lease)
     }
 
@@ -414,20 +385,19 @@ impl Broker {
         if let Some(job) = lease.jobs.front().filter(|job| self.is_running(job)) {
             // Cut off by a fence or a release, not by its own fault: not counted.
             self.requeue(*job, JobEvent::GiveBack, now);
-            self.jobs.entry(*job).and_modify(|entry| entry.deliveries -= 1);
+            self.jobs.entry(*job).and_modify(|entry| entry.record.deliveries -= 1);
         }
+        self.make_ready(lease.lane, now);
     }
 
     fn is_running(&self, job: &JobId) -> bool {
-        self.jobs.get(job).is_some_and(|entry| entry.status == JobStatus::Running)
+        self.jobs.get(job).is_some_and(|entry| entry.record.status == JobStatus::Running)
     }
 
     /// Gives a lease back. One that is over, or another's, is ignored.
     fn release(&mut self, id: ConsumerId, lease: LeaseId, now: Timestamp) {
-        let held = self.leases.get(&lease.0).filter(|held| held.consumer == id);
-        if let Some(lane) = held.map(|held| held.lane) {
+        if self.leases.get(&lease.0).is_some_and(|held| held.consumer == id) {
             self.end_lease(lease.0, now);
-            self.make_ready(lane, now);
         }
     }
 
@@ -445,9 +415,8 @@ impl Broker {
     pub fn extend(&mut self, id: ConsumerId, now: Timestamp) {
         let Some(consumer) = self.consumers.get(&id) else { return };
         for number in &consumer.leases {
-            if let Some(lease) = self.leases.get_mut(number) {
-                lease.expires_at = now.plus(self.rules.visibility);
-            }
+            let expires_at = now.plus(self.rules.visibility);
+            self.leases.entry(*number).and_modify(|lease| lease.expires_at = expires_at);
         }
     }
 }

@@ -56,29 +56,23 @@ impl Broker {
         now: Timestamp,
     ) {
         let Some(entry) = self.jobs.get_mut(&id) else { return };
-        let Some(status) = entry.status.after(event) else { return };
-        let queue = &mut self.handlers[entry.handler];
-        if entry.status == JobStatus::Running {
-            queue.running -= 1;
-            queue.job_seconds.observe(now.since(entry.started_at.unwrap_or(now)));
-        } else {
-            queue.queued -= 1;
-            self.queued -= 1;
+        let before = entry.record.status;
+        let Some(queue) = entry.on(event, &mut self.handlers) else { return };
+        let record = &mut entry.record;
+        let status = record.status;
+        if before == JobStatus::Running {
+            queue.figures.job_seconds.observe(now.since(record.started_at.unwrap_or(now)));
         }
-        self.live_bytes -= entry.payload.as_ref().map_or(0, |payload| payload.bytes.len());
-        queue.finished[status as usize] += 1;
-        entry.status = status;
-        entry.finished_at = Some(now);
-        entry.lease = None;
+        record.finished_at = Some(now);
         if status == JobStatus::Succeeded {
             entry.payload = None;
         }
         let finished = Arc::new(Finished { status, result });
-        entry.finished = Some(finished.clone());
+        record.finished = Some(finished.clone());
         for instance in [&entry.instance].into_iter().chain(&entry.watchers) {
             let Some(inbox) = self.inboxes.get_mut(instance) else { continue };
             if inbox.ended.len() < INBOX_ENDS {
-                inbox.ended.push_back(JobEnded { job: id, finished: finished.clone() });
+                inbox.ended.push(JobEnded { job: id, finished: finished.clone() });
             } else {
                 inbox.lost = true;
             }
@@ -104,29 +98,26 @@ impl Broker {
     pub(super) fn keep_record(&mut self, id: JobId, now: Timestamp) {
         const ENTRY_BYTES: usize = 512;
         let Some(entry) = self.jobs.get_mut(&id) else { return };
-        let result = entry.finished.as_ref().map_or(0, |finished| match &finished.result {
+        let result = entry.record.finished.as_ref().map_or(0, |finished| match &finished.result {
             Ok(payload) => payload.bytes.len(),
             Err(error) => error.detail.len(),
         });
-        let bytes = ENTRY_BYTES + result + entry.payload.as_ref().map_or(0, |payload| payload.bytes.len());
+        let bytes = ENTRY_BYTES + result + entry.payload_bytes();
         entry.place = Some(self.retention.keep(id, entry.awaited, bytes, now));
         self.drop_records(now);
     }
 
     /// Removes the records whose time is up, or that there is no more room for.
     pub(super) fn drop_records(&mut self, now: Timestamp) {
-        while let Some(id) = self.retention.due(now, |id| self.jobs.get(&id).and_then(|entry| entry.place)) {
+        while let Some(id) = self.retention.due(now) {
             let Some(entry) = self.jobs.remove(&id) else { break };
             if let Some(place) = entry.place {
                 self.retention.forget(place);
             }
-            if let Some(idempotency) = entry.idempotency {
-                self.idempotency.remove(&(
-                    entry.spec.owner.clone(),
-                    entry.spec.handler.clone(),
-                    idempotency.key,
-                ));
+            if let Some(scope) = entry.idempotency_scope() {
+                self.idempotency.remove(&scope);
             }
+            self.submissions.remove(&(entry.record.spec.submitted_at, id));
         }
     }
 }

@@ -5,7 +5,8 @@
 //! The weaker promise that follows: when an executor is lost between the two, its job runs again on a state that it has
 //! changed already.
 
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::bell::{Bell, lock};
@@ -16,22 +17,18 @@ use crate::ports::{BackendError, Commit, Consumer, KeyValue, Lease, LeaseId, Req
 const AGAIN: Duration = Duration::from_millis(200);
 
 /// See the module. Dropping it ends its leases.
-pub struct ExternalState(Arc<Between>);
-
-/// What lies between the consumer's owner and the thread.
-#[derive(Default)]
-struct Between {
-    exchange: Mutex<Exchange>,
-    filled: Condvar,
+pub struct ExternalState {
+    exchange: Arc<Mutex<Exchange>>,
+    /// Wakes the thread.
+    worker: Bell,
 }
 
+/// What lies between the consumer's owner and the thread.
 #[derive(Default)]
 struct Exchange {
     requests: Requests,
     room: usize,
     extends: bool,
-    /// The thread has something to do.
-    is_rung: bool,
     /// Outcomes and releases that are not in the books.
     owed: usize,
     out: Step,
@@ -41,22 +38,20 @@ struct Exchange {
 
 impl ExternalState {
     /// `make` gives the consumer inside, whose bell is rung for it; `bell` rings when a step would bring something.
-    ///
-    /// # Errors
-    /// There is no thread to be had.
     pub fn start(
         make: impl FnOnce(Bell) -> Box<dyn Consumer>,
         store: Arc<dyn KeyValue>,
         context_ttl: Duration,
         bell: Bell,
-    ) -> std::io::Result<ExternalState> {
-        let between = Arc::new(Between::default());
-        let rung = between.clone();
-        let own = Bell::new(move || rung.ring());
+    ) -> ExternalState {
+        let exchange = Arc::new(Mutex::new(Exchange::default()));
+        let (wake, woken) = sync_channel(1);
+        let own = Bell::new(move || _ = wake.try_send(()));
         let worker = Worker {
-            between: between.clone(),
+            exchange: exchange.clone(),
             inner: make(own.clone()),
-            own,
+            own: own.clone(),
+            woken,
             store,
             context_ttl,
             bell,
@@ -64,21 +59,17 @@ impl ExternalState {
             unwritten: Vec::new(),
             is_away: false,
         };
-        std::thread::Builder::new().name("states".into()).spawn(move || worker.work())?;
-        Ok(ExternalState(between))
-    }
-}
-
-impl Between {
-    fn ring(&self) {
-        lock(&self.exchange).is_rung = true;
-        self.filled.notify_one();
+        if let Err(error) = std::thread::Builder::new().name("states".into()).spawn(move || worker.work()) {
+            log::error!("an executor is left without work: a thread: {error}");
+            lock(&exchange).failure = Some(BackendError("there is no thread for it".into()));
+        }
+        ExternalState { exchange, worker: own }
     }
 }
 
 impl Consumer for ExternalState {
     fn step(&mut self, mut requests: Requests, room: usize) -> Result<Step, BackendError> {
-        let mut exchange = lock(&self.0.exchange);
+        let mut exchange = lock(&self.exchange);
         if let Some(error) = &exchange.failure {
             return Err(error.clone());
         }
@@ -87,34 +78,34 @@ impl Consumer for ExternalState {
             exchange.requests.commits.append(&mut requests.commits);
             exchange.requests.releases.append(&mut requests.releases);
             exchange.room = room;
-            exchange.is_rung = true;
-            self.0.filled.notify_one();
+            self.worker.ring();
         }
         Ok(std::mem::take(&mut exchange.out))
     }
 
     fn extend(&mut self) {
-        lock(&self.0.exchange).extends = true;
-        self.0.ring();
+        lock(&self.exchange).extends = true;
+        self.worker.ring();
     }
 
     fn is_settled(&self) -> bool {
-        lock(&self.0.exchange).owed == 0
+        lock(&self.exchange).owed == 0
     }
 }
 
 impl Drop for ExternalState {
     fn drop(&mut self) {
-        lock(&self.0.exchange).is_closed = true;
-        self.0.filled.notify_one();
+        lock(&self.exchange).is_closed = true;
+        self.worker.ring();
     }
 }
 
 struct Worker {
-    between: Arc<Between>,
+    exchange: Arc<Mutex<Exchange>>,
     inner: Box<dyn Consumer>,
-    /// The inner one's bell.
+    /// Rung by the inner consumer and by its owner, through `woken` while the thread sleeps.
     own: Bell,
+    woken: Receiver<()>,
     store: Arc<dyn KeyValue>,
     context_ttl: Duration,
     bell: Bell,
@@ -134,16 +125,16 @@ struct Maps {
 impl Worker {
     fn work(mut self) {
         loop {
-            let mut exchange = lock(&self.between.exchange);
-            while !exchange.is_rung && !exchange.is_closed && !self.is_away && self.own.asleep() {
-                let woken = self.between.filled.wait(exchange);
-                exchange = woken.unwrap_or_else(std::sync::PoisonError::into_inner);
+            if self.is_away {
+                std::thread::sleep(AGAIN);
+            } else if self.own.asleep() {
+                let _ = self.woken.recv();
             }
+            self.own.answer();
+            let mut exchange = lock(&self.exchange);
             if exchange.is_closed && exchange.requests.is_empty() {
                 return;
             }
-            exchange.is_rung = false;
-            self.own.answer();
             let (requests, room) = (std::mem::take(&mut exchange.requests), exchange.room);
             let (extends, is_closed) = (std::mem::take(&mut exchange.extends), exchange.is_closed);
             drop(exchange);
@@ -153,7 +144,7 @@ impl Worker {
             let said = requests.commits.len() + requests.releases.len() + self.unwritten.len();
             let stepped = self.step(requests, if is_closed { 0 } else { room });
             let done = said - self.unwritten.len();
-            let mut exchange = lock(&self.between.exchange);
+            let mut exchange = lock(&self.exchange);
             exchange.owed -= done.min(exchange.owed);
             match stepped {
                 Ok(step) => {
@@ -168,9 +159,6 @@ impl Worker {
             self.bell.ring();
             if is_over {
                 return;
-            }
-            if self.is_away {
-                std::thread::park_timeout(AGAIN);
             }
         }
     }

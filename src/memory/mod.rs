@@ -4,13 +4,14 @@
 //! the bells of those who should look. What it keeps goes with its process (logged at the start).
 
 pub mod broker;
+mod commands;
 mod deliver;
 mod ending;
 mod external_state;
+mod invariants;
 mod kv;
 mod records;
 mod shared;
-mod steer;
 mod timers;
 mod view;
 

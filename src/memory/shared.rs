@@ -44,23 +44,22 @@ impl MemoryBroker {
     }
 
     /// Runs one operation, then rings those who should look.
-    fn with<R>(&self, operation: impl FnOnce(&mut Broker, Timestamp) -> R) -> R {
+    pub fn with<R>(&self, operation: impl FnOnce(&mut Broker, Timestamp) -> R) -> R {
         let mut state = self.lock();
         let now = self.0.clock.now();
         let answer = operation(&mut state.broker, now);
         let signals = state.broker.take_signals();
-        let mut due = Vec::new();
-        for group in &signals.groups {
-            due.extend(state.consumers.values().filter(|(of, _)| of == group).map(|(_, bell)| bell.clone()));
-        }
-        due.extend(
-            signals.consumers.iter().filter_map(|id| state.consumers.get(id)).map(|(_, bell)| bell.clone()),
-        );
-        due.extend(signals.instances.iter().filter_map(|id| state.instances.get(id)).cloned());
+        let State { consumers, instances, .. } = &*state;
+        let of_groups = consumers.values().filter(|(group, _)| signals.groups.contains(group));
+        let revoked = signals.consumers.iter().filter_map(|id| consumers.get(id));
+        let told = signals.instances.iter().filter_map(|id| instances.get(id));
+        let due: Vec<Bell> = of_groups.chain(revoked).map(|(_, bell)| bell).chain(told).cloned().collect();
         // Nobody is woken into a lock that is still held.
         drop(state);
         due.iter().for_each(Bell::ring);
-        signals.notices.iter().for_each(log_notice);
+        for Notice { level, event, job, trace, cause } in signals.notices {
+            job_event(level, event, &trace, job).field("cause", cause).emit();
+        }
         answer
     }
 
@@ -72,20 +71,6 @@ impl MemoryBroker {
         state.consumers.insert(id, (group, bell));
         MemoryConsumer { broker: self.clone(), id }
     }
-
-    /// Looks at the broker itself (tests, drain).
-    pub fn inspect<R>(&self, look: impl FnOnce(&mut Broker, Timestamp) -> R) -> R {
-        self.with(look)
-    }
-}
-
-fn log_notice(notice: &Notice) {
-    let level = match notice.event {
-        "queue.dead" => log::Level::Warn,
-        "queue.redelivered" | "reply.late_dropped" | "reply.duplicate_dropped" => log::Level::Info,
-        _ => log::Level::Debug,
-    };
-    job_event(level, notice.event, &notice.trace, notice.job).field("cause", notice.cause).emit();
 }
 
 impl Seat for MemoryBroker {

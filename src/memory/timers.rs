@@ -23,12 +23,8 @@ impl Broker {
             jobs.into_iter().for_each(|job| self.revoke(number, job));
             self.lose_lease(number, now);
         }
-        let deaf: Vec<ConsumerId> = self
-            .consumers
-            .iter()
-            .filter(|(_, consumer)| consumer.revoked.len() > REVOKED_LEASES)
-            .map(|(id, _)| *id)
-            .collect();
+        let deaf = self.consumers.iter().filter(|(_, consumer)| consumer.revoked.len() > REVOKED_LEASES);
+        let deaf: Vec<ConsumerId> = deaf.map(|(id, _)| *id).collect();
         for id in deaf {
             self.disconnect(id, now);
         }
@@ -46,7 +42,7 @@ impl Broker {
         let since = std::mem::replace(&mut self.ticked_at, now);
         let affinity = micros(LANE_AFFINITY);
         let left = |time: Timestamp| Timestamp(time.0.saturating_sub(affinity));
-        for queue in self.handlers.iter().filter(|queue| !queue.paused) {
+        for queue in self.handlers.iter().filter(|queue| !queue.figures.paused) {
             let came = |since, now| queue.ready.range((since, u64::MAX)..=(now, u64::MAX)).next().is_some();
             if came(since, now) || came(left(since), left(now)) {
                 self.signals.groups.push(queue.spec.group);
@@ -57,7 +53,7 @@ impl Broker {
     /// When something becomes ready by time alone. `None`: only an event changes anything.
     #[must_use]
     pub fn next_wake(&self, now: Timestamp) -> Option<Timestamp> {
-        let delayed = self.handlers.iter().filter(|queue| !queue.paused).filter_map(|queue| {
+        let delayed = self.handlers.iter().filter(|queue| !queue.figures.paused).filter_map(|queue| {
             let (place, _) = queue.ready.range((now, u64::MAX)..).next()?;
             Some(place.0)
         });

@@ -16,7 +16,7 @@ use crate::limits::{LOG_BYTES, LOG_LINES};
 use crate::problem::json_text;
 
 /// This process's buffer, once there is a writer.
-static BUFFER: OnceLock<Buffer> = OnceLock::new();
+static BUFFER: OnceLock<SyncSender<Vec<u8>>> = OnceLock::new();
 /// Lines that found the buffer full, or that could not be written.
 static LOST: AtomicU64 = AtomicU64::new(0);
 /// Lines that are not written yet, and their bytes.
@@ -31,10 +31,10 @@ pub fn start(format: LogFormat, role: &'static str) {
     if writer.is_err() {
         return; // No thread, no log: the service is worth more.
     }
-    let buffer = BUFFER.get_or_init(|| Buffer(lines));
+    BUFFER.get_or_init(|| lines);
     let clock = Clock::system();
     let mut builder = Builder::from_env(Env::default().default_filter_or("info"));
-    builder.target(Target::Pipe(Box::new(buffer.clone()))).format(move |out, record| {
+    builder.target(Target::Pipe(Box::new(Buffer))).format(move |out, record| {
         let (ts, level, pid, message) = (clock.now(), record.level(), std::process::id(), record.args());
         if format == LogFormat::Text {
             return writeln!(out, "{ts} {level:5} {role}[{pid}] {message}");
@@ -60,11 +60,20 @@ pub fn pass_on(line: Vec<u8>) {
     push(line, 2);
 }
 
+/// Takes a line if `share`, a half or all of the buffer, has room for it.
 fn push(line: Vec<u8>, share: u64) {
-    match BUFFER.get() {
-        Some(buffer) => buffer.push(line, share),
+    let Some(buffer) = BUFFER.get() else {
         // Before the log is set up, or without a thread: better in our way than lost.
-        None => drop(std::io::stderr().write_all(&line)),
+        return drop(std::io::stderr().write_all(&line));
+    };
+    let length = line.len() as u64;
+    let lines = PENDING.fetch_add(1, Ordering::AcqRel);
+    let bytes = BYTES.fetch_add(length, Ordering::AcqRel) + length;
+    let is_full = lines >= LOG_LINES as u64 / share || bytes > LOG_BYTES / share;
+    if is_full || buffer.try_send(line).is_err() {
+        PENDING.fetch_sub(1, Ordering::AcqRel);
+        BYTES.fetch_sub(length, Ordering::AcqRel);
+        LOST.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -78,27 +87,12 @@ pub fn name_cut_off(jobs: &[JobId]) {
     }
 }
 
-#[derive(Clone)]
-struct Buffer(SyncSender<Vec<u8>>);
-
-impl Buffer {
-    /// Takes a line if `share`, a half or all of the buffer, has room for it.
-    fn push(&self, line: Vec<u8>, share: u64) {
-        let length = line.len() as u64;
-        let lines = PENDING.fetch_add(1, Ordering::AcqRel);
-        let bytes = BYTES.fetch_add(length, Ordering::AcqRel) + length;
-        let is_full = lines >= LOG_LINES as u64 / share || bytes > LOG_BYTES / share;
-        if is_full || self.0.try_send(line).is_err() {
-            PENDING.fetch_sub(1, Ordering::AcqRel);
-            BYTES.fetch_sub(length, Ordering::AcqRel);
-            LOST.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
+/// What the logger writes into.
+struct Buffer;
 
 impl Write for Buffer {
     fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
-        self.push(line.to_vec(), 1);
+        push(line.to_vec(), 1);
         Ok(line.len())
     }
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::control_socket::{ControlSocket, framed, split};
-use crate::channel::Reject;
 use crate::channel::keys::GroupSecret;
+use crate::codec::{Cursor, Malformed, put_bytes};
 
 /// What a child is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,8 +45,6 @@ pub struct Bundle {
     pub private_dir: String,
 }
 
-const BUNDLE: u8 = 1;
-
 impl Bundle {
     /// The framed message. The bytes hold secrets and are wiped when dropped.
     #[must_use]
@@ -55,21 +53,16 @@ impl Bundle {
         body.extend_from_slice(&self.group.to_be_bytes());
         body.extend_from_slice(&self.clock_offset.to_be_bytes());
         for text in [&self.config, &self.private_dir] {
-            body.extend_from_slice(&u32::try_from(text.len()).unwrap_or(u32::MAX).to_be_bytes());
-            body.extend_from_slice(text.as_bytes());
+            put_bytes(&mut body, text.as_bytes());
         }
         self.secrets.iter().for_each(|secret| body.extend_from_slice(secret.expose()));
-        framed(BUNDLE, &body)
+        framed(&body)
     }
 
-    fn decode(kind: u8, body: &[u8]) -> Result<Bundle, Reject> {
-        let mut fields = crate::codec::Cursor::new(body);
-        if kind != BUNDLE {
-            return Err(Reject::Malformed);
-        }
+    fn decode(body: &[u8]) -> Result<Bundle, Malformed> {
+        let mut fields = Cursor::new(body);
         let (group, clock_offset) = (fields.u16()?, fields.u64()?);
-        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).map_err(|_| Reject::Malformed);
-        let mut text = || text(fields.bytes()?);
+        let mut text = || String::from_utf8(fields.bytes()?.to_vec()).map_err(|_| Malformed);
         let (config, private_dir) = (text()?, text()?);
         let mut secrets = Vec::new();
         while let Ok(mut secret) = fields.array::<32>() {
@@ -92,34 +85,21 @@ impl Bundle {
         stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
         let mut input = Zeroizing::new(vec![0; 4]);
         stream.read_exact(&mut input).map_err(failed)?;
+        let malformed = |_| "the control socket: the bundle is malformed";
+        split(&input).map_err(malformed)?;
         let length = u32::from_be_bytes(input[..4].try_into().unwrap_or_default()) as usize;
-        if length > 4 << 20 {
-            return Err("the control socket: the bundle is malformed".into());
-        }
         input.resize(4 + length, 0);
         stream.read_exact(&mut input[4..]).map_err(failed)?;
-        let bundle = match split(&input) {
-            Ok(Some((kind, body, _))) => Bundle::decode(kind, body),
-            Ok(None) | Err(_) => Err(Reject::Malformed),
-        };
-        let bundle = bundle.map_err(|_| "the control socket: the bundle is malformed")?;
+        let bundle = Bundle::decode(&input[4..]).map_err(malformed)?;
         stream.set_nonblocking(true).map_err(failed)?;
         Ok((bundle, ControlSocket::new(mio::net::UnixStream::from_std(stream))))
-    }
-
-    /// The last of its secrets that was not taken.
-    ///
-    /// # Errors
-    /// There is none.
-    pub fn secret(&mut self) -> Result<GroupSecret, String> {
-        self.secrets.pop().ok_or_else(|| "the bundle holds no secret".into())
     }
 }
 
 /// A bundle is written as it was read.
 #[doc(hidden)]
 pub fn fuzz_bundle(bytes: &[u8]) {
-    let Ok(Some((kind, body, length))) = split(bytes) else { return };
-    let Ok(bundle) = Bundle::decode(kind, body) else { return };
+    let Ok(Some((body, length))) = split(bytes) else { return };
+    let Ok(bundle) = Bundle::decode(body) else { return };
     assert!(bundle.encode()[..] == bytes[..length], "a bundle has one form");
 }

@@ -1,14 +1,16 @@
 //! The control socket between a supervisor and a child: one bundle, then small commands.
 //!
-//! `length u32 | kind u8 | body`, big-endian; `length` counts the bytes after itself. It is a socket pair that
-//! nobody else can reach, so it is not signed; a malformed message ends the child, an end of file as well.
+//! `length u32 | body`, big-endian; the body of a command is JSON. It is a socket pair that nobody else can reach, so
+//! it is not signed; a malformed message ends the child, an end of file as well.
 
 use std::io::{ErrorKind, Read, Write};
 
 use mio::net::UnixStream;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::channel::Reject;
+use crate::codec::{Malformed, put_bytes};
 use crate::job::JobId;
 use crate::named::named;
 
@@ -19,7 +21,7 @@ const MESSAGE_BYTES: usize = 4 << 20;
 const CUT_OFF_AT_ONCE: usize = 1_000;
 
 /// From the supervisor.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub enum ToChild {
     /// Where the broker listens.
     Channel(String),
@@ -38,14 +40,14 @@ pub enum ToChild {
 }
 
 /// From a child.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub enum ToParent {
     /// It serves; web says where the channel listens, and its name at the broker, if it has one.
     Ready(String),
     /// Answers a ping.
     Pong,
-    /// The drain is over; these jobs were cut off, a bounded number; the next message may name more.
-    CutOff(Vec<JobId>),
+    /// The drain is over; the jobs of these ids were cut off, a bounded number; the next message may name more.
+    CutOff(Vec<[u8; 16]>),
     /// The drain is over; so many jobs were cut off.
     Drained(u64),
     /// It asks to be replaced.
@@ -55,8 +57,8 @@ pub enum ToParent {
 }
 
 named! {
-    /// Why an executor asks to be replaced: the reasons of `process_recycled_total`, in the order of their numbers on the
-    /// wire.
+    /// Why an executor asks to be replaced: the reasons of `process_recycled_total`.
+    #[derive(Deserialize, Serialize)]
     Leaving {
         /// It has finished as many jobs as its group allows.
         MaxJobs = "max_jobs",
@@ -67,120 +69,38 @@ named! {
     }
 }
 
-/// What a control message is made from and read into.
-pub trait Message: Sized {
-    /// Kind and body.
-    fn encode(&self) -> (u8, Vec<u8>);
-    /// Reads one.
-    ///
-    /// # Errors
-    /// It is malformed.
-    fn decode(kind: u8, body: &[u8]) -> Result<Self, Reject>;
-}
-
-impl Message for ToChild {
-    fn encode(&self) -> (u8, Vec<u8>) {
-        match self {
-            ToChild::Channel(address) => (2, address.clone().into_bytes()),
-            ToChild::Ping => (3, Vec::new()),
-            ToChild::Drain(millis) => (4, millis.to_be_bytes().to_vec()),
-            ToChild::Stop => (5, Vec::new()),
-            ToChild::Leave => (7, Vec::new()),
-            ToChild::Replaced(group, reason, count) => (6, format!("{group} {reason} {count}").into_bytes()),
-            ToChild::Succeeds(name) => (8, name.clone().into_bytes()),
-        }
-    }
-
-    fn decode(kind: u8, body: &[u8]) -> Result<ToChild, Reject> {
-        let text = || String::from_utf8(body.to_vec()).map_err(|_| Reject::Malformed);
-        match (kind, body) {
-            (2, _) => Ok(ToChild::Channel(text()?)),
-            (3, []) => Ok(ToChild::Ping),
-            (4, _) => Ok(ToChild::Drain(u64::from_be_bytes(body.try_into().map_err(|_| Reject::Malformed)?))),
-            (5, []) => Ok(ToChild::Stop),
-            (7, []) => Ok(ToChild::Leave),
-            (6, _) => {
-                let text = text()?;
-                let mut words = text.split(' ');
-                let (Some(group), Some(reason), Some(Some(count)), None) =
-                    (words.next(), words.next(), words.next().map(number), words.next())
-                else {
-                    return Err(Reject::Malformed);
-                };
-                Ok(ToChild::Replaced(group.into(), reason.into(), count))
-            }
-            (8, _) => Ok(ToChild::Succeeds(text()?)),
-            _ => Err(Reject::Malformed),
-        }
-    }
-}
-
-/// A number in its one form.
-fn number(text: &str) -> Option<u64> {
-    text.parse().ok().filter(|number: &u64| number.to_string() == text)
-}
-
-impl Message for ToParent {
-    fn encode(&self) -> (u8, Vec<u8>) {
-        match self {
-            ToParent::Ready(address) => (0x81, address.clone().into_bytes()),
-            ToParent::Pong => (0x82, Vec::new()),
-            ToParent::CutOff(jobs) => (0x83, jobs.iter().flat_map(|job| job.0).collect()),
-            ToParent::Drained(count) => (0x85, count.to_be_bytes().to_vec()),
-            ToParent::Leaving(why) => (0x84, vec![*why as u8]),
-            ToParent::Worked => (0x86, Vec::new()),
-        }
-    }
-
-    fn decode(kind: u8, body: &[u8]) -> Result<ToParent, Reject> {
-        match (kind, body) {
-            (0x81, _) => {
-                Ok(ToParent::Ready(String::from_utf8(body.to_vec()).map_err(|_| Reject::Malformed)?))
-            }
-            (0x82, []) => Ok(ToParent::Pong),
-            (0x86, []) => Ok(ToParent::Worked),
-            (0x83, _) if body.len().is_multiple_of(16) => {
-                let ids = body.chunks_exact(16).filter_map(|id| id.try_into().ok());
-                Ok(ToParent::CutOff(ids.map(JobId).collect()))
-            }
-            (0x85, count) => {
-                Ok(ToParent::Drained(u64::from_be_bytes(count.try_into().map_err(|_| Reject::Malformed)?)))
-            }
-            (0x84, [why]) => Leaving::ALL
-                .get(usize::from(*why))
-                .map(|why| ToParent::Leaving(*why))
-                .ok_or(Reject::Malformed),
-            _ => Err(Reject::Malformed),
-        }
-    }
-}
-
 /// Frames a message.
 #[must_use]
-pub fn framed(kind: u8, body: &[u8]) -> Zeroizing<Vec<u8>> {
-    let mut out = Zeroizing::new(Vec::with_capacity(5 + body.len()));
-    out.extend_from_slice(&u32::try_from(1 + body.len()).unwrap_or(u32::MAX).to_be_bytes());
-    out.push(kind);
-    out.extend_from_slice(body);
+pub fn framed(body: &[u8]) -> Zeroizing<Vec<u8>> {
+    let mut out = Zeroizing::new(Vec::with_capacity(4 + body.len()));
+    put_bytes(&mut out, body);
     out
 }
 
-/// Kind, body, and the whole length.
-pub type Split<'a> = (u8, &'a [u8], usize);
-
-/// The message at the start of the bytes.
+/// The message at the start of the bytes, and its whole length.
 ///
 /// # Errors
 /// Its length makes no sense.
-pub fn split(bytes: &[u8]) -> Result<Option<Split<'_>>, Reject> {
-    let Some(length) = bytes.first_chunk().map(|length| u32::from_be_bytes(*length) as usize) else {
-        return Ok(None);
-    };
-    if length == 0 || length > MESSAGE_BYTES {
-        return Err(Reject::Malformed);
+pub fn split(bytes: &[u8]) -> Result<Option<(&[u8], usize)>, Malformed> {
+    match bytes.first_chunk().map(|length| u32::from_be_bytes(*length) as usize) {
+        Some(length @ 1..=MESSAGE_BYTES) => Ok(bytes.get(4..4 + length).map(|body| (body, 4 + length))),
+        Some(_) => Err(Malformed),
+        None => Ok(None),
     }
-    let Some(message) = bytes.get(4..4 + length) else { return Ok(None) };
-    Ok(message.split_first().map(|(kind, body)| (*kind, body, 4 + length)))
+}
+
+/// A command with its frame.
+pub fn encode(message: &impl Serialize) -> Zeroizing<Vec<u8>> {
+    framed(&serde_json::to_vec(message).expect("a command is words and numbers"))
+}
+
+/// A command in its one form.
+///
+/// # Errors
+/// It is malformed.
+pub fn decode<M: Serialize + DeserializeOwned>(body: &[u8]) -> Result<M, Malformed> {
+    let message = serde_json::from_slice(body).map_err(|_| Malformed)?;
+    if encode(&message)[4..] == *body { Ok(message) } else { Err(Malformed) }
 }
 
 /// One end of a control socket, without blocking.
@@ -190,10 +110,6 @@ pub struct ControlSocket {
     output: Zeroizing<Vec<u8>>,
     ended: bool,
 }
-
-/// The other end is gone, or says what makes no sense.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gone;
 
 impl ControlSocket {
     /// Around a socket that does not block.
@@ -207,36 +123,31 @@ impl ControlSocket {
         &mut self.stream
     }
 
-    /// What has arrived.
+    /// What has arrived; if the other end has closed since, it still counts.
     ///
     /// # Errors
-    /// The other end is gone.
-    pub fn read<M: Message>(&mut self) -> Result<Vec<M>, Gone> {
+    /// It makes no sense.
+    pub fn read<M: Serialize + DeserializeOwned>(&mut self) -> Result<Vec<M>, Malformed> {
         let mut buffer = [0; 4_096];
         loop {
             match self.stream.read(&mut buffer) {
-                Ok(0) => {
-                    self.ended = true;
-                    break;
-                }
-                Ok(_) if self.input.len() > 2 * MESSAGE_BYTES => return Err(Gone),
-                Ok(read) => self.input.extend_from_slice(&buffer[..read]),
+                Ok(1..) if self.input.len() > 2 * MESSAGE_BYTES => return Err(Malformed),
+                Ok(read @ 1..) => self.input.extend_from_slice(&buffer[..read]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 // A peer that is gone before it has read everything resets the connection.
-                Err(_) => {
+                Ok(0) | Err(_) => {
                     self.ended = true;
                     break;
                 }
             }
         }
         let mut messages = Vec::new();
-        while let Some((kind, body, length)) = split(&self.input).map_err(|_| Gone)? {
-            messages.push(M::decode(kind, body).map_err(|_| Gone)?);
+        while let Some((body, length)) = split(&self.input)? {
+            messages.push(decode(body)?);
             self.input.drain(..length);
         }
-        // What was said before the end still counts.
-        if self.ended && messages.is_empty() { Err(Gone) } else { Ok(messages) }
+        Ok(messages)
     }
 
     /// The other end has closed; what it said before was read.
@@ -247,13 +158,14 @@ impl ControlSocket {
 
     /// Names jobs that were cut off.
     pub fn name_cut_off(&mut self, jobs: &[JobId]) {
-        jobs.chunks(CUT_OFF_AT_ONCE).for_each(|some| self.send(&ToParent::CutOff(some.to_vec())));
+        for some in jobs.chunks(CUT_OFF_AT_ONCE) {
+            self.send(&ToParent::CutOff(some.iter().map(|job| job.0).collect()));
+        }
     }
 
     /// Queues and writes a message; what does not fit goes with the next [`ControlSocket::flush`].
-    pub fn send<M: Message>(&mut self, message: &M) {
-        let (kind, body) = message.encode();
-        self.send_bytes(&framed(kind, &body));
+    pub fn send(&mut self, message: &impl Serialize) {
+        self.send_bytes(&encode(message));
     }
 
     /// The same with framed bytes.
@@ -295,23 +207,23 @@ mod tests {
             ToChild::Replaced("execution".into(), "crashed".into(), 3),
             ToChild::Succeeds("node".into()),
         ] {
-            let (kind, body) = message.encode();
-            let bytes = framed(kind, &body);
-            let (kind, body, length) = split(&bytes).unwrap().unwrap();
-            assert_eq!((ToChild::decode(kind, body), length), (Ok(message), bytes.len()));
+            let bytes = encode(&message);
+            let (body, length) = split(&bytes).unwrap().unwrap();
+            assert_eq!((decode(body), length), (Ok(message), bytes.len()));
+            assert_eq!(decode::<ToParent>(body), Err(Malformed));
             assert_eq!(split(&bytes[..bytes.len() - 1]), Ok(None));
         }
         for message in [
             ToParent::Ready("a".into()),
-            ToParent::CutOff(vec![JobId([1; 16])]),
+            ToParent::CutOff(vec![[1; 16]]),
             ToParent::Drained(7),
             ToParent::Leaving(Leaving::Stuck),
             ToParent::Worked,
         ] {
-            let (kind, body) = message.encode();
-            assert_eq!(ToParent::decode(kind, &body), Ok(message));
+            let bytes = encode(&message);
+            assert_eq!(decode(&bytes[4..]), Ok(message));
         }
-        assert_eq!(split(&[0, 0, 0, 0, 0]), Err(Reject::Malformed));
-        assert_eq!(split(&[0xFF, 0, 0, 0, 0]), Err(Reject::Malformed));
+        assert_eq!(split(&[0, 0, 0, 0, 0]), Err(Malformed));
+        assert_eq!(split(&[0xFF, 0, 0, 0, 0]), Err(Malformed));
     }
 }

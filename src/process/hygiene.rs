@@ -31,14 +31,10 @@ pub fn become_subreaper() -> Result<()> {
 /// What a child does before it reads its bundle, and so a secret.
 pub fn begin_child() -> Result<()> {
     keep_secrets()?;
-    die_with_parent()?;
-    leave_signals_to_parent()
-}
-
-/// A child dies with the thread that spawned it, even if its control socket should outlive it.
-fn die_with_parent() -> Result<()> {
+    // It dies with the thread that spawned it, even if its control socket should outlive it.
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    Ok(())
+    // Its signals are its supervisor's to give: those sent to a whole group or by a terminal change nothing.
+    ignore(&[SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2])
 }
 
 /// Ten thousand callers need as many descriptors; the hard limit stays the administrator's.
@@ -114,11 +110,6 @@ pub fn drain_bytes(stream: &mut mio::net::UnixStream) -> usize {
 /// What SIGHUP does: it reads again what may be read again, and never ends anything.
 pub fn say_hangup() {
     log::info!("SIGHUP: there is nothing to read again");
-}
-
-/// A child's signals are its supervisor's to give: those sent to a whole group or by a terminal change nothing.
-fn leave_signals_to_parent() -> Result<()> {
-    ignore(&[SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2])
 }
 
 /// A handler that does nothing, not `SIG_IGN`, which programs that we start would inherit.

@@ -1,9 +1,10 @@
 //! One event loop's ground: sockets and a bell to wait for, at most so long. Whoever rings the bell wakes it.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use mio::event::Source;
-use mio::{Events, Interest, Poll, Registry, Token};
+use mio::{Events, Interest, Poll, Registry, Token, Waker};
 
 use crate::bell::Bell;
 
@@ -22,8 +23,9 @@ impl Reactor {
     /// # Errors
     /// The kernel refuses.
     pub fn new(events: usize) -> Result<Reactor, String> {
-        let poll = Poll::new().map_err(|error| error.to_string())?;
-        let bell = Bell::for_poll(&poll, WAKER).map_err(|error| error.to_string())?;
+        let made = Poll::new().and_then(|poll| Ok((Waker::new(poll.registry(), WAKER)?, poll)));
+        let (waker, poll) = made.map_err(|error| error.to_string())?;
+        let bell = Bell::new(move || drop(waker.wake()));
         Ok(Reactor { poll, events: Events::with_capacity(events), bell })
     }
 
@@ -45,12 +47,19 @@ impl Reactor {
         self.poll.registry().register(source, token, both).map_err(|error| error.to_string())
     }
 
-    /// Waits for events, for a ring, or so long at most.
+    /// Waits for events, for a ring, or so long at most. What rings from then on was not looked at yet.
     ///
     /// # Errors
     /// The kernel ends the loop.
     pub fn wait(&mut self, most: Duration) -> Result<&Events, String> {
-        self.bell.wait(&mut self.poll, &mut self.events, most)?;
+        let most = if self.bell.asleep() { most } else { Duration::ZERO };
+        let mut waited = self.poll.poll(&mut self.events, Some(most));
+        // By a signal, or after a stop of this process: what has come meanwhile is seen before any deadline is judged.
+        while waited.as_ref().is_err_and(|error| error.kind() == ErrorKind::Interrupted) {
+            waited = self.poll.poll(&mut self.events, Some(Duration::ZERO));
+        }
+        self.bell.answer();
+        waited.map_err(|error| format!("the event loop: {error}"))?;
         Ok(&self.events)
     }
 

@@ -37,9 +37,10 @@ fn serve_executor(registry: &Registry) -> Result<Exit, String> {
     log_writer::start(deployment.config.observability.log, "executor");
     let platform = &deployment.config.runtime.platform;
     let group = platform.process_groups.get(usize::from(bundle.group)).ok_or("the bundle names no group")?;
+    let secret = bundle.secrets.pop().ok_or("the bundle holds no secret")?;
     let ipc = &platform.execution_ipc;
     let ttl_ms = ipc.auth.ttl_seconds * 1_000;
-    let client = ChannelClient::new(bundle.secret()?, bundle.group, ttl_ms, ipc.heartbeat_ms, CHANNEL);
+    let client = ChannelClient::new(secret, bundle.group, ttl_ms, ipc.heartbeat_ms, CHANNEL);
     let reactor = Reactor::new(64)?;
     reactor.watch(control.stream(), CONTROL)?;
     let outfit = deployment.outfit(group.workers, reactor.bell());
@@ -51,14 +52,11 @@ fn serve_executor(registry: &Registry) -> Result<Exit, String> {
         recycle: RecyclePolicy::new(group.clone()),
         said_ready: false,
         said_worked: false,
-        stops: false,
-        leaves: false,
+        ends: false,
     };
     let ended = execution::start(outfit, helm).map_err(io)?;
     // Handlers that never return are left behind with their threads.
-    let exit = ended.recv().unwrap_or_else(|_| Err("a thread of the executor has ended".into()));
-    log_writer::settle();
-    exit
+    ended.recv().unwrap_or_else(|_| Err("a thread of the executor has ended".into()))
 }
 
 struct ExecutorHelm {
@@ -70,10 +68,8 @@ struct ExecutorHelm {
     said_ready: bool,
     /// A job of it has begun: what ends this process from now on may be that job's fault.
     said_worked: bool,
-    /// It ends once what runs is over; the service stops as well.
-    stops: bool,
-    /// The same, and the service goes on: a successor is on the way.
-    leaves: bool,
+    /// It ends once what runs is over.
+    ends: bool,
 }
 
 impl Helm for ExecutorHelm {
@@ -81,7 +77,7 @@ impl Helm for ExecutorHelm {
 
     fn turn(&mut self, engine: &mut Engine) -> ControlFlow<Self::End, Duration> {
         let (now, now_ms) = (self.clock.now(), monotonic_millis());
-        if self.stops || self.leaves {
+        if self.ends {
             engine.books.drain(now);
         }
         self.client.tick(self.reactor.registry(), now_ms);
@@ -91,7 +87,7 @@ impl Helm for ExecutorHelm {
         }
         self.client.flush(now_ms);
         let health = engine.health(&self.client, now);
-        if (self.stops || self.leaves) && health == Health::Drained {
+        if self.ends && health == Health::Drained {
             return ControlFlow::Break(Ok(Exit::Done));
         }
         if self.said_ready
@@ -112,19 +108,7 @@ impl Helm for ExecutorHelm {
     }
 
     fn wait(&mut self, most: Duration) -> ControlFlow<Self::End> {
-        let events = match self.reactor.wait(most) {
-            Ok(events) => events,
-            Err(message) => return ControlFlow::Break(Err(message)),
-        };
-        let mut is_told = false;
-        for event in events {
-            match event.token() {
-                CONTROL => is_told = true,
-                CHANNEL => self.client.on_event(event, monotonic_millis()),
-                _ => {}
-            }
-        }
-        match if is_told { self.on_control() } else { Ok(()) } {
+        match self.look(most) {
             Ok(()) => ControlFlow::Continue(()),
             Err(message) => ControlFlow::Break(Err(message)),
         }
@@ -132,6 +116,18 @@ impl Helm for ExecutorHelm {
 }
 
 impl ExecutorHelm {
+    fn look(&mut self, most: Duration) -> Result<(), String> {
+        let mut is_told = false;
+        for event in self.reactor.wait(most)? {
+            match event.token() {
+                CONTROL => is_told = true,
+                CHANNEL => self.client.on_event(event, monotonic_millis()),
+                _ => {}
+            }
+        }
+        if is_told { self.on_control() } else { Ok(()) }
+    }
+
     fn on_control(&mut self) -> Result<(), String> {
         const GONE: &str = "the supervisor is gone";
         self.control.flush();
@@ -142,8 +138,7 @@ impl ExecutorHelm {
                     self.client.set_address(address, monotonic_millis());
                 }
                 ToChild::Ping => self.control.send(&ToParent::Pong),
-                ToChild::Drain(_) | ToChild::Stop => self.stops = true,
-                ToChild::Leave => self.leaves = true,
+                ToChild::Drain(_) | ToChild::Stop | ToChild::Leave => self.ends = true,
                 ToChild::Replaced(..) | ToChild::Succeeds(_) => {}
             }
         }

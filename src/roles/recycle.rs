@@ -21,28 +21,23 @@ impl RecyclePolicy {
 
     /// Why this process should be replaced, if it should; said once.
     pub(super) fn asks(&mut self, health: Health, finished: u64, now_ms: u64) -> Option<Leaving> {
+        const WEIGH_EVERY_MS: u64 = 500;
         if self.is_said {
             return None;
         }
-        let why = self.is_due(health, finished, now_ms)?;
-        log::info!("{}: this process finishes its jobs and is replaced", why.as_str());
-        self.is_said = true;
-        Some(why)
-    }
-
-    fn is_due(&mut self, health: Health, finished: u64, now_ms: u64) -> Option<Leaving> {
-        const WEIGH_EVERY_MS: u64 = 500;
-        if health == Health::Stuck {
-            return Some(Leaving::Stuck);
-        }
-        if self.group.max_jobs > 0 && finished >= self.group.max_jobs {
-            return Some(Leaving::MaxJobs);
-        }
-        if self.group.max_rss_mb > 0 && now_ms >= self.weighed_ms + WEIGH_EVERY_MS {
+        let group = &self.group;
+        let why = if health == Health::Stuck {
+            Leaving::Stuck
+        } else if group.max_jobs > 0 && finished >= group.max_jobs {
+            Leaving::MaxJobs
+        } else if group.max_rss_mb > 0 && now_ms >= self.weighed_ms + WEIGH_EVERY_MS {
             self.weighed_ms = now_ms;
-            let is_heavy = hygiene::resident_mb().is_some_and(|mb| mb > self.group.max_rss_mb);
-            return is_heavy.then_some(Leaving::MaxRss);
-        }
-        None
+            hygiene::resident_mb().filter(|mb| *mb > group.max_rss_mb).map(|_| Leaving::MaxRss)?
+        } else {
+            return None;
+        };
+        self.is_said = true;
+        log::info!("{}: this process finishes its jobs and is replaced", why.as_str());
+        Some(why)
     }
 }

@@ -1,7 +1,6 @@
 //! `serve`, `web` and `executor`: the supervisor's own story, as a checklist.
 
 use std::collections::BTreeMap;
-use std::net::TcpListener;
 use std::time::Duration;
 
 use mio::Token;
@@ -32,17 +31,12 @@ const WEB: usize = 0;
 /// running.
 #[must_use]
 pub fn serve(deployment: &Deployment, groups: &[usize]) -> Exit {
-    let exit = supervise(deployment, groups).unwrap_or_else(|message| ended(Err(message)));
-    log_writer::settle();
-    exit
+    supervise(deployment, groups).unwrap_or_else(|message| ended(Err(message)))
 }
 
 fn supervise(deployment: &Deployment, groups: &[usize]) -> Result<Exit, String> {
     let io = |error: std::io::Error| error.to_string();
-    event(log::Level::Info, "lifecycle.starting")
-        .field("profile", &crate::config::profile(&deployment.config))
-        .emit();
-    deployment.promise().iter().for_each(|promise| log::info!("{promise}"));
+    super::say_starting(deployment);
     // Before the secret exists, nobody may look into this process any more.
     hygiene::keep_secrets().map_err(io)?;
     hygiene::become_subreaper().map_err(io)?;
@@ -54,17 +48,20 @@ fn supervise(deployment: &Deployment, groups: &[usize]) -> Result<Exit, String> 
     let private_dir = PrivateDir::make()?;
     // One secret for this run; children get what their role needs.
     let roots = deployment.root_secrets()?;
-    let mut fleet = fleet(deployment, groups, &roots, &listener, &private_dir)?;
+    let platform = &deployment.config.runtime.platform;
+    let mut fleet = Fleet::new(platform.lifecycle.clone(), platform.execution_ipc.heartbeat_ms, FIRST_CHILD);
+    let web = deployment.web_bundle(&roots, private_dir.path())?;
+    fleet.add(Role::Web, "web".into(), web.encode(), Some(listener));
+    add_executors(&mut fleet, deployment, groups, &roots[0]);
     drop(roots);
     let reactor = Reactor::new(64)?;
-    let [mut stop, mut child, mut hangup] =
-        [signals.stop, signals.child, signals.hangup].map(UnixStream::from_std);
-    reactor.watch(&mut stop, STOP)?;
-    reactor.watch(&mut child, CHILD)?;
-    reactor.watch(&mut hangup, HANGUP)?;
-    let lifecycle = &deployment.config.runtime.platform.lifecycle;
+    let mut signals = [signals.stop, signals.child, signals.hangup].map(UnixStream::from_std);
+    for (stream, token) in signals.iter_mut().zip([STOP, CHILD, HANGUP]) {
+        reactor.watch(stream, token)?;
+    }
+    let lifecycle = &platform.lifecycle;
     let exit = Supervisor {
-        fleet: &mut fleet,
+        fleet,
         phases: Phases::new(monotonic_millis() + lifecycle.ready_timeout_ms, lifecycle.patience_ms()),
         ready_line: format!("ready http://{address} pid={}\n", std::process::id()),
         notifier: Notifier::from_environment(),
@@ -72,31 +69,11 @@ fn supervise(deployment: &Deployment, groups: &[usize]) -> Result<Exit, String> 
         web_name: String::new(),
         replaced: BTreeMap::new(),
         gave_up: None,
-        stop,
-        child,
-        hangup,
+        signals,
     }
     .run(reactor);
-    // Whatever happened: no child outlives this.
-    fleet.kill_all();
     event(log::Level::Info, "lifecycle.stopped").emit();
     exit
-}
-
-fn fleet(
-    deployment: &Deployment,
-    groups: &[usize],
-    roots: &[Secret],
-    listener: &TcpListener,
-    private_dir: &PrivateDir,
-) -> Result<Fleet, String> {
-    let platform = &deployment.config.runtime.platform;
-    let mut fleet = Fleet::new(platform.lifecycle.clone(), platform.execution_ipc.heartbeat_ms, FIRST_CHILD);
-    let web = deployment.web_bundle(roots, private_dir.path())?;
-    let listener = listener.try_clone().map_err(|error| error.to_string())?;
-    fleet.add(Role::Web, "web".into(), web.encode(), Some(listener));
-    add_executors(&mut fleet, deployment, groups, &roots[0]);
-    Ok(fleet)
 }
 
 /// Adds the executors of these groups.
@@ -110,8 +87,9 @@ pub(super) fn add_executors(fleet: &mut Fleet, deployment: &Deployment, groups: 
     }
 }
 
-struct Supervisor<'a> {
-    fleet: &'a mut Fleet,
+struct Supervisor {
+    /// Whatever happens: no child outlives it.
+    fleet: Fleet,
     phases: Phases,
     ready_line: String,
     notifier: Notifier,
@@ -123,12 +101,11 @@ struct Supervisor<'a> {
     replaced: BTreeMap<(String, &'static str), u64>,
     /// Why a child cannot be kept running.
     gave_up: Option<String>,
-    stop: UnixStream,
-    child: UnixStream,
-    hangup: UnixStream,
+    /// By their tokens.
+    signals: [UnixStream; 3],
 }
 
-impl Supervisor<'_> {
+impl Supervisor {
     fn run(mut self, mut reactor: Reactor) -> Result<Exit, String> {
         loop {
             let now_ms = monotonic_millis();
@@ -146,17 +123,18 @@ impl Supervisor<'_> {
             for event in reactor.events() {
                 let happened = match event.token() {
                     STOP => {
-                        (0..drain_bytes(&mut self.stop)).for_each(|_| self.on(Event::Signal, now_ms));
+                        (0..drain_bytes(&mut self.signals[STOP.0]))
+                            .for_each(|_| self.on(Event::Signal, now_ms));
                         Vec::new()
                     }
                     HANGUP => {
-                        if drain_bytes(&mut self.hangup) > 0 {
+                        if drain_bytes(&mut self.signals[HANGUP.0]) > 0 {
                             hygiene::say_hangup();
                         }
                         Vec::new()
                     }
                     CHILD => {
-                        drain_bytes(&mut self.child);
+                        drain_bytes(&mut self.signals[CHILD.0]);
                         self.fleet.reap(now_ms)
                     }
                     Token(token) if self.fleet.owns(token) => self.fleet.on_event(token, now_ms),
@@ -178,7 +156,6 @@ impl Supervisor<'_> {
 
     /// What follows from where everything stands.
     fn look(&mut self, now_ms: u64) {
-        // A new executor is told where to connect with its first turn; telling it again changes nothing.
         if let Some(address) = self.channel.clone() {
             self.fleet.tell_new(&ToChild::Channel(address));
         }
@@ -226,7 +203,6 @@ impl Supervisor<'_> {
     /// Web serves: where its channel listens, and its name at the broker.
     fn on_web(&mut self, said: &str, now_ms: u64) {
         let (address, name) = said.split_once(' ').unwrap_or((said, ""));
-        self.fleet.send_executors(&ToChild::Channel(address.to_owned()));
         self.channel = Some(address.to_owned());
         let predecessor = std::mem::replace(&mut self.web_name, name.to_owned());
         if !predecessor.is_empty() {

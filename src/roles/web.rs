@@ -49,9 +49,7 @@ fn serve_web(registry: &Registry) -> Result<Exit, String> {
     let (consumers, bell) = (backend.consumers.clone(), web.bell());
     let connect = move |group| consumers(group, bell.clone());
     let channel = ChannelServer::bind(config, web.counters(), Box::new(connect))?;
-    let exit = web.with_channel(channel)?.run(Path::new(&bundle.private_dir));
-    log_writer::settle();
-    exit
+    web.with_channel(channel)?.run(Path::new(&bundle.private_dir))
 }
 
 /// `serve` in one process: the same web and workers, no channel.
@@ -59,16 +57,12 @@ fn serve_web(registry: &Registry) -> Result<Exit, String> {
 pub fn serve_inline(deployment: &Deployment) -> Exit {
     let exit = try_serve_inline(deployment).unwrap_or_else(|message| ended(Err(message)));
     event(log::Level::Info, "lifecycle.stopped").emit();
-    log_writer::settle();
     exit
 }
 
 fn try_serve_inline(deployment: &Deployment) -> Result<Exit, String> {
     let io = |error: std::io::Error| error.to_string();
-    event(log::Level::Info, "lifecycle.starting")
-        .field("profile", &crate::config::profile(&deployment.config))
-        .emit();
-    deployment.promise().iter().for_each(|promise| log::info!("{promise}"));
+    super::say_starting(deployment);
     // A secret may be here, and handlers are.
     keep_secrets().map_err(io)?;
     raise_descriptor_limit();

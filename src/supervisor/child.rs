@@ -28,10 +28,10 @@ pub(super) struct ChildProcess {
     pub(super) pinged_ms: u64,
     /// `Some` once it has closed its control socket.
     gone_ms: Option<u64>,
-    /// It knows where the broker listens.
-    pub(super) is_told: bool,
-    /// It has begun a job.
-    pub(super) has_worked: bool,
+    /// Where the broker listens, as it knows.
+    pub(super) told: Option<ToChild>,
+    /// What it has done so far.
+    pub(super) work: Work,
     /// How it ended, once that was seen.
     ended: Option<ExitStatus>,
 }
@@ -81,7 +81,7 @@ impl ChildProcess {
                 return Err(error);
             }
         };
-        let (gone_ms, is_told, has_worked, ended) = Default::default();
+        let (gone_ms, told, ended) = Default::default();
         let (since_ms, heard_ms, pinged_ms) = (now_ms, now_ms, now_ms);
         Ok(ChildProcess {
             child,
@@ -91,18 +91,14 @@ impl ChildProcess {
             heard_ms,
             pinged_ms,
             gone_ms,
-            is_told,
-            has_worked,
+            told,
+            work: Work::None,
             ended,
         })
     }
 
     pub(super) fn id(&self) -> u32 {
         self.child.id()
-    }
-
-    pub(super) fn work(&self) -> Work {
-        if self.has_worked { Work::Begun } else { Work::None }
     }
 
     pub(super) fn ping(&mut self, heartbeat_ms: u64, now_ms: u64) {

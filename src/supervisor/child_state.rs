@@ -15,7 +15,7 @@
 //! `Waiting` begins with the child's own beginning, and again when it was replaced. A child that leaves is put
 //! aside: it finishes its jobs while its successor starts.
 
-use super::restart::{History, How, Verdict, Work};
+use super::restart::{History, How, Work};
 use crate::config::Restart;
 use crate::process::bundle::Role;
 use crate::process::control_socket::{Leaving, ToParent};
@@ -203,8 +203,8 @@ impl Life {
 
     fn again(&mut self, how: How, reason: &'static str, policy: &Restart, now_ms: u64) -> (State, Action) {
         match self.history.ended(how, policy, now_ms) {
-            Verdict::Again(start_at_ms) => (State::Waiting { start_at_ms }, Action::Replaced(reason)),
-            Verdict::GiveUp => (State::Gone, Action::GiveUp),
+            Some(start_at_ms) => (State::Waiting { start_at_ms }, Action::Replaced(reason)),
+            None => (State::Gone, Action::GiveUp),
         }
     }
 }

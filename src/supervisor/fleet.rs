@@ -99,10 +99,6 @@ impl Fleet {
         self.children.iter().any(|child| child.process.is_some() && child.token == token)
     }
 
-    pub fn role(&self, place: usize) -> Role {
-        self.places[place].role
-    }
-
     /// Its group's name, or `web`.
     pub fn name(&self, place: usize) -> &str {
         &self.places[place].name
@@ -132,14 +128,12 @@ impl Fleet {
         self.places[child.place].role != Role::Web
     }
 
-    /// Tells executors that were started since the last call.
+    /// Tells executors what they were not told last.
     pub fn tell_new(&mut self, message: &ToChild) {
-        for child in &mut self.children {
-            if self.places[child.place].role != Role::Web
-                && let Some(process) = &mut child.process
-                && !std::mem::replace(&mut process.is_told, true)
-            {
+        for child in self.children.iter_mut().filter(|child| self.places[child.place].role != Role::Web) {
+            if let Some(process) = child.process.as_mut().filter(|it| it.told.as_ref() != Some(message)) {
                 process.control.send(message);
+                process.told = Some(message.clone());
             }
         }
     }
@@ -150,17 +144,6 @@ impl Fleet {
         let mut staying = of_place.filter(|child| child.life.state() != State::Aside);
         if let Some(process) = staying.next_back().and_then(|child| child.process.as_mut()) {
             process.control.send(message);
-        }
-    }
-
-    /// Tells something to every executor, those that leave as well.
-    pub fn send_executors(&mut self, message: &ToChild) {
-        for child in &mut self.children {
-            if self.places[child.place].role != Role::Web
-                && let Some(process) = &mut child.process
-            {
-                process.control.send(message);
-            }
         }
     }
 
@@ -184,7 +167,7 @@ impl Fleet {
             }
             happened.extend(self.let_leave(index, now_ms));
             if let Some(event) = self.watch(index, now_ms) {
-                self.act(index, event, now_ms);
+                let _ = self.act(index, event, now_ms);
             }
             index += 1;
         }
@@ -192,7 +175,7 @@ impl Fleet {
     }
 
     fn start(&mut self, index: usize, registry: &Registry, now_ms: u64) -> Option<FleetEvent> {
-        if self.act(index, Event::Due, now_ms) != Some(Action::Spawn) {
+        if self.act(index, Event::Due, now_ms) != Action::Spawn {
             return None;
         }
         let child = &mut self.children[index];
@@ -232,14 +215,16 @@ impl Fleet {
             }
             match message {
                 ToParent::Pong => {}
-                ToParent::Worked => process.iter_mut().for_each(|process| process.has_worked = true),
+                ToParent::Worked => process.iter_mut().for_each(|process| process.work = Work::Begun),
                 ToParent::Ready(address) => {
-                    self.act(index, Event::Ready, now_ms);
+                    let _ = self.act(index, Event::Ready, now_ms);
                     if state == State::Starting {
                         happened.push(FleetEvent::Ready(place, address));
                     }
                 }
-                ToParent::CutOff(jobs) => happened.push(FleetEvent::CutOff(jobs)),
+                ToParent::CutOff(jobs) => {
+                    happened.push(FleetEvent::CutOff(jobs.into_iter().map(JobId).collect()))
+                }
                 ToParent::Drained(count) => happened.push(FleetEvent::Drained(count)),
                 ToParent::Leaving(why) => {
                     self.children[index].wants = Some(why);
@@ -278,7 +263,7 @@ impl Fleet {
         let child = &mut self.children[index];
         child.wants = None;
         let process = child.process.take();
-        let work = process.as_ref().map_or(Work::None, ChildProcess::work);
+        let work = process.as_ref().map_or(Work::None, |process| process.work);
         let words = process.map(|process| process.stderr.last()).unwrap_or_default();
         let (how, reason, said) = match &end {
             Ok(status) if status.signal() == Some(9) => (How::Killed, "killed", said(*status)),
@@ -301,18 +286,24 @@ impl Fleet {
             | State::Gone => false,
         };
         if !as_told {
-            crashed(name, &said, &words);
+            let crashed = event(log::Level::Warn, "lifecycle.crashed").field("process_group", name);
+            crashed.field("how", &said).field("last_words", &words).emit();
         }
         match action {
-            Some(Action::Replaced(reason)) => {
+            Action::Replaced(reason) => {
                 restarted(name, reason);
                 Some(FleetEvent::Replaced(place, reason))
             }
-            Some(Action::GiveUp) => {
+            Action::GiveUp => {
                 let words = if words.is_empty() { words } else { format!("; its last words: {words}") };
                 Some(FleetEvent::GaveUp(format!("{name} {said}, and is not restarted again{words}")))
             }
-            Some(_) | None => None,
+            Action::None
+            | Action::Spawn
+            | Action::SayStop(_)
+            | Action::Terminate
+            | Action::Kill
+            | Action::SetAside(_) => None,
         }
     }
 
@@ -320,7 +311,7 @@ impl Fleet {
     pub fn stop(&mut self, web: bool, patience_ms: u64, now_ms: u64) {
         for index in 0..self.children.len() {
             if self.is_executor(&self.children[index]) != web {
-                self.act(index, Event::Stop(patience_ms), now_ms);
+                let _ = self.act(index, Event::Stop(patience_ms), now_ms);
             }
         }
     }
@@ -354,7 +345,7 @@ impl Fleet {
         let has_room = self.children.iter().filter(leaving).count() < MOST_LEAVING;
         let child = &mut self.children[index];
         let why = child.wants.take_if(|why| has_room || *why == Leaving::Stuck)?;
-        if !matches!(self.act(index, Event::Leaves(why), now_ms), Some(Action::SetAside(_))) {
+        if self.act(index, Event::Leaves(why), now_ms) != Action::SetAside(why) {
             return None;
         }
         let child = &mut self.children[index];
@@ -365,19 +356,12 @@ impl Fleet {
         Some(FleetEvent::Recycled(place, why))
     }
 
-    /// Asks the table and does to the process what it says; what is left to the caller comes back.
-    fn act(&mut self, index: usize, event: Event, now_ms: u64) -> Option<Action> {
+    /// Asks the table, and does to the process what it says.
+    fn act(&mut self, index: usize, event: Event, now_ms: u64) -> Action {
         let child = &mut self.children[index];
         let action = child.life.on(event, &self.lifecycle.restart, now_ms);
-        match action {
-            Action::SayStop(_) | Action::Terminate | Action::Kill => {
-                child.process.iter_mut().for_each(|process| process.obey(action));
-                None
-            }
-            Action::None | Action::Spawn | Action::Replaced(_) | Action::SetAside(_) | Action::GiveUp => {
-                Some(action)
-            }
-        }
+        child.process.iter_mut().for_each(|process| process.obey(action));
+        action
     }
 
     /// Pings, passes on what it writes, and says if it is silent, late or due to be killed.
@@ -412,11 +396,6 @@ impl Child {
     fn is_gone(&self) -> bool {
         self.process.is_none() && self.life.state() == State::Gone
     }
-}
-
-fn crashed(name: &str, how: &str, words: &str) {
-    let crashed = event(log::Level::Warn, "lifecycle.crashed").field("process_group", name);
-    crashed.field("how", how).field("last_words", words).emit();
 }
 
 fn restarted(name: &str, reason: &str) {

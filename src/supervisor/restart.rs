@@ -29,33 +29,24 @@ pub enum How {
     Failed(Work),
 }
 
-/// What to do about an end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub enum Verdict {
-    /// Start it again at this time, in ms.
-    Again(u64),
-    /// Stop everything.
-    GiveUp,
-}
-
 impl History {
-    /// It ended. Being ready once proves nothing: only the ends within a window count, each of them delays the next start,
+    /// It ended: when it is started again, in ms; `None`: never, and everything stops. Being ready once proves nothing: only the ends within a window count, each of them delays the next start,
     /// and too many that no job can have caused are the end.
-    pub fn ended(&mut self, how: How, policy: &Restart, now_ms: u64) -> Verdict {
+    #[must_use]
+    pub fn ended(&mut self, how: How, policy: &Restart, now_ms: u64) -> Option<u64> {
         let work = match how {
-            _ if policy.policy == "never" => return Verdict::GiveUp,
-            How::Killed => return Verdict::Again(now_ms),
+            _ if policy.policy == "never" => return None,
+            How::Killed => return Some(now_ms),
             How::Failed(work) => work,
         };
         self.failures.retain(|(at_ms, _)| at_ms + policy.window_ms >= now_ms);
         self.failures.push_back((now_ms, work));
         let own = self.failures.iter().filter(|(_, work)| *work == Work::None).count();
         if own > policy.max_restarts {
-            return Verdict::GiveUp;
+            return None;
         }
         let doublings = u32::try_from(self.failures.len() - 1).unwrap_or(u32::MAX).min(16);
-        Verdict::Again(now_ms + policy.backoff_ms.saturating_mul(1 << doublings).min(policy.window_ms))
+        Some(now_ms + policy.backoff_ms.saturating_mul(1 << doublings).min(policy.window_ms))
     }
 }
 
@@ -72,26 +63,22 @@ mod tests {
         let mut history = History::default();
         let on_failure = policy("on_failure");
         let failed = How::Failed(Work::None);
-        for (now_ms, verdict) in [
-            (0, Verdict::Again(100)),
-            (100, Verdict::Again(300)),
-            (300, Verdict::Again(700)),
-            (700, Verdict::GiveUp),
-            (5_000, Verdict::Again(5_100)),
-        ] {
+        for (now_ms, verdict) in
+            [(0, Some(100)), (100, Some(300)), (300, Some(700)), (700, None), (5_000, Some(5_100))]
+        {
             assert_eq!(history.ended(failed, &on_failure, now_ms), verdict, "at {now_ms}");
         }
-        assert_eq!(history.ended(How::Killed, &on_failure, 5_000), Verdict::Again(5_000));
-        assert_eq!(history.ended(failed, &policy("never"), 0), Verdict::GiveUp);
+        assert_eq!(history.ended(How::Killed, &on_failure, 5_000), Some(5_000));
+        assert_eq!(history.ended(failed, &policy("never"), 0), None);
     }
 
     #[test]
     fn ends_that_a_job_may_have_caused_back_off_and_never_stop_everything() {
         let (mut history, on_failure) = (History::default(), policy("on_failure"));
-        let verdicts: Vec<Verdict> =
+        let verdicts: Vec<Option<u64>> =
             (0..6).map(|at| history.ended(How::Failed(Work::Begun), &on_failure, at)).collect();
-        assert_eq!(verdicts[0], Verdict::Again(100));
-        assert_eq!(verdicts[5], Verdict::Again(5 + 1_000), "no longer than the window");
-        assert_eq!(history.ended(How::Failed(Work::None), &on_failure, 6), Verdict::Again(6 + 1_000));
+        assert_eq!(verdicts[0], Some(100));
+        assert_eq!(verdicts[5], Some(5 + 1_000), "no longer than the window");
+        assert_eq!(history.ended(How::Failed(Work::None), &on_failure, 6), Some(6 + 1_000));
     }
 }

@@ -16,6 +16,7 @@ mod batch;
 mod clients;
 mod commander;
 mod conn;
+mod figures;
 mod inner;
 mod pages;
 mod process;

@@ -3,6 +3,7 @@
 //! tiny_http never meets a stranger: its one client is the gate, over a private Unix socket, with requests that
 //! the gate has rebuilt. What a client wrote frames nothing here.
 
+use std::borrow::Cow;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,13 +11,14 @@ use std::sync::atomic::Ordering;
 
 use tiny_http::{Header, Request, Response, Server, StatusCode};
 
+use super::figures;
 use super::respond::{Answer, Body, record_json, record_json_without_result};
 use super::routes::{Inner, Route, parameter, route};
 use super::submission::number;
-use crate::job::{JobId, JobStatus, Trace};
+use crate::job::{JobId, JobRecord, JobStatus, Trace};
 use crate::limits::{INNER_CONNECTIONS, INNER_RESERVED, LIST_RECORDS};
-use crate::observe::metrics::{self, Counters};
-use crate::ports::{BackendError, Filter, HandlerStats, ProcessStats, Producer, Stats, Viewer};
+use crate::observe::metrics::Counters;
+use crate::ports::{BackendError, Filter, HandlerStats, Producer, Stats, Viewer};
 use crate::problem::{Code, json_text};
 
 /// The header that carries the request's trace inwards.
@@ -96,38 +98,33 @@ impl Pages {
             Inner::Metrics => self.metrics(),
             Inner::Index => Ok(self.index()),
         };
-        answer.unwrap_or_else(|problem| match problem {
-            Problem::Refused(code, detail) => Answer::refusal(code, detail, trace),
-            Problem::NotReady(why) => Answer::refusal(Code::Overloaded, &why, trace),
-            Problem::Backend(error) => Answer::refusal(Code::BackendUnavailable, &error.0, trace),
-        })
+        answer.unwrap_or_else(|Problem(code, detail)| Answer::refusal(code, &detail, trace))
     }
 
     fn record(&self, id: JobId) -> Result<Answer, Problem> {
-        let record = self.producer.record(&Viewer::anonymous(), id)?.ok_or(UNKNOWN_JOB)?;
-        Ok(Answer::json(200, record_json(&record)).with("cofferdam-job-id", id))
+        shown(self.producer.record(&Viewer::anonymous(), id)?)
     }
 
     fn result(&self, id: JobId, trace: Option<&Trace>) -> Result<Answer, Problem> {
         let record = self.producer.record(&Viewer::anonymous(), id)?.ok_or(UNKNOWN_JOB)?;
-        let finished = record.finished.ok_or(Problem::Refused(Code::NotFinished, "the job has not ended"))?;
+        let finished = record.finished.ok_or(Problem::refused(Code::NotFinished, "the job has not ended"))?;
         Ok(Answer::finished(&finished, trace).with("cofferdam-job-id", id))
     }
 
     fn list(&self, query: &str) -> Result<Answer, Problem> {
-        const BAD_STATUS: Problem = Problem::Refused(Code::BadRequest, "status is one of the job statuses");
-        const BAD_LIMIT: Problem = Problem::Refused(Code::BadRequest, "limit is a number from 1 to 1000");
+        const BAD_STATUS: Problem = Problem::refused(Code::BadRequest, "status is one of the job statuses");
+        const BAD_LIMIT: Problem = Problem::refused(Code::BadRequest, "limit is a number from 1 to 1000");
         let status = match parameter(query, "status").filter(|text| !text.is_empty()) {
             None => None,
             Some(text) => Some(JobStatus::parse(text).ok_or(BAD_STATUS)?),
         };
         let limit = match parameter(query, "limit").filter(|text| !text.is_empty()) {
             None => 100,
-            Some(text) => number(text).and_then(|limit| usize::try_from(limit).ok()).ok_or(BAD_LIMIT)?,
+            Some(text) => number(text)
+                .and_then(|limit| usize::try_from(limit).ok())
+                .filter(|limit| (1..=LIST_RECORDS).contains(limit))
+                .ok_or(BAD_LIMIT)?,
         };
-        if !(1..=LIST_RECORDS).contains(&limit) {
-            return Err(BAD_LIMIT);
-        }
         let handler = parameter(query, "handler").filter(|text| !text.is_empty()).map(str::to_owned);
         let records =
             self.producer.list(&Viewer::anonymous(), &Filter { status, handler, limit, bare: true })?;
@@ -136,8 +133,7 @@ impl Pages {
     }
 
     fn cancel(&self, id: JobId) -> Result<Answer, Problem> {
-        let record = self.producer.cancel(&Viewer::anonymous(), id)?.ok_or(UNKNOWN_JOB)?;
-        Ok(Answer::json(200, record_json(&record)).with("cofferdam-job-id", id))
+        shown(self.producer.cancel(&Viewer::anonymous(), id)?)
     }
 
     fn retry(&self, id: JobId) -> Result<Answer, Problem> {
@@ -146,7 +142,7 @@ impl Pages {
                 let answer = Answer::json(202, record_json(&record));
                 Ok(answer.with("location", format_args!("/v1/jobs/{id}")).with("cofferdam-job-id", id))
             }
-            Err(_) => Err(Problem::Refused(
+            Err(_) => Err(Problem::refused(
                 Code::NotRetryable,
                 "only a dead, failed, timed-out or cancelled job can be retried",
             )),
@@ -155,58 +151,36 @@ impl Pages {
 
     fn pause(&self, name: &str, paused: bool) -> Result<Answer, Problem> {
         if !self.producer.pause(name, paused)? {
-            return Err(Problem::Refused(Code::UnknownHandler, "there is no handler of this name"));
+            return Err(Problem::refused(Code::UnknownHandler, "there is no handler of this name"));
         }
         Ok(Answer::json(200, format!(r#"{{"handler":{},"paused":{paused}}}"#, json_text(name))))
     }
 
     fn stats(&self) -> Result<Answer, Problem> {
         let stats = self.producer.stats()?;
-        let handlers: Vec<String> = stats.handlers.iter().map(handler_json).collect();
-        let groups = self.groups.iter().zip(&stats.consumers);
-        let groups: Vec<String> = groups
-            .map(|(name, executors)| format!(r#"{{"name":{},"executors":{executors}}}"#, json_text(name)))
-            .collect();
-        let processes: Vec<String> = stats.processes.iter().map(process_json).collect();
-        let sum = |of: fn(&HandlerStats) -> u64| stats.handlers.iter().map(of).sum::<u64>();
-        let body = format!(
-            r#"{{"profile":"{}","version":"{}","handlers":[{}],"groups":[{}],"processes":[{}],"waiters":{},"totals":{{"queued":{},"running":{},"lanes":{},"submitted":{},"redelivered":{},"dead":{},"late":{},"duplicate":{},"records":{},"leases":{}}}}}"#,
-            self.profile,
-            env!("CARGO_PKG_VERSION"),
-            handlers.join(","),
-            groups.join(","),
-            processes.join(","),
-            self.counters.waiters.load(Ordering::Relaxed),
-            sum(|handler| handler.queued as u64),
-            sum(|handler| handler.running as u64),
-            sum(|handler| handler.lanes as u64),
-            sum(|handler| handler.submitted),
-            stats.redelivered,
-            stats.dead,
-            stats.late,
-            stats.duplicate,
-            stats.records,
-            stats.leases,
-        );
-        Ok(Answer::json(200, body))
+        let body = figures::stats_json(&self.profile, &self.counters, &stats, &self.groups);
+        Ok(Answer::json(200, body.to_string()))
     }
 
     /// Ready: every group has an executor, and the service is not stopping.
     fn ready(&self) -> Result<Answer, Problem> {
         let stats = self.producer.stats()?;
         if self.counters.draining.load(Ordering::Relaxed) {
-            return Err(Problem::Refused(Code::Draining, "the service is shutting down"));
+            return Err(Problem::refused(Code::Draining, "the service is shutting down"));
         }
         if let Some(group) = missing_group(&stats, &self.groups) {
-            return Err(Problem::NotReady(format!("no executor of group {group} is connected")));
+            return Err(Problem(
+                Code::Overloaded,
+                format!("no executor of group {group} is connected").into(),
+            ));
         }
         Ok(Answer::json(200, r#"{"status":"ready"}"#.into()))
     }
 
     fn metrics(&self) -> Result<Answer, Problem> {
-        let body = metrics::render(&self.counters, &self.producer.stats()?, &self.groups).into_bytes();
-        let body = Body::Own(body);
-        Ok(Answer { status: 200, headers: "content-type: text/plain; version=0.0.4\r\n".into(), body })
+        let body = figures::metrics_text(&self.counters, &self.producer.stats()?, &self.groups);
+        let headers = "content-type: text/plain; version=0.0.4\r\n".into();
+        Ok(Answer { status: 200, headers, body: Body::Own(body.into_bytes()) })
     }
 
     fn index(&self) -> Answer {
@@ -222,34 +196,14 @@ impl Pages {
     }
 }
 
+fn shown(record: Option<JobRecord>) -> Result<Answer, Problem> {
+    let record = record.ok_or(UNKNOWN_JOB)?;
+    Ok(Answer::json(200, record_json(&record)).with("cofferdam-job-id", record.spec.id))
+}
+
 /// The first group without an executor.
 fn missing_group<'a>(stats: &Stats, groups: &'a [String]) -> Option<&'a String> {
     groups.iter().zip(&stats.consumers).find(|(_, executors)| **executors == 0).map(|(name, _)| name)
-}
-
-fn handler_json(handler: &HandlerStats) -> String {
-    format!(
-        r#"{{"name":{},"group":{},"paused":{},"queued":{},"running":{},"lanes":{},"oldest_seconds":{},"submitted":{}}}"#,
-        json_text(&handler.handler),
-        json_text(&handler.group),
-        handler.paused,
-        handler.queued,
-        handler.running,
-        handler.lanes,
-        handler.oldest.as_secs_f64(),
-        handler.submitted,
-    )
-}
-
-fn process_json(process: &ProcessStats) -> String {
-    let group = process.group.as_deref().map_or("null".into(), json_text);
-    format!(
-        r#"{{"role":"{}","group":{group},"host":{},"pid":{},"busy":{}}}"#,
-        process.role,
-        json_text(&process.host),
-        process.pid.map_or("null".into(), |pid| pid.to_string()),
-        process.busy,
-    )
 }
 
 fn row(handler: &HandlerStats) -> String {
@@ -264,16 +218,18 @@ fn row(handler: &HandlerStats) -> String {
 }
 
 /// Why a page is not what was asked for.
-enum Problem {
-    Refused(Code, &'static str),
-    NotReady(String),
-    Backend(BackendError),
+struct Problem(Code, Cow<'static, str>);
+
+impl Problem {
+    const fn refused(code: Code, detail: &'static str) -> Problem {
+        Problem(code, Cow::Borrowed(detail))
+    }
 }
 
-const UNKNOWN_JOB: Problem = Problem::Refused(Code::UnknownJob, "there is no job of this id");
+const UNKNOWN_JOB: Problem = Problem::refused(Code::UnknownJob, "there is no job of this id");
 
 impl From<BackendError> for Problem {
     fn from(error: BackendError) -> Problem {
-        Problem::Backend(error)
+        Problem(Code::BackendUnavailable, error.0.into())
     }
 }

@@ -57,6 +57,6 @@ impl Backend for Memory {
     }
 
     fn sizes(&self) -> Vec<usize> {
-        self.broker.inspect(|broker, _| broker.sizes().to_vec())
+        self.broker.with(|broker, _| broker.sizes().to_vec())
     }
 }

@@ -22,7 +22,7 @@ use cofferdam::config::{Source, load};
 use cofferdam::deployment::{Deployment, own_options};
 use cofferdam::execution::builtin;
 use cofferdam::process::bundle::Bundle;
-use cofferdam::process::control_socket::{Message, ToChild, ToParent, framed, split};
+use cofferdam::process::control_socket::{ToChild, ToParent, decode, encode, split};
 use cofferdam::process::private_dir::PrivateDir;
 use serde_json::Value;
 
@@ -66,8 +66,8 @@ impl Half {
             let (mut input, mut part) = (Vec::new(), [0; 4_096]);
             while let Ok(read @ 1..) = words.read(&mut part) {
                 input.extend_from_slice(&part[..read]);
-                while let Ok(Some((kind, body, length))) = split(&input) {
-                    if let Ok(ToParent::Ready(address)) = ToParent::decode(kind, body) {
+                while let Ok(Some((body, length))) = split(&input) {
+                    if let Ok(ToParent::Ready(address)) = decode(body) {
                         let _ = said.send(address);
                     }
                     input.drain(..length);
@@ -84,9 +84,8 @@ impl Half {
     }
 
     pub fn tell(&mut self, message: &ToChild) {
-        let (kind, body) = message.encode();
         // One that has ended is seen by whoever waits for what was asked.
-        let _ = self.control.write_all(&framed(kind, &body));
+        let _ = self.control.write_all(&encode(message));
     }
 
     pub fn stderr(&self) -> String {

@@ -2,24 +2,25 @@
 
 use std::fmt::Debug;
 
-use cofferdam::job::JobId;
-use cofferdam::process::control_socket::{Leaving, Message, ToChild, ToParent, framed, split};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use cofferdam::process::control_socket::{Leaving, ToChild, ToParent, decode, encode, framed, split};
 
 /// A message is written as it was read, whatever follows it, and no prefix of it is one.
 pub fn control(bytes: &[u8]) {
-    let Ok(Some((kind, body, length))) = split(bytes) else { return };
-    assert_eq!(split(&bytes[..length]), Ok(Some((kind, body, length))));
+    let Ok(Some((body, length))) = split(bytes) else { return };
+    assert_eq!(split(&bytes[..length]), Ok(Some((body, length))));
     assert_eq!(split(&bytes[..length - 1]), Ok(None));
     let whole = &bytes[..length];
-    let to_child = is_canonical::<ToChild>(kind, body, whole);
-    let to_parent = is_canonical::<ToParent>(kind, body, whole);
-    assert!(!(to_child && to_parent), "a kind belongs to one direction");
+    let to_child = is_canonical::<ToChild>(body, whole);
+    let to_parent = is_canonical::<ToParent>(body, whole);
+    assert!(!(to_child && to_parent), "a message belongs to one direction");
 }
 
-fn is_canonical<M: Message + Debug>(kind: u8, body: &[u8], whole: &[u8]) -> bool {
-    let Ok(message) = M::decode(kind, body) else { return false };
-    let (kind_again, body_again) = message.encode();
-    assert_eq!(&framed(kind_again, &body_again)[..], whole, "{message:?}");
+fn is_canonical<M: Serialize + DeserializeOwned + Debug>(body: &[u8], whole: &[u8]) -> bool {
+    let Ok(message) = decode::<M>(body) else { return false };
+    assert_eq!(&encode(&message)[..], whole, "{message:?}");
     true
 }
 
@@ -36,14 +37,13 @@ pub fn messages() -> Vec<Vec<u8>> {
     let to_parent = [
         ToParent::Ready("127.0.0.1:1".into()),
         ToParent::Pong,
-        ToParent::CutOff(vec![JobId([1; 16]), JobId([2; 16])]),
+        ToParent::CutOff(vec![[1; 16], [2; 16]]),
         ToParent::Drained(2),
         ToParent::Leaving(Leaving::Stuck),
         ToParent::Worked,
     ];
-    let bytes = |(kind, body): (u8, Vec<u8>)| framed(kind, &body).to_vec();
-    let to_child = to_child.iter().map(|message| bytes(message.encode()));
-    to_child.chain(to_parent.iter().map(|message| bytes(message.encode()))).collect()
+    let to_child = to_child.iter().map(|message| encode(message).to_vec());
+    to_child.chain(to_parent.iter().map(|message| encode(message).to_vec())).collect()
 }
 
 /// Bundles as docs/protocol.md has no need to say: group, clock, config, socket directory, secrets.
@@ -56,7 +56,7 @@ pub fn bundles() -> Vec<Vec<u8>> {
             body.extend_from_slice(text.as_bytes());
         }
         (0..secrets).for_each(|index| body.extend_from_slice(&[index as u8 + 1; 32]));
-        framed(1, &body).to_vec()
+        framed(&body).to_vec()
     };
     vec![bundle("{}", 1), bundle(r#"{"version":1}"#, 2), bundle("", 0)]
 }

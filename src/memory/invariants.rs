@@ -1,0 +1,80 @@
+//! What holds between the broker's indices after every operation. For tests: each look is at everything.
+
+use std::collections::BTreeSet;
+
+use super::broker::Broker;
+use crate::job::{JobId, JobStatus};
+
+impl Broker {
+    /// Fails where two indices disagree about the same thing.
+    pub fn check_invariants(&self) {
+        self.check_lanes();
+        self.check_leases();
+        self.check_counts();
+    }
+
+    /// A job that has not ended, or that holds its lane, stands in that lane's queue alone; and a lane is ready iff
+    /// its head can be claimed.
+    fn check_lanes(&self) {
+        let mut queued = BTreeSet::new();
+        for (number, lane) in &self.lanes {
+            assert!(lane.jobs.iter().all(|id| queued.insert(*id)), "a job stands in one lane, once");
+            assert!(lane.jobs.iter().all(|id| self.jobs[id].lane == *number), "a job knows its lane");
+            let can_run = !lane.jobs.is_empty() && lane.lease.is_none() && !lane.parked;
+            assert_eq!(lane.ready.is_some(), can_run, "lane {number} is ready iff it can run");
+            let ready = &self.handlers[lane.handler].ready;
+            assert!(lane.ready.is_none_or(|place| ready.get(&place) == Some(number)), "its place is its own");
+            if let Some(map) = &lane.map {
+                assert_eq!(self.ordered_lanes.get(map), Some(number), "a lane is found by its state");
+            }
+        }
+        let mut expected = BTreeSet::new();
+        for (id, entry) in &self.jobs {
+            let lane =
+                self.lanes.get(&entry.lane).filter(|lane| lane.parked && lane.jobs.front() == Some(id));
+            assert_eq!(entry.place.is_some(), entry.record.status.is_terminal() && lane.is_none(), "{id}");
+            expected.extend(entry.place.is_none().then_some(*id));
+        }
+        assert_eq!(queued, expected, "the lanes hold what has not ended");
+        let ordered = self.lanes.values().filter(|lane| lane.map.is_some()).count();
+        assert_eq!(self.ordered_lanes.len(), ordered, "each name is a lane's");
+    }
+
+    /// A lease is its lane's and its executor's, and its jobs are the first of the lane, of which one runs.
+    fn check_leases(&self) {
+        for (number, lease) in &self.leases {
+            let lane = &self.lanes[&lease.lane];
+            assert_eq!(lane.lease, Some(*number), "a lane knows its lease");
+            let of_consumer = self.consumers[&lease.consumer].leases.iter().filter(|own| *own == number);
+            assert_eq!(of_consumer.count(), 1, "an executor knows its leases");
+            assert!(!lease.jobs.is_empty() && lease.jobs.iter().eq(lane.jobs.iter().take(lease.jobs.len())));
+        }
+        let leased = self.lanes.values().filter(|lane| lane.lease.is_some()).count();
+        let held: usize = self.consumers.values().map(|consumer| consumer.leases.len()).sum();
+        assert_eq!((leased, held), (self.leases.len(), self.leases.len()), "no lease is known that is over");
+        let heads: BTreeSet<JobId> =
+            self.leases.values().filter_map(|lease| lease.jobs.front()).copied().collect();
+        let running = self.jobs.iter().filter(|(_, entry)| entry.record.status == JobStatus::Running);
+        assert_eq!(running.map(|(id, _)| *id).collect::<BTreeSet<_>>(), heads, "the first of each run runs");
+    }
+
+    /// What is counted as things change is what counting everything gives.
+    fn check_counts(&self) {
+        for (index, queue) in self.handlers.iter().enumerate() {
+            let lanes = self.lanes.values().filter(|lane| lane.handler == index);
+            let ready = lanes.clone().filter(|lane| lane.ready.is_some()).count();
+            assert_eq!((queue.figures.lanes, queue.ready.len()), (lanes.count(), ready), "lanes, ready ones");
+            let own = self.jobs.values().filter(|entry| entry.handler == index);
+            let of = |status| own.clone().filter(move |entry| entry.record.status == status).count();
+            let counts = (queue.figures.queued, queue.figures.running);
+            assert_eq!(counts, (of(JobStatus::Queued), of(JobStatus::Running)), "queued, running");
+            let live = own.clone().filter(|entry| !entry.record.status.is_terminal());
+            let bytes: usize = live.map(|entry| entry.payload_bytes()).sum();
+            assert_eq!(queue.live_bytes, bytes, "bytes of jobs that have not ended");
+        }
+        let keys = self.jobs.values().filter(|entry| entry.idempotency.is_some()).count();
+        let kept = self.jobs.values().filter(|entry| entry.place.is_some()).count();
+        assert_eq!((self.idempotency.len(), self.retention.len()), (keys, kept), "keys, records");
+        assert_eq!(self.submissions.len(), self.jobs.len(), "each job was submitted once");
+    }
+}
