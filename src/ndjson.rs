@@ -1,261 +1,257 @@
 //! NDJSON through the queue: lines become jobs, so many of them in flight, and their results come back in order. Pure;
 //! who reads lines, submits jobs and writes results is not in scope.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::config::SinkMode;
-use crate::handler::Ordering;
-use crate::job::{Finished, IdMap, JobId};
-use crate::ports::{BackendError, Refusal, Submitted};
+use crate::entropy::Entropy;
+use crate::handler::HandlerSpec;
+use crate::job::{Finished, IdMap, InstanceId, JobId, Payload, Trace};
+use crate::ports::{BackendError, NewJob, Refusal, Submitted};
 use crate::problem::{Code, JobError, document};
 
-/// A line to submit.
-#[derive(Clone, Debug)]
-pub struct Line {
-    pub number: u64,
-    /// `Some` once it was submitted: one that comes again is the same job.
-    pub job: Option<JobId>,
-    pub bytes: Arc<[u8]>,
-    pub ordering_key: Option<Arc<str>>,
-}
+/// A line's number and the job that it is, also when it is submitted again.
+type Line = (u64, NewJob);
 
 /// The lines of one input.
 #[derive(Debug)]
 pub struct Pump {
-    ordering: Ordering,
+    handler: HandlerSpec,
+    mode: SinkMode,
     /// Lines at once whose results have not left.
     window: usize,
+    /// Of all jobs.
+    trace: Trace,
+    instance: InstanceId,
     next_number: u64,
     /// Lines that found no room: they go first.
-    again: VecDeque<Line>,
+    again: Vec<Line>,
     in_flight: IdMap<JobId, u64>,
     /// Lines that the broker was asked to take, until it answers: the next ones wait, so that their order is kept.
     asked: Vec<Line>,
-    sequencer: Sequencer,
-    open: usize,
+    /// By place in the output.
+    results: IdMap<u64, Vec<u8>>,
+    /// Lines that have a result.
+    answered: u64,
+    /// Those whose results have left.
+    pub done: u64,
     /// Lines whose answer is a problem object.
     pub failed: u64,
 }
 
-/// What came of a submission.
-#[derive(Debug, Default)]
-pub struct Taken {
-    /// Jobs that were not accepted: nobody waits for them.
-    pub gone: Vec<JobId>,
-    /// Some lines found no room, or the backend was away: they come again.
-    pub is_full: bool,
-}
-
 impl Pump {
-    pub fn new(ordering: Ordering, mode: SinkMode, window: usize) -> Pump {
-        let (again, in_flight, asked) = Default::default();
-        let sequencer = Sequencer::new(mode);
-        Pump { ordering, window, next_number: 0, again, in_flight, asked, sequencer, open: 0, failed: 0 }
-    }
-
-    /// True if another line may be read.
-    pub fn has_room(&self) -> bool {
-        self.open < self.window
-    }
-
-    /// The next line that must be submitted again.
-    pub fn again(&mut self) -> Option<Line> {
-        self.again.pop_front()
-    }
-
-    /// Enters the next line of the input; `None` for one that is too long, with what it exceeds. A line that can be no
-    /// job gets its answer at once.
-    pub fn line(&mut self, bytes: Result<&[u8], &str>) -> Option<Line> {
-        let number = self.next_number;
-        self.next_number += 1;
-        self.open += 1;
-        let key = match bytes {
-            Ok(bytes) => self.ordering.key(None, bytes).map_err(|detail| (Code::BadRequest, detail)),
-            Err(bound) => Err((Code::PayloadTooLarge, format!("the line exceeds {bound}"))),
-        };
-        match (key, bytes) {
-            (Ok(ordering_key), Ok(bytes)) => {
-                Some(Line { number, job: None, bytes: bytes.into(), ordering_key })
-            }
-            (Err((code, detail)), _) => {
-                self.refuse(number, &JobError::new(code, detail));
-                None
-            }
-            (Ok(_), Err(_)) => None,
+    pub fn new(
+        handler: HandlerSpec,
+        mode: SinkMode,
+        window: usize,
+        trace: Trace,
+        instance: InstanceId,
+    ) -> Pump {
+        let (again, in_flight, asked, results) = Default::default();
+        let (next_number, answered, done, failed) = (0, 0, 0, 0);
+        Pump {
+            handler,
+            mode,
+            window,
+            trace,
+            instance,
+            next_number,
+            again,
+            in_flight,
+            asked,
+            results,
+            answered,
+            done,
+            failed,
         }
     }
 
-    /// The broker is asked to take these lines, each of which is a job by now: any may end at any time.
-    pub fn ask(&mut self, lines: Vec<Line>) {
-        self.in_flight.extend(lines.iter().filter_map(|line| Some((line.job?, line.number))));
-        self.asked = lines;
-    }
-
-    pub fn is_asking(&self) -> bool {
-        !self.asked.is_empty()
-    }
-
-    /// The broker has answered, a line each.
-    pub fn answered(&mut self, answers: &Result<Vec<Submitted>, BackendError>) -> Taken {
-        let mut taken = Taken::default();
-        let mut back = VecDeque::new();
-        for (index, line) in std::mem::take(&mut self.asked).into_iter().enumerate() {
-            match answers.as_ref().map(|answers| answers.get(index)) {
-                Ok(Some(Submitted::New | Submitted::Existing(_))) => {}
-                Ok(Some(Submitted::Refused(Refusal::UnknownHandler | Refusal::IdempotencyMismatch))) => {
-                    taken.gone.extend(line.job.filter(|job| self.in_flight.remove(job).is_some()));
-                    self.refuse(
-                        line.number,
-                        &JobError::new(Code::UnknownHandler, "the line was not accepted"),
-                    );
-                }
-                // The queue is full, or the backend away: this line and all after it wait for their turn, unless it
-                // was accepted all the same and has ended.
-                Ok(Some(Submitted::Refused(Refusal::QueueFull)) | None) | Err(_) => {
-                    if let Some(job) = line.job.filter(|job| self.in_flight.remove(job).is_some()) {
-                        taken.gone.push(job);
-                        back.push_back(line);
-                    }
-                }
+    /// The jobs to submit next: those that found no room, then those of lines from `next`, some `most` in all; none
+    /// while the broker has not answered for the last ones. For a line that is too long `next` says what it exceeds.
+    pub fn jobs<B: AsRef<[u8]>>(
+        &mut self,
+        most: usize,
+        entropy: &mut Entropy,
+        mut next: impl FnMut() -> Option<Result<B, &'static str>>,
+    ) -> Vec<NewJob> {
+        if !self.asked.is_empty() {
+            return Vec::new();
+        }
+        self.asked = std::mem::take(&mut self.again);
+        while self.asked.len() < most
+            && self.next_number - self.done < self.window as u64
+            && let Some(bytes) = next()
+        {
+            let number = self.next_number;
+            self.next_number += 1;
+            match self.job(bytes, entropy) {
+                Ok(job) => self.asked.push((number, job)),
+                Err(error) => self.refuse(number, &error),
             }
         }
-        taken.is_full = !back.is_empty();
-        back.append(&mut self.again);
-        self.again = back;
-        taken
+        // From now on any may end at any time.
+        self.in_flight.extend(self.asked.iter().map(|(number, job)| (job.id, *number)));
+        self.asked.iter().map(|(_, job)| job.clone()).collect()
     }
 
-    /// The line is answered without a job.
-    pub fn refuse(&mut self, line: u64, error: &JobError) {
+    fn job<B: AsRef<[u8]>>(
+        &self,
+        bytes: Result<B, &'static str>,
+        entropy: &mut Entropy,
+    ) -> Result<NewJob, JobError> {
+        let too_long = |bound| JobError::new(Code::PayloadTooLarge, format!("the line exceeds {bound}"));
+        let bytes = bytes.map_err(too_long)?;
+        let key = self.handler.options.ordering.key(None, bytes.as_ref());
+        Ok(NewJob {
+            id: JobId(entropy.bytes()),
+            owner: Arc::default(),
+            handler: self.handler.name.clone(),
+            ordering_key: key.map_err(|detail| JobError::new(Code::BadRequest, detail))?,
+            payload: Payload::json(bytes.as_ref()),
+            trace: self.trace,
+            delay: Duration::ZERO,
+            timeout: None,
+            idempotency: None,
+            awaited: true,
+            one_line: true,
+            instance: self.instance,
+        })
+    }
+
+    /// The broker has answered, a line each. Says which jobs were not accepted: nobody waits for them.
+    pub fn answered(&mut self, answers: &Result<Vec<Submitted>, BackendError>) -> Vec<JobId> {
+        let mut gone = Vec::new();
+        for (index, (number, job)) in std::mem::take(&mut self.asked).into_iter().enumerate() {
+            let answer = answers.as_ref().ok().and_then(|answers| answers.get(index));
+            if let Some(Submitted::New | Submitted::Existing(_)) = answer {
+                continue;
+            }
+            // A job that has ended was accepted all the same.
+            if self.in_flight.remove(&job.id).is_none() {
+                continue;
+            }
+            gone.push(job.id);
+            match answer {
+                Some(Submitted::Refused(Refusal::UnknownHandler | Refusal::IdempotencyMismatch)) => {
+                    self.refuse(number, &JobError::new(Code::UnknownHandler, "the line was not accepted"));
+                }
+                // The queue is full, or the backend away: this line and all after it wait for their turn.
+                Some(_) | None => self.again.push((number, job)),
+            }
+        }
+        gone
+    }
+
+    /// Some lines found no room, or the backend was away: they come again.
+    pub fn is_stalled(&self) -> bool {
+        !self.again.is_empty()
+    }
+
+    /// The lines of the last jobs are answered without the broker.
+    pub fn refuse_asked(&mut self, error: &JobError) {
+        for (number, job) in std::mem::take(&mut self.asked) {
+            self.in_flight.remove(&job.id);
+            self.refuse(number, error);
+        }
+    }
+
+    fn refuse(&mut self, line: u64, error: &JobError) {
         self.failed += 1;
-        self.sequencer.push(line, error_line(error));
+        self.push(line, format!("{}\n", document(error, None)).into_bytes());
     }
 
-    /// A job has ended; false if it is none of these lines, or was heard of before.
-    pub fn finished(&mut self, job: JobId, finished: &Finished) -> bool {
-        let Some(line) = self.in_flight.remove(&job) else { return false };
-        self.failed += u64::from(finished.result.is_err());
-        self.sequencer.push(line, result_line(finished));
-        true
+    /// A job has ended; one that is none of these lines, or was heard of before, changes nothing.
+    pub fn finished(&mut self, job: JobId, finished: &Finished) {
+        let Some(line) = self.in_flight.remove(&job) else { return };
+        match &finished.result {
+            Ok(payload) => self.push(line, [&payload.bytes, &b"\n"[..]].concat()),
+            Err(error) => self.refuse(line, error),
+        }
+    }
+
+    /// Each line has one result.
+    fn push(&mut self, line: u64, result: Vec<u8>) {
+        let place = match self.mode {
+            SinkMode::Completion => self.answered,
+            SinkMode::SourceSeq => line,
+        };
+        self.answered += 1;
+        self.results.insert(place, result);
     }
 
     /// The next result in order.
     pub fn next_result(&mut self) -> Option<Vec<u8>> {
-        let result = self.sequencer.next_ready()?;
-        self.open -= 1;
+        let result = self.results.remove(&self.done)?;
+        self.done += 1;
         Some(result)
     }
 
     /// True if every line so far has its answer, and all of them were taken.
     pub fn is_idle(&self) -> bool {
-        self.open == 0
+        self.done == self.next_number
     }
 
     /// Jobs that have not ended.
-    pub fn jobs(&self) -> Vec<JobId> {
+    pub fn jobs_in_flight(&self) -> Vec<JobId> {
         self.in_flight.keys().copied().collect()
     }
 
-    pub fn has_jobs(&self) -> bool {
-        !self.in_flight.is_empty()
+    /// True while a job may end, or the broker is to answer.
+    pub fn waits(&self) -> bool {
+        !self.in_flight.is_empty() || !self.asked.is_empty()
     }
-}
-
-/// Results by line number. Its size is bounded by the lines in flight, which its owner bounds.
-#[derive(Debug)]
-struct Sequencer {
-    next: u64,
-    /// Results that wait for an earlier line.
-    early: BTreeMap<u64, Vec<u8>>,
-    ready: VecDeque<Vec<u8>>,
-    mode: SinkMode,
-}
-
-impl Sequencer {
-    /// From line 0.
-    fn new(mode: SinkMode) -> Sequencer {
-        Sequencer { next: 0, early: BTreeMap::new(), ready: VecDeque::new(), mode }
-    }
-
-    /// Takes a line's result; each line has one.
-    fn push(&mut self, line: u64, result: Vec<u8>) {
-        match self.mode {
-            SinkMode::Completion => self.ready.push_back(result),
-            SinkMode::SourceSeq if line == self.next => {
-                self.ready.push_back(result);
-                self.next += 1;
-                while let Some(result) = self.early.remove(&self.next) {
-                    self.ready.push_back(result);
-                    self.next += 1;
-                }
-            }
-            SinkMode::SourceSeq => {
-                self.early.insert(line, result);
-            }
-        }
-    }
-
-    /// The next result to write, if it is there.
-    fn next_ready(&mut self) -> Option<Vec<u8>> {
-        self.ready.pop_front()
-    }
-}
-
-/// A result as a line: the bytes as they came, or the problem object.
-fn result_line(finished: &Finished) -> Vec<u8> {
-    match &finished.result {
-        Ok(payload) => [&payload.bytes, &b"\n"[..]].concat(),
-        Err(error) => error_line(error),
-    }
-}
-
-/// A failed line's answer.
-fn error_line(error: &JobError) -> Vec<u8> {
-    let mut line = document(error, None).into_bytes();
-    line.push(b'\n');
-    line
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::handler::HandlerOptions;
+    use crate::job::JobStatus;
+
+    fn pump(options: HandlerOptions, mode: SinkMode, window: usize) -> Pump {
+        let handler = HandlerSpec { name: Arc::from("x"), group: 0, options };
+        Pump::new(handler, mode, window, Trace { id: [1; 16], span: [1; 8] }, InstanceId(1))
+    }
 
     #[test]
     fn source_order_is_restored_and_completion_order_is_kept() {
-        for (mode, expected) in [(SinkMode::SourceSeq, [0, 1, 2, 3]), (SinkMode::Completion, [2, 0, 1, 3])] {
-            let mut sequencer = Sequencer::new(mode);
+        for (mode, expected) in
+            [(SinkMode::SourceSeq, "0\n1\n2\n3\n"), (SinkMode::Completion, "2\n0\n1\n3\n")]
+        {
+            let mut pump = pump(HandlerOptions::default(), mode, 4);
+            let mut input = ["0", "1", "2", "3"].into_iter();
+            let jobs = pump.jobs(4, &mut Entropy::Seeded(1), || input.next().map(Ok));
             let mut out = Vec::new();
-            for line in [2_u8, 0, 1, 3] {
-                sequencer.push(line.into(), vec![line]);
-                out.extend(std::iter::from_fn(|| sequencer.next_ready()).flatten());
+            for line in [2, 0, 1, 3] {
+                let result = Ok(Payload::json(jobs[line].payload.bytes.clone()));
+                pump.finished(jobs[line].id, &Finished { status: JobStatus::Succeeded, result });
+                out.extend(std::iter::from_fn(|| pump.next_result()).flatten());
             }
-            assert_eq!(out, expected);
+            assert_eq!(String::from_utf8_lossy(&out), expected);
         }
     }
 
     #[test]
     fn lines_that_found_no_room_come_again_beside_one_that_was_refused_at_once() {
-        let mut pump = Pump::new(Ordering::Keyed("/k".into()), SinkMode::SourceSeq, 4);
-        let input = ["{\"k\":1}", "{}", "{\"k\":2}", "{\"k\":3}"];
-        let mut lines: Vec<Line> = input.iter().filter_map(|line| pump.line(Ok(line.as_bytes()))).collect();
-        let numbers = |lines: &[Line]| lines.iter().map(|line| line.number).collect::<Vec<_>>();
-        assert_eq!(numbers(&lines), [0, 2, 3], "line 1 has no key and is answered at once");
-        assert!(!pump.has_room());
-        for line in &mut lines {
-            line.job = Some(JobId([line.number as u8; 16]));
-        }
-        pump.ask(lines);
+        let mut pump = pump(HandlerOptions::keyed("/k"), SinkMode::SourceSeq, 4);
+        let mut entropy = Entropy::Seeded(1);
+        let mut input = ["{\"k\":1}", "{}", "{\"k\":2}", "{\"k\":3}", "{\"k\":4}"].into_iter();
+        let jobs = pump.jobs(9, &mut entropy, || input.next().map(Ok));
+        assert_eq!(jobs.len(), 3, "line 1 has no key and is answered at once");
+        assert_eq!(input.len(), 1, "the window is full");
         let full = Submitted::Refused(Refusal::QueueFull);
-        let taken = pump.answered(&Ok(vec![Submitted::New, full.clone(), full]));
-        assert!(taken.is_full && taken.gone == [JobId([2; 16]), JobId([3; 16])]);
-        let again: Vec<Line> = std::iter::from_fn(|| pump.again()).collect();
-        assert_eq!((numbers(&again), &*again[0].bytes), (vec![2, 3], &b"{\"k\":2}"[..]));
+        let gone = pump.answered(&Ok(vec![Submitted::New, full.clone(), full]));
+        assert!(pump.is_stalled() && gone == [jobs[1].id, jobs[2].id]);
+        let again = pump.jobs(9, &mut entropy, || input.next().map(Ok));
+        assert_eq!(again.iter().map(|job| job.id).collect::<Vec<_>>(), gone);
+        assert_eq!(&*again[0].payload.bytes, b"{\"k\":2}");
         assert!(pump.next_result().is_none(), "line 0 comes first");
         let error = JobError::new(Code::Draining, "");
-        again.iter().for_each(|line| pump.refuse(line.number, &error));
-        let finished = Finished { status: crate::job::JobStatus::Failed, result: Err(error) };
-        assert!(pump.finished(JobId([0; 16]), &finished) && !pump.finished(JobId([0; 16]), &finished));
+        pump.refuse_asked(&error);
+        let finished = Finished { status: JobStatus::Failed, result: Err(error) };
+        pump.finished(jobs[0].id, &finished);
+        pump.finished(jobs[0].id, &finished);
         assert_eq!(std::iter::from_fn(|| pump.next_result()).count(), 4);
         assert!(pump.is_idle() && pump.failed == 4);
     }

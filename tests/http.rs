@@ -1076,7 +1076,7 @@ fn metrics_are_well_formed_and_every_promised_series_exists_from_the_start() {
         assert!(text.contains(&format!("# TYPE cofferdam_{name} ")), "{name} has a type");
         assert!(text.contains(&format!("\ncofferdam_{name}")), "{name} has a series");
     }
-    for route in cofferdam::web::routes::Route::LABELS {
+    for route in cofferdam::web::routes::LABELS {
         let series = format!("cofferdam_http_requests_total{{route=\"{route}\",status=\"200\"}} ");
         assert!(text.contains(&series), "{series} exists from the start");
     }

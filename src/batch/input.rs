@@ -11,11 +11,12 @@ pub struct Lines {
     /// `Some` iff it is a regular file.
     pub(super) size: Option<u64>,
     max_bytes: usize,
-    consumed: u64,
+    /// Bytes read so far, for the progress bar.
+    pub consumed: u64,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Line {
+pub enum Line {
     /// Without its line break.
     Whole(Vec<u8>),
     /// Over the limit; it was skipped.
@@ -40,12 +41,11 @@ impl Lines {
                 (Box::new(file), meta.is_file().then_some(meta.len()))
             }
         };
-        Ok(Lines { reader: BufReader::with_capacity(BUFFER_BYTES, reader), size, max_bytes, consumed: 0 })
+        Ok(Lines::new(BufReader::with_capacity(BUFFER_BYTES, reader), size, max_bytes))
     }
 
-    /// Bytes read so far, for the progress bar.
-    pub(super) fn consumed(&self) -> u64 {
-        self.consumed
+    pub fn new(reader: BufReader<Box<dyn Read + Send>>, size: Option<u64>, max_bytes: usize) -> Lines {
+        Lines { reader, size, max_bytes, consumed: 0 }
     }
 
     /// True if the next line is here without waiting for the source.
@@ -53,58 +53,22 @@ impl Lines {
         self.reader.buffer().contains(&b'\n')
     }
 
-    pub(super) fn next_line(&mut self) -> Result<Line> {
+    /// The next line, whatever the size of the buffer.
+    pub fn next_line(&mut self) -> Result<Line> {
         let mut line = Vec::new();
-        let mut too_long = false;
-        let mut any = false;
-        loop {
-            let buffer = match self.reader.fill_buf() {
-                Ok(buffer) => buffer,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            };
-            if buffer.is_empty() {
-                break;
-            }
-            any = true;
-            let end = buffer.iter().position(|byte| *byte == b'\n');
-            let part = &buffer[..end.unwrap_or(buffer.len())];
-            too_long |= line.len() + part.len() > self.max_bytes;
-            if !too_long {
-                line.extend_from_slice(part);
-            }
-            let used = part.len() + usize::from(end.is_some());
-            self.consumed += used as u64;
-            self.reader.consume(used);
-            if end.is_some() {
-                break;
-            }
+        let most = self.max_bytes as u64 + 1;
+        let mut read = self.reader.by_ref().take(most).read_until(b'\n', &mut line)?;
+        let has_end = line.pop_if(|last| *last == b'\n').is_some();
+        let is_too_long = !has_end && line.len() > self.max_bytes;
+        if is_too_long {
+            read += self.reader.skip_until(b'\n')?;
         }
-        Ok(match (any, too_long) {
-            (false, _) => Line::End,
-            (true, true) => Line::TooLong,
-            (true, false) => Line::Whole(line),
+        self.consumed += read as u64;
+        Ok(match read {
+            0 => Line::End,
+            _ if is_too_long => Line::TooLong,
+            _ => Line::Whole(line),
         })
-    }
-}
-
-/// Whatever the buffer, lines are those of one split, and only the long ones are left out.
-#[doc(hidden)]
-pub fn fuzz_lines(bytes: &[u8]) {
-    const MAX: usize = 8;
-    let mut expected: Vec<Line> = bytes
-        .split(|byte| *byte == b'\n')
-        .map(|line| if line.len() > MAX { Line::TooLong } else { Line::Whole(line.to_vec()) })
-        .collect();
-    // What follows the last line break is a line only if there is something.
-    expected.pop_if(|last| *last == Line::Whole(Vec::new()));
-    for capacity in [1, 3, 64] {
-        let source: Box<dyn Read + Send> = Box::new(std::io::Cursor::new(bytes.to_vec()));
-        let reader = BufReader::with_capacity(capacity, source);
-        let mut lines = Lines { reader, size: None, max_bytes: MAX, consumed: 0 };
-        expected.iter().for_each(|line| assert!(lines.next_line().is_ok_and(|found| found == *line)));
-        assert!(lines.next_line().is_ok_and(|end| end == Line::End));
-        assert_eq!(lines.consumed(), bytes.len() as u64);
     }
 }
 
@@ -114,7 +78,7 @@ mod tests {
 
     fn all(text: &'static [u8], capacity: usize) -> Vec<Line> {
         let reader = BufReader::with_capacity(capacity, Box::new(text) as Box<dyn Read + Send>);
-        let mut lines = Lines { reader, size: None, max_bytes: 4, consumed: 0 };
+        let mut lines = Lines::new(reader, None, 4);
         std::iter::from_fn(|| Some(lines.next_line().unwrap()).filter(|line| *line != Line::End)).collect()
     }
 

@@ -9,22 +9,19 @@ mod progress;
 use std::io::{BufWriter, ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
-pub use input::Lines;
-#[doc(hidden)]
-pub use input::fuzz_lines;
+pub use input::{Line, Lines};
 
 use crate::bell::Bell;
 use crate::config::SinkMode;
+use crate::deployment::Backend;
 use crate::entropy::Entropy;
 use crate::handler::HandlerSpec;
-use crate::job::{InstanceId, JobId, Payload, Trace};
-use crate::ndjson::{self, Pump};
-use crate::ports::{Ends, JobEnded, NewJob, Producer, Replies, Seat};
-use input::Line;
+use crate::job::{InstanceId, Trace};
+use crate::ndjson::Pump;
+use crate::ports::{Ends, JobEnded, Producer};
 use progress::Progress;
 
 /// The command's own options. `-` or nothing is standard input or output.
@@ -63,9 +60,7 @@ pub struct Parts<'a> {
     /// Lines in flight at most.
     pub window: usize,
     pub shows_progress: bool,
-    pub producer: &'a dyn Producer,
-    pub replies: &'a dyn Replies,
-    pub seat: &'a dyn Seat,
+    pub backend: &'a Backend,
     /// Of this thread.
     pub bell: Bell,
     /// Why nobody runs jobs any more, if it is so.
@@ -81,19 +76,22 @@ impl Parts<'_> {
     /// # Errors
     /// The input cannot be read, the output not written, the backend refuses for good, or nobody runs jobs any more.
     pub fn run(self, lines: Lines, mut output: impl Write) -> Result<Summary, BatchError> {
-        let failed = |error: crate::ports::BackendError| BatchError::Failed(error.to_string());
-        let mut inbox = self.replies.subscribe(INSTANCE, self.bell.clone()).map_err(failed)?;
+        let inbox = self.backend.replies.subscribe(INSTANCE, self.bell.clone());
+        let mut inbox = inbox.map_err(|error| BatchError::Failed(error.to_string()))?;
         let mut progress = Progress::new(self.shows_progress, lines.size);
         let mut source = Source::start(lines, self.bell.clone())?;
-        let mut submitter = Submitter::new(self.producer, &self.handler);
-        let mut pump = Pump::new(self.handler.options.ordering.clone(), self.mode, self.window);
-        let mut done = 0;
+        let mut entropy = Entropy::system();
+        let trace = Trace { id: entropy.bytes(), span: entropy.bytes() };
+        let mut pump = Pump::new(self.handler, self.mode, self.window, trace, INSTANCE);
+        let (again_at, refusing_since, pause) = (Instant::now(), None, Duration::ZERO);
+        let mut submitter =
+            Submitter { producer: &*self.backend.producer, entropy, again_at, refusing_since, pause };
         let mut is_unsure = false;
         loop {
             self.bell.answer();
             let Ends { mut ended, lost } = inbox.take(usize::MAX);
             if lost || is_unsure {
-                let (found, unsure) = self.producer.ended(&pump.jobs());
+                let (found, unsure) = self.backend.producer.ended(&pump.jobs_in_flight());
                 ended.extend(found);
                 is_unsure = !unsure.is_empty();
             }
@@ -102,19 +100,26 @@ impl Parts<'_> {
                 pump.finished(job, &finished);
             }
             is_quiet &= !submitter.submit(&mut pump, &mut source)?;
-            while let Some(line) = pump.next_result() {
-                done += 1;
+            let mut written = Ok(());
+            while written.is_ok()
+                && let Some(line) = pump.next_result()
+            {
                 is_quiet = false;
-                if let Err(error) = output.write_all(&line) {
-                    return broken(&error, Summary { done, failed: pump.failed });
-                }
+                written = output.write_all(&line);
             }
             let is_over = source.end.is_some() && pump.is_idle();
-            let summary = Summary { done, failed: pump.failed };
-            if (is_over || is_quiet)
-                && let Err(error) = output.flush()
-            {
-                return broken(&error, summary);
+            if is_over || is_quiet {
+                written = written.and_then(|()| output.flush());
+            }
+            let summary = Summary { done: pump.done, failed: pump.failed };
+            if let Err(error) = written {
+                if error.kind() != ErrorKind::BrokenPipe {
+                    return Err(BatchError::Failed(format!("the output cannot be written: {error}")));
+                }
+                // A reader that has seen enough, such as `head`, is no failure. What runs is cut off on purpose: a line
+                // a job about lost leases would tell nobody anything.
+                log::set_max_level(log::LevelFilter::Off);
+                return Ok(summary);
             }
             progress.draw(&summary, source.bytes, is_over);
             if is_over && let Some(end) = source.end {
@@ -124,7 +129,7 @@ impl Parts<'_> {
                 return Err(BatchError::Failed(reason));
             }
             // Nobody else may look after time in this process.
-            self.seat.tick(0);
+            self.backend.seat.tick(0);
             if is_quiet && self.bell.asleep() {
                 std::thread::park_timeout(submitter.rests().min(Duration::from_millis(100)));
             }
@@ -133,18 +138,6 @@ impl Parts<'_> {
 }
 
 const INSTANCE: InstanceId = InstanceId(1);
-
-/// A reader that has seen enough, such as `head`, is no failure.
-fn broken(error: &std::io::Error, summary: Summary) -> Result<Summary, BatchError> {
-    match error.kind() {
-        ErrorKind::BrokenPipe => {
-            // What runs is cut off on purpose: a line a job about lost leases would tell nobody anything.
-            log::set_max_level(log::LevelFilter::Off);
-            Ok(summary)
-        }
-        _ => Err(BatchError::Failed(format!("the output cannot be written: {error}"))),
-    }
-}
 
 /// True if opening one for writing would empty the other.
 fn is_same_file(one: &Path, other: &Path) -> bool {
@@ -195,7 +188,7 @@ impl Source {
             loop {
                 let line = lines.next_line().map_err(|error| format!("the input: {error}"));
                 let is_last = matches!(line, Ok(Line::End) | Err(_));
-                let is_taken = ahead.send((line, lines.consumed())).is_ok();
+                let is_taken = ahead.send((line, lines.consumed)).is_ok();
                 if is_last || !lines.has_buffered_line() {
                     bell.ring();
                 }
@@ -221,17 +214,12 @@ impl Source {
         };
         self.bytes = bytes;
         match line {
-            Ok(Line::Whole(bytes)) => Some(Ok(bytes)),
-            Ok(Line::TooLong) => Some(Err("max_payload_bytes")),
-            Ok(Line::End) => {
-                self.end = Some(Ok(()));
-                None
-            }
-            Err(error) => {
-                self.end = Some(Err(error));
-                None
-            }
+            Ok(Line::Whole(bytes)) => return Some(Ok(bytes)),
+            Ok(Line::TooLong) => return Some(Err("max_payload_bytes")),
+            Ok(Line::End) => self.end = Some(Ok(())),
+            Err(error) => self.end = Some(Err(error)),
         }
+        None
     }
 }
 
@@ -239,9 +227,6 @@ impl Source {
 /// call is safe to repeat.
 struct Submitter<'a> {
     producer: &'a dyn Producer,
-    handler: &'a HandlerSpec,
-    owner: Arc<str>,
-    trace: Trace,
     entropy: Entropy,
     /// Nothing is submitted before.
     again_at: Instant,
@@ -251,20 +236,6 @@ struct Submitter<'a> {
 }
 
 impl Submitter<'_> {
-    fn new<'a>(producer: &'a dyn Producer, handler: &'a HandlerSpec) -> Submitter<'a> {
-        let mut entropy = Entropy::system();
-        Submitter {
-            producer,
-            handler,
-            owner: Arc::from(""),
-            trace: Trace { id: entropy.bytes(), span: entropy.bytes() },
-            entropy,
-            again_at: Instant::now(),
-            refusing_since: None,
-            pause: Duration::ZERO,
-        }
-    }
-
     /// How long nothing will be submitted.
     fn rests(&self) -> Duration {
         match self.again_at.saturating_duration_since(Instant::now()) {
@@ -284,29 +255,16 @@ impl Submitter<'_> {
         if now < self.again_at {
             return Ok(false);
         }
-        let mut lines = Vec::with_capacity(CHUNK);
-        while lines.len() < CHUNK {
-            let next = match pump.again() {
-                Some(line) => Some(line),
-                None if !pump.has_room() => break,
-                None => match source.next() {
-                    None => break,
-                    Some(line) => pump.line(line.as_deref().map_err(|bound| *bound)),
-                },
-            };
-            lines.extend(next);
-        }
-        if lines.is_empty() {
+        let jobs = pump.jobs(CHUNK, &mut self.entropy, || source.next());
+        if jobs.is_empty() {
             return Ok(false);
         }
-        let jobs = lines.iter_mut().map(|line| self.job(line)).collect();
-        pump.ask(lines);
         let answers = self.producer.submit(jobs);
-        let is_full = pump.answered(&answers).is_full;
+        pump.answered(&answers);
         match answers {
             Ok(_) => {
                 self.refusing_since = None;
-                self.pause = if is_full { Duration::from_millis(1) } else { Duration::ZERO };
+                self.pause = if pump.is_stalled() { Duration::from_millis(1) } else { Duration::ZERO };
             }
             Err(error) => {
                 if self.refusing_since.is_none() {
@@ -320,22 +278,5 @@ impl Submitter<'_> {
         }
         self.again_at = Instant::now() + self.pause;
         Ok(self.pause.is_zero())
-    }
-
-    fn job(&mut self, line: &mut ndjson::Line) -> NewJob {
-        NewJob {
-            id: *line.job.get_or_insert_with(|| JobId(self.entropy.bytes())),
-            owner: self.owner.clone(),
-            handler: self.handler.name.clone(),
-            ordering_key: line.ordering_key.clone(),
-            payload: Payload::json(line.bytes.clone()),
-            trace: self.trace,
-            delay: Duration::ZERO,
-            timeout: None,
-            idempotency: None,
-            awaited: true,
-            one_line: true,
-            instance: INSTANCE,
-        }
     }
 }

@@ -2,14 +2,13 @@
 //! processes that one more thread hosts.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use mio::Token;
 
-use super::inline::{self, InlineExecutors};
+use super::inline;
 use super::serve::add_executors;
 use crate::batch::{self, BatchError, BatchOptions, Lines, Summary};
 use crate::bell::Bell;
@@ -50,9 +49,13 @@ pub fn run(deployment: &Deployment, options: &BatchOptions) -> Result<Summary, B
     let opening = Opening { sub_prefix: &left_behind.prefix, ..Opening::default() };
     let backend = deployment.open(opening).map_err(BatchError::Failed)?;
     let bell = Bell::for_this_thread();
-    let executors = match deployment.is_inline() {
-        true => Executors::Threads(inline::start(deployment, &backend, &bell).map_err(BatchError::Failed)?),
-        false => Executors::Processes(ExecutorHost::start(deployment, &backend).map_err(BatchError::Failed)?),
+    // Both end with what looks after them, which is before the backend and what is left behind there.
+    let failed: Box<dyn Fn() -> Option<String>> = if deployment.is_inline() {
+        let threads = inline::start(deployment, &backend, &bell).map_err(BatchError::Failed)?;
+        Box::new(move || (!threads.are_sound()).then(|| "an executor's threads have ended".into()))
+    } else {
+        let host = ExecutorHost::start(deployment, &backend).map_err(BatchError::Failed)?;
+        Box::new(move || host.failure.get().cloned())
     };
     let mode = options.sink_mode.unwrap_or(deployment.config.runtime.ordering.sink_mode);
     let parts = batch::Parts {
@@ -60,17 +63,11 @@ pub fn run(deployment: &Deployment, options: &BatchOptions) -> Result<Summary, B
         mode,
         window,
         shows_progress: options.shows_progress,
-        producer: &*backend.producer,
-        replies: &*backend.replies,
-        seat: &*backend.seat,
+        backend: &backend,
         bell,
-        failed: &|| executors.failed(),
+        failed: &*failed,
     };
-    let summary = parts.run(lines, output);
-    drop(executors);
-    drop(backend);
-    drop(left_behind);
-    summary
+    parts.run(lines, output)
 }
 
 /// What a batch has at its backend; nothing of it stays.
@@ -85,27 +82,10 @@ impl Drop for SubDeployment<'_> {
     }
 }
 
-/// Who runs the jobs.
-enum Executors {
-    Threads(InlineExecutors),
-    Processes(ExecutorHost),
-}
-
-impl Executors {
-    /// `Some` once they cannot be kept running.
-    fn failed(&self) -> Option<String> {
-        match self {
-            Executors::Threads(threads) => {
-                (!threads.are_sound()).then(|| "an executor's threads have ended".into())
-            }
-            Executors::Processes(host) => host.failure.get().cloned(),
-        }
-    }
-}
-
 /// The thread that hosts the channel's listener and the executor processes; dropping it ends them.
 struct ExecutorHost {
     stop: Arc<AtomicBool>,
+    /// Why the executors cannot be kept running.
     failure: Arc<OnceLock<String>>,
     bell: Bell,
     thread: Option<JoinHandle<()>>,
@@ -135,32 +115,19 @@ impl ExecutorHost {
         let (stopped, failed) = (stop.clone(), failure.clone());
         let (consumers, ring) = (backend.consumers.clone(), bell.clone());
         let (seat, clock) = (backend.seat.clone(), deployment.clock.clone());
-        let (ready, started) = sync_channel(1);
         // The thread that spawns is the thread that lives as long as the children: their parent-death signal
         // follows it.
         let thread = std::thread::Builder::new().name("executors".into()).spawn(move || {
             let connect = move |group| consumers(group, ring.clone());
             let channel = ChannelServer::bind(config, Arc::new(Counters::default()), Box::new(connect));
-            let registered = channel.and_then(|mut channel| {
-                let registry = reactor.registry();
-                channel.register(registry, CHANNEL).map_err(|error| error.to_string()).map(|()| channel)
-            });
-            let channel = match registered {
-                Ok(channel) => channel,
-                Err(message) => return drop(ready.send(Err(message))),
-            };
-            let _ = ready.send(Ok(()));
-            if let Err(message) = host(reactor, &*seat, channel, &mut fleet, &stopped, &clock) {
+            let end =
+                channel.and_then(|channel| host(reactor, &*seat, channel, &mut fleet, &stopped, &clock));
+            if let Err(message) = end {
                 let _ = failed.set(message);
             }
             fleet.kill_all();
         });
-        let thread = thread.map_err(io)?;
-        match started.recv() {
-            Ok(Ok(())) => Ok(ExecutorHost { stop, failure, bell, thread: Some(thread) }),
-            Ok(Err(message)) => Err(message),
-            Err(_) => Err("the executors' thread has ended at its start".into()),
-        }
+        Ok(ExecutorHost { stop, failure, bell, thread: Some(thread.map_err(io)?) })
     }
 }
 
@@ -184,6 +151,7 @@ fn host(
     clock: &Clock,
 ) -> Result<(), String> {
     let mut next_link = FIRST_LINK;
+    channel.register(reactor.registry(), CHANNEL).map_err(|error| error.to_string())?;
     let address = channel.address().map_err(|error| error.to_string())?.to_string();
     while !stop.load(Ordering::SeqCst) {
         let now_ms = monotonic_millis();
@@ -197,22 +165,15 @@ fn host(
             }
         }
         for event in happened {
-            match event {
-                FleetEvent::GaveUp(why) => return Err(why),
-                FleetEvent::Ready(..)
-                | FleetEvent::Replaced(..)
-                | FleetEvent::Recycled(..)
-                | FleetEvent::CutOff(_)
-                | FleetEvent::Drained(_) => {}
+            if let FleetEvent::GaveUp(why) = event {
+                return Err(why);
             }
         }
         channel.turn(reactor.registry(), &mut next_link, now_ms);
         // After the turn: what it queued again may be due sooner than anything known before.
         let timer = seat.tick(0).map_or(Duration::from_secs(60), |at| at.since(clock.now()));
         let due_ms = channel.next_due_ms(now_ms).unwrap_or(60_000).min(fleet.next_due_ms(now_ms));
-        let is_at_once = due_ms == 0;
-        let wait = timer.min(Duration::from_millis(due_ms)).max(Duration::from_millis(1));
-        reactor.wait(if is_at_once { Duration::ZERO } else { wait })?;
+        reactor.wait(timer.max(Duration::from_millis(1)).min(Duration::from_millis(due_ms)))?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use super::questions::{Answered, Question};
 use crate::bell::{Bell, lock};
 use crate::job::JobId;
-use crate::ports::{BackendError, Producer, Submitted, Viewer};
+use crate::ports::{BackendError, Producer, Viewer};
 
 /// Questions that wait for the thread: more than that, and the backend is as good as away.
 const QUESTIONS: usize = 65_536;
@@ -55,19 +55,10 @@ impl BrokerCalls {
         for question in questions {
             match question {
                 // Those that change lanes go one way, in their order, and never behind one that reads.
-                Question::Submit(ticket, job) => {
-                    let (shared, bell) = (self.shared.clone(), self.bell.clone());
-                    let then = move |answers: Result<Vec<Submitted>, BackendError>| {
-                        let answer = answers.and_then(|mut all| all.pop().ok_or_else(no_answer));
-                        lock(&shared.answers).push(Answered::Submitted(ticket, answer));
-                        bell.ring();
-                    };
-                    self.producer.submit_later(vec![job], Box::new(then));
-                }
-                Question::Lines(asker, jobs) => {
+                Question::Submit(ticket, jobs) => {
                     let (shared, bell) = (self.shared.clone(), self.bell.clone());
                     let then = move |answers| {
-                        lock(&shared.answers).push(Answered::Lines(asker, answers));
+                        lock(&shared.answers).push(Answered::Submitted(ticket, answers));
                         bell.ring();
                     };
                     self.producer.submit_later(jobs, Box::new(then));
@@ -106,7 +97,11 @@ impl Shared {
             let questions =
                 std::mem::take(&mut *questions.unwrap_or_else(std::sync::PoisonError::into_inner));
             let answers = answer(questions, producer);
-            let is_away = answers.iter().find_map(error_of);
+            let is_away = answers.iter().find_map(|answered| match answered {
+                Answered::Record(_, answer) => answer.as_ref().err().cloned(),
+                // Submissions are not asked here.
+                Answered::Submitted(..) | Answered::Ended(..) => None,
+            });
             if let Some(error) = is_away {
                 // Who asked meanwhile has waited as long: nobody waits for two calls that fail.
                 let waiting = std::mem::take(&mut *lock(&self.questions));
@@ -124,10 +119,9 @@ pub fn answer(questions: Vec<Question>, producer: &dyn Producer) -> Vec<Answered
     let mut answers = Vec::with_capacity(questions.len());
     for question in questions {
         match question {
-            Question::Submit(ticket, job) => {
-                answers.push(Answered::Submitted(ticket, producer.submit_one(job)));
+            Question::Submit(ticket, jobs) => {
+                answers.push(Answered::Submitted(ticket, producer.submit(jobs)));
             }
-            Question::Lines(asker, jobs) => answers.push(Answered::Lines(asker, producer.submit(jobs))),
             Question::Record(asker, id, watches) => {
                 let viewer = Viewer::anonymous();
                 let record = match watches {
@@ -138,7 +132,7 @@ pub fn answer(questions: Vec<Question>, producer: &dyn Producer) -> Vec<Answered
             }
             Question::Ended(jobs) => {
                 let (ended, unsure) = producer.ended(&jobs);
-                answers.extend([Answered::Ended(ended), Answered::Unsure(unsure)]);
+                answers.push(Answered::Ended(ended, unsure));
             }
             Question::Abandoned(id, of) => {
                 let viewer = Viewer::anonymous();
@@ -153,30 +147,12 @@ pub fn answer(questions: Vec<Question>, producer: &dyn Producer) -> Vec<Answered
     answers
 }
 
-fn no_answer() -> BackendError {
-    BackendError("the broker gave no answer".into())
-}
-
-fn error_of(answer: &Answered) -> Option<BackendError> {
-    match answer {
-        Answered::Submitted(_, Err(error))
-        | Answered::Lines(_, Err(error))
-        | Answered::Record(_, Err(error)) => Some(error.clone()),
-        Answered::Submitted(_, Ok(_))
-        | Answered::Lines(_, Ok(_))
-        | Answered::Record(_, Ok(_))
-        | Answered::Ended(_)
-        | Answered::Unsure(_) => None,
-    }
-}
-
 /// The answer to a question that was not asked.
 fn unanswered(question: Question, error: &BackendError) -> Option<Answered> {
     match question {
         Question::Submit(ticket, _) => Some(Answered::Submitted(ticket, Err(error.clone()))),
-        Question::Lines(asker, _) => Some(Answered::Lines(asker, Err(error.clone()))),
         Question::Record(asker, ..) => Some(Answered::Record(asker, Err(error.clone()))),
-        Question::Ended(ids) => Some(Answered::Unsure(ids)),
+        Question::Ended(ids) => Some(Answered::Ended(Vec::new(), ids)),
         Question::Abandoned(id, _) => {
             not_cancelled(id, error);
             None

@@ -11,24 +11,19 @@ const LINE_BYTES: usize = 1_024;
 const TRAILER_BYTES: usize = 8_192;
 
 /// Where a chunked body stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Chunked {
     state: State,
     trailer_bytes: usize,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
+    #[default]
     Size,
     Data(usize),
     DataEnd,
     Trailer,
-}
-
-impl Default for Chunked {
-    fn default() -> Chunked {
-        Chunked { state: State::Size, trailer_bytes: 0 }
-    }
 }
 
 impl Chunked {

@@ -6,8 +6,7 @@ use std::time::Duration;
 use super::conn::{Conn, Phase};
 use super::http1::Refused;
 use super::questions::Asker;
-use super::respond::{Answer, Manner, http_date, write_answer, write_head};
-use super::routes::NoRoute;
+use super::respond::{Answer, http_date, write_head};
 use crate::clock::Timestamp;
 use crate::config::WebLimits;
 use crate::job::{IdMap, Trace};
@@ -15,15 +14,15 @@ use crate::observe::event;
 use crate::observe::metrics::Counters;
 
 /// After its last answer a client has this long to read it.
-const LINGER: Duration = Duration::from_secs(2);
+const LINGER_MS: u64 = 2_000;
 
 /// See the module.
 pub(super) struct Clients {
-    conns: IdMap<u64, Conn>,
+    pub(super) conns: IdMap<u64, Conn>,
     limits: WebLimits,
     pub(super) counters: Arc<Counters>,
     /// Connections with something to send or to close.
-    touched: Vec<u64>,
+    pub(super) touched: Vec<u64>,
     pub(super) next_due: Timestamp,
     date: (u64, String),
     /// The service stops: each answer is its connection's last.
@@ -43,38 +42,9 @@ impl Clients {
         }
     }
 
-    pub(super) fn open(&mut self, number: u64, now: Timestamp) {
-        self.conns.insert(number, Conn::new(now.plus(self.idle_timeout())));
-        self.due(now.plus(self.idle_timeout()));
-    }
-
-    pub(super) fn remove(&mut self, number: u64) {
-        self.conns.remove(&number);
-    }
-
-    pub(super) fn get(&self, number: u64) -> Option<&Conn> {
-        self.conns.get(&number)
-    }
-
-    pub(super) fn get_mut(&mut self, number: u64) -> Option<&mut Conn> {
-        self.conns.get_mut(&number)
-    }
-
     /// The connection whose request asked, while that is the one under way.
     pub(super) fn of(&mut self, asker: Asker) -> Option<&mut Conn> {
-        self.conns.get_mut(&asker.conn).filter(|conn| conn.request == asker.request)
-    }
-
-    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &Conn)> {
-        self.conns.iter().map(|(number, conn)| (*number, conn))
-    }
-
-    fn idle_timeout(&self) -> Duration {
-        Duration::from_millis(self.limits.idle_timeout_ms)
-    }
-
-    pub(super) fn header_timeout(&self) -> Duration {
-        Duration::from_millis(self.limits.header_timeout_ms)
+        self.conns.get_mut(&asker.conn).filter(|conn| conn.asker == asker)
     }
 
     /// Something is due then.
@@ -95,7 +65,7 @@ impl Clients {
         if now < self.next_due {
             return Vec::new();
         }
-        self.iter().filter(|(_, conn)| conn.due() <= now).map(|(number, _)| number).collect()
+        self.conns.iter().filter(|(_, conn)| conn.due() <= now).map(|(number, _)| *number).collect()
     }
 
     /// After [`Clients::take_due`] and what came of it.
@@ -105,64 +75,39 @@ impl Clients {
         }
     }
 
-    pub(super) fn touch(&mut self, number: u64) {
-        self.touched.push(number);
-    }
-
-    /// Connections with something to send, or to close, since the last call.
-    pub(super) fn take_touched(&mut self) -> Vec<u64> {
-        std::mem::take(&mut self.touched)
-    }
-
-    /// The client took so many bytes.
-    pub(super) fn sent(&mut self, number: u64, bytes: usize, now: Timestamp) {
-        let until = now.plus(Duration::from_millis(self.limits.write_timeout_ms));
-        if let Some(conn) = self.conns.get_mut(&number) {
-            conn.sent(bytes, until);
-        }
-    }
-
     pub(super) fn trace(&self, number: u64) -> Option<Trace> {
         self.conns.get(&number).map(|conn| conn.current.trace)
     }
 
-    fn date(&mut self, now: Timestamp) {
+    /// Writes the answer to the request under way; without a `length` its head, and its body comes in chunks.
+    pub(super) fn write(&mut self, number: u64, mut answer: Answer, length: Option<usize>, now: Timestamp) {
         let second = now.0 / 1_000_000;
         if self.date.0 != second {
             self.date = (second, http_date(now));
         }
-    }
-
-    /// Writes the answer to the request under way; the next one may begin.
-    pub(super) fn answer(&mut self, number: u64, mut answer: Answer, now: Timestamp) {
-        self.date(now);
         let Some(conn) = self.conns.get_mut(&number) else { return };
-        let keeps_alive = conn.keep_alive && !conn.at_end && !self.draining;
+        conn.keep_alive &= !conn.at_end && !self.draining;
         answer = answer.with("traceparent", conn.current.trace);
-        if keeps_alive && !conn.current.is_1_1 {
+        if conn.keep_alive && !conn.current.is_1_1 {
             answer.headers.push_str("connection: keep-alive\r\n");
         }
-        let manner = Manner { date: &self.date.1, keeps_alive, has_body: conn.current.has_body };
-        write_answer(&mut conn.output, &answer, &manner);
+        write_head(&mut conn.output, &answer, length, conn.keep_alive, &self.date.1);
+        if length.is_some() && conn.current.has_body {
+            conn.output.extend_from_slice(&answer.body);
+        }
         self.counters.request(conn.current.route, answer.status);
-        self.next_request(number, keeps_alive, now);
     }
 
-    /// Begins an answer whose body comes in chunks.
-    pub(super) fn begin_chunks(&mut self, number: u64, answer: Answer, now: Timestamp) {
-        self.date(now);
-        let draining = self.draining;
-        let Some(conn) = self.conns.get_mut(&number) else { return };
-        conn.keep_alive &= !draining;
-        let answer = answer.with("traceparent", conn.current.trace);
-        let manner = Manner { date: &self.date.1, keeps_alive: conn.keep_alive, has_body: true };
-        write_head(&mut conn.output, &answer, &manner, None);
-        self.counters.request(conn.current.route, answer.status);
+    /// Answers the request under way; the next one may begin.
+    pub(super) fn answer(&mut self, number: u64, answer: Answer, now: Timestamp) {
+        let length = answer.body.len();
+        self.write(number, answer, Some(length), now);
+        self.next_request(number, now);
     }
 
     /// The client must take what is waiting for it within its time.
     pub(super) fn expect_progress(&mut self, number: u64, now: Timestamp) {
-        let until = now.plus(Duration::from_millis(self.limits.write_timeout_ms));
+        let until = after(now, self.limits.write_timeout_ms);
         let Some(conn) = self.conns.get_mut(&number) else { return };
         if !conn.unsent().is_empty() && conn.write_deadline.is_none() {
             conn.write_deadline = Some(until);
@@ -172,25 +117,24 @@ impl Clients {
     }
 
     /// The request is answered: the connection waits for another one, or closes.
-    pub(super) fn next_request(&mut self, number: u64, keeps_alive: bool, now: Timestamp) {
-        let (idle, header) = (self.idle_timeout(), self.header_timeout());
+    pub(super) fn next_request(&mut self, number: u64, now: Timestamp) {
         let Some(conn) = self.conns.get_mut(&number) else { return };
-        let (phase, time) = match (keeps_alive, conn.input.is_empty()) {
-            (false, _) => (Phase::Closing, LINGER),
-            (true, true) => (Phase::Head, idle),
-            (true, false) => (Phase::Head, header),
+        let (phase, millis) = match (conn.keep_alive, conn.input.is_empty()) {
+            (false, _) => (Phase::Closing, LINGER_MS),
+            (true, true) => (Phase::Head, self.limits.idle_timeout_ms),
+            (true, false) => (Phase::Head, self.limits.header_timeout_ms),
         };
         conn.phase = phase;
-        conn.deadline = now.plus(time);
-        conn.write_deadline = Some(now.plus(Duration::from_millis(self.limits.write_timeout_ms)));
+        conn.deadline = after(now, millis);
+        conn.write_deadline = Some(after(now, self.limits.write_timeout_ms));
         let due = conn.due();
         self.due(due);
         self.touched.push(number);
     }
 
     /// Refuses the request; the connection goes on.
-    pub(super) fn refuse(&mut self, number: u64, why: impl Into<NoRoute>, now: Timestamp) {
-        let NoRoute { refused: Refused { code, detail }, allow } = why.into();
+    pub(super) fn refuse(&mut self, number: u64, why: Refused, now: Timestamp) {
+        let Refused { code, detail, allow } = why;
         event(log::Level::Debug, "ingress.rejected").field("code", code.as_str()).emit();
         let mut answer = Answer::refusal(code, detail, self.trace(number).as_ref());
         if let Some(allow) = allow {
@@ -198,4 +142,8 @@ impl Clients {
         }
         self.answer(number, answer, now);
     }
+}
+
+pub(super) fn after(now: Timestamp, millis: u64) -> Timestamp {
+    now.plus(Duration::from_millis(millis))
 }

@@ -22,18 +22,6 @@ pub enum Commander {
     Supervisor(ControlSocket),
 }
 
-/// What the web process is told.
-pub(super) enum Command {
-    /// Callers are waited for so long at most; then it is over.
-    Drain(Duration),
-    /// It is over.
-    Stop,
-    /// The supervisor has replaced so many processes of this group for this reason.
-    Replaced(String, String, u64),
-    /// This process has taken the place of that one.
-    Succeeds(String),
-}
-
 impl Commander {
     /// A signal gives callers so long.
     pub fn signals(signals: Signals, graceful: Duration) -> Commander {
@@ -71,11 +59,11 @@ impl Commander {
         }
     }
 
-    /// What came since the last call.
+    /// What came since the last call; a signal tells to drain.
     ///
     /// # Errors
     /// The supervisor is gone: so is this process.
-    pub(super) fn hear(&mut self) -> Result<Vec<Command>, String> {
+    pub(super) fn hear(&mut self) -> Result<Vec<ToChild>, String> {
         const GONE: &str = "the supervisor is gone";
         let mut heard = Vec::new();
         match self {
@@ -86,24 +74,15 @@ impl Commander {
                 for _ in 0..drain_bytes(stop) {
                     // The second signal's deadline is now.
                     let again = std::mem::replace(stops, true);
-                    heard.push(Command::Drain(if again { Duration::ZERO } else { *graceful }));
+                    heard.push(ToChild::Drain(if again { 0 } else { millis(*graceful) }));
                     notifier.stopping(millis(*graceful));
                 }
             }
             Commander::Supervisor(control) => {
                 control.flush();
-                for message in control.read::<ToChild>().map_err(|_| GONE)? {
-                    match message {
-                        ToChild::Ping => control.send(&ToParent::Pong),
-                        ToChild::Drain(millis) => heard.push(Command::Drain(Duration::from_millis(millis))),
-                        ToChild::Stop => heard.push(Command::Stop),
-                        ToChild::Replaced(group, reason, count) => {
-                            heard.push(Command::Replaced(group, reason, count));
-                        }
-                        ToChild::Succeeds(name) => heard.push(Command::Succeeds(name)),
-                        ToChild::Channel(_) | ToChild::Leave => {}
-                    }
-                }
+                heard = control.read::<ToChild>().map_err(|_| GONE)?;
+                let pings = heard.iter().filter(|message| **message == ToChild::Ping).count();
+                (0..pings).for_each(|_| control.send(&ToParent::Pong));
                 if control.has_ended() {
                     return Err(GONE.into());
                 }

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!            head whole       body whole                            answer
-//!    Head ---------------> Body ---------> Asked | Waiting ----------------> Head
-//!      |                     |             | Inner | Streaming
+//!    Head ---------------> Body ---------> Waiting | Inner ----------------> Head
+//!      |                     |             | Streaming
 //!      |                     |                                (keep-alive)     |
 //!      | refused, closing    |                                                 |
 //!      +---------------------+-------------> Closing <-------------------------+
@@ -11,9 +11,10 @@
 
 use super::batch::Batch;
 use super::chunked::Chunked;
-use super::http1::{Framing, Head};
+use super::http1::Head;
+use super::questions::Asker;
 use super::routes::Route;
-use super::waiters::{Asked, Waiting};
+use super::waiters::Waiting;
 use crate::clock::Timestamp;
 use crate::entropy::Entropy;
 use crate::job::Trace;
@@ -39,8 +40,8 @@ pub(super) struct Conn {
     pub(super) keep_alive: bool,
     /// The client has closed its side.
     pub(super) at_end: bool,
-    /// The number of the request under way; the broker's and the pages' answers carry it.
-    pub(super) request: u64,
+    /// The request under way.
+    pub(super) asker: Asker,
     pub(super) current: Current,
 }
 
@@ -67,9 +68,7 @@ pub(super) enum Phase {
     Head,
     /// The head was accepted, the body is arriving.
     Body(Box<Incoming>),
-    /// The broker was asked to take a job, for whose end nobody here waits.
-    Asked(Asked),
-    /// The caller waits for a job.
+    /// The caller waits for a job, or for its acceptance.
     Waiting(Box<Waiting>),
     /// A route that renders is at it.
     Inner,
@@ -93,7 +92,7 @@ pub(super) struct Incoming {
 }
 
 impl Conn {
-    pub(super) fn new(deadline: Timestamp) -> Conn {
+    pub(super) fn new(number: u64, deadline: Timestamp) -> Conn {
         let trace = Trace { id: [0; 16], span: [0; 8] };
         Conn {
             input: Vec::new(),
@@ -104,7 +103,7 @@ impl Conn {
             write_deadline: None,
             keep_alive: true,
             at_end: false,
-            request: 0,
+            asker: Asker { conn: number, request: 0 },
             current: Current { route: "none", trace, has_body: true, is_1_1: true },
         }
     }
@@ -113,11 +112,8 @@ impl Conn {
     pub(super) fn readable_bytes(&self, head_bytes: usize) -> usize {
         let most = match &self.phase {
             Phase::Head => head_bytes,
-            Phase::Body(incoming) => match incoming.head.framing {
-                Framing::Length(length) => usize::try_from(length).unwrap_or(usize::MAX),
-                Framing::None | Framing::Chunked => READ_AHEAD_BYTES,
-            },
-            Phase::Asked(_) | Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) => READ_AHEAD_BYTES,
+            Phase::Body(incoming) => incoming.head.framing.length().unwrap_or(READ_AHEAD_BYTES),
+            Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) => READ_AHEAD_BYTES,
             // What comes after the last request is thrown away.
             Phase::Closing => usize::MAX,
         };

@@ -8,16 +8,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::batch::Batches;
-use super::clients::Clients;
-use super::conn::{Current, Incoming, OUTPUT_BYTES, Phase};
+use super::clients::{Clients, after};
+use super::conn::{Conn, Current, Incoming, OUTPUT_BYTES, Phase};
 use super::http1::refused;
-use super::questions::{Answered, Asker, InnerRequest, Question};
+use super::questions::{Answered, Asker, InnerRequest, Question, Ticket};
 use super::respond::Answer;
-use super::routes::Route;
-use super::waiters::Waiters;
+use super::routes::LABELS;
+use super::waiters::{Stage, Waiters};
 use crate::clock::Timestamp;
-use crate::config::{SinkMode, WebLimits};
+use crate::config::{SinkMode, Web};
 use crate::entropy::Entropy;
 use crate::handler::HandlerSpec;
 use crate::job::InstanceId;
@@ -30,16 +29,7 @@ use crate::problem::Code;
 /// What the gate follows.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// `web.limits`
-    pub limits: WebLimits,
-    /// `web.max_inflight`
-    pub max_inflight: usize,
-    /// `web.max_body_bytes`
-    pub max_body: usize,
-    /// `web.max_batch_bytes`
-    pub max_batch: usize,
-    /// `web.allowed_hosts`
-    pub allowed_hosts: Vec<String>,
+    pub web: Web,
     /// `reply.timeout_ms`
     pub reply_timeout: Duration,
     /// `ordering.sink_mode`
@@ -58,79 +48,76 @@ pub struct Gate {
     pub(super) entropy: Entropy,
     pub(super) clients: Clients,
     pub(super) waiters: Waiters,
-    pub(super) batches: Batches,
     pub(super) questions: Vec<Question>,
     pub(super) inner: Vec<InnerRequest>,
     /// Bytes of bodies that are being read, over all connections.
     pub(super) body_bytes: usize,
-    /// The owner of every job while there are no tokens.
-    pub(super) nobody: Arc<str>,
 }
 
 impl Gate {
     /// Without connections.
     pub fn new(settings: Settings, counters: Arc<Counters>, entropy: Entropy) -> Gate {
         // A series that appears with its first request has no rate before its second.
-        Route::LABELS.into_iter().for_each(|route| counters.request_series(route, 200));
+        LABELS.into_iter().for_each(|route| counters.request_series(route, 200));
         let cancelling = settings.handlers.values().filter(|spec| spec.options.cancel_on_disconnect);
         let cancelling = cancelling.map(|spec| spec.name.clone()).collect();
         Gate {
-            clients: Clients::new(settings.limits, counters.clone()),
-            waiters: Waiters::new(settings.max_inflight, cancelling, counters),
+            clients: Clients::new(settings.web.limits, counters.clone()),
+            waiters: Waiters::new(settings.web.max_inflight, cancelling, counters),
             settings,
             entropy,
-            batches: Batches::new(),
             questions: Vec::new(),
             inner: Vec::new(),
             body_bytes: 0,
-            nobody: Arc::from(""),
         }
     }
 
     /// A client has connected.
     pub fn open(&mut self, number: u64, now: Timestamp) {
-        self.clients.open(number, now);
+        let deadline = after(now, self.settings.web.limits.idle_timeout_ms);
+        self.clients.conns.insert(number, Conn::new(number, deadline));
+        self.clients.due(deadline);
     }
 
     /// How many bytes may be read from this client now.
     pub fn readable_bytes(&self, number: u64) -> usize {
-        let head = self.settings.limits.header_bytes + TARGET_BYTES + 128;
-        self.clients.get(number).map_or(0, |conn| conn.readable_bytes(head))
+        let head = self.settings.web.limits.header_bytes + TARGET_BYTES + 128;
+        self.clients.conns.get(&number).map_or(0, |conn| conn.readable_bytes(head))
     }
 
     /// Bytes have arrived.
     pub fn received(&mut self, number: u64, bytes: &[u8], now: Timestamp) {
-        let header_timeout = self.clients.header_timeout();
-        let Some(conn) = self.clients.get_mut(number) else { return };
-        let mut deadline = None;
+        let Some(conn) = self.clients.conns.get_mut(&number) else { return };
+        let is_first = matches!(conn.phase, Phase::Head) && conn.input.is_empty();
         match &mut conn.phase {
             Phase::Closing => return,
-            // The head's deadline counts from its first byte and is not moved by later ones.
-            Phase::Head => deadline = conn.input.is_empty().then(|| now.plus(header_timeout)),
-            Phase::Asked(_) | Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) => {}
+            Phase::Head | Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) => {}
             Phase::Body(incoming) => {
                 incoming.counted += bytes.len();
                 self.body_bytes += bytes.len();
             }
         }
         conn.input.extend_from_slice(bytes);
-        if let Some(deadline) = deadline {
-            self.clients.set_deadline(number, deadline);
+        if is_first {
+            // The head's deadline counts from its first byte and is not moved by later ones.
+            self.clients.set_deadline(number, after(now, self.settings.web.limits.header_timeout_ms));
         }
         self.advance(number, now);
     }
 
     /// The client has closed its side: nobody reads an answer any more.
     pub fn hung_up(&mut self, number: u64, now: Timestamp) {
-        self.clients.touch(number);
-        let Some(conn) = self.clients.get_mut(number).filter(|_| !is_off(Control::Waiters)) else { return };
+        self.clients.touched.push(number);
+        let Some(conn) = self.clients.conns.get_mut(&number).filter(|_| !is_off(Control::Waiters)) else {
+            return;
+        };
         conn.at_end = true;
         conn.deadline = now;
         match std::mem::replace(&mut conn.phase, Phase::Closing) {
             Phase::Waiting(waiting) => self.waiter_hung_up(number, &waiting),
             Phase::Streaming(batch) => self.batch_hung_up(number, &batch),
             Phase::Body(incoming) => self.drop_body(&incoming),
-            Phase::Head | Phase::Asked(_) | Phase::Inner | Phase::Closing => {}
+            Phase::Head | Phase::Inner | Phase::Closing => {}
         }
     }
 
@@ -140,47 +127,36 @@ impl Gate {
 
     /// The client took so many bytes: what waited for room in its output goes on.
     pub fn flushed(&mut self, number: u64, bytes: usize, now: Timestamp) {
-        self.clients.sent(number, bytes, now);
-        let Some(conn) = self.clients.get(number) else { return };
-        match &conn.phase {
-            Phase::Streaming(_) if conn.unsent().len() < OUTPUT_BYTES => self.feed_batch(number, now),
-            Phase::Head if !conn.input.is_empty() => self.advance(number, now),
-            Phase::Head
-            | Phase::Body(_)
-            | Phase::Asked(_)
-            | Phase::Waiting(_)
-            | Phase::Inner
-            | Phase::Streaming(_)
-            | Phase::Closing => {}
+        let Some(conn) = self.clients.conns.get_mut(&number) else { return };
+        conn.sent(bytes, after(now, self.settings.web.limits.write_timeout_ms));
+        if !matches!(conn.phase, Phase::Streaming(_)) {
+            self.advance(number, now);
+        } else if conn.unsent().len() < OUTPUT_BYTES {
+            self.feed_batch(number, now);
         }
     }
 
     /// What is to be sent to this client.
     pub fn unsent(&self, number: u64) -> &[u8] {
-        self.clients.get(number).map_or(&[], super::conn::Conn::unsent)
+        self.clients.conns.get(&number).map_or(&[], Conn::unsent)
     }
 
     /// True once everything was said and no request can follow.
     pub fn is_finished(&self, number: u64) -> bool {
-        let conn = self.clients.get(number);
+        let conn = self.clients.conns.get(&number);
         conn.is_some_and(|conn| matches!(conn.phase, Phase::Closing) && conn.unsent().is_empty())
     }
 
     /// True if the client cannot read any more, or its moment to read the last answer has passed.
     pub fn is_over(&self, number: u64, now: Timestamp) -> bool {
-        let conn = self.clients.get(number);
+        let conn = self.clients.conns.get(&number);
         conn.is_none_or(|conn| matches!(conn.phase, Phase::Closing) && (conn.at_end || conn.deadline <= now))
-    }
-
-    /// Connections with something to send, or to close, since the last call.
-    pub fn take_touched(&mut self) -> Vec<u64> {
-        self.clients.take_touched()
     }
 
     /// The connection is gone; nothing of it is left.
     pub fn close(&mut self, number: u64, now: Timestamp) {
         self.hung_up(number, now);
-        self.clients.remove(number);
+        self.clients.conns.remove(&number);
     }
 
     /// The inner server's answer to a request; one that nobody waits for any more is dropped.
@@ -201,32 +177,23 @@ impl Gate {
         std::mem::take(&mut self.questions)
     }
 
-    /// True if the broker is to be asked something.
-    pub fn asks_broker(&self) -> bool {
-        !self.questions.is_empty()
-    }
-
-    /// True if the inner server is.
-    pub fn asks_pages(&self) -> bool {
-        !self.inner.is_empty()
-    }
-
     /// The broker has answered.
     pub fn answered(&mut self, answered: Answered, now: Timestamp) {
         match answered {
-            Answered::Submitted(ticket, answer) => self.submitted(ticket, answer, now),
-            Answered::Lines(asker, answers) => self.lines_submitted(asker, answers, now),
+            Answered::Submitted(Ticket { asker, single }, answers) => match single {
+                Some((job, trace)) => self.submitted(asker, job, trace, answers, now),
+                None => self.lines_submitted(asker, answers, now),
+            },
             Answered::Record(asker, record) => self.record_is_there(asker, record, now),
-            Answered::Ended(ended) => self.deliver(Ends { ended, lost: false }, now),
-            Answered::Unsure(jobs) => self.waiters.cannot_tell(jobs, now),
+            Answered::Ended(ended, unsure) => {
+                self.deliver(Ends { ended, lost: false }, now);
+                self.waiters.cannot_tell(unsure, now);
+            }
         }
     }
 
     /// Jobs have ended: callers get their replies, batches their lines.
     pub fn deliver(&mut self, ends: Ends, now: Timestamp) {
-        if !ends.ended.is_empty() {
-            self.batches.has_room(now);
-        }
         for ended in ends.ended {
             self.reply(ended.job, &ended.finished, now);
         }
@@ -237,12 +204,11 @@ impl Gate {
 
     /// When [`Gate::tick`] has something to do.
     pub fn next_due(&self) -> Timestamp {
-        self.clients.next_due.min(self.batches.resume_at()).min(self.waiters.look_at())
+        self.clients.next_due.min(self.waiters.look_at)
     }
 
     /// Ends what is past its deadline, and goes on with what had to wait.
     pub fn tick(&mut self, now: Timestamp) {
-        self.resume_batches(now);
         self.look_for_unsure(now);
         for number in self.clients.take_due(now) {
             self.on_deadline(number, now);
@@ -251,14 +217,15 @@ impl Gate {
     }
 
     fn on_deadline(&mut self, number: u64, now: Timestamp) {
-        let Some(conn) = self.clients.get_mut(number) else { return };
+        let Some(conn) = self.clients.conns.get_mut(&number) else { return };
         if conn.write_deadline.is_some_and(|deadline| deadline <= now) {
             // The client has stopped reading: nothing more can be said to it.
             conn.clear_output();
             return self.hung_up(number, now);
         }
         match &conn.phase {
-            Phase::Waiting(_) => self.wait_is_over(number),
+            // The job may have ended unheard: its record is the truth.
+            Phase::Waiting(_) => self.ask_for_record(number, Stage::Looking),
             Phase::Head if conn.input.is_empty() => self.hung_up(number, now),
             Phase::Head | Phase::Body(_) => {
                 if matches!(conn.phase, Phase::Head) {
@@ -274,7 +241,10 @@ impl Gate {
                 self.clients.refuse(number, refused, now);
                 self.advance(number, now);
             }
-            Phase::Asked(_) | Phase::Streaming(_) => conn.deadline = Timestamp(u64::MAX),
+            Phase::Streaming(_) => {
+                conn.deadline = Timestamp(u64::MAX);
+                self.feed_batch(number, now);
+            }
         }
     }
 
@@ -283,27 +253,21 @@ impl Gate {
         self.clients.draining = true;
         self.clients.counters.draining.store(true, std::sync::atomic::Ordering::Relaxed);
         // Half a body can only be refused: nobody waits for the rest of it.
-        let halves = self.clients.iter().filter(|(_, conn)| matches!(conn.phase, Phase::Body(_)));
-        for number in halves.map(|(number, _)| number).collect::<Vec<_>>() {
+        let halves = self.clients.conns.iter().filter(|(_, conn)| matches!(conn.phase, Phase::Body(_)));
+        for number in halves.map(|(number, _)| *number).collect::<Vec<_>>() {
             self.refuse_and_close(number, refused(Code::Draining, "the service is shutting down"), now);
         }
     }
 
-    /// Callers that wait for single jobs.
-    pub fn callers(&self) -> usize {
-        self.waiters.callers()
-    }
-
     /// True while somebody waits for a job, or for the answer to a submission.
     pub fn callers_wait(&self) -> bool {
-        let waits =
-            |phase: &Phase| matches!(phase, Phase::Asked(_) | Phase::Waiting(_) | Phase::Streaming(_));
-        self.clients.iter().any(|(_, conn)| waits(&conn.phase))
+        let waits = |phase: &Phase| matches!(phase, Phase::Waiting(_) | Phase::Streaming(_));
+        self.clients.conns.values().any(|conn| waits(&conn.phase))
     }
 
     /// True once nobody waits and everything said was sent.
     pub fn is_quiet(&self) -> bool {
         let is_quiet = |phase: &Phase| matches!(phase, Phase::Head | Phase::Closing);
-        self.clients.iter().all(|(_, conn)| is_quiet(&conn.phase) && conn.unsent().is_empty())
+        self.clients.conns.values().all(|conn| is_quiet(&conn.phase) && conn.unsent().is_empty())
     }
 }

@@ -17,10 +17,12 @@ pub struct Refused {
     pub code: Code,
     /// In words that quote nothing of the request.
     pub detail: &'static str,
+    /// The methods that are allowed: `Some` iff 405.
+    pub allow: Option<&'static str>,
 }
 
 pub(super) const fn refused(code: Code, detail: &'static str) -> Refused {
-    Refused { code, detail }
+    Refused { code, detail, allow: None }
 }
 
 const fn bad(detail: &'static str) -> Refused {
@@ -38,11 +40,23 @@ pub enum Framing {
     Chunked,
 }
 
+impl Framing {
+    /// `None`: the body tells its end.
+    pub(super) fn length(self) -> Option<usize> {
+        match self {
+            Framing::None => Some(0),
+            Framing::Length(length) => Some(usize::try_from(length).unwrap_or(usize::MAX)),
+            Framing::Chunked => None,
+        }
+    }
+}
+
 /// A request's head: its bytes, and where its parts stand in them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
     bytes: Vec<u8>,
     method: Range<usize>,
+    /// Empty where an absolute target has no path.
     target: Range<usize>,
     /// Names and values, the values trimmed.
     fields: Vec<(Range<usize>, Range<usize>)>,
@@ -64,7 +78,7 @@ impl Head {
 
     /// The path with its query, from the first `/`; visible ASCII.
     pub fn target(&self) -> &str {
-        self.ascii(&self.target)
+        if self.target.is_empty() { "/" } else { self.ascii(&self.target) }
     }
 
     /// What stands behind the first `?` of the target.
@@ -142,20 +156,17 @@ pub fn parse_head(bytes: &[u8], header_bytes: usize) -> Result<Option<(Head, usi
 
 /// Line breaks are CR LF together, and no other control byte stands anywhere.
 fn check_bytes(head: &[u8]) -> Result<(), Refused> {
-    for (at, byte) in head.iter().enumerate() {
-        let next = head.get(at + 1);
-        let fine = match byte {
-            b'\r' => next.is_none_or(|next| *next == b'\n'),
-            b'\n' => at > 0 && head[at - 1] == b'\r',
-            b'\t' => true,
-            0..=31 | 127 => false,
-            _ => true,
-        };
-        if !fine {
-            return Err(bad("the head holds a control character or a bare line break"));
-        }
+    let is_fine = |(at, byte): (usize, &u8)| match byte {
+        b'\r' => head.get(at + 1).is_none_or(|next| *next == b'\n'),
+        b'\n' => at > 0 && head[at - 1] == b'\r',
+        b'\t' => true,
+        0..=31 | 127 => false,
+        _ => true,
+    };
+    match head.iter().enumerate().all(is_fine) {
+        true => Ok(()),
+        false => Err(bad("the head holds a control character or a bare line break")),
     }
-    Ok(())
 }
 
 /// Method, target and version of a request line.
@@ -185,10 +196,11 @@ fn request_line(line: &str) -> Result<(&str, &str, bool), Refused> {
     }
     // The absolute form must be accepted from any client (RFC 9112, 3.2.2); its path is all we need.
     let path = match target.strip_prefix("http://") {
-        Some(rest) => rest.find('/').map_or("/", |at| &rest[at..]),
+        Some(rest) => rest.find('/').map_or("", |at| &rest[at..]),
         None => target,
     };
-    if !path.starts_with('/') || path.contains('#') {
+    let has_no_path = path.is_empty() && !target.is_empty();
+    if !has_no_path && !path.starts_with('/') || path.contains('#') {
         return Err(bad("the request target is not a path"));
     }
     Ok((method, path, is_1_1))
@@ -216,13 +228,10 @@ fn header_line(bytes: &[u8], line: Range<usize>) -> Result<(Range<usize>, Range<
 fn finish(bytes: Vec<u8>, line_end: usize) -> Result<Head, Refused> {
     let line = std::str::from_utf8(&bytes[..line_end]).map_err(|_| bad("the request line is not ASCII"))?;
     let (method, target, is_1_1) = request_line(line)?;
-    // All of them are parts of the line, but for the path of a target that has none.
+    // Both are parts of the line.
     let method = 0..method.len();
     let version_at = line.rfind(' ').unwrap_or(line_end);
-    let target = match target {
-        "/" if !line[..version_at].ends_with('/') => None,
-        _ => Some(version_at - target.len()..version_at),
-    };
+    let target = version_at - target.len()..version_at;
     let mut fields = Vec::with_capacity(8);
     let mut at = line_end + 2;
     while at < bytes.len() {
@@ -234,12 +243,7 @@ fn finish(bytes: Vec<u8>, line_end: usize) -> Result<Head, Refused> {
         at = end + 2;
     }
     let (framing, keep_alive, expects_continue) = (Framing::None, is_1_1, false);
-    let mut head =
-        Head { bytes, method, target: 0..0, fields, framing, is_1_1, keep_alive, expects_continue };
-    head.target = target.unwrap_or_else(|| {
-        head.bytes.push(b'/');
-        head.bytes.len() - 1..head.bytes.len()
-    });
+    let mut head = Head { bytes, method, target, fields, framing, is_1_1, keep_alive, expects_continue };
     if head.header("host")?.is_none() && is_1_1 {
         return Err(bad("there is no Host"));
     }
@@ -272,10 +276,11 @@ fn finish(bytes: Vec<u8>, line_end: usize) -> Result<Head, Refused> {
 /// Digits only: no sign, no list, no white space inside, nothing that does not fit.
 fn content_length(text: &str) -> Result<u64, Refused> {
     const BAD: Refused = bad("the Content-Length is malformed");
-    if text.is_empty() || text.len() > 18 || !text.bytes().all(|byte| byte.is_ascii_digit()) {
-        // A number that long is well-formed and larger than any limit.
-        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        return if digits { Err(refused(Code::PayloadTooLarge, "the body is too large")) } else { Err(BAD) };
+    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(BAD);
+    }
+    if text.len() > 18 {
+        return Err(refused(Code::PayloadTooLarge, "the body is too large"));
     }
     text.parse().map_err(|_| BAD)
 }

@@ -24,6 +24,7 @@ pub struct Pool {
     links: Vec<Link>,
     first_token: usize,
     queue: VecDeque<InnerRequest>,
+    answers: Vec<(Asker, Answer)>,
 }
 
 struct Link {
@@ -38,12 +39,6 @@ struct Busy {
     since: Timestamp,
 }
 
-/// An inner request's answer.
-pub struct Answered {
-    pub asker: Asker,
-    pub answer: Answer,
-}
-
 impl Pool {
     /// How many tokens it takes.
     pub const LINKS: usize = INNER_CONNECTIONS + INNER_RESERVED;
@@ -54,20 +49,16 @@ impl Pool {
     /// # Errors
     /// The socket cannot be reached.
     pub fn open(socket: PathBuf, registry: &Registry, first_token: usize) -> std::io::Result<Pool> {
-        let mut pool = Pool { socket, links: Vec::new(), first_token, queue: VecDeque::new() };
-        for index in 0..Pool::LINKS {
-            let mut stream = pool.connect()?;
-            registry.register(
-                &mut stream,
-                Token(first_token + index),
-                Interest::READABLE | Interest::WRITABLE,
-            )?;
+        let (queue, answers) = Default::default();
+        let mut pool = Pool { socket, links: Vec::new(), first_token, queue, answers };
+        for link in 0..Pool::LINKS {
+            let stream = pool.connect(registry, link)?;
             pool.links.push(Link { stream, busy: None });
         }
         Ok(pool)
     }
 
-    fn connect(&self) -> std::io::Result<UnixStream> {
+    fn connect(&self, registry: &Registry, link: usize) -> std::io::Result<UnixStream> {
         // A signal may come now: it is nothing that happened to this connection.
         let mut stream = retry(|| StdStream::connect(&self.socket))?;
         stream.set_read_timeout(Some(Duration::from_secs(2)))?;
@@ -81,26 +72,30 @@ impl Pool {
             }
         }
         stream.set_nonblocking(true)?;
-        Ok(UnixStream::from_std(stream))
+        let mut stream = UnixStream::from_std(stream);
+        let token = Token(self.first_token + link);
+        registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
+        Ok(stream)
     }
 
-    /// Takes a request; the answer may be there at once: 503 when too many wait.
-    pub fn ask(&mut self, request: InnerRequest, now: Timestamp) -> Option<Answered> {
-        match self.free_link(&request.route) {
-            Some(link) => {
-                self.begin(link, request, now);
-                self.go_on(link)
-            }
-            None if self.queue.len() < INNER_QUEUE => {
-                self.queue.push_back(request);
-                None
-            }
-            None => {
-                let answer =
-                    Answer::refusal(Code::Overloaded, "too many pages are being made", Some(&request.trace));
-                Some(Answered { asker: request.asker, answer })
-            }
+    /// The answers that have come since the last call.
+    pub fn take_answers(&mut self) -> Vec<(Asker, Answer)> {
+        std::mem::take(&mut self.answers)
+    }
+
+    /// Takes a request; 503 when too many wait.
+    pub fn ask(&mut self, request: InnerRequest, now: Timestamp) {
+        self.queue.push_back(request);
+        self.begin_next(now);
+        if self.queue.len() > INNER_QUEUE
+            && let Some(request) = self.queue.pop_back()
+        {
+            self.refuse(&request, Code::Overloaded, "too many pages are being made");
         }
+    }
+
+    fn refuse(&mut self, request: &InnerRequest, code: Code, detail: &str) {
+        self.answers.push((request.asker, Answer::refusal(code, detail, Some(&request.trace))));
     }
 
     /// Readiness and metrics have connections of their own: they answer while the others are slow.
@@ -110,87 +105,71 @@ impl Pool {
         (0..usable).rev().find(|link| self.links[*link].busy.is_none())
     }
 
-    fn begin(&mut self, link: usize, request: InnerRequest, now: Timestamp) {
-        let output = rebuilt(&request).into_bytes();
-        self.links[link].busy = Some(Busy { request, output, input: Vec::new(), since: now });
+    /// The first request that has a free connection begins.
+    fn begin_next(&mut self, now: Timestamp) {
+        for at in 0..self.queue.len() {
+            if let Some(link) = self.free_link(&self.queue[at].route)
+                && let Some(request) = self.queue.remove(at)
+            {
+                let output = rebuilt(&request).into_bytes();
+                self.links[link].busy = Some(Busy { request, output, input: Vec::new(), since: now });
+                return self.go_on(link);
+            }
+        }
     }
 
     /// Its socket is ready: sends, reads, and goes on to the next request.
-    pub fn on_event(&mut self, token: usize, registry: &Registry, now: Timestamp) -> Vec<Answered> {
+    pub fn on_event(&mut self, token: usize, registry: &Registry, now: Timestamp) {
         let link = token - self.first_token;
-        let mut answered: Vec<Answered> = self.go_on(link).into_iter().collect();
+        self.go_on(link);
         if self.links[link].busy.is_none() {
-            answered.extend(self.next_from_queue(now));
+            self.begin_next(now);
         }
-        answered.extend(self.mend(link, registry));
-        answered
-    }
-
-    fn next_from_queue(&mut self, now: Timestamp) -> Option<Answered> {
-        let at = self.queue.iter().position(|request| self.free_link(&request.route).is_some())?;
-        let request = self.queue.remove(at)?;
-        let link = self.free_link(&request.route)?;
-        self.begin(link, request, now);
-        self.go_on(link)
+        self.mend(link, registry);
     }
 
     /// Writes and reads until the socket would block; an answer if it is whole.
-    fn go_on(&mut self, link: usize) -> Option<Answered> {
+    fn go_on(&mut self, link: usize) {
         let Link { stream, busy } = &mut self.links[link];
-        let working = busy.as_mut()?;
+        let Some(working) = busy else { return };
         while !working.output.is_empty() {
-            match stream.write(&working.output) {
+            match retry(|| stream.write(&working.output)) {
                 Ok(written) => drop(working.output.drain(..written)),
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(_) => break,
             }
         }
         let mut part = [0; 16_384];
-        loop {
-            match stream.read(&mut part) {
-                Ok(0) => break,
-                Ok(read) => working.input.extend_from_slice(&part[..read]),
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(_) => break,
-            }
+        while let Ok(read @ 1..) = retry(|| stream.read(&mut part)) {
+            working.input.extend_from_slice(&part[..read]);
         }
-        let answer = parse_answer(&working.input)?;
-        let done = busy.take()?;
-        Some(Answered { asker: done.request.asker, answer })
+        if let Some(answer) = parse_answer(&working.input) {
+            self.answers.push((working.request.asker, answer));
+            *busy = None;
+        }
     }
 
     /// A connection that broke off is our bug: its request gets 500, and another connection takes its place.
-    fn mend(&mut self, link: usize, registry: &Registry) -> Option<Answered> {
-        let error = self.links[link].stream.take_error().ok().flatten();
-        let ended = error.is_some() || matches!(peek(&self.links[link].stream), Some(0));
-        if !ended {
-            return None;
+    fn mend(&mut self, link: usize, registry: &Registry) {
+        let stream = &mut self.links[link].stream;
+        if !matches!(stream.take_error(), Ok(Some(_))) && peek(stream) != Some(0) {
+            return;
         }
         log::error!("a connection to the inner server broke off");
-        let lost = self.links[link].busy.take();
-        let _ = registry.deregister(&mut self.links[link].stream);
-        match self.connect() {
-            Ok(mut stream) => {
-                let token = Token(self.first_token + link);
-                let _ = registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE);
-                self.links[link].stream = stream;
-            }
+        let _ = registry.deregister(stream);
+        match self.connect(registry, link) {
+            Ok(stream) => self.links[link].stream = stream,
             Err(error) => log::error!("the inner server cannot be reached: {error}"),
         }
-        lost.map(|lost| {
-            let answer =
-                Answer::refusal(Code::InternalError, "the page could not be made", Some(&lost.request.trace));
-            Answered { asker: lost.request.asker, answer }
-        })
+        if let Some(lost) = self.links[link].busy.take() {
+            self.refuse(&lost.request, Code::InternalError, "the page could not be made");
+        }
     }
 
     /// True if an inner request has been under way for too long: the process should be replaced.
     #[must_use]
     pub fn hangs(&self, now: Timestamp) -> bool {
-        self.links
-            .iter()
-            .filter_map(|link| link.busy.as_ref())
-            .any(|busy| now.since(busy.since) > INNER_HANGS)
+        let mut busy = self.links.iter().filter_map(|link| link.busy.as_ref());
+        busy.any(|busy| now.since(busy.since) > INNER_HANGS)
     }
 }
 
@@ -227,7 +206,8 @@ fn rebuilt(request: &InnerRequest) -> String {
 }
 
 /// tiny_http's answer, once it is whole: always with a Content-Length, as we never let it choose chunks.
-fn parse_answer(input: &[u8]) -> Option<Answer> {
+#[doc(hidden)]
+pub fn parse_answer(input: &[u8]) -> Option<Answer> {
     let end = input.windows(4).position(|window| window == b"\r\n\r\n")?;
     let head = std::str::from_utf8(&input[..end]).ok()?;
     let mut lines = head.split("\r\n");
@@ -245,18 +225,6 @@ fn parse_answer(input: &[u8]) -> Option<Answer> {
     }
     let body = Body::Own(input[end + 4..].get(..length)?.to_vec());
     Some(Answer { status, headers, body })
-}
-
-/// A whole answer is no longer than what came, whatever follows it, and one byte less is none.
-#[doc(hidden)]
-pub fn fuzz_answer(bytes: &[u8]) {
-    let Some(answer) = parse_answer(bytes) else { return };
-    let length = bytes.windows(4).position(|window| window == b"\r\n\r\n").map_or(0, |at| at + 4);
-    let length = length + answer.body.len();
-    let again =
-        parse_answer(&bytes[..length]).map(|again| (again.status, again.headers, again.body.to_vec()));
-    assert_eq!(again, Some((answer.status, answer.headers, answer.body.to_vec())));
-    assert!(parse_answer(&bytes[..length - 1]).is_none());
 }
 
 /// The same call again for as long as signals interrupt it.

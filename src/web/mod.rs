@@ -29,5 +29,5 @@ mod waiting;
 
 pub use commander::Commander;
 #[doc(hidden)]
-pub use inner::fuzz_answer;
+pub use inner::parse_answer;
 pub use process::WebProcess;

@@ -10,9 +10,9 @@ use mio::Token;
 use mio::net::TcpListener;
 
 use super::broker_calls::BrokerCalls;
-use super::commander::{Command, Commander};
+use super::commander::Commander;
 use super::gate::{Gate, Settings};
-use super::inner::{Answered, Pool};
+use super::inner::Pool;
 use super::pages::{self, Pages};
 use super::sockets::ClientSockets;
 use crate::bell::Bell;
@@ -25,6 +25,7 @@ use crate::job::InstanceId;
 use crate::observe::event;
 use crate::observe::metrics::Counters;
 use crate::ports::{Inbox, Seat};
+use crate::process::control_socket::ToChild;
 use crate::process::reactor::Reactor;
 
 const LISTENER: Token = Token(0);
@@ -45,9 +46,7 @@ pub struct WebProcess {
     inbox: Box<dyn Inbox>,
     channel: Option<ChannelServer>,
     commander: Commander,
-    counters: Arc<Counters>,
     clock: Clock,
-    address: String,
     /// Until when callers are waited for, once the service stops.
     drain: Option<Timestamp>,
     pages: Arc<Pages>,
@@ -75,26 +74,23 @@ impl WebProcess {
         let instance = InstanceId(u64::from_be_bytes(entropy.bytes()));
         let inbox = backend.replies.subscribe(instance, reactor.bell()).map_err(|error| error.to_string())?;
         let config = &deployment.config;
-        let address = listener.local_addr().map_err(io)?.to_string();
         let pages = Pages {
             producer: backend.producer.clone(),
             counters: counters.clone(),
             groups: deployment.groups().iter().map(ToString::to_string).collect(),
             profile: crate::config::profile(config),
-            address: address.clone(),
+            address: listener.local_addr().map_err(io)?.to_string(),
         };
         let calls = BrokerCalls::new(backend.producer.clone(), backend.calls_may_wait, reactor.bell());
         Ok(WebProcess {
-            gate: Gate::new(settings(deployment, instance), counters.clone(), entropy),
+            gate: Gate::new(settings(deployment, instance), counters, entropy),
             sockets: ClientSockets::new(TcpListener::from_std(listener), &config.web.limits),
             calls: calls.map_err(io)?,
             seat: backend.seat.clone(),
             inbox,
             channel: None,
             commander,
-            counters,
             clock: deployment.clock.clone(),
-            address,
             drain: None,
             pages: Arc::new(pages),
             is_sound: Box::new(|| true),
@@ -112,7 +108,7 @@ impl WebProcess {
     /// This process's counters.
     #[must_use]
     pub fn counters(&self) -> Arc<Counters> {
-        self.counters.clone()
+        self.pages.counters.clone()
     }
 
     /// With executors on threads of this process, which must be sound.
@@ -146,7 +142,7 @@ impl WebProcess {
         let channel = self.channel.as_ref().map(ChannelServer::address).transpose();
         let channel = channel.map_err(|error| error.to_string())?;
         let channel = channel.map_or(String::new(), |address| address.to_string());
-        self.commander.say_ready(&self.address, &channel, &self.seat.name());
+        self.commander.say_ready(&self.pages.address, &channel, &self.seat.name());
         loop {
             let rest = match self.turn(&mut pool)? {
                 ControlFlow::Continue(rest) => rest,
@@ -159,15 +155,15 @@ impl WebProcess {
     /// One turn: take what has come, decide, and send what is to be sent. Says how long to wait at most.
     fn turn(&mut self, pool: &mut Pool) -> Result<ControlFlow<Exit, Duration>, String> {
         let (now, now_ms) = (self.clock.now(), monotonic_millis());
-        let (mut is_commanded, mut answered) = (false, Vec::new());
+        let mut is_commanded = false;
         for event in self.reactor.events() {
             let token = event.token();
             match token {
-                LISTENER => self.sockets.on_connect(),
+                LISTENER => self.sockets.accepting = true,
                 CHANNEL => self.channel.iter_mut().for_each(ChannelServer::on_connect),
                 COMMANDER => is_commanded = true,
                 Token(inner) if inner < FIRST_CONNECTION => {
-                    answered.extend(pool.on_event(inner, self.reactor.registry(), now));
+                    pool.on_event(inner, self.reactor.registry(), now);
                 }
                 Token(token) if self.sockets.on_event(token, event) => {
                     if event.is_writable() {
@@ -183,24 +179,36 @@ impl WebProcess {
         }
         if is_commanded {
             for command in self.commander.hear()? {
-                if let ControlFlow::Break(exit) = self.obey(command, now) {
-                    return Ok(ControlFlow::Break(exit));
+                match command {
+                    ToChild::Drain(patience_ms) => {
+                        event(log::Level::Info, "lifecycle.draining").emit();
+                        self.gate.drain(now);
+                        self.drain = Some(now.plus(Duration::from_millis(patience_ms)));
+                    }
+                    ToChild::Stop => return Ok(ControlFlow::Break(Exit::Done)),
+                    ToChild::Replaced(group, reason, count) => {
+                        self.pages.counters.replaced(&group, &reason, count);
+                    }
+                    ToChild::Succeeds(name) => self.seat.succeeds(&name),
+                    ToChild::Ping | ToChild::Channel(_) | ToChild::Leave => {}
                 }
             }
         }
-        self.inner_answers(answered, now);
         let next_token = &mut self.next_token;
-        self.sockets.read_all(self.reactor.registry(), next_token, &mut self.gate, now, now_ms);
+        self.sockets.accept(self.reactor.registry(), next_token, &mut self.gate, now, now_ms);
+        self.sockets.read_all(&mut self.gate, now);
         self.exchange(now, now_ms);
         self.sockets.flush_touched(&mut self.gate, now);
         // Callers have their answers; now what can wait for them.
-        let seat_due = self.seat.tick(self.gate.callers());
+        let seat_due = self.seat.tick(self.gate.waiters.count);
         if now >= self.gate.next_due() {
             self.gate.tick(now);
         }
         for request in self.gate.take_inner() {
-            let answered = pool.ask(request, now);
-            self.inner_answers(answered, now);
+            pool.ask(request, now);
+        }
+        for (asker, answer) in pool.take_answers() {
+            self.gate.inner_answered(asker, answer, now);
         }
         self.sockets.flush_touched(&mut self.gate, now);
         if !self.calls.is_sound() || !self.seat.is_sound() || !(self.is_sound)() {
@@ -213,20 +221,6 @@ impl WebProcess {
             return Ok(ControlFlow::Break(exit));
         }
         Ok(ControlFlow::Continue(self.rests(seat_due, now, now_ms)))
-    }
-
-    fn obey(&mut self, command: Command, now: Timestamp) -> ControlFlow<Exit> {
-        match command {
-            Command::Drain(patience) => {
-                event(log::Level::Info, "lifecycle.draining").emit();
-                self.gate.drain(now);
-                self.drain = Some(now.plus(patience));
-            }
-            Command::Stop => return ControlFlow::Break(Exit::Done),
-            Command::Replaced(group, reason, count) => self.counters.replaced(&group, &reason, count),
-            Command::Succeeds(name) => self.seat.succeeds(&name),
-        }
-        ControlFlow::Continue(())
     }
 
     /// `Some` once the drain is over and there is no supervisor to tell.
@@ -257,7 +251,7 @@ impl WebProcess {
                 channel.turn(self.reactor.registry(), &mut self.next_token, now_ms);
             }
             self.gate.deliver(self.inbox.take(usize::MAX), now);
-            if !self.reactor.is_rung() && !self.gate.asks_broker() {
+            if !self.reactor.is_rung() && self.gate.questions.is_empty() {
                 return;
             }
         }
@@ -265,35 +259,22 @@ impl WebProcess {
 
     /// How long nothing need be done here, if no event comes.
     fn rests(&mut self, seat_due: Option<Timestamp>, now: Timestamp, now_ms: u64) -> Duration {
-        if self.gate.asks_broker() || self.gate.asks_pages() {
+        if !self.gate.questions.is_empty() || !self.gate.inner.is_empty() {
             return Duration::ZERO;
         }
-        let mut rest =
-            self.gate.next_due().since(now).min(LONGEST).min(self.sockets.rests(&self.gate, now_ms));
+        let mut rest = self.gate.next_due().since(now).min(self.sockets.rests(&self.gate, now_ms));
         for due in [seat_due, self.drain].into_iter().flatten() {
             rest = rest.min(due.since(now));
         }
-        if let Some(due_ms) = self.channel.as_ref().and_then(|channel| channel.next_due_ms(now_ms)) {
-            rest = rest.min(Duration::from_millis(due_ms));
-        }
-        rest.min(self.commander.tick(now_ms))
-    }
-
-    fn inner_answers(&mut self, answered: impl IntoIterator<Item = Answered>, now: Timestamp) {
-        for Answered { asker, answer } in answered {
-            self.gate.inner_answered(asker, answer, now);
-        }
+        let channel_ms = self.channel.as_ref().and_then(|channel| channel.next_due_ms(now_ms));
+        rest.min(channel_ms.map_or(LONGEST, Duration::from_millis)).min(self.commander.tick(now_ms))
     }
 }
 
 fn settings(deployment: &Deployment, instance: InstanceId) -> Settings {
     let config = &deployment.config;
     Settings {
-        limits: config.web.limits,
-        max_inflight: config.web.max_inflight,
-        max_body: config.web.max_body_bytes,
-        max_batch: config.web.max_batch_bytes,
-        allowed_hosts: config.web.allowed_hosts.clone(),
+        web: config.web.clone(),
         reply_timeout: Duration::from_millis(config.runtime.platform.reply.timeout_ms),
         sink_mode: config.runtime.ordering.sink_mode,
         handlers: deployment.specs.iter().map(|spec| (spec.name.to_string(), spec.clone())).collect(),

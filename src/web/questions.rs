@@ -13,25 +13,19 @@ pub struct Asker {
     pub request: u64,
 }
 
-/// What a single submission's answer comes back with.
+/// What a submission's answer comes back with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket {
     pub asker: Asker,
-    pub job: JobId,
-    pub trace: Trace,
+    /// `Some` iff it is one request's only job, not lines of a batch.
+    pub single: Option<(JobId, Trace)>,
 }
 
 /// A question of the gate.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a submission is by far the usual question, and a box an allocation each"
-)]
 pub enum Question {
-    /// Accept this job.
-    Submit(Ticket, NewJob),
-    /// Accept these lines of a batch, in order.
-    Lines(Asker, Vec<NewJob>),
+    /// Accept these jobs, in order.
+    Submit(Ticket, Vec<NewJob>),
     /// A job's record; with the instance, which is told of the job's end, if somebody is going to wait for that.
     Record(Asker, JobId, Option<InstanceId>),
     /// Which of these have ended? It may have been told and lost.
@@ -43,13 +37,11 @@ pub enum Question {
 /// An answer to a question.
 #[derive(Debug)]
 pub enum Answered {
-    Submitted(Ticket, Result<Submitted, BackendError>),
-    /// One answer a line, in order.
-    Lines(Asker, Result<Vec<Submitted>, BackendError>),
+    /// One answer a job, in order.
+    Submitted(Ticket, Result<Vec<Submitted>, BackendError>),
     Record(Asker, Result<Option<JobRecord>, BackendError>),
-    Ended(Vec<JobEnded>),
-    /// Whether these have ended could not be found out.
-    Unsure(Vec<JobId>),
+    /// These have ended; whether those have could not be found out.
+    Ended(Vec<JobEnded>, Vec<JobId>),
 }
 
 /// A request for a route that renders or may block.

@@ -1,14 +1,15 @@
 //! From bytes to requests: heads, bodies, what is refused on the way, and who handles what is whole.
 
 use std::sync::Arc;
-use std::time::Duration;
 
+use super::chunked::Chunked;
+use super::clients::after;
 use super::conn::{Current, Incoming, OUTPUT_BYTES, Phase};
 use super::gate::Gate;
-use super::http1::{Framing, Head, parse_head, refused};
-use super::questions::{Asker, InnerRequest};
+use super::http1::{Framing, Head, Refused, parse_head, refused};
+use super::questions::InnerRequest;
 use super::respond::Answer;
-use super::routes::{self, Inner, NoRoute, Route, check_browser};
+use super::routes::{self, Inner, Route, check_browser};
 use super::submission;
 use crate::clock::Timestamp;
 use crate::limits::{BODY_BYTES, INNER_TIMEOUT};
@@ -18,15 +19,12 @@ impl Gate {
     /// Goes as far as the bytes allow: many requests of a pipeline, one after the other.
     pub(super) fn advance(&mut self, number: u64, now: Timestamp) {
         loop {
-            let Some(conn) = self.clients.get_mut(number) else { return };
+            let Some(conn) = self.clients.conns.get_mut(&number) else { return };
             let full = conn.unsent().len() >= OUTPUT_BYTES;
             let went_on = match &conn.phase {
-                Phase::Head if full || conn.input.is_empty() => false,
-                Phase::Head => self.advance_head(number, now),
+                Phase::Head => !full && !conn.input.is_empty() && self.advance_head(number, now),
                 Phase::Body(_) => self.advance_body(number, now),
-                Phase::Asked(_) | Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) | Phase::Closing => {
-                    false
-                }
+                Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) | Phase::Closing => false,
             };
             if !went_on {
                 return;
@@ -35,8 +33,8 @@ impl Gate {
     }
 
     fn advance_head(&mut self, number: u64, now: Timestamp) -> bool {
-        let header_bytes = self.settings.limits.header_bytes;
-        let Some(conn) = self.clients.get_mut(number) else { return false };
+        let header_bytes = self.settings.web.limits.header_bytes;
+        let Some(conn) = self.clients.conns.get_mut(&number) else { return false };
         let (head, length) = match parse_head(&conn.input, header_bytes) {
             Ok(None) => return false,
             Ok(Some(found)) => found,
@@ -51,106 +49,79 @@ impl Gate {
         let trace = submission::trace(&head, &mut self.entropy);
         let (has_body, is_1_1) = (head.method() != "HEAD", head.is_1_1);
         conn.current = Current { route: "none", trace, has_body, is_1_1 };
-        match self.judge(&head) {
-            Ok((route, max)) => self.accept_head(number, head, route, max, now),
-            Err(no_route) => {
-                // A body that was announced is not read: the connection cannot go on after it.
-                if head.framing == Framing::None || head.framing == Framing::Length(0) {
-                    self.clients.refuse(number, no_route, now);
-                    return true;
-                }
-                self.refuse_and_close(number, no_route, now);
-                false
+        let (route, label, max) = match self.judge(&head) {
+            Ok(judged) => judged,
+            Err(refused) if matches!(head.framing, Framing::None | Framing::Length(0)) => {
+                self.clients.refuse(number, refused, now);
+                return true;
             }
-        }
-    }
-
-    /// Everything that can be said on the head alone: the route, and how large the body may be.
-    fn judge(&self, head: &Head) -> Result<(Route, usize), NoRoute> {
-        check_browser(head, &self.settings.allowed_hosts)?;
-        let route = routes::route(head.method(), head.target())?;
-        let max = match &route {
-            Route::Submit(name) | Route::Batch(name) => {
-                if !self.settings.handlers.contains_key(name) {
-                    return Err(refused(Code::UnknownHandler, "there is no handler of this name").into());
-                }
-                if head.framing == Framing::None {
-                    return Err(
-                        refused(Code::LengthRequired, "a submission needs Content-Length or chunks").into()
-                    );
-                }
-                if self.clients.draining {
-                    return Err(refused(Code::Draining, "the service is shutting down").into());
-                }
-                if matches!(route, Route::Batch(_)) {
-                    if !head.is_1_1 {
-                        let detail = "a batch's results are chunked, which needs HTTP/1.1";
-                        return Err(refused(Code::HttpVersionNotSupported, detail).into());
-                    }
-                    self.settings.max_batch
-                } else {
-                    self.settings.max_body
-                }
+            // A body that was announced is not read: the connection cannot go on after it.
+            Err(refused) => {
+                self.refuse_and_close(number, refused, now);
+                return false;
             }
-            Route::Wait(_) | Route::Alive | Route::Inner(_) => self.settings.max_body,
         };
-        match head.framing {
-            Framing::Length(length) if length > max as u64 => {
-                Err(refused(Code::PayloadTooLarge, "the body exceeds its limit").into())
-            }
-            Framing::None | Framing::Length(_) | Framing::Chunked => Ok((route, max)),
-        }
-    }
-
-    fn accept_head(&mut self, number: u64, head: Head, route: Route, max: usize, now: Timestamp) -> bool {
-        let body_timeout = Duration::from_millis(self.settings.limits.body_timeout_ms);
-        let Some(conn) = self.clients.get_mut(number) else { return false };
-        conn.current.route = route.label();
-        conn.request += 1;
-        let is_whole = match head.framing {
-            Framing::None => Some(0),
-            Framing::Length(length) => {
-                usize::try_from(length).ok().filter(|length| conn.input.len() >= *length)
-            }
-            Framing::Chunked => None,
-        };
-        if let Some(length) = is_whole {
-            // The whole request has come at once: nothing of it need be kept.
-            let body = Arc::from(&conn.input[..length]);
-            conn.input.drain(..length);
-            self.handle(number, &head, route, body, now);
-            return true;
-        }
+        let Some(conn) = self.clients.conns.get_mut(&number) else { return false };
+        conn.current.route = label;
+        conn.asker.request += 1;
         let counted = conn.input.len();
         self.body_bytes += counted;
-        if head.expects_continue && conn.input.is_empty() {
+        if head.expects_continue && conn.input.is_empty() && head.framing.length() != Some(0) {
             conn.output.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
-            self.clients.touch(number);
         }
-        let (body, chunked) = (Vec::new(), super::chunked::Chunked::default());
+        let (body, chunked) = (Vec::new(), Chunked::default());
         let incoming = Incoming { head, route, body, chunked, max, since: now, counted };
-        if let Some(conn) = self.clients.get_mut(number) {
-            conn.phase = Phase::Body(Box::new(incoming));
+        conn.phase = Phase::Body(Box::new(incoming));
+        if !conn.unsent().is_empty() {
+            self.clients.touched.push(number);
         }
-        self.clients.set_deadline(number, now.plus(body_timeout));
+        self.clients.set_deadline(number, after(now, self.settings.web.limits.body_timeout_ms));
         true
     }
 
-    fn advance_body(&mut self, number: u64, now: Timestamp) -> bool {
-        self.make_body_room(number, now);
-        let Some(conn) = self.clients.get_mut(number) else { return false };
-        let Phase::Body(incoming) = &mut conn.phase else { return false };
-        let whole = match incoming.head.framing {
-            Framing::None => Ok(Some(Arc::from([]))),
-            Framing::Length(length) => {
-                let length = usize::try_from(length).unwrap_or(usize::MAX);
-                Ok((conn.input.len() >= length).then(|| {
-                    let body = Arc::from(&conn.input[..length]);
-                    conn.input.drain(..length);
-                    body
-                }))
+    /// Everything that can be said on the head alone: the route, and how large the body may be.
+    fn judge(&self, head: &Head) -> Result<(Route, &'static str, usize), Refused> {
+        let web = &self.settings.web;
+        check_browser(head, &web.allowed_hosts)?;
+        let (route, label) = routes::labelled_route(head.method(), head.target())?;
+        let max = match &route {
+            Route::Submit(name) | Route::Batch(name) => {
+                if !self.settings.handlers.contains_key(name) {
+                    return Err(refused(Code::UnknownHandler, "there is no handler of this name"));
+                }
+                if head.framing == Framing::None {
+                    return Err(refused(Code::LengthRequired, "a submission needs Content-Length or chunks"));
+                }
+                if self.clients.draining {
+                    return Err(refused(Code::Draining, "the service is shutting down"));
+                }
+                let is_batch = matches!(route, Route::Batch(_));
+                if is_batch && !head.is_1_1 {
+                    let detail = "a batch's results are chunked, which needs HTTP/1.1";
+                    return Err(refused(Code::HttpVersionNotSupported, detail));
+                }
+                if is_batch { web.max_batch_bytes } else { web.max_body_bytes }
             }
-            Framing::Chunked => {
+            Route::Wait(_) | Route::Alive | Route::Inner(_) => web.max_body_bytes,
+        };
+        match head.framing {
+            Framing::Length(length) if length > max as u64 => {
+                Err(refused(Code::PayloadTooLarge, "the body exceeds its limit"))
+            }
+            Framing::None | Framing::Length(_) | Framing::Chunked => Ok((route, label, max)),
+        }
+    }
+
+    fn advance_body(&mut self, number: u64, now: Timestamp) -> bool {
+        let Some(conn) = self.clients.conns.get_mut(&number) else { return false };
+        let Phase::Body(incoming) = &mut conn.phase else { return false };
+        let whole = match incoming.head.framing.length() {
+            Some(length) => Ok((conn.input.len() >= length).then(|| {
+                let body = Arc::from(&conn.input[..length]);
+                conn.input.drain(..length);
+                body
+            })),
+            None => {
                 let read = incoming.chunked.read(&conn.input, &mut incoming.body, incoming.max);
                 read.map(|(used, whole)| {
                     conn.input.drain(..used);
@@ -159,7 +130,10 @@ impl Gate {
             }
         };
         match whole {
-            Ok(None) => false,
+            Ok(None) => {
+                self.make_body_room(number, now);
+                false
+            }
             Ok(Some(body)) => {
                 if conn.input.is_empty() {
                     conn.input.shrink_to(4_096);
@@ -183,9 +157,9 @@ impl Gate {
         if self.body_bytes <= BODY_BYTES {
             return;
         }
-        let others = self.clients.iter().filter(|(other, _)| *other != number);
+        let others = self.clients.conns.iter().filter(|(other, _)| **other != number);
         let oldest = others.filter_map(|(other, conn)| match &conn.phase {
-            Phase::Body(incoming) => Some((incoming.since, other)),
+            Phase::Body(incoming) => Some((incoming.since, *other)),
             _ => None,
         });
         if let Some((_, oldest)) = oldest.min() {
@@ -209,8 +183,8 @@ impl Gate {
     }
 
     /// Refuses the request and whatever comes after it.
-    pub(super) fn refuse_and_close(&mut self, number: u64, why: impl Into<NoRoute>, now: Timestamp) {
-        let Some(conn) = self.clients.get_mut(number) else { return };
+    pub(super) fn refuse_and_close(&mut self, number: u64, why: Refused, now: Timestamp) {
+        let Some(conn) = self.clients.conns.get_mut(&number) else { return };
         conn.keep_alive = false;
         if let Phase::Body(incoming) = std::mem::replace(&mut conn.phase, Phase::Head) {
             self.drop_body(&incoming);
@@ -221,9 +195,8 @@ impl Gate {
     /// A route that renders is to answer.
     pub(super) fn ask_pages(&mut self, number: u64, route: Inner, query: String, now: Timestamp) {
         self.clients.set_deadline(number, now.plus(INNER_TIMEOUT));
-        let Some(conn) = self.clients.get_mut(number) else { return };
+        let Some(conn) = self.clients.conns.get_mut(&number) else { return };
         conn.phase = Phase::Inner;
-        let asker = Asker { conn: number, request: conn.request };
-        self.inner.push(InnerRequest { asker, route, query, trace: conn.current.trace });
+        self.inner.push(InnerRequest { asker: conn.asker, route, query, trace: conn.current.trace });
     }
 }

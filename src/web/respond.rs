@@ -12,7 +12,7 @@ use crate::job::{Finished, JobId, JobRecord, Payload, Trace, WaitingFor};
 use crate::problem::{Code, JobError, document};
 
 /// An answer before it is framed.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Answer {
     /// The HTTP status.
     pub status: u16,
@@ -26,12 +26,6 @@ pub struct Answer {
 pub enum Body {
     Own(Vec<u8>),
     Shared(Arc<[u8]>),
-}
-
-impl Default for Body {
-    fn default() -> Body {
-        Body::Own(Vec::new())
-    }
 }
 
 impl std::ops::Deref for Body {
@@ -55,11 +49,12 @@ impl Answer {
     /// A problem document.
     pub fn problem(error: &JobError, trace: Option<&Trace>) -> Answer {
         let body = document(error, trace.map(Trace::id_text).as_deref());
-        let mut headers = String::from("content-type: application/problem+json\r\n");
-        if let Some(seconds) = error.code.retry_after() {
-            let _ = write!(headers, "retry-after: {seconds}\r\n");
+        let headers = "content-type: application/problem+json\r\n".into();
+        let answer = Answer { status: error.code.status(), headers, body: Body::Own(body.into_bytes()) };
+        match error.code.retry_after() {
+            Some(seconds) => answer.with("retry-after", seconds),
+            None => answer,
         }
-        Answer { status: error.code.status(), headers, body: Body::Own(body.into_bytes()) }
     }
 
     /// A problem in a few words.
@@ -71,15 +66,11 @@ impl Answer {
     pub fn finished(finished: &Finished, trace: Option<&Trace>) -> Answer {
         match &finished.result {
             Ok(payload) => {
-                let mut headers = String::with_capacity(192);
                 // A handler's bytes are foreign: no browser may guess their type or run them.
-                for part in [
-                    "content-type: ",
-                    payload.media_type.as_str(),
-                    "\r\nx-content-type-options: nosniff\r\ncontent-security-policy: sandbox\r\n",
-                ] {
-                    headers.push_str(part);
-                }
+                let headers = format!(
+                    "content-type: {}\r\nx-content-type-options: nosniff\r\ncontent-security-policy: sandbox\r\n",
+                    payload.media_type.as_str()
+                );
                 Answer { status: 200, headers, body: Body::Shared(payload.bytes.clone()) }
             }
             Err(error) => Answer::problem(error, trace),
@@ -100,40 +91,20 @@ impl Answer {
     }
 }
 
-/// How an answer is framed.
-pub struct Manner<'a> {
-    /// See [`http_date`].
-    pub date: &'a str,
-    /// Another request may follow on the connection.
-    pub keeps_alive: bool,
-    /// False for `HEAD`: the length is told, and nothing follows.
-    pub has_body: bool,
-}
-
-/// Writes the whole answer.
-pub fn write_answer(out: &mut Vec<u8>, answer: &Answer, manner: &Manner) {
-    out.reserve(256 + answer.headers.len() + answer.body.len());
-    write_head(out, answer, manner, Some(answer.body.len()));
-    if manner.has_body {
-        out.extend_from_slice(&answer.body);
-    }
-}
-
-/// Writes status line and headers; without a `length` the body is chunked.
-pub fn write_head(out: &mut Vec<u8>, answer: &Answer, manner: &Manner, length: Option<usize>) {
+/// Writes status line and headers; without a `length` the body is chunked. `keeps_alive`: another request may follow.
+pub fn write_head(out: &mut Vec<u8>, answer: &Answer, length: Option<usize>, keeps_alive: bool, date: &str) {
     use std::io::Write as _;
+    out.reserve(256 + answer.headers.len() + answer.body.len());
     let _ = write!(out, "HTTP/1.1 {} {}\r\n", answer.status, reason(answer.status));
     out.extend_from_slice(answer.headers.as_bytes());
     let _ = match length {
         Some(length) => write!(out, "content-length: {length}\r\n"),
         None => write!(out, "transfer-encoding: chunked\r\n"),
     };
-    if !manner.keeps_alive {
+    if !keeps_alive {
         out.extend_from_slice(b"connection: close\r\n");
     }
-    for part in ["cache-control: no-store\r\ndate: ", manner.date, "\r\n\r\n"] {
-        out.extend_from_slice(part.as_bytes());
-    }
+    let _ = write!(out, "cache-control: no-store\r\ndate: {date}\r\n\r\n");
 }
 
 /// One chunk of a chunked body; an empty one would end it.

@@ -1,6 +1,6 @@
 //! Which request means what, judged on the head alone, before a body byte is read. Pure.
 
-use std::net::IpAddr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::http1::{Head, Refused, refused};
 use crate::job::JobId;
@@ -46,94 +46,63 @@ pub enum Inner {
     Index,
 }
 
-/// A refusal that may name the methods which are allowed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NoRoute {
-    /// Why.
-    pub refused: Refused,
-    /// `Some` iff 405.
-    pub allow: Option<&'static str>,
-}
+/// The names of the routes in the metric.
+pub const LABELS: [&str; 14] = [
+    "submit", "batch", "record", "healthz", "result", "list", "cancel", "retry", "pause", "resume", "stats",
+    "readyz", "metrics", "index",
+];
 
-impl From<Refused> for NoRoute {
-    fn from(refused: Refused) -> NoRoute {
-        NoRoute { refused, allow: None }
-    }
-}
-
-/// The route of a method and target. `HEAD` is `GET` without the body.
+/// The route of a method and target, and its name in the metric. `HEAD` is `GET` without the body.
 ///
 /// # Errors
 /// No such resource, no such method on it, or an id that is none.
-pub fn route(method: &str, target: &str) -> Result<Route, NoRoute> {
+pub fn labelled_route(method: &str, target: &str) -> Result<(Route, &'static str), Refused> {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let parts: Vec<&str> = path.split('/').skip(1).collect();
     let method = if method == "HEAD" { "GET" } else { method };
-    let on = |allow: &'static str, route: &dyn Fn() -> Result<Route, NoRoute>| {
+    let on = |allow: &'static str, route: &dyn Fn() -> Result<(Route, &'static str), Refused>| {
         if allow.split(", ").any(|allowed| allowed == method) {
-            route()
-        } else {
-            let refused = refused(Code::MethodNotAllowed, "this resource has other methods; see Allow");
-            Err(NoRoute { refused, allow: Some(allow) })
+            return route();
         }
+        let refused = refused(Code::MethodNotAllowed, "this resource has other methods; see Allow");
+        Err(Refused { allow: Some(allow), ..refused })
     };
-    let id = |text: &str| {
-        JobId::parse(text).ok_or(NoRoute::from(refused(Code::UnknownJob, "there is no job of this id")))
-    };
-    let inner = |inner| Ok(Route::Inner(inner));
+    let id = |text: &str| JobId::parse(text).ok_or(refused(Code::UnknownJob, "there is no job of this id"));
+    let inner = |label, inner| Ok((Route::Inner(inner), label));
+    let get = |label, page: Inner| on("GET, HEAD", &|| inner(label, page.clone()));
+    let pause = |name: &str, paused| Inner::Pause(name.to_owned(), paused);
     match parts.as_slice() {
-        ["healthz" | "livez"] => on("GET, HEAD", &|| Ok(Route::Alive)),
-        ["readyz"] => on("GET, HEAD", &|| inner(Inner::Ready)),
-        ["metrics"] => on("GET, HEAD", &|| inner(Inner::Metrics)),
-        [""] => on("GET, HEAD", &|| inner(Inner::Index)),
-        ["v1", "stats"] => on("GET, HEAD", &|| inner(Inner::Stats)),
-        ["v1", "jobs"] => on("GET, HEAD", &|| inner(Inner::List)),
+        ["healthz" | "livez"] => on("GET, HEAD", &|| Ok((Route::Alive, "healthz"))),
+        ["readyz"] => get("readyz", Inner::Ready),
+        ["metrics"] => get("metrics", Inner::Metrics),
+        [""] => get("index", Inner::Index),
+        ["v1", "stats"] => get("stats", Inner::Stats),
+        ["v1", "jobs"] => get("list", Inner::List),
         // An id is no handler's name that anyone would choose, so the method tells which it is.
-        ["v1", "jobs", name] if method == "POST" => Ok(Route::Submit((*name).to_owned())),
+        ["v1", "jobs", name] if method == "POST" => Ok((Route::Submit((*name).to_owned()), "submit")),
         ["v1", "jobs", name] => on("GET, HEAD, DELETE, POST", &|| {
             let id = id(name)?;
             match (method, parameter(query, "wait").is_some()) {
-                ("DELETE", _) => inner(Inner::Cancel(id)),
-                (_, true) => Ok(Route::Wait(id)),
-                (_, false) => inner(Inner::Record(id)),
+                ("DELETE", _) => inner("cancel", Inner::Cancel(id)),
+                (_, true) => Ok((Route::Wait(id), "record")),
+                (_, false) => inner("record", Inner::Record(id)),
             }
         }),
-        ["v1", "jobs", name, "result"] => on("GET, HEAD", &|| inner(Inner::Result(id(name)?))),
-        ["v1", "jobs", name, "retry"] => on("POST", &|| inner(Inner::Retry(id(name)?))),
-        ["v1", "handlers", name, "pause"] => on("POST", &|| inner(Inner::Pause((*name).to_owned(), true))),
-        ["v1", "handlers", name, "resume"] => on("POST", &|| inner(Inner::Pause((*name).to_owned(), false))),
-        ["v1", "batch", name] => on("POST", &|| Ok(Route::Batch((*name).to_owned()))),
-        _ => Err(refused(Code::NotFound, "there is no such resource").into()),
+        ["v1", "jobs", name, "result"] => on("GET, HEAD", &|| inner("result", Inner::Result(id(name)?))),
+        ["v1", "jobs", name, "retry"] => on("POST", &|| inner("retry", Inner::Retry(id(name)?))),
+        ["v1", "handlers", name, "pause"] => on("POST", &|| inner("pause", pause(name, true))),
+        ["v1", "handlers", name, "resume"] => on("POST", &|| inner("resume", pause(name, false))),
+        ["v1", "batch", name] => on("POST", &|| Ok((Route::Batch((*name).to_owned()), "batch"))),
+        _ => Err(refused(Code::NotFound, "there is no such resource")),
     }
 }
 
-impl Route {
-    /// The names in the metric.
-    pub const LABELS: [&str; 14] = [
-        "submit", "batch", "record", "healthz", "result", "list", "cancel", "retry", "pause", "resume",
-        "stats", "readyz", "metrics", "index",
-    ];
-
-    /// The name in the metric.
-    #[must_use]
-    pub fn label(&self) -> &'static str {
-        match self {
-            Route::Submit(_) => "submit",
-            Route::Batch(_) => "batch",
-            Route::Wait(_) | Route::Inner(Inner::Record(_)) => "record",
-            Route::Alive => "healthz",
-            Route::Inner(Inner::Result(_)) => "result",
-            Route::Inner(Inner::List) => "list",
-            Route::Inner(Inner::Cancel(_)) => "cancel",
-            Route::Inner(Inner::Retry(_)) => "retry",
-            Route::Inner(Inner::Pause(_, true)) => "pause",
-            Route::Inner(Inner::Pause(_, false)) => "resume",
-            Route::Inner(Inner::Stats) => "stats",
-            Route::Inner(Inner::Ready) => "readyz",
-            Route::Inner(Inner::Metrics) => "metrics",
-            Route::Inner(Inner::Index) => "index",
-        }
-    }
+/// The same without its name.
+///
+/// # Errors
+/// See [`labelled_route`].
+pub fn route(method: &str, target: &str) -> Result<Route, Refused> {
+    labelled_route(method, target).map(|(route, _)| route)
 }
 
 /// The value of a query parameter, as it stands: none of ours needs escapes. The first one counts.
@@ -172,26 +141,15 @@ pub fn check_browser(head: &Head, allowed_hosts: &[String]) -> Result<(), Refuse
 }
 
 fn is_served(host: &str, allowed: &[String]) -> bool {
-    let name = match host.strip_prefix('[') {
-        Some(rest) => match rest.split_once(']') {
-            Some((address, port)) if is_port(port) => {
-                return address.parse::<IpAddr>().is_ok_and(|address| address.is_ipv6());
-            }
-            Some(_) | None => return false,
-        },
-        None => match host.split_once(':') {
-            Some((name, port)) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-            Some(_) => return false,
-            None => host,
-        },
-    };
+    let are_digits = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    if let Some((address, port)) = host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        let is_port = port.is_empty() || port.strip_prefix(':').is_some_and(are_digits);
+        return is_port && address.parse::<Ipv6Addr>().is_ok();
+    }
+    let (name, port) = host.split_once(':').unwrap_or((host, "0"));
     let listed = allowed.iter().any(|allowed| allowed.eq_ignore_ascii_case(name));
-    listed || name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|a| a.is_ipv4())
-}
-
-fn is_port(text: &str) -> bool {
-    text.is_empty()
-        || text.strip_prefix(':').is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()))
+    let is_ours = listed || name.eq_ignore_ascii_case("localhost") || name.parse::<Ipv4Addr>().is_ok();
+    is_ours && !port.is_empty() && are_digits(port)
 }
 
 #[cfg(test)]
@@ -219,7 +177,7 @@ mod tests {
             ("GET", "/metrics", "metrics"),
             ("GET", "/", "index"),
         ] {
-            assert_eq!(route(method, target).unwrap().label(), label, "{method} {target}");
+            assert_eq!(labelled_route(method, target).unwrap().1, label, "{method} {target}");
         }
         for (method, target, status) in [
             ("PUT", "/v1/jobs/echo", 405),
@@ -229,7 +187,7 @@ mod tests {
             ("GET", "/v1/jobs/not-an-id", 404),
             ("GET", "/v1/jobs/", 404),
         ] {
-            assert_eq!(route(method, target).unwrap_err().refused.code.status(), status, "{method} {target}");
+            assert_eq!(route(method, target).unwrap_err().code.status(), status, "{method} {target}");
         }
     }
 

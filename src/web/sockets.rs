@@ -1,6 +1,6 @@
 //! The clients' sockets: accepted, read and written so far as the gate allows.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown};
 use std::time::Duration;
@@ -22,13 +22,13 @@ const OWN_DESCRIPTORS: u64 = 128;
 pub(super) struct ClientSockets {
     pub(super) listener: TcpListener,
     clients: IdMap<usize, Client>,
-    /// Those whose sockets may have bytes that were not read; each has its mark.
-    unread: Vec<usize>,
+    /// Those whose sockets may have bytes that were not read.
+    unread: BTreeSet<usize>,
     per_ip: HashMap<IpAddr, usize>,
     clients_max: usize,
     per_ip_max: usize,
     /// Somebody may be waiting to be accepted.
-    accepting: bool,
+    pub(super) accepting: bool,
     /// Accepting is tried again then, after the kernel had nothing to give.
     accept_at_ms: u64,
     buffer: Box<[u8; READ_BYTES]>,
@@ -37,7 +37,6 @@ pub(super) struct ClientSockets {
 struct Client {
     stream: TcpStream,
     ip: IpAddr,
-    is_unread: bool,
     /// Our side is closed.
     shut: bool,
     /// The end of its side has come, behind bytes that may not have been read.
@@ -55,7 +54,7 @@ impl ClientSockets {
         ClientSockets {
             listener,
             clients: IdMap::default(),
-            unread: Vec::new(),
+            unread: BTreeSet::new(),
             per_ip: HashMap::new(),
             clients_max: limits.connections.min(allowed),
             per_ip_max: limits.connections_per_ip,
@@ -65,47 +64,28 @@ impl ClientSockets {
         }
     }
 
-    /// Somebody has connected.
-    pub(super) fn on_connect(&mut self) {
-        self.accepting = true;
-    }
-
     /// One of the clients' sockets is ready; false if it is none of them.
     pub(super) fn on_event(&mut self, token: usize, event: &Event) -> bool {
         let Some(client) = self.clients.get_mut(&token) else { return false };
         client.ended |= event.is_read_closed();
-        if (event.is_readable() || event.is_read_closed()) && !client.is_unread {
-            client.is_unread = true;
-            self.unread.push(token);
+        if event.is_readable() || event.is_read_closed() {
+            self.unread.insert(token);
         }
         true
     }
 
-    /// Accepts and reads what there is. `next_token` is counted up for each new connection.
-    pub(super) fn read_all(
-        &mut self,
-        registry: &Registry,
-        next_token: &mut usize,
-        gate: &mut Gate,
-        now: Timestamp,
-        now_ms: u64,
-    ) {
-        if self.accepting && now_ms >= self.accept_at_ms {
-            self.accept(registry, next_token, gate, now, now_ms);
-        }
+    /// Reads what there is.
+    pub(super) fn read_all(&mut self, gate: &mut Gate, now: Timestamp) {
         for token in std::mem::take(&mut self.unread) {
-            let is_unread = self.read(token, gate, now);
-            if let Some(client) = self.clients.get_mut(&token) {
-                client.is_unread = is_unread;
-                if is_unread {
-                    self.unread.push(token);
-                }
+            if self.read(token, gate, now) {
+                self.unread.insert(token);
             }
         }
     }
 
-    /// Accepts while there is room. Beyond the limit clients wait in the kernel's backlog.
-    fn accept(
+    /// Accepts while there is room. Beyond the limit clients wait in the kernel's backlog. `next_token` is counted up for
+    /// each new connection.
+    pub(super) fn accept(
         &mut self,
         registry: &Registry,
         next_token: &mut usize,
@@ -115,24 +95,21 @@ impl ClientSockets {
     ) {
         const PAUSE_MS: u64 = 100;
         for _ in 0..ACCEPTS_A_TURN {
-            if self.clients.len() >= self.clients_max {
+            if !self.accepting || now_ms < self.accept_at_ms || self.clients.len() >= self.clients_max {
                 return;
             }
             let (mut stream, peer) = match self.listener.accept() {
                 Ok(accepted) => accepted,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    self.accepting = false;
-                    return;
-                }
-                Err(error)
-                    if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted) =>
-                {
-                    continue;
-                }
                 Err(error) => {
-                    log::warn!("no connection can be accepted for now: {error}");
-                    self.accept_at_ms = now_ms + PAUSE_MS;
-                    return;
+                    match error.kind() {
+                        ErrorKind::WouldBlock => self.accepting = false,
+                        ErrorKind::Interrupted | ErrorKind::ConnectionAborted => {}
+                        _ => {
+                            log::warn!("no connection can be accepted for now: {error}");
+                            self.accept_at_ms = now_ms + PAUSE_MS;
+                        }
+                    }
+                    continue;
                 }
             };
             let ip = peer.ip();
@@ -148,9 +125,9 @@ impl ClientSockets {
                 continue;
             }
             *self.per_ip.entry(ip).or_default() += 1;
-            self.clients.insert(token, Client { stream, ip, is_unread: true, shut: false, ended: false });
+            self.clients.insert(token, Client { stream, ip, shut: false, ended: false });
             gate.open(token as u64, now);
-            self.unread.push(token);
+            self.unread.insert(token);
         }
     }
 
@@ -190,7 +167,7 @@ impl ClientSockets {
 
     /// Sends what the gate has to say, and closes what is over.
     pub(super) fn flush_touched(&mut self, gate: &mut Gate, now: Timestamp) {
-        for number in gate.take_touched() {
+        for number in std::mem::take(&mut gate.clients.touched) {
             self.flush(usize::try_from(number).unwrap_or(usize::MAX), gate, now);
         }
     }

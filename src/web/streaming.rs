@@ -7,15 +7,15 @@ use super::batch::Batch;
 use super::conn::{OUTPUT_BYTES, Phase};
 use super::gate::Gate;
 use super::http1::{Head, refused};
-use super::questions::{Asker, Question};
+use super::questions::{Asker, Question, Ticket};
 use super::respond::{Answer, Body, write_chunk};
 use super::routes::parameter;
+use super::waiters::TOO_MANY_WAITERS;
 use crate::clock::Timestamp;
 use crate::config::SinkMode;
-use crate::job::{JobId, Payload};
 use crate::limits::{BATCH_LINES, BODY_BYTES};
 use crate::ndjson::Pump;
-use crate::ports::{BackendError, NewJob, Submitted};
+use crate::ports::{BackendError, Submitted};
 use crate::problem::{Code, JobError};
 
 impl Gate {
@@ -30,38 +30,34 @@ impl Gate {
     ) {
         let Some(handler) = self.settings.handlers.get(name) else { return };
         let mode = match parameter(head.query(), "sink_mode") {
-            None => Ok(self.settings.sink_mode),
-            Some("source_seq") => Ok(SinkMode::SourceSeq),
-            Some("completion") => Ok(SinkMode::Completion),
-            Some(_) => Err((Code::BadRequest, "sink_mode is source_seq or completion")),
+            None => self.settings.sink_mode,
+            Some("source_seq") => SinkMode::SourceSeq,
+            Some("completion") => SinkMode::Completion,
+            Some(_) => {
+                let refused = refused(Code::BadRequest, "sink_mode is source_seq or completion");
+                return self.clients.refuse(number, refused, now);
+            }
         };
-        let running = self.clients.iter().map(|(_, conn)| match &conn.phase {
+        if self.waiters.is_full() {
+            return self.clients.refuse(number, TOO_MANY_WAITERS, now);
+        }
+        let running = self.clients.conns.values().map(|conn| match &conn.phase {
             Phase::Streaming(batch) => batch.body.len(),
             _ => 0,
         });
         let held: usize = running.sum();
-        let refusal = match mode {
-            Err(refusal) => Some(refusal),
-            Ok(_) if self.waiters.is_full() => {
-                Some((Code::TooManyWaiters, "web.max_inflight callers are waiting"))
-            }
-            Ok(_) if held > 0 && held + body.len() > BODY_BYTES => {
-                Some((Code::Overloaded, "too many batches are running"))
-            }
-            Ok(_) => None,
-        };
-        if let Some((code, detail)) = refusal {
-            return self.clients.refuse(number, refused(code, detail), now);
+        if held > 0 && held + body.len() > BODY_BYTES {
+            let refused = refused(Code::Overloaded, "too many batches are running");
+            return self.clients.refuse(number, refused, now);
         }
-        let pump =
-            Pump::new(handler.options.ordering.clone(), mode.unwrap_or(SinkMode::SourceSeq), BATCH_LINES);
-        let batch = Batch { handler: handler.name.clone(), body, at: 0, pump };
+        let Some(trace) = self.clients.trace(number) else { return };
+        let pump = Pump::new(handler.clone(), mode, BATCH_LINES, trace, self.settings.instance);
         let headers = "content-type: application/x-ndjson\r\n".into();
-        let answer = Answer { status: 200, headers, body: Body::default() };
-        self.clients.begin_chunks(number, answer, now);
-        let Some(conn) = self.clients.get_mut(number) else { return };
+        let answer = Answer { status: 200, headers, body: Body::Own(Vec::new()) };
+        self.clients.write(number, answer, None, now);
+        let Some(conn) = self.clients.conns.get_mut(&number) else { return };
         conn.deadline = Timestamp(u64::MAX);
-        conn.phase = Phase::Streaming(Box::new(batch));
+        conn.phase = Phase::Streaming(Box::new(Batch { body, at: 0, pump }));
         // Whoever reads this request goes on with the next one, if this is done already.
         self.feed(number, now);
     }
@@ -77,10 +73,11 @@ impl Gate {
     /// The same for one batch; true if it is done. There must be room for lines in the window, and for their answers in
     /// the output.
     fn feed(&mut self, number: u64, now: Timestamp) -> bool {
-        let draining = self.clients.draining;
         loop {
-            let Some(conn) = self.clients.get_mut(number) else { return false };
-            let (trace, request, unsent) = (conn.current.trace, conn.request, conn.unsent().len());
+            let is_draining = self.clients.draining;
+            let Some(conn) = self.clients.conns.get_mut(&number) else { return false };
+            let unsent = conn.unsent().len();
+            let asker = conn.asker;
             let Phase::Streaming(batch) = &mut conn.phase else { return false };
             let mut results = Vec::new();
             while unsent + results.len() < OUTPUT_BYTES
@@ -88,67 +85,31 @@ impl Gate {
             {
                 results.extend_from_slice(&result);
             }
-            let is_done = batch.is_done();
             write_chunk(&mut conn.output, &results);
-            if is_done {
+            if batch.is_done() {
                 conn.output.extend_from_slice(b"0\r\n\r\n");
-                let keeps_alive = conn.keep_alive && !conn.at_end;
-                self.clients.next_request(number, keeps_alive, now);
+                self.clients.next_request(number, now);
                 return true;
             }
+            let has_room = unsent + results.len() < OUTPUT_BYTES;
+            let mut jobs = Vec::new();
+            if has_room {
+                jobs = batch.jobs(self.settings.web.max_body_bytes, &mut self.entropy);
+            }
+            if is_draining && !jobs.is_empty() {
+                batch.pump.refuse_asked(&JobError::new(Code::Draining, "the service is shutting down"));
+                jobs.clear();
+            }
+            let waits = batch.pump.waits();
             self.clients.expect_progress(number, now);
-            if unsent + results.len() >= OUTPUT_BYTES {
-                return false;
-            }
-            let Some(conn) = self.clients.get_mut(number) else { return false };
-            let Phase::Streaming(batch) = &mut conn.phase else { return false };
-            let (mut lines, mut jobs) = (Vec::new(), Vec::new());
-            while !batch.pump.is_asking()
-                && let Some(mut line) = batch.next_line(self.settings.max_body)
-            {
-                if draining {
-                    let error = JobError::new(Code::Draining, "the service is shutting down");
-                    batch.pump.refuse(line.number, &error);
-                    continue;
-                }
-                let id = *line.job.get_or_insert_with(|| JobId(self.entropy.bytes()));
-                jobs.push(NewJob {
-                    id,
-                    owner: self.nobody.clone(),
-                    handler: batch.handler.clone(),
-                    ordering_key: line.ordering_key.clone(),
-                    payload: Payload::json(line.bytes.clone()),
-                    trace,
-                    delay: Duration::ZERO,
-                    timeout: None,
-                    idempotency: None,
-                    awaited: true,
-                    one_line: true,
-                    instance: self.settings.instance,
-                });
-                lines.push(line);
-            }
-            if !lines.is_empty() {
-                batch.pump.ask(lines);
+            if !jobs.is_empty() {
                 jobs.iter().for_each(|job| self.waiters.enter(number, job.id));
-                self.questions.push(Question::Lines(Asker { conn: number, request }, jobs));
-                return false;
+                self.questions.push(Question::Submit(Ticket { asker, single: None }, jobs));
             }
-            if batch.pump.has_jobs() || batch.pump.is_asking() {
+            if waits || !has_room {
                 return false;
             }
             // Every line so far was refused at once: their answers are ready now.
-        }
-    }
-
-    /// Batches that waited for room go on.
-    pub(super) fn resume_batches(&mut self, now: Timestamp) {
-        if now < self.batches.resume_at {
-            return;
-        }
-        self.batches.resume_at = Timestamp(u64::MAX);
-        for number in std::mem::take(&mut self.batches.stalled) {
-            self.feed_batch(number, now);
         }
     }
 
@@ -164,12 +125,13 @@ impl Gate {
         let number = asker.conn;
         let Some(conn) = self.clients.of(asker) else { return };
         let Phase::Streaming(batch) = &mut conn.phase else { return };
-        let taken = batch.pump.answered(&answers);
-        for job in taken.gone {
+        let gone = batch.pump.answered(&answers);
+        let is_stalled = batch.pump.is_stalled();
+        for job in gone {
             self.waiters.withdraw(number, job);
         }
-        if taken.is_full {
-            self.batches.stall(number, now.plus(if answers.is_err() { AWAY } else { FULL }));
+        if is_stalled {
+            self.clients.set_deadline(number, now.plus(if answers.is_err() { AWAY } else { FULL }));
         } else {
             self.feed_batch(number, now);
         }
@@ -178,7 +140,7 @@ impl Gate {
     /// Nobody takes the results any more.
     pub(super) fn batch_hung_up(&mut self, number: u64, batch: &Batch) {
         let Some(trace) = self.clients.trace(number) else { return };
-        for job in batch.pump.jobs() {
+        for job in batch.pump.jobs_in_flight() {
             if self.waiters.leave(number, job, trace) {
                 self.abandon(job);
             }

@@ -7,92 +7,89 @@ use sha2::{Digest, Sha256};
 
 use super::http1::{Head, Refused, refused};
 use super::routes::parameter;
+use super::waiters::Kind;
 use crate::handler::HandlerSpec;
-use crate::job::{MediaType, Trace};
+use crate::job::{InstanceId, JobId, MediaType, Payload, Trace};
 use crate::limits::{DELAY_MAX, IDEMPOTENCY_KEY_BYTES};
-use crate::ports::Idempotency;
+use crate::ports::{Idempotency, NewJob};
 use crate::problem::Code;
 
-/// How the caller wants to be answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Prefer {
-    /// Wait for the reply.
-    Nothing,
-    /// `respond-async`
-    Async,
-    /// `wait=N`
-    Wait(Duration),
-}
-
-/// What stands around the payload.
-pub(super) struct Submission {
-    pub(super) media_type: MediaType,
-    pub(super) prefer: Prefer,
-    pub(super) idempotency: Option<Idempotency>,
-    pub(super) ordering_key: Option<Arc<str>>,
-    pub(super) delay: Duration,
-    pub(super) timeout: Option<Duration>,
-}
-
-impl Submission {
-    pub(super) fn read(head: &Head, handler: &HandlerSpec, body: &[u8]) -> Result<Submission, Refused> {
-        let query = head.query();
-        let media_type = match head.header("content-type")? {
-            None => MediaType::BYTES,
-            Some(text) => MediaType::parse(text).unwrap_or(MediaType::BYTES),
-        };
-        let ordering_key = handler
-            .options
-            .ordering
-            .key(head.header("ordering-key")?, body)
-            .map_err(|_| refused(Code::BadRequest, "this handler needs an ordering key: the header, or a scalar in the payload, of at most 256 bytes"))?;
-        let idempotency = match head.header("idempotency-key")? {
-            None => None,
-            Some(text) => Some(idempotency(text, &media_type, ordering_key.as_deref(), body)?),
-        };
-        let delay = millis(query, "delay_ms")?.unwrap_or_default();
-        if delay > DELAY_MAX {
-            return Err(refused(Code::BadRequest, "delay_ms is at most 7 days"));
-        }
-        let timeout = millis(query, "timeout_ms")?;
-        if timeout.is_some_and(|timeout| timeout > handler.options.timeout || timeout.is_zero()) {
-            return Err(refused(Code::BadRequest, "timeout_ms is at least 1 and at most the handler's own"));
-        }
-        Ok(Submission { media_type, prefer: prefer(head)?, idempotency, ordering_key, delay, timeout })
+/// The job that is asked for, and how its caller wants to be answered.
+pub(super) fn read(
+    head: &Head,
+    handler: &HandlerSpec,
+    body: Arc<[u8]>,
+    id: JobId,
+    trace: Trace,
+    instance: InstanceId,
+) -> Result<(Kind, NewJob), Refused> {
+    let query = head.query();
+    let media_type = match head.header("content-type")? {
+        None => MediaType::BYTES,
+        Some(text) => MediaType::parse(text).unwrap_or(MediaType::BYTES),
+    };
+    let ordering_key = handler
+        .options
+        .ordering
+        .key(head.header("ordering-key")?, &body)
+        .map_err(|_| refused(Code::BadRequest, "this handler needs an ordering key: the header, or a scalar in the payload, of at most 256 bytes"))?;
+    let idempotency = match head.header("idempotency-key")? {
+        None => None,
+        Some(text) => Some(idempotency(text, &media_type, ordering_key.as_deref(), &body)?),
+    };
+    let delay = millis(query, "delay_ms")?.unwrap_or_default();
+    if delay > DELAY_MAX {
+        return Err(refused(Code::BadRequest, "delay_ms is at most 7 days"));
     }
+    let timeout = millis(query, "timeout_ms")?;
+    if timeout.is_some_and(|timeout| timeout > handler.options.timeout || timeout.is_zero()) {
+        return Err(refused(Code::BadRequest, "timeout_ms is at least 1 and at most the handler's own"));
+    }
+    let kind = prefer(head)?;
+    let job = NewJob {
+        id,
+        // There are no tokens.
+        owner: Arc::default(),
+        handler: handler.name.clone(),
+        ordering_key,
+        payload: Payload { media_type, bytes: body },
+        trace,
+        delay,
+        timeout,
+        idempotency,
+        awaited: kind != Kind::Acceptance,
+        one_line: false,
+        instance,
+    };
+    Ok((kind, job))
 }
 
 fn millis(query: &str, name: &str) -> Result<Option<Duration>, Refused> {
-    match parameter(query, name) {
-        None => Ok(None),
-        Some(text) => match number(text) {
-            Some(millis) => Ok(Some(Duration::from_millis(millis))),
-            None => {
-                Err(refused(Code::BadRequest, "delay_ms and timeout_ms are whole numbers of milliseconds"))
-            }
-        },
-    }
+    const BAD: Refused =
+        refused(Code::BadRequest, "delay_ms and timeout_ms are whole numbers of milliseconds");
+    let Some(text) = parameter(query, name) else { return Ok(None) };
+    number(text).map(|millis| Some(Duration::from_millis(millis))).ok_or(BAD)
 }
 
 /// Decimal digits, at most 15 of them.
 pub(super) fn number(text: &str) -> Option<u64> {
-    let digits = !text.is_empty() && text.len() <= 15 && text.bytes().all(|byte| byte.is_ascii_digit());
-    if digits { text.parse().ok() } else { None }
+    let is_number = text.len() <= 15 && text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| is_number)
 }
 
 /// `Prefer` (RFC 7240): what is not understood is ignored, as the RFC says.
-fn prefer(head: &Head) -> Result<Prefer, Refused> {
-    let mut found = Prefer::Nothing;
+fn prefer(head: &Head) -> Result<Kind, Refused> {
+    let mut found = Kind::Result;
     for value in head.values("prefer") {
         for preference in value?.split(',').map(str::trim) {
             let (name, value) = preference.split_once('=').unwrap_or((preference, ""));
             if name.eq_ignore_ascii_case("respond-async") {
-                return Ok(Prefer::Async);
+                return Ok(Kind::Acceptance);
             }
             if name.eq_ignore_ascii_case("wait") {
                 let seconds = number(value.trim().trim_matches('"'));
                 let seconds = seconds.ok_or(refused(Code::BadRequest, "Prefer: wait takes whole seconds"))?;
-                found = Prefer::Wait(Duration::from_secs(seconds));
+                found = Kind::ResultOrAccepted(seconds);
             }
         }
     }
@@ -141,22 +138,32 @@ mod tests {
     use crate::handler::HandlerOptions;
     use crate::web::http1::parse_head;
 
-    fn read(headers: &str, query: &str, options: HandlerOptions, body: &str) -> Result<Submission, Refused> {
+    fn read(
+        headers: &str,
+        query: &str,
+        options: HandlerOptions,
+        body: &str,
+    ) -> Result<(Kind, NewJob), Refused> {
         let text = format!("POST /v1/jobs/x{query} HTTP/1.1\r\nHost: a\r\n{headers}\r\n");
         let (head, _) = parse_head(text.as_bytes(), 4_096).unwrap().unwrap();
         let spec = HandlerSpec { name: Arc::from("x"), group: 0, options };
-        Submission::read(&head, &spec, body.as_bytes())
+        let trace = Trace { id: [1; 16], span: [1; 8] };
+        super::read(&head, &spec, Arc::from(body.as_bytes()), JobId([1; 16]), trace, InstanceId(1))
     }
 
     #[test]
     fn preferences_keys_and_limits_are_read_or_refused() {
         let plain = HandlerOptions::default;
-        assert_eq!(read("Prefer: respond-async\r\n", "", plain(), "").unwrap().prefer, Prefer::Async);
-        let wait = read("Prefer: foo, wait=3\r\n", "", plain(), "").unwrap().prefer;
-        assert_eq!(wait, Prefer::Wait(Duration::from_secs(3)));
+        assert_eq!(read("Prefer: respond-async\r\n", "", plain(), "").unwrap().0, Kind::Acceptance);
+        let wait = read("Prefer: foo, wait=3\r\n", "", plain(), "").unwrap().0;
+        assert_eq!(wait, Kind::ResultOrAccepted(3));
         for (bare, quoted) in [("k", "\"k\""), ("a\\", "\"a\\\\\"")] {
             let key = |text: &str| {
-                read(&format!("Idempotency-Key: {text}\r\n"), "", plain(), "x").unwrap().idempotency.unwrap()
+                read(&format!("Idempotency-Key: {text}\r\n"), "", plain(), "x")
+                    .unwrap()
+                    .1
+                    .idempotency
+                    .unwrap()
             };
             assert_eq!(key(bare), key(quoted));
         }
@@ -174,9 +181,9 @@ mod tests {
             assert_eq!(refused, Some(Code::BadRequest), "{headers:?} {query}");
         }
         let keyed = HandlerOptions::keyed("/k");
-        assert_eq!(read("", "", keyed.clone(), r#"{"k":"v"}"#).unwrap().ordering_key.as_deref(), Some("v"));
+        assert_eq!(read("", "", keyed.clone(), r#"{"k":"v"}"#).unwrap().1.ordering_key.as_deref(), Some("v"));
         assert_eq!(
-            read("Ordering-Key: w\r\n", "", keyed.clone(), "").unwrap().ordering_key.as_deref(),
+            read("Ordering-Key: w\r\n", "", keyed.clone(), "").unwrap().1.ordering_key.as_deref(),
             Some("w")
         );
         assert!(read("", "", keyed, "{}").is_err());

@@ -1,35 +1,36 @@
 //! Who waits for which job, and what each of them waits for.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::http1::{Refused, refused};
 use super::respond::Answer;
 use crate::clock::Timestamp;
 use crate::job::{Finished, IdMap, JobId, Trace};
 use crate::observe::job_event;
 use crate::observe::metrics::Counters;
+use crate::problem::Code;
+
+/// The refusal of a caller who would wait.
+pub(super) const TOO_MANY_WAITERS: Refused =
+    refused(Code::TooManyWaiters, "web.max_inflight callers are waiting");
 
 /// Who waits for which job; a batch is entered once a line.
 pub(super) struct Waiters {
-    pub(super) by_job: IdMap<JobId, Callers>,
+    pub(super) by_job: IdMap<JobId, Vec<u64>>,
     /// Callers of single jobs.
-    count: usize,
+    pub(super) count: usize,
     most: usize,
     /// Jobs that were accepted and whose last caller left before the reply: it will be late.
     pub(super) left: IdMap<JobId, Trace>,
     /// Jobs whose ends may have gone unheard, and could not be looked for; they are looked for again then.
     pub(super) unsure: Vec<JobId>,
+    /// When [`Gate::look_for_unsure`] has something to do.
     pub(super) look_at: Timestamp,
     /// Handlers whose jobs are cancelled when their last caller hangs up.
     pub(super) cancelling: Arc<[Arc<str>]>,
     pub(super) counters: Arc<Counters>,
-}
-
-pub(super) enum Callers {
-    One(u64),
-    Many(Vec<u64>),
 }
 
 impl Waiters {
@@ -48,15 +49,6 @@ impl Waiters {
         }
     }
 
-    /// When [`Gate::look_for_unsure`] has something to do.
-    pub(super) fn look_at(&self) -> Timestamp {
-        self.look_at
-    }
-
-    pub(super) fn callers(&self) -> usize {
-        self.count
-    }
-
     pub(super) fn is_full(&self) -> bool {
         self.count >= self.most
     }
@@ -64,25 +56,14 @@ impl Waiters {
     /// The job's end is to be told to this connection.
     pub(super) fn enter(&mut self, number: u64, job: JobId) {
         self.left.remove(&job);
-        self.by_job
-            .entry(job)
-            .and_modify(|callers| match callers {
-                Callers::One(first) => *callers = Callers::Many(vec![*first, number]),
-                Callers::Many(all) => all.push(number),
-            })
-            .or_insert(Callers::One(number));
+        self.by_job.entry(job).or_default().push(number);
     }
 
     /// It is not, any more; true if nobody else wants to hear of it.
     pub(super) fn withdraw(&mut self, number: u64, job: JobId) -> bool {
-        let is_last = match self.by_job.get_mut(&job) {
-            None => return false,
-            Some(Callers::One(only)) => *only == number,
-            Some(Callers::Many(all)) => {
-                all.retain(|other| *other != number);
-                all.is_empty()
-            }
-        };
+        let Some(callers) = self.by_job.get_mut(&job) else { return false };
+        callers.retain(|other| *other != number);
+        let is_last = callers.is_empty();
         if is_last {
             self.by_job.remove(&job);
         }
@@ -104,7 +85,7 @@ impl Waiters {
     }
 
     /// Takes out those who wait for a job that has ended.
-    pub(super) fn take(&mut self, job: JobId) -> Option<Callers> {
+    pub(super) fn take(&mut self, job: JobId) -> Vec<u64> {
         let callers = self.by_job.remove(&job);
         if callers.is_none()
             && let Some(trace) = self.left.remove(&job)
@@ -112,7 +93,7 @@ impl Waiters {
             self.counters.reply_late.fetch_add(1, Ordering::Relaxed);
             said("reply.late_dropped", job, &trace, "waiter_gone");
         }
-        callers
+        callers.unwrap_or_default()
     }
 
     #[cfg(test)]
@@ -121,13 +102,7 @@ impl Waiters {
     }
 }
 
-/// A request that asked the broker to take a job, for whose end nobody here waits.
-pub(super) struct Asked {
-    pub(super) job: JobId,
-}
-
-/// A caller that waits for a job.
-#[derive(Clone)]
+/// A caller that waits for a job, or for its acceptance alone.
 pub(super) struct Waiting {
     pub(super) job: JobId,
     pub(super) kind: Kind,
@@ -140,8 +115,10 @@ pub(super) struct Waiting {
     pub(super) is_replayed: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
+    /// 202 as soon as the job is accepted (`Prefer: respond-async`): nobody here waits for its end.
+    Acceptance,
     /// The handler's output; past the deadline 504.
     Result,
     /// The handler's output; past the deadline 202 (`Prefer: wait`, so many seconds).
@@ -168,13 +145,16 @@ impl Waiting {
     /// Puts the headers of every answer about this job on one.
     pub(super) fn with_headers(&self, mut answer: Answer) -> Answer {
         if self.is_replayed {
-            answer.headers.push_str("idempotency-replayed: true\r\n");
+            answer = answer.with("idempotency-replayed", true);
         }
-        let _ = write!(answer.headers, "cofferdam-job-id: {}\r\n", self.job);
-        if let Kind::ResultOrAccepted(seconds) = self.kind {
-            let _ = write!(answer.headers, "preference-applied: wait={seconds}\r\n");
+        answer = answer.with("cofferdam-job-id", self.job);
+        match self.kind {
+            Kind::Acceptance => answer.with("preference-applied", "respond-async"),
+            Kind::ResultOrAccepted(seconds) => {
+                answer.with("preference-applied", format_args!("wait={seconds}"))
+            }
+            Kind::Result | Kind::Record => answer,
         }
-        answer
     }
 }
 

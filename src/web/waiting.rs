@@ -18,54 +18,34 @@ use super::http1::{Head, refused};
 use super::questions::{Asker, Question, Ticket};
 use super::respond::{Answer, record_json};
 use super::routes::{Inner, parameter};
-use super::submission::{self, Prefer, Submission};
-use super::waiters::{Asked, Callers, Kind, Stage, Waiting, said};
+use super::submission;
+use super::waiters::{Kind, Stage, TOO_MANY_WAITERS, Waiting, said};
 use crate::clock::Timestamp;
-use crate::job::{Finished, JobId, JobRecord, Payload};
+use crate::job::{Finished, JobId, JobRecord, Trace};
 use crate::observe::{event, job_event};
-use crate::ports::{BackendError, NewJob, Submitted};
+use crate::ports::{BackendError, Submitted};
 use crate::problem::Code;
 
 impl Gate {
     pub(super) fn submit(&mut self, number: u64, head: &Head, name: &str, body: Arc<[u8]>, now: Timestamp) {
         let Some(spec) = self.settings.handlers.get(name) else { return };
-        let submission = match Submission::read(head, spec, &body) {
-            Ok(submission) => submission,
+        let Some(conn) = self.clients.conns.get(&number) else { return };
+        let (id, asker, trace) = (JobId(self.entropy.bytes()), conn.asker, conn.current.trace);
+        let (kind, job) = match submission::read(head, spec, body, id, trace, self.settings.instance) {
+            Ok(read) => read,
             Err(refused) => return self.clients.refuse(number, refused, now),
         };
-        let handler = spec.name.clone();
-        let job = JobId(self.entropy.bytes());
         let most = self.settings.reply_timeout;
-        let waiting = match submission.prefer {
-            Prefer::Async => None,
-            Prefer::Nothing => Some(Waiting::new(job, Kind::Result, now.plus(most))),
-            Prefer::Wait(wait) => {
-                let wait = wait.min(most);
-                Some(Waiting::new(job, Kind::ResultOrAccepted(wait.as_secs()), now.plus(wait)))
+        let (kind, wait) = match kind {
+            Kind::ResultOrAccepted(seconds) => {
+                let wait = Duration::from_secs(seconds).min(most);
+                (Kind::ResultOrAccepted(wait.as_secs()), wait)
             }
+            Kind::Acceptance | Kind::Result | Kind::Record => (kind, most),
         };
-        let awaited = waiting.is_some();
-        if !self.begin_asking(number, job, waiting, now) {
-            return;
+        if self.begin_asking(number, Waiting::new(id, kind, now.plus(wait)), now) {
+            self.questions.push(Question::Submit(Ticket { asker, single: Some((id, trace)) }, vec![job]));
         }
-        let Some(conn) = self.clients.get(number) else { return };
-        let trace = conn.current.trace;
-        let ticket = Ticket { asker: Asker { conn: number, request: conn.request }, job, trace };
-        let job = NewJob {
-            id: job,
-            owner: self.nobody.clone(),
-            handler,
-            ordering_key: submission.ordering_key,
-            payload: Payload { media_type: submission.media_type, bytes: body },
-            trace,
-            delay: submission.delay,
-            timeout: submission.timeout,
-            idempotency: submission.idempotency,
-            awaited,
-            one_line: false,
-            instance: self.settings.instance,
-        };
-        self.questions.push(Question::Submit(ticket, job));
     }
 
     pub(super) fn wait_for_record(&mut self, number: u64, head: &Head, job: JobId, now: Timestamp) {
@@ -76,43 +56,43 @@ impl Gate {
         if wait.is_zero() {
             return self.ask_pages(number, Inner::Record(job), String::new(), now);
         }
-        let waiting = Waiting::new(job, Kind::Record, now.plus(wait));
-        if self.begin_asking(number, job, Some(waiting), now) {
-            self.ask_for_record(number, job, true);
+        if self.begin_asking(number, Waiting::new(job, Kind::Record, now.plus(wait)), now) {
+            self.ask_for_record(number, Stage::Asked);
         }
     }
 
     /// The request waits for the broker's answer. A caller who will wait for the job is entered at once: elsewhere
     /// it may have ended before the answer is here. False: it was refused.
-    fn begin_asking(&mut self, number: u64, job: JobId, waiting: Option<Waiting>, now: Timestamp) -> bool {
-        if waiting.is_some() && self.waiters.is_full() {
-            let refused = refused(Code::TooManyWaiters, "web.max_inflight callers are waiting");
-            self.clients.refuse(number, refused, now);
+    fn begin_asking(&mut self, number: u64, waiting: Waiting, now: Timestamp) -> bool {
+        let is_awaited = waiting.kind != Kind::Acceptance;
+        if is_awaited && self.waiters.is_full() {
+            self.clients.refuse(number, TOO_MANY_WAITERS, now);
             return false;
         }
-        let Some(conn) = self.clients.get_mut(number) else { return false };
+        let Some(conn) = self.clients.conns.get_mut(&number) else { return false };
+        if is_awaited {
+            self.waiters.enter(number, waiting.job);
+            self.waiters.count(1);
+        }
         // The backend's own time-outs end this.
         conn.deadline = Timestamp(u64::MAX);
-        conn.phase = match waiting {
-            None => Phase::Asked(Asked { job }),
-            Some(waiting) => {
-                self.waiters.enter(number, job);
-                self.waiters.count(1);
-                Phase::Waiting(Box::new(waiting))
-            }
-        };
+        conn.phase = Phase::Waiting(Box::new(waiting));
         true
     }
 
-    fn ask_for_record(&mut self, number: u64, job: JobId, watches: bool) {
-        let Some(conn) = self.clients.get(number) else { return };
-        let asker = Asker { conn: number, request: conn.request };
-        self.questions.push(Question::Record(asker, job, watches.then_some(self.settings.instance)));
+    /// Asks for the record of the job that is waited for: whether there is one, or, at the end, to look at it.
+    pub(super) fn ask_for_record(&mut self, number: u64, stage: Stage) {
+        let Some(conn) = self.clients.conns.get_mut(&number) else { return };
+        let Phase::Waiting(waiting) = &mut conn.phase else { return };
+        waiting.stage = stage;
+        conn.deadline = Timestamp(u64::MAX);
+        let watches = (stage == Stage::Asked).then_some(self.settings.instance);
+        self.questions.push(Question::Record(conn.asker, waiting.job, watches));
     }
 
-    /// Whoever waits, at its request's connection.
-    fn waiting(&mut self, number: u64) -> Option<&mut Waiting> {
-        match &mut self.clients.get_mut(number)?.phase {
+    /// The caller whose request asked, while it waits.
+    fn waiting(&mut self, asker: Asker) -> Option<&mut Waiting> {
+        match &mut self.clients.of(asker)?.phase {
             Phase::Waiting(waiting) => Some(waiting),
             _ => None,
         }
@@ -120,10 +100,12 @@ impl Gate {
 
     /// Takes a caller out, to be answered.
     fn end_wait(&mut self, number: u64) -> Option<Waiting> {
-        let conn = self.clients.get_mut(number)?;
+        let conn = self.clients.conns.get_mut(&number)?;
         let Phase::Waiting(waiting) = std::mem::replace(&mut conn.phase, Phase::Head) else { return None };
-        self.waiters.count(-1);
-        self.waiters.withdraw(number, waiting.job);
+        if waiting.kind != Kind::Acceptance {
+            self.waiters.count(-1);
+            self.waiters.withdraw(number, waiting.job);
+        }
         Some(*waiting)
     }
 
@@ -133,118 +115,84 @@ impl Gate {
         self.advance(number, now);
     }
 
-    fn answer_finished(&mut self, number: u64, waiting: &Waiting, finished: &Finished, now: Timestamp) {
+    fn answer_finished(&mut self, number: u64, finished: &Finished, now: Timestamp) {
+        let Some(waiting) = self.end_wait(number) else { return };
         let trace = self.clients.trace(number);
-        self.answer_wait(number, waiting, Answer::finished(finished, trace.as_ref()), now);
+        self.answer_wait(number, &waiting, Answer::finished(finished, trace.as_ref()), now);
+    }
+
+    /// The caller is refused, and the next request of its connection may begin.
+    fn refuse_wait(&mut self, number: u64, code: Code, detail: &'static str, now: Timestamp) {
+        self.end_wait(number);
+        self.clients.refuse(number, refused(code, detail), now);
+        self.advance(number, now);
     }
 
     /// The broker has taken the job, or not.
     pub(super) fn submitted(
         &mut self,
-        ticket: Ticket,
-        answer: Result<Submitted, BackendError>,
+        asker: Asker,
+        job: JobId,
+        trace: Trace,
+        answers: Result<Vec<Submitted>, BackendError>,
         now: Timestamp,
     ) {
-        let Ticket { asker, job, trace } = ticket;
         let number = asker.conn;
-        if answer == Ok(Submitted::New) {
+        let no_answer = || BackendError("the broker gave no answer".into());
+        let answer = answers.and_then(|mut answers| answers.pop().ok_or_else(no_answer));
+        let is_new = answer == Ok(Submitted::New);
+        if is_new {
             job_event(log::Level::Debug, "ingress.accepted", &trace, job).emit();
         }
-        let asks_still = |phase: &Phase| match phase {
-            Phase::Asked(asked) => asked.job == job,
-            Phase::Waiting(waiting) => waiting.job == job && waiting.stage == Stage::Asked,
-            _ => false,
-        };
-        match self.clients.of(asker).map(|conn| &conn.phase).filter(|phase| asks_still(phase)) {
+        let asks_still = |waiting: &&mut Waiting| waiting.job == job && waiting.stage == Stage::Asked;
+        let Some(waiting) = self.waiting(asker).filter(asks_still) else {
             // Who asked has hung up meanwhile: the reply will be late, or the job goes along.
-            None if answer == Ok(Submitted::New) => {
+            if is_new {
                 self.waiters.left.insert(job, trace);
                 self.abandon(job);
             }
-            None => {}
-            Some(Phase::Asked(_)) => self.async_submitted(number, job, answer, now),
-            Some(_) => self.awaited_submitted(number, answer, now),
-        }
-    }
-
-    fn async_submitted(
-        &mut self,
-        number: u64,
-        job: JobId,
-        answer: Result<Submitted, BackendError>,
-        now: Timestamp,
-    ) {
-        let (id, status, is_replayed) = match answer {
-            Ok(Submitted::New) => (job, "queued", false),
-            Ok(Submitted::Existing(record)) => (record.spec.id, record.status.as_str(), true),
-            Ok(Submitted::Refused(refusal)) => return self.refuse_job(number, refusal.code(), now),
-            Err(error) => return self.unavailable(number, job, &error, now),
+            return;
         };
-        let mut answer = Answer::accepted(id, status);
-        if is_replayed {
-            answer.headers.push_str("idempotency-replayed: true\r\n");
-        }
-        let answer = answer.with("cofferdam-job-id", id).with("preference-applied", "respond-async");
-        self.clients.answer(number, answer, now);
-        self.advance(number, now);
-    }
-
-    fn awaited_submitted(&mut self, number: u64, answer: Result<Submitted, BackendError>, now: Timestamp) {
-        match answer {
-            Ok(Submitted::New) => {}
+        let is_awaited = waiting.kind != Kind::Acceptance;
+        let status = match answer {
+            Ok(Submitted::New) => "queued",
             Ok(Submitted::Existing(record)) => {
                 let id = record.spec.id;
-                let Some(waiting) = self.waiting(number) else { return };
-                let own = std::mem::replace(&mut waiting.job, id);
-                (waiting.is_replayed, waiting.ended) = (true, record.finished);
-                self.waiters.withdraw(number, own);
-                self.waiters.enter(number, id);
-                // The end of another request's job may have been told before this one was entered.
-                self.questions.push(Question::Ended(vec![id]));
+                (waiting.job, waiting.is_replayed, waiting.ended) = (id, true, record.finished);
+                if is_awaited {
+                    self.waiters.withdraw(number, job);
+                    self.waiters.enter(number, id);
+                    // The end of another request's job may have been told before this one was entered.
+                    self.questions.push(Question::Ended(vec![id]));
+                }
+                record.status.as_str()
             }
             Ok(Submitted::Refused(refusal)) => {
-                self.end_wait(number);
-                return self.refuse_job(number, refusal.code(), now);
+                return self.refuse_wait(number, refusal.code(), "the job was not accepted", now);
             }
-            Err(error) => {
-                let Some(waiting) = self.end_wait(number) else { return };
-                return self.unavailable(number, waiting.job, &error, now);
-            }
+            Err(error) => return self.unavailable(number, job, &error, now),
+        };
+        if is_awaited {
+            self.is_accepted(number, now);
+        } else if let Some(waiting) = self.end_wait(number) {
+            self.answer_wait(number, &waiting, Answer::accepted(waiting.job, status), now);
         }
-        self.is_accepted(number, now);
     }
 
     /// There is such a job: its end is waited for, unless it has come.
     fn is_accepted(&mut self, number: u64, now: Timestamp) {
-        let Some(waiting) = self.waiting(number) else { return };
+        let Some(conn) = self.clients.conns.get_mut(&number) else { return };
+        let Phase::Waiting(waiting) = &mut conn.phase else { return };
         waiting.stage = Stage::Accepted;
-        let (until, job, kind) = (waiting.until, waiting.job, waiting.kind);
+        let until = waiting.until;
         match waiting.ended.take() {
             None => self.clients.set_deadline(number, until),
-            Some(_) if kind == Kind::Record => self.look_at_record(number, job),
+            Some(_) if waiting.kind == Kind::Record => self.ask_for_record(number, Stage::Looking),
             Some(finished) => {
-                let trace = self.clients.trace(number);
-                trace.iter().for_each(|trace| said("reply.delivered", job, trace, ""));
-                if let Some(waiting) = self.end_wait(number) {
-                    self.answer_finished(number, &waiting, &finished, now);
-                }
+                said("reply.delivered", waiting.job, &conn.current.trace, "");
+                self.answer_finished(number, &finished, now);
             }
         }
-    }
-
-    fn look_at_record(&mut self, number: u64, job: JobId) {
-        if let Some(waiting) = self.waiting(number) {
-            waiting.stage = Stage::Looking;
-        }
-        if let Some(conn) = self.clients.get_mut(number) {
-            conn.deadline = Timestamp(u64::MAX);
-        }
-        self.ask_for_record(number, job, false);
-    }
-
-    fn refuse_job(&mut self, number: u64, code: Code, now: Timestamp) {
-        self.clients.refuse(number, refused(code, "the job was not accepted"), now);
-        self.advance(number, now);
     }
 
     /// Nothing is known of what became of the submission; its id is told, so that it can be asked for.
@@ -253,6 +201,7 @@ impl Gate {
             .field("code", Code::BackendUnavailable.as_str())
             .field("cause", &error.0)
             .emit();
+        self.end_wait(number);
         let detail = "the backend cannot be reached; the job may have been accepted: ask by its id, or repeat the request \
                       with the same Idempotency-Key";
         let answer = Answer::refusal(Code::BackendUnavailable, detail, self.clients.trace(number).as_ref());
@@ -262,17 +211,13 @@ impl Gate {
 
     /// A job has ended: all who wait for it get their answers.
     pub(super) fn reply(&mut self, job: JobId, finished: &Arc<Finished>, now: Timestamp) {
-        match self.waiters.take(job) {
-            None => {}
-            Some(Callers::One(number)) => self.tell_end(number, job, finished, now),
-            Some(Callers::Many(all)) => {
-                all.iter().for_each(|number| self.tell_end(*number, job, finished, now))
-            }
+        for number in self.waiters.take(job) {
+            self.tell_end(number, job, finished, now);
         }
     }
 
     fn tell_end(&mut self, number: u64, job: JobId, finished: &Arc<Finished>, now: Timestamp) {
-        let Some(conn) = self.clients.get_mut(number) else { return };
+        let Some(conn) = self.clients.conns.get_mut(&number) else { return };
         let trace = conn.current.trace;
         match &mut conn.phase {
             // Its caller is told first that it was accepted.
@@ -282,19 +227,15 @@ impl Gate {
             }
             Phase::Waiting(waiting) if waiting.kind == Kind::Record => {
                 if waiting.stage == Stage::Accepted {
-                    self.look_at_record(number, job);
+                    self.ask_for_record(number, Stage::Looking);
                 }
             }
-            Phase::Waiting(_) => {
-                if let Some(waiting) = self.end_wait(number) {
-                    self.answer_finished(number, &waiting, finished, now);
-                }
-            }
+            Phase::Waiting(_) => self.answer_finished(number, finished, now),
             Phase::Streaming(batch) => {
-                batch.finished(job, finished);
+                batch.pump.finished(job, finished);
                 self.feed_batch(number, now);
             }
-            Phase::Head | Phase::Body(_) | Phase::Asked(_) | Phase::Inner | Phase::Closing => return,
+            Phase::Head | Phase::Body(_) | Phase::Inner | Phase::Closing => return,
         }
         said("reply.delivered", job, &trace, "");
     }
@@ -306,59 +247,48 @@ impl Gate {
         record: Result<Option<JobRecord>, BackendError>,
         now: Timestamp,
     ) {
-        if self.clients.of(asker).is_none() {
-            return;
-        }
         let number = asker.conn;
-        let Some(waiting) = self.waiting(number) else { return };
-        match (waiting.stage, waiting.kind, record) {
-            (Stage::Asked, _, Ok(Some(record))) if !record.status.is_terminal() => {
-                self.is_accepted(number, now)
-            }
-            (Stage::Asked | Stage::Looking, Kind::Record, record) => self.show_record(number, record, now),
-            (Stage::Asked | Stage::Looking, Kind::Result | Kind::ResultOrAccepted(_), record) => {
-                self.time_is_up(number, record, now);
-            }
+        let Some(waiting) = self.waiting(asker) else { return };
+        let goes_on = matches!(&record, Ok(Some(record)) if !record.status.is_terminal());
+        match (waiting.stage, waiting.kind) {
             // Its end has been told meanwhile, or another look is under way.
-            (Stage::Accepted, ..) => {}
+            (Stage::Accepted, _) => {}
+            (Stage::Asked, _) if goes_on => self.is_accepted(number, now),
+            (Stage::Asked | Stage::Looking, Kind::Record) => self.show_record(number, record, now),
+            (Stage::Asked | Stage::Looking, Kind::Acceptance | Kind::Result | Kind::ResultOrAccepted(_)) => {
+                self.time_is_up(number, record.ok().flatten(), now)
+            }
         }
     }
 
     /// The record is the answer, as it stands now.
     fn show_record(&mut self, number: u64, record: Result<Option<JobRecord>, BackendError>, now: Timestamp) {
-        let Some(waiting) = self.end_wait(number) else { return };
-        match record {
-            Err(_) => {
-                let refused = refused(Code::BackendUnavailable, "the backend cannot be reached");
-                self.clients.refuse(number, refused, now);
-                self.advance(number, now);
-            }
-            Ok(None) => {
-                self.clients.refuse(number, refused(Code::UnknownJob, "there is no job of this id"), now);
-                self.advance(number, now);
-            }
+        let (code, detail) = match record {
             Ok(Some(record)) => {
+                let Some(waiting) = self.end_wait(number) else { return };
                 if !record.status.is_terminal() {
                     self.wait_timed_out(number, waiting.job);
                 }
-                self.answer_wait(number, &waiting, Answer::json(200, record_json(&record)), now);
+                return self.answer_wait(number, &waiting, Answer::json(200, record_json(&record)), now);
             }
-        }
+            Ok(None) => (Code::UnknownJob, "there is no job of this id"),
+            Err(_) => (Code::BackendUnavailable, "the backend cannot be reached"),
+        };
+        self.refuse_wait(number, code, detail, now);
     }
 
     /// A caller's time is up: with the result, if the job has ended unheard; else with what is known.
-    fn time_is_up(&mut self, number: u64, record: Result<Option<JobRecord>, BackendError>, now: Timestamp) {
-        let Some(waiting) = self.end_wait(number) else { return };
-        let record = record.ok().flatten();
-        if let Some(finished) = record.as_ref().and_then(|record| record.finished.clone()) {
-            return self.answer_finished(number, &waiting, &finished, now);
+    fn time_is_up(&mut self, number: u64, record: Option<JobRecord>, now: Timestamp) {
+        if let Some(finished) = record.as_ref().and_then(|record| record.finished.as_ref()) {
+            return self.answer_finished(number, finished, now);
         }
+        let Some(waiting) = self.end_wait(number) else { return };
         self.wait_timed_out(number, waiting.job);
         let answer = match waiting.kind {
             Kind::ResultOrAccepted(_) => {
                 Answer::accepted(waiting.job, record.map_or("queued", |record| record.status.as_str()))
             }
-            Kind::Result | Kind::Record => {
+            Kind::Acceptance | Kind::Result | Kind::Record => {
                 let detail = "the job goes on; its record tells when it ends";
                 Answer::refusal(Code::ReplyTimeout, detail, self.clients.trace(number).as_ref())
             }
@@ -377,15 +307,11 @@ impl Gate {
         }
     }
 
-    /// The deadline has passed. The job may have ended unheard: its record is the truth.
-    pub(super) fn wait_is_over(&mut self, number: u64) {
-        if let Some(job) = self.waiting(number).map(|waiting| waiting.job) {
-            self.look_at_record(number, job);
-        }
-    }
-
     /// A caller has hung up. The last one may take the job along.
     pub(super) fn waiter_hung_up(&mut self, number: u64, waiting: &Waiting) {
+        if waiting.kind == Kind::Acceptance {
+            return;
+        }
         self.waiters.counters.reply_cancelled.fetch_add(1, Ordering::Relaxed);
         self.waiters.count(-1);
         match self.clients.trace(number).filter(|_| waiting.stage != Stage::Asked) {
@@ -426,8 +352,10 @@ impl Gate {
 
     /// The drain's deadline has passed: who still waits is told what becomes of the job.
     pub fn cut_off(&mut self, now: Timestamp) {
-        let waits = self.clients.iter().filter(|(_, conn)| matches!(conn.phase, Phase::Waiting(_)));
-        let numbers: Vec<u64> = waits.map(|(number, _)| number).collect();
+        let waits = self.clients.conns.iter().filter(
+            |(_, conn)| matches!(&conn.phase, Phase::Waiting(waiting) if waiting.kind != Kind::Acceptance),
+        );
+        let numbers: Vec<u64> = waits.map(|(number, _)| *number).collect();
         let detail = match self.settings.jobs_survive_processes {
             true => {
                 "the service has stopped before the job ended; it goes on elsewhere, or when the service is back"
@@ -446,11 +374,13 @@ impl Gate {
 mod tests {
     use std::collections::HashMap;
 
+    use serde_json::json;
+
     use super::*;
-    use crate::config::{SinkMode, WebLimits};
+    use crate::config::SinkMode;
     use crate::entropy::Entropy;
     use crate::handler::{HandlerOptions, HandlerSpec};
-    use crate::job::InstanceId;
+    use crate::job::{InstanceId, Payload};
     use crate::observe::metrics::Counters;
     use crate::ports::Refusal;
     use crate::web::gate::Settings;
@@ -458,21 +388,17 @@ mod tests {
 
     fn gate() -> Gate {
         let spec = HandlerSpec { name: Arc::from("x"), group: 0, options: HandlerOptions::default() };
-        let limits = WebLimits {
-            header_timeout_ms: 10_000,
-            body_timeout_ms: 10_000,
-            idle_timeout_ms: 10_000,
-            write_timeout_ms: 10_000,
-            header_bytes: 4_096,
-            connections: 10,
-            connections_per_ip: 10,
-        };
+        let web = json!({
+            "bind": "", "max_inflight": 10, "max_body_bytes": 1_024, "max_batch_bytes": 1_024,
+            "allowed_hosts": [], "auth": { "mode": "none", "token_file": null },
+            "limits": {
+                "connections": 10, "connections_per_ip": 10, "header_bytes": 4_096,
+                "header_timeout_ms": 10_000, "body_timeout_ms": 10_000,
+                "idle_timeout_ms": 10_000, "write_timeout_ms": 10_000,
+            },
+        });
         let settings = Settings {
-            limits,
-            max_inflight: 10,
-            max_body: 1_024,
-            max_batch: 1_024,
-            allowed_hosts: Vec::new(),
+            web: serde_json::from_value(web).expect("a section of the configuration"),
             reply_timeout: Duration::from_secs(10),
             sink_mode: SinkMode::SourceSeq,
             handlers: HashMap::from([("x".to_owned(), spec)]),
@@ -488,13 +414,17 @@ mod tests {
         gate.take_questions().pop().expect("the broker is asked")
     }
 
+    fn job(ticket: Ticket) -> JobId {
+        ticket.single.expect("it is a single job").0
+    }
+
     const SUBMIT: &str = "POST /v1/jobs/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nx";
 
     /// Whatever is answered to a caller who has hung up meanwhile, nothing of it is kept.
     #[test]
     fn who_hangs_up_before_the_answer_leaves_nothing_behind() {
         let away = || Err(BackendError("away".into()));
-        for refused in [Ok(Submitted::Refused(Refusal::QueueFull)), away()] {
+        for refused in [Ok(vec![Submitted::Refused(Refusal::QueueFull)]), away()] {
             let mut gate = gate();
             let Question::Submit(ticket, _) = ask(&mut gate, 1, SUBMIT) else { panic!("it submits") };
             gate.close(1, Timestamp(1));
@@ -517,11 +447,11 @@ mod tests {
         let mut gate = gate();
         let Question::Submit(ticket, _) = ask(&mut gate, 1, SUBMIT) else { panic!("it submits") };
         gate.close(1, Timestamp(1));
-        gate.answered(Answered::Submitted(ticket, Ok(Submitted::New)), Timestamp(2));
+        gate.answered(Answered::Submitted(ticket, Ok(vec![Submitted::New])), Timestamp(2));
         assert_eq!(gate.waiters.len(), 1);
         let status = crate::job::JobStatus::Succeeded;
         let finished = Arc::new(Finished { status, result: Ok(Payload::json(*b"1")) });
-        gate.reply(ticket.job, &finished, Timestamp(3));
+        gate.reply(job(ticket), &finished, Timestamp(3));
         assert_eq!(gate.waiters.len(), 0);
         assert_eq!(gate.clients.counters.reply_late.load(Ordering::Relaxed), 1);
     }
@@ -533,9 +463,9 @@ mod tests {
         let Question::Submit(ticket, _) = ask(&mut gate, 1, SUBMIT) else { panic!("it submits") };
         let status = crate::job::JobStatus::Succeeded;
         let finished = Arc::new(Finished { status, result: Ok(Payload::json(*b"17")) });
-        gate.reply(ticket.job, &finished, Timestamp(1));
+        gate.reply(job(ticket), &finished, Timestamp(1));
         assert!(gate.unsent(1).is_empty());
-        gate.answered(Answered::Submitted(ticket, Ok(Submitted::New)), Timestamp(2));
+        gate.answered(Answered::Submitted(ticket, Ok(vec![Submitted::New])), Timestamp(2));
         let answer = String::from_utf8_lossy(gate.unsent(1)).into_owned();
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\n17"), "{answer}");
         assert_eq!(gate.waiters.len(), 0);

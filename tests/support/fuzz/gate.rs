@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use cofferdam::clock::Timestamp;
-use cofferdam::config::{SinkMode, WebLimits};
+use cofferdam::config::SinkMode;
 use cofferdam::entropy::Entropy;
 use cofferdam::handler::{HandlerOptions, HandlerSpec};
 use cofferdam::job::{Finished, InstanceId, JobId, JobRecord, JobStatus};
@@ -17,6 +17,7 @@ use cofferdam::ports::{
 use cofferdam::web::broker_calls::answer;
 use cofferdam::web::gate::{Gate, Settings};
 use cofferdam::web::respond::{Answer, Body};
+use serde_json::json;
 
 use super::{piece, pieces, texts};
 
@@ -119,20 +120,17 @@ fn go_on(gate: &mut Gate, book: &Book, said: &mut Vec<u8>) -> bool {
 fn settings() -> Settings {
     let spec =
         |name: &str, options| (name.to_owned(), HandlerSpec { name: Arc::from(name), group: 0, options });
-    Settings {
-        limits: WebLimits {
-            connections: 8,
-            connections_per_ip: 8,
-            header_bytes: 512,
-            header_timeout_ms: 1_000,
-            body_timeout_ms: 1_000,
-            idle_timeout_ms: 1_000,
-            write_timeout_ms: 1_000,
+    let web = json!({
+        "bind": "", "max_inflight": 8, "max_body_bytes": MAX_BODY, "max_batch_bytes": 2 * MAX_BODY,
+        "allowed_hosts": [], "auth": { "mode": "none", "token_file": null },
+        "limits": {
+            "connections": 8, "connections_per_ip": 8, "header_bytes": 512,
+            "header_timeout_ms": 1_000, "body_timeout_ms": 1_000,
+            "idle_timeout_ms": 1_000, "write_timeout_ms": 1_000,
         },
-        max_inflight: 8,
-        max_body: MAX_BODY,
-        max_batch: 2 * MAX_BODY,
-        allowed_hosts: Vec::new(),
+    });
+    Settings {
+        web: serde_json::from_value(web).expect("a section of the configuration"),
         reply_timeout: Duration::from_secs(30),
         sink_mode: SinkMode::SourceSeq,
         handlers: HashMap::from([

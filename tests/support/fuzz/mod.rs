@@ -35,7 +35,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "names", run: web::names, valid: web::some_names },
     Target { name: "submission", run: gate::submission, valid: gate::submissions },
     Target { name: "gate", run: gate::gate, valid: gate::conversations },
-    Target { name: "inner_answer", run: cofferdam::web::fuzz_answer, valid: web::answers },
+    Target { name: "inner_answer", run: web::inner_answer, valid: web::answers },
     Target { name: "handshake", run: channel::handshake, valid: channel::handshakes },
     Target { name: "frame", run: channel::frame, valid: channel::frames },
     Target { name: "messages", run: channel::messages, valid: channel::bodies },
@@ -45,7 +45,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "bundle", run: cofferdam::process::bundle::fuzz_bundle, valid: control::bundles },
     Target { name: "config", run: config::config, valid: config::configs },
     Target { name: "secret", run: config::secret, valid: config::secrets },
-    Target { name: "lines", run: cofferdam::batch::fuzz_lines, valid: web::line_inputs },
+    Target { name: "lines", run: web::lines, valid: web::line_inputs },
 ];
 
 /// Runs one target.

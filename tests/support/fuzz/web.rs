@@ -1,11 +1,15 @@
 //! Decoders of the gate: heads, chunks, routes, keys, names.
 
+use std::io::{BufReader, Read};
+
+use cofferdam::batch::{Line, Lines};
 use cofferdam::handler::Ordering;
 use cofferdam::job::{JobId, JobStatus, MediaType, Trace};
 use cofferdam::problem::Code;
 use cofferdam::web::chunked::Chunked;
 use cofferdam::web::http1::{Head, Refused, parse_head};
-use cofferdam::web::routes::{check_browser, parameter, route};
+use cofferdam::web::parse_answer;
+use cofferdam::web::routes::{check_browser, labelled_route as route, parameter};
 use serde_json::Value;
 
 use super::{piece, pieces, texts};
@@ -128,7 +132,7 @@ pub fn routes(bytes: &[u8]) {
     let Ok(Some((head, _))) = parse_head(bytes, HEADER_BYTES) else { return };
     match route(head.method(), head.target()) {
         Ok(found) => {
-            assert!(!found.label().is_empty());
+            assert!(!found.1.is_empty());
             if head.method() == "HEAD" {
                 assert_eq!(route("GET", head.target()), Ok(found));
             }
@@ -136,10 +140,10 @@ pub fn routes(bytes: &[u8]) {
         Err(no_route) => {
             let allowed = no_route.allow.into_iter().flat_map(|allow| allow.split(", "));
             for method in allowed {
-                let status = route(method, head.target()).err().map(|no| no.refused.code.status());
+                let status = route(method, head.target()).err().map(|no| no.code.status());
                 assert_ne!(status, Some(405), "{method}");
             }
-            assert_eq!(no_route.allow.is_some(), no_route.refused.code == Code::MethodNotAllowed);
+            assert_eq!(no_route.allow.is_some(), no_route.code == Code::MethodNotAllowed);
         }
     }
     let query = head.query();
@@ -233,12 +237,41 @@ pub fn some_names() -> Vec<Vec<u8>> {
     ])
 }
 
+/// A whole answer is no longer than what came, whatever follows it, and one byte less is none.
+pub fn inner_answer(bytes: &[u8]) {
+    let Some(answer) = parse_answer(bytes) else { return };
+    let length = bytes.windows(4).position(|window| window == b"\r\n\r\n").map_or(0, |at| at + 4);
+    let length = length + answer.body.len();
+    let again =
+        parse_answer(&bytes[..length]).map(|again| (again.status, again.headers, again.body.to_vec()));
+    assert_eq!(again, Some((answer.status, answer.headers, answer.body.to_vec())));
+    assert!(parse_answer(&bytes[..length - 1]).is_none());
+}
+
 pub fn answers() -> Vec<Vec<u8>> {
     texts(&[
         "HTTP/1.1 200 OK\r\nServer: x\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nok",
         "HTTP/1.1 404 Not Found\r\nDate: now\r\nContent-Length: 0\r\n\r\n",
         "HTTP/1.1 200 OK\r\nContent-Length: 18446744073709551615\r\n\r\n",
     ])
+}
+
+/// Whatever the buffer, lines are those of one split, and only the long ones are left out.
+pub fn lines(bytes: &[u8]) {
+    const MAX: usize = 8;
+    let mut expected: Vec<Line> = bytes
+        .split(|byte| *byte == b'\n')
+        .map(|line| if line.len() > MAX { Line::TooLong } else { Line::Whole(line.to_vec()) })
+        .collect();
+    // What follows the last line break is a line only if there is something.
+    expected.pop_if(|last| *last == Line::Whole(Vec::new()));
+    for capacity in [1, 3, 64] {
+        let source: Box<dyn Read + Send> = Box::new(std::io::Cursor::new(bytes.to_vec()));
+        let mut lines = Lines::new(BufReader::with_capacity(capacity, source), None, MAX);
+        expected.iter().for_each(|line| assert!(lines.next_line().is_ok_and(|found| found == *line)));
+        assert!(lines.next_line().is_ok_and(|end| end == Line::End));
+        assert_eq!(lines.consumed, bytes.len() as u64);
+    }
 }
 
 pub fn line_inputs() -> Vec<Vec<u8>> {
