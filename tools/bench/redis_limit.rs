@@ -22,7 +22,9 @@ use cofferdam::config::{Redis, Retain};
 use cofferdam::entropy::Entropy;
 use cofferdam::handler::HandlerSpec;
 use cofferdam::job::{Effects, InstanceId, JobId, Outcome, Payload, Trace, Version};
-use cofferdam::ports::{Commit, Consumer, NewJob, Producer, Replies, Requests, Rules, Submitted};
+use cofferdam::ports::{
+    BackendError, Commit, Consumer, NewJob, Producer, Replies, Requests, Rules, Submitted,
+};
 use cofferdam::redis_backend::{Link, RedisBroker, Settings};
 use serde_json::json;
 
@@ -109,7 +111,7 @@ fn calls(broker: &RedisBroker) -> Result<u64, String> {
 
 /// Jobs that came back in this time, and how long each took.
 fn run(broker: &RedisBroker, callers: usize, time: Duration) -> Result<(usize, Vec<Duration>), String> {
-    let failed = |error: cofferdam::ports::BackendError| error.to_string();
+    let failed = |error: BackendError| error.to_string();
     let instance = InstanceId(1);
     let me = Bell::for_this_thread();
     let mut inbox = broker.subscribe(instance, me.clone()).map_err(failed)?;
@@ -119,7 +121,7 @@ fn run(broker: &RedisBroker, callers: usize, time: Duration) -> Result<(usize, V
         move || execute(&broker, &stop)
     });
     let mut under_way = HashMap::<JobId, Instant>::new();
-    let (told, answers) = channel();
+    let (told, answers) = channel::<Result<Vec<Submitted>, BackendError>>();
     let (ends_at, mut times, mut finished) = (Instant::now() + time, Vec::new(), 0);
     let mut entropy = Entropy::system();
     let mut free = callers;
@@ -155,7 +157,7 @@ fn run(broker: &RedisBroker, callers: usize, time: Duration) -> Result<(usize, V
 }
 
 fn execute(broker: &RedisBroker, stop: &AtomicBool) -> Result<(), String> {
-    let failed = |error: cofferdam::ports::BackendError| error.to_string();
+    let failed = |error: BackendError| error.to_string();
     let bell = Bell::for_this_thread();
     let mut consumer = broker.consumer(0, bell.clone());
     let mut commits = Vec::new();
