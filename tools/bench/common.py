@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import datetime
 import json
 import os
@@ -9,7 +10,9 @@ import platform
 import re
 import resource
 import select
+import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -20,7 +23,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "tools" / "bench"
-RELEASE = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+RELEASE = TARGET / "release"
 COFFERDAM = RELEASE / "cofferdam"
 EXAMPLES = RELEASE / "examples"
 
@@ -71,6 +75,14 @@ def print_machine(facts):
         f"{facts['date']}  {facts['cores']} cores  {facts['model']}  Linux {facts['kernel']}  "
         f"Python {facts['python']}  load {facts['load_average']:.2f}"
     )
+
+
+def installed(program, package):
+    """Where it is; servers may stand in a folder that is in the search path of root only."""
+    found = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
+    if found is None:
+        raise Failed(f"{program} is not installed (Debian: apt-get install {package})")
+    return found
 
 
 # --- load and HTTP ---------------------------------------------------------------------------------
@@ -182,8 +194,15 @@ def started(command):
         yield server
 
 
-def serve(*options):
-    return started([COFFERDAM, "serve", *FREE_PORT, *options])
+def serve(*options, binary=COFFERDAM):
+    return started([binary, "serve", *FREE_PORT, *options])
+
+
+def free_port():
+    """Free at this moment, for a server that cannot be told to take any."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def end_well(server):
@@ -232,11 +251,11 @@ def run_bounded(command, seconds, **streams):
     return subprocess.run(command, stderr=subprocess.PIPE, timeout=seconds, env=ENVIRONMENT, **streams)
 
 
-def printed(ended):
+def printed(ended, stream="stdout"):
     """The JSON of a process that has ended well."""
     if ended.returncode != 0:
         raise Failed(f"{Path(ended.args[0]).name} ended with {ended.returncode}: {tail(ended.stderr)}")
-    return json.loads(ended.stdout)
+    return json.loads(getattr(ended, stream))
 
 
 def descendants(pid):
@@ -277,11 +296,58 @@ def proc_text(pid, name):
     return Path(f"/proc/{pid}/{name}").read_text(errors="replace")
 
 
+# --- aims -----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Aim:
+    """A figure, what is accepted of it, and what is aimed at where that is more."""
+
+    text: str
+    # `None` if it was not measured.
+    value: float | None
+    # "at most" or "at least".
+    bound: str
+    accepted: float
+    aim: float | None = None
+
+    def verdict(self):
+        if self.value is None:
+            return "not measured"
+        if self.aim is not None and self.reaches(self.aim):
+            return "aim met"
+        return "met" if self.reaches(self.accepted) else "missed"
+
+    def reaches(self, wanted):
+        return self.value <= wanted if self.bound == "at most" else self.value >= wanted
+
+    def facts(self):
+        return dataclasses.asdict(self) | {"verdict": self.verdict()}
+
+
+def print_aims(aims):
+    rows = [
+        [aim.text, decimal(aim.value), f"{aim.bound} {aim.accepted:g}"]
+        + ["" if aim.aim is None else f"{aim.aim:g}", aim.verdict()]
+        for aim in aims
+    ]
+    table(["", "measured", "accepted", "aim", ""], rows)
+
+
+def quotient(value, other):
+    """`None` if one of the two was not measured."""
+    return None if value is None or not other else value / other
+
+
 # --- text -----------------------------------------------------------------------------------------
 
 
 def number(value):
     return "-" if value is None else f"{value:,.0f}"
+
+
+def decimal(value):
+    return "-" if value is None else f"{value:,.2f}"
 
 
 def tail(log):

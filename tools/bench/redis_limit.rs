@@ -2,13 +2,16 @@
 //!
 //!     bench-redis-limit --url URL --callers N --seconds S
 //!
-//! One thread submits `N` jobs a call as long as that many are not under way, one takes leases and gives outcomes of as many
-//! as are there, and the inbox tells of the ends: a web process's seat without a web process around it. URL is
-//! as in `runtime.platform.redis.url`. Prints one JSON object.
+//! One thread submits jobs as long as not `N` are under way, without waiting for the answers, and its inbox tells of the
+//! ends; another one takes all leases that are there and gives their outcomes. They are said in the turns of a seat,
+//! which is a web process's without a web process around it, and no channel to an executor. URL is as in
+//! `runtime.platform.redis.url`. Prints one JSON object.
 #![forbid(unsafe_code)]
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use cofferdam::HandlerOptions;
@@ -19,11 +22,15 @@ use cofferdam::config::{Redis, Retain};
 use cofferdam::entropy::Entropy;
 use cofferdam::handler::HandlerSpec;
 use cofferdam::job::{Effects, InstanceId, JobId, Outcome, Payload, Trace, Version};
-use cofferdam::ports::{Commit, Consumer, NewJob, Producer, Replies, Requests, Rules};
+use cofferdam::ports::{
+    BackendError, Commit, Consumer, NewJob, Producer, Replies, Requests, Rules, Submitted,
+};
 use cofferdam::redis_backend::{Link, RedisBroker, Settings};
 use serde_json::json;
 
 const PAYLOAD_BYTES: usize = 120;
+/// Leases that the executor takes at a time: more than there are callers, so that none waits for room.
+const ROOM: usize = 4_096;
 
 fn main() -> Result<(), String> {
     let option = |name: &str| {
@@ -33,7 +40,7 @@ fn main() -> Result<(), String> {
     let url = option("--url")?;
     let callers: usize = option("--callers")?.parse().map_err(|_| "--callers: a number")?;
     let seconds: f64 = option("--seconds")?.parse().map_err(|_| "--seconds: a number")?;
-    if !(1..=4_096).contains(&callers) || !(0.1..=60.0).contains(&seconds) {
+    if !(1..=ROOM).contains(&callers) || !(0.1..=60.0).contains(&seconds) {
         return Err("1 to 4096 callers, 0.1 to 60 seconds".into());
     }
     let link = Link::new(&server(url.clone())).map_err(|error| error.to_string())?;
@@ -79,7 +86,7 @@ fn broker(url: String) -> Result<RedisBroker, String> {
         handlers: vec![spec("echo"), spec("sleep")],
         groups: vec!["execution".into()],
         clock: Clock::system(),
-        workers: vec![4_096],
+        workers: vec![ROOM],
     };
     RedisBroker::new(settings, &[&Secret::generate()?.envelope()?])
 }
@@ -104,23 +111,28 @@ fn calls(broker: &RedisBroker) -> Result<u64, String> {
 
 /// Jobs that came back in this time, and how long each took.
 fn run(broker: &RedisBroker, callers: usize, time: Duration) -> Result<(usize, Vec<Duration>), String> {
-    let failed = |error: cofferdam::ports::BackendError| error.to_string();
+    let failed = |error: BackendError| error.to_string();
     let instance = InstanceId(1);
     let me = Bell::for_this_thread();
     let mut inbox = broker.subscribe(instance, me.clone()).map_err(failed)?;
     let stop = Arc::new(AtomicBool::new(false));
     let executor = std::thread::spawn({
         let (broker, stop) = (broker.clone(), stop.clone());
-        move || execute(&broker, callers, &stop)
+        move || execute(&broker, &stop)
     });
-    let under_way = Arc::new(Mutex::new(std::collections::HashMap::<JobId, Instant>::new()));
+    let mut under_way = HashMap::<JobId, Instant>::new();
+    let (told, answers) = channel::<Result<Vec<Submitted>, BackendError>>();
     let (ends_at, mut times, mut finished) = (Instant::now() + time, Vec::new(), 0);
     let mut entropy = Entropy::system();
     let mut free = callers;
     while Instant::now() < ends_at {
         me.answer();
         let rang = inbox.take(usize::MAX).ended;
-        let mut under_way = under_way.lock().map_err(|_| "a thread has panicked")?;
+        for answer in answers.try_iter() {
+            if answer.map_err(failed)?.iter().any(|job| !matches!(job, Submitted::New)) {
+                return Err("a job was not accepted".into());
+            }
+        }
         for doorbell in rang {
             if let Some(since) = under_way.remove(&doorbell.job) {
                 times.push(since.elapsed());
@@ -133,7 +145,8 @@ fn run(broker: &RedisBroker, callers: usize, time: Duration) -> Result<(usize, V
             let now = Instant::now();
             under_way.extend(jobs.iter().map(|job| (job.id, now)));
             free = 0;
-            broker.submit(jobs).map_err(failed)?;
+            let told = told.clone();
+            broker.submit_later(jobs, Box::new(move |answer| drop(told.send(answer))));
         } else if me.asleep() {
             std::thread::park_timeout(Duration::from_millis(100));
         }
@@ -143,15 +156,15 @@ fn run(broker: &RedisBroker, callers: usize, time: Duration) -> Result<(usize, V
     Ok((finished, times))
 }
 
-fn execute(broker: &RedisBroker, room: usize, stop: &AtomicBool) -> Result<(), String> {
-    let failed = |error: cofferdam::ports::BackendError| error.to_string();
+fn execute(broker: &RedisBroker, stop: &AtomicBool) -> Result<(), String> {
+    let failed = |error: BackendError| error.to_string();
     let bell = Bell::for_this_thread();
     let mut consumer = broker.consumer(0, bell.clone());
     let mut commits = Vec::new();
     while !stop.load(Ordering::SeqCst) {
         bell.answer();
         let said = Requests { commits: std::mem::take(&mut commits), releases: Vec::new() };
-        let step = consumer.step(said, room).map_err(failed)?;
+        let step = consumer.step(said, ROOM).map_err(failed)?;
         for lease in step.leases {
             let job = &lease.jobs[0];
             let outcome = Outcome::Succeeded(job.payload.clone(), Effects::default());

@@ -1,32 +1,38 @@
-"""A real `redis-server` for one measurement: on a Unix socket in a folder of its own, and what it tells of itself."""
+"""A real `redis-server` for one measurement, in a folder of its own: what it tells of itself, and `redis-benchmark`.
+
+It listens on a Unix socket, and on a loopback port for what is measured beside `redis-benchmark`.
+"""
 
 import contextlib
+import csv
 import re
-import shutil
 import socket
 import tempfile
 import time
 from pathlib import Path
 
-from common import READY_TIMEOUT_S, Failed, Process
+from common import READY_TIMEOUT_S, Failed, Process, free_port, installed, run_bounded, tail
 
 ANSWER_TIMEOUT_S = 20
-# Those that this module sends itself.
-OWN_COMMANDS = {"config", "flushall", "info", "ping", "zcard"}
+# What this module sends to count; older servers do not tell the subcommand.
+OWN_COMMANDS = {"config", "config|resetstat"}
 SCRIPTS = {"eval", "evalsha", "eval_ro", "evalsha_ro", "fcall", "fcall_ro"}
+# Clients of `redis-benchmark`, and about how many commands they send in a second, because it takes no time limit.
+SETS_PER_SECOND = {1: 25_000, 32: 60_000}
+SET_CLIENTS = tuple(SETS_PER_SECOND)
 
 
 @contextlib.contextmanager
 def redis_server(*options):
     """Nothing survives it: no snapshots, and an append-only file only if the options ask for one."""
-    program = shutil.which("redis-server")
-    if program is None:
-        raise Failed("there is no redis-server in PATH")
+    program = installed("redis-server", "redis-server")
     with tempfile.TemporaryDirectory(prefix="cofferdam-bench-") as folder:
-        path = Path(folder) / "redis.sock"
-        command = [program, "--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700"]
+        path, port = Path(folder) / "redis.sock", free_port()
+        command = [program, "--unixsocket", str(path), "--unixsocketperm", "700"]
+        command += ["--bind", "127.0.0.1", "--port", str(port)]
         command += ["--dir", folder, "--save", "", "--daemonize", "no", "--loglevel", "warning", *options]
         with contextlib.closing(Process(command)) as process, contextlib.closing(connect(process, path)) as redis:
+            redis.port = port
             yield redis
 
 
@@ -42,7 +48,7 @@ def connect(process, path):
 
 
 class Redis:
-    """One connection; a reply is an int, bytes, None or a list of these."""
+    """One connection, over the socket; a reply is an int, bytes, None or a list of these."""
 
     def __init__(self, path):
         self.path = path
@@ -106,7 +112,7 @@ class Redis:
         calls = {}
         for name, facts in self.info("commandstats").items():
             command = name.removeprefix("cmdstat_")
-            if command.split("|")[0] not in OWN_COMMANDS:
+            if command not in OWN_COMMANDS:
                 calls[command] = int(re.search(r"calls=(\d+)", facts)[1])
         reads = int(self.info("stats")["total_reads_processed"])
         return {
@@ -115,3 +121,23 @@ class Redis:
             "reads": reads / jobs,
             "by_command": {command: round(count / jobs, 4) for command, count in sorted(calls.items())},
         }
+
+
+def set_commands(redis, seconds):
+    """Its SET of a payload as long as a job's, for about these seconds each, over TCP as it is used by default."""
+    program = installed("redis-benchmark", "redis-tools")
+    result = {}
+    for clients in SET_CLIENTS:
+        redis.empty()
+        requests = int(seconds * SETS_PER_SECOND[clients])
+        command = [program, "-h", "127.0.0.1", "-p", str(redis.port), "-t", "set", "-d", "120", "-c", str(clients)]
+        ended = run_bounded([*command, "-n", str(requests), "--csv"], ANSWER_TIMEOUT_S + 10 * seconds)
+        if ended.returncode != 0:
+            raise Failed(f"redis-benchmark ended with {ended.returncode}: {tail(ended.stderr)}")
+        facts = next(csv.DictReader(ended.stdout.decode().splitlines()))
+        result[f"set_{clients}"] = {
+            "jobs_per_second": float(facts["rps"]),
+            "p50_us": float(facts["p50_latency_ms"]) * 1000,
+            "p99_us": float(facts["p99_latency_ms"]) * 1000,
+        }
+    return result
