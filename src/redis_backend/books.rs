@@ -26,6 +26,8 @@ pub(super) struct Told {
     pub(super) spec: Option<Arc<JobSpec>>,
     /// The lane's map.
     pub(super) state: String,
+    /// The job of an unordered lease, or nothing.
+    pub(super) own: String,
     /// It starts with this outcome.
     next: Option<Arc<JobSpec>>,
 }
@@ -49,6 +51,8 @@ pub(super) struct Books {
     pub(super) held: BTreeMap<LeaseId, Held>,
     /// What it said and was not judged yet.
     pub(super) owed: usize,
+    /// The call under way may bring it leases.
+    pub(super) may_get: bool,
     pub(super) out: Step,
     /// The next call renews its leases.
     pub(super) renews: bool,
@@ -90,6 +94,7 @@ impl Books {
             room: 0,
             held: BTreeMap::new(),
             owed: 0,
+            may_get: false,
             out: Step::default(),
             renews: false,
             renewed_at: now,
@@ -101,11 +106,13 @@ impl Books {
         self.owed += 1;
         let (lease, job) = (commit.lease, commit.job);
         let goes_on = matches!(commit.outcome, Outcome::Succeeded(..) | Outcome::Failed(_));
-        let mut told = Told { consumer, commit, spec: None, state: String::new(), next: None };
+        let (state, own) = Default::default();
+        let mut told = Told { consumer, commit, spec: None, state, own, next: None };
         if let Some(held) = self.held.get_mut(&lease) {
             let at = held.jobs.iter().position(|spec| spec.id == job).unwrap_or(held.jobs.len());
             told.spec = held.jobs.get(at).cloned();
             told.state.clone_from(&held.state);
+            told.own.clone_from(&held.own);
             told.next = held.jobs.get(at + 1).filter(|_| goes_on).cloned();
             held.at = at + 1;
             if told.next.is_none() {
@@ -124,6 +131,11 @@ impl Books {
             self.out.fenced.push(OfLease { lease, job });
         }
         !held || self.owed == 0
+    }
+
+    /// Everything that it said is judged, and no lease is on its way.
+    pub(super) fn is_settled(&self) -> bool {
+        self.owed == 0 && !self.may_get && self.out.leases.is_empty()
     }
 
     /// It could not be renewed.

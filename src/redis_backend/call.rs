@@ -182,6 +182,7 @@ impl Sealing<'_> {
         let mut out = json!({
             "k": self.server.consumer_name(told.consumer), "n": number_of(commit.lease), "id": id.to_string(),
             "d": commit.delivery, "v": commit.builds_on.0.to_string(), "s": word, "r": self.seal(id, status, result),
+            "o": told.own,
             "j": jitter,
         });
         if let (Outcome::Succeeded(_, effects), Some(spec)) = (&commit.outcome, &told.spec)

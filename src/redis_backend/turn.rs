@@ -188,7 +188,7 @@ impl State {
     }
 
     pub(super) fn is_settled(&self, consumer: u64) -> bool {
-        self.consumers.get(&consumer).is_none_or(|books| books.owed == 0)
+        self.consumers.get(&consumer).is_none_or(Books::is_settled)
     }
 
     /// These jobs are submitted with the next call, which does not wait any longer for a server that is away: their
@@ -342,6 +342,7 @@ impl State {
             if self.claims && room > 0 && !books.is_lost {
                 let mut used = BTreeMap::new();
                 books.held.values().for_each(|held| *used.entry(held.handler.clone()).or_default() += 1);
+                books.may_get = true;
                 draft.execs.push(Exec { consumer: *consumer, group: books.group, room, used });
             }
         }
@@ -361,6 +362,11 @@ impl State {
     pub(super) fn answered(&mut self, commits: &[Told], released: &[Named], answer: Answer, now: Timestamp) {
         self.is_calling = false;
         self.calling.clear();
+        for books in self.consumers.values_mut() {
+            if std::mem::take(&mut books.may_get) && books.room == 0 {
+                self.rings.push(books.bell.clone());
+            }
+        }
         if let Some(away) = self.away.take() {
             if !self.is_draining {
                 // Their executors have been told; from now on they run again.
@@ -451,7 +457,7 @@ impl State {
         let Draft { submissions, left, closed, .. } = std::mem::take(&mut self.next);
         self.next = Draft { submissions, left, closed, ..Draft::default() };
         for books in self.consumers.values_mut() {
-            books.is_lost = true;
+            (books.is_lost, books.may_get) = (true, false);
             let running = std::mem::take(&mut books.held).into_values();
             self.untold.extend(running.filter_map(|held| held.jobs.get(held.at).map(|job| job.id)));
             self.rings.push(books.bell.clone());

@@ -45,6 +45,8 @@ pub(super) fn metrics_text(counters: &Counters, stats: &Stats, groups: &[String]
         late,
     );
     page.number("reply_duplicate_total", "Replies and commits that came twice.", stats.duplicate);
+    let help = "What nobody of the deployment signed, and was put aside.";
+    page.family("forged_total", help, [(label("what", "job"), stats.forged)]);
     page.number("lease_renewals_total", "Leases of running jobs that were renewed.", stats.leases_renewed);
     page.number("leases_expired_total", "Leases that ran out: their executors were lost.", stats.leases_lost);
     let help = "Connections to the backend that broke and were replaced.";

@@ -567,6 +567,7 @@ macro_rules! conformance {
             the_lease_of_another_executor_is_fenced
             a_lease_that_ran_out_is_fenced
             a_commit_out_of_order_is_fenced_and_ends_the_lease
+            an_outcome_of_a_job_that_its_lease_does_not_have_ends_the_lease
             a_commit_of_another_delivery_is_fenced
             a_commit_on_another_version_is_fenced_and_applies_nothing
             a_commit_takes_hold_as_a_whole

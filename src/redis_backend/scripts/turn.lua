@@ -76,7 +76,9 @@ end
 
 local function commit(c)
   local job = read_job(c.id)
-  local lease = read_lease(c.n, job and job.l == '' and c.id or '', job)
+  -- The lease decides, not the job that is named: one that names another is over.
+  local own = given(c.o) and c.o or (job and job.l == '' and c.id or '')
+  local lease = read_lease(c.n, own, own == c.id and job or nil)
   if not lease or lease.consumer ~= c.k or lease.ends <= now then return too_late(c, job) end
   local lane, ordered = lease.lane, lease.id == ''
   local version = ordered and version_of(lane)

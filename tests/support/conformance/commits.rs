@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cofferdam::job::{Effects, Entries, JobStatus, Outcome, Payload, Version};
+use cofferdam::job::{Effects, Entries, JobId, JobStatus, Outcome, Payload, Version};
 use cofferdam::ports::{Commit, Lease, LeaseId, NewJob, StateAt, Viewer};
 use cofferdam::problem::Code;
 
@@ -131,6 +131,24 @@ pub fn a_commit_out_of_order_is_fenced_and_ends_the_lease(make: Make) {
     assert_eq!(again.jobs[0].delivery, 1, "a fence is not the job's fault");
     assert_eq!(again.state, StateAt::Whole(Version::default(), Entries::new()));
     executor.finish(&again);
+}
+
+pub fn an_outcome_of_a_job_that_its_lease_does_not_have_ends_the_lease(make: Make) {
+    let bench = Bench::new(make);
+    let queued = bench.submit_to("serial");
+    let mut holder = bench.executor();
+    let kept = holder.lease();
+    assert_eq!(ids(&kept), [queued]);
+    for named in [JobId([9; 16]), queued] {
+        let job = bench.submit_to("free");
+        let mut executor = bench.executor();
+        let lease = executor.lease();
+        let commit = commit_of(&lease, 0, version_of(&lease), succeeded());
+        assert_eq!(executor.commit(Commit { job: named, ..commit }), FENCED);
+        assert_eq!(executor.finish_everything(), [job], "its own job comes again at once");
+        assert_eq!(bench.status(queued), JobStatus::Running, "the other job's lease goes on");
+    }
+    holder.finish(&kept);
 }
 
 pub fn a_commit_of_another_delivery_is_fenced(make: Make) {
