@@ -4,7 +4,7 @@
 -- ARGV[1]  JSON: what the script itself wants, and "now" us in place of the server's time (tests)
 -- ARGV[2…] bytes that are not text, named from ARGV[1] by their index
 -- H        the handlers by name: {g: group, d: max deliveries, o: ordered, p: parks, c: concurrency}
--- R        the rules (see broker.rs)
+-- R        the rules (see server.rs)
 --
 -- Keys, after the prefix:
 --   job:ID      hash   env(elope), pl (payload, empty once it has succeeded), x (signature of "executor lost"), h, l(ane; '' for an unordered job, which is
