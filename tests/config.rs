@@ -847,7 +847,7 @@ fn what_is_not_built_is_valid_and_named_by_its_path() {
     for (given, paths) in [
         #[cfg(feature = "redis")]
         (&tls[..], &["runtime.platform.redis.url"][..]),
-        (&["web.auth.mode=bearer", "web.auth.token_file=/t"], &["web.auth.mode"][..]),
+        (&["web.auth.mode=bearer", "web.auth.token_file=/t"][..], &["web.auth.mode"][..]),
         (&[r#"handlers.prog.command=["true"]"#], &["handlers.prog.command"]),
         (&[r#"handlers.echo.command=["true"]"#], &["handlers.echo.command"]),
     ] {

@@ -290,10 +290,7 @@ fn arrows_between_the_rooms_point_one_way() {
                 (None, Some(_)) => own == "lib",
                 (Some(own_floor), Some(its_floor)) => own == room || own_floor < its_floor,
             };
-            let by_name = matches!(
-                (own, &*room),
-                ("exit", "observe")
-            );
+            let by_name = matches!((own, &*room), ("exit", "observe"));
             let allowed = allowed || by_name;
             if !allowed {
                 found.push(format!("{}:{number}: crate::{room}", source.path));

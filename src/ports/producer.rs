@@ -276,7 +276,7 @@ pub struct Stats {
     pub busy: Vec<usize>,
     /// The processes of the deployment, where they are many and tell of themselves.
     pub processes: Vec<ProcessStats>,
-    /// Leases that were renewed, that ran out, and connections to the backend that were made again, by all processes.
+    /// Leases that were renewed and that ran out, by all processes; connections to the backend that this one made again.
     pub leases_renewed: u64,
     pub leases_lost: u64,
     pub reconnects: u64,
