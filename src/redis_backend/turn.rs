@@ -492,3 +492,34 @@ impl Draft {
             && !self.sweeps
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ports::StateAt;
+
+    /// An executor without room is told so behind every lease that it is given, wherever the leases are meanwhile.
+    #[test]
+    fn an_executor_is_settled_only_once_no_lease_is_on_its_way_to_it() {
+        let (mut state, now) = (State::default(), Timestamp(1));
+        let executor = state.connect(0, 1, Bell::silent(), now);
+        let mut step = |state: &mut State, room| state.step(executor, Requests::default(), room).unwrap();
+        step(&mut state, 1);
+        assert!(state.is_settled(executor));
+        assert_eq!(state.compose(now).execs.len(), 1);
+        step(&mut state, 0);
+        assert!(!state.is_settled(executor), "the call under way may bring one");
+        let handler: Arc<str> = "echo".into();
+        let id = LeaseId(1);
+        let lease = Lease { id, handler: handler.clone(), state: StateAt::Stateless, jobs: Vec::new() };
+        let held = Held { handler, state: String::new(), own: String::new(), jobs: Vec::new(), at: 0 };
+        let answer = Answer { leases: vec![(executor, lease, held)], ..Answer::default() };
+        state.answered(&[], &[], answer, now);
+        assert!(!state.is_settled(executor), "it has not been given it");
+        assert_eq!(step(&mut state, 0).leases.len(), 1);
+        assert!(state.is_settled(executor));
+        assert!(state.compose(now).execs.is_empty(), "without room it is asked for none");
+        step(&mut state, 0);
+        assert!(state.is_settled(executor));
+    }
+}
