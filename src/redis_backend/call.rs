@@ -47,23 +47,17 @@ impl Call {
         let jobs: Vec<Json> = jobs.map(|job| server.job_json(job, &mut sealing.blobs)).collect();
         let execs: Vec<Json> = draft.execs.iter().map(|exec| server.exec(exec)).collect();
         let idle: Map<String, Json> = draft.idle.iter().map(|group| (group.to_string(), 1.into())).collect();
+        let call = hex(&sealing.entropy.bytes::<8>());
         let mut what = json!({
-            "node": server.node, "call": hex(&sealing.entropy.bytes::<8>()), "here": draft.here, "closed": draft.closed, "commits": commits,
-            "releases": releases, "forged": forged, "renew": renewals, "left": draft.left, "jobs": jobs,
-            "execs": execs, "idle": idle,
+            "node": server.node, "call": call, "here": draft.here, "closed": draft.closed, "left": draft.left,
+            "commits": commits, "releases": releases, "forged": forged, "renew": renewals,
+            "jobs": jobs, "execs": execs, "idle": idle,
         });
         if let Some((callers, executors)) = draft.facts {
-            let pid = std::process::id().to_string();
-            what["facts"] = json!([
-                "host",
-                server.host,
-                "pid",
-                pid,
-                "waiters",
-                callers.to_string(),
-                "ex",
-                executors.trim_end()
-            ]);
+            // Names and values by turns, as they are kept.
+            let (pid, callers) = (std::process::id().to_string(), callers.to_string());
+            let executors = executors.trim_end();
+            what["facts"] = json!(["host", server.host, "pid", pid, "waiters", callers, "ex", executors]);
         }
         for (name, is_so) in [("look", draft.looks), ("sweep", draft.sweeps)] {
             if is_so {
