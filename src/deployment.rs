@@ -314,7 +314,7 @@ mod at_rest {
             let checks = Signer::new(&envelopes.iter().collect::<Vec<_>>(), &self.prefix()).checks();
             let secret_file = &self.config.runtime.platform.execution_ipc.auth.secret_file;
             let secret_file = secret_file.as_deref().unwrap_or("this run");
-            Ok(Some(match link.agrees(&self.prefix(), &checks) {
+            Ok(Some(match link.knows(&self.prefix(), &checks) {
                 Ok(true) => fitness,
                 Ok(false) => Fitness::Unfit(format!(
                     "its jobs are signed with another secret than that of {secret_file}"

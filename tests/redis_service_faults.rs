@@ -708,6 +708,8 @@ fn r6_another_secret_is_refused_at_every_start_and_touches_no_job() {
     const OTHER: &str = "0f1e2d3c4b5a69788796a5b4c3d2e1f00123456789abcdeffedcba9876543210";
     let mut server = Server::start(&DURABLE);
     let deployment = Deployment::on(&server);
+    let output = run(&mut deployment.command(&cofferdam(), "check", &[]), b"");
+    assert_eq!((output.status.code(), server.keys()), (Some(0), Vec::new()), "a look changes nothing");
     let service = deployment.serve(&[]);
     assert!(service.post("/v1/handlers/echo/pause", "").status == 200);
     let id = service.submit("/v1/jobs/echo", &[], "1");

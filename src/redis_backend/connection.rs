@@ -225,6 +225,15 @@ impl Link {
         }
     }
 
+    /// The check value under this prefix is one of these, or there is none yet.
+    ///
+    /// # Errors
+    /// The server cannot be reached.
+    pub fn knows(&self, prefix: &str, checks: &[String]) -> Result<bool, BackendError> {
+        let stands: Option<String> = self.command(redis::cmd("GET").arg(format!("{prefix}key")))?;
+        Ok(stands.is_none_or(|stands| checks.contains(&stands)))
+    }
+
     /// Whoever opens a deployment has its secret: the check value under this prefix is one of these, or is set to the first.
     ///
     /// # Errors
