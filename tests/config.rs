@@ -832,8 +832,7 @@ fn what_is_not_built_is_valid_and_named_by_its_path() {
     }
     // Without it each backend is named, with how the binary was built.
     #[cfg(not(feature = "redis"))]
-    for (given, paths) in [(&redis()[..], &["queue", "kv", "reply"][..]), (&[KV_REDIS, SECRET_FILE], &["kv"])]
-    {
+    for (given, paths) in [(&redis()[..], &["queue", "kv"][..]), (&[KV_REDIS, SECRET_FILE], &["kv"])] {
         let messages = unbuilt(given);
         assert_eq!(messages.len(), paths.len(), "{messages:?}");
         for path in paths {
