@@ -503,7 +503,7 @@ mod tests {
     fn an_executor_is_settled_only_once_no_lease_is_on_its_way_to_it() {
         let (mut state, now) = (State::default(), Timestamp(1));
         let executor = state.connect(0, 1, Bell::silent(), now);
-        let mut step = |state: &mut State, room| state.step(executor, Requests::default(), room).unwrap();
+        let step = |state: &mut State, room| state.step(executor, Requests::default(), room).unwrap();
         step(&mut state, 1);
         assert!(state.is_settled(executor));
         assert_eq!(state.compose(now).execs.len(), 1);
