@@ -839,11 +839,49 @@ fn r9_a_replica_that_takes_over_goes_on_with_what_it_has() {
     // It reads, but may not write yet.
     assert_unavailable(&service.post("/v1/jobs/echo", "1"));
     replica.tell(&["REPLICAOF", "NO", "ONE"]);
+    let begun = Instant::now();
+    until("it is ready by itself", BACK, || (service.get("/readyz").status == 200).then_some(()));
     assert_text(&waiting.read(), "4");
+    assert!(begun.elapsed() < BACK, "it took {:?}", begun.elapsed());
     drop(waiting);
     assert_eq!(service.record_when(&queued, "succeeded")["result"], 5);
     assert_counted(&mut counters(&service, 1, 0), 6);
     sound.over(service);
+}
+
+/// Ends that other processes tell are lost with the stream that they are told in, and found where they are kept.
+#[test]
+fn r9_an_inbox_that_vanishes_costs_its_callers_a_second_at_most() {
+    const RUNS: Duration = Duration::from_millis(500);
+    let server = Server::start(&[]);
+    let deployment = Deployment::on(&server);
+    let workers = deployment.serve(&[]);
+    let web = deployment.web(&cofferdam(), &[]);
+    for once in [true, false, false] {
+        let mut waiting = sleeper(&web, RUNS.as_millis() as u64);
+        let begun = Instant::now();
+        running(&workers, 1);
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) && begun.elapsed() < RUNS * 2 {
+                    for inbox in server.keys().iter().filter(|key| key.contains(":inbox:")) {
+                        server.tell(&["DEL", inbox]);
+                    }
+                    if once {
+                        return;
+                    }
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            });
+            let _done = Done(&done);
+            assert_eq!(waiting.read().status, 200);
+        });
+        let took = begun.elapsed();
+        assert!(took < RUNS * 2 + Duration::from_secs(1), "gone once: {once}: it took {took:?}");
+    }
+    web.stop();
+    workers.stop();
 }
 
 /// A caller that asks for a job's record with a wait is told of a backend that goes away, and never left alone.
