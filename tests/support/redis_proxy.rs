@@ -14,8 +14,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::service::free_address;
-
 /// Which calls are cut: of those whose request and whose answer both hold these words each so manieth, so often.
 #[derive(Clone)]
 pub struct Cut {
@@ -55,8 +53,8 @@ fn lock(weather: &Mutex<Weather>) -> MutexGuard<'_, Weather> {
 
 impl Proxy {
     pub fn to(socket: &Path) -> Proxy {
-        let address = free_address();
-        let listener = TcpListener::bind(address).expect("a free port");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
         let weather = Weather { server: socket.to_owned(), ..Weather::default() };
         let weather = Arc::new(Mutex::new(weather));
         let closed = Arc::new(AtomicBool::new(false));
