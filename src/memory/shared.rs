@@ -106,10 +106,6 @@ impl Producer for MemoryBroker {
         }))
     }
 
-    fn submit_one(&self, job: NewJob) -> Result<Submitted, BackendError> {
-        Ok(self.with(|broker, now| broker.submit(job, now)))
-    }
-
     fn record(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError> {
         Ok(self.with(|broker, now| broker.record(viewer, id, now)))
     }

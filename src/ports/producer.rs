@@ -18,12 +18,6 @@ pub trait Producer: Send + Sync {
     /// that found the queue full none of the same call is accepted: their order is kept.
     fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Submitted>, BackendError>;
 
-    /// The same of one job.
-    fn submit_one(&self, job: NewJob) -> Result<Submitted, BackendError> {
-        let answer = self.submit(vec![job])?.pop();
-        answer.ok_or_else(|| BackendError("the broker gave no answer".into()))
-    }
-
     /// The same, where the answer may come from another thread, later.
     fn submit_later(&self, jobs: Vec<NewJob>, then: Then) {
         then(self.submit(jobs));
