@@ -150,7 +150,8 @@ impl Producer for RedisBroker {
     }
 
     fn stats(&self) -> Result<Stats, BackendError> {
-        let answer = self.0.server.control(None, json!({ "do": "stats" }), &Blobs::default())?;
+        let server = &self.0.server;
+        let answer = server.control(None, json!({ "do": "stats" }), &Blobs::default())?;
         let [counts, ready, nodes, records, leases] = fields(answer)?;
         let (counts, ready) = (texts(counts)?, texts(ready)?);
         let paused: String = figure(&counts, "paused").unwrap_or_default();
@@ -163,13 +164,13 @@ impl Producer for RedisBroker {
             }
         };
         let size = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
-        let handlers = self.0.server.handlers.iter().map(|spec| {
+        let handlers = server.handlers.iter().map(|spec| {
             let name = &*spec.name;
             let queued = size(count(&format!("queued:{name}")));
             let running = size(count(&format!("running:{name}")));
             HandlerStats {
                 handler: spec.name.clone(),
-                group: self.0.server.groups[spec.group].clone(),
+                group: server.groups[spec.group].clone(),
                 paused: paused.split(' ').any(|paused| paused == name),
                 queued,
                 running,
@@ -183,15 +184,14 @@ impl Producer for RedisBroker {
                 queue_wait_seconds: histogram("wait", name),
             }
         });
-        let (mut consumers, mut busy) =
-            (vec![0; self.0.server.groups.len()], vec![0; self.0.server.groups.len()]);
+        let (mut consumers, mut busy) = (vec![0; server.groups.len()], vec![0; server.groups.len()]);
         let mut processes = Vec::new();
         for node in list(nodes)? {
             let [node, host, pid, waiters, executors] = fields(node)?;
             let (host, pid) = (text(host)?, text(pid)?.parse().ok());
             let waiters = text(waiters)?.parse().unwrap_or(0);
             // What this process has told of its own may be a second old.
-            let executors = match text(node)? == self.0.server.node {
+            let executors = match text(node)? == server.node {
                 true => lock(&self.0.state).executors(),
                 false => text(executors)?,
             };
@@ -201,9 +201,9 @@ impl Producer for RedisBroker {
                 let (Ok(group), Ok(leases)) = (group.parse::<usize>(), leases.parse::<u64>()) else {
                     continue;
                 };
-                let Some(name) = self.0.server.groups.get(group).cloned() else { continue };
+                let Some(name) = server.groups.get(group).cloned() else { continue };
                 consumers[group] += 1;
-                busy[group] += size(leases).min(self.0.server.workers[group]);
+                busy[group] += size(leases).min(server.workers[group]);
                 processes.push(ProcessStats {
                     role,
                     group: Some(name),
@@ -224,7 +224,7 @@ impl Producer for RedisBroker {
             processes,
             leases_renewed: count("renewed"),
             leases_lost: count("expired"),
-            reconnects: self.0.server.link.broken(),
+            reconnects: server.link.broken(),
             forged: count("forged"),
             records: size(number(records)?),
             leases: size(number(leases)?),
