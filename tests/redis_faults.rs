@@ -126,6 +126,24 @@ fn lease(executor: &mut Executor) -> Option<Lease> {
     step.leases.into_iter().next()
 }
 
+/// Ready is who has executors: a process knows its own at once, not only once it has told the others.
+#[test]
+fn an_executor_is_known_to_its_own_process_before_anything_is_said_of_it() {
+    let deployment = Deployment::new("own");
+    let figures = || {
+        let stats = deployment.broker.stats().expect("the server is there");
+        let roles: Vec<&str> = stats.processes.iter().map(|process| process.role).collect();
+        (stats.consumers, roles.join(" "))
+    };
+    assert_eq!(figures(), (vec![0], "web".into()));
+    let executor = deployment.executor();
+    assert_eq!(figures(), (vec![1], "web executor".into()));
+    deployment.broker.settle().expect("the server is there");
+    assert_eq!(figures(), (vec![1], "web executor".into()), "each once");
+    drop(executor);
+    assert_eq!(figures(), (vec![0], "web".into()));
+}
+
 /// True if it holds.
 fn finish(executor: &mut Executor, lease: &Lease, result: &str) -> bool {
     let job = &lease.jobs[0];

@@ -185,16 +185,18 @@ impl Producer for RedisBroker {
             }
         });
         let (mut consumers, mut busy) = (vec![0; server.groups.len()], vec![0; server.groups.len()]);
-        let mut processes = Vec::new();
+        // What this process has told of itself may be a second old, or is still to be told.
+        let (callers, executors) = lock(&self.0.state).facts();
+        let mut webs = vec![(server.host.clone(), Some(std::process::id()), callers, executors)];
         for node in list(nodes)? {
             let [node, host, pid, waiters, executors] = fields(node)?;
-            let (host, pid) = (text(host)?, text(pid)?.parse().ok());
-            let waiters = text(waiters)?.parse().unwrap_or(0);
-            // What this process has told of its own may be a second old.
-            let executors = match text(node)? == server.node {
-                true => lock(&self.0.state).executors(),
-                false => text(executors)?,
-            };
+            if text(node)? != server.node {
+                let waiters = text(waiters)?.parse().unwrap_or(0);
+                webs.push((text(host)?, text(pid)?.parse().ok(), waiters, text(executors)?));
+            }
+        }
+        let mut processes = Vec::new();
+        for (host, pid, waiters, executors) in webs {
             processes.push(ProcessStats { role: "web", group: None, host: host.clone(), pid, busy: waiters });
             for executor in executors.split_whitespace() {
                 let (Some((group, leases)), role) = (executor.split_once(':'), "executor") else { continue };

@@ -322,7 +322,7 @@ impl State {
         draft.looks |= now >= self.look_at;
         if now >= self.tell_at {
             self.tell_at = now.plus(TELL_EVERY);
-            draft.facts = Some((self.callers, self.executors()));
+            draft.facts = Some(self.facts());
             draft.looks = true;
         }
         if draft.looks {
@@ -353,9 +353,10 @@ impl State {
         draft
     }
 
-    /// Group and leases of each executor.
-    pub(super) fn executors(&self) -> String {
-        self.consumers.values().map(|books| format!("{}:{} ", books.group, books.held.len())).collect()
+    /// Callers that wait here; group and leases of each executor.
+    pub(super) fn facts(&self) -> (u64, String) {
+        let executor = |books: &Books| format!("{}:{} ", books.group, books.held.len());
+        (self.callers, self.consumers.values().map(executor).collect())
     }
 
     /// A call was answered.
