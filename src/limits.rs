@@ -6,6 +6,10 @@ use std::time::Duration;
 /// what a lost executor repeats longer.
 pub const RUN_JOBS: usize = 32;
 
+/// A job whose executor was lost so often while the job may have been running is delivered to an executor that has nothing
+/// else meanwhile: if it kills its process, nobody else feels it a third time.
+pub const LOSSES_TO_BE_ALONE: u32 = 2;
+
 /// A lane is left to the executor that knows its state for this long, then anyone takes it: sending the
 /// state costs more than a short wait, and a stopped executor must not hold a lane.
 pub const LANE_AFFINITY: Duration = Duration::from_millis(20);

@@ -34,7 +34,7 @@ const OPERATIONS: usize = 200;
 const INSTANCE: InstanceId = InstanceId(1);
 const START: Timestamp = Timestamp(1_700_000_000_000_000);
 const MAX_DELIVERIES: u32 = 3;
-/// Fewer than the leases that an executor has at times: those behind cannot have started when it is lost.
+/// Fewer than the leases that an executor has at times.
 const WORKERS: usize = 3;
 
 const KINDS: [Kind; 6] = [
@@ -131,7 +131,6 @@ impl Schedule {
             visibility: rules.visibility,
             backoff: (rules.retry_base, rules.retry_max),
             ttl: rules.result_ttl,
-            workers: WORKERS,
             now: START,
             ..Model::default()
         };

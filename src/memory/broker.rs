@@ -116,6 +116,10 @@ pub(super) struct Entry {
     pub(super) handler: usize,
     pub(super) lane: u64,
     pub(super) fence: u64,
+    /// The number that its last start was told. A start that may have happened never shares its number, counted or not.
+    pub(super) delivery: u32,
+    /// How often its executor was lost while it may have been running, in this life: see [`LOSSES_TO_BE_ALONE`].
+    pub(super) losses: u32,
     pub(super) not_before: Timestamp,
     pub(super) idempotency: Option<Idempotency>,
     pub(super) awaited: bool,
@@ -179,8 +183,6 @@ pub(super) struct Lane {
     pub(super) maker: Option<ConsumerId>,
     /// A dead head holds it.
     pub(super) parked: bool,
-    /// Its last lease was lost: runs of one until a commit, so that no neighbour is taken along.
-    pub(super) cautious: bool,
     /// The state map's name; `Some` iff the handler is ordered.
     pub(super) map: Option<Arc<str>>,
 }
@@ -200,13 +202,17 @@ pub(super) struct ConsumerEntry {
     /// Leases that it takes at once.
     pub(super) room: usize,
     pub(super) leases: Vec<u64>,
+    /// Its one lease is of a job that runs alone.
+    pub(super) is_alone: bool,
+    /// A lane whose head runs alone: this executor takes no other lease, and that one once it has none.
+    pub(super) waits_for: Option<u64>,
     pub(super) revoked: Vec<OfLease>,
 }
 
 impl ConsumerEntry {
     /// It takes one lease more.
     pub(super) fn has_room(&self) -> bool {
-        self.leases.len() < self.room
+        self.leases.len() < self.room && !self.is_alone
     }
 }
 
@@ -315,6 +321,8 @@ impl Broker {
             handler,
             lane,
             fence: 0,
+            delivery: 0,
+            losses: 0,
             not_before: now.plus(new.delay),
             awaited: new.awaited && new.idempotency.is_none(),
             idempotency: new.idempotency,

@@ -1,6 +1,7 @@
 //! Commands: cancel, retry, pause. What an operator or a caller does to jobs that were accepted.
 
 use super::broker::Broker;
+use super::deliver::Rest;
 use crate::clock::Timestamp;
 use crate::job::{JobId, JobRecord, JobStatus};
 use crate::job_status::JobEvent;
@@ -25,7 +26,7 @@ impl Broker {
             if let Some(lease) = lease {
                 self.revoke(lease, id);
                 if status == JobStatus::Running {
-                    self.end_lease(lease, now);
+                    self.end_lease(lease, Rest::MayHaveBegun, now);
                 } else {
                     self.leases.entry(lease).and_modify(|lease| lease.jobs.retain(|job| *job != id));
                 }
@@ -53,6 +54,7 @@ impl Broker {
             return Some(Err(entry.record.status));
         }
         entry.record = JobRecord::queued(entry.record.spec.clone());
+        entry.delivery = 0;
         entry.not_before = now;
         entry.awaited = false;
         if let Some(place) = entry.place.take() {
@@ -84,8 +86,11 @@ impl Broker {
                 .collect();
             for (number, job) in held {
                 self.revoke(number, job);
+                self.may_have_begun(job);
                 self.leases.entry(number).and_modify(|lease| lease.jobs.truncate(1));
             }
+            // An executor may have been kept free for one of its lanes.
+            self.signals.groups.extend((self.totals.suspects > 0).then_some(self.handlers[index].spec.group));
         } else {
             let group = self.handlers[index].spec.group;
             self.signals.groups.push(group);

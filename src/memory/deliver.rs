@@ -8,10 +8,21 @@ use super::broker::{Broker, ConsumerEntry, ConsumerId, Lease};
 use crate::clock::{Timestamp, micros};
 use crate::job::{Effects, Entries, FollowUp, JobId, JobStatus, Outcome, Payload, Version, context_map};
 use crate::job_status::JobEvent;
-use crate::limits::{CONTEXT_BYTES, DELAY_MAX, FOLLOW_UPS, LANE_AFFINITY, ORDERING_KEY_BYTES, RUN_JOBS};
+use crate::limits::{
+    CONTEXT_BYTES, DELAY_MAX, FOLLOW_UPS, LANE_AFFINITY, LOSSES_TO_BE_ALONE, ORDERING_KEY_BYTES, RUN_JOBS,
+};
 use crate::negative_controls::{Control, is_off};
 use crate::ports::{self, Commit, LeaseId, LeasedJob, OfLease, Requests, StateAt, Step};
 use crate::problem::{Cause, Code, JobError};
+
+/// What is known of the jobs of a run that ends before their outcomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rest {
+    /// The executor did not start them.
+    NotBegun,
+    /// It may have.
+    MayHaveBegun,
+}
 
 /// Ready lanes looked at in one search: those before them are left to the executors that know them.
 pub(super) const AFFINITY_SCAN: usize = 64;
@@ -35,15 +46,19 @@ impl Broker {
     pub fn disconnect(&mut self, id: ConsumerId, now: Timestamp) {
         let Some(consumer) = self.consumers.remove(&id) else { return };
         self.totals.consumers[consumer.group] -= 1;
-        // Leases start in their order, at most one a worker: those behind cannot have started.
-        let workers = self.workers.get(consumer.group).copied().unwrap_or(usize::MAX);
-        for (index, number) in consumer.leases.into_iter().enumerate() {
-            if index < workers {
-                self.lose_lease(number, now);
-            } else {
-                self.end_lease(number, now);
-            }
+        if consumer.waits_for.is_some() {
+            // Another may take that lane.
+            self.signals.groups.push(consumer.group);
         }
+        let is_alone = self.holds_one_job(&consumer.leases);
+        for number in consumer.leases {
+            self.lose_lease(number, is_alone, now);
+        }
+    }
+
+    /// True if these leases are one, of one job: when their executor is lost, nothing else can be the reason.
+    pub(super) fn holds_one_job(&self, leases: &[u64]) -> bool {
+        matches!(leases, [number] if self.leases[number].jobs.len() == 1)
     }
 
     /// See [`ports::Consumer::step`].
@@ -75,8 +90,17 @@ impl Broker {
     }
 
     /// The lane to claim: of all that this consumer may take, the one that has been ready for longest.
-    fn next_lane(&self, id: ConsumerId, now: Timestamp) -> Option<u64> {
+    fn next_lane(&mut self, id: ConsumerId, now: Timestamp) -> Option<u64> {
         let consumer = self.consumers.get(&id)?;
+        let is_free = consumer.leases.is_empty();
+        if consumer.waits_for.is_some_and(|lane| !is_free && self.runs_alone(lane, now)) {
+            return None;
+        }
+        // One executor of a group is kept free at a time: the others go on.
+        let mut others = self.consumers.iter().filter(|(other, _)| **other != id).map(|(_, other)| other);
+        let is_another_kept_free =
+            others.any(|other| other.group == consumer.group && other.waits_for.is_some());
+        let is_left = |lane: u64| !is_free && is_another_kept_free && self.runs_alone(lane, now);
         let held = |handler: usize| {
             let lanes = consumer.leases.iter().map(|number| self.leases[number].lane);
             lanes.filter(|lane| self.lanes[lane].handler == handler).count()
@@ -88,17 +112,34 @@ impl Broker {
                 return None;
             }
             let mut due = queue.ready.range(..=(now, u64::MAX)).take(AFFINITY_SCAN);
-            due.find(|(place, lane)| !self.left_to_another(**lane, place.0, id, now))
+            due.find(|(place, lane)| !self.left_to_another(**lane, place.0, id, now) && !is_left(**lane))
         });
-        oldest.min().map(|(_, lane)| *lane)
+        let lane = oldest.min().map(|(_, lane)| *lane);
+        let runs_alone = lane.filter(|lane| self.runs_alone(*lane, now));
+        let consumer = self.consumers.get_mut(&id)?;
+        consumer.waits_for = runs_alone.filter(|_| !is_free);
+        consumer.is_alone = runs_alone.is_some() && is_free;
+        if consumer.is_alone {
+            // Another may have waited for it.
+            self.signals.groups.push(consumer.group);
+        }
+        lane.filter(|_| consumer.waits_for.is_none())
+    }
+
+    /// True if the lane can be claimed, by an executor that has nothing else meanwhile.
+    fn runs_alone(&self, lane: u64, now: Timestamp) -> bool {
+        let Some(lane) = self.lanes.get(&lane).filter(|_| self.totals.suspects > 0) else { return false };
+        let is_due = lane.ready.is_some_and(|place| place.0 <= now);
+        let head = lane.jobs.front().filter(|_| is_due && !self.handlers[lane.handler].figures.paused);
+        head.is_some_and(|job| self.jobs[job].losses >= LOSSES_TO_BE_ALONE)
     }
 
     /// True while the executor that knows the lane's state has room and may come for it.
     fn left_to_another(&self, lane: u64, ready_at: Timestamp, id: ConsumerId, now: Timestamp) -> bool {
         let maker = self.lanes[&lane].maker.filter(|maker| *maker != id);
-        let has_room =
-            maker.and_then(|maker| self.consumers.get(&maker)).is_some_and(ConsumerEntry::has_room);
-        has_room && now < ready_at.plus(LANE_AFFINITY)
+        let maker = maker.and_then(|maker| self.consumers.get(&maker));
+        let may_come = maker.is_some_and(|maker| maker.has_room() && maker.waits_for.is_none());
+        may_come && now < ready_at.plus(LANE_AFFINITY)
     }
 
     /// Leases the first jobs of a ready lane.
@@ -123,7 +164,7 @@ impl Broker {
         for (fence, job) in (fences..).zip(&run) {
             let entry = self.jobs.get_mut(job).expect("a lane's job exists");
             entry.fence = fence;
-            let (spec, delivery) = (entry.record.spec.clone(), entry.record.deliveries + 1);
+            let (spec, delivery) = (entry.record.spec.clone(), entry.delivery + 1);
             let payload = entry.payload.clone().unwrap_or_else(|| Payload::octets(Vec::new()));
             let context = self.context_of(&spec, now);
             jobs.push(LeasedJob { spec, payload, delivery, fence, context });
@@ -137,16 +178,17 @@ impl Broker {
         ports::Lease { id: LeaseId(number), handler, state, jobs }
     }
 
-    /// The jobs of the next lease: how many depends on what went wrong before, and on what fits a frame.
+    /// The jobs of the next lease: how many depends on what fits a frame. One that is a suspect comes by itself, and so does
+    /// one that is to be delivered once: none behind it can have begun when it is lost.
     fn run_of(&self, lane: u64, now: Timestamp) -> Vec<JobId> {
         let lane = &self.lanes[&lane];
         let max_deliveries = self.max_deliveries(lane.handler);
-        let most = if lane.cautious || max_deliveries == 1 { 1 } else { RUN_JOBS };
+        let most = if max_deliveries == 1 { 1 } else { RUN_JOBS };
         let mut bytes = 0;
         let fits = |id: &&JobId| {
             let entry = &self.jobs[*id];
             bytes += entry.payload_bytes();
-            entry.not_before <= now && bytes <= self.rules.max_payload
+            entry.not_before <= now && bytes <= self.rules.max_payload && entry.losses == 0
         };
         let mut run: Vec<JobId> = lane.jobs.iter().take(most).take_while(fits).copied().collect();
         if run.is_empty() {
@@ -171,10 +213,11 @@ impl Broker {
     fn start(&mut self, id: JobId, now: Timestamp) {
         let Some(entry) = self.jobs.get_mut(&id) else { return };
         let Some(queue) = entry.on(JobEvent::Start, &mut self.handlers) else { return };
+        entry.delivery += 1;
         let record = &mut entry.record;
         record.deliveries += 1;
         record.started_at = Some(now);
-        if record.deliveries == 1 {
+        if entry.delivery == 1 {
             queue.figures.queue_wait_seconds.observe(now.since(entry.not_before));
         } else {
             self.totals.redelivered += 1;
@@ -191,18 +234,22 @@ impl Broker {
             self.fence_off(&commit);
             return false;
         };
-        let lane_number = lease.lane;
+        let (lane_number, running) = (lease.lane, lease.jobs[0]);
         let lane = &self.lanes[&lane_number];
-        let next = lease.jobs.front() == Some(&commit.job)
-            && self.jobs[&commit.job].record.deliveries == commit.delivery;
+        let next =
+            lease.jobs.front() == Some(&commit.job) && self.jobs[&commit.job].delivery == commit.delivery;
         let outdated = lane.map.is_some() && lane.version != commit.builds_on;
         if !next || (outdated && !is_off(Control::StateVersion)) {
             self.fence_off(&commit);
-            self.end_lease(number, now);
+            // Its delivery counts: else an executor that says what cannot hold could have it again for ever.
+            self.again(running, Cause::ExecutorLost, "what its executor said did not hold".into(), now);
+            self.end_lease(number, Rest::MayHaveBegun, now);
             return false;
         }
         let refused = self.refuses(&commit, lane_number, now);
         let publishes = !matches!(commit.outcome, Outcome::Retry(_) | Outcome::Crashed(_));
+        // An executor goes on with the run before it knows what became of an outcome, but not after these.
+        let rest = if publishes { Rest::MayHaveBegun } else { Rest::NotBegun };
         if publishes {
             let trace = self.jobs[&commit.job].record.spec.trace;
             self.note(Level::Debug, "reply.published", commit.job, trace, "");
@@ -218,7 +265,7 @@ impl Broker {
         if goes_on {
             self.next_of_run(number, now)
         } else {
-            self.end_lease(number, now)
+            self.end_lease(number, rest, now)
         }
         true
     }
@@ -295,8 +342,6 @@ impl Broker {
                 return false;
             }
         };
-        let lane = self.jobs[&job].lane;
-        self.lanes.entry(lane).and_modify(|lane| lane.cautious = false);
         self.finish(job, event, result, now);
         true
     }
@@ -321,8 +366,9 @@ impl Broker {
     /// A delivery that came to nothing: queued again after a backoff, or dead.
     fn again(&mut self, job: JobId, cause: Cause, detail: String, now: Timestamp) {
         let entry = &self.jobs[&job];
-        let (deliveries, trace) = (entry.record.deliveries, entry.record.spec.trace);
-        if deliveries >= self.max_deliveries(entry.handler) {
+        let (deliveries, losses, trace) = (entry.record.deliveries, entry.losses, entry.record.spec.trace);
+        let most = self.max_deliveries(entry.handler);
+        if deliveries >= most || losses >= most.saturating_mul(2) {
             self.totals.dead += 1;
             let error = JobError { code: Code::DeadLettered, detail, cause: Some(cause) };
             self.finish(job, JobEvent::Exhaust, Err(error), now);
@@ -330,7 +376,8 @@ impl Broker {
             return;
         }
         let backoff = match cause {
-            Cause::ExecutorLost => Duration::ZERO,
+            Cause::ExecutorLost if losses < LOSSES_TO_BE_ALONE => Duration::ZERO,
+            Cause::ExecutorLost => self.backoff(losses - 1),
             Cause::RetriesExhausted | Cause::HandlerCrashed => self.backoff(deliveries),
         };
         self.requeue(job, JobEvent::Again, now.plus(backoff));
@@ -374,39 +421,64 @@ impl Broker {
         self.lanes.entry(lease.lane).and_modify(|lane| lane.lease = None);
         if let Some(consumer) = self.consumers.get_mut(&lease.consumer) {
             consumer.leases.retain(|held| *held != number);
+            consumer.is_alone = false;
         }
         Some(lease)
     }
 
     /// Ends a lease before its last commit, whatever its running job came to. Nobody knows the lane's state now.
-    pub(super) fn end_lease(&mut self, number: u64, now: Timestamp) {
+    pub(super) fn end_lease(&mut self, number: u64, rest: Rest, now: Timestamp) {
         let Some(lease) = self.remove_lease(number) else { return };
         self.lanes.entry(lease.lane).and_modify(|lane| lane.maker = None);
-        if let Some(job) = lease.jobs.front().filter(|job| self.is_running(job)) {
-            // Cut off by a fence or a release, not by its own fault: not counted.
+        let running = lease.jobs.front().filter(|job| self.jobs[*job].record.status == JobStatus::Running);
+        if let Some(job) = running {
+            // Cut off by a release, not by its own fault: not counted.
             self.requeue(*job, JobEvent::GiveBack, now);
-            self.jobs.entry(*job).and_modify(|entry| entry.record.deliveries -= 1);
+            self.jobs.entry(*job).and_modify(|entry| {
+                entry.record.deliveries -= 1;
+                entry.delivery -= u32::from(rest == Rest::NotBegun);
+            });
+        }
+        if rest == Rest::MayHaveBegun {
+            lease.jobs.iter().skip(1).for_each(|job| self.may_have_begun(*job));
         }
         self.make_ready(lease.lane, now);
     }
 
-    fn is_running(&self, job: &JobId) -> bool {
-        self.jobs.get(job).is_some_and(|entry| entry.record.status == JobStatus::Running)
+    /// A later job of a run that ends: the number that its handler may have been told is not told again.
+    pub(super) fn may_have_begun(&mut self, job: JobId) {
+        self.jobs.entry(job).and_modify(|entry| entry.delivery += 1);
     }
 
     /// Gives a lease back. One that is over, or another's, is ignored.
     fn release(&mut self, id: ConsumerId, lease: LeaseId, now: Timestamp) {
         if self.leases.get(&lease.0).is_some_and(|held| held.consumer == id) {
-            self.end_lease(lease.0, now);
+            self.end_lease(lease.0, Rest::NotBegun, now);
         }
     }
 
-    /// The lease's executor is lost: its running job counts as delivered, and runs of this lane are short now.
-    pub(super) fn lose_lease(&mut self, number: u64, now: Timestamp) {
+    /// The lease's executor is lost. Each of its jobs may have been running, and so may have been the reason: of an
+    /// executor that had no other job it was, and counts as delivered; of others it is a suspect.
+    pub(super) fn lose_lease(&mut self, number: u64, is_alone: bool, now: Timestamp) {
         let Some(lease) = self.remove_lease(number) else { return };
-        self.lanes.entry(lease.lane).and_modify(|lane| (lane.maker, lane.cautious) = (None, true));
-        if let Some(job) = lease.jobs.front().filter(|job| self.is_running(job)) {
-            self.again(*job, Cause::ExecutorLost, "its executor was lost".into(), now);
+        self.lanes.entry(lease.lane).and_modify(|lane| lane.maker = None);
+        for job in lease.jobs {
+            let Some(entry) = self.jobs.get_mut(&job).filter(|entry| !entry.record.status.is_terminal())
+            else {
+                continue;
+            };
+            entry.losses += 1;
+            self.totals.suspects += usize::from(entry.losses == 1);
+            if entry.record.status == JobStatus::Queued {
+                self.may_have_begun(job);
+                continue;
+            }
+            entry.record.deliveries -= u32::from(!is_alone);
+            let (losses, trace) = (entry.losses, entry.record.spec.trace);
+            if losses == LOSSES_TO_BE_ALONE {
+                self.note(Level::Info, "job.suspect", job, trace, Cause::ExecutorLost.as_str());
+            }
+            self.again(job, Cause::ExecutorLost, "its executor was lost".into(), now);
         }
         self.make_ready(lease.lane, now);
     }

@@ -64,6 +64,11 @@ impl Broker {
             queue.figures.job_seconds.observe(now.since(record.started_at.unwrap_or(now)));
         }
         record.finished_at = Some(now);
+        if std::mem::take(&mut entry.losses) > 0 {
+            self.totals.suspects -= 1;
+            // An executor may have been kept free for it.
+            self.signals.groups.push(queue.spec.group);
+        }
         if status == JobStatus::Succeeded {
             entry.payload = None;
         }

@@ -52,6 +52,9 @@ impl Broker {
         let leased = self.lanes.values().filter(|lane| lane.lease.is_some()).count();
         let held: usize = self.consumers.values().map(|consumer| consumer.leases.len()).sum();
         assert_eq!((leased, held), (self.leases.len(), self.leases.len()), "no lease is known that is over");
+        for consumer in self.consumers.values().filter(|consumer| consumer.is_alone) {
+            assert!(self.holds_one_job(&consumer.leases), "who runs alone has nothing else");
+        }
         let heads: BTreeSet<JobId> =
             self.leases.values().filter_map(|lease| lease.jobs.front()).copied().collect();
         let running = self.jobs.iter().filter(|(_, entry)| entry.record.status == JobStatus::Running);
@@ -72,6 +75,9 @@ impl Broker {
             let bytes: usize = live.map(|entry| entry.payload_bytes()).sum();
             assert_eq!(queue.live_bytes, bytes, "bytes of jobs that have not ended");
         }
+        let suspects = self.jobs.values().filter(|entry| entry.losses > 0);
+        assert!(suspects.clone().all(|entry| !entry.record.status.is_terminal()), "an end clears a job");
+        assert_eq!(self.totals.suspects, suspects.count(), "suspects");
         let keys = self.jobs.values().filter(|entry| entry.idempotency.is_some()).count();
         let kept = self.jobs.values().filter(|entry| entry.place.is_some()).count();
         assert_eq!((self.idempotency.len(), self.retention.len()), (keys, kept), "keys, records");

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::broker::{Broker, ConsumerId};
+use super::broker::{Broker, ConsumerId, Lease};
 use super::deliver::AFFINITY_SCAN;
 use crate::clock::{Timestamp, micros};
 use crate::job::JobId;
@@ -14,14 +14,17 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 impl Broker {
     /// Does what time alone does: lost leases, old records, old contexts, executors that do not listen.
     pub fn tick(&mut self, now: Timestamp) {
+        // Who has lost several at once has lost them together.
+        let is_alone = |lease: &Lease| self.holds_one_job(&self.consumers[&lease.consumer].leases);
         let expired = self.leases.iter().filter(|(_, lease)| lease.expires_at <= now);
-        let mut expired: Vec<(Timestamp, u64)> = expired.map(|(n, lease)| (lease.expires_at, *n)).collect();
+        let mut expired: Vec<(Timestamp, u64, bool)> =
+            expired.map(|(number, lease)| (lease.expires_at, *number, is_alone(lease))).collect();
         // In their order, so that the same schedule has the same outcome on every backend.
         expired.sort_unstable();
-        for (_, number) in expired {
+        for (_, number, is_alone) in expired {
             let jobs: Vec<JobId> = self.leases[&number].jobs.iter().copied().collect();
             jobs.into_iter().for_each(|job| self.revoke(number, job));
-            self.lose_lease(number, now);
+            self.lose_lease(number, is_alone, now);
         }
         let deaf = self.consumers.iter().filter(|(_, consumer)| consumer.revoked.len() > REVOKED_LEASES);
         let deaf: Vec<ConsumerId> = deaf.map(|(id, _)| *id).collect();

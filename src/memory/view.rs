@@ -31,11 +31,7 @@ impl Broker {
         }
         if entry.not_before > now {
             let until = entry.not_before;
-            return if entry.record.deliveries > 0 {
-                WaitingFor::Backoff(until)
-            } else {
-                WaitingFor::Delay(until)
-            };
+            return if entry.delivery > 0 { WaitingFor::Backoff(until) } else { WaitingFor::Delay(until) };
         }
         if self.totals.consumers[queue.spec.group] == 0 { WaitingFor::Executor } else { WaitingFor::Workers }
     }

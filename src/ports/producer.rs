@@ -276,6 +276,8 @@ pub struct Stats {
     pub reconnects: u64,
     /// Jobs that nobody of the deployment signed.
     pub forged: u64,
+    /// Jobs whose executor was lost while they may have been running, and that have not ended since.
+    pub suspects: usize,
     /// Records kept, of finished jobs too.
     pub records: usize,
     pub leases: usize,

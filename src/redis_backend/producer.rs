@@ -228,6 +228,7 @@ impl Producer for RedisBroker {
             leases_lost: count("expired"),
             reconnects: server.link.broken(),
             forged: count("forged"),
+            suspects: size(count("suspects")),
             records: size(number(records)?),
             leases: size(number(leases)?),
         })

@@ -585,8 +585,13 @@ macro_rules! conformance {
             a_context_lives_for_its_time_after_its_last_use
         );
         conformance!($make; ends:
-            a_lost_executors_jobs_come_again_at_once_and_only_the_started_one_counts
-            after_a_loss_runs_are_of_one_until_a_commit
+            jobs_that_were_lost_together_come_again_at_once_uncounted
+            a_job_that_is_lost_alone_is_counted_and_comes_again_at_once_the_first_time
+            a_suspect_runs_by_itself_and_those_behind_it_as_before
+            a_job_that_was_lost_twice_with_others_runs_alone
+            an_executor_is_kept_free_for_a_job_that_runs_alone
+            losses_are_bounded_whoever_is_lost_with_them
+            an_outcome_that_does_not_hold_counts_the_delivery
             a_handler_with_one_delivery_gets_runs_of_one
             a_job_that_kills_its_executor_takes_no_neighbour_along
             used_up_deliveries_make_a_job_dead_with_its_cause

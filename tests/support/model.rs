@@ -33,6 +33,10 @@ pub struct Job {
     pub payload: Payload,
     pub status: JobStatus,
     pub deliveries: u32,
+    /// The number of its last start, counted or not.
+    pub told: u32,
+    /// How often its executor was lost while it may have been running.
+    pub losses: u32,
     /// Not delivered before the first of these, deliverable from the second on.
     pub due: (Timestamp, Timestamp),
     pub ended_at: Option<Timestamp>,
@@ -45,7 +49,6 @@ pub struct Lane {
     pub kind: Kind,
     pub jobs: Vec<JobId>,
     pub parked: bool,
-    pub cautious: bool,
     pub state: Entries,
     pub version: Version,
     pub maker: Option<ConsumerId>,
@@ -73,8 +76,6 @@ pub struct Model {
     pub lanes: Vec<Lane>,
     pub held: Vec<Held>,
     pub paused: Vec<&'static str>,
-    /// How many jobs of one consumer can run at once: its leases behind so many cannot have started.
-    pub workers: usize,
     /// Each consumer, and how many leases it takes at once, as of its last step.
     pub consumers: Vec<(ConsumerId, usize)>,
     /// What each consumer has not been told yet.
@@ -167,6 +168,8 @@ impl Model {
             payload: new.payload.clone(),
             status: JobStatus::Queued,
             deliveries: 0,
+            told: 0,
+            losses: 0,
             due: (due, due),
             ended_at: None,
             idempotency: new.idempotency.clone(),
@@ -181,7 +184,6 @@ impl Model {
                 kind,
                 jobs: Vec::new(),
                 parked: false,
-                cautious: false,
                 state: Entries::new(),
                 version: Version::default(),
                 maker: None,
@@ -209,10 +211,12 @@ impl Model {
     /// The jobs that a lease of this lane must have now; none if it must not be leased.
     fn run(&self, lane: &Lane, due: impl Fn(&Job) -> bool) -> Vec<JobId> {
         let blocked = self.is_held(&lane.name) || lane.parked || self.paused.contains(&lane.kind.name);
-        let most = match () {
-            () if blocked => 0,
-            () if lane.cautious || lane.kind.max_deliveries == 1 => 1,
-            () => 32,
+        let is_suspect = |id: &JobId| self.job(*id).is_some_and(|job| job.losses > 0);
+        let most = match lane.jobs.first() {
+            _ if blocked => 0,
+            Some(head) if is_suspect(head) => 1,
+            _ if lane.kind.max_deliveries == 1 => 1,
+            _ => lane.jobs.iter().position(is_suspect).unwrap_or(32).min(32),
         };
         let is_due = |id: &&JobId| self.job(**id).is_some_and(&due);
         lane.jobs.iter().take(most).take_while(is_due).copied().collect()
@@ -235,7 +239,7 @@ impl Model {
         assert!(self.given.insert(lease.id), "the id of an earlier lease");
         for leased in &lease.jobs {
             let job = self.job(leased.spec.id).expect("known");
-            assert_eq!((leased.delivery, &leased.payload), (job.deliveries + 1, &job.payload));
+            assert_eq!((leased.delivery, &leased.payload), (job.told + 1, &job.payload));
             assert!(leased.fence > self.last_fence, "fences grow");
             self.last_fence = leased.fence;
         }
@@ -245,6 +249,9 @@ impl Model {
             () => StateAt::Whole(lane.version, lane.state.clone()),
         };
         assert_eq!(lease.state, state);
+        let live = self.live(consumer);
+        assert!(live == 0 || !self.runs_alone(&lane), "who runs alone was given to a busy executor");
+        assert!(!self.is_alone(consumer), "an executor of a job that runs alone was given another");
         let expires_at = self.now.plus(self.visibility);
         self.held.push(Held { lease, consumer, lane: name, left: ids, expires_at });
         self.start(expected[0]);
@@ -257,7 +264,7 @@ impl Model {
         self.consumers.iter_mut().filter(|(id, _)| *id == consumer).for_each(|(_, known)| *known = room);
         let live = self.live(consumer);
         assert!(claimed == 0 || live <= room, "{live} leases, where there is room for {room}");
-        if live >= room {
+        if live >= room || self.may_be_kept_free(consumer) {
             return;
         }
         for lane in &self.lanes {
@@ -275,6 +282,26 @@ impl Model {
         !full && !self.run(lane, |job| job.due.1 <= self.now).is_empty()
     }
 
+    fn runs_alone(&self, lane: &Lane) -> bool {
+        let head = lane.jobs.first().and_then(|id| self.job(*id));
+        head.is_some_and(|job| job.losses >= 2)
+    }
+
+    /// True if its lease is of a job that runs alone.
+    fn is_alone(&self, consumer: ConsumerId) -> bool {
+        let alone = |held: &Held| self.job(held.left[0]).is_some_and(|job| job.losses >= 2);
+        self.held.iter().any(|held| held.consumer == consumer && alone(held))
+    }
+
+    /// True if it runs a job that runs alone, or is busy and may be told to wait until it can take one: which of several
+    /// does is the broker's choice.
+    fn may_be_kept_free(&self, consumer: ConsumerId) -> bool {
+        // It may be due already: only the broker knows its backoff.
+        let is_ready = |lane: &Lane| !self.run(lane, |job| job.due.0 <= self.now).is_empty();
+        let waits = |lane: &Lane| self.runs_alone(lane) && is_ready(lane);
+        self.is_alone(consumer) || self.live(consumer) > 0 && self.lanes.iter().any(waits)
+    }
+
     /// A consumer that has room, and whose bell has not rung since its last step, sleeps: there must be
     /// nothing for it. What another one has the state of is not looked at, since that one's time to come for
     /// it is the broker's secret.
@@ -282,6 +309,7 @@ impl Model {
         for (id, _) in self.consumers.iter().filter(|(id, _)| !rung.contains(id) && self.has_room(*id)) {
             let is_free = |lane: &&Lane| lane.maker.is_none_or(|maker| maker == *id);
             let claimable = self.lanes.iter().filter(is_free).find(|lane| self.may_claim(*id, lane));
+            let claimable = claimable.filter(|_| !self.may_be_kept_free(*id));
             assert!(claimable.is_none(), "{id:?} was not woken for {claimable:?}");
         }
     }
@@ -304,7 +332,8 @@ impl Model {
         let job = self.job_mut(id);
         job.status = JobStatus::Running;
         job.deliveries += 1;
-        self.figures.redelivered += u64::from(self.job(id).is_some_and(|job| job.deliveries > 1));
+        job.told += 1;
+        self.figures.redelivered += u64::from(self.job(id).is_some_and(|job| job.told > 1));
     }
 
     /// Judges a commit; what it changes, changes here too. False: it is fenced.
@@ -316,11 +345,14 @@ impl Model {
             return false;
         };
         let lane = self.lane(&held.lane).expect("a lease's lane is known");
-        let deliveries = self.job(commit.job).map(|job| job.deliveries);
-        let in_order = held.left[0] == commit.job && deliveries == Some(commit.delivery);
+        let told = self.job(commit.job).map(|job| job.told);
+        let in_order = held.left[0] == commit.job && told == Some(commit.delivery);
         if !in_order || (lane.kind.ordered && lane.version != commit.builds_on) {
             self.figures.late += 1;
-            self.end(commit.lease);
+            if self.job(held.left[0]).is_some_and(|job| job.status == JobStatus::Running) {
+                self.again(held.left[0], self.backoff_of_losses(held.left[0]));
+            }
+            self.end(commit.lease, true);
             return false;
         }
         let fence = held.lease.jobs.iter().find(|job| job.spec.id == commit.job).expect("leased").fence;
@@ -339,12 +371,10 @@ impl Model {
                 if !effects.state.is_empty() {
                     lane.version = Version(fence);
                 }
-                lane.cautious = false;
                 self.finish(job, JobStatus::Succeeded);
                 self.go_on(lease);
             }
             Outcome::Failed(_) => {
-                self.lane_mut(&held.lane).cautious = false;
                 self.finish(job, JobStatus::Failed);
                 self.go_on(lease);
             }
@@ -352,11 +382,11 @@ impl Model {
                 let (base, cap) = self.backoff;
                 let doubled = base * 2_u32.pow(self.job(job).expect("known").deliveries - 1);
                 self.again(job, doubled.min(cap));
-                self.end(lease);
+                self.end(lease, false);
             }
             Outcome::TimedOut => {
                 self.finish(job, JobStatus::TimedOut);
-                self.end(lease);
+                self.end(lease, true);
             }
         }
     }
@@ -380,7 +410,7 @@ impl Model {
     fn again(&mut self, id: JobId, backoff: Duration) {
         let due = (self.now, self.now.plus(backoff));
         let job = self.job_mut(id);
-        if job.deliveries >= job.kind.max_deliveries {
+        if job.deliveries >= job.kind.max_deliveries || job.losses >= 2 * job.kind.max_deliveries {
             self.figures.dead += 1;
             return self.finish(id, JobStatus::Dead);
         }
@@ -390,7 +420,7 @@ impl Model {
     fn finish(&mut self, id: JobId, status: JobStatus) {
         let now = self.now;
         let job = self.job_mut(id);
-        (job.status, job.ended_at) = (status, Some(now));
+        (job.status, job.ended_at, job.losses) = (status, Some(now), 0);
         let (lane, parks) = (job.lane.clone(), job.kind.parks && status == JobStatus::Dead);
         self.ended.push((id, status));
         let lane = self.lane_mut(&lane);
@@ -402,41 +432,55 @@ impl Model {
         self.forget_old();
     }
 
-    /// The lease ends, by nobody's fault.
-    fn end(&mut self, lease: LeaseId) {
+    /// The lease ends, by nobody's fault; its jobs may have begun, or not.
+    fn end(&mut self, lease: LeaseId, begun: bool) {
         let now = self.now;
         let Some(place) = self.held.iter().position(|held| held.lease.id == lease) else { return };
         let held = self.held.remove(place);
         self.lane_mut(&held.lane).maker = None;
-        if let Some(id) = held.left.first().copied().filter(|id| self.status(*id) == Some(JobStatus::Running))
-        {
+        for (index, id) in held.left.into_iter().enumerate() {
             let job = self.job_mut(id);
-            (job.status, job.due) = (JobStatus::Queued, (now, now));
-            job.deliveries -= 1;
+            if job.status == JobStatus::Running {
+                (job.status, job.due) = (JobStatus::Queued, (now, now));
+                job.deliveries -= 1;
+                job.told -= u32::from(!begun);
+            } else if begun && index > 0 {
+                job.told += 1;
+            }
         }
         self.forget_drained();
     }
 
-    /// The lease's executor is gone.
-    fn lose(&mut self, lease: LeaseId) {
+    /// The lease's executor is gone, which had this job alone, or others besides.
+    fn lose(&mut self, lease: LeaseId, alone: bool) {
         let Some(place) = self.held.iter().position(|held| held.lease.id == lease) else { return };
         let held = self.held.remove(place);
-        let lane = self.lane_mut(&held.lane);
-        (lane.maker, lane.cautious) = (None, true);
-        if let Some(id) = held.left.first().copied().filter(|id| self.status(*id) == Some(JobStatus::Running))
-        {
-            self.again(id, Duration::ZERO);
+        self.lane_mut(&held.lane).maker = None;
+        for id in held.left {
+            let job = self.job_mut(id);
+            job.losses += 1;
+            match job.status {
+                JobStatus::Running => {
+                    job.deliveries -= u32::from(!alone);
+                    self.again(id, self.backoff_of_losses(id));
+                }
+                _ => job.told += 1,
+            }
         }
         self.forget_drained();
     }
 
-    fn status(&self, id: JobId) -> Option<JobStatus> {
-        self.job(id).map(|job| job.status)
+    fn backoff_of_losses(&self, id: JobId) -> Duration {
+        let (base, cap) = self.backoff;
+        match self.job(id).map_or(0, |job| job.losses) {
+            0 | 1 => Duration::ZERO,
+            losses => (base * 2_u32.pow(losses - 2)).min(cap),
+        }
     }
 
     pub fn release(&mut self, consumer: ConsumerId, lease: LeaseId) {
         if self.held.iter().any(|held| held.lease.id == lease && held.consumer == consumer) {
-            self.end(lease);
+            self.end(lease, false);
         }
     }
 
@@ -453,9 +497,13 @@ impl Model {
         self.revoked.retain(|(id, _, _)| *id != consumer);
         let lost: Vec<LeaseId> =
             self.held.iter().filter(|h| h.consumer == consumer).map(|h| h.lease.id).collect();
-        for (index, lease) in lost.into_iter().enumerate() {
-            if index < self.workers { self.lose(lease) } else { self.end(lease) }
-        }
+        let alone = self.has_one_job(consumer);
+        lost.into_iter().for_each(|lease| self.lose(lease, alone));
+    }
+
+    fn has_one_job(&self, consumer: ConsumerId) -> bool {
+        let left = self.held.iter().filter(|held| held.consumer == consumer).map(|held| held.left.len());
+        left.sum::<usize>() == 1
     }
 
     /// Time passes; the consumers whose leases ran out.
@@ -463,14 +511,14 @@ impl Model {
         self.now = self.now.plus(time);
         let now = self.now;
         let ran_out = self.held.iter().filter(|h| h.expires_at <= now);
-        let (lost, losers): (Vec<LeaseId>, Vec<ConsumerId>) =
-            ran_out.map(|h| (h.lease.id, h.consumer)).unzip();
-        for lease in lost {
+        let (lost, losers): (Vec<(LeaseId, bool)>, Vec<ConsumerId>) =
+            ran_out.map(|h| ((h.lease.id, self.has_one_job(h.consumer)), h.consumer)).unzip();
+        for (lease, alone) in lost {
             // Whoever had it is told to stop.
             let held = self.held.iter().find(|held| held.lease.id == lease).expect("live");
             let told: Vec<_> = held.left.iter().map(|job| (held.consumer, lease, *job)).collect();
             self.revoked.extend(told);
-            self.lose(lease);
+            self.lose(lease, alone);
         }
         self.forget_old();
         losers
@@ -496,7 +544,7 @@ impl Model {
             let held = self.held.iter_mut().find(|held| held.lease.id == lease).expect("live");
             self.revoked.push((held.consumer, lease, id));
             if job.status == JobStatus::Running {
-                self.end(lease);
+                self.end(lease, true);
             } else {
                 held.left.retain(|other| *other != id);
             }
@@ -512,7 +560,8 @@ impl Model {
             JobStatus::Queued | JobStatus::Running | JobStatus::Succeeded => return Some(Err(job.status)),
             JobStatus::Dead | JobStatus::Failed | JobStatus::TimedOut | JobStatus::Cancelled => {}
         }
-        let new = Job { status: JobStatus::Queued, deliveries: 0, due: (now, now), ended_at: None, ..job };
+        let due = (now, now);
+        let new = Job { status: JobStatus::Queued, deliveries: 0, told: 0, due, ended_at: None, ..job };
         let (lane, kind) = (new.lane.clone(), new.kind);
         *self.job_mut(id) = new;
         match self.lanes.iter_mut().find(|lane| lane.parked && lane.jobs.first() == Some(&id)) {
@@ -527,8 +576,11 @@ impl Model {
         if paused {
             self.paused.push(handler);
             for held in self.held.iter_mut().filter(|held| *held.lease.handler == *handler) {
-                let cut = held.left.drain(1..);
-                self.revoked.extend(cut.map(|id| (held.consumer, held.lease.id, id)));
+                let cut: Vec<JobId> = held.left.drain(1..).collect();
+                for job in self.jobs.iter_mut().filter(|job| cut.contains(&job.id)) {
+                    job.told += 1;
+                }
+                self.revoked.extend(cut.into_iter().map(|id| (held.consumer, held.lease.id, id)));
             }
         }
     }
