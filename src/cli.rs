@@ -84,7 +84,9 @@ fn run(arguments: &[String], registry: &Registry) -> Result<Exit, String> {
         "check" => check(&mut options, registry),
         "keygen" => keygen(&mut options),
         "health" => health(&mut options),
+        "web" if options.flag("--supervised") => run_child("web", &options, registry),
         "web" => run_web(&mut options, registry),
+        "executor" if options.flag("--supervised") => run_child("executor", &options, registry),
         "executor" => run_executor(&mut options, registry),
         "token" => Err("token: bearer tokens are not built yet".into()),
         unknown => Err(format!("there is no command {unknown}; see --help")),
@@ -193,29 +195,27 @@ fn unfit(why: &str) -> String {
 fn serve(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
     let deployment = start(&options.load(registry)?, registry, "serve")?;
     let groups: Vec<usize> = (0..deployment.groups().len()).collect();
-    Ok(if deployment.is_inline() {
+    Ok(ended(if deployment.is_inline() {
         roles::serve_inline(&deployment)
     } else {
         roles::serve(&deployment, &groups)
-    })
+    }))
 }
 
-/// `web`: as a child of a supervisor, or `serve` without executors.
+/// `web` and `executor` under a supervisor.
+fn run_child(role: &'static str, options: &Options, registry: &Registry) -> Result<Exit, String> {
+    options.finish()?;
+    Ok(roles::run_child(role, registry))
+}
+
+/// `web`: `serve` without executors.
 fn run_web(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
-    if options.flag("--supervised") {
-        options.finish()?;
-        return Ok(roles::run_web_child(registry));
-    }
     let deployment = start(&of_many(options.load(registry)?)?, registry, "serve")?;
-    Ok(roles::serve(&deployment, &[]))
+    Ok(ended(roles::serve(&deployment, &[])))
 }
 
-/// `executor`: the same, or `serve` for some executors, whose web process strangers need not reach.
+/// `executor`: `serve` for some executors, whose web process strangers need not reach.
 fn run_executor(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
-    if options.flag("--supervised") {
-        options.finish()?;
-        return Ok(roles::run_executor_child(registry));
-    }
     let named = options.values("--group")?;
     let mut loaded = of_many(options.load(registry)?)?;
     if !loaded.origins.contains_key("web.bind") {
@@ -231,7 +231,7 @@ fn run_executor(options: &mut Options, registry: &Registry) -> Result<Exit, Stri
         false => named.iter().map(index).collect::<Result<Vec<usize>, String>>()?,
     };
     let deployment = start(&loaded, registry, "serve")?;
-    Ok(roles::serve(&deployment, &groups))
+    Ok(ended(roles::serve(&deployment, &groups)))
 }
 
 /// What one of many processes runs from: its broker must be where the others find it.
@@ -301,7 +301,7 @@ fn keygen(options: &mut Options) -> Result<Exit, String> {
     let output = options.value("--output")?.map(PathBuf::from);
     options.finish()?;
     let made = config::secret::keygen(output.as_deref());
-    Ok(ended(made.map_err(|message| format!("keygen: {message}"))))
+    Ok(ended(made.map(|()| Exit::Done).map_err(|message| format!("keygen: {message}"))))
 }
 
 fn health(options: &mut Options) -> Result<Exit, String> {
@@ -309,5 +309,6 @@ fn health(options: &mut Options) -> Result<Exit, String> {
     options.finish()?;
     let address = url.strip_prefix("http://").ok_or("--url must begin with http://")?;
     let address = address.split('/').next().unwrap_or_default();
-    Ok(ended(roles::ask_ready(address).map_err(|message| format!("health: {message}"))))
+    let ready = roles::ask_ready(address).map(|()| Exit::Done);
+    Ok(ended(ready.map_err(|message| format!("health: {message}"))))
 }

@@ -5,18 +5,20 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::bell::Bell;
 use crate::channel::keys::GroupSecret;
+use crate::channel::{ChannelServer, ServerConfig};
 use crate::clock::Clock;
 use crate::config::secret::Secret;
-use crate::config::{Config, Loaded};
+use crate::config::{Config, Loaded, Retain};
 use crate::entropy::Entropy;
 use crate::execution::{Handlers, Outfit, Registry};
 use crate::handler::{HandlerOptions, HandlerSpec};
 use crate::memory::MemoryBroker;
 use crate::memory::broker::Broker;
+use crate::observe::metrics::Counters;
 use crate::ports::{Consumer, Fitness, Producer, Replies, Rules, Seat};
 use crate::process::bundle::Bundle;
 
@@ -38,16 +40,6 @@ pub struct Backend {
 
 /// Makes an executor of a group, by its index; the bell rings when a step would bring something.
 pub type Consumers = Arc<dyn Fn(usize, Bell) -> Box<dyn Consumer> + Send + Sync>;
-
-/// What a backend is opened with, besides the configuration.
-#[derive(Default)]
-pub struct Opening<'a> {
-    /// What is signed with at rest, see [`Secret::envelope`]: the first signs, all are known. None: they are made from the
-    /// root secrets.
-    pub envelopes: Vec<Secret>,
-    /// Names a deployment inside this one, with a colon at its end.
-    pub sub_prefix: &'a str,
-}
 
 /// See the module.
 #[derive(Clone)]
@@ -94,19 +86,36 @@ impl Deployment {
 
     /// The bundle of a web process: the channel secrets of all groups, and what is signed with at rest, where that is
     /// used.
-    ///
-    /// # Errors
-    /// The secret is none.
     pub fn web_bundle(&self, roots: &[Secret], private_dir: &Path) -> Result<Bundle, String> {
-        let groups = self.groups();
-        let mut secrets: Vec<GroupSecret> =
-            groups.iter().map(|group| GroupSecret::derive(&roots[0], group)).collect();
-        if self.keeps_at_rest() {
-            for root in roots {
-                secrets.push(GroupSecret::from_bytes(*root.envelope()?.expose()));
-            }
+        let mut secrets = self.group_secrets(&roots[0]);
+        for root in roots.iter().filter(|_| self.keeps_at_rest()) {
+            secrets.push(GroupSecret::from_bytes(*root.envelope()?.expose()));
         }
         Ok(self.bundle(0, secrets, private_dir))
+    }
+
+    /// The channel's secrets of all groups.
+    pub fn group_secrets(&self, root: &Secret) -> Vec<GroupSecret> {
+        self.groups().iter().map(|group| GroupSecret::derive(root, group)).collect()
+    }
+
+    /// The channel's listener: executors reach this backend through it. The bell rings when it should take a turn.
+    pub fn channel(
+        &self,
+        secrets: Vec<GroupSecret>,
+        backend: &Backend,
+        counters: Arc<Counters>,
+        bell: Bell,
+    ) -> Result<ChannelServer, String> {
+        let platform = &self.config.runtime.platform;
+        let config = ServerConfig {
+            secrets,
+            ipc: platform.execution_ipc.clone(),
+            lane_state_max: platform.kv.lane_state_max_bytes,
+            processes: platform.process_groups.iter().map(|group| group.processes).collect(),
+        };
+        let consumers = backend.consumers.clone();
+        ChannelServer::bind(config, counters, Box::new(move |group| consumers(group, bell.clone())))
     }
 
     fn bundle(&self, group: usize, secrets: Vec<GroupSecret>, private_dir: &Path) -> Bundle {
@@ -166,12 +175,11 @@ impl Deployment {
         }
     }
 
-    /// Opens the backend of this configuration.
-    ///
-    /// # Errors
-    /// It cannot be used as configured; one that is away for now is no error.
-    pub fn open(&self, opening: Opening) -> Result<Backend, String> {
-        if self.keeps_at_rest() { self.open_at_rest(opening) } else { Ok(self.memory()) }
+    /// Opens the backend of this configuration; one that is away for now is no error. What is kept at rest is signed with
+    /// the first of these envelopes ([`Secret::envelope`]), and all are known; none: they are made from the root secrets. A
+    /// deployment inside this one has a prefix of its own, with a colon at its end.
+    pub fn open(&self, envelopes: Vec<Secret>, sub_prefix: &str) -> Result<Backend, String> {
+        if self.keeps_at_rest() { self.open_at_rest(envelopes, sub_prefix) } else { Ok(self.memory()) }
     }
 
     fn memory(&self) -> Backend {
@@ -194,19 +202,12 @@ impl Deployment {
     }
 
     /// The same for a batch: nobody reads its records but it itself, which needs all of those in flight.
-    ///
-    /// # Errors
-    /// The config is not what this binary understands.
-    pub fn for_batch(&self, window: usize) -> Result<Deployment, String> {
-        let mut value: Value = serde_json::from_str(&self.config_text).map_err(|error| error.to_string())?;
-        let reply = &mut value["runtime"]["platform"]["reply"];
-        reply["retain"] = json!({ "records": window, "bytes": 1_u64 << 40 });
-        for name in ["awaited_ttl_seconds", "result_ttl_seconds"] {
-            reply[name] = (24 * 3_600).into();
-        }
-        let config_text = Arc::from(value.to_string());
-        let config = serde_json::from_value(value).map_err(|error| error.to_string())?;
-        Ok(Deployment { config, config_text, ..self.clone() })
+    pub fn for_batch(&self, window: usize) -> Deployment {
+        let mut deployment = self.clone();
+        let reply = &mut deployment.config.runtime.platform.reply;
+        reply.retain = Retain { records: window, bytes: 1 << 40 };
+        (reply.awaited_ttl_seconds, reply.result_ttl_seconds) = (24 * 3_600, 24 * 3_600);
+        deployment
     }
 
     /// What the executors of a group work with. Every process has the code of all handlers.
@@ -219,7 +220,7 @@ impl Deployment {
 
 #[cfg(not(feature = "redis"))]
 impl Deployment {
-    fn open_at_rest(&self, _: Opening) -> Result<Backend, String> {
+    fn open_at_rest(&self, _: Vec<Secret>, _: &str) -> Result<Backend, String> {
         Err(crate::config::NO_REDIS.into())
     }
 
@@ -243,19 +244,22 @@ mod at_rest {
     use crate::redis_backend::{Link, RedisBroker, Settings, UNLIMITED};
 
     impl Deployment {
-        pub(super) fn open_at_rest(&self, opening: Opening) -> Result<Backend, String> {
-            let envelopes = match opening.envelopes.is_empty() {
-                true => self.root_envelopes()?,
-                false => opening.envelopes,
-            };
+        pub(super) fn open_at_rest(
+            &self,
+            mut envelopes: Vec<Secret>,
+            sub_prefix: &str,
+        ) -> Result<Backend, String> {
+            if envelopes.is_empty() {
+                envelopes = self.root_envelopes()?;
+            }
             let mut rules = Rules::from_config(&self.config);
             // A batch bounds its records itself.
-            if opening.sub_prefix.is_empty() {
+            if sub_prefix.is_empty() {
                 rules.retain = UNLIMITED;
             }
             let settings = Settings {
                 redis: self.config.runtime.platform.redis.clone(),
-                prefix: format!("{}{}", self.prefix(), opening.sub_prefix),
+                prefix: format!("{}{}", self.prefix(), sub_prefix),
                 rules,
                 handlers: self.specs.clone(),
                 groups: self.groups(),

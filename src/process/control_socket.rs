@@ -70,7 +70,6 @@ named! {
 }
 
 /// Frames a message.
-#[must_use]
 pub fn framed(body: &[u8]) -> Zeroizing<Vec<u8>> {
     let mut out = Zeroizing::new(Vec::with_capacity(4 + body.len()));
     put_bytes(&mut out, body);
@@ -105,22 +104,17 @@ pub fn decode<M: Serialize + DeserializeOwned>(body: &[u8]) -> Result<M, Malform
 
 /// One end of a control socket, without blocking.
 pub struct ControlSocket {
-    stream: UnixStream,
+    pub stream: UnixStream,
     input: Vec<u8>,
     output: Zeroizing<Vec<u8>>,
-    ended: bool,
+    /// The other end has closed; what it said before was read.
+    pub ended: bool,
 }
 
 impl ControlSocket {
     /// Around a socket that does not block.
-    #[must_use]
     pub fn new(stream: UnixStream) -> ControlSocket {
         ControlSocket { stream, input: Vec::new(), output: Zeroizing::new(Vec::new()), ended: false }
-    }
-
-    /// The socket, to register.
-    pub fn stream(&mut self) -> &mut UnixStream {
-        &mut self.stream
     }
 
     /// What has arrived; if the other end has closed since, it still counts.
@@ -148,12 +142,6 @@ impl ControlSocket {
             self.input.drain(..length);
         }
         Ok(messages)
-    }
-
-    /// The other end has closed; what it said before was read.
-    #[must_use]
-    pub fn has_ended(&self) -> bool {
-        self.ended
     }
 
     /// Names jobs that were cut off.

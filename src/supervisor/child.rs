@@ -9,9 +9,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use mio::{Interest, Registry, Token};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::child_state::Action;
+use super::child_state::Work;
 use super::child_stderr::ChildStderr;
-use super::restart::Work;
 use crate::process::bundle::Role;
 use crate::process::control_socket::{ControlSocket, ToChild, ToParent};
 
@@ -28,8 +27,6 @@ pub(super) struct ChildProcess {
     pub(super) pinged_ms: u64,
     /// `Some` once it has closed its control socket.
     gone_ms: Option<u64>,
-    /// Where the broker listens, as it knows.
-    pub(super) told: Option<ToChild>,
     /// What it has done so far.
     pub(super) work: Work,
     /// How it ended, once that was seen.
@@ -71,7 +68,7 @@ impl ChildProcess {
         let pipe = child.stderr.take().ok_or(std::io::ErrorKind::BrokenPipe.into());
         let watched = pipe.and_then(ChildStderr::new).and_then(|mut stderr| {
             stderr.register(registry, token)?;
-            registry.register(control.stream(), token, Interest::READABLE | Interest::WRITABLE)?;
+            registry.register(&mut control.stream, token, Interest::READABLE | Interest::WRITABLE)?;
             Ok(stderr)
         });
         let stderr = match watched {
@@ -81,20 +78,9 @@ impl ChildProcess {
                 return Err(error);
             }
         };
-        let (gone_ms, told, ended) = Default::default();
         let (since_ms, heard_ms, pinged_ms) = (now_ms, now_ms, now_ms);
-        Ok(ChildProcess {
-            child,
-            control,
-            stderr,
-            since_ms,
-            heard_ms,
-            pinged_ms,
-            gone_ms,
-            told,
-            work: Work::None,
-            ended,
-        })
+        let (work, gone_ms, ended) = Default::default();
+        Ok(ChildProcess { child, control, stderr, since_ms, heard_ms, pinged_ms, gone_ms, work, ended })
     }
 
     pub(super) fn id(&self) -> u32 {
@@ -119,7 +105,7 @@ impl ChildProcess {
         self.control.flush();
         self.stderr.pass_on();
         let said = self.control.read();
-        if self.control.has_ended() {
+        if self.control.ended {
             self.gone_ms.get_or_insert(now_ms);
         } else if said.is_err() {
             self.kill();
@@ -131,17 +117,9 @@ impl ChildProcess {
         messages
     }
 
-    pub(super) fn obey(&mut self, action: Action) {
-        match action {
-            Action::SayStop(0) => self.control.send(&ToChild::Stop),
-            Action::SayStop(patience_ms) => self.control.send(&ToChild::Drain(patience_ms)),
-            Action::Terminate => {
-                if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
-                    let _ = kill_process(pid, Signal::TERM);
-                }
-            }
-            Action::Kill => self.kill(),
-            Action::None | Action::Spawn | Action::Replaced(_) | Action::SetAside(_) | Action::GiveUp => {}
+    pub(super) fn terminate(&self) {
+        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            let _ = kill_process(pid, Signal::TERM);
         }
     }
 
@@ -163,6 +141,6 @@ impl ChildProcess {
 
     /// Its socket closes a moment before it can be waited for, and no other event need follow.
     pub(super) fn is_due_at_once(&self) -> bool {
-        self.control.has_ended() || self.stderr.has_more()
+        self.control.ended || self.stderr.has_more()
     }
 }

@@ -10,7 +10,7 @@ use crate::exit::{Exit, say};
 use crate::job::JobId;
 use crate::observe::{event, log_writer};
 use crate::process::control_socket::{ControlSocket, ToChild, ToParent};
-use crate::process::hygiene::{Signals, drain_bytes, say_hangup};
+use crate::process::hygiene::{Signals, drain_bytes, hear_hangup};
 use crate::process::reactor::Reactor;
 use crate::process::systemd::Notifier;
 
@@ -26,8 +26,8 @@ impl Commander {
     /// A signal gives callers so long.
     pub fn signals(signals: Signals, graceful: Duration) -> Commander {
         Commander::Signals {
-            stop: UnixStream::from_std(signals.stop),
-            hangup: UnixStream::from_std(signals.hangup),
+            stop: signals.stop,
+            hangup: signals.hangup,
             notifier: Notifier::from_environment(),
             graceful,
             stops: false,
@@ -40,7 +40,7 @@ impl Commander {
                 reactor.watch(stop, token)?;
                 reactor.watch(hangup, token)
             }
-            Commander::Supervisor(control) => reactor.watch(control.stream(), token),
+            Commander::Supervisor(control) => reactor.watch(&mut control.stream, token),
         }
     }
 
@@ -68,9 +68,7 @@ impl Commander {
         let mut heard = Vec::new();
         match self {
             Commander::Signals { stop, hangup, notifier, graceful, stops } => {
-                if drain_bytes(hangup) > 0 {
-                    say_hangup();
-                }
+                hear_hangup(hangup);
                 for _ in 0..drain_bytes(stop) {
                     // The second signal's deadline is now.
                     let again = std::mem::replace(stops, true);
@@ -83,7 +81,7 @@ impl Commander {
                 heard = control.read::<ToChild>().map_err(|_| GONE)?;
                 let pings = heard.iter().filter(|message| **message == ToChild::Ping).count();
                 (0..pings).for_each(|_| control.send(&ToParent::Pong));
-                if control.has_ended() {
+                if control.ended {
                     return Err(GONE.into());
                 }
             }
