@@ -19,8 +19,7 @@ use std::time::Duration;
 
 use super::context::RunMaps;
 use super::lane_cache::{LaneCache, LaneName};
-use super::run::{Done, Run};
-use super::run_stop::RunStop;
+use super::run::{Done, Run, RunStop};
 use crate::clock::Timestamp;
 use crate::job::{IdMap, JobId, Outcome, Version};
 use crate::ports::{Commit, Lease, LeaseId, LeasedJob, OfLease, Requests, Rules, StateAt};
@@ -63,7 +62,7 @@ pub struct Books {
     workers: usize,
     active: IdMap<LeaseId, Active>,
     lanes: LaneCache,
-    requests: Requests,
+    pub(super) requests: Requests,
     draining: bool,
     /// Outcomes that came after their run was over.
     pub late: u64,
@@ -103,10 +102,6 @@ impl Books {
 
     pub fn take_requests(&mut self) -> Requests {
         std::mem::take(&mut self.requests)
-    }
-
-    pub(super) fn has_requests(&self) -> bool {
-        !self.requests.is_empty()
     }
 
     /// A lease came. `None`: it was given back.

@@ -20,15 +20,13 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::Duration;
 
 use super::books::Books;
-use super::context::{Job, JobContext, RunMaps, Staging};
+use super::context::{Handlers, Job, JobContext, RunMaps, Staging};
 use super::deck::{Deck, Next};
 use super::engine::Engine;
-use super::registry::Handlers;
-use super::run::{Done, Run};
-use super::run_stop::{Begin, RunStop};
+use super::run::{Done, Run, RunStop};
 use crate::bell::{Bell, lock};
 use crate::clock::Clock;
-use crate::handler::{HandlerError, HandlerSpec, Ordering};
+use crate::handler::{HandlerError, Ordering};
 use crate::job::Outcome;
 use crate::limits::ERROR_DETAIL_BYTES;
 use crate::ports::{LeasedJob, Rules};
@@ -60,7 +58,6 @@ struct Crew<H: Helm> {
     helm: Mutex<(H, Engine)>,
     deck: Arc<Deck>,
     outfit: Outfit,
-    specs: Vec<HandlerSpec>,
     /// Gone once one of the threads has panicked: whoever listens hears that at once.
     end: Mutex<Option<SyncSender<H::End>>>,
 }
@@ -73,12 +70,9 @@ pub fn start<H: Helm>(outfit: Outfit, helm: H) -> std::io::Result<Receiver<H::En
     let deck = Arc::new(Deck::new(outfit.workers));
     let books = Books::new(outfit.workers, outfit.rules.clone());
     let engine = Engine::new(books, deck.clone(), outfit.rules.visibility);
-    let specs = outfit.handlers.iter().map(|(spec, _)| spec.clone()).collect();
     let (end, ended) = sync_channel(1);
-    let threads = outfit.workers + 1;
-    let crew =
-        Arc::new(Crew { helm: Mutex::new((helm, engine)), deck, outfit, specs, end: Mutex::new(Some(end)) });
-    for index in 0..threads {
+    let crew = Arc::new(Crew { helm: Mutex::new((helm, engine)), deck, outfit, end: Mutex::new(Some(end)) });
+    for index in 0..=crew.outfit.workers {
         let member = Member(crew.clone());
         let thread = std::thread::Builder::new().name(format!("worker-{index}"));
         thread.spawn(move || member.0.work())?;
@@ -166,10 +160,8 @@ impl<H: Helm> Crew<H> {
         let mut started = self.outfit.clock.now();
         stop.start(started);
         for (place, job) in jobs.into_iter().enumerate() {
-            match stop.begin(place) {
-                Begin::Go => {}
-                Begin::LeaveOut => continue,
-                Begin::Stop => break,
+            if !stop.begin(place) {
+                continue;
             }
             let (id, builds_on, timeout) = (job.spec.id, maps.version, job.spec.timeout);
             let outcome = self.do_job(&handler, job, &mut maps, &stop);
@@ -208,7 +200,7 @@ impl<H: Helm> Crew<H> {
             stop,
             deadline: self.outfit.clock.now().plus(job.0.spec.timeout),
             is_ordered: spec.options.ordering != Ordering::None,
-            specs: &self.specs,
+            handlers: &self.outfit.handlers,
             staging: Staging::default(),
         };
         // What a panicking handler leaves behind is its own: our maps change only in `commit` below.

@@ -76,7 +76,7 @@ impl Engine {
                 step.leases.into_iter().filter_map(|lease| self.books.on_lease(lease)).collect();
             step.revoked.into_iter().for_each(|revoked| self.books.on_revoked(revoked, now));
             self.deck.put_runs(runs);
-            if !self.books.has_requests() {
+            if self.books.requests.is_empty() {
                 break;
             }
         }

@@ -10,15 +10,11 @@ mod crew;
 mod deck;
 mod engine;
 mod lane_cache;
-mod registry;
 mod run;
-mod run_stop;
 
 pub use books::Books;
-pub use context::{Job, JobContext, RunMaps, StagedMap};
+pub use context::{Handler, Handlers, Job, JobContext, Registry, RunMaps, StagedMap};
 pub use crew::{Helm, Outfit, start};
 pub use deck::Deck;
 pub use engine::{Engine, Health};
-pub use registry::{Handler, Handlers, Registry};
-pub use run::{Done, Run};
-pub use run_stop::RunStop;
+pub use run::{Done, Run, RunStop};
