@@ -79,13 +79,17 @@ fn run(arguments: &[String], registry: &Registry) -> Result<Exit, String> {
     }
     let mut options = Options::new(&arguments[1..]);
     match command {
-        "serve" => serve(&mut options, registry),
+        "serve" => {
+            let loaded = options.load(registry)?;
+            let groups = loaded.config.runtime.platform.process_groups.len();
+            serve(&loaded, registry, &(0..groups).collect::<Vec<_>>())
+        }
         "batch" => run_batch(&mut options, registry),
         "check" => check(&mut options, registry),
         "keygen" => keygen(&mut options),
         "health" => health(&mut options),
         "web" if options.flag("--supervised") => run_child("web", &options, registry),
-        "web" => run_web(&mut options, registry),
+        "web" => serve(&options.load_of_many(registry)?, registry, &[]),
         "executor" if options.flag("--supervised") => run_child("executor", &options, registry),
         "executor" => run_executor(&mut options, registry),
         "token" => Err("token: bearer tokens are not built yet".into()),
@@ -156,28 +160,50 @@ impl Options {
             format!("the config has {count} error{plural}:{lines}")
         })
     }
+
+    /// The same for one of many processes: its broker must be where the others find it.
+    fn load_of_many(&mut self, registry: &Registry) -> Result<Loaded, String> {
+        let loaded = self.load(registry)?;
+        let platform = &loaded.config.runtime.platform;
+        if platform.queue.backend == "memory" {
+            return Err(
+                "runtime.platform.queue.backend: a single process needs the redis backends (got memory; \
+                        expected redis); `serve` runs with memory"
+                    .into(),
+            );
+        }
+        if platform.bootstrap.mode == "inline" {
+            return Err(
+                "runtime.platform.bootstrap.mode: inline runs web and executors together (got inline; \
+                        expected process_supervisor)"
+                    .into(),
+            );
+        }
+        Ok(loaded)
+    }
 }
 
-/// Refuses what is not built yet or cannot be read.
-fn startable(loaded: &Loaded) -> Result<(), String> {
+/// What to run from, and what its backend says of itself. Refuses what is not built yet, cannot be read or cannot be used.
+fn deploy(loaded: &Loaded, registry: &Registry) -> Result<(Deployment, Option<Fitness>), String> {
     let unbuilt = config::unbuilt(&loaded.config, &loaded.value);
     if !unbuilt.is_empty() {
         return Err(format!("this config is valid but cannot be started:\n  {}", unbuilt.join("\n  ")));
     }
-    match &loaded.config.runtime.platform.execution_ipc.auth.secret_file {
-        Some(file) => config::secret::Secret::read(Path::new(file)).map(drop),
-        None => Ok(()),
+    if let Some(file) = &loaded.config.runtime.platform.execution_ipc.auth.secret_file {
+        drop(config::secret::Secret::read(Path::new(file))?);
+    }
+    let deployment = Deployment::new(loaded, registry, Clock::system());
+    match deployment.fitness()? {
+        Some(Fitness::Unfit(why)) => {
+            Err(format!("runtime.platform.redis: this server cannot be used: {why}"))
+        }
+        fitness => Ok((deployment, fitness)),
     }
 }
 
-/// What to run from, where it can be started; the log has begun. A backend that is away now is waited for later.
+/// The same, where the log has begun. A backend that is away now is waited for later.
 fn start(loaded: &Loaded, registry: &Registry, role: &'static str) -> Result<Deployment, String> {
-    startable(loaded)?;
-    let deployment = Deployment::new(loaded, registry, Clock::system());
-    let fitness = deployment.fitness()?;
-    if let Some(Fitness::Unfit(why)) = fitness {
-        return Err(unfit(&why));
-    }
+    let (deployment, fitness) = deploy(loaded, registry)?;
     let role = if role == "serve" && deployment.is_inline() { "inline" } else { role };
     log_writer::start(deployment.config.observability.log, role);
     match fitness {
@@ -188,17 +214,13 @@ fn start(loaded: &Loaded, registry: &Registry, role: &'static str) -> Result<Dep
     Ok(deployment)
 }
 
-fn unfit(why: &str) -> String {
-    format!("runtime.platform.redis: this server cannot be used: {why}")
-}
-
-fn serve(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
-    let deployment = start(&options.load(registry)?, registry, "serve")?;
-    let groups: Vec<usize> = (0..deployment.groups().len()).collect();
+/// `serve`, and what has a supervisor and only some of the executors.
+fn serve(loaded: &Loaded, registry: &Registry, groups: &[usize]) -> Result<Exit, String> {
+    let deployment = start(loaded, registry, "serve")?;
     Ok(ended(if deployment.is_inline() {
         roles::serve_inline(&deployment)
     } else {
-        roles::serve(&deployment, &groups)
+        roles::serve(&deployment, groups)
     }))
 }
 
@@ -208,16 +230,10 @@ fn run_child(role: &'static str, options: &Options, registry: &Registry) -> Resu
     Ok(roles::run_child(role, registry))
 }
 
-/// `web`: `serve` without executors.
-fn run_web(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
-    let deployment = start(&of_many(options.load(registry)?)?, registry, "serve")?;
-    Ok(ended(roles::serve(&deployment, &[])))
-}
-
 /// `executor`: `serve` for some executors, whose web process strangers need not reach.
 fn run_executor(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
     let named = options.values("--group")?;
-    let mut loaded = of_many(options.load(registry)?)?;
+    let mut loaded = options.load_of_many(registry)?;
     if !loaded.origins.contains_key("web.bind") {
         loaded.config.web.bind = "127.0.0.1:0".into();
         loaded.value["web"]["bind"] = "127.0.0.1:0".into();
@@ -230,26 +246,7 @@ fn run_executor(options: &mut Options, registry: &Registry) -> Result<Exit, Stri
         true => (0..known.len()).collect(),
         false => named.iter().map(index).collect::<Result<Vec<usize>, String>>()?,
     };
-    let deployment = start(&loaded, registry, "serve")?;
-    Ok(ended(roles::serve(&deployment, &groups)))
-}
-
-/// What one of many processes runs from: its broker must be where the others find it.
-fn of_many(loaded: Loaded) -> Result<Loaded, String> {
-    let platform = &loaded.config.runtime.platform;
-    if platform.queue.backend == "memory" {
-        return Err("runtime.platform.queue.backend: a single process needs the redis backends (got memory; expected \
-                    redis); `serve` runs with memory"
-            .into());
-    }
-    if platform.bootstrap.mode == "inline" {
-        return Err(
-            "runtime.platform.bootstrap.mode: inline runs web and executors together (got inline; expected \
-                    process_supervisor)"
-                .into(),
-        );
-    }
-    Ok(loaded)
+    serve(&loaded, registry, &groups)
 }
 
 fn run_batch(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
@@ -286,13 +283,10 @@ fn check(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
     let text =
         if as_json { format!("{:#}\n", config::normalised(&loaded)) } else { config::summary(&loaded) };
     say(std::io::stdout(), &text);
-    startable(&loaded)?;
-    match Deployment::new(&loaded, registry, Clock::system()).fitness()? {
-        None => {}
-        Some(Fitness::Fit(promise)) if as_json => drop(promise),
-        Some(Fitness::Fit(promise)) => say(std::io::stdout(), &format!("{promise}\n")),
-        Some(Fitness::Unfit(why)) => return Err(unfit(&why)),
+    match deploy(&loaded, registry)?.1 {
+        Some(Fitness::Fit(promise)) if !as_json => say(std::io::stdout(), &format!("{promise}\n")),
         Some(Fitness::Away(why)) => return Ok(ended(Err(format!("the backend cannot be reached: {why}")))),
+        Some(Fitness::Fit(_) | Fitness::Unfit(_)) | None => {}
     }
     Ok(Exit::Done)
 }

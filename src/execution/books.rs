@@ -74,17 +74,9 @@ pub struct Books {
 
 impl Books {
     pub fn new(workers: usize, rules: Rules) -> Books {
-        Books {
-            lanes: LaneCache::new(2 * rules.lane_state_max),
-            rules,
-            workers,
-            active: IdMap::default(),
-            requests: Requests::default(),
-            draining: false,
-            late: 0,
-            has_worked: false,
-            finished: 0,
-        }
+        let lanes = LaneCache::new(2 * rules.lane_state_max);
+        let (active, requests, draining, late, has_worked, finished) = Default::default();
+        Books { rules, workers, active, lanes, requests, draining, late, has_worked, finished }
     }
 
     /// How many leases it takes at once: one for each worker that is free or has one, so that no lease waits here while
@@ -123,16 +115,17 @@ impl Books {
             RunJob { id, place, delivery: job.delivery, fence: job.fence, timeout }
         };
         let stop = Arc::new(RunStop::default());
+        let (position, started, over_since, doomed) = Default::default();
         let active = Active {
             lane,
             jobs: lease.jobs.iter().enumerate().map(run_job).collect(),
-            position: 0,
-            started: None,
+            position,
+            started,
             version: maps.version,
             stop: stop.clone(),
-            over_since: None,
+            over_since,
             keeps_state,
-            doomed: None,
+            doomed,
         };
         self.active.insert(lease.id, active);
         self.has_worked = true;
@@ -140,22 +133,10 @@ impl Books {
     }
 
     pub fn on_done(&mut self, done: Done) {
-        match done {
-            Done::Outcome { lease, job, outcome, builds_on, at } => {
-                self.on_outcome(lease, job, outcome, builds_on, at)
-            }
-            Done::End { lease, maps } => self.on_end(lease, maps),
-        }
-    }
-
-    fn on_outcome(
-        &mut self,
-        lease: LeaseId,
-        job: JobId,
-        mut outcome: Outcome,
-        builds_on: Version,
-        at: Timestamp,
-    ) {
+        let (lease, job, mut outcome, builds_on, at) = match done {
+            Done::Outcome { lease, job, outcome, builds_on, at } => (lease, job, outcome, builds_on, at),
+            Done::End { lease, maps } => return self.on_end(lease, maps),
+        };
         let Some(active) = self.active.get_mut(&lease).filter(|active| active.over_since.is_none()) else {
             self.late += 1;
             return;

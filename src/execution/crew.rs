@@ -117,23 +117,18 @@ impl<H: Helm> Crew<H> {
         self.deck.set_led(true, self.outfit.clock.now());
         while !self.deck.is_over() {
             let (helmsman, engine) = &mut *helm;
-            let flow = match helmsman.turn(engine) {
-                ControlFlow::Continue(most) => match self.deck.run_of_leader(self.outfit.clock.now()) {
-                    Some(run) => {
-                        drop(helm);
-                        return self.do_run(run);
-                    }
-                    None => {
-                        let flow = helmsman.wait(self.deck.rest(most));
-                        self.deck.look(self.outfit.clock.now());
-                        flow
-                    }
-                },
-                ControlFlow::Break(end) => ControlFlow::Break(end),
+            let most = match helmsman.turn(engine) {
+                ControlFlow::Continue(most) => most,
+                ControlFlow::Break(end) => return self.end(end),
             };
-            if let ControlFlow::Break(end) = flow {
+            if let Some(run) = self.deck.run_of_leader(self.outfit.clock.now()) {
+                drop(helm);
+                return self.do_run(run);
+            }
+            if let ControlFlow::Break(end) = helmsman.wait(self.deck.rest(most)) {
                 return self.end(end);
             }
+            self.deck.look(self.outfit.clock.now());
         }
     }
 

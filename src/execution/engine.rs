@@ -34,33 +34,16 @@ impl Engine {
         Engine { books, deck, visibility, renew_at: Timestamp::default() }
     }
 
-    /// Does all there is to do now; says when to come again at the latest.
-    ///
-    /// # Errors
-    /// The broker is lost, and every run has been abandoned.
+    /// Does all there is to do now; says when to come again at the latest. An error: the broker is lost, and every run has
+    /// been abandoned.
     pub fn exchange(
         &mut self,
         consumer: &mut dyn Consumer,
         now: Timestamp,
     ) -> Result<Timestamp, BackendError> {
-        let exchanged = self.try_exchange(consumer, now);
-        if exchanged.is_err() {
-            // No worker will end these.
-            self.books.give_back(self.deck.take_all_waiting());
-            self.books.abandon(now);
-        }
-        exchanged
-    }
-
-    fn try_exchange(
-        &mut self,
-        consumer: &mut dyn Consumer,
-        now: Timestamp,
-    ) -> Result<Timestamp, BackendError> {
-        for done in self.deck.take_done() {
-            self.books.on_done(done);
-        }
-        self.books.on_time(now);
+        let books = &mut self.books;
+        self.deck.take_done().into_iter().for_each(|done| books.on_done(done));
+        books.on_time(now);
         if now >= self.renew_at {
             consumer.extend();
             self.renew_at = now.plus(self.visibility / 3);
@@ -68,19 +51,22 @@ impl Engine {
         loop {
             let are_short = self.deck.jobs_are_short();
             if !are_short {
-                self.books.give_back(self.deck.take_waiting());
+                books.give_back(self.deck.take_waiting());
             }
-            let step = consumer.step(self.books.take_requests(), self.books.room(are_short))?;
-            step.fenced.into_iter().for_each(|fenced| self.books.on_fenced(fenced, now));
-            let runs: Vec<Run> =
-                step.leases.into_iter().filter_map(|lease| self.books.on_lease(lease)).collect();
-            step.revoked.into_iter().for_each(|revoked| self.books.on_revoked(revoked, now));
+            let stepped = consumer.step(books.take_requests(), books.room(are_short));
+            let step = stepped.inspect_err(|_| {
+                // No worker will end these.
+                books.give_back(self.deck.take_all_waiting());
+                books.abandon(now);
+            })?;
+            step.fenced.into_iter().for_each(|fenced| books.on_fenced(fenced, now));
+            let runs: Vec<Run> = step.leases.into_iter().filter_map(|lease| books.on_lease(lease)).collect();
+            step.revoked.into_iter().for_each(|revoked| books.on_revoked(revoked, now));
             self.deck.put_runs(runs);
-            if self.books.requests.is_empty() {
-                break;
+            if books.requests.is_empty() {
+                return Ok(books.next_deadline().map_or(self.renew_at, |at| at.min(self.renew_at)));
             }
         }
-        Ok(self.books.next_deadline().map_or(self.renew_at, |deadline| deadline.min(self.renew_at)))
     }
 
     pub fn health(&self, consumer: &dyn Consumer, now: Timestamp) -> Health {

@@ -14,6 +14,7 @@ pub(super) type LaneName = (Arc<str>, Option<Arc<str>>);
 const LANE_BYTES: usize = 256;
 
 /// Bounded by what it holds: the lanes that were used longest ago go first.
+#[derive(Default)]
 pub(super) struct LaneCache {
     most_bytes: usize,
     bytes: usize,
@@ -31,8 +32,7 @@ struct Cached {
 
 impl LaneCache {
     pub(super) fn new(most_bytes: usize) -> LaneCache {
-        let (lanes, uses) = Default::default();
-        LaneCache { most_bytes, bytes: 0, lanes, uses, last_use: 0 }
+        LaneCache { most_bytes, ..LaneCache::default() }
     }
 
     /// Takes out what is known of a lane in this version.
