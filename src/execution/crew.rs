@@ -22,14 +22,13 @@ use std::time::Duration;
 use super::books::Books;
 use super::context::{Handlers, Job, JobContext, RunMaps, Staging};
 use super::deck::{Deck, Next};
-use super::engine::Engine;
 use super::run::{Done, Run, RunStop};
 use crate::bell::{Bell, lock};
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::handler::{HandlerError, Ordering};
 use crate::job::Outcome;
 use crate::limits::ERROR_DETAIL_BYTES;
-use crate::ports::{LeasedJob, Rules};
+use crate::ports::{BackendError, Consumer, LeasedJob, Rules};
 use crate::problem::{Code, JobError};
 
 /// What the leader does besides the books: its broker, and whoever may stop it.
@@ -42,6 +41,73 @@ pub trait Helm: Send + 'static {
 
     /// Waits for events, or until the crew's bell rings, at most so long.
     fn wait(&mut self, most: Duration) -> ControlFlow<Self::End>;
+}
+
+/// One exchange with the broker: what came of runs is said, what comes is entered into the books and given to the
+/// threads. Thin: every decision is the books'.
+pub struct Engine {
+    pub books: Books,
+    deck: Arc<Deck>,
+    visibility: Duration,
+    renew_at: Timestamp,
+}
+
+/// How an executor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It takes jobs.
+    Working,
+    /// Handlers ignore that their time is over: the process should be replaced.
+    Stuck,
+    /// It was told to stop, nothing of its runs is left, and the broker knows what came of them.
+    Drained,
+}
+
+impl Engine {
+    /// Does all there is to do now; says when to come again at the latest. An error: the broker is lost, and every run has
+    /// been abandoned.
+    pub fn exchange(
+        &mut self,
+        consumer: &mut dyn Consumer,
+        now: Timestamp,
+    ) -> Result<Timestamp, BackendError> {
+        let books = &mut self.books;
+        self.deck.take_done().into_iter().for_each(|done| books.on_done(done));
+        books.on_time(now);
+        if now >= self.renew_at {
+            consumer.extend();
+            self.renew_at = now.plus(self.visibility / 3);
+        }
+        loop {
+            let are_short = self.deck.jobs_are_short();
+            if !are_short {
+                books.give_back(self.deck.take_waiting());
+            }
+            let stepped = consumer.step(books.take_requests(), books.room(are_short));
+            let step = stepped.inspect_err(|_| {
+                // No worker will end these.
+                books.give_back(self.deck.take_all_waiting());
+                books.abandon(now);
+            })?;
+            step.fenced.into_iter().for_each(|fenced| books.on_fenced(fenced, now));
+            let runs: Vec<Run> = step.leases.into_iter().filter_map(|lease| books.on_lease(lease)).collect();
+            step.revoked.into_iter().for_each(|revoked| books.on_revoked(revoked, now));
+            self.deck.put_runs(runs);
+            if books.requests.is_empty() {
+                return Ok(books.next_deadline().map_or(self.renew_at, |at| at.min(self.renew_at)));
+            }
+        }
+    }
+
+    pub fn health(&self, consumer: &dyn Consumer, now: Timestamp) -> Health {
+        if self.books.is_drained() && consumer.is_settled() {
+            Health::Drained
+        } else if self.books.is_stuck(now) {
+            Health::Stuck
+        } else {
+            Health::Working
+        }
+    }
 }
 
 /// What a crew works with.
@@ -69,7 +135,8 @@ struct Crew<H: Helm> {
 pub fn start<H: Helm>(outfit: Outfit, helm: H) -> std::io::Result<Receiver<H::End>> {
     let deck = Arc::new(Deck::new(outfit.workers));
     let books = Books::new(outfit.workers, outfit.rules.clone());
-    let engine = Engine::new(books, deck.clone(), outfit.rules.visibility);
+    let visibility = outfit.rules.visibility;
+    let engine = Engine { books, deck: deck.clone(), visibility, renew_at: Timestamp::default() };
     let (end, ended) = sync_channel(1);
     let crew = Arc::new(Crew { helm: Mutex::new((helm, engine)), deck, outfit, end: Mutex::new(Some(end)) });
     for index in 0..=crew.outfit.workers {

@@ -8,13 +8,10 @@ pub mod builtin;
 mod context;
 mod crew;
 mod deck;
-mod engine;
-mod lane_cache;
 mod run;
 
 pub use books::Books;
 pub use context::{Handler, Handlers, Job, JobContext, Registry, RunMaps, StagedMap};
-pub use crew::{Helm, Outfit, start};
+pub use crew::{Engine, Health, Helm, Outfit, start};
 pub use deck::Deck;
-pub use engine::{Engine, Health};
 pub use run::{Done, Run, RunStop};
