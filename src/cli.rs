@@ -1,9 +1,11 @@
 //! Arguments to a command, and a command's end to an exit code.
 
 use std::ffi::OsString;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use crate::batch::{BatchError, BatchOptions};
 use crate::clock::Clock;
@@ -298,11 +300,30 @@ fn keygen(options: &mut Options) -> Result<Exit, String> {
     Ok(ended(made.map(|()| Exit::Done).map_err(|message| format!("keygen: {message}"))))
 }
 
+/// `health`: asks a running service whether it is ready.
 fn health(options: &mut Options) -> Result<Exit, String> {
     let url = options.value("--url")?.unwrap_or_else(|| "http://127.0.0.1:8080".into());
     options.finish()?;
     let address = url.strip_prefix("http://").ok_or("--url must begin with http://")?;
     let address = address.split('/').next().unwrap_or_default();
-    let ready = roles::ask_ready(address).map(|()| Exit::Done);
-    Ok(ended(ready.map_err(|message| format!("health: {message}"))))
+    let end = match ask_ready(address) {
+        Ok(answer) if answer.starts_with("HTTP/1.1 200 ") => Ok(Exit::Done),
+        Ok(answer) => {
+            let body = answer.split_once("\r\n\r\n").map_or(&*answer, |(_, body)| body);
+            Err(format!("health: {address} is not ready: {body}"))
+        }
+        Err(error) => Err(format!("health: {address}: {error}")),
+    };
+    Ok(ended(end))
+}
+
+fn ask_ready(address: &str) -> std::io::Result<String> {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    write!(stream, "GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.take(65_536).read_to_end(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
 }

@@ -5,8 +5,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use serde_json::Value;
-
 use crate::bell::Bell;
 use crate::channel::keys::GroupSecret;
 use crate::channel::{ChannelServer, ServerConfig};
@@ -56,16 +54,17 @@ pub struct Deployment {
 impl Deployment {
     /// From a config that passed.
     pub fn new(loaded: &Loaded, registry: &Registry, clock: Clock) -> Deployment {
-        let config = loaded.config.clone();
+        Deployment::of(loaded.config.clone(), loaded.value.to_string().into(), registry, clock)
+    }
+
+    fn of(config: Config, config_text: Arc<str>, registry: &Registry, clock: Clock) -> Deployment {
         let groups = &config.runtime.platform.process_groups;
         let specs = config.handlers.iter().map(|(name, options)| HandlerSpec {
             name: Arc::from(name.as_str()),
             group: groups.iter().position(|group| group.runs(name)).unwrap_or(0),
             options: options.clone(),
         });
-        let specs = specs.collect();
-        let config_text = Arc::from(loaded.value.to_string());
-        Deployment { config, config_text, registry: registry.clone(), specs, clock }
+        Deployment { specs: specs.collect(), config, config_text, registry: registry.clone(), clock }
     }
 
     /// The one that the supervisor has, made again from the normalised config.
@@ -73,10 +72,9 @@ impl Deployment {
     /// # Errors
     /// The config is not what this binary understands.
     pub fn from_bundle(bundle: &Bundle, registry: &Registry) -> Result<Deployment, String> {
-        let value: Value = serde_json::from_str(&bundle.config).map_err(|error| error.to_string())?;
-        let config = serde_json::from_value(value.clone()).map_err(|error| error.to_string())?;
-        let loaded = Loaded { config, value, origins: BTreeMap::new() };
-        Ok(Deployment::new(&loaded, registry, Clock::System { offset: bundle.clock_offset }))
+        let config = serde_json::from_str(&bundle.config).map_err(|error| error.to_string())?;
+        let clock = Clock::System { offset: bundle.clock_offset };
+        Ok(Deployment::of(config, bundle.config.as_str().into(), registry, clock))
     }
 
     /// The bundle of an executor of this group: its channel secret, and nothing that signs anything at rest.
@@ -185,15 +183,10 @@ impl Deployment {
     fn memory(&self) -> Backend {
         let rules = Rules::from_config(&self.config);
         let broker = Broker::new(rules, self.specs.clone(), self.workers(), Entropy::system());
-        let broker = MemoryBroker::new(broker, self.clock.clone(), self.groups());
-        let consumers = broker.clone();
-        Backend {
-            producer: Arc::new(broker.clone()),
-            replies: Arc::new(broker.clone()),
-            seat: Arc::new(broker),
-            consumers: Arc::new(move |group, bell| Box::new(consumers.consumer(group, bell))),
-            calls_may_wait: false,
-        }
+        let broker = Arc::new(MemoryBroker::new(broker, self.clock.clone(), self.groups()));
+        let (producer, replies, seat) = (broker.clone(), broker.clone(), broker.clone());
+        let consumers = Arc::new(move |group, bell| Box::new(broker.consumer(group, bell)) as _);
+        Backend { producer, replies, seat, consumers, calls_may_wait: false }
     }
 
     /// Workers of one executor, by group.
@@ -270,15 +263,11 @@ mod at_rest {
             if !self.jobs_survive_processes() {
                 return Ok(self.mixed(broker));
             }
-            let seat = broker.sit().map_err(|error| format!("a thread: {error}"))?;
-            let consumers = broker.clone();
-            Ok(Backend {
-                producer: Arc::new(broker.clone()),
-                replies: Arc::new(broker),
-                seat: Arc::new(seat),
-                consumers: Arc::new(move |group, bell| Box::new(consumers.consumer(group, bell))),
-                calls_may_wait: true,
-            })
+            let seat = Arc::new(broker.sit().map_err(|error| format!("a thread: {error}"))?);
+            let broker = Arc::new(broker);
+            let (producer, replies) = (broker.clone(), broker.clone());
+            let consumers = Arc::new(move |group, bell| Box::new(broker.consumer(group, bell)) as _);
+            Ok(Backend { producer, replies, seat, consumers, calls_may_wait: true })
         }
 
         /// The queue in this process, lane states and contexts in Redis.

@@ -123,17 +123,14 @@ impl ControlSocket {
     /// It makes no sense.
     pub fn read<M: Serialize + DeserializeOwned>(&mut self) -> Result<Vec<M>, Malformed> {
         let mut buffer = [0; 4_096];
-        loop {
+        while !self.ended {
             match self.stream.read(&mut buffer) {
                 Ok(1..) if self.input.len() > 2 * MESSAGE_BYTES => return Err(Malformed),
                 Ok(read @ 1..) => self.input.extend_from_slice(&buffer[..read]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 // A peer that is gone before it has read everything resets the connection.
-                Ok(0) | Err(_) => {
-                    self.ended = true;
-                    break;
-                }
+                Ok(0) | Err(_) => self.ended = true,
             }
         }
         let mut messages = Vec::new();
@@ -142,6 +139,17 @@ impl ControlSocket {
             self.input.drain(..length);
         }
         Ok(messages)
+    }
+
+    /// What a child hears; its pings are answered.
+    ///
+    /// # Errors
+    /// The supervisor is gone: so is the child.
+    pub fn hear(&mut self) -> Result<Vec<ToChild>, String> {
+        self.flush();
+        let heard = self.read::<ToChild>().ok().filter(|_| !self.ended).ok_or("the supervisor is gone")?;
+        heard.iter().filter(|message| **message == ToChild::Ping).for_each(|_| self.send(&ToParent::Pong));
+        Ok(heard)
     }
 
     /// Names jobs that were cut off.

@@ -146,19 +146,16 @@ impl ExecutorHelm {
     }
 
     fn on_control(&mut self) -> Result<(), String> {
-        const GONE: &str = "the supervisor is gone";
-        self.control.flush();
-        for message in self.control.read::<ToChild>().map_err(|_| GONE)? {
+        for message in self.control.hear()? {
             match message {
                 ToChild::Channel(address) => {
                     let address = address.parse().map_err(|_| "the channel's address is malformed")?;
                     self.client.set_address(address, monotonic_millis());
                 }
-                ToChild::Ping => self.control.send(&ToParent::Pong),
                 ToChild::Drain(_) | ToChild::Stop | ToChild::Leave => self.ends = true,
-                ToChild::Replaced(..) | ToChild::Succeeds(_) => {}
+                ToChild::Ping | ToChild::Replaced(..) | ToChild::Succeeds(_) => {}
             }
         }
-        if self.control.ended { Err(GONE.into()) } else { Ok(()) }
+        Ok(())
     }
 }

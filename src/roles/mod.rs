@@ -2,13 +2,11 @@
 
 mod batch;
 mod executor;
-mod health;
 mod inline;
 mod serve;
 mod web;
 
 pub use batch::run as run_batch;
-pub use health::ask_ready;
 pub use serve::serve;
 pub use web::serve_inline;
 

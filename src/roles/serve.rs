@@ -8,7 +8,7 @@ use mio::Token;
 use crate::clock::monotonic_millis;
 use crate::config::secret::Secret;
 use crate::deployment::Deployment;
-use crate::exit::{Exit, say};
+use crate::exit::Exit;
 use crate::observe::{event, log_writer};
 use crate::process::bundle::Role;
 use crate::process::control_socket::ToChild;
@@ -56,7 +56,7 @@ pub fn serve(deployment: &Deployment, groups: &[usize]) -> Result<Exit, String> 
     let exit = Supervisor {
         fleet,
         phases: Phases::new(monotonic_millis() + lifecycle.ready_timeout_ms, lifecycle.patience_ms()),
-        ready_line: format!("ready http://{address} pid={}\n", std::process::id()),
+        address: address.to_string(),
         notifier: Notifier::from_environment(),
         web_name: String::new(),
         replaced: BTreeMap::new(),
@@ -83,7 +83,8 @@ struct Supervisor {
     /// Whatever happens: no child outlives it.
     fleet: Fleet,
     phases: Phases,
-    ready_line: String,
+    /// The public one.
+    address: String,
     notifier: Notifier,
     /// The broker's name for the web process, if it has one: its leases end when it is replaced.
     web_name: String,
@@ -201,12 +202,7 @@ impl Supervisor {
     fn on(&mut self, happened: Event, now_ms: u64) {
         match self.phases.on(happened, now_ms) {
             Action::None => {}
-            Action::SayReady => {
-                say(std::io::stdout(), &self.ready_line);
-                let line = self.ready_line.trim();
-                event(log::Level::Info, "lifecycle.ready").field("line", line).emit();
-                self.notifier.ready(line);
-            }
+            Action::SayReady => self.notifier.ready(&self.address),
             Action::SayLate => {
                 let late = self.fleet.not_ready().join(", ");
                 log_writer::say(format!("cofferdam: not ready in time: {late}\n"));

@@ -6,9 +6,9 @@ use mio::Token;
 use mio::net::UnixStream;
 
 use crate::clock::millis;
-use crate::exit::{Exit, say};
+use crate::exit::Exit;
 use crate::job::JobId;
-use crate::observe::{event, log_writer};
+use crate::observe::log_writer;
 use crate::process::control_socket::{ControlSocket, ToChild, ToParent};
 use crate::process::hygiene::{Signals, drain_bytes, hear_hangup};
 use crate::process::reactor::Reactor;
@@ -48,10 +48,7 @@ impl Commander {
     pub(super) fn say_ready(&mut self, address: &str, channel: &str, name: &str) {
         match self {
             Commander::Signals { notifier, .. } => {
-                let line = format!("ready http://{address} pid={}\n", std::process::id());
-                say(std::io::stdout(), &line);
-                notifier.ready(line.trim());
-                event(log::Level::Info, "lifecycle.ready").field("line", line.trim()).emit();
+                notifier.ready(address);
             }
             Commander::Supervisor(control) => {
                 control.send(&ToParent::Ready(format!("{channel} {name}").trim_end().to_owned()));
@@ -64,29 +61,20 @@ impl Commander {
     /// # Errors
     /// The supervisor is gone: so is this process.
     pub(super) fn hear(&mut self) -> Result<Vec<ToChild>, String> {
-        const GONE: &str = "the supervisor is gone";
-        let mut heard = Vec::new();
         match self {
             Commander::Signals { stop, hangup, notifier, graceful, stops } => {
                 hear_hangup(hangup);
+                let mut heard = Vec::new();
                 for _ in 0..drain_bytes(stop) {
                     // The second signal's deadline is now.
                     let again = std::mem::replace(stops, true);
                     heard.push(ToChild::Drain(if again { 0 } else { millis(*graceful) }));
                     notifier.stopping(millis(*graceful));
                 }
+                Ok(heard)
             }
-            Commander::Supervisor(control) => {
-                control.flush();
-                heard = control.read::<ToChild>().map_err(|_| GONE)?;
-                let pings = heard.iter().filter(|message| **message == ToChild::Ping).count();
-                (0..pings).for_each(|_| control.send(&ToParent::Pong));
-                if control.ended {
-                    return Err(GONE.into());
-                }
-            }
+            Commander::Supervisor(control) => control.hear(),
         }
-        Ok(heard)
     }
 
     /// Says that the drain is over. `Some`: there is no supervisor, who would say when to end.
