@@ -18,8 +18,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::context::RunMaps;
-use super::run::{Done, Run, RunStop};
+use super::run::{Done, Run, RunMaps, RunStop};
 use crate::clock::Timestamp;
 use crate::job::{IdMap, JobId, Outcome, Version};
 use crate::ports::{Commit, Lease, LeaseId, LeasedJob, OfLease, Requests, Rules, StateAt};

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::run::RunStop;
+use super::run::{RunMaps, RunStop, bytes_of};
 use crate::clock::Timestamp;
 use crate::handler::{HandlerError, HandlerOptions, HandlerSpec};
 use crate::job::{Change, Effects, Entries, FollowUp, JobId, Payload, Trace, Version, entry_bytes};
@@ -104,28 +104,6 @@ impl StagedMap<'_> {
     /// Removes a key.
     pub fn remove(&mut self, key: &str) {
         self.staged.insert(Arc::from(key), None);
-    }
-}
-
-/// The maps of a run: the lane's state, and the context of each trace in it.
-#[derive(Debug, Default)]
-pub struct RunMaps {
-    /// Names the state; grows with each committed change.
-    pub version: Version,
-    /// The lane's state as of the last success.
-    pub state: Entries,
-    pub state_bytes: usize,
-    /// By trace, as of the claim, with this run's own changes.
-    traces: HashMap<[u8; 16], Entries>,
-}
-
-impl RunMaps {
-    pub fn new(version: Version, state: Entries) -> RunMaps {
-        RunMaps { version, state_bytes: bytes_of(&state), state, traces: HashMap::new() }
-    }
-
-    pub(super) fn forget_traces(&mut self) {
-        self.traces.clear();
     }
 }
 
@@ -262,10 +240,6 @@ impl JobContext<'_> {
         }
         Ok(effects)
     }
-}
-
-fn bytes_of(map: &Entries) -> usize {
-    map.iter().map(|(key, value)| entry_bytes(key, value)).sum()
 }
 
 fn bytes_after(map: &Entries, bytes: usize, changes: &[Change]) -> usize {

@@ -20,9 +20,9 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::Duration;
 
 use super::books::Books;
-use super::context::{Handlers, Job, JobContext, RunMaps, Staging};
+use super::context::{Handlers, Job, JobContext, Staging};
 use super::deck::{Deck, Next};
-use super::run::{Done, Run, RunStop};
+use super::run::{Done, Run, RunMaps, RunStop};
 use crate::bell::{Bell, lock};
 use crate::clock::{Clock, Timestamp};
 use crate::handler::{HandlerError, Ordering};
@@ -242,7 +242,7 @@ impl<H: Helm> Crew<H> {
                 break;
             }
         }
-        maps.forget_traces();
+        maps.traces.clear();
         self.deck.end_run();
         if self.deck.put_done(Done::End { lease, maps }, started) {
             self.outfit.bell.ring();

@@ -1,14 +1,14 @@
 //! A run: a lease on its way through a worker; what a worker says of it; and how its end is told to whoever runs it, and
 //! what it has begun to whoever keeps the books.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use super::context::RunMaps;
 use crate::bell::lock;
 use crate::clock::Timestamp;
-use crate::job::{JobId, Outcome, Version};
+use crate::job::{Entries, JobId, Outcome, Version, entry_bytes};
 use crate::ports::{LeaseId, LeasedJob};
 
 /// See the module.
@@ -20,6 +20,28 @@ pub struct Run {
     pub maps: RunMaps,
     /// Shared with the books.
     pub stop: Arc<RunStop>,
+}
+
+/// The maps of a run: the lane's state, and the context of each trace in it.
+#[derive(Debug, Default)]
+pub struct RunMaps {
+    /// Names the state; grows with each committed change.
+    pub version: Version,
+    /// The lane's state as of the last success.
+    pub state: Entries,
+    pub state_bytes: usize,
+    /// By trace, as of the claim, with this run's own changes.
+    pub(super) traces: HashMap<[u8; 16], Entries>,
+}
+
+impl RunMaps {
+    pub fn new(version: Version, state: Entries) -> RunMaps {
+        RunMaps { version, state_bytes: bytes_of(&state), state, traces: HashMap::new() }
+    }
+}
+
+pub(super) fn bytes_of(map: &Entries) -> usize {
+    map.iter().map(|(key, value)| entry_bytes(key, value)).sum()
 }
 
 /// What a worker says.

@@ -12,8 +12,8 @@ use super::inline;
 use super::serve::add_executors;
 use crate::batch::{self, BatchError, BatchOptions, Lines, Summary};
 use crate::bell::Bell;
-use crate::channel::keys::GroupSecret;
 use crate::clock::monotonic_millis;
+use crate::config::secret::Secret;
 use crate::deployment::{Backend, Deployment};
 use crate::entropy::Entropy;
 use crate::limits::BATCH_COMMAND_LINES;
@@ -40,28 +40,21 @@ pub fn run(deployment: &Deployment, options: &BatchOptions) -> Result<Summary, B
     let window = BATCH_COMMAND_LINES.min(deployment.config.runtime.platform.queue.capacity);
     let deployment = &deployment.for_batch(window);
     // A deployment of its own, that starts from empty state and leaves none.
-    let left_behind =
-        SubDeployment { deployment, prefix: format!("batch-{:016x}:", Entropy::system().up_to(u64::MAX)) };
-    let backend = deployment.open(Vec::new(), &left_behind.prefix).map_err(BatchError::Failed)?;
+    let prefix = format!("batch-{:016x}:", Entropy::system().up_to(u64::MAX));
+    let left_behind = SubDeployment { deployment, prefix };
+    let backend = &deployment.open(Vec::new(), &left_behind.prefix).map_err(BatchError::Failed)?;
     let bell = Bell::for_this_thread();
     // Both end with what looks after them, which is before the backend and what is left behind there.
     let failed: Box<dyn Fn() -> Option<String>> = if deployment.is_inline() {
-        let threads = inline::start(deployment, &backend, &bell).map_err(BatchError::Failed)?;
+        let threads = inline::start(deployment, backend, &bell).map_err(BatchError::Failed)?;
         Box::new(move || (!threads.are_sound()).then(|| "an executor's threads have ended".into()))
     } else {
-        let host = ExecutorHost::start(deployment, &backend).map_err(BatchError::Failed)?;
+        let host = ExecutorHost::start(deployment, backend).map_err(BatchError::Failed)?;
         Box::new(move || host.failure.get().cloned())
     };
     let mode = options.sink_mode.unwrap_or(deployment.config.runtime.ordering.sink_mode);
-    let parts = batch::Parts {
-        handler,
-        mode,
-        window,
-        shows_progress: options.shows_progress,
-        backend: &backend,
-        bell,
-        failed: &*failed,
-    };
+    let (shows_progress, failed) = (options.shows_progress, &*failed);
+    let parts = batch::Parts { handler, mode, window, shows_progress, backend, bell, failed };
     parts.run(lines, output)
 }
 
@@ -95,21 +88,14 @@ impl ExecutorHost {
         let roots = deployment.root_secrets()?;
         let reactor = Reactor::new(256)?;
         let bell = reactor.bell();
-        let platform = &deployment.config.runtime.platform;
-        let mut fleet = Fleet::new(platform, reactor.registry().try_clone().map_err(io)?, FIRST_CHILD);
-        let groups: Vec<usize> = (0..platform.process_groups.len()).collect();
-        add_executors(&mut fleet, deployment, &groups, &roots[0]);
-        let secrets = deployment.group_secrets(&roots[0]);
         let (stop, failure) = (Arc::new(AtomicBool::new(false)), Arc::new(OnceLock::new()));
         let (stopped, failed) = (stop.clone(), failure.clone());
         let (deployment, backend) = (deployment.clone(), backend.clone());
         // The thread that spawns is the thread that lives as long as the children: their parent-death signal
         // follows it.
         let thread = std::thread::Builder::new().name("executors".into()).spawn(move || {
-            if let Err(message) = host(&deployment, &backend, secrets, reactor, &mut fleet, &stopped) {
-                let _ = failed.set(message);
-            }
-            fleet.kill_all();
+            let end = host(&deployment, &backend, roots, reactor, &stopped);
+            end.unwrap_or_else(|message| _ = failed.set(message));
         });
         Ok(ExecutorHost { stop, failure, bell, thread: Some(thread.map_err(io)?) })
     }
@@ -129,12 +115,17 @@ impl Drop for ExecutorHost {
 fn host(
     deployment: &Deployment,
     backend: &Backend,
-    secrets: Vec<GroupSecret>,
+    roots: Vec<Secret>,
     mut reactor: Reactor,
-    fleet: &mut Fleet,
     stop: &AtomicBool,
 ) -> Result<(), String> {
     let io = |error: std::io::Error| error.to_string();
+    let platform = &deployment.config.runtime.platform;
+    let mut fleet = Fleet::new(platform, reactor.registry().try_clone().map_err(io)?, FIRST_CHILD);
+    let groups: Vec<usize> = (0..platform.process_groups.len()).collect();
+    add_executors(&mut fleet, deployment, &groups, &roots[0]);
+    let secrets = deployment.group_secrets(&roots[0]);
+    drop(roots);
     let mut channel = deployment.channel(secrets, backend, Arc::default(), reactor.bell())?;
     channel.register(reactor.registry(), CHANNEL).map_err(io)?;
     fleet.set_channel(channel.address().map_err(io)?.to_string());
