@@ -1,9 +1,11 @@
 //! Arguments to a command, and a command's end to an exit code.
 
 use std::ffi::OsString;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use crate::batch::{BatchError, BatchOptions};
 use crate::clock::Clock;
@@ -79,12 +81,18 @@ fn run(arguments: &[String], registry: &Registry) -> Result<Exit, String> {
     }
     let mut options = Options::new(&arguments[1..]);
     match command {
-        "serve" => serve(&mut options, registry),
+        "serve" => {
+            let loaded = options.load(registry)?;
+            let groups = loaded.config.runtime.platform.process_groups.len();
+            serve(&loaded, registry, &(0..groups).collect::<Vec<_>>())
+        }
         "batch" => run_batch(&mut options, registry),
         "check" => check(&mut options, registry),
         "keygen" => keygen(&mut options),
         "health" => health(&mut options),
-        "web" => run_web(&mut options, registry),
+        "web" if options.flag("--supervised") => run_child("web", &options, registry),
+        "web" => serve(&options.load_of_many(registry)?, registry, &[]),
+        "executor" if options.flag("--supervised") => run_child("executor", &options, registry),
         "executor" => run_executor(&mut options, registry),
         "token" => Err("token: bearer tokens are not built yet".into()),
         unknown => Err(format!("there is no command {unknown}; see --help")),
@@ -154,28 +162,50 @@ impl Options {
             format!("the config has {count} error{plural}:{lines}")
         })
     }
+
+    /// The same for one of many processes: its broker must be where the others find it.
+    fn load_of_many(&mut self, registry: &Registry) -> Result<Loaded, String> {
+        let loaded = self.load(registry)?;
+        let platform = &loaded.config.runtime.platform;
+        if platform.queue.backend == "memory" {
+            return Err(
+                "runtime.platform.queue.backend: a single process needs the redis backends (got memory; \
+                        expected redis); `serve` runs with memory"
+                    .into(),
+            );
+        }
+        if platform.bootstrap.mode == "inline" {
+            return Err(
+                "runtime.platform.bootstrap.mode: inline runs web and executors together (got inline; \
+                        expected process_supervisor)"
+                    .into(),
+            );
+        }
+        Ok(loaded)
+    }
 }
 
-/// Refuses what is not built yet or cannot be read.
-fn startable(loaded: &Loaded) -> Result<(), String> {
+/// What to run from, and what its backend says of itself. Refuses what is not built yet, cannot be read or cannot be used.
+fn deploy(loaded: &Loaded, registry: &Registry) -> Result<(Deployment, Option<Fitness>), String> {
     let unbuilt = config::unbuilt(&loaded.config, &loaded.value);
     if !unbuilt.is_empty() {
         return Err(format!("this config is valid but cannot be started:\n  {}", unbuilt.join("\n  ")));
     }
-    match &loaded.config.runtime.platform.execution_ipc.auth.secret_file {
-        Some(file) => config::secret::Secret::read(Path::new(file)).map(drop),
-        None => Ok(()),
+    if let Some(file) = &loaded.config.runtime.platform.execution_ipc.auth.secret_file {
+        drop(config::secret::Secret::read(Path::new(file))?);
+    }
+    let deployment = Deployment::new(loaded, registry, Clock::system());
+    match deployment.fitness()? {
+        Some(Fitness::Unfit(why)) => {
+            Err(format!("runtime.platform.redis: this server cannot be used: {why}"))
+        }
+        fitness => Ok((deployment, fitness)),
     }
 }
 
-/// What to run from, where it can be started; the log has begun. A backend that is away now is waited for later.
+/// The same, where the log has begun. A backend that is away now is waited for later.
 fn start(loaded: &Loaded, registry: &Registry, role: &'static str) -> Result<Deployment, String> {
-    startable(loaded)?;
-    let deployment = Deployment::new(loaded, registry, Clock::system());
-    let fitness = deployment.fitness()?;
-    if let Some(Fitness::Unfit(why)) = fitness {
-        return Err(unfit(&why));
-    }
+    let (deployment, fitness) = deploy(loaded, registry)?;
     let role = if role == "serve" && deployment.is_inline() { "inline" } else { role };
     log_writer::start(deployment.config.observability.log, role);
     match fitness {
@@ -186,38 +216,26 @@ fn start(loaded: &Loaded, registry: &Registry, role: &'static str) -> Result<Dep
     Ok(deployment)
 }
 
-fn unfit(why: &str) -> String {
-    format!("runtime.platform.redis: this server cannot be used: {why}")
-}
-
-fn serve(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
-    let deployment = start(&options.load(registry)?, registry, "serve")?;
-    let groups: Vec<usize> = (0..deployment.groups().len()).collect();
-    Ok(if deployment.is_inline() {
+/// `serve`, and what has a supervisor and only some of the executors.
+fn serve(loaded: &Loaded, registry: &Registry, groups: &[usize]) -> Result<Exit, String> {
+    let deployment = start(loaded, registry, "serve")?;
+    Ok(ended(if deployment.is_inline() {
         roles::serve_inline(&deployment)
     } else {
-        roles::serve(&deployment, &groups)
-    })
+        roles::serve(&deployment, groups)
+    }))
 }
 
-/// `web`: as a child of a supervisor, or `serve` without executors.
-fn run_web(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
-    if options.flag("--supervised") {
-        options.finish()?;
-        return Ok(roles::run_web_child(registry));
-    }
-    let deployment = start(&of_many(options.load(registry)?)?, registry, "serve")?;
-    Ok(roles::serve(&deployment, &[]))
+/// `web` and `executor` under a supervisor.
+fn run_child(role: &'static str, options: &Options, registry: &Registry) -> Result<Exit, String> {
+    options.finish()?;
+    Ok(roles::run_child(role, registry))
 }
 
-/// `executor`: the same, or `serve` for some executors, whose web process strangers need not reach.
+/// `executor`: `serve` for some executors, whose web process strangers need not reach.
 fn run_executor(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
-    if options.flag("--supervised") {
-        options.finish()?;
-        return Ok(roles::run_executor_child(registry));
-    }
     let named = options.values("--group")?;
-    let mut loaded = of_many(options.load(registry)?)?;
+    let mut loaded = options.load_of_many(registry)?;
     if !loaded.origins.contains_key("web.bind") {
         loaded.config.web.bind = "127.0.0.1:0".into();
         loaded.value["web"]["bind"] = "127.0.0.1:0".into();
@@ -230,26 +248,7 @@ fn run_executor(options: &mut Options, registry: &Registry) -> Result<Exit, Stri
         true => (0..known.len()).collect(),
         false => named.iter().map(index).collect::<Result<Vec<usize>, String>>()?,
     };
-    let deployment = start(&loaded, registry, "serve")?;
-    Ok(roles::serve(&deployment, &groups))
-}
-
-/// What one of many processes runs from: its broker must be where the others find it.
-fn of_many(loaded: Loaded) -> Result<Loaded, String> {
-    let platform = &loaded.config.runtime.platform;
-    if platform.queue.backend == "memory" {
-        return Err("runtime.platform.queue.backend: a single process needs the redis backends (got memory; expected \
-                    redis); `serve` runs with memory"
-            .into());
-    }
-    if platform.bootstrap.mode == "inline" {
-        return Err(
-            "runtime.platform.bootstrap.mode: inline runs web and executors together (got inline; expected \
-                    process_supervisor)"
-                .into(),
-        );
-    }
-    Ok(loaded)
+    serve(&loaded, registry, &groups)
 }
 
 fn run_batch(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
@@ -286,13 +285,10 @@ fn check(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
     let text =
         if as_json { format!("{:#}\n", config::normalised(&loaded)) } else { config::summary(&loaded) };
     say(std::io::stdout(), &text);
-    startable(&loaded)?;
-    match Deployment::new(&loaded, registry, Clock::system()).fitness()? {
-        None => {}
-        Some(Fitness::Fit(promise)) if as_json => drop(promise),
-        Some(Fitness::Fit(promise)) => say(std::io::stdout(), &format!("{promise}\n")),
-        Some(Fitness::Unfit(why)) => return Err(unfit(&why)),
+    match deploy(&loaded, registry)?.1 {
+        Some(Fitness::Fit(promise)) if !as_json => say(std::io::stdout(), &format!("{promise}\n")),
         Some(Fitness::Away(why)) => return Ok(ended(Err(format!("the backend cannot be reached: {why}")))),
+        Some(Fitness::Fit(_) | Fitness::Unfit(_)) | None => {}
     }
     Ok(Exit::Done)
 }
@@ -301,13 +297,33 @@ fn keygen(options: &mut Options) -> Result<Exit, String> {
     let output = options.value("--output")?.map(PathBuf::from);
     options.finish()?;
     let made = config::secret::keygen(output.as_deref());
-    Ok(ended(made.map_err(|message| format!("keygen: {message}"))))
+    Ok(ended(made.map(|()| Exit::Done).map_err(|message| format!("keygen: {message}"))))
 }
 
+/// `health`: asks a running service whether it is ready.
 fn health(options: &mut Options) -> Result<Exit, String> {
     let url = options.value("--url")?.unwrap_or_else(|| "http://127.0.0.1:8080".into());
     options.finish()?;
     let address = url.strip_prefix("http://").ok_or("--url must begin with http://")?;
     let address = address.split('/').next().unwrap_or_default();
-    Ok(ended(roles::ask_ready(address).map_err(|message| format!("health: {message}"))))
+    let end = match ask_ready(address) {
+        Ok(answer) if answer.starts_with("HTTP/1.1 200 ") => Ok(Exit::Done),
+        Ok(answer) => {
+            let body = answer.split_once("\r\n\r\n").map_or(&*answer, |(_, body)| body);
+            Err(format!("health: {address} is not ready: {body}"))
+        }
+        Err(error) => Err(format!("health: {address}: {error}")),
+    };
+    Ok(ended(end))
+}
+
+fn ask_ready(address: &str) -> std::io::Result<String> {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    write!(stream, "GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.take(65_536).read_to_end(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
 }

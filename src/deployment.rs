@@ -5,18 +5,18 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use serde_json::{Value, json};
-
 use crate::bell::Bell;
 use crate::channel::keys::GroupSecret;
+use crate::channel::{ChannelServer, ServerConfig};
 use crate::clock::Clock;
 use crate::config::secret::Secret;
-use crate::config::{Config, Loaded};
+use crate::config::{Config, Loaded, Retain};
 use crate::entropy::Entropy;
 use crate::execution::{Handlers, Outfit, Registry};
 use crate::handler::{HandlerOptions, HandlerSpec};
 use crate::memory::MemoryBroker;
 use crate::memory::broker::Broker;
+use crate::observe::metrics::Counters;
 use crate::ports::{Consumer, Fitness, Producer, Replies, Rules, Seat};
 use crate::process::bundle::Bundle;
 
@@ -39,16 +39,6 @@ pub struct Backend {
 /// Makes an executor of a group, by its index; the bell rings when a step would bring something.
 pub type Consumers = Arc<dyn Fn(usize, Bell) -> Box<dyn Consumer> + Send + Sync>;
 
-/// What a backend is opened with, besides the configuration.
-#[derive(Default)]
-pub struct Opening<'a> {
-    /// What is signed with at rest, see [`Secret::envelope`]: the first signs, all are known. None: they are made from the
-    /// root secrets.
-    pub envelopes: Vec<Secret>,
-    /// Names a deployment inside this one, with a colon at its end.
-    pub sub_prefix: &'a str,
-}
-
 /// See the module.
 #[derive(Clone)]
 pub struct Deployment {
@@ -64,16 +54,17 @@ pub struct Deployment {
 impl Deployment {
     /// From a config that passed.
     pub fn new(loaded: &Loaded, registry: &Registry, clock: Clock) -> Deployment {
-        let config = loaded.config.clone();
+        Deployment::of(loaded.config.clone(), loaded.value.to_string().into(), registry, clock)
+    }
+
+    fn of(config: Config, config_text: Arc<str>, registry: &Registry, clock: Clock) -> Deployment {
         let groups = &config.runtime.platform.process_groups;
         let specs = config.handlers.iter().map(|(name, options)| HandlerSpec {
             name: Arc::from(name.as_str()),
             group: groups.iter().position(|group| group.runs(name)).unwrap_or(0),
             options: options.clone(),
         });
-        let specs = specs.collect();
-        let config_text = Arc::from(loaded.value.to_string());
-        Deployment { config, config_text, registry: registry.clone(), specs, clock }
+        Deployment { specs: specs.collect(), config, config_text, registry: registry.clone(), clock }
     }
 
     /// The one that the supervisor has, made again from the normalised config.
@@ -81,10 +72,9 @@ impl Deployment {
     /// # Errors
     /// The config is not what this binary understands.
     pub fn from_bundle(bundle: &Bundle, registry: &Registry) -> Result<Deployment, String> {
-        let value: Value = serde_json::from_str(&bundle.config).map_err(|error| error.to_string())?;
-        let config = serde_json::from_value(value.clone()).map_err(|error| error.to_string())?;
-        let loaded = Loaded { config, value, origins: BTreeMap::new() };
-        Ok(Deployment::new(&loaded, registry, Clock::System { offset: bundle.clock_offset }))
+        let config = serde_json::from_str(&bundle.config).map_err(|error| error.to_string())?;
+        let clock = Clock::System { offset: bundle.clock_offset };
+        Ok(Deployment::of(config, bundle.config.as_str().into(), registry, clock))
     }
 
     /// The bundle of an executor of this group: its channel secret, and nothing that signs anything at rest.
@@ -94,19 +84,36 @@ impl Deployment {
 
     /// The bundle of a web process: the channel secrets of all groups, and what is signed with at rest, where that is
     /// used.
-    ///
-    /// # Errors
-    /// The secret is none.
     pub fn web_bundle(&self, roots: &[Secret], private_dir: &Path) -> Result<Bundle, String> {
-        let groups = self.groups();
-        let mut secrets: Vec<GroupSecret> =
-            groups.iter().map(|group| GroupSecret::derive(&roots[0], group)).collect();
-        if self.keeps_at_rest() {
-            for root in roots {
-                secrets.push(GroupSecret::from_bytes(*root.envelope()?.expose()));
-            }
+        let mut secrets = self.group_secrets(&roots[0]);
+        for root in roots.iter().filter(|_| self.keeps_at_rest()) {
+            secrets.push(GroupSecret::from_bytes(*root.envelope()?.expose()));
         }
         Ok(self.bundle(0, secrets, private_dir))
+    }
+
+    /// The channel's secrets of all groups.
+    pub fn group_secrets(&self, root: &Secret) -> Vec<GroupSecret> {
+        self.groups().iter().map(|group| GroupSecret::derive(root, group)).collect()
+    }
+
+    /// The channel's listener: executors reach this backend through it. The bell rings when it should take a turn.
+    pub fn channel(
+        &self,
+        secrets: Vec<GroupSecret>,
+        backend: &Backend,
+        counters: Arc<Counters>,
+        bell: Bell,
+    ) -> Result<ChannelServer, String> {
+        let platform = &self.config.runtime.platform;
+        let config = ServerConfig {
+            secrets,
+            ipc: platform.execution_ipc.clone(),
+            lane_state_max: platform.kv.lane_state_max_bytes,
+            processes: platform.process_groups.iter().map(|group| group.processes).collect(),
+        };
+        let consumers = backend.consumers.clone();
+        ChannelServer::bind(config, counters, Box::new(move |group| consumers(group, bell.clone())))
     }
 
     fn bundle(&self, group: usize, secrets: Vec<GroupSecret>, private_dir: &Path) -> Bundle {
@@ -166,26 +173,20 @@ impl Deployment {
         }
     }
 
-    /// Opens the backend of this configuration.
-    ///
-    /// # Errors
-    /// It cannot be used as configured; one that is away for now is no error.
-    pub fn open(&self, opening: Opening) -> Result<Backend, String> {
-        if self.keeps_at_rest() { self.open_at_rest(opening) } else { Ok(self.memory()) }
+    /// Opens the backend of this configuration; one that is away for now is no error. What is kept at rest is signed with
+    /// the first of these envelopes ([`Secret::envelope`]), and all are known; none: they are made from the root secrets. A
+    /// deployment inside this one has a prefix of its own, with a colon at its end.
+    pub fn open(&self, envelopes: Vec<Secret>, sub_prefix: &str) -> Result<Backend, String> {
+        if self.keeps_at_rest() { self.open_at_rest(envelopes, sub_prefix) } else { Ok(self.memory()) }
     }
 
     fn memory(&self) -> Backend {
         let rules = Rules::from_config(&self.config);
         let broker = Broker::new(rules, self.specs.clone(), self.workers(), Entropy::system());
-        let broker = MemoryBroker::new(broker, self.clock.clone(), self.groups());
-        let consumers = broker.clone();
-        Backend {
-            producer: Arc::new(broker.clone()),
-            replies: Arc::new(broker.clone()),
-            seat: Arc::new(broker),
-            consumers: Arc::new(move |group, bell| Box::new(consumers.consumer(group, bell))),
-            calls_may_wait: false,
-        }
+        let broker = Arc::new(MemoryBroker::new(broker, self.clock.clone(), self.groups()));
+        let (producer, replies, seat) = (broker.clone(), broker.clone(), broker.clone());
+        let consumers = Arc::new(move |group, bell| Box::new(broker.consumer(group, bell)) as _);
+        Backend { producer, replies, seat, consumers, calls_may_wait: false }
     }
 
     /// Workers of one executor, by group.
@@ -194,19 +195,12 @@ impl Deployment {
     }
 
     /// The same for a batch: nobody reads its records but it itself, which needs all of those in flight.
-    ///
-    /// # Errors
-    /// The config is not what this binary understands.
-    pub fn for_batch(&self, window: usize) -> Result<Deployment, String> {
-        let mut value: Value = serde_json::from_str(&self.config_text).map_err(|error| error.to_string())?;
-        let reply = &mut value["runtime"]["platform"]["reply"];
-        reply["retain"] = json!({ "records": window, "bytes": 1_u64 << 40 });
-        for name in ["awaited_ttl_seconds", "result_ttl_seconds"] {
-            reply[name] = (24 * 3_600).into();
-        }
-        let config_text = Arc::from(value.to_string());
-        let config = serde_json::from_value(value).map_err(|error| error.to_string())?;
-        Ok(Deployment { config, config_text, ..self.clone() })
+    pub fn for_batch(&self, window: usize) -> Deployment {
+        let mut deployment = self.clone();
+        let reply = &mut deployment.config.runtime.platform.reply;
+        reply.retain = Retain { records: window, bytes: 1 << 40 };
+        (reply.awaited_ttl_seconds, reply.result_ttl_seconds) = (24 * 3_600, 24 * 3_600);
+        deployment
     }
 
     /// What the executors of a group work with. Every process has the code of all handlers.
@@ -219,7 +213,7 @@ impl Deployment {
 
 #[cfg(not(feature = "redis"))]
 impl Deployment {
-    fn open_at_rest(&self, _: Opening) -> Result<Backend, String> {
+    fn open_at_rest(&self, _: Vec<Secret>, _: &str) -> Result<Backend, String> {
         Err(crate::config::NO_REDIS.into())
     }
 
@@ -243,19 +237,22 @@ mod at_rest {
     use crate::redis_backend::{Link, RedisBroker, Settings, UNLIMITED};
 
     impl Deployment {
-        pub(super) fn open_at_rest(&self, opening: Opening) -> Result<Backend, String> {
-            let envelopes = match opening.envelopes.is_empty() {
-                true => self.root_envelopes()?,
-                false => opening.envelopes,
-            };
+        pub(super) fn open_at_rest(
+            &self,
+            mut envelopes: Vec<Secret>,
+            sub_prefix: &str,
+        ) -> Result<Backend, String> {
+            if envelopes.is_empty() {
+                envelopes = self.root_envelopes()?;
+            }
             let mut rules = Rules::from_config(&self.config);
             // A batch bounds its records itself.
-            if opening.sub_prefix.is_empty() {
+            if sub_prefix.is_empty() {
                 rules.retain = UNLIMITED;
             }
             let settings = Settings {
                 redis: self.config.runtime.platform.redis.clone(),
-                prefix: format!("{}{}", self.prefix(), opening.sub_prefix),
+                prefix: format!("{}{}", self.prefix(), sub_prefix),
                 rules,
                 handlers: self.specs.clone(),
                 groups: self.groups(),
@@ -266,15 +263,11 @@ mod at_rest {
             if !self.jobs_survive_processes() {
                 return Ok(self.mixed(broker));
             }
-            let seat = broker.sit().map_err(|error| format!("a thread: {error}"))?;
-            let consumers = broker.clone();
-            Ok(Backend {
-                producer: Arc::new(broker.clone()),
-                replies: Arc::new(broker),
-                seat: Arc::new(seat),
-                consumers: Arc::new(move |group, bell| Box::new(consumers.consumer(group, bell))),
-                calls_may_wait: true,
-            })
+            let seat = Arc::new(broker.sit().map_err(|error| format!("a thread: {error}"))?);
+            let broker = Arc::new(broker);
+            let (producer, replies) = (broker.clone(), broker.clone());
+            let consumers = Arc::new(move |group, bell| Box::new(broker.consumer(group, bell)) as _);
+            Ok(Backend { producer, replies, seat, consumers, calls_may_wait: true })
         }
 
         /// The queue in this process, lane states and contexts in Redis.

@@ -29,12 +29,9 @@ pub(crate) fn complain(text: &str) {
 }
 
 /// How a command that may fail while it runs has ended.
-pub fn ended(outcome: Result<(), String>) -> Exit {
-    match outcome {
-        Ok(()) => Exit::Done,
-        Err(message) => {
-            complain(&message);
-            Exit::Failed
-        }
-    }
+pub fn ended(outcome: Result<Exit, String>) -> Exit {
+    outcome.unwrap_or_else(|message| {
+        complain(&message);
+        Exit::Failed
+    })
 }

@@ -35,7 +35,6 @@ const DOES_IO: &[&str] = &[
     "src/execution/crew.rs",
     "src/execution/deck.rs",
     "src/execution/run.rs",
-    "src/execution/run_stop.rs",
     "src/memory/external_state.rs",
     "src/memory/shared.rs",
     "src/negative_controls.rs",

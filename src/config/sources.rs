@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value};
+use serde_json::{Value, json};
 
 use super::schema::{Config, Key};
 use super::validate::{self, Issue};
@@ -42,43 +42,42 @@ pub struct Loaded {
 /// Reads, merges and checks everything; an error is all that is wrong, in one list. `handlers` are the registered
 /// ones with their own options.
 pub fn load(source: &Source, handlers: &BTreeMap<String, HandlerOptions>) -> Result<Loaded, Vec<Issue>> {
-    let mut issues = Vec::new();
-    let mut given = Value::Object(Map::new());
-    let mut origins = BTreeMap::new();
+    let (mut issues, mut layers) = (Vec::new(), Vec::new());
     if let Some(path) = &source.file {
         match read_file(path) {
-            Ok(value) => merge(&mut given, value, "", &Origin::File, &mut origins),
+            Ok(value) => layers.push((value, Origin::File)),
             Err(issue) => issues.push(issue),
         }
     }
     for (name, value) in &source.environment {
-        if let Some(path) = environment_path(name) {
-            let layer = nested(&path, parse_word(value));
-            merge(&mut given, layer, "", &Origin::Environment(name.clone()), &mut origins);
-        }
+        let path = environment_path(name);
+        layers.extend(path.map(|path| (nested(&path, value), Origin::Environment(name.clone()))));
     }
     for set in &source.sets {
         match set.split_once('=') {
             Some((path, value)) if path.split('.').all(|part| !part.is_empty()) => {
-                merge(&mut given, nested(path, parse_word(value)), "", &Origin::CommandLine, &mut origins);
+                layers.push((nested(path, value), Origin::CommandLine));
             }
             Some(_) | None => issues.push(Issue::new("--set", "is malformed", set, "PATH=VALUE")),
         }
     }
+    let (mut given, mut origins) = (json!({}), BTreeMap::new());
+    for (layer, origin) in layers {
+        merge(&mut given, layer, "", &origin, &mut origins);
+    }
     let value = validate::normalise(&given, handlers, &mut issues);
-    match serde_json::from_value(value.clone()) {
-        Ok(config) => {
-            validate::cross_rules(&config, &mut issues);
-            if issues.is_empty() {
-                return Ok(Loaded { config, value, origins });
-            }
-        }
+    let config = serde_json::from_value(value.clone());
+    match &config {
+        Ok(config) => validate::cross_rules(config, &mut issues),
         Err(error) => {
             let error = error.to_string();
             issues.push(Issue::new("config", "does not fit its own schema", &error, "a bug report"));
         }
     }
-    Err(issues)
+    match config {
+        Ok(config) if issues.is_empty() => Ok(Loaded { config, value, origins }),
+        Ok(_) | Err(_) => Err(issues),
+    }
 }
 
 fn read_file(path: &Path) -> Result<Value, Issue> {
@@ -97,18 +96,13 @@ fn environment_path(name: &str) -> Option<String> {
     rest.contains("__").then(|| rest.to_ascii_lowercase().replace("__", "."))
 }
 
-/// A JSON value; anything that is not JSON counts as a string.
-fn parse_word(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|_| Value::from(text))
-}
-
-/// The path as objects around the value. A path far deeper than the schema must not use up the stack: its tail stays
-/// one name, which no key has.
-fn nested(path: &str, value: Value) -> Value {
+/// The path as objects around a value, which is JSON or else a string. A path far deeper than the schema must not use up
+/// the stack: its tail stays one name, which no key has.
+fn nested(path: &str, value: &str) -> Value {
     const PARTS: usize = 16;
     let parts: Vec<&str> = path.splitn(PARTS, '.').collect();
-    let around = |inner, part: &&str| Value::Object(Map::from_iter([((*part).to_owned(), inner)]));
-    parts.iter().rev().fold(value, around)
+    let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
+    parts.iter().rev().fold(value, |inner, part| json!({ *part: inner }))
 }
 
 /// Lays `layer` over `base`: objects key by key, everything else as a whole. Lists replace lists.
@@ -125,7 +119,7 @@ fn merge(
                 let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
                 let slot = base.entry(name).or_insert(Value::Null);
                 if value.is_object() && !slot.is_object() {
-                    *slot = Value::Object(Map::new());
+                    *slot = json!({});
                 }
                 merge(slot, value, &path, origin, origins);
             }

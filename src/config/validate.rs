@@ -36,8 +36,7 @@ pub(super) fn normalise(
     registered: &BTreeMap<String, HandlerOptions>,
     issues: &mut Vec<Issue>,
 ) -> Value {
-    unknown_keys(given, "", Config::KEYS, issues);
-    let mut out = values(given, "", Config::KEYS, issues);
+    let mut out = section(Some(given), "", Config::KEYS, issues);
     let platform = &mut out["runtime"]["platform"];
     let auth = &mut platform["execution_ipc"]["auth"];
     if auth.get("secret_mode").is_none() {
@@ -48,30 +47,24 @@ pub(super) fn normalise(
     out
 }
 
-/// Names in this object and its sections that the table does not have.
-fn unknown_keys(given: &Value, at: &str, keys: &[Key], issues: &mut Vec<Issue>) {
-    let Some(object) = given.as_object() else {
-        return issues.push(Issue::new(at, "is not allowed", kind_of(given), "an object"));
-    };
-    for (name, value) in object {
-        let path = inside(at, name);
-        match keys.iter().find(|key| key.name == name) {
-            None => issues.push(Issue::new(&path, "is an unknown key", kind_of(value), "no such key")),
-            Some(Key { kind: Kind::Section(keys), .. }) => unknown_keys(value, &path, keys, issues),
-            Some(_) => {}
+/// A section's keys: of each what was given if that is allowed, else the default; and nothing that the table does not have.
+fn section(given: Option<&Value>, at: &str, keys: &[Key], issues: &mut Vec<Issue>) -> Value {
+    if let Some(other) = given.filter(|given| !given.is_object()) {
+        issues.push(Issue::new(at, "is not allowed", kind_of(other), "an object"));
+    }
+    let given = given.and_then(Value::as_object);
+    for (name, value) in given.into_iter().flatten() {
+        if keys.iter().all(|key| key.name != name) {
+            issues.push(Issue::new(&inside(at, name), "is an unknown key", kind_of(value), "no such key"));
         }
     }
-}
-
-/// The value of each key: what was given if that is allowed, else the default.
-fn values(given: &Value, at: &str, keys: &[Key], issues: &mut Vec<Issue>) -> Value {
     let mut out = Map::new();
     for key in keys {
         let path = inside(at, key.name);
-        let judges_null = matches!(key.kind, Kind::Shape(..) | Kind::Optional(_));
-        let given = given.get(key.name).filter(|value| judges_null || !value.is_null());
-        let value = match (key.kind, given) {
-            (Kind::Section(keys), _) => values(given.unwrap_or_default(), &path, keys, issues),
+        let judges_null = matches!(key.kind, Kind::Section(_) | Kind::Shape(..) | Kind::Optional(_));
+        let given = given.and_then(|given| given.get(key.name));
+        let value = match (key.kind, given.filter(|value| judges_null || !value.is_null())) {
+            (Kind::Section(keys), given) => section(given, &path, keys, issues),
             (Kind::Optional(keys), Some(given)) => object(given, &path, keys, issues),
             (_, Some(given)) => checked(key, &path, given, issues),
             (_, None) => (key.default)(),
@@ -95,14 +88,12 @@ fn checked(key: &Key, path: &str, given: &Value, issues: &mut Vec<Issue>) -> Val
     (key.default)()
 }
 
-/// An object of the lists and maps in the table: nothing unknown in it, and each key's value.
+/// The same for an object of the lists and maps in the table.
 fn object(given: &Value, at: &str, keys: &[Key], issues: &mut Vec<Issue>) -> Value {
-    if given.is_object() {
-        unknown_keys(given, at, keys, issues);
-    } else {
+    if !given.is_object() {
         issues.push(Issue::new(at, "is not allowed", &shown(given), "an object"));
     }
-    values(given, at, keys, issues)
+    section(Some(given).filter(|given| given.is_object()), at, keys, issues)
 }
 
 fn inside(at: &str, name: &str) -> String {
@@ -147,25 +138,19 @@ fn groups(given: &Value, issues: &mut Vec<Issue>) -> Value {
 }
 
 fn handlers(given: &Value, registered: &BTreeMap<String, HandlerOptions>, issues: &mut Vec<Issue>) -> Value {
-    let mut out = Map::new();
-    for (name, own) in registered {
-        let options = match given.get(name) {
-            Some(given) => handler(name, given, own, issues),
-            None => Some(json!(own)),
-        };
-        out.insert(name.clone(), options.unwrap_or(json!({})));
-    }
-    let given = given.as_object().into_iter().flatten();
-    for (name, options) in given.filter(|(name, _)| !registered.contains_key(*name)) {
+    let own = registered.iter().map(|(name, own)| (name.clone(), json!(own)));
+    let mut out: Map<String, Value> = own.collect();
+    for (name, options) in given.as_object().into_iter().flatten() {
         let at = format!("handlers.{name}");
-        if !is_handler_name(name) {
+        let own = registered.get(name);
+        if own.is_none() && !is_handler_name(name) {
             let expected = "1 to 64 of a-z, A-Z, 0-9, _ and -";
             issues.push(Issue::new(&at, "is not a handler's name", name, expected));
-        } else if options.get("command").is_none() {
+        } else if own.is_none() && options.get("command").is_none() {
             let known = registered.keys().cloned().collect::<Vec<_>>().join(", ");
             let expected = format!("one of {known}, or a \"command\"");
             issues.push(Issue::new(&at, "is no known handler", kind_of(options), &expected));
-        } else if let Some(options) = handler(name, options, &HandlerOptions::default(), issues) {
+        } else if let Some(options) = handler(&at, options, own.cloned().unwrap_or_default(), issues) {
             out.insert(name.clone(), options);
         }
     }
@@ -173,14 +158,14 @@ fn handlers(given: &Value, registered: &BTreeMap<String, HandlerOptions>, issues
 }
 
 /// A handler's own options with what the config says laid over them; `None` if some of that is wrong.
-fn handler(name: &str, given: &Value, own: &HandlerOptions, issues: &mut Vec<Issue>) -> Option<Value> {
+fn handler(at: &str, given: &Value, own: HandlerOptions, issues: &mut Vec<Issue>) -> Option<Value> {
     let before = issues.len();
     let mut keys = HANDLER_KEYS.to_vec();
     if given.get("command").is_some() {
         keys.extend_from_slice(COMMAND_KEYS);
     }
     let mut options = json!(own);
-    let said = object(given, &format!("handlers.{name}"), &keys, issues);
+    let said = object(given, at, &keys, issues);
     for (key, value) in said.as_object().into_iter().flatten() {
         options[key] = value.clone();
     }

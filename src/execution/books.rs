@@ -14,13 +14,11 @@
 //!
 //! A run that is over keeps its worker until the handler returns; when that takes too long the process is stuck.
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::context::RunMaps;
-use super::lane_cache::{LaneCache, LaneName};
-use super::run::{Done, Run};
-use super::run_stop::RunStop;
+use super::run::{Done, Run, RunMaps, RunStop};
 use crate::clock::Timestamp;
 use crate::job::{IdMap, JobId, Outcome, Version};
 use crate::ports::{Commit, Lease, LeaseId, LeasedJob, OfLease, Requests, Rules, StateAt};
@@ -63,7 +61,7 @@ pub struct Books {
     workers: usize,
     active: IdMap<LeaseId, Active>,
     lanes: LaneCache,
-    requests: Requests,
+    pub(super) requests: Requests,
     draining: bool,
     /// Outcomes that came after their run was over.
     pub late: u64,
@@ -75,17 +73,9 @@ pub struct Books {
 
 impl Books {
     pub fn new(workers: usize, rules: Rules) -> Books {
-        Books {
-            lanes: LaneCache::new(2 * rules.lane_state_max),
-            rules,
-            workers,
-            active: IdMap::default(),
-            requests: Requests::default(),
-            draining: false,
-            late: 0,
-            has_worked: false,
-            finished: 0,
-        }
+        let lanes = LaneCache::new(2 * rules.lane_state_max);
+        let (active, requests, draining, late, has_worked, finished) = Default::default();
+        Books { rules, workers, active, lanes, requests, draining, late, has_worked, finished }
     }
 
     /// How many leases it takes at once: one for each worker that is free or has one, so that no lease waits here while
@@ -103,10 +93,6 @@ impl Books {
 
     pub fn take_requests(&mut self) -> Requests {
         std::mem::take(&mut self.requests)
-    }
-
-    pub(super) fn has_requests(&self) -> bool {
-        !self.requests.is_empty()
     }
 
     /// A lease came. `None`: it was given back.
@@ -128,16 +114,17 @@ impl Books {
             RunJob { id, place, delivery: job.delivery, fence: job.fence, timeout }
         };
         let stop = Arc::new(RunStop::default());
+        let (position, started, over_since, doomed) = Default::default();
         let active = Active {
             lane,
             jobs: lease.jobs.iter().enumerate().map(run_job).collect(),
-            position: 0,
-            started: None,
+            position,
+            started,
             version: maps.version,
             stop: stop.clone(),
-            over_since: None,
+            over_since,
             keeps_state,
-            doomed: None,
+            doomed,
         };
         self.active.insert(lease.id, active);
         self.has_worked = true;
@@ -145,22 +132,10 @@ impl Books {
     }
 
     pub fn on_done(&mut self, done: Done) {
-        match done {
-            Done::Outcome { lease, job, outcome, builds_on, at } => {
-                self.on_outcome(lease, job, outcome, builds_on, at)
-            }
-            Done::End { lease, maps } => self.on_end(lease, maps),
-        }
-    }
-
-    fn on_outcome(
-        &mut self,
-        lease: LeaseId,
-        job: JobId,
-        mut outcome: Outcome,
-        builds_on: Version,
-        at: Timestamp,
-    ) {
+        let (lease, job, mut outcome, builds_on, at) = match done {
+            Done::Outcome { lease, job, outcome, builds_on, at } => (lease, job, outcome, builds_on, at),
+            Done::End { lease, maps } => return self.on_end(lease, maps),
+        };
         let Some(active) = self.active.get_mut(&lease).filter(|active| active.over_since.is_none()) else {
             self.late += 1;
             return;
@@ -306,5 +281,101 @@ impl Active {
         let job = self.jobs.get(self.position).filter(|_| self.over_since.is_none())?;
         let started = self.started.or_else(|| self.stop.started())?;
         Some((job.id, job.delivery, started.plus(job.timeout)))
+    }
+}
+
+/// A handler, and the key of the lane.
+type LaneName = (Arc<str>, Option<Arc<str>>);
+
+/// What a lane costs beside its entries: its names, both tables' places.
+const LANE_BYTES: usize = 256;
+
+/// What is known of lanes whose last run was done here, so that their next lease need not bring the state. Bounded by what
+/// it holds: the lanes that were used longest ago go first.
+#[derive(Default)]
+struct LaneCache {
+    most_bytes: usize,
+    bytes: usize,
+    lanes: HashMap<LaneName, Cached>,
+    /// The lanes in the order of their last uses.
+    uses: BTreeMap<u64, LaneName>,
+    last_use: u64,
+}
+
+struct Cached {
+    maps: RunMaps,
+    lease: LeaseId,
+    used: u64,
+}
+
+impl LaneCache {
+    fn new(most_bytes: usize) -> LaneCache {
+        LaneCache { most_bytes, ..LaneCache::default() }
+    }
+
+    /// Takes out what is known of a lane in this version.
+    fn take(&mut self, lane: &LaneName, version: Version) -> Option<RunMaps> {
+        // The empty state of a lane that nobody has changed need not be kept.
+        let known = self.remove(lane).map(|cached| cached.maps).unwrap_or_default();
+        Some(known).filter(|maps| maps.version == version)
+    }
+
+    /// Enters a lane as this lease has left it.
+    fn put(&mut self, lane: LaneName, maps: RunMaps, lease: LeaseId) {
+        self.remove(&lane);
+        if maps.version == Version::default() {
+            return;
+        }
+        self.last_use += 1;
+        self.bytes += LANE_BYTES + maps.state_bytes;
+        self.uses.insert(self.last_use, lane.clone());
+        self.lanes.insert(lane, Cached { maps, lease, used: self.last_use });
+        while self.bytes > self.most_bytes
+            && let Some((_, oldest)) = self.uses.pop_first()
+        {
+            self.remove(&oldest);
+        }
+    }
+
+    fn remove_of(&mut self, lease: LeaseId) {
+        let is_of_lease = |(_, cached): &(&LaneName, &Cached)| cached.lease == lease;
+        if let Some(lane) = self.lanes.iter().find(is_of_lease).map(|(lane, _)| lane.clone()) {
+            self.remove(&lane);
+        }
+    }
+
+    fn remove(&mut self, lane: &LaneName) -> Option<Cached> {
+        let cached = self.lanes.remove(lane)?;
+        self.bytes -= LANE_BYTES + cached.maps.state_bytes;
+        self.uses.remove(&cached.used);
+        Some(cached)
+    }
+
+    fn clear(&mut self) {
+        *self = LaneCache::new(self.most_bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::Entries;
+
+    #[test]
+    fn a_million_lanes_cost_neither_memory_without_bound_nor_time_that_grows() {
+        let mut cache = LaneCache::new(1 << 20);
+        let lane = |number: u32| (Arc::from("h"), Some(Arc::from(number.to_string())));
+        let state = || Entries::from([(Arc::from("k"), Arc::from(*b"v"))]);
+        for number in 0..1_000_000 {
+            let version = Version(u64::from(number % 2));
+            let state = if number % 2 == 1 { state() } else { Entries::new() };
+            cache.put(lane(number), RunMaps::new(version, state), LeaseId(number.into()));
+            assert!(cache.bytes <= 1 << 20);
+        }
+        assert_eq!(cache.lanes.len(), (1 << 20) / (LANE_BYTES + 2), "lanes without changes are not kept");
+        assert_eq!(cache.lanes.len(), cache.uses.len());
+        assert!(cache.take(&lane(1), Version(1)).is_none(), "it was used longest ago");
+        assert!(cache.take(&lane(999_999), Version(1)).is_some());
+        assert!(cache.take(&lane(999_998), Version(0)).is_some_and(|maps| maps.state.is_empty()));
     }
 }

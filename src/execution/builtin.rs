@@ -3,17 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::context::{Job, JobContext};
-use super::registry::Registry;
+use super::context::{Handler, Job, JobContext, Registry};
 use crate::handler::{HandlerError, HandlerOptions};
 use crate::job::Payload;
 
 /// `echo` and `sleep`, by name.
 pub fn registry() -> Registry {
-    let mut registry = Registry::new();
-    registry.insert("echo".into(), (HandlerOptions::default(), Arc::new(echo)));
-    registry.insert("sleep".into(), (HandlerOptions::default(), Arc::new(sleep)));
-    registry
+    let handlers: [(&str, Arc<dyn Handler>); 2] = [("echo", Arc::new(echo)), ("sleep", Arc::new(sleep))];
+    handlers.map(|(name, handler)| (name.into(), (HandlerOptions::default(), handler))).into()
 }
 
 /// Returns the payload as it came.

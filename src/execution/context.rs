@@ -1,19 +1,52 @@
-//! What a handler sees: its job, and a context whose changes are staged until it succeeds.
+//! What an embedder writes: [`Handler`]; and what it sees: a job, and a context whose changes are staged until it succeeds.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::run_stop::RunStop;
+use super::run::{RunMaps, RunStop, bytes_of};
 use crate::clock::Timestamp;
-use crate::handler::HandlerSpec;
+use crate::handler::{HandlerError, HandlerOptions, HandlerSpec};
 use crate::job::{Change, Effects, Entries, FollowUp, JobId, Payload, Trace, Version, entry_bytes};
 use crate::limits::{
-    CHANGE_BYTES, CONTEXT_BYTES, DELAY_MAX, FOLLOW_UP_OVERHEAD_BYTES, FOLLOW_UPS, FOLLOW_UPS_BYTES,
-    MAP_NAME_BYTES, effects_bytes,
+    CONTEXT_BYTES, DELAY_MAX, FOLLOW_UP_OVERHEAD_BYTES, FOLLOW_UPS, FOLLOW_UPS_BYTES, MAP_NAME_BYTES,
+    effects_bytes,
 };
 use crate::ports::{LeasedJob, Rules};
 use crate::problem::{Code, JobError};
+
+/// A function that does jobs. It runs on a worker thread and may block.
+///
+/// The same job may be delivered again after a crash, so effects outside of the system should carry
+/// [`JobContext::fence`] or be idempotent; effects through the context happen once.
+pub trait Handler: Send + Sync {
+    /// Does one job.
+    ///
+    /// # Errors
+    /// [`HandlerError::Retry`] is delivered again after a backoff, [`HandlerError::Fail`] is final. A panic
+    /// counts as a crash of this delivery.
+    fn handle(&self, job: &Job, cx: &mut JobContext) -> Result<Payload, HandlerError>;
+
+    /// The options that hold where the config says nothing.
+    fn options(&self) -> HandlerOptions {
+        HandlerOptions::default()
+    }
+}
+
+impl<F> Handler for F
+where
+    F: Fn(&Job, &mut JobContext) -> Result<Payload, HandlerError> + Send + Sync,
+{
+    fn handle(&self, job: &Job, cx: &mut JobContext) -> Result<Payload, HandlerError> {
+        self(job, cx)
+    }
+}
+
+/// Handlers with their code, for a pool of workers.
+pub type Handlers = Vec<(HandlerSpec, Arc<dyn Handler>)>;
+
+/// The handlers of a binary with their own options, by name. A name is 1 to 64 of `a-z A-Z 0-9 _ - .`
+pub type Registry = BTreeMap<String, (HandlerOptions, Arc<dyn Handler>)>;
 
 /// The job that a handler does.
 #[derive(Clone, Debug)]
@@ -74,29 +107,6 @@ impl StagedMap<'_> {
     }
 }
 
-/// The maps of a run: the lane's state, and the context of each trace in it.
-#[derive(Debug, Default)]
-pub struct RunMaps {
-    /// Names the state; grows with each committed change.
-    pub version: Version,
-    /// The lane's state as of the last success.
-    pub state: Entries,
-    pub state_bytes: usize,
-    /// By trace, as of the claim, with this run's own changes.
-    traces: HashMap<[u8; 16], Entries>,
-}
-
-impl RunMaps {
-    pub fn new(version: Version, state: Entries) -> RunMaps {
-        let state_bytes = state.iter().map(|(key, value)| entry_bytes(key, value)).sum();
-        RunMaps { version, state, state_bytes, traces: HashMap::new() }
-    }
-
-    pub(super) fn forget_traces(&mut self) {
-        self.traces.clear();
-    }
-}
-
 /// What a handler may ask and change besides returning a result.
 pub struct JobContext<'a> {
     pub(super) job: &'a LeasedJob,
@@ -104,7 +114,7 @@ pub struct JobContext<'a> {
     pub(super) stop: &'a RunStop,
     pub(super) deadline: Timestamp,
     pub(super) is_ordered: bool,
-    pub(super) specs: &'a [HandlerSpec],
+    pub(super) handlers: &'a Handlers,
     pub(super) staging: Staging,
 }
 
@@ -142,8 +152,8 @@ impl JobContext<'_> {
         key: Option<&str>,
         delay: Duration,
     ) -> Result<(), String> {
-        let known = self.specs.iter().find(|spec| *spec.name == *handler);
-        let spec = known.ok_or_else(|| format!("there is no handler {handler}"))?;
+        let known = self.handlers.iter().find(|(spec, _)| *spec.name == *handler);
+        let (spec, _) = known.ok_or_else(|| format!("there is no handler {handler}"))?;
         if self.staging.follow_ups.len() == FOLLOW_UPS {
             return Err(format!("a job submits at most {FOLLOW_UPS} follow-ups"));
         }
@@ -189,71 +199,68 @@ impl JobContext<'_> {
     /// Takes the staged changes over into the run's maps and gives them for the commit.
     pub(super) fn commit(self, rules: &Rules) -> Result<Effects, JobError> {
         let JobContext { job, maps, staging, .. } = self;
-        let Staging { state, context, follow_ups } = staging;
-        let state_too_large = |detail: String| Err(JobError::new(Code::StateTooLarge, detail));
+        let (state, context) = (in_order(staging.state), in_order(staging.context));
+        let effects = Effects { state, context, follow_ups: staging.follow_ups };
+        let too_large = |detail: &str| Err(JobError::new(Code::StateTooLarge, detail));
         let failed = |detail| Err(JobError::new(Code::HandlerFailed, detail));
-        let is_too_long = |(key, value): (&Arc<str>, &Option<Arc<[u8]>>)| {
-            key.len() > MAP_NAME_BYTES || value.as_ref().is_some_and(|value| value.len() > rules.max_payload)
+        let max = rules.max_payload;
+        let is_too_long = |Change { key, value }: &Change| {
+            key.len() > MAP_NAME_BYTES || value.as_ref().is_some_and(|value| value.len() > max)
         };
-        if state.iter().chain(&context).any(is_too_long) {
-            return state_too_large(format!(
+        if effects.state.iter().chain(&effects.context).any(is_too_long) {
+            return too_large(&format!(
                 "a key is at most {MAP_NAME_BYTES} bytes, a value at most max_payload_bytes"
             ));
         }
-        let mut follow_up_bytes = 0;
-        for job in &follow_ups {
-            if job.payload.bytes.len() > rules.max_payload {
-                return failed("a follow-up's payload exceeds max_payload_bytes");
-            }
-            follow_up_bytes += job.payload.bytes.len() + FOLLOW_UP_OVERHEAD_BYTES;
+        let follow_ups = || effects.follow_ups.iter().map(|job| job.payload.bytes.len());
+        if follow_ups().any(|bytes| bytes > max) {
+            return failed("a follow-up's payload exceeds max_payload_bytes");
         }
-        if follow_up_bytes > FOLLOW_UPS_BYTES {
+        if follow_ups().map(|bytes| bytes + FOLLOW_UP_OVERHEAD_BYTES).sum::<usize>() > FOLLOW_UPS_BYTES {
             return failed("the follow-ups' payloads exceed 65 MiB together");
         }
-        let changes = state.iter().chain(&context);
-        let changes =
-            changes.map(|(key, value)| CHANGE_BYTES + key.len() + value.as_ref().map_or(0, |v| v.len()));
-        if changes.sum::<usize>() + follow_up_bytes > effects_bytes(rules.lane_state_max) {
-            return state_too_large("the changes of one job would exceed what a commit may hold".into());
+        if effects.held_bytes() > effects_bytes(rules.lane_state_max) {
+            return too_large("the changes of one job would exceed what a commit may hold");
         }
-        let bytes = bytes_after(&maps.state, maps.state_bytes, &state);
+        let bytes = bytes_after(&maps.state, maps.state_bytes, &effects.state);
         if bytes > rules.lane_state_max {
-            return state_too_large("the lane's state would exceed kv.lane_state_max_bytes".into());
+            return too_large("the lane's state would exceed kv.lane_state_max_bytes");
         }
-        let mut context_changes = Vec::new();
-        if !context.is_empty() {
+        if !effects.context.is_empty() {
             let map = maps.traces.entry(job.spec.trace.id).or_insert_with(|| job.context.clone());
-            let size = map.iter().map(|(key, value)| entry_bytes(key, value)).sum();
-            if bytes_after(map, size, &context) > CONTEXT_BYTES {
-                return state_too_large("the trace's context would exceed 1 MiB".into());
+            if bytes_after(map, bytes_of(map), &effects.context) > CONTEXT_BYTES {
+                return too_large("the trace's context would exceed 1 MiB");
             }
-            context_changes = absorb(map, context);
+            apply(map, &effects.context);
         }
-        maps.state_bytes = bytes;
-        let state_changes = absorb(&mut maps.state, state);
-        if !state_changes.is_empty() {
+        if !effects.state.is_empty() {
             maps.version = Version(job.fence);
+            maps.state_bytes = bytes;
+            apply(&mut maps.state, &effects.state);
         }
-        Ok(Effects { state: state_changes, context: context_changes, follow_ups })
+        Ok(effects)
     }
 }
 
-fn bytes_after(map: &Entries, bytes: usize, staged: &Staged) -> usize {
-    staged.iter().fold(bytes, |bytes, (key, value)| {
+fn bytes_after(map: &Entries, bytes: usize, changes: &[Change]) -> usize {
+    changes.iter().fold(bytes, |bytes, Change { key, value }| {
         let less = map.get(key).map_or(0, |old| entry_bytes(key, old));
         (bytes + value.as_ref().map_or(0, |value| entry_bytes(key, value))).saturating_sub(less)
     })
 }
 
-/// Applies staged changes to a map; they come out in key order, so that the same job commits the same bytes.
-fn absorb(map: &mut Entries, staged: Staged) -> Vec<Change> {
+/// Staged changes in key order, so that the same job commits the same bytes.
+fn in_order(staged: Staged) -> Vec<Change> {
     let mut changes: Vec<Change> = staged.into_iter().map(|(key, value)| Change { key, value }).collect();
     changes.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-    for change in &changes {
-        match &change.value {
-            Some(value) => map.insert(change.key.clone(), value.clone()),
-            None => map.remove(&change.key),
+    changes
+}
+
+fn apply(map: &mut Entries, changes: &[Change]) {
+    for Change { key, value } in changes {
+        match value {
+            Some(value) => map.insert(key.clone(), value.clone()),
+            None => map.remove(key),
         };
     }
-    changes
 }

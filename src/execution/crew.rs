@@ -20,18 +20,15 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::Duration;
 
 use super::books::Books;
-use super::context::{Job, JobContext, RunMaps, Staging};
+use super::context::{Handlers, Job, JobContext, Staging};
 use super::deck::{Deck, Next};
-use super::engine::Engine;
-use super::registry::Handlers;
-use super::run::{Done, Run};
-use super::run_stop::{Begin, RunStop};
+use super::run::{Done, Run, RunMaps, RunStop};
 use crate::bell::{Bell, lock};
-use crate::clock::Clock;
-use crate::handler::{HandlerError, HandlerSpec, Ordering};
+use crate::clock::{Clock, Timestamp};
+use crate::handler::{HandlerError, Ordering};
 use crate::job::Outcome;
 use crate::limits::ERROR_DETAIL_BYTES;
-use crate::ports::{LeasedJob, Rules};
+use crate::ports::{BackendError, Consumer, LeasedJob, Rules};
 use crate::problem::{Code, JobError};
 
 /// What the leader does besides the books: its broker, and whoever may stop it.
@@ -44,6 +41,73 @@ pub trait Helm: Send + 'static {
 
     /// Waits for events, or until the crew's bell rings, at most so long.
     fn wait(&mut self, most: Duration) -> ControlFlow<Self::End>;
+}
+
+/// One exchange with the broker: what came of runs is said, what comes is entered into the books and given to the
+/// threads. Thin: every decision is the books'.
+pub struct Engine {
+    pub books: Books,
+    deck: Arc<Deck>,
+    visibility: Duration,
+    renew_at: Timestamp,
+}
+
+/// How an executor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It takes jobs.
+    Working,
+    /// Handlers ignore that their time is over: the process should be replaced.
+    Stuck,
+    /// It was told to stop, nothing of its runs is left, and the broker knows what came of them.
+    Drained,
+}
+
+impl Engine {
+    /// Does all there is to do now; says when to come again at the latest. An error: the broker is lost, and every run has
+    /// been abandoned.
+    pub fn exchange(
+        &mut self,
+        consumer: &mut dyn Consumer,
+        now: Timestamp,
+    ) -> Result<Timestamp, BackendError> {
+        let books = &mut self.books;
+        self.deck.take_done().into_iter().for_each(|done| books.on_done(done));
+        books.on_time(now);
+        if now >= self.renew_at {
+            consumer.extend();
+            self.renew_at = now.plus(self.visibility / 3);
+        }
+        loop {
+            let are_short = self.deck.jobs_are_short();
+            if !are_short {
+                books.give_back(self.deck.take_waiting());
+            }
+            let stepped = consumer.step(books.take_requests(), books.room(are_short));
+            let step = stepped.inspect_err(|_| {
+                // No worker will end these.
+                books.give_back(self.deck.take_all_waiting());
+                books.abandon(now);
+            })?;
+            step.fenced.into_iter().for_each(|fenced| books.on_fenced(fenced, now));
+            let runs: Vec<Run> = step.leases.into_iter().filter_map(|lease| books.on_lease(lease)).collect();
+            step.revoked.into_iter().for_each(|revoked| books.on_revoked(revoked, now));
+            self.deck.put_runs(runs);
+            if books.requests.is_empty() {
+                return Ok(books.next_deadline().map_or(self.renew_at, |at| at.min(self.renew_at)));
+            }
+        }
+    }
+
+    pub fn health(&self, consumer: &dyn Consumer, now: Timestamp) -> Health {
+        if self.books.is_drained() && consumer.is_settled() {
+            Health::Drained
+        } else if self.books.is_stuck(now) {
+            Health::Stuck
+        } else {
+            Health::Working
+        }
+    }
 }
 
 /// What a crew works with.
@@ -60,7 +124,6 @@ struct Crew<H: Helm> {
     helm: Mutex<(H, Engine)>,
     deck: Arc<Deck>,
     outfit: Outfit,
-    specs: Vec<HandlerSpec>,
     /// Gone once one of the threads has panicked: whoever listens hears that at once.
     end: Mutex<Option<SyncSender<H::End>>>,
 }
@@ -72,13 +135,11 @@ struct Crew<H: Helm> {
 pub fn start<H: Helm>(outfit: Outfit, helm: H) -> std::io::Result<Receiver<H::End>> {
     let deck = Arc::new(Deck::new(outfit.workers));
     let books = Books::new(outfit.workers, outfit.rules.clone());
-    let engine = Engine::new(books, deck.clone(), outfit.rules.visibility);
-    let specs = outfit.handlers.iter().map(|(spec, _)| spec.clone()).collect();
+    let visibility = outfit.rules.visibility;
+    let engine = Engine { books, deck: deck.clone(), visibility, renew_at: Timestamp::default() };
     let (end, ended) = sync_channel(1);
-    let threads = outfit.workers + 1;
-    let crew =
-        Arc::new(Crew { helm: Mutex::new((helm, engine)), deck, outfit, specs, end: Mutex::new(Some(end)) });
-    for index in 0..threads {
+    let crew = Arc::new(Crew { helm: Mutex::new((helm, engine)), deck, outfit, end: Mutex::new(Some(end)) });
+    for index in 0..=crew.outfit.workers {
         let member = Member(crew.clone());
         let thread = std::thread::Builder::new().name(format!("worker-{index}"));
         thread.spawn(move || member.0.work())?;
@@ -123,23 +184,18 @@ impl<H: Helm> Crew<H> {
         self.deck.set_led(true, self.outfit.clock.now());
         while !self.deck.is_over() {
             let (helmsman, engine) = &mut *helm;
-            let flow = match helmsman.turn(engine) {
-                ControlFlow::Continue(most) => match self.deck.run_of_leader(self.outfit.clock.now()) {
-                    Some(run) => {
-                        drop(helm);
-                        return self.do_run(run);
-                    }
-                    None => {
-                        let flow = helmsman.wait(self.deck.rest(most));
-                        self.deck.look(self.outfit.clock.now());
-                        flow
-                    }
-                },
-                ControlFlow::Break(end) => ControlFlow::Break(end),
+            let most = match helmsman.turn(engine) {
+                ControlFlow::Continue(most) => most,
+                ControlFlow::Break(end) => return self.end(end),
             };
-            if let ControlFlow::Break(end) = flow {
+            if let Some(run) = self.deck.run_of_leader(self.outfit.clock.now()) {
+                drop(helm);
+                return self.do_run(run);
+            }
+            if let ControlFlow::Break(end) = helmsman.wait(self.deck.rest(most)) {
                 return self.end(end);
             }
+            self.deck.look(self.outfit.clock.now());
         }
     }
 
@@ -166,10 +222,8 @@ impl<H: Helm> Crew<H> {
         let mut started = self.outfit.clock.now();
         stop.start(started);
         for (place, job) in jobs.into_iter().enumerate() {
-            match stop.begin(place) {
-                Begin::Go => {}
-                Begin::LeaveOut => continue,
-                Begin::Stop => break,
+            if !stop.begin(place) {
+                continue;
             }
             let (id, builds_on, timeout) = (job.spec.id, maps.version, job.spec.timeout);
             let outcome = self.do_job(&handler, job, &mut maps, &stop);
@@ -188,7 +242,7 @@ impl<H: Helm> Crew<H> {
                 break;
             }
         }
-        maps.forget_traces();
+        maps.traces.clear();
         self.deck.end_run();
         if self.deck.put_done(Done::End { lease, maps }, started) {
             self.outfit.bell.ring();
@@ -208,7 +262,7 @@ impl<H: Helm> Crew<H> {
             stop,
             deadline: self.outfit.clock.now().plus(job.0.spec.timeout),
             is_ordered: spec.options.ordering != Ordering::None,
-            specs: &self.specs,
+            handlers: &self.outfit.handlers,
             staging: Staging::default(),
         };
         // What a panicking handler leaves behind is its own: our maps change only in `commit` below.

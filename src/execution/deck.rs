@@ -86,8 +86,7 @@ impl Deck {
     /// Takes back the runs for which there is no free worker: while jobs are long they should not wait here.
     pub(super) fn take_waiting(&self) -> Vec<Run> {
         let mut state = lock(&self.books);
-        let free = self.workers.saturating_sub(state.running);
-        let kept = free.min(state.runs.len());
+        let kept = state.startable(self.workers);
         state.runs.split_off(kept).into()
     }
 
@@ -167,8 +166,7 @@ impl Deck {
             state.appoint_mate();
             return Some(run);
         }
-        let startable = state.runs.len().min(self.workers.saturating_sub(state.running));
-        for _ in 0..startable {
+        for _ in 0..state.startable(self.workers) {
             match state.parked.pop() {
                 Some(thread) => thread.unpark(),
                 // It looks by itself, but not at once.
@@ -208,6 +206,11 @@ impl Deck {
 }
 
 impl State {
+    /// Runs for which there is a free worker.
+    fn startable(&self, workers: usize) -> usize {
+        self.runs.len().min(workers.saturating_sub(self.running))
+    }
+
     fn begin_run(&mut self, workers: usize, now: Timestamp) -> Option<Run> {
         if self.running >= workers {
             return None;
@@ -246,7 +249,6 @@ impl State {
             self.mate = None;
             return Next::Lead;
         }
-        let wait = if self.is_led { LOOK_EVERY } else { LOOK_EVERY.saturating_sub(since) };
-        Next::Watch(wait)
+        Next::Watch(if self.is_led { LOOK_EVERY } else { LOOK_EVERY.saturating_sub(since) })
     }
 }

@@ -1,11 +1,14 @@
-//! A run: a lease on its way through a worker; and what a worker says of it.
+//! A run: a lease on its way through a worker; what a worker says of it; and how its end is told to whoever runs it, and
+//! what it has begun to whoever keeps the books.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
-use super::context::RunMaps;
-use super::run_stop::RunStop;
+use crate::bell::lock;
 use crate::clock::Timestamp;
-use crate::job::{JobId, Outcome, Version};
+use crate::job::{Entries, JobId, Outcome, Version, entry_bytes};
 use crate::ports::{LeaseId, LeasedJob};
 
 /// See the module.
@@ -17,6 +20,28 @@ pub struct Run {
     pub maps: RunMaps,
     /// Shared with the books.
     pub stop: Arc<RunStop>,
+}
+
+/// The maps of a run: the lane's state, and the context of each trace in it.
+#[derive(Debug, Default)]
+pub struct RunMaps {
+    /// Names the state; grows with each committed change.
+    pub version: Version,
+    /// The lane's state as of the last success.
+    pub state: Entries,
+    pub state_bytes: usize,
+    /// By trace, as of the claim, with this run's own changes.
+    pub(super) traces: HashMap<[u8; 16], Entries>,
+}
+
+impl RunMaps {
+    pub fn new(version: Version, state: Entries) -> RunMaps {
+        RunMaps { version, state_bytes: bytes_of(&state), state, traces: HashMap::new() }
+    }
+}
+
+pub(super) fn bytes_of(map: &Entries) -> usize {
+    map.iter().map(|(key, value)| entry_bytes(key, value)).sum()
 }
 
 /// What a worker says.
@@ -33,4 +58,88 @@ pub enum Done {
     },
     /// The run is over and the worker free; the maps as the run left them.
     End { lease: LeaseId, maps: RunMaps },
+}
+
+/// Shared between the books and the worker that has the run.
+#[derive(Debug, Default)]
+pub struct RunStop {
+    ended: AtomicBool,
+    /// When its first job started, in microseconds; 0 before.
+    started: AtomicU64,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    left_out: Vec<usize>,
+    /// Jobs that have begun, the first of the run first.
+    begun: usize,
+    is_last: bool,
+}
+
+impl RunStop {
+    /// Nothing of the run takes effect any more: its handler should stop, no other job starts.
+    pub fn end(&self) {
+        let state = lock(&self.state);
+        self.ended.store(true, Ordering::SeqCst);
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    pub fn is_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
+    }
+
+    /// A worker has taken the run.
+    pub fn start(&self, at: Timestamp) {
+        let _state = lock(&self.state);
+        self.started.store(at.0, Ordering::SeqCst);
+    }
+
+    /// When a worker took the run; `None` while it waits for one.
+    pub fn started(&self) -> Option<Timestamp> {
+        Some(Timestamp(self.started.load(Ordering::SeqCst))).filter(|at| at.0 > 0)
+    }
+
+    /// The job at this place of the run should not start. False: it has started already.
+    #[must_use]
+    pub fn leave_out(&self, place: usize) -> bool {
+        let mut state = lock(&self.state);
+        let in_time = place >= state.begun;
+        if in_time {
+            state.left_out.push(place);
+        }
+        in_time
+    }
+
+    /// The running job is the run's last. True: none runs, and none will.
+    #[must_use]
+    pub fn stop_after_this(&self) -> bool {
+        let mut state = lock(&self.state);
+        state.is_last = true;
+        let is_unbegun = self.started().is_none();
+        if is_unbegun {
+            self.ended.store(true, Ordering::SeqCst);
+        }
+        is_unbegun
+    }
+
+    /// The job at this place is about to start. False: it is left out.
+    pub(super) fn begin(&self, place: usize) -> bool {
+        let mut state = lock(&self.state);
+        let is_over = self.is_ended() || (state.is_last && state.begun > 0);
+        let begins = !is_over && !state.left_out.contains(&place);
+        if begins {
+            state.begun = place + 1;
+        }
+        begins
+    }
+
+    /// Waits; false as soon as the run has ended.
+    pub(super) fn sleep(&self, duration: Duration) -> bool {
+        let waited = self.changed.wait_timeout_while(lock(&self.state), duration, |_| !self.is_ended());
+        drop(waited);
+        !self.is_ended()
+    }
 }

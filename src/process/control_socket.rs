@@ -70,7 +70,6 @@ named! {
 }
 
 /// Frames a message.
-#[must_use]
 pub fn framed(body: &[u8]) -> Zeroizing<Vec<u8>> {
     let mut out = Zeroizing::new(Vec::with_capacity(4 + body.len()));
     put_bytes(&mut out, body);
@@ -105,22 +104,17 @@ pub fn decode<M: Serialize + DeserializeOwned>(body: &[u8]) -> Result<M, Malform
 
 /// One end of a control socket, without blocking.
 pub struct ControlSocket {
-    stream: UnixStream,
+    pub stream: UnixStream,
     input: Vec<u8>,
     output: Zeroizing<Vec<u8>>,
-    ended: bool,
+    /// The other end has closed; what it said before was read.
+    pub ended: bool,
 }
 
 impl ControlSocket {
     /// Around a socket that does not block.
-    #[must_use]
     pub fn new(stream: UnixStream) -> ControlSocket {
         ControlSocket { stream, input: Vec::new(), output: Zeroizing::new(Vec::new()), ended: false }
-    }
-
-    /// The socket, to register.
-    pub fn stream(&mut self) -> &mut UnixStream {
-        &mut self.stream
     }
 
     /// What has arrived; if the other end has closed since, it still counts.
@@ -129,17 +123,14 @@ impl ControlSocket {
     /// It makes no sense.
     pub fn read<M: Serialize + DeserializeOwned>(&mut self) -> Result<Vec<M>, Malformed> {
         let mut buffer = [0; 4_096];
-        loop {
+        while !self.ended {
             match self.stream.read(&mut buffer) {
                 Ok(1..) if self.input.len() > 2 * MESSAGE_BYTES => return Err(Malformed),
                 Ok(read @ 1..) => self.input.extend_from_slice(&buffer[..read]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 // A peer that is gone before it has read everything resets the connection.
-                Ok(0) | Err(_) => {
-                    self.ended = true;
-                    break;
-                }
+                Ok(0) | Err(_) => self.ended = true,
             }
         }
         let mut messages = Vec::new();
@@ -150,10 +141,15 @@ impl ControlSocket {
         Ok(messages)
     }
 
-    /// The other end has closed; what it said before was read.
-    #[must_use]
-    pub fn has_ended(&self) -> bool {
-        self.ended
+    /// What a child hears; its pings are answered.
+    ///
+    /// # Errors
+    /// The supervisor is gone: so is the child.
+    pub fn hear(&mut self) -> Result<Vec<ToChild>, String> {
+        self.flush();
+        let heard = self.read::<ToChild>().ok().filter(|_| !self.ended).ok_or("the supervisor is gone")?;
+        heard.iter().filter(|message| **message == ToChild::Ping).for_each(|_| self.send(&ToParent::Pong));
+        Ok(heard)
     }
 
     /// Names jobs that were cut off.

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream as StdStream;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use mio::net::UnixStream;
 use rustix::process::{
     DumpableBehavior, Resource, Rlimit, Signal, getrlimit, set_child_subreaper, set_dumpable_behavior,
     set_parent_process_death_signal, setrlimit,
@@ -63,34 +64,30 @@ pub fn take_stdin() -> Result<OwnedFd> {
 /// The same with standard output.
 pub fn take_stdout() -> Result<OwnedFd> {
     let copy = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?;
-    let null = File::options().write(true).open("/dev/null")?;
-    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stdout(File::options().write(true).open("/dev/null")?)?;
     Ok(copy)
 }
 
 /// Signals as bytes on sockets that an event loop can watch.
 pub struct Signals {
     /// SIGTERM and SIGINT: a byte each.
-    pub stop: StdStream,
+    pub stop: UnixStream,
     /// SIGCHLD: a byte each.
-    pub child: StdStream,
+    pub child: UnixStream,
     /// SIGHUP: a byte each.
-    pub hangup: StdStream,
+    pub hangup: UnixStream,
 }
 
 impl Signals {
     /// Takes the signals over; those that mean nothing here end nothing.
-    ///
-    /// # Errors
-    /// The kernel refuses.
     pub fn take() -> Result<Signals> {
-        let on = |signals: &[i32]| -> Result<StdStream> {
+        let on = |signals: &[i32]| -> Result<UnixStream> {
             let (ours, end) = StdStream::pair()?;
             ours.set_nonblocking(true)?;
             for signal in signals {
                 pipe::register(*signal, end.try_clone()?)?;
             }
-            Ok(ours)
+            Ok(UnixStream::from_std(ours))
         };
         ignore(&[SIGUSR1, SIGUSR2])?;
         Ok(Signals { stop: on(&[SIGTERM, SIGINT])?, child: on(&[SIGCHLD])?, hangup: on(&[SIGHUP])? })
@@ -98,7 +95,7 @@ impl Signals {
 }
 
 /// How many bytes, that is signals, were there.
-pub fn drain_bytes(stream: &mut mio::net::UnixStream) -> usize {
+pub fn drain_bytes(stream: &mut UnixStream) -> usize {
     let mut buffer = [0; 64];
     let mut total = 0;
     while let Ok(read @ 1..) = stream.read(&mut buffer) {
@@ -107,9 +104,11 @@ pub fn drain_bytes(stream: &mut mio::net::UnixStream) -> usize {
     total
 }
 
-/// What SIGHUP does: it reads again what may be read again, and never ends anything.
-pub fn say_hangup() {
-    log::info!("SIGHUP: there is nothing to read again");
+/// SIGHUP reads again what may be read again, and never ends anything.
+pub fn hear_hangup(stream: &mut UnixStream) {
+    if drain_bytes(stream) > 0 {
+        log::info!("SIGHUP: there is nothing to read again");
+    }
 }
 
 /// A handler that does nothing, not `SIG_IGN`, which programs that we start would inherit.

@@ -1,13 +1,15 @@
-//! The public listener.
+//! The public listener: a service manager's, or one on the public address.
 
+use std::io::IsTerminal;
 use std::net::TcpListener;
 
-use super::systemd::activated_listener;
+use rustix::net::sockopt::socket_acceptconn;
+
+use super::hygiene::take_stdin;
 use crate::config::Web;
 use crate::limits::LISTEN_BACKLOG;
 
-/// The public listener: a service manager's, or one on the public address. Its backlog bridges the replacement
-/// of web.
+/// Listens; the backlog bridges the replacement of web.
 pub fn listen(web: &Web) -> Result<TcpListener, String> {
     let address = &web.bind;
     let failed = |error: std::io::Error| format!("web.bind {address}: {error}");
@@ -28,4 +30,17 @@ pub fn listen(web: &Web) -> Result<TcpListener, String> {
     rustix::net::listen(&listener, LISTEN_BACKLOG).map_err(|error| failed(error.into()))?;
     listener.set_nonblocking(true).map_err(failed)?;
     Ok(listener)
+}
+
+/// The listening socket that a service manager gave as standard input (`StandardInput=socket`), if it did; one that is
+/// none of TCP is refused.
+fn activated_listener() -> Result<Option<TcpListener>, String> {
+    let stdin = std::io::stdin();
+    if stdin.is_terminal() || !socket_acceptconn(&stdin).unwrap_or(false) {
+        return Ok(None);
+    }
+    let failed = |error: std::io::Error| format!("the listening socket on standard input: {error}");
+    let listener = TcpListener::from(take_stdin().map_err(failed)?);
+    listener.local_addr().map_err(failed)?;
+    Ok(Some(listener))
 }

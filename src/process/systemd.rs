@@ -1,14 +1,12 @@
-//! What a service manager is told, and what it gives: `sd_notify(3)` datagrams, the watchdog, and a listening
-//! socket as standard input (`StandardInput=socket`). Without one all of this does nothing.
+//! What a service manager is told: `sd_notify(3)` datagrams and the watchdog. Without one all of this does nothing.
 
 use std::ffi::OsString;
-use std::io::IsTerminal;
-use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
-use rustix::net::sockopt::socket_acceptconn;
+use crate::exit::say;
+use crate::observe::event;
 
 /// The service manager's ear; silent iff there is none.
 pub struct Notifier {
@@ -22,7 +20,6 @@ pub struct Notifier {
 
 impl Notifier {
     /// As the environment says (`NOTIFY_SOCKET`, `WATCHDOG_USEC`, `WATCHDOG_PID`).
-    #[must_use]
     pub fn from_environment() -> Notifier {
         let address = std::env::var_os("NOTIFY_SOCKET").and_then(|name| notify_address(&name));
         let socket = address.and_then(|address| Some((UnixDatagram::unbound().ok()?, address)));
@@ -40,9 +37,13 @@ impl Notifier {
         }
     }
 
-    /// `READY=1`
-    pub fn ready(&mut self, status: &str) {
-        self.say(&format!("READY=1\nSTATUS={status}\nMAINPID={}\n", std::process::id()));
+    /// This service listens there and is ready: on standard output, in the log, and `READY=1`.
+    pub fn ready(&mut self, address: &str) {
+        let pid = std::process::id();
+        let line = format!("ready http://{address} pid={pid}");
+        say(std::io::stdout(), &format!("{line}\n"));
+        event(log::Level::Info, "lifecycle.ready").field("line", &line).emit();
+        self.say(&format!("READY=1\nSTATUS={line}\nMAINPID={pid}\n"));
     }
 
     /// `STOPPING=1`, and how long it may take: the manager's own timeout waits for that.
@@ -88,21 +89,6 @@ fn notify_address(name: &OsString) -> Option<SocketAddr> {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name).ok(),
         _ => None,
     }
-}
-
-/// The listening socket that a service manager gave as standard input, if it did.
-///
-/// # Errors
-/// There is one, but it is none of TCP.
-pub fn activated_listener() -> Result<Option<TcpListener>, String> {
-    let stdin = std::io::stdin();
-    if stdin.is_terminal() || !socket_acceptconn(&stdin).unwrap_or(false) {
-        return Ok(None);
-    }
-    let failed = |error: std::io::Error| format!("the listening socket on standard input: {error}");
-    let listener = TcpListener::from(super::hygiene::take_stdin().map_err(failed)?);
-    listener.local_addr().map_err(failed)?;
-    Ok(Some(listener))
 }
 
 #[cfg(test)]

@@ -6,35 +6,27 @@ use std::time::Duration;
 
 use mio::Token;
 
-use super::recycle::RecyclePolicy;
 use crate::channel::ChannelClient;
 use crate::clock::{Clock, monotonic_millis};
+use crate::config::ProcessGroup;
 use crate::deployment::Deployment;
-use crate::execution::{self, Engine, Health, Helm, Registry};
+use crate::execution::{self, Engine, Health, Helm};
 use crate::exit::Exit;
-use crate::observe::log_writer;
 use crate::process::bundle::Bundle;
-use crate::process::control_socket::{ControlSocket, ToChild, ToParent};
-use crate::process::hygiene;
+use crate::process::control_socket::{ControlSocket, Leaving, ToChild, ToParent};
+use crate::process::hygiene::{become_subreaper, resident_mb};
 use crate::process::reactor::Reactor;
 
 const CONTROL: Token = Token(0);
 const CHANNEL: Token = Token(1);
 
-/// The whole life of an executor that a supervisor has started.
-#[must_use]
-pub fn run_executor_child(registry: &Registry) -> Exit {
-    super::ended("executor", serve_executor(registry))
-}
-
-fn serve_executor(registry: &Registry) -> Result<Exit, String> {
+pub(super) fn serve_executor(
+    mut bundle: Bundle,
+    mut control: ControlSocket,
+    deployment: &Deployment,
+) -> Result<Exit, String> {
     let io = |error: std::io::Error| error.to_string();
-    // Nobody may look into this process before it holds a secret.
-    hygiene::begin_child().map_err(io)?;
-    hygiene::become_subreaper().map_err(io)?;
-    let (mut bundle, mut control) = Bundle::receive(hygiene::take_stdin().map_err(io)?)?;
-    let deployment = Deployment::from_bundle(&bundle, registry)?;
-    log_writer::start(deployment.config.observability.log, "executor");
+    become_subreaper().map_err(io)?;
     let platform = &deployment.config.runtime.platform;
     let group = platform.process_groups.get(usize::from(bundle.group)).ok_or("the bundle names no group")?;
     let secret = bundle.secrets.pop().ok_or("the bundle holds no secret")?;
@@ -42,17 +34,20 @@ fn serve_executor(registry: &Registry) -> Result<Exit, String> {
     let ttl_ms = ipc.auth.ttl_seconds * 1_000;
     let client = ChannelClient::new(secret, bundle.group, ttl_ms, ipc.heartbeat_ms, CHANNEL);
     let reactor = Reactor::new(64)?;
-    reactor.watch(control.stream(), CONTROL)?;
+    reactor.watch(&mut control.stream, CONTROL)?;
     let outfit = deployment.outfit(group.workers, reactor.bell());
+    let (said_ready, said_worked, said_leaving, weighed_ms, ends) = Default::default();
     let helm = ExecutorHelm {
         reactor,
         control,
         client,
         clock: deployment.clock.clone(),
-        recycle: RecyclePolicy::new(group.clone()),
-        said_ready: false,
-        said_worked: false,
-        ends: false,
+        group: group.clone(),
+        said_ready,
+        said_worked,
+        said_leaving,
+        weighed_ms,
+        ends,
     };
     let ended = execution::start(outfit, helm).map_err(io)?;
     // Handlers that never return are left behind with their threads.
@@ -64,10 +59,13 @@ struct ExecutorHelm {
     control: ControlSocket,
     client: ChannelClient,
     clock: Clock,
-    recycle: RecyclePolicy,
+    group: ProcessGroup,
     said_ready: bool,
     /// A job of it has begun: what ends this process from now on may be that job's fault.
     said_worked: bool,
+    said_leaving: bool,
+    /// When it last looked how much memory it holds.
+    weighed_ms: u64,
     /// It ends once what runs is over.
     ends: bool,
 }
@@ -91,8 +89,11 @@ impl Helm for ExecutorHelm {
             return ControlFlow::Break(Ok(Exit::Done));
         }
         if self.said_ready
-            && let Some(why) = self.recycle.asks(health, engine.books.finished, now_ms)
+            && !self.said_leaving
+            && let Some(why) = self.should_leave(health, engine.books.finished, now_ms)
         {
+            self.said_leaving = true;
+            log::info!("{}: this process finishes its jobs and is replaced", why.as_str());
             self.control.send(&ToParent::Leaving(why));
         }
         if !self.said_ready && self.client.is_up() {
@@ -116,6 +117,22 @@ impl Helm for ExecutorHelm {
 }
 
 impl ExecutorHelm {
+    /// Why this process should be replaced, if it should: it is stuck, has done its jobs, or holds too much memory.
+    fn should_leave(&mut self, health: Health, finished: u64, now_ms: u64) -> Option<Leaving> {
+        const WEIGH_EVERY_MS: u64 = 500;
+        let group = &self.group;
+        if health == Health::Stuck {
+            Some(Leaving::Stuck)
+        } else if group.max_jobs > 0 && finished >= group.max_jobs {
+            Some(Leaving::MaxJobs)
+        } else if group.max_rss_mb > 0 && now_ms >= self.weighed_ms + WEIGH_EVERY_MS {
+            self.weighed_ms = now_ms;
+            resident_mb().filter(|mb| *mb > group.max_rss_mb).map(|_| Leaving::MaxRss)
+        } else {
+            None
+        }
+    }
+
     fn look(&mut self, most: Duration) -> Result<(), String> {
         let mut is_told = false;
         for event in self.reactor.wait(most)? {
@@ -129,19 +146,16 @@ impl ExecutorHelm {
     }
 
     fn on_control(&mut self) -> Result<(), String> {
-        const GONE: &str = "the supervisor is gone";
-        self.control.flush();
-        for message in self.control.read::<ToChild>().map_err(|_| GONE)? {
+        for message in self.control.hear()? {
             match message {
                 ToChild::Channel(address) => {
                     let address = address.parse().map_err(|_| "the channel's address is malformed")?;
                     self.client.set_address(address, monotonic_millis());
                 }
-                ToChild::Ping => self.control.send(&ToParent::Pong),
                 ToChild::Drain(_) | ToChild::Stop | ToChild::Leave => self.ends = true,
-                ToChild::Replaced(..) | ToChild::Succeeds(_) => {}
+                ToChild::Ping | ToChild::Replaced(..) | ToChild::Succeeds(_) => {}
             }
         }
-        if self.control.has_ended() { Err(GONE.into()) } else { Ok(()) }
+        Ok(())
     }
 }

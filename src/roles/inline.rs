@@ -74,13 +74,9 @@ impl Helm for InlineHelm {
             return ControlFlow::Break(());
         }
         let now = self.clock.now();
-        let next = match engine.exchange(&mut *self.consumer, now) {
-            Ok(at) => at,
-            Err(error) => {
-                log::error!("the broker is lost, and every lease with it: {error}");
-                return ControlFlow::Break(());
-            }
-        };
+        let exchanged = engine.exchange(&mut *self.consumer, now);
+        let lost = |error| log::error!("the broker is lost, and every lease with it: {error}");
+        let Ok(next) = exchanged.map_err(lost) else { return ControlFlow::Break(()) };
         let is_stuck = engine.health(&*self.consumer, now) == Health::Stuck;
         if is_stuck && !self.is_stuck {
             log::error!("a handler ignores its timeout; its worker thread is lost until it returns");
@@ -90,10 +86,7 @@ impl Helm for InlineHelm {
     }
 
     fn wait(&mut self, most: Duration) -> ControlFlow<()> {
-        match self.reactor.wait(most) {
-            Ok(_) => ControlFlow::Continue(()),
-            Err(_) => ControlFlow::Break(()),
-        }
+        if self.reactor.wait(most).is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     }
 }
 

@@ -4,16 +4,15 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use mio::Token;
-use mio::net::UnixStream;
 
 use crate::clock::monotonic_millis;
 use crate::config::secret::Secret;
 use crate::deployment::Deployment;
-use crate::exit::{Exit, ended, say};
+use crate::exit::Exit;
 use crate::observe::{event, log_writer};
 use crate::process::bundle::Role;
 use crate::process::control_socket::ToChild;
-use crate::process::hygiene::{self, Signals, drain_bytes};
+use crate::process::hygiene::{self, Signals, drain_bytes, hear_hangup};
 use crate::process::listener::listen;
 use crate::process::private_dir::PrivateDir;
 use crate::process::reactor::Reactor;
@@ -29,19 +28,14 @@ const WEB: usize = 0;
 
 /// Runs a web process and the executors of these groups (by index) until it is told to stop, or a child cannot be kept
 /// running.
-#[must_use]
-pub fn serve(deployment: &Deployment, groups: &[usize]) -> Exit {
-    supervise(deployment, groups).unwrap_or_else(|message| ended(Err(message)))
-}
-
-fn supervise(deployment: &Deployment, groups: &[usize]) -> Result<Exit, String> {
+pub fn serve(deployment: &Deployment, groups: &[usize]) -> Result<Exit, String> {
     let io = |error: std::io::Error| error.to_string();
     super::say_starting(deployment);
     // Before the secret exists, nobody may look into this process any more.
     hygiene::keep_secrets().map_err(io)?;
     hygiene::become_subreaper().map_err(io)?;
     hygiene::raise_descriptor_limit();
-    let signals = Signals::take().map_err(io)?;
+    let mut signals = Signals::take().map_err(io)?;
     // The listener before any child: a replaced web process refuses no connection.
     let listener = listen(&deployment.config.web)?;
     let address = listener.local_addr().map_err(io)?;
@@ -49,23 +43,21 @@ fn supervise(deployment: &Deployment, groups: &[usize]) -> Result<Exit, String> 
     // One secret for this run; children get what their role needs.
     let roots = deployment.root_secrets()?;
     let platform = &deployment.config.runtime.platform;
-    let mut fleet = Fleet::new(platform.lifecycle.clone(), platform.execution_ipc.heartbeat_ms, FIRST_CHILD);
+    let reactor = Reactor::new(64)?;
+    let mut fleet = Fleet::new(platform, reactor.registry().try_clone().map_err(io)?, FIRST_CHILD);
     let web = deployment.web_bundle(&roots, private_dir.path())?;
-    fleet.add(Role::Web, "web".into(), web.encode(), Some(listener));
+    fleet.add(Role::Web, "web", web.encode(), Some(listener));
     add_executors(&mut fleet, deployment, groups, &roots[0]);
     drop(roots);
-    let reactor = Reactor::new(64)?;
-    let mut signals = [signals.stop, signals.child, signals.hangup].map(UnixStream::from_std);
-    for (stream, token) in signals.iter_mut().zip([STOP, CHILD, HANGUP]) {
-        reactor.watch(stream, token)?;
-    }
+    reactor.watch(&mut signals.stop, STOP)?;
+    reactor.watch(&mut signals.child, CHILD)?;
+    reactor.watch(&mut signals.hangup, HANGUP)?;
     let lifecycle = &platform.lifecycle;
     let exit = Supervisor {
         fleet,
         phases: Phases::new(monotonic_millis() + lifecycle.ready_timeout_ms, lifecycle.patience_ms()),
-        ready_line: format!("ready http://{address} pid={}\n", std::process::id()),
+        address: address.to_string(),
         notifier: Notifier::from_environment(),
-        channel: None,
         web_name: String::new(),
         replaced: BTreeMap::new(),
         gave_up: None,
@@ -82,7 +74,7 @@ pub(super) fn add_executors(fleet: &mut Fleet, deployment: &Deployment, groups: 
         let group = &deployment.config.runtime.platform.process_groups[*index];
         for _ in 0..group.processes {
             let bundle = deployment.executor_bundle(root, *index);
-            fleet.add(Role::Executor(*index), group.name.clone(), bundle.encode(), None);
+            fleet.add(Role::Executor(*index), &group.name, bundle.encode(), None);
         }
     }
 }
@@ -91,29 +83,26 @@ struct Supervisor {
     /// Whatever happens: no child outlives it.
     fleet: Fleet,
     phases: Phases,
-    ready_line: String,
+    /// The public one.
+    address: String,
     notifier: Notifier,
-    /// Where web's channel listens.
-    channel: Option<String>,
     /// The broker's name for the web process, if it has one: its leases end when it is replaced.
     web_name: String,
     /// Processes that were replaced, by group and reason: they outlive each web process, which shows them.
     replaced: BTreeMap<(String, &'static str), u64>,
     /// Why a child cannot be kept running.
     gave_up: Option<String>,
-    /// By their tokens.
-    signals: [UnixStream; 3],
+    signals: Signals,
 }
 
 impl Supervisor {
     fn run(mut self, mut reactor: Reactor) -> Result<Exit, String> {
         loop {
             let now_ms = monotonic_millis();
-            for event in self.fleet.tick(reactor.registry(), now_ms) {
-                self.on_fleet(event, now_ms);
-            }
+            self.fleet.tick(now_ms);
+            self.on_fleet(now_ms);
             self.look(now_ms);
-            if let Phase::Over(exit) = self.phases.phase() {
+            if let Phase::Over(exit) = self.phases.phase {
                 return self.gave_up.map_or(Ok(exit), Err);
             }
             // A stop and its end interrupt the wait. What has come meanwhile is read before any deadline is judged.
@@ -121,28 +110,18 @@ impl Supervisor {
             reactor.wait(wait)?;
             let now_ms = monotonic_millis();
             for event in reactor.events() {
-                let happened = match event.token() {
+                match event.token() {
                     STOP => {
-                        (0..drain_bytes(&mut self.signals[STOP.0]))
-                            .for_each(|_| self.on(Event::Signal, now_ms));
-                        Vec::new()
+                        (0..drain_bytes(&mut self.signals.stop)).for_each(|_| self.on(Event::Signal, now_ms));
                     }
-                    HANGUP => {
-                        if drain_bytes(&mut self.signals[HANGUP.0]) > 0 {
-                            hygiene::say_hangup();
-                        }
-                        Vec::new()
-                    }
+                    HANGUP => hear_hangup(&mut self.signals.hangup),
                     CHILD => {
-                        drain_bytes(&mut self.signals[CHILD.0]);
-                        self.fleet.reap(now_ms)
+                        drain_bytes(&mut self.signals.child);
+                        self.fleet.reap(now_ms);
                     }
-                    Token(token) if self.fleet.owns(token) => self.fleet.on_event(token, now_ms),
-                    Token(_) => Vec::new(),
-                };
-                for event in happened {
-                    self.on_fleet(event, now_ms);
+                    Token(token) => _ = self.fleet.on_event(token, now_ms),
                 }
+                self.on_fleet(now_ms);
             }
         }
     }
@@ -156,9 +135,6 @@ impl Supervisor {
 
     /// What follows from where everything stands.
     fn look(&mut self, now_ms: u64) {
-        if let Some(address) = self.channel.clone() {
-            self.fleet.tell_new(&ToChild::Channel(address));
-        }
         if self.fleet.not_ready().is_empty() {
             self.on(Event::AllReady, now_ms);
         }
@@ -173,29 +149,30 @@ impl Supervisor {
         }
     }
 
-    fn on_fleet(&mut self, happened: FleetEvent, now_ms: u64) {
-        match happened {
-            FleetEvent::Ready(WEB, said) => self.on_web(&said, now_ms),
-            FleetEvent::Ready(..) => {}
-            FleetEvent::Replaced(place, reason) => {
-                if place == WEB {
-                    self.channel = None;
-                    log::warn!(
-                        "the web process is replaced: callers that waited have lost their connections"
-                    );
-                    self.on(Event::WebLost, now_ms);
+    fn on_fleet(&mut self, now_ms: u64) {
+        for happened in self.fleet.take_happened() {
+            match happened {
+                FleetEvent::Ready(WEB, said) => self.on_web(&said, now_ms),
+                FleetEvent::Ready(..) => {}
+                FleetEvent::Replaced(place, reason) => {
+                    if place == WEB {
+                        log::warn!(
+                            "the web process is replaced: callers that waited have lost their connections"
+                        );
+                        self.on(Event::WebLost, now_ms);
+                    }
+                    *self.replaced.entry((self.fleet.name(place).to_owned(), reason)).or_default() += 1;
+                    self.tell_replaced();
                 }
-                self.count(place, reason);
-            }
-            FleetEvent::Recycled(place, why) => self.count(place, why.as_str()),
-            FleetEvent::CutOff(jobs) => {
-                log_writer::name_cut_off(&jobs);
-                self.on(Event::CutOff, now_ms);
-            }
-            FleetEvent::Drained(count) => self.on(Event::Drained(count), now_ms),
-            FleetEvent::GaveUp(why) => {
-                self.gave_up = Some(why);
-                self.on(Event::GaveUp, now_ms);
+                FleetEvent::CutOff(jobs) => {
+                    log_writer::name_cut_off(&jobs);
+                    self.on(Event::CutOff, now_ms);
+                }
+                FleetEvent::Drained(count) => self.on(Event::Drained(count), now_ms),
+                FleetEvent::GaveUp(why) => {
+                    self.gave_up = Some(why);
+                    self.on(Event::GaveUp, now_ms);
+                }
             }
         }
     }
@@ -203,38 +180,29 @@ impl Supervisor {
     /// Web serves: where its channel listens, and its name at the broker.
     fn on_web(&mut self, said: &str, now_ms: u64) {
         let (address, name) = said.split_once(' ').unwrap_or((said, ""));
-        self.channel = Some(address.to_owned());
+        self.fleet.set_channel(address.to_owned());
         let predecessor = std::mem::replace(&mut self.web_name, name.to_owned());
         if !predecessor.is_empty() {
             self.fleet.send(WEB, &ToChild::Succeeds(predecessor));
         }
-        for ((group, reason), count) in &self.replaced {
-            self.fleet.send(WEB, &ToChild::Replaced(group.clone(), (*reason).into(), *count));
-        }
+        self.tell_replaced();
         // One that came in the middle of a drain is told of it.
-        if let Phase::Draining { until_ms } = self.phases.phase() {
+        if let Phase::Draining { until_ms } = self.phases.phase {
             self.fleet.send(WEB, &ToChild::Drain(until_ms.saturating_sub(now_ms)));
         }
     }
 
-    fn count(&mut self, place: usize, reason: &'static str) {
-        let group = self.fleet.name(place).to_owned();
-        let count = self.replaced.entry((group.clone(), reason)).or_default();
-        *count += 1;
-        let told = ToChild::Replaced(group, reason.into(), *count);
-        self.fleet.send(WEB, &told);
+    fn tell_replaced(&mut self) {
+        for ((group, reason), count) in &self.replaced {
+            self.fleet.send(WEB, &ToChild::Replaced(group.clone(), (*reason).into(), *count));
+        }
     }
 
     /// Asks the table, and does what it says.
     fn on(&mut self, happened: Event, now_ms: u64) {
         match self.phases.on(happened, now_ms) {
             Action::None => {}
-            Action::SayReady => {
-                say(std::io::stdout(), &self.ready_line);
-                let line = self.ready_line.trim();
-                event(log::Level::Info, "lifecycle.ready").field("line", line).emit();
-                self.notifier.ready(line);
-            }
+            Action::SayReady => self.notifier.ready(&self.address),
             Action::SayLate => {
                 let late = self.fleet.not_ready().join(", ");
                 log_writer::say(format!("cofferdam: not ready in time: {late}\n"));
@@ -249,8 +217,8 @@ impl Supervisor {
                 event(log::Level::Warn, "lifecycle.forced").emit();
                 self.fleet.send(WEB, &ToChild::Drain(0));
             }
-            Action::StopExecutors => self.fleet.stop(false, 0, now_ms),
-            Action::StopWeb => self.fleet.stop(true, 0, now_ms),
+            Action::StopExecutors => self.fleet.stop(false, now_ms),
+            Action::StopWeb => self.fleet.stop(true, now_ms),
             Action::SayCutOff => event(log::Level::Warn, "lifecycle.forced")
                 .field("cause", "what still ran was cut off")
                 .emit(),

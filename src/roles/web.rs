@@ -6,56 +6,36 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::inline;
-use crate::channel::{ChannelServer, ServerConfig};
 use crate::config::secret::Secret;
-use crate::deployment::{Deployment, Opening};
-use crate::execution::Registry;
-use crate::exit::{Exit, ended};
-use crate::observe::{event, log_writer};
+use crate::deployment::Deployment;
+use crate::exit::Exit;
+use crate::observe::event;
 use crate::process::bundle::Bundle;
-use crate::process::hygiene::{self, Signals, keep_secrets, raise_descriptor_limit};
+use crate::process::control_socket::ControlSocket;
+use crate::process::hygiene::{Signals, keep_secrets, raise_descriptor_limit, take_stdout};
 use crate::process::listener::listen;
 use crate::process::private_dir::PrivateDir;
 use crate::web::{Commander, WebProcess};
 
-/// The whole life of a web process that a supervisor has started.
-#[must_use]
-pub fn run_web_child(registry: &Registry) -> Exit {
-    super::ended("web", serve_web(registry))
-}
-
-fn serve_web(registry: &Registry) -> Result<Exit, String> {
-    let io = |error: std::io::Error| error.to_string();
-    // Nobody may look into this process before it holds a secret.
-    hygiene::begin_child().map_err(io)?;
+pub(super) fn serve_web(
+    mut bundle: Bundle,
+    control: ControlSocket,
+    deployment: &Deployment,
+) -> Result<Exit, String> {
     // The public listener came as standard output: nothing may write to it from now on.
-    let listener = TcpListener::from(hygiene::take_stdout().map_err(io)?);
-    let (mut bundle, control) = Bundle::receive(hygiene::take_stdin().map_err(io)?)?;
-    let deployment = Deployment::from_bundle(&bundle, registry)?;
-    log_writer::start(deployment.config.observability.log, "web");
+    let listener = TcpListener::from(take_stdout().map_err(|error| error.to_string())?);
     // Behind the channel secrets of the groups: what is signed with at rest.
     let envelopes = bundle.secrets.split_off(deployment.groups().len());
-    let envelopes =
-        envelopes.iter().map(|envelope| Secret::new(*envelope.expose())).collect::<Result<_, _>>()?;
-    let backend = deployment.open(Opening { envelopes, ..Opening::default() })?;
-    let web = WebProcess::new(&deployment, listener, &backend, Commander::Supervisor(control))?;
-    let platform = &deployment.config.runtime.platform;
-    let config = ServerConfig {
-        secrets: bundle.secrets,
-        ipc: platform.execution_ipc.clone(),
-        lane_state_max: platform.kv.lane_state_max_bytes,
-        processes: platform.process_groups.iter().map(|group| group.processes).collect(),
-    };
-    let (consumers, bell) = (backend.consumers.clone(), web.bell());
-    let connect = move |group| consumers(group, bell.clone());
-    let channel = ChannelServer::bind(config, web.counters(), Box::new(connect))?;
+    let envelopes = envelopes.iter().map(|secret| Secret::new(*secret.expose())).collect::<Result<_, _>>()?;
+    let backend = deployment.open(envelopes, "")?;
+    let web = WebProcess::new(deployment, listener, &backend, Commander::Supervisor(control))?;
+    let channel = deployment.channel(bundle.secrets, &backend, web.counters(), web.bell())?;
     web.with_channel(channel)?.run(Path::new(&bundle.private_dir))
 }
 
 /// `serve` in one process: the same web and workers, no channel.
-#[must_use]
-pub fn serve_inline(deployment: &Deployment) -> Exit {
-    let exit = try_serve_inline(deployment).unwrap_or_else(|message| ended(Err(message)));
+pub fn serve_inline(deployment: &Deployment) -> Result<Exit, String> {
+    let exit = try_serve_inline(deployment);
     event(log::Level::Info, "lifecycle.stopped").emit();
     exit
 }
@@ -70,7 +50,7 @@ fn try_serve_inline(deployment: &Deployment) -> Result<Exit, String> {
     let listener = listen(&deployment.config.web)?;
     let private_dir = PrivateDir::make()?;
     let graceful = Duration::from_millis(deployment.config.runtime.platform.lifecycle.patience_ms());
-    let backend = deployment.open(Opening::default())?;
+    let backend = deployment.open(Vec::new(), "")?;
     let web = WebProcess::new(deployment, listener, &backend, Commander::signals(signals, graceful))?;
     let executors = inline::start(deployment, &backend, &web.bell())?;
     web.with_threads(move || executors.are_sound()).run(private_dir.path())

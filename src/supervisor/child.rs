@@ -1,17 +1,18 @@
 //! One child's process: how it is made, its ends of the control socket and of standard error, and its signals.
 
+use std::io::{ErrorKind, Read};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr as Pipe, Command, ExitStatus, Stdio};
 
+use mio::unix::pipe::Receiver;
 use mio::{Interest, Registry, Token};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::child_state::Action;
-use super::child_stderr::ChildStderr;
-use super::restart::Work;
+use super::child_state::Work;
+use crate::observe::log_writer;
 use crate::process::bundle::Role;
 use crate::process::control_socket::{ControlSocket, ToChild, ToParent};
 
@@ -28,8 +29,6 @@ pub(super) struct ChildProcess {
     pub(super) pinged_ms: u64,
     /// `Some` once it has closed its control socket.
     gone_ms: Option<u64>,
-    /// Where the broker listens, as it knows.
-    pub(super) told: Option<ToChild>,
     /// What it has done so far.
     pub(super) work: Work,
     /// How it ended, once that was seen.
@@ -68,33 +67,17 @@ impl ChildProcess {
         // `Command` keeps the child's end open until it is dropped; then the end of file can come.
         drop(command);
         let mut control = ControlSocket::new(mio::net::UnixStream::from_std(ours));
-        let pipe = child.stderr.take().ok_or(std::io::ErrorKind::BrokenPipe.into());
-        let watched = pipe.and_then(ChildStderr::new).and_then(|mut stderr| {
-            stderr.register(registry, token)?;
-            registry.register(control.stream(), token, Interest::READABLE | Interest::WRITABLE)?;
-            Ok(stderr)
+        let pipe = child.stderr.take().ok_or(ErrorKind::BrokenPipe.into());
+        let watched = pipe.and_then(|pipe| {
+            registry.register(&mut control.stream, token, Interest::READABLE | Interest::WRITABLE)?;
+            ChildStderr::new(pipe, registry, token)
         });
-        let stderr = match watched {
-            Ok(stderr) => stderr,
-            Err(error) => {
-                let _ = child.kill().and_then(|()| child.wait());
-                return Err(error);
-            }
-        };
-        let (gone_ms, told, ended) = Default::default();
+        let stderr = watched.inspect_err(|_| {
+            let _ = child.kill().and_then(|()| child.wait());
+        })?;
         let (since_ms, heard_ms, pinged_ms) = (now_ms, now_ms, now_ms);
-        Ok(ChildProcess {
-            child,
-            control,
-            stderr,
-            since_ms,
-            heard_ms,
-            pinged_ms,
-            gone_ms,
-            told,
-            work: Work::None,
-            ended,
-        })
+        let (work, gone_ms, ended) = Default::default();
+        Ok(ChildProcess { child, control, stderr, since_ms, heard_ms, pinged_ms, gone_ms, work, ended })
     }
 
     pub(super) fn id(&self) -> u32 {
@@ -119,7 +102,7 @@ impl ChildProcess {
         self.control.flush();
         self.stderr.pass_on();
         let said = self.control.read();
-        if self.control.has_ended() {
+        if self.control.ended {
             self.gone_ms.get_or_insert(now_ms);
         } else if said.is_err() {
             self.kill();
@@ -131,17 +114,9 @@ impl ChildProcess {
         messages
     }
 
-    pub(super) fn obey(&mut self, action: Action) {
-        match action {
-            Action::SayStop(0) => self.control.send(&ToChild::Stop),
-            Action::SayStop(patience_ms) => self.control.send(&ToChild::Drain(patience_ms)),
-            Action::Terminate => {
-                if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
-                    let _ = kill_process(pid, Signal::TERM);
-                }
-            }
-            Action::Kill => self.kill(),
-            Action::None | Action::Spawn | Action::Replaced(_) | Action::SetAside(_) | Action::GiveUp => {}
+    pub(super) fn terminate(&self) {
+        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            let _ = kill_process(pid, Signal::TERM);
         }
     }
 
@@ -163,6 +138,80 @@ impl ChildProcess {
 
     /// Its socket closes a moment before it can be waited for, and no other event need follow.
     pub(super) fn is_due_at_once(&self) -> bool {
-        self.control.has_ended() || self.stderr.has_more()
+        self.control.ended || self.stderr.more
+    }
+}
+
+/// A longer line is passed on in pieces.
+const LINE_BYTES: usize = 16 << 10;
+/// Bytes taken at once from one child, so that no child's words keep the supervisor from the others.
+const TURN_BYTES: usize = 256 << 10;
+/// Characters of the last words that a message quotes.
+const LAST_CHARS: usize = 400;
+
+/// What one child writes to its standard error: passed on line by line, the last one remembered.
+pub(super) struct ChildStderr {
+    pipe: Receiver,
+    line: Vec<u8>,
+    last: Vec<u8>,
+    /// More was there than one turn takes; no event need tell of it.
+    more: bool,
+}
+
+impl ChildStderr {
+    /// Watches the pipe of a child.
+    fn new(pipe: Pipe, registry: &Registry, token: Token) -> std::io::Result<ChildStderr> {
+        let mut pipe = Receiver::from(pipe);
+        pipe.set_nonblocking(true)?;
+        registry.register(&mut pipe, token, Interest::READABLE)?;
+        Ok(ChildStderr { pipe, line: Vec::new(), last: Vec::new(), more: false })
+    }
+
+    /// Passes on what has come.
+    fn pass_on(&mut self) {
+        let mut buffer = [0; 8_192];
+        let mut taken = 0;
+        self.more = false;
+        while taken < TURN_BYTES {
+            match self.pipe.read(&mut buffer) {
+                Ok(0) => return self.end_line(),
+                Ok(read) => {
+                    taken += read;
+                    self.take(&buffer[..read]);
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return,
+            }
+        }
+        self.more = true;
+    }
+
+    /// The last line that was not empty, for a message; what is not printable is replaced.
+    pub(super) fn last(&self) -> String {
+        let text = String::from_utf8_lossy(&self.last);
+        let printable = |c: char| if c.is_control() { ' ' } else { c };
+        text.trim().chars().take(LAST_CHARS).map(printable).collect()
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
+            self.line.extend_from_slice(part);
+            if part.ends_with(b"\n") || self.line.len() >= LINE_BYTES {
+                self.end_line();
+            }
+        }
+    }
+
+    fn end_line(&mut self) {
+        let mut line = std::mem::take(&mut self.line);
+        if !line.trim_ascii().is_empty() {
+            self.last.clone_from(&line);
+        }
+        if !line.is_empty() {
+            if !line.ends_with(b"\n") {
+                line.push(b'\n');
+            }
+            log_writer::pass_on(line);
+        }
     }
 }

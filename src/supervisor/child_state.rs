@@ -8,14 +8,15 @@
 //!   Serving  |       | Serving | Waiting or GiveUp    | Ending, Term | Waiting, Aside  | Stopping, SayStop
 //!   Ending   | Kill  | Ending  | Waiting or GiveUp    |              |                 | Stopping
 //!   Aside    |       |         | Gone                 | Stopping,Term|                 | Stopping, SayStop
-//!   Stopping | Kill  |         | Gone                 |              |                 | SayStop, if sooner
+//!   Stopping | Kill  |         | Gone                 |              |                 |
 //!   Gone     |       |         |                      |              |                 |
 //! ```
 //!
 //! `Waiting` begins with the child's own beginning, and again when it was replaced. A child that leaves is put
 //! aside: it finishes its jobs while its successor starts.
 
-use super::restart::{History, How, Work};
+use std::collections::VecDeque;
+
 use crate::config::Restart;
 use crate::process::bundle::Role;
 use crate::process::control_socket::{Leaving, ToParent};
@@ -57,8 +58,8 @@ pub enum Event {
     Silent,
     /// It asks to be replaced.
     Leaves(Leaving),
-    /// The service stops; the child may take so many ms.
-    Stop(u64),
+    /// The service stops.
+    Stop,
 }
 
 /// What the fleet does about it.
@@ -69,8 +70,8 @@ pub enum Action {
     None,
     /// Make its process.
     Spawn,
-    /// Tell it to stop within so many ms.
-    SayStop(u64),
+    /// Tell it to stop.
+    SayStop,
     /// SIGTERM.
     Terminate,
     /// SIGKILL.
@@ -81,16 +82,6 @@ pub enum Action {
     SetAside(Leaving),
     /// It cannot be kept running.
     GiveUp,
-}
-
-impl State {
-    /// The same, with a start no sooner than that.
-    fn not_before(self, at_ms: u64) -> State {
-        match self {
-            State::Waiting { start_at_ms } => State::Waiting { start_at_ms: start_at_ms.max(at_ms) },
-            other => other,
-        }
-    }
 }
 
 /// Who may say what in which state. A child that says anything else is not what it was started as.
@@ -114,32 +105,23 @@ pub fn may_say(role: Role, state: State, message: &ToParent) -> bool {
 /// One child's state and history.
 #[derive(Debug)]
 pub struct Life {
-    state: State,
+    pub state: State,
     history: History,
 }
 
 impl Life {
     /// To be started at once.
-    #[must_use]
     pub fn new() -> Life {
         Life { state: State::Waiting { start_at_ms: 0 }, history: History::default() }
     }
 
     /// Parts in two: a process that leaves, and its successor, to be started when this one's state says so.
-    #[must_use]
     pub fn part(&mut self) -> Life {
         let history = std::mem::take(&mut self.history);
         Life { state: std::mem::replace(&mut self.state, State::Aside), history }
     }
 
-    /// Where it is.
-    #[must_use]
-    pub fn state(&self) -> State {
-        self.state
-    }
-
     /// When [`Event::Due`] comes; `None`: never by time alone.
-    #[must_use]
     pub fn due_ms(&self) -> Option<u64> {
         match self.state {
             State::Waiting { start_at_ms } => Some(start_at_ms),
@@ -154,16 +136,15 @@ impl Life {
         let kill_at_ms = now_ms + KILL_AFTER_MS;
         let (state, action) = match (self.state, event) {
             (S::Waiting { .. }, E::Due) => (S::Starting, Action::Spawn),
-            (S::Waiting { .. }, E::Stop(_)) => (S::Gone, Action::None),
+            (S::Waiting { .. }, E::Stop) => (S::Gone, Action::None),
             (S::Starting, E::Ready) => (S::Serving { since_ms: now_ms }, Action::None),
-            (S::Serving { .. }, E::Ended(how, reason)) => self.again(how, reason, policy, now_ms),
+            (S::Serving { .. }, E::Ended(how, reason)) => self.again(how, reason, policy, now_ms, now_ms),
             // What has not served is not started again at once, whoever ended it.
             (S::Waiting { .. } | S::Starting, E::Ended(how, reason)) => {
-                let (state, action) = self.again(how, reason, policy, now_ms);
-                (state.not_before(now_ms + policy.backoff_ms), action)
+                self.again(how, reason, policy, now_ms, now_ms + policy.backoff_ms)
             }
             (S::Ending { .. }, E::Ended(..)) => {
-                self.again(How::Failed(Work::None), "unresponsive", policy, now_ms)
+                self.again(How::Failed(Work::None), "unresponsive", policy, now_ms, now_ms)
             }
             (S::Aside | S::Stopping { .. }, E::Ended(..)) => (S::Gone, Action::None),
             (S::Starting | S::Serving { .. }, E::Silent) => (S::Ending { kill_at_ms }, Action::Terminate),
@@ -175,16 +156,10 @@ impl Life {
             (S::Starting | S::Serving { .. }, E::Leaves(why)) => {
                 (S::Waiting { start_at_ms: now_ms + policy.backoff_ms }, Action::SetAside(why))
             }
-            (S::Starting | S::Serving { .. } | S::Aside, E::Stop(patience_ms)) => {
-                (S::Stopping { kill_at_ms: kill_at_ms + patience_ms }, Action::SayStop(patience_ms))
+            (S::Starting | S::Serving { .. } | S::Aside, E::Stop) => {
+                (S::Stopping { kill_at_ms }, Action::SayStop)
             }
-            (S::Ending { kill_at_ms }, E::Stop(_)) => (S::Stopping { kill_at_ms }, Action::None),
-            // By force: sooner than it was told before.
-            (S::Stopping { kill_at_ms: before_ms }, E::Stop(patience_ms))
-                if kill_at_ms + patience_ms < before_ms =>
-            {
-                (S::Stopping { kill_at_ms: kill_at_ms + patience_ms }, Action::SayStop(patience_ms))
-            }
+            (S::Ending { kill_at_ms }, E::Stop) => (S::Stopping { kill_at_ms }, Action::None),
             (S::Ending { .. } | S::Stopping { .. }, E::Due) => (self.state, Action::Kill),
             // What comes late, or twice, changes nothing.
             (S::Waiting { .. }, E::Ready | E::Silent | E::Leaves(_))
@@ -192,8 +167,8 @@ impl Life {
             | (S::Serving { .. }, E::Ready)
             | (S::Ending { .. }, E::Ready | E::Silent | E::Leaves(_))
             | (S::Aside, E::Due | E::Ready | E::Leaves(_))
-            | (S::Stopping { .. }, E::Ready | E::Silent | E::Leaves(_) | E::Stop(_))
-            | (S::Gone, E::Due | E::Ready | E::Ended(..) | E::Silent | E::Leaves(_) | E::Stop(_)) => {
+            | (S::Stopping { .. }, E::Ready | E::Silent | E::Leaves(_) | E::Stop)
+            | (S::Gone, E::Due | E::Ready | E::Ended(..) | E::Silent | E::Leaves(_) | E::Stop) => {
                 (self.state, Action::None)
             }
         };
@@ -201,11 +176,67 @@ impl Life {
         action
     }
 
-    fn again(&mut self, how: How, reason: &'static str, policy: &Restart, now_ms: u64) -> (State, Action) {
+    fn again(
+        &mut self,
+        how: How,
+        reason: &'static str,
+        policy: &Restart,
+        now_ms: u64,
+        not_before_ms: u64,
+    ) -> (State, Action) {
         match self.history.ended(how, policy, now_ms) {
-            Some(start_at_ms) => (State::Waiting { start_at_ms }, Action::Replaced(reason)),
+            Some(at_ms) => {
+                (State::Waiting { start_at_ms: at_ms.max(not_before_ms) }, Action::Replaced(reason))
+            }
             None => (State::Gone, Action::GiveUp),
         }
+    }
+}
+
+/// One child's history.
+#[derive(Debug, Default)]
+pub struct History {
+    /// Its own ends, in ms, and whether it had worked before.
+    failures: VecDeque<(u64, Work)>,
+}
+
+/// What a child had done when it ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Work {
+    /// It had begun a job: the end may be the job's fault.
+    Begun,
+    /// Nothing: it would end again.
+    #[default]
+    None,
+}
+
+/// How a child ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// Somebody killed it (SIGKILL): that says nothing about the child.
+    Killed,
+    /// By itself, or since it did not answer.
+    Failed(Work),
+}
+
+impl History {
+    /// It ended: when it is started again, in ms; `None`: never, and everything stops. Being ready once proves nothing: only the ends within a window count, each of them delays the next start,
+    /// and too many that no job can have caused are the end.
+    #[must_use]
+    pub fn ended(&mut self, how: How, policy: &Restart, now_ms: u64) -> Option<u64> {
+        let work = match how {
+            _ if policy.policy == "never" => return None,
+            How::Killed => return Some(now_ms),
+            How::Failed(work) => work,
+        };
+        self.failures.retain(|(at_ms, _)| at_ms + policy.window_ms >= now_ms);
+        self.failures.push_back((now_ms, work));
+        let own = self.failures.iter().filter(|(_, work)| *work == Work::None).count();
+        if own > policy.max_restarts {
+            return None;
+        }
+        let doublings = u32::try_from(self.failures.len() - 1).unwrap_or(u32::MAX).min(16);
+        Some(now_ms + policy.backoff_ms.saturating_mul(1 << doublings).min(policy.window_ms))
     }
 }
 
@@ -222,13 +253,13 @@ mod tests {
         let mut life = Life::new();
         let actions: Vec<Action> =
             (0..).zip(events).map(|(now_ms, event)| life.on(*event, &policy, now_ms)).collect();
-        (life.state(), *actions.last().expect("an event"))
+        (life.state, *actions.last().expect("an event"))
     }
 
     #[test]
     fn every_cell_of_the_table_that_does_something_does_that() {
         use Event::{Due, Leaves, Silent};
-        const STOP: Event = Event::Stop(0);
+        const STOP: Event = Event::Stop;
         let leaves = Leaves(Leaving::MaxJobs);
         let waiting = |start_at_ms| State::Waiting { start_at_ms };
         let ending = |kill_at_ms| State::Ending { kill_at_ms };
@@ -252,10 +283,8 @@ mod tests {
             (&[Due, leaves], waiting(6), Action::SetAside(Leaving::MaxJobs)),
             (&[CRASHED], waiting(5), Action::Replaced("crashed")),
             (&[Due, CRASHED, Due, Silent, CRASHED], State::Gone, Action::GiveUp),
-            (&[Due, STOP], stopping(1_001), Action::SayStop(0)),
-            (&[Due, READY, STOP], stopping(1_002), Action::SayStop(0)),
-            (&[Due, READY, Event::Stop(500)], stopping(1_502), Action::SayStop(500)),
-            (&[Due, READY, Event::Stop(500), STOP], stopping(1_003), Action::SayStop(0)),
+            (&[Due, STOP], stopping(1_001), Action::SayStop),
+            (&[Due, READY, STOP], stopping(1_002), Action::SayStop),
             (&[Due, READY, Silent, STOP], stopping(1_002), Action::None),
             (&[Due, READY, STOP, Due], stopping(1_002), Action::Kill),
             (&[Due, READY, STOP, Due, CRASHED], State::Gone, Action::None),
@@ -273,7 +302,7 @@ mod tests {
             let _ = life.on(READY, &policy, 0);
             let action = life.on(Event::Leaves(Leaving::MaxRss), &policy, after_ms);
             assert_eq!(action, Action::SetAside(Leaving::MaxRss));
-            assert_eq!(life.state(), State::Waiting { start_at_ms });
+            assert_eq!(life.state, State::Waiting { start_at_ms });
         }
     }
 
@@ -284,7 +313,7 @@ mod tests {
         for event in [Event::Due, READY] {
             let _ = life.on(event, &policy, 0);
         }
-        assert_eq!((life.on(CRASHED, &policy, 1), life.state()), (Action::GiveUp, State::Gone));
+        assert_eq!((life.on(CRASHED, &policy, 1), life.state), (Action::GiveUp, State::Gone));
     }
 
     #[test]
@@ -293,19 +322,19 @@ mod tests {
         for (event, state, action) in [
             (CRASHED, State::Gone, Action::None),
             (Event::Silent, State::Stopping { kill_at_ms: 1_000 }, Action::Terminate),
-            (Event::Stop(0), State::Stopping { kill_at_ms: 1_000 }, Action::SayStop(0)),
+            (Event::Stop, State::Stopping { kill_at_ms: 1_000 }, Action::SayStop),
             (Event::Leaves(Leaving::Stuck), State::Aside, Action::None),
         ] {
             let mut life = Life::new();
-            assert_eq!(life.part().state(), State::Waiting { start_at_ms: 0 }, "its successor is started");
-            assert_eq!((life.on(event, &policy, 0), life.state()), (action, state), "{event:?}");
+            assert_eq!(life.part().state, State::Waiting { start_at_ms: 0 }, "its successor is started");
+            assert_eq!((life.on(event, &policy, 0), life.state), (action, state), "{event:?}");
         }
     }
 
     #[test]
     fn what_comes_late_or_twice_changes_nothing() {
         use Event::{Due, Leaves, Silent};
-        const STOP: Event = Event::Stop(0);
+        const STOP: Event = Event::Stop;
         for (before, late) in [
             (&[][..], &[READY, Silent, Leaves(Leaving::Stuck)][..]),
             (&[Due, READY], &[Due]),
@@ -340,5 +369,33 @@ mod tests {
             let said = |role| [starting, serving].map(|state| may_say(role, state, &message));
             assert_eq!((said(web), said(executor)), (of_web, of_executor), "{message:?}");
         }
+    }
+
+    fn policy(name: &str) -> Restart {
+        Restart { policy: name.into(), max_restarts: 3, window_ms: 1_000, backoff_ms: 100 }
+    }
+
+    #[test]
+    fn ends_of_its_own_back_off_and_then_stop_everything_ready_or_not() {
+        let mut history = History::default();
+        let on_failure = policy("on_failure");
+        let failed = How::Failed(Work::None);
+        for (now_ms, verdict) in
+            [(0, Some(100)), (100, Some(300)), (300, Some(700)), (700, None), (5_000, Some(5_100))]
+        {
+            assert_eq!(history.ended(failed, &on_failure, now_ms), verdict, "at {now_ms}");
+        }
+        assert_eq!(history.ended(How::Killed, &on_failure, 5_000), Some(5_000));
+        assert_eq!(history.ended(failed, &policy("never"), 0), None);
+    }
+
+    #[test]
+    fn ends_that_a_job_may_have_caused_back_off_and_never_stop_everything() {
+        let (mut history, on_failure) = (History::default(), policy("on_failure"));
+        let verdicts: Vec<Option<u64>> =
+            (0..6).map(|at| history.ended(How::Failed(Work::Begun), &on_failure, at)).collect();
+        assert_eq!(verdicts[0], Some(100));
+        assert_eq!(verdicts[5], Some(5 + 1_000), "no longer than the window");
+        assert_eq!(history.ended(How::Failed(Work::None), &on_failure, 6), Some(6 + 1_000));
     }
 }

@@ -12,9 +12,8 @@ use mio::{Registry, Token};
 use zeroize::Zeroizing;
 
 use super::child::ChildProcess;
-use super::child_state::{Action, Event, Life, State, may_say};
-use super::restart::{How, Work};
-use crate::config::Lifecycle;
+use super::child_state::{Action, Event, How, Life, State, Work, may_say};
+use crate::config::{Lifecycle, Platform};
 use crate::job::JobId;
 use crate::observe::event;
 use crate::process::bundle::Role;
@@ -29,10 +28,8 @@ const MOST_LEAVING: usize = 2;
 pub enum FleetEvent {
     /// A child of this place serves; web says where the channel listens.
     Ready(usize, String),
-    /// A child has ended and will be replaced, for this reason.
+    /// A child has ended, or leaves, and is replaced for this reason.
     Replaced(usize, &'static str),
-    /// A child leaves and is replaced, for this reason.
-    Recycled(usize, Leaving),
     /// A child cannot be kept running: stop everything, and say why.
     GaveUp(String),
     /// These jobs were cut off, and the next event may name more.
@@ -57,6 +54,8 @@ struct Child {
     process: Option<ChildProcess>,
     /// It asks to be replaced, and may not leave yet.
     wants: Option<Leaving>,
+    /// How its last process ended, for a message.
+    last: String,
 }
 
 /// See the module.
@@ -65,38 +64,49 @@ pub struct Fleet {
     children: Vec<Child>,
     lifecycle: Lifecycle,
     heartbeat_ms: u64,
+    registry: Registry,
     /// Each process has a token of its own, which is never used again.
     next_token: usize,
     /// When it last looked at its children.
     looked_ms: u64,
+    /// Where the broker listens, while it does.
+    channel: Option<ToChild>,
+    happened: Vec<FleetEvent>,
 }
 
 impl Fleet {
-    /// Empty; its children's tokens count from `first_token`.
-    pub fn new(lifecycle: Lifecycle, heartbeat_ms: u64, first_token: usize) -> Fleet {
-        let (places, children) = Default::default();
-        Fleet { places, children, lifecycle, heartbeat_ms, next_token: first_token, looked_ms: 0 }
+    /// Empty; its children's sockets are registered there, with tokens from `next_token` on.
+    pub fn new(platform: &Platform, registry: Registry, next_token: usize) -> Fleet {
+        let (places, children, happened, channel) = Default::default();
+        let (lifecycle, heartbeat_ms) = (platform.lifecycle.clone(), platform.execution_ipc.heartbeat_ms);
+        let looked_ms = 0;
+        Fleet {
+            places,
+            children,
+            lifecycle,
+            heartbeat_ms,
+            registry,
+            next_token,
+            looked_ms,
+            channel,
+            happened,
+        }
     }
 
     /// Adds a place, whose child is started with the next tick.
-    pub fn add(
-        &mut self,
-        role: Role,
-        name: String,
-        bundle: Zeroizing<Vec<u8>>,
-        listener: Option<TcpListener>,
-    ) {
-        self.places.push(Place { role, name, bundle, listener });
+    pub fn add(&mut self, role: Role, name: &str, bundle: Zeroizing<Vec<u8>>, listener: Option<TcpListener>) {
+        self.places.push(Place { role, name: name.into(), bundle, listener });
         self.add_child(self.places.len() - 1, Life::new());
     }
 
     fn add_child(&mut self, place: usize, life: Life) {
-        self.children.push(Child { place, token: 0, life, process: None, wants: None });
+        let (process, wants, last) = Default::default();
+        self.children.push(Child { place, token: 0, life, process, wants, last });
     }
 
-    /// True if this token is a child's.
-    pub fn owns(&self, token: usize) -> bool {
-        self.children.iter().any(|child| child.process.is_some() && child.token == token)
+    /// What has happened since the last call.
+    pub fn take_happened(&mut self) -> Vec<FleetEvent> {
+        std::mem::take(&mut self.happened)
     }
 
     /// Its group's name, or `web`.
@@ -106,12 +116,10 @@ impl Fleet {
 
     /// Places without a child that serves, for messages.
     pub fn not_ready(&self) -> Vec<&str> {
-        let serves = |place| {
-            let serving = |child: &Child| matches!(child.life.state(), State::Serving { .. });
-            self.children.iter().any(|child| child.place == place && serving(child))
-        };
-        let not_ready = self.places.iter().enumerate().filter(|(place, _)| !serves(*place));
-        not_ready.map(|(_, place)| place.name.as_str()).collect()
+        let serves = |child: &Child| matches!(child.life.state, State::Serving { .. });
+        let is_ready = |place| self.children.iter().any(|child| child.place == place && serves(child));
+        let places = self.places.iter().enumerate();
+        places.filter(|(place, _)| !is_ready(*place)).map(|(_, place)| place.name.as_str()).collect()
     }
 
     /// True once no child runs.
@@ -121,35 +129,30 @@ impl Fleet {
 
     /// True once no executor runs.
     pub fn executors_stopped(&self) -> bool {
-        self.children.iter().filter(|child| self.is_executor(child)).all(Child::is_gone)
+        self.children.iter().all(|child| child.is_gone() || self.places[child.place].role == Role::Web)
     }
 
-    fn is_executor(&self, child: &Child) -> bool {
-        self.places[child.place].role != Role::Web
-    }
-
-    /// Tells executors what they were not told last.
-    pub fn tell_new(&mut self, message: &ToChild) {
+    /// The broker listens there: executors are told, and those to come.
+    pub fn set_channel(&mut self, address: String) {
+        let told = ToChild::Channel(address);
         for child in self.children.iter_mut().filter(|child| self.places[child.place].role != Role::Web) {
-            if let Some(process) = child.process.as_mut().filter(|it| it.told.as_ref() != Some(message)) {
-                process.control.send(message);
-                process.told = Some(message.clone());
-            }
+            child.process.iter_mut().for_each(|process| process.control.send(&told));
         }
+        self.channel = Some(told);
     }
 
     /// Tells something to the child of a place that does not leave.
     pub fn send(&mut self, place: usize, message: &ToChild) {
         let of_place = self.children.iter_mut().filter(|child| child.place == place);
-        let mut staying = of_place.filter(|child| child.life.state() != State::Aside);
+        let mut staying = of_place.filter(|child| child.life.state != State::Aside);
         if let Some(process) = staying.next_back().and_then(|child| child.process.as_mut()) {
             process.control.send(message);
         }
     }
 
     /// Starts who is due, pings, and ends who is silent.
-    pub fn tick(&mut self, registry: &Registry, now_ms: u64) -> Vec<FleetEvent> {
-        let mut happened = self.reap(now_ms);
+    pub fn tick(&mut self, now_ms: u64) {
+        self.reap(now_ms);
         // It looks at least at every heartbeat. One that was stopped itself has heard nobody meanwhile, and that
         // says nothing about them.
         let looked_ms = std::mem::replace(&mut self.looked_ms, now_ms);
@@ -161,108 +164,73 @@ impl Fleet {
         // Successors are added behind; they are looked at in the same turn.
         let mut index = 0;
         while index < self.children.len() {
-            let is_due = self.children[index].life.due_ms().is_some_and(|at| at <= now_ms);
-            if is_due && self.children[index].process.is_none() {
-                happened.extend(self.start(index, registry, now_ms));
-            }
-            happened.extend(self.let_leave(index, now_ms));
+            self.let_leave(index, now_ms);
             if let Some(event) = self.watch(index, now_ms) {
-                let _ = self.act(index, event, now_ms);
+                self.on(index, event, now_ms);
             }
             index += 1;
         }
-        happened
     }
 
-    fn start(&mut self, index: usize, registry: &Registry, now_ms: u64) -> Option<FleetEvent> {
-        if self.act(index, Event::Due, now_ms) != Action::Spawn {
-            return None;
-        }
-        let child = &mut self.children[index];
-        let place = &self.places[child.place];
-        child.token = self.next_token;
-        self.next_token += 1;
-        match ChildProcess::spawn(place.role, place.listener.as_ref(), registry, Token(child.token), now_ms) {
-            Ok(mut process) => {
-                process.control.send_bytes(&place.bundle);
-                log::debug!("{} is started as process {}", place.name, process.id());
-                child.process = Some(process);
-                None
-            }
-            Err(error) => self.ended(index, Err(error), now_ms),
-        }
-    }
-
-    /// A child's control socket or standard error is ready.
-    pub fn on_event(&mut self, token: usize, now_ms: u64) -> Vec<FleetEvent> {
-        let index = self.children.iter().position(|child| child.token == token);
-        let mut happened = index.map(|index| self.heard(index, now_ms)).unwrap_or_default();
-        happened.extend(self.reap(now_ms));
-        happened
+    /// A child's control socket or standard error is ready. False: this token is no child's.
+    pub fn on_event(&mut self, token: usize, now_ms: u64) -> bool {
+        let is_its = |child: &Child| child.process.is_some() && child.token == token;
+        let Some(index) = self.children.iter().position(is_its) else { return false };
+        self.hear(index, now_ms);
+        self.reap(now_ms);
+        true
     }
 
     /// What a child has said and was not read yet.
-    fn heard(&mut self, index: usize, now_ms: u64) -> Vec<FleetEvent> {
-        let Some(process) = &mut self.children[index].process else { return Vec::new() };
-        let mut happened = Vec::new();
+    fn hear(&mut self, index: usize, now_ms: u64) {
+        let Some(process) = &mut self.children[index].process else { return };
         for message in process.hear(now_ms) {
-            let Child { place, life, process, .. } = &mut self.children[index];
-            let (place, state) = (*place, life.state());
-            if !may_say(self.places[place].role, state, &message) {
-                log::error!("{} says what it may not: it is ended", self.places[place].name);
+            let Child { place, life, process, wants, .. } = &mut self.children[index];
+            let Place { role, name, .. } = &self.places[*place];
+            if !may_say(*role, life.state, &message) {
+                log::error!("{name} says what it may not: it is ended");
                 process.iter_mut().for_each(ChildProcess::kill);
-                break;
+                return;
             }
             match message {
                 ToParent::Pong => {}
                 ToParent::Worked => process.iter_mut().for_each(|process| process.work = Work::Begun),
-                ToParent::Ready(address) => {
-                    let _ = self.act(index, Event::Ready, now_ms);
-                    if state == State::Starting {
-                        happened.push(FleetEvent::Ready(place, address));
+                ToParent::Ready(said) => {
+                    if life.state == State::Starting {
+                        self.happened.push(FleetEvent::Ready(*place, said));
                     }
+                    self.on(index, Event::Ready, now_ms);
                 }
                 ToParent::CutOff(jobs) => {
-                    happened.push(FleetEvent::CutOff(jobs.into_iter().map(JobId).collect()))
+                    self.happened.push(FleetEvent::CutOff(jobs.into_iter().map(JobId).collect()))
                 }
-                ToParent::Drained(count) => happened.push(FleetEvent::Drained(count)),
+                ToParent::Drained(count) => self.happened.push(FleetEvent::Drained(count)),
                 ToParent::Leaving(why) => {
-                    self.children[index].wants = Some(why);
-                    happened.extend(self.let_leave(index, now_ms));
+                    *wants = Some(why);
+                    self.let_leave(index, now_ms);
                 }
             }
         }
-        happened
     }
 
     /// Looks at each child by its own number: waiting for "any child" would steal others' statuses. What one said before
     /// it ended is still in its socket: its status is seen first, if the supervisor comes late.
-    pub fn reap(&mut self, now_ms: u64) -> Vec<FleetEvent> {
-        let mut happened = Vec::new();
+    pub fn reap(&mut self, now_ms: u64) {
         for index in 0..self.children.len() {
             let status = self.children[index].process.as_mut().and_then(ChildProcess::status);
             if let Some(status) = status {
-                happened.extend(self.heard(index, now_ms));
-                happened.extend(self.ended(index, Ok(status), now_ms));
+                self.hear(index, now_ms);
+                self.ended(index, Ok(status), now_ms);
             }
         }
-        // A child that left has no successor of its own.
-        let has_staying =
-            |children: &[Child], place| children.iter().filter(|child| child.place == place).count() > 1;
-        while let Some(index) = (0..self.children.len()).find(|index| {
-            let child = &self.children[*index];
-            child.is_gone() && has_staying(&self.children, child.place)
-        }) {
-            self.children.remove(index);
-        }
-        happened
+        self.children.retain(|child| !child.is_gone());
     }
 
     /// Its process has ended, or could not be made.
-    fn ended(&mut self, index: usize, end: std::io::Result<ExitStatus>, now_ms: u64) -> Option<FleetEvent> {
-        let child = &mut self.children[index];
-        child.wants = None;
-        let process = child.process.take();
+    fn ended(&mut self, index: usize, end: std::io::Result<ExitStatus>, now_ms: u64) {
+        let Child { place, life, process, wants, last, .. } = &mut self.children[index];
+        *wants = None;
+        let process = process.take();
         let work = process.as_ref().map_or(Work::None, |process| process.work);
         let words = process.map(|process| process.stderr.last()).unwrap_or_default();
         let (how, reason, said) = match &end {
@@ -272,11 +240,8 @@ impl Fleet {
             // The host has no process to give: that says nothing about the child, and is tried again.
             Err(error) => (How::Killed, "crashed", format!("cannot be started: {error}")),
         };
-        let (place, state) = (child.place, child.life.state());
-        let action = self.act(index, Event::Ended(how, reason), now_ms);
-        let name = &self.places[place].name;
         // One that was told to stop ends by itself, or else something ended it.
-        let as_told = match state {
+        let as_told = match life.state {
             State::Stopping { .. } => reason != "killed",
             State::Aside => end.is_ok_and(|status| status.success()),
             State::Waiting { .. }
@@ -285,33 +250,24 @@ impl Fleet {
             | State::Ending { .. }
             | State::Gone => false,
         };
+        let Place { name, role, .. } = &self.places[*place];
         if !as_told {
             let crashed = event(log::Level::Warn, "lifecycle.crashed").field("process_group", name);
             crashed.field("how", &said).field("last_words", &words).emit();
         }
-        match action {
-            Action::Replaced(reason) => {
-                restarted(name, reason);
-                Some(FleetEvent::Replaced(place, reason))
-            }
-            Action::GiveUp => {
-                let words = if words.is_empty() { words } else { format!("; its last words: {words}") };
-                Some(FleetEvent::GaveUp(format!("{name} {said}, and is not restarted again{words}")))
-            }
-            Action::None
-            | Action::Spawn
-            | Action::SayStop(_)
-            | Action::Terminate
-            | Action::Kill
-            | Action::SetAside(_) => None,
+        if *role == Role::Web {
+            self.channel = None;
         }
+        let words = if words.is_empty() { words } else { format!("; its last words: {words}") };
+        *last = format!("{name} {said}, and is not restarted again{words}");
+        self.on(index, Event::Ended(how, reason), now_ms);
     }
 
-    /// Tells children of a kind to stop within so many ms; they are killed if they do not.
-    pub fn stop(&mut self, web: bool, patience_ms: u64, now_ms: u64) {
+    /// Tells web, or the executors, to stop; they are killed if they do not.
+    pub fn stop(&mut self, web: bool, now_ms: u64) {
         for index in 0..self.children.len() {
-            if self.is_executor(&self.children[index]) != web {
-                let _ = self.act(index, Event::Stop(patience_ms), now_ms);
+            if (self.places[self.children[index].place].role == Role::Web) == web {
+                self.on(index, Event::Stop, now_ms);
             }
         }
     }
@@ -326,63 +282,90 @@ impl Fleet {
 
     /// When [`Fleet::tick`] has something to do, in ms from now.
     pub fn next_due_ms(&self, now_ms: u64) -> u64 {
-        let due = |child: &Child| match (&child.process, child.life.due_ms()) {
-            (Some(process), due_ms) => {
-                let ping_ms = process.pinged_ms + self.heartbeat_ms;
-                let due_ms = due_ms.map_or(ping_ms, |due_ms| due_ms.min(ping_ms));
-                Some(if process.is_due_at_once() { now_ms } else { due_ms })
-            }
-            (None, due_ms) => due_ms,
+        let due = |child: &Child| {
+            let process = child.process.as_ref();
+            let at_once = process.filter(|process| process.is_due_at_once()).map(|_| now_ms);
+            let ping_ms = process.map(|process| process.pinged_ms + self.heartbeat_ms);
+            [at_once, ping_ms, child.life.due_ms()].into_iter().flatten().min()
         };
         self.children.iter().filter_map(due).min().unwrap_or(u64::MAX).saturating_sub(now_ms)
     }
 
     /// Lets the child leave that has asked to, if there is a place for it. One whose workers are taken serves nobody:
     /// it may go in any case.
-    fn let_leave(&mut self, index: usize, now_ms: u64) -> Option<FleetEvent> {
+    fn let_leave(&mut self, index: usize, now_ms: u64) {
         let place = self.children[index].place;
-        let leaving = |child: &&Child| child.place == place && child.life.state() == State::Aside;
+        let leaving = |child: &&Child| child.place == place && child.life.state == State::Aside;
         let has_room = self.children.iter().filter(leaving).count() < MOST_LEAVING;
-        let child = &mut self.children[index];
-        let why = child.wants.take_if(|why| has_room || *why == Leaving::Stuck)?;
-        if self.act(index, Event::Leaves(why), now_ms) != Action::SetAside(why) {
-            return None;
+        let wants = &mut self.children[index].wants;
+        if let Some(why) = wants.take_if(|why| has_room || *why == Leaving::Stuck) {
+            self.on(index, Event::Leaves(why), now_ms);
         }
-        let child = &mut self.children[index];
-        child.process.iter_mut().for_each(|process| process.control.send(&ToChild::Leave));
-        let successor = child.life.part();
-        self.add_child(place, successor);
-        restarted(&self.places[place].name, why.as_str());
-        Some(FleetEvent::Recycled(place, why))
     }
 
-    /// Asks the table, and does to the process what it says.
-    fn act(&mut self, index: usize, event: Event, now_ms: u64) -> Action {
+    /// Asks the table, and does what it says.
+    fn on(&mut self, index: usize, event: Event, now_ms: u64) {
         let child = &mut self.children[index];
         let action = child.life.on(event, &self.lifecycle.restart, now_ms);
-        child.process.iter_mut().for_each(|process| process.obey(action));
-        action
+        match (action, &mut child.process) {
+            (Action::Spawn, _) => self.spawn(index, now_ms),
+            (Action::SayStop, Some(process)) => process.control.send(&ToChild::Stop),
+            (Action::Terminate, Some(process)) => process.terminate(),
+            (Action::Kill, Some(process)) => process.kill(),
+            (Action::Replaced(reason), _) => self.replaced(index, reason),
+            (Action::SetAside(why), process) => {
+                process.iter_mut().for_each(|process| process.control.send(&ToChild::Leave));
+                let (place, successor) = (child.place, child.life.part());
+                self.add_child(place, successor);
+                self.replaced(index, why.as_str());
+            }
+            (Action::GiveUp, _) => self.happened.push(FleetEvent::GaveUp(std::mem::take(&mut child.last))),
+            (Action::None, _) | (Action::SayStop | Action::Terminate | Action::Kill, None) => {}
+        }
     }
 
-    /// Pings, passes on what it writes, and says if it is silent, late or due to be killed.
+    fn spawn(&mut self, index: usize, now_ms: u64) {
+        let child = &mut self.children[index];
+        let Place { role, name, bundle, listener } = &self.places[child.place];
+        child.token = self.next_token;
+        self.next_token += 1;
+        match ChildProcess::spawn(*role, listener.as_ref(), &self.registry, Token(child.token), now_ms) {
+            Ok(mut process) => {
+                process.control.send_bytes(bundle);
+                let told = self.channel.iter().filter(|_| *role != Role::Web);
+                told.for_each(|channel| process.control.send(channel));
+                log::debug!("{name} is started as process {}", process.id());
+                child.process = Some(process);
+            }
+            Err(error) => self.ended(index, Err(error), now_ms),
+        }
+    }
+
+    fn replaced(&mut self, index: usize, reason: &'static str) {
+        let place = self.children[index].place;
+        let restarted = event(log::Level::Info, "lifecycle.restarted");
+        restarted.field("process_group", self.name(place)).field("reason", reason).emit();
+        self.happened.push(FleetEvent::Replaced(place, reason));
+    }
+
+    /// Pings, passes on what it writes, and says what its time brings: it is due, late or silent.
     fn watch(&mut self, index: usize, now_ms: u64) -> Option<Event> {
         let Child { place, life, process, .. } = &mut self.children[index];
-        let process = process.as_mut()?;
-        process.ping(self.heartbeat_ms, now_ms);
-        // Before it serves it answers nothing: an embedder's own start may take its time.
-        let starting = life.state() == State::Starting;
-        let late = starting && now_ms.saturating_sub(process.since_ms) > self.lifecycle.ready_timeout_ms;
-        let quiet_ms = now_ms.saturating_sub(process.heard_ms);
-        let silent = !starting && quiet_ms > 3 * self.heartbeat_ms + self.heartbeat_ms / 2;
-        match life.due_ms() {
-            Some(due_ms) => (due_ms <= now_ms).then_some(Event::Due),
-            None if silent || late => {
-                let what = if late { "was not ready in time" } else { "does not answer" };
-                log::warn!("{} {what}: it is ended", self.places[*place].name);
-                Some(Event::Silent)
-            }
-            None => None,
+        process.iter_mut().for_each(|process| process.ping(self.heartbeat_ms, now_ms));
+        if let Some(due_ms) = life.due_ms() {
+            return (due_ms <= now_ms).then_some(Event::Due);
         }
+        let process = process.as_ref()?;
+        // Before it serves it answers nothing: an embedder's own start may take its time.
+        let (since_ms, most_ms, what) = if life.state == State::Starting {
+            (process.since_ms, self.lifecycle.ready_timeout_ms, "was not ready in time")
+        } else {
+            (process.heard_ms, 3 * self.heartbeat_ms + self.heartbeat_ms / 2, "does not answer")
+        };
+        (now_ms.saturating_sub(since_ms) > most_ms).then(|| {
+            log::warn!("{} {what}: it is ended", self.places[*place].name);
+            Event::Silent
+        })
     }
 }
 
@@ -394,15 +377,8 @@ impl Drop for Fleet {
 
 impl Child {
     fn is_gone(&self) -> bool {
-        self.process.is_none() && self.life.state() == State::Gone
+        self.process.is_none() && self.life.state == State::Gone
     }
-}
-
-fn restarted(name: &str, reason: &str) {
-    event(log::Level::Info, "lifecycle.restarted")
-        .field("process_group", name)
-        .field("reason", reason)
-        .emit();
 }
 
 fn said(status: ExitStatus) -> String {

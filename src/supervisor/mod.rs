@@ -1,9 +1,7 @@
-//! Children: started, watched, replaced, stopped. Pure tables: `child_state`, `service_state`, `restart`; processes:
-//! `fleet`, `child`, `child_stderr`. Not in scope: what the children do.
+//! Children: started, watched, replaced, stopped. Pure tables: `child_state`, `service_state`; processes:
+//! `fleet`, `child`. Not in scope: what the children do.
 
 mod child;
 mod child_state;
-mod child_stderr;
 pub mod fleet;
-pub mod restart;
 pub mod service_state;

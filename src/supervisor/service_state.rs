@@ -92,7 +92,7 @@ pub enum Action {
 /// The phase, and how it will end.
 #[derive(Debug)]
 pub struct Phases {
-    phase: Phase,
+    pub phase: Phase,
     /// How long jobs may take to finish once told to stop.
     patience_ms: u64,
     exit: Exit,
@@ -100,19 +100,11 @@ pub struct Phases {
 
 impl Phases {
     /// At the start; the children are ready by then, or it is over.
-    #[must_use]
     pub fn new(ready_until_ms: u64, patience_ms: u64) -> Phases {
         Phases { phase: Phase::Starting { until_ms: ready_until_ms }, patience_ms, exit: Exit::Done }
     }
 
-    /// Where the service is.
-    #[must_use]
-    pub fn phase(&self) -> Phase {
-        self.phase
-    }
-
     /// When [`Event::Due`] comes; `None`: never by time alone.
-    #[must_use]
     pub fn due_ms(&self) -> Option<u64> {
         match self.phase {
             Phase::Starting { until_ms } | Phase::Draining { until_ms } | Phase::Forced { until_ms } => {
@@ -198,7 +190,7 @@ mod tests {
         let mut phases = Phases::new(50, 100);
         let actions: Vec<Action> =
             (0..).zip(events).map(|(now_ms, event)| phases.on(*event, now_ms)).collect();
-        (phases.phase(), *actions.last().expect("an event"))
+        (phases.phase, *actions.last().expect("an event"))
     }
 
     #[test]

@@ -6,11 +6,11 @@ use mio::Token;
 use mio::net::UnixStream;
 
 use crate::clock::millis;
-use crate::exit::{Exit, say};
+use crate::exit::Exit;
 use crate::job::JobId;
-use crate::observe::{event, log_writer};
+use crate::observe::log_writer;
 use crate::process::control_socket::{ControlSocket, ToChild, ToParent};
-use crate::process::hygiene::{Signals, drain_bytes, say_hangup};
+use crate::process::hygiene::{Signals, drain_bytes, hear_hangup};
 use crate::process::reactor::Reactor;
 use crate::process::systemd::Notifier;
 
@@ -26,8 +26,8 @@ impl Commander {
     /// A signal gives callers so long.
     pub fn signals(signals: Signals, graceful: Duration) -> Commander {
         Commander::Signals {
-            stop: UnixStream::from_std(signals.stop),
-            hangup: UnixStream::from_std(signals.hangup),
+            stop: signals.stop,
+            hangup: signals.hangup,
             notifier: Notifier::from_environment(),
             graceful,
             stops: false,
@@ -40,7 +40,7 @@ impl Commander {
                 reactor.watch(stop, token)?;
                 reactor.watch(hangup, token)
             }
-            Commander::Supervisor(control) => reactor.watch(control.stream(), token),
+            Commander::Supervisor(control) => reactor.watch(&mut control.stream, token),
         }
     }
 
@@ -48,10 +48,7 @@ impl Commander {
     pub(super) fn say_ready(&mut self, address: &str, channel: &str, name: &str) {
         match self {
             Commander::Signals { notifier, .. } => {
-                let line = format!("ready http://{address} pid={}\n", std::process::id());
-                say(std::io::stdout(), &line);
-                notifier.ready(line.trim());
-                event(log::Level::Info, "lifecycle.ready").field("line", line.trim()).emit();
+                notifier.ready(address);
             }
             Commander::Supervisor(control) => {
                 control.send(&ToParent::Ready(format!("{channel} {name}").trim_end().to_owned()));
@@ -64,31 +61,20 @@ impl Commander {
     /// # Errors
     /// The supervisor is gone: so is this process.
     pub(super) fn hear(&mut self) -> Result<Vec<ToChild>, String> {
-        const GONE: &str = "the supervisor is gone";
-        let mut heard = Vec::new();
         match self {
             Commander::Signals { stop, hangup, notifier, graceful, stops } => {
-                if drain_bytes(hangup) > 0 {
-                    say_hangup();
-                }
+                hear_hangup(hangup);
+                let mut heard = Vec::new();
                 for _ in 0..drain_bytes(stop) {
                     // The second signal's deadline is now.
                     let again = std::mem::replace(stops, true);
                     heard.push(ToChild::Drain(if again { 0 } else { millis(*graceful) }));
                     notifier.stopping(millis(*graceful));
                 }
+                Ok(heard)
             }
-            Commander::Supervisor(control) => {
-                control.flush();
-                heard = control.read::<ToChild>().map_err(|_| GONE)?;
-                let pings = heard.iter().filter(|message| **message == ToChild::Ping).count();
-                (0..pings).for_each(|_| control.send(&ToParent::Pong));
-                if control.has_ended() {
-                    return Err(GONE.into());
-                }
-            }
+            Commander::Supervisor(control) => control.hear(),
         }
-        Ok(heard)
     }
 
     /// Says that the drain is over. `Some`: there is no supervisor, who would say when to end.
