@@ -38,7 +38,8 @@ fn serve_web(registry: &Registry) -> Result<Exit, String> {
     let envelopes =
         envelopes.iter().map(|envelope| Secret::new(*envelope.expose())).collect::<Result<_, _>>()?;
     let backend = deployment.open(Opening { envelopes, ..Opening::default() })?;
-    let web = WebProcess::new(&deployment, listener, &backend, Commander::Supervisor(control))?;
+    let commander = Commander::Supervisor(control);
+    let web = WebProcess::new(&deployment, listener, &backend, commander, Path::new(&bundle.private_dir))?;
     let platform = &deployment.config.runtime.platform;
     let config = ServerConfig {
         secrets: bundle.secrets,
@@ -49,7 +50,7 @@ fn serve_web(registry: &Registry) -> Result<Exit, String> {
     let (consumers, bell) = (backend.consumers.clone(), web.bell());
     let connect = move |group| consumers(group, bell.clone());
     let channel = ChannelServer::bind(config, web.counters(), Box::new(connect))?;
-    web.with_channel(channel)?.run(Path::new(&bundle.private_dir))
+    web.with_channel(channel)?.run()
 }
 
 /// `serve` in one process: the same web and workers, no channel.
@@ -71,7 +72,8 @@ fn try_serve_inline(deployment: &Deployment) -> Result<Exit, String> {
     let private_dir = PrivateDir::make()?;
     let graceful = Duration::from_millis(deployment.config.runtime.platform.lifecycle.patience_ms());
     let backend = deployment.open(Opening::default())?;
-    let web = WebProcess::new(deployment, listener, &backend, Commander::signals(signals, graceful))?;
+    let commander = Commander::signals(signals, graceful);
+    let web = WebProcess::new(deployment, listener, &backend, commander, private_dir.path())?;
     let executors = inline::start(deployment, &backend, &web.bell())?;
-    web.with_threads(move || executors.are_sound()).run(private_dir.path())
+    web.with_threads(move || executors.are_sound()).run()
 }

@@ -11,7 +11,7 @@ use crate::observe::metrics::Counters;
 use crate::ports::{HandlerStats, Histogram, ProcessStats, Stats};
 
 /// Each metric once; what `/v1/stats` shows of it as well is in [`stats_json`].
-pub(super) fn metrics_text(counters: &Counters, stats: &Stats, groups: &[String]) -> String {
+pub fn metrics_text(counters: &Counters, stats: &Stats, groups: &[String]) -> String {
     let mut page = Page::default();
     page.family("build_info", "The version that is running.", [(label("version", VERSION), 1)]);
     let handlers = || stats.handlers.iter().map(|of| (label("handler", &of.handler), of));
@@ -132,7 +132,7 @@ impl Page {
 }
 
 /// The page at `/v1/stats`.
-pub(super) fn stats_json(profile: &str, counters: &Counters, stats: &Stats, groups: &[String]) -> Value {
+pub fn stats_json(profile: &str, counters: &Counters, stats: &Stats, groups: &[String]) -> Value {
     let groups = groups.iter().zip(&stats.consumers);
     let groups: Vec<Value> =
         groups.map(|(name, executors)| json!({ "name": name, "executors": executors })).collect();

@@ -56,13 +56,13 @@ pub const LABELS: [&str; 14] = [
 ///
 /// # Errors
 /// No such resource, no such method on it, or an id that is none.
-pub fn labelled_route(method: &str, target: &str) -> Result<(Route, &'static str), Refused> {
+pub fn route(method: &str, target: &str) -> Result<(Route, &'static str), Refused> {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let parts: Vec<&str> = path.split('/').skip(1).collect();
     let method = if method == "HEAD" { "GET" } else { method };
-    let on = |allow: &'static str, route: &dyn Fn() -> Result<(Route, &'static str), Refused>| {
+    let on = |allow: &'static str, found: &dyn Fn() -> Result<(Route, &'static str), Refused>| {
         if allow.split(", ").any(|allowed| allowed == method) {
-            return route();
+            return found();
         }
         let refused = refused(Code::MethodNotAllowed, "this resource has other methods; see Allow");
         Err(Refused { allow: Some(allow), ..refused })
@@ -95,14 +95,6 @@ pub fn labelled_route(method: &str, target: &str) -> Result<(Route, &'static str
         ["v1", "batch", name] => on("POST", &|| Ok((Route::Batch((*name).to_owned()), "batch"))),
         _ => Err(refused(Code::NotFound, "there is no such resource")),
     }
-}
-
-/// The same without its name.
-///
-/// # Errors
-/// See [`labelled_route`].
-pub fn route(method: &str, target: &str) -> Result<Route, Refused> {
-    labelled_route(method, target).map(|(route, _)| route)
 }
 
 /// The value of a query parameter, as it stands: none of ours needs escapes. The first one counts.
@@ -177,7 +169,7 @@ mod tests {
             ("GET", "/metrics", "metrics"),
             ("GET", "/", "index"),
         ] {
-            assert_eq!(labelled_route(method, target).unwrap().1, label, "{method} {target}");
+            assert_eq!(route(method, target).unwrap().1, label, "{method} {target}");
         }
         for (method, target, status) in [
             ("PUT", "/v1/jobs/echo", 405),
