@@ -19,12 +19,12 @@ impl Gate {
         loop {
             let Some(conn) = self.clients.conns.get_mut(&number) else { return };
             let full = conn.unsent().len() >= OUTPUT_BYTES;
-            let went_on = match &conn.phase {
+            let goes_on = match &conn.phase {
                 Phase::Head => !full && !conn.input.is_empty() && self.advance_head(number),
                 Phase::Body(_) => self.advance_body(number),
                 Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) | Phase::Closing => false,
             };
-            if !went_on {
+            if !goes_on {
                 return;
             }
         }
@@ -39,7 +39,7 @@ impl Gate {
             Err(refused) => {
                 conn.current = Current::malformed(&mut self.entropy);
                 self.refuse_and_close(number, refused);
-                return false;
+                return true;
             }
         };
         conn.input.drain(..length);
@@ -47,19 +47,17 @@ impl Gate {
         let trace = submission::trace(&head, &mut self.entropy);
         let (has_body, is_1_1) = (head.method() != "HEAD", head.is_1_1);
         conn.current = Current { route: "none", trace, has_body, is_1_1 };
-        let (route, label, max) = match self.judge(&head) {
+        let judged = self.judge(&head);
+        let Some(conn) = self.clients.conns.get_mut(&number) else { return false };
+        let (route, label, max) = match judged {
             Ok(judged) => judged,
-            Err(refused) if matches!(head.framing, Framing::None | Framing::Length(0)) => {
+            Err(refused) => {
+                // A body that was announced is not read: the connection cannot go on after it.
+                conn.keep_alive &= head.framing.length() == Some(0);
                 self.clients.refuse(number, refused);
                 return true;
             }
-            // A body that was announced is not read: the connection cannot go on after it.
-            Err(refused) => {
-                self.refuse_and_close(number, refused);
-                return false;
-            }
         };
-        let Some(conn) = self.clients.conns.get_mut(&number) else { return false };
         conn.current.route = label;
         conn.asker.request += 1;
         let counted = conn.input.len();
@@ -114,41 +112,30 @@ impl Gate {
     fn advance_body(&mut self, number: usize) -> bool {
         let Some(conn) = self.clients.conns.get_mut(&number) else { return false };
         let Phase::Body(incoming) = &mut conn.phase else { return false };
-        let whole = match incoming.head.framing.length() {
-            Some(length) => Ok((conn.input.len() >= length).then(|| {
-                let body = Arc::from(&conn.input[..length]);
-                conn.input.drain(..length);
-                body
-            })),
-            None => {
-                let read = incoming.chunked.read(&conn.input, &mut incoming.body, incoming.max);
-                read.map(|(used, whole)| {
-                    conn.input.drain(..used);
-                    whole.then(|| Arc::from(&incoming.body[..]))
-                })
-            }
-        };
-        match whole {
-            Ok(None) => {
-                self.make_body_room(number);
-                false
-            }
-            Ok(Some(body)) => {
-                if conn.input.is_empty() {
-                    conn.input.shrink_to(4_096);
+        let (used, whole) = match incoming.head.framing.length() {
+            Some(length) if length <= conn.input.len() => (length, Some(Arc::from(&conn.input[..length]))),
+            Some(_) => (0, None),
+            None => match incoming.chunked.read(&conn.input, &mut incoming.body, incoming.max) {
+                Ok((used, is_whole)) => (used, is_whole.then(|| Arc::from(&incoming.body[..]))),
+                Err(refused) => {
+                    self.refuse_and_close(number, refused);
+                    return true;
                 }
-                let Phase::Body(incoming) = std::mem::replace(&mut conn.phase, Phase::Head) else {
-                    return false;
-                };
-                self.drop_body(&incoming);
-                self.handle(number, &incoming.head, incoming.route, body);
-                true
-            }
-            Err(refused) => {
-                self.refuse_and_close(number, refused);
-                false
-            }
+            },
+        };
+        conn.input.drain(..used);
+        let Some(body) = whole else {
+            self.make_body_room(number);
+            return false;
+        };
+        if conn.input.is_empty() {
+            conn.input.shrink_to(4_096);
         }
+        if let Phase::Body(incoming) = std::mem::replace(&mut conn.phase, Phase::Head) {
+            self.drop_body(&incoming);
+            self.handle(number, &incoming.head, incoming.route, body);
+        }
+        true
     }
 
     /// Over the budget of all bodies, the oldest incomplete one gives way.
