@@ -46,7 +46,7 @@ const DOES_IO: &[&str] = &[
     "src/redis_backend/server.rs",
     "src/roles/",
     "src/supervisor/",
-    "src/web/broker_calls.rs",
+    "src/web/calls.rs",
     "src/web/commander.rs",
     "src/web/inner.rs",
     "src/web/pages.rs",

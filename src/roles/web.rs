@@ -28,9 +28,10 @@ pub(super) fn serve_web(
     let envelopes = bundle.secrets.split_off(deployment.groups().len());
     let envelopes = envelopes.iter().map(|secret| Secret::new(*secret.expose())).collect::<Result<_, _>>()?;
     let backend = deployment.open(envelopes, "")?;
-    let web = WebProcess::new(deployment, listener, &backend, Commander::Supervisor(control))?;
+    let commander = Commander::Supervisor(control);
+    let web = WebProcess::new(deployment, listener, &backend, commander, Path::new(&bundle.private_dir))?;
     let channel = deployment.channel(bundle.secrets, &backend, web.counters(), web.bell())?;
-    web.with_channel(channel)?.run(Path::new(&bundle.private_dir))
+    web.with_channel(channel)?.run()
 }
 
 /// `serve` in one process: the same web and workers, no channel.
@@ -51,7 +52,8 @@ fn try_serve_inline(deployment: &Deployment) -> Result<Exit, String> {
     let private_dir = PrivateDir::make()?;
     let graceful = Duration::from_millis(deployment.config.runtime.platform.lifecycle.patience_ms());
     let backend = deployment.open(Vec::new(), "")?;
-    let web = WebProcess::new(deployment, listener, &backend, Commander::signals(signals, graceful))?;
+    let commander = Commander::signals(signals, graceful);
+    let web = WebProcess::new(deployment, listener, &backend, commander, private_dir.path())?;
     let executors = inline::start(deployment, &backend, &web.bell())?;
-    web.with_threads(move || executors.are_sound()).run(private_dir.path())
+    web.with_threads(move || executors.are_sound()).run()
 }

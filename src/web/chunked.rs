@@ -56,16 +56,14 @@ impl Chunked {
                     }
                     self.state = State::DataEnd;
                 }
-                State::DataEnd => {
-                    if !b"\r\n".starts_with(&rest[..rest.len().min(2)]) {
-                        return Err(BAD);
+                State::DataEnd => match rest {
+                    [b'\r', b'\n', ..] => {
+                        used += 2;
+                        self.state = State::Size;
                     }
-                    if rest.len() < 2 {
-                        return Ok((used, false));
-                    }
-                    used += 2;
-                    self.state = State::Size;
-                }
+                    [] | [b'\r'] => return Ok((used, false)),
+                    _ => return Err(BAD),
+                },
                 State::Trailer => {
                     let Some((line, length)) = line(rest)? else { return Ok((used, false)) };
                     used += length;

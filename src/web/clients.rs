@@ -1,113 +1,280 @@
-//! All client connections: what is to be sent to each, when each is due, and how answers leave. Pure.
+//! All client connections: their buffers, where each stands and until when it may stand there, and how answers leave. Pure.
+//!
+//! ```text
+//!            head whole       body whole                            answer
+//!    Head ---------------> Body ---------> Waiting | Inner ----------------> Head
+//!      |                     |             | Streaming
+//!      |                     |                                (keep-alive)     |
+//!      | refused, closing    |                                                 |
+//!      +---------------------+-------------> Closing <-------------------------+
+//! ```
 
+use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::conn::{Conn, Phase};
-use super::http1::Refused;
+use super::chunked::Chunked;
+use super::http1::{Head, Refused};
 use super::questions::Asker;
-use super::respond::{Answer, http_date, write_head};
+use super::respond::{Answer, http_date, reason};
+use super::routes::Route;
+use super::waiters::Waiting;
 use crate::clock::Timestamp;
 use crate::config::WebLimits;
+use crate::entropy::Entropy;
 use crate::job::{IdMap, Trace};
+use crate::ndjson::Pump;
 use crate::observe::event;
 use crate::observe::metrics::Counters;
 
+/// Answers that a client has not read yet; beyond it no further request of the connection is begun.
+pub const OUTPUT_BYTES: usize = 256 << 10;
+/// What is read ahead while a request is being answered: a pipeline, or nothing.
+const READ_AHEAD_BYTES: usize = 64 << 10;
 /// After its last answer a client has this long to read it.
 const LINGER_MS: u64 = 2_000;
+/// What is waited for without a deadline of ours.
+pub const NEVER: Timestamp = Timestamp(u64::MAX);
+
+/// One connection.
+pub struct Conn {
+    /// What has arrived and was not used.
+    pub input: Vec<u8>,
+    /// What was not sent yet, from `sent` on.
+    pub output: Vec<u8>,
+    sent: usize,
+    pub phase: Phase,
+    /// The phase's absolute deadline.
+    pub deadline: Timestamp,
+    /// `Some` while output is waiting: renewed by progress alone.
+    pub write_deadline: Option<Timestamp>,
+    /// Another request may follow.
+    pub keep_alive: bool,
+    /// The client has closed its side.
+    pub at_end: bool,
+    /// The request under way.
+    pub asker: Asker,
+    pub current: Current,
+}
+
+/// The request that is being answered.
+pub struct Current {
+    pub route: &'static str,
+    pub trace: Trace,
+    pub has_body: bool,
+    /// An HTTP/1.0 client must be told that its connection is kept.
+    pub is_1_1: bool,
+}
+
+impl Current {
+    /// Of a request of which nothing is known.
+    pub fn malformed(entropy: &mut Entropy) -> Current {
+        let trace = Trace { id: entropy.bytes(), span: entropy.bytes() };
+        Current { route: "malformed", trace, has_body: true, is_1_1: true }
+    }
+}
+
+pub enum Phase {
+    /// Between requests, or inside a head.
+    Head,
+    /// The head was accepted, the body is arriving.
+    Body(Box<Incoming>),
+    /// The caller waits for a job, or for its acceptance.
+    Waiting(Box<Waiting>),
+    /// A route that renders is at it.
+    Inner,
+    /// A batch's results are streaming.
+    Streaming(Box<Batch>),
+    /// The answer is the last one; after it the client is given a moment to read it.
+    Closing,
+}
+
+/// A request whose body is arriving.
+pub struct Incoming {
+    pub head: Head,
+    pub route: Route,
+    /// Of a chunked body, so far.
+    pub body: Vec<u8>,
+    pub chunked: Chunked,
+    pub max: usize,
+    pub since: Timestamp,
+    /// Bytes of it in the budget of all bodies.
+    pub counted: usize,
+}
+
+/// The lines of one `/v1/batch` request.
+pub struct Batch {
+    pub body: Arc<[u8]>,
+    /// Where the next line begins.
+    pub at: usize,
+    pub pump: Pump,
+}
+
+impl Conn {
+    /// How many bytes may be read now.
+    fn readable_bytes(&self, head_bytes: usize) -> usize {
+        let most = match &self.phase {
+            Phase::Head => head_bytes,
+            Phase::Body(incoming) => incoming.head.framing.length().unwrap_or(READ_AHEAD_BYTES),
+            Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) => READ_AHEAD_BYTES,
+            // What comes after the last request is thrown away.
+            Phase::Closing => usize::MAX,
+        };
+        most.saturating_sub(self.input.len())
+    }
+
+    pub fn unsent(&self) -> &[u8] {
+        &self.output[self.sent..]
+    }
+
+    /// The client took so many bytes.
+    pub fn sent(&mut self, bytes: usize, write_deadline: Timestamp) {
+        self.sent += bytes;
+        self.write_deadline = Some(write_deadline);
+        if self.sent == self.output.len() {
+            self.clear_output();
+            // One large answer must not keep its memory for the connection's life.
+            if self.output.capacity() > READ_AHEAD_BYTES {
+                self.output = Vec::new();
+            }
+        }
+    }
+
+    pub fn clear_output(&mut self) {
+        self.output.clear();
+        self.sent = 0;
+        self.write_deadline = None;
+    }
+
+    /// The earliest of its deadlines.
+    pub fn due(&self) -> Timestamp {
+        self.write_deadline.map_or(self.deadline, |write| write.min(self.deadline))
+    }
+}
 
 /// See the module.
-pub(super) struct Clients {
-    pub(super) conns: IdMap<u64, Conn>,
-    limits: WebLimits,
-    pub(super) counters: Arc<Counters>,
+pub struct Clients {
+    pub conns: IdMap<usize, Conn>,
+    pub limits: WebLimits,
+    pub counters: Arc<Counters>,
+    /// The time of this turn.
+    pub now: Timestamp,
     /// Connections with something to send or to close.
-    pub(super) touched: Vec<u64>,
-    pub(super) next_due: Timestamp,
+    pub touched: Vec<usize>,
+    pub next_due: Timestamp,
     date: (u64, String),
     /// The service stops: each answer is its connection's last.
-    pub(super) draining: bool,
+    pub draining: bool,
 }
 
 impl Clients {
-    pub(super) fn new(limits: WebLimits, counters: Arc<Counters>) -> Clients {
+    pub fn new(limits: WebLimits, counters: Arc<Counters>) -> Clients {
         Clients {
             conns: IdMap::default(),
             limits,
             counters,
+            now: Timestamp(0),
             touched: Vec::new(),
-            next_due: Timestamp(u64::MAX),
+            next_due: NEVER,
             date: (u64::MAX, String::new()),
             draining: false,
         }
     }
 
+    pub fn open(&mut self, number: usize) {
+        let deadline = self.after(self.limits.idle_timeout_ms);
+        let trace = Trace { id: [0; 16], span: [0; 8] };
+        let conn = Conn {
+            input: Vec::new(),
+            output: Vec::new(),
+            sent: 0,
+            phase: Phase::Head,
+            deadline,
+            write_deadline: None,
+            keep_alive: true,
+            at_end: false,
+            asker: Asker { conn: number, request: 0 },
+            current: Current { route: "none", trace, has_body: true, is_1_1: true },
+        };
+        self.conns.insert(number, conn);
+        self.due(deadline);
+    }
+
+    pub fn readable_bytes(&self, number: usize, head_bytes: usize) -> usize {
+        self.conns.get(&number).map_or(0, |conn| conn.readable_bytes(head_bytes))
+    }
+
     /// The connection whose request asked, while that is the one under way.
-    pub(super) fn of(&mut self, asker: Asker) -> Option<&mut Conn> {
+    pub fn of(&mut self, asker: Asker) -> Option<&mut Conn> {
         self.conns.get_mut(&asker.conn).filter(|conn| conn.asker == asker)
     }
 
+    /// Connections that stand there.
+    pub fn in_phase(&self, is_it: impl Fn(&Phase) -> bool) -> Vec<usize> {
+        let there = self.conns.iter().filter(|(_, conn)| is_it(&conn.phase));
+        there.map(|(number, _)| *number).collect()
+    }
+
+    pub fn after(&self, millis: u64) -> Timestamp {
+        self.now.plus(Duration::from_millis(millis))
+    }
+
     /// Something is due then.
-    pub(super) fn due(&mut self, at: Timestamp) {
+    fn due(&mut self, at: Timestamp) {
         self.next_due = self.next_due.min(at);
     }
 
     /// The phase of this connection may last until then.
-    pub(super) fn set_deadline(&mut self, number: u64, deadline: Timestamp) {
+    pub fn set_deadline(&mut self, number: usize, deadline: Timestamp) {
         if let Some(conn) = self.conns.get_mut(&number) {
             conn.deadline = deadline;
         }
         self.due(deadline);
     }
 
-    /// Those whose deadlines have passed. They are looked through only when one of them is due.
-    pub(super) fn take_due(&mut self, now: Timestamp) -> Vec<u64> {
-        if now < self.next_due {
-            return Vec::new();
-        }
-        self.conns.iter().filter(|(_, conn)| conn.due() <= now).map(|(number, _)| *number).collect()
-    }
-
-    /// After [`Clients::take_due`] and what came of it.
-    pub(super) fn find_next_due(&mut self, now: Timestamp) {
-        if now >= self.next_due {
-            self.next_due = self.conns.values().map(Conn::due).min().unwrap_or(Timestamp(u64::MAX));
-        }
-    }
-
-    pub(super) fn trace(&self, number: u64) -> Option<Trace> {
+    pub fn trace(&self, number: usize) -> Option<Trace> {
         self.conns.get(&number).map(|conn| conn.current.trace)
     }
 
     /// Writes the answer to the request under way; without a `length` its head, and its body comes in chunks.
-    pub(super) fn write(&mut self, number: u64, mut answer: Answer, length: Option<usize>, now: Timestamp) {
-        let second = now.0 / 1_000_000;
+    pub fn write(&mut self, number: usize, answer: &Answer, length: Option<usize>) {
+        let second = self.now.0 / 1_000_000;
         if self.date.0 != second {
-            self.date = (second, http_date(now));
+            self.date = (second, http_date(self.now));
         }
         let Some(conn) = self.conns.get_mut(&number) else { return };
         conn.keep_alive &= !conn.at_end && !self.draining;
-        answer = answer.with("traceparent", conn.current.trace);
+        let Answer { status, headers, body } = answer;
+        let out = &mut conn.output;
+        out.reserve(256 + headers.len() + body.len());
+        let (reason, trace) = (reason(*status), conn.current.trace);
+        let _ = write!(out, "HTTP/1.1 {status} {reason}\r\n{headers}traceparent: {trace}\r\n");
         if conn.keep_alive && !conn.current.is_1_1 {
-            answer.headers.push_str("connection: keep-alive\r\n");
+            out.extend_from_slice(b"connection: keep-alive\r\n");
         }
-        write_head(&mut conn.output, &answer, length, conn.keep_alive, &self.date.1);
+        let _ = match length {
+            Some(length) => write!(out, "content-length: {length}\r\n"),
+            None => write!(out, "transfer-encoding: chunked\r\n"),
+        };
+        if !conn.keep_alive {
+            out.extend_from_slice(b"connection: close\r\n");
+        }
+        let _ = write!(out, "cache-control: no-store\r\ndate: {}\r\n\r\n", self.date.1);
         if length.is_some() && conn.current.has_body {
-            conn.output.extend_from_slice(&answer.body);
+            out.extend_from_slice(body);
         }
-        self.counters.request(conn.current.route, answer.status);
+        self.counters.request(conn.current.route, *status);
     }
 
     /// Answers the request under way; the next one may begin.
-    pub(super) fn answer(&mut self, number: u64, answer: Answer, now: Timestamp) {
-        let length = answer.body.len();
-        self.write(number, answer, Some(length), now);
-        self.next_request(number, now);
+    pub fn answer(&mut self, number: usize, answer: &Answer) {
+        self.write(number, answer, Some(answer.body.len()));
+        self.next_request(number);
     }
 
     /// The client must take what is waiting for it within its time.
-    pub(super) fn expect_progress(&mut self, number: u64, now: Timestamp) {
-        let until = after(now, self.limits.write_timeout_ms);
+    pub fn expect_progress(&mut self, number: usize) {
+        let until = self.after(self.limits.write_timeout_ms);
         let Some(conn) = self.conns.get_mut(&number) else { return };
         if !conn.unsent().is_empty() && conn.write_deadline.is_none() {
             conn.write_deadline = Some(until);
@@ -117,7 +284,7 @@ impl Clients {
     }
 
     /// The request is answered: the connection waits for another one, or closes.
-    pub(super) fn next_request(&mut self, number: u64, now: Timestamp) {
+    pub fn next_request(&mut self, number: usize) {
         let Some(conn) = self.conns.get_mut(&number) else { return };
         let (phase, millis) = match (conn.keep_alive, conn.input.is_empty()) {
             (false, _) => (Phase::Closing, LINGER_MS),
@@ -125,25 +292,21 @@ impl Clients {
             (true, false) => (Phase::Head, self.limits.header_timeout_ms),
         };
         conn.phase = phase;
-        conn.deadline = after(now, millis);
-        conn.write_deadline = Some(after(now, self.limits.write_timeout_ms));
-        let due = conn.due();
-        self.due(due);
-        self.touched.push(number);
+        // Renewed: the client has just been sent something.
+        conn.write_deadline = None;
+        let until = self.after(millis);
+        self.set_deadline(number, until);
+        self.expect_progress(number);
     }
 
     /// Refuses the request; the connection goes on.
-    pub(super) fn refuse(&mut self, number: u64, why: Refused, now: Timestamp) {
+    pub fn refuse(&mut self, number: usize, why: Refused) {
         let Refused { code, detail, allow } = why;
         event(log::Level::Debug, "ingress.rejected").field("code", code.as_str()).emit();
         let mut answer = Answer::refusal(code, detail, self.trace(number).as_ref());
         if let Some(allow) = allow {
             answer = answer.with("allow", allow);
         }
-        self.answer(number, answer, now);
+        self.answer(number, &answer);
     }
-}
-
-pub(super) fn after(now: Timestamp, millis: u64) -> Timestamp {
-    now.plus(Duration::from_millis(millis))
 }

@@ -34,7 +34,7 @@ impl Commander {
         }
     }
 
-    pub(super) fn watch(&mut self, reactor: &Reactor, token: Token) -> Result<(), String> {
+    pub fn watch(&mut self, reactor: &Reactor, token: Token) -> Result<(), String> {
         match self {
             Commander::Signals { stop, hangup, .. } => {
                 reactor.watch(stop, token)?;
@@ -45,7 +45,7 @@ impl Commander {
     }
 
     /// Says that this process serves; a supervisor is told where its channel listens, and its name at the broker.
-    pub(super) fn say_ready(&mut self, address: &str, channel: &str, name: &str) {
+    pub fn say_ready(&mut self, address: &str, channel: &str, name: &str) {
         match self {
             Commander::Signals { notifier, .. } => {
                 notifier.ready(address);
@@ -60,7 +60,7 @@ impl Commander {
     ///
     /// # Errors
     /// The supervisor is gone: so is this process.
-    pub(super) fn hear(&mut self) -> Result<Vec<ToChild>, String> {
+    pub fn hear(&mut self) -> Result<Vec<ToChild>, String> {
         match self {
             Commander::Signals { stop, hangup, notifier, graceful, stops } => {
                 hear_hangup(hangup);
@@ -78,7 +78,7 @@ impl Commander {
     }
 
     /// Says that the drain is over. `Some`: there is no supervisor, who would say when to end.
-    pub(super) fn say_drained(&mut self, cut_off: &[JobId]) -> Option<Exit> {
+    pub fn say_drained(&mut self, cut_off: &[JobId]) -> Option<Exit> {
         match self {
             Commander::Supervisor(control) => {
                 control.name_cut_off(cut_off);
@@ -93,7 +93,7 @@ impl Commander {
     }
 
     /// Tells a service manager that this process lives; how long nothing need be told.
-    pub(super) fn tick(&mut self, now_ms: u64) -> Duration {
+    pub fn tick(&mut self, now_ms: u64) -> Duration {
         match self {
             Commander::Signals { notifier, .. } => Duration::from_millis(notifier.tick(now_ms)),
             Commander::Supervisor(_) => Duration::MAX,

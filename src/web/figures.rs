@@ -8,10 +8,12 @@ use serde_json::{Value, json};
 use crate::channel::Reject;
 use crate::job::JobStatus;
 use crate::observe::metrics::Counters;
-use crate::ports::{HandlerStats, Histogram, ProcessStats, Stats};
+use crate::ports::{HandlerStats, Histogram, Stats};
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Each metric once; what `/v1/stats` shows of it as well is in [`stats_json`].
-pub(super) fn metrics_text(counters: &Counters, stats: &Stats, groups: &[String]) -> String {
+pub fn metrics_text(counters: &Counters, stats: &Stats, groups: &[String]) -> String {
     let mut page = Page::default();
     page.family("build_info", "The version that is running.", [(label("version", VERSION), 1)]);
     let handlers = || stats.handlers.iter().map(|of| (label("handler", &of.handler), of));
@@ -19,9 +21,8 @@ pub(super) fn metrics_text(counters: &Counters, stats: &Stats, groups: &[String]
     page.family("jobs_submitted_total", "Jobs accepted.", submitted);
     let terminal = || JobStatus::ALL.into_iter().filter(|status| status.is_terminal());
     let finished = handlers().flat_map(|(handler, of)| {
-        terminal().map(move |status| {
-            (format!("{handler},{}", label("status", status.as_str())), of.finished[status as usize])
-        })
+        terminal()
+            .map(move |status| (labels(&handler, "status", status.as_str()), of.finished[status as usize]))
     });
     page.family("jobs_finished_total", "Jobs that reached a terminal status.", finished);
     page.histograms("job_seconds", "From a delivery's start to its commit.", stats, |of| &of.job_seconds);
@@ -32,25 +33,30 @@ pub(super) fn metrics_text(counters: &Counters, stats: &Stats, groups: &[String]
     page.family("queue_depth", "Jobs waiting or delayed.", queues().map(|(queue, of)| (queue, of.queued)));
     let oldest = queues().map(|(queue, of)| (queue, of.oldest.as_secs_f64()));
     page.family("queue_oldest_seconds", "How long the oldest job that could run has waited.", oldest);
-    page.number("queue_redelivered_total", "Deliveries beyond a job's first.", stats.redelivered);
-    page.number("queue_dead_total", "Jobs that used up their deliveries.", stats.dead);
-    page.number("reply_waiters", "Callers waiting for a reply.", load(&counters.waiters));
-    let timeouts = load(&counters.reply_timeouts);
-    page.number("reply_timeouts_total", "Waits that ended by their deadline.", timeouts);
-    page.number("reply_cancelled_total", "Waits whose caller hung up.", load(&counters.reply_cancelled));
-    let late = load(&counters.reply_late) + stats.late;
-    page.number(
-        "reply_late_total",
-        "Replies whose callers had gone, and commits that were fenced off.",
-        late,
-    );
-    page.number("reply_duplicate_total", "Replies and commits that came twice.", stats.duplicate);
+    for (name, help, number) in [
+        ("queue_redelivered_total", "Deliveries beyond a job's first.", stats.redelivered),
+        ("queue_dead_total", "Jobs that used up their deliveries.", stats.dead),
+        ("reply_waiters", "Callers waiting for a reply.", load(&counters.waiters)),
+        ("reply_timeouts_total", "Waits that ended by their deadline.", load(&counters.reply_timeouts)),
+        ("reply_cancelled_total", "Waits whose caller hung up.", load(&counters.reply_cancelled)),
+        (
+            "reply_late_total",
+            "Replies whose callers had gone, and commits that were fenced off.",
+            load(&counters.reply_late) + stats.late,
+        ),
+        ("reply_duplicate_total", "Replies and commits that came twice.", stats.duplicate),
+        ("lease_renewals_total", "Leases of running jobs that were renewed.", stats.leases_renewed),
+        ("leases_expired_total", "Leases that ran out: their executors were lost.", stats.leases_lost),
+        (
+            "backend_reconnects_total",
+            "Connections to the backend that broke and were replaced.",
+            stats.reconnects,
+        ),
+    ] {
+        page.family(name, help, [(String::new(), number)]);
+    }
     let help = "What nobody of the deployment signed, and was put aside.";
     page.family("forged_total", help, [(label("what", "job"), stats.forged)]);
-    page.number("lease_renewals_total", "Leases of running jobs that were renewed.", stats.leases_renewed);
-    page.number("leases_expired_total", "Leases that ran out: their executors were lost.", stats.leases_lost);
-    let help = "Connections to the backend that broke and were replaced.";
-    page.number("backend_reconnects_total", help, stats.reconnects);
     let frames = [("in", &counters.frames_in), ("out", &counters.frames_out)];
     let frames = frames.map(|(direction, count)| (label("direction", direction), load(count)));
     page.family("ipc_frames_total", "Frames on the channel.", frames);
@@ -60,8 +66,8 @@ pub(super) fn metrics_text(counters: &Counters, stats: &Stats, groups: &[String]
     let busy = groups.iter().zip(&stats.busy).map(|(group, busy)| (label("group", group), busy));
     page.family("workers_busy", "Workers that have a job.", busy);
     let replaced = |group: &str, reasons: [&str; 3]| {
-        let labels = |reason| format!("{},{}", label("group", group), label("reason", reason));
-        reasons.map(|reason| (labels(reason), counters.replacements(group, reason)))
+        let of_group = label("group", group);
+        reasons.map(|reason| (labels(&of_group, "reason", reason), counters.replacements(group, reason)))
     };
     let all = groups.iter().map(String::as_str).chain(["web"]);
     let restarted = all.flat_map(|group| replaced(group, ["crashed", "killed", "unresponsive"]));
@@ -70,13 +76,12 @@ pub(super) fn metrics_text(counters: &Counters, stats: &Stats, groups: &[String]
     let help = "Processes that finished their jobs and made room for a new one.";
     page.family("process_recycled_total", help, recycled);
     let requests = counters.requests().into_iter();
-    let requests =
-        requests.map(|((route, status), count)| (format!("route=\"{route}\",status=\"{status}\""), count));
+    let requests = requests.map(|((route, status), count)| {
+        (labels(&label("route", route), "status", &status.to_string()), count)
+    });
     page.family("http_requests_total", "Requests answered.", requests);
     page.0
 }
-
-const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 fn load(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
@@ -86,15 +91,14 @@ fn label(name: &str, value: &str) -> String {
     format!("{name}=\"{value}\"")
 }
 
+fn labels(first: &str, name: &str, value: &str) -> String {
+    format!("{first},{name}=\"{value}\"")
+}
+
 #[derive(Default)]
 struct Page(String);
 
 impl Page {
-    /// A metric of one series without labels.
-    fn number(&mut self, name: &str, help: &str, value: u64) {
-        self.family(name, help, [(String::new(), value)]);
-    }
-
     /// A metric and its series: labels and value of each. What only grows is named so.
     fn family(&mut self, name: &str, help: &str, series: impl IntoIterator<Item = (String, impl Display)>) {
         self.head(name, if name.ends_with("_total") { "counter" } else { "gauge" }, help);
@@ -118,61 +122,49 @@ impl Page {
     fn histograms(&mut self, name: &str, help: &str, stats: &Stats, of: fn(&HandlerStats) -> &Histogram) {
         self.head(name, "histogram", help);
         for handler in &stats.handlers {
-            let (labels, histogram) = (label("handler", &handler.handler), of(handler));
+            let (handler, histogram) = (label("handler", &handler.handler), of(handler));
             let bounds = Histogram::BOUNDS.iter().map(|bound| (*bound as f64 / 1e6).to_string());
             let mut total = 0;
             for (bound, count) in bounds.chain(["+Inf".into()]).zip(&histogram.buckets) {
                 total += count;
-                self.line(&format!("{name}_bucket"), &format!("{labels},{}", label("le", &bound)), total);
+                self.line(&format!("{name}_bucket"), &labels(&handler, "le", &bound), total);
             }
-            self.line(&format!("{name}_sum"), &labels, histogram.sum_micros as f64 / 1e6);
-            self.line(&format!("{name}_count"), &labels, total);
+            self.line(&format!("{name}_sum"), &handler, histogram.sum_micros as f64 / 1e6);
+            self.line(&format!("{name}_count"), &handler, total);
         }
     }
 }
 
 /// The page at `/v1/stats`.
-pub(super) fn stats_json(profile: &str, counters: &Counters, stats: &Stats, groups: &[String]) -> Value {
+pub fn stats_json(profile: &str, counters: &Counters, stats: &Stats, groups: &[String]) -> Value {
     let groups = groups.iter().zip(&stats.consumers);
-    let groups: Vec<Value> =
-        groups.map(|(name, executors)| json!({ "name": name, "executors": executors })).collect();
+    let groups = groups.map(|(name, executors)| json!({ "name": name, "executors": executors }));
+    let handlers = stats.handlers.iter().map(|of| {
+        json!({
+            "name": *of.handler, "group": *of.group, "paused": of.paused, "queued": of.queued,
+            "running": of.running, "lanes": of.lanes, "submitted": of.submitted,
+            "oldest_seconds": of.oldest.as_secs_f64(),
+        })
+    });
+    let processes = stats.processes.iter().map(|of| {
+        let group = of.group.as_deref();
+        json!({ "role": of.role, "group": group, "host": of.host, "pid": of.pid, "busy": of.busy })
+    });
     let sum = |of: fn(&HandlerStats) -> u64| stats.handlers.iter().map(of).sum::<u64>();
     json!({
         "profile": profile,
         "version": VERSION,
-        "handlers": stats.handlers.iter().map(handler_json).collect::<Vec<_>>(),
-        "groups": groups,
-        "processes": stats.processes.iter().map(process_json).collect::<Vec<_>>(),
+        "handlers": handlers.collect::<Vec<_>>(),
+        "groups": groups.collect::<Vec<_>>(),
+        "processes": processes.collect::<Vec<_>>(),
         "waiters": load(&counters.waiters),
         "totals": {
             "queued": sum(|handler| handler.queued as u64),
             "running": sum(|handler| handler.running as u64),
             "lanes": sum(|handler| handler.lanes as u64),
             "submitted": sum(|handler| handler.submitted),
-            "redelivered": stats.redelivered,
-            "dead": stats.dead,
-            "late": stats.late,
-            "duplicate": stats.duplicate,
-            "records": stats.records,
-            "leases": stats.leases,
+            "redelivered": stats.redelivered, "dead": stats.dead, "late": stats.late,
+            "duplicate": stats.duplicate, "records": stats.records, "leases": stats.leases,
         },
     })
-}
-
-fn handler_json(of: &HandlerStats) -> Value {
-    json!({
-        "name": *of.handler,
-        "group": *of.group,
-        "paused": of.paused,
-        "queued": of.queued,
-        "running": of.running,
-        "lanes": of.lanes,
-        "oldest_seconds": of.oldest.as_secs_f64(),
-        "submitted": of.submitted,
-    })
-}
-
-fn process_json(of: &ProcessStats) -> Value {
-    let ProcessStats { role, group, host, pid, busy } = of;
-    json!({ "role": role, "group": group.as_deref(), "host": host, "pid": pid, "busy": busy })
 }

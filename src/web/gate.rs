@@ -1,18 +1,17 @@
-//! The gate: connections, requests, waiters and batches, as one value. Bytes, ends of jobs, the broker's answers and
-//! time come in; bytes to send, questions to the broker and requests for the inner server come out.
+//! The gate: connections, requests, waiters and batches, as one value. Bytes, ends of jobs, answers and time come in;
+//! bytes to send and questions come out. All that happens in one turn happens at one time.
 //!
-//! `requests` reads and judges them, `waiting` has those that wait for a job, `streaming` the batches. Invariants: a caller is in the table of waiters iff its connection's phase says that it waits; exactly one of reply, deadline,
+//! `requests` reads and judges them, `waiting` has those that wait for a job, `streaming` the batches. Invariants: a
+//! caller is in the table of waiters iff its connection's phase says that it waits; exactly one of reply, deadline,
 //! hang-up and drain takes it out; an answer goes to the request that asked, or nowhere.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::clients::{Clients, after};
-use super::conn::{Conn, Current, Incoming, OUTPUT_BYTES, Phase};
+use super::clients::{Clients, Conn, Current, Incoming, NEVER, OUTPUT_BYTES, Phase};
 use super::http1::refused;
-use super::questions::{Answered, Asker, InnerRequest, Question, Ticket};
-use super::respond::Answer;
+use super::questions::{Answered, Question, Ticket};
 use super::routes::LABELS;
 use super::waiters::{Stage, Waiters};
 use crate::clock::Timestamp;
@@ -49,7 +48,6 @@ pub struct Gate {
     pub(super) clients: Clients,
     pub(super) waiters: Waiters,
     pub(super) questions: Vec<Question>,
-    pub(super) inner: Vec<InnerRequest>,
     /// Bytes of bodies that are being read, over all connections.
     pub(super) body_bytes: usize,
 }
@@ -67,26 +65,28 @@ impl Gate {
             settings,
             entropy,
             questions: Vec::new(),
-            inner: Vec::new(),
             body_bytes: 0,
         }
     }
 
+    /// It is that time, for all that happens until the next call.
+    pub fn begin_turn(&mut self, now: Timestamp) {
+        self.clients.now = now;
+    }
+
     /// A client has connected.
-    pub fn open(&mut self, number: u64, now: Timestamp) {
-        let deadline = after(now, self.settings.web.limits.idle_timeout_ms);
-        self.clients.conns.insert(number, Conn::new(number, deadline));
-        self.clients.due(deadline);
+    pub fn open(&mut self, number: usize) {
+        self.clients.open(number);
     }
 
     /// How many bytes may be read from this client now.
-    pub fn readable_bytes(&self, number: u64) -> usize {
+    pub fn readable_bytes(&self, number: usize) -> usize {
         let head = self.settings.web.limits.header_bytes + TARGET_BYTES + 128;
-        self.clients.conns.get(&number).map_or(0, |conn| conn.readable_bytes(head))
+        self.clients.readable_bytes(number, head)
     }
 
     /// Bytes have arrived.
-    pub fn received(&mut self, number: u64, bytes: &[u8], now: Timestamp) {
+    pub fn received(&mut self, number: usize, bytes: &[u8]) {
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };
         let is_first = matches!(conn.phase, Phase::Head) && conn.input.is_empty();
         match &mut conn.phase {
@@ -100,19 +100,20 @@ impl Gate {
         conn.input.extend_from_slice(bytes);
         if is_first {
             // The head's deadline counts from its first byte and is not moved by later ones.
-            self.clients.set_deadline(number, after(now, self.settings.web.limits.header_timeout_ms));
+            let deadline = self.clients.after(self.settings.web.limits.header_timeout_ms);
+            self.clients.set_deadline(number, deadline);
         }
-        self.advance(number, now);
+        self.advance(number);
     }
 
     /// The client has closed its side: nobody reads an answer any more.
-    pub fn hung_up(&mut self, number: u64, now: Timestamp) {
+    pub fn hung_up(&mut self, number: usize) {
         self.clients.touched.push(number);
         let Some(conn) = self.clients.conns.get_mut(&number).filter(|_| !is_off(Control::Waiters)) else {
             return;
         };
         conn.at_end = true;
-        conn.deadline = now;
+        conn.deadline = self.clients.now;
         match std::mem::replace(&mut conn.phase, Phase::Closing) {
             Phase::Waiting(waiting) => self.waiter_hung_up(number, &waiting),
             Phase::Streaming(batch) => self.batch_hung_up(number, &batch),
@@ -126,76 +127,70 @@ impl Gate {
     }
 
     /// The client took so many bytes: what waited for room in its output goes on.
-    pub fn flushed(&mut self, number: u64, bytes: usize, now: Timestamp) {
+    pub fn flushed(&mut self, number: usize, bytes: usize) {
+        let write_deadline = self.clients.after(self.settings.web.limits.write_timeout_ms);
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };
-        conn.sent(bytes, after(now, self.settings.web.limits.write_timeout_ms));
+        conn.sent(bytes, write_deadline);
         if !matches!(conn.phase, Phase::Streaming(_)) {
-            self.advance(number, now);
+            self.advance(number);
         } else if conn.unsent().len() < OUTPUT_BYTES {
-            self.feed_batch(number, now);
+            self.feed_batch(number);
         }
     }
 
     /// What is to be sent to this client.
-    pub fn unsent(&self, number: u64) -> &[u8] {
+    pub fn unsent(&self, number: usize) -> &[u8] {
         self.clients.conns.get(&number).map_or(&[], Conn::unsent)
     }
 
     /// True once everything was said and no request can follow.
-    pub fn is_finished(&self, number: u64) -> bool {
+    pub fn is_finished(&self, number: usize) -> bool {
         let conn = self.clients.conns.get(&number);
         conn.is_some_and(|conn| matches!(conn.phase, Phase::Closing) && conn.unsent().is_empty())
     }
 
     /// True if the client cannot read any more, or its moment to read the last answer has passed.
-    pub fn is_over(&self, number: u64, now: Timestamp) -> bool {
+    pub fn is_over(&self, number: usize) -> bool {
+        let is_over = |conn: &Conn| conn.at_end || conn.deadline <= self.clients.now;
         let conn = self.clients.conns.get(&number);
-        conn.is_none_or(|conn| matches!(conn.phase, Phase::Closing) && (conn.at_end || conn.deadline <= now))
+        conn.is_none_or(|conn| matches!(conn.phase, Phase::Closing) && is_over(conn))
     }
 
     /// The connection is gone; nothing of it is left.
-    pub fn close(&mut self, number: u64, now: Timestamp) {
-        self.hung_up(number, now);
+    pub fn close(&mut self, number: usize) {
+        self.hung_up(number);
         self.clients.conns.remove(&number);
     }
 
-    /// The inner server's answer to a request; one that nobody waits for any more is dropped.
-    pub fn inner_answered(&mut self, asker: Asker, answer: Answer, now: Timestamp) {
-        if self.clients.of(asker).is_some_and(|conn| matches!(conn.phase, Phase::Inner)) {
-            self.clients.answer(asker.conn, answer, now);
-            self.advance(asker.conn, now);
-        }
-    }
-
-    /// What the inner server is to do.
-    pub fn take_inner(&mut self) -> Vec<InnerRequest> {
-        std::mem::take(&mut self.inner)
-    }
-
-    /// What the broker is asked.
+    /// What is asked since the last call.
     pub fn take_questions(&mut self) -> Vec<Question> {
         std::mem::take(&mut self.questions)
     }
 
-    /// The broker has answered.
-    pub fn answered(&mut self, answered: Answered, now: Timestamp) {
+    /// A question was answered. An answer that nobody waits for any more is dropped.
+    pub fn answered(&mut self, answered: Answered) {
         match answered {
             Answered::Submitted(Ticket { asker, single }, answers) => match single {
-                Some((job, trace)) => self.submitted(asker, job, trace, answers, now),
-                None => self.lines_submitted(asker, answers, now),
+                Some((job, trace)) => self.submitted(asker, job, trace, answers),
+                None => self.lines_submitted(asker, answers),
             },
-            Answered::Record(asker, record) => self.record_is_there(asker, record, now),
+            Answered::Record(asker, record) => self.record_is_there(asker, record),
             Answered::Ended(ended, unsure) => {
-                self.deliver(Ends { ended, lost: false }, now);
-                self.waiters.cannot_tell(unsure, now);
+                self.deliver(Ends { ended, lost: false });
+                self.waiters.cannot_tell(unsure, self.clients.now);
+            }
+            Answered::Page(asker, answer) => {
+                if self.clients.of(asker).is_some_and(|conn| matches!(conn.phase, Phase::Inner)) {
+                    self.clients.answer(asker.conn, &answer);
+                }
             }
         }
     }
 
     /// Jobs have ended: callers get their replies, batches their lines.
-    pub fn deliver(&mut self, ends: Ends, now: Timestamp) {
+    pub fn deliver(&mut self, ends: Ends) {
         for ended in ends.ended {
-            self.reply(ended.job, &ended.finished, now);
+            self.reply(ended.job, &ended.finished);
         }
         if ends.lost {
             self.look_again();
@@ -208,54 +203,59 @@ impl Gate {
     }
 
     /// Ends what is past its deadline, and goes on with what had to wait.
-    pub fn tick(&mut self, now: Timestamp) {
-        self.look_for_unsure(now);
-        for number in self.clients.take_due(now) {
-            self.on_deadline(number, now);
+    pub fn tick(&mut self) {
+        let now = self.clients.now;
+        if now >= self.waiters.look_at {
+            self.look_for_unsure();
         }
-        self.clients.find_next_due(now);
+        // They are looked through only when one of them is due.
+        if now >= self.clients.next_due {
+            let due = self.clients.conns.iter().filter(|(_, conn)| conn.due() <= now);
+            for number in due.map(|(number, _)| *number).collect::<Vec<_>>() {
+                self.on_deadline(number);
+            }
+            self.clients.next_due = self.clients.conns.values().map(Conn::due).min().unwrap_or(NEVER);
+        }
     }
 
-    fn on_deadline(&mut self, number: u64, now: Timestamp) {
+    fn on_deadline(&mut self, number: usize) {
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };
-        if conn.write_deadline.is_some_and(|deadline| deadline <= now) {
+        if conn.write_deadline.is_some_and(|deadline| deadline <= self.clients.now) {
             // The client has stopped reading: nothing more can be said to it.
             conn.clear_output();
-            return self.hung_up(number, now);
+            return self.hung_up(number);
         }
         match &conn.phase {
             // The job may have ended unheard: its record is the truth.
             Phase::Waiting(_) => self.ask_for_record(number, Stage::Looking),
-            Phase::Head if conn.input.is_empty() => self.hung_up(number, now),
+            Phase::Head if conn.input.is_empty() => self.hung_up(number),
             Phase::Head | Phase::Body(_) => {
                 if matches!(conn.phase, Phase::Head) {
                     // Nothing is known of this request; what `current` says is about the one before it.
                     conn.current = Current::malformed(&mut self.entropy);
                 }
                 let refused = refused(Code::RequestTimeout, "the request did not arrive in time");
-                self.refuse_and_close(number, refused, now);
+                self.refuse_and_close(number, refused);
             }
-            Phase::Closing => self.hung_up(number, now),
+            Phase::Closing => self.hung_up(number),
             Phase::Inner => {
                 let refused = refused(Code::BackendUnavailable, "the answer could not be found out in time");
-                self.clients.refuse(number, refused, now);
-                self.advance(number, now);
+                self.clients.refuse(number, refused);
             }
             Phase::Streaming(_) => {
-                conn.deadline = Timestamp(u64::MAX);
-                self.feed_batch(number, now);
+                conn.deadline = NEVER;
+                self.feed_batch(number);
             }
         }
     }
 
     /// The service stops: new jobs are refused, those who wait go on waiting.
-    pub fn drain(&mut self, now: Timestamp) {
+    pub fn drain(&mut self) {
         self.clients.draining = true;
         self.clients.counters.draining.store(true, std::sync::atomic::Ordering::Relaxed);
         // Half a body can only be refused: nobody waits for the rest of it.
-        let halves = self.clients.conns.iter().filter(|(_, conn)| matches!(conn.phase, Phase::Body(_)));
-        for number in halves.map(|(number, _)| *number).collect::<Vec<_>>() {
-            self.refuse_and_close(number, refused(Code::Draining, "the service is shutting down"), now);
+        for number in self.clients.in_phase(|phase| matches!(phase, Phase::Body(_))) {
+            self.refuse_and_close(number, refused(Code::Draining, "the service is shutting down"));
         }
     }
 

@@ -58,7 +58,7 @@ pub struct Head {
     method: Range<usize>,
     /// Empty where an absolute target has no path.
     target: Range<usize>,
-    /// Names and values, the values trimmed.
+    /// Names and values.
     fields: Vec<(Range<usize>, Range<usize>)>,
     /// How the body is framed.
     pub framing: Framing,
@@ -92,7 +92,7 @@ impl Head {
 
     /// All headers, in their order.
     pub fn headers(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        self.fields.iter().map(|(name, value)| (self.ascii(name), &self.bytes[value.clone()]))
+        self.fields.iter().map(|(name, value)| (self.ascii(name), self.bytes[value.clone()].trim_ascii()))
     }
 
     /// The values of a header that may appear several times.
@@ -163,10 +163,8 @@ fn check_bytes(head: &[u8]) -> Result<(), Refused> {
         0..=31 | 127 => false,
         _ => true,
     };
-    match head.iter().enumerate().all(is_fine) {
-        true => Ok(()),
-        false => Err(bad("the head holds a control character or a bare line break")),
-    }
+    let is_clean = head.iter().enumerate().all(is_fine);
+    is_clean.then_some(()).ok_or(bad("the head holds a control character or a bare line break"))
 }
 
 /// Method, target and version of a request line.
@@ -196,13 +194,10 @@ fn request_line(line: &str) -> Result<(&str, &str, bool), Refused> {
     }
     // The absolute form must be accepted from any client (RFC 9112, 3.2.2); its path is all we need.
     let path = match target.strip_prefix("http://") {
-        Some(rest) => rest.find('/').map_or("", |at| &rest[at..]),
-        None => target,
+        Some(rest) => Some(rest.find('/').map_or("", |at| &rest[at..])),
+        None => Some(target).filter(|target| target.starts_with('/')),
     };
-    let has_no_path = path.is_empty() && !target.is_empty();
-    if !has_no_path && !path.starts_with('/') || path.contains('#') {
-        return Err(bad("the request target is not a path"));
-    }
+    let path = path.filter(|path| !path.contains('#')).ok_or(bad("the request target is not a path"))?;
     Ok((method, path, is_1_1))
 }
 
@@ -213,15 +208,11 @@ fn header_line(bytes: &[u8], line: Range<usize>) -> Result<(Range<usize>, Range<
         return Err(bad("a header is folded"));
     }
     let colon = text.iter().position(|byte| *byte == b':').ok_or(bad("a header has no colon"))?;
-    let (name, value) = (&text[..colon], &text[colon + 1..]);
-    if name.is_empty() || !name.iter().copied().all(is_token_byte) {
+    if colon == 0 || !text[..colon].iter().copied().all(is_token_byte) {
         return Err(bad("a header's name is not a token"));
     }
-    let is_space = |byte: &u8| matches!(byte, b' ' | b'\t');
-    let before = value.iter().take_while(|byte| is_space(byte)).count();
-    let behind = value[before..].iter().rev().take_while(|byte| is_space(byte)).count();
-    let from = line.start + colon + 1 + before;
-    Ok((line.start..line.start + colon, from..line.end - behind))
+    let colon = line.start + colon;
+    Ok((line.start..colon, colon + 1..line.end))
 }
 
 /// A head whose bytes are all there, without the empty line; its first line ends at `line_end`.
@@ -262,7 +253,7 @@ fn finish(bytes: Vec<u8>, line_end: usize) -> Result<Head, Refused> {
         Some(expect) if expect.eq_ignore_ascii_case("100-continue") => is_1_1,
         Some(_) => return Err(refused(Code::ExpectationFailed, "the only expectation is 100-continue")),
     };
-    let (mut keeps_alive, mut closes) = (head.keep_alive, false);
+    let (mut keeps_alive, mut closes) = (is_1_1, false);
     for value in head.values("connection") {
         for option in value?.split(',').map(str::trim) {
             closes |= option.eq_ignore_ascii_case("close");

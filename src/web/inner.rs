@@ -1,208 +1,126 @@
-//! The gate's side of the private socket: a few connections, one whole request at a time on each.
+//! The gate's side of the private socket: a few connections, one whole request at a time on each, by a thread of its own.
 
-use std::collections::VecDeque;
 use std::fmt::Write as _;
-use std::io::{ErrorKind, Read, Write};
-use std::os::unix::net::UnixStream as StdStream;
-use std::path::PathBuf;
+use std::io::{ErrorKind, Read, Result as IoResult, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use mio::net::UnixStream;
-use mio::{Interest, Registry, Token};
-
 use super::pages::TRACE_HEADER;
-use super::questions::{Asker, InnerRequest};
-use super::respond::{Answer, Body};
+use super::questions::{Answered, Back, PageRequest};
+use super::respond::Answer;
 use super::routes::Inner;
-use crate::clock::Timestamp;
+use crate::bell::lock;
 use crate::limits::{INNER_CONNECTIONS, INNER_HANGS, INNER_QUEUE, INNER_RESERVED};
 use crate::problem::Code;
 
 /// See the module.
 pub struct Pool {
-    socket: PathBuf,
-    links: Vec<Link>,
-    first_token: usize,
-    queue: VecDeque<InnerRequest>,
-    answers: Vec<(Asker, Answer)>,
-}
-
-struct Link {
-    stream: UnixStream,
-    busy: Option<Busy>,
-}
-
-struct Busy {
-    request: InnerRequest,
-    output: Vec<u8>,
-    input: Vec<u8>,
-    since: Timestamp,
+    anyone: SyncSender<PageRequest>,
+    /// Readiness and metrics have connections of their own: they answer while the others are slow.
+    reserved: SyncSender<PageRequest>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Pool {
-    /// How many tokens it takes.
-    pub const LINKS: usize = INNER_CONNECTIONS + INNER_RESERVED;
-
     /// Opens the connections, one after the other, each with a warm-up request: that avoids a race in
     /// tiny_http's pool which starves connections that come together.
-    ///
-    /// # Errors
-    /// The socket cannot be reached.
-    pub fn open(socket: PathBuf, registry: &Registry, first_token: usize) -> std::io::Result<Pool> {
-        let (queue, answers) = Default::default();
-        let mut pool = Pool { socket, links: Vec::new(), first_token, queue, answers };
-        for link in 0..Pool::LINKS {
-            let stream = pool.connect(registry, link)?;
-            pool.links.push(Link { stream, busy: None });
-        }
-        Ok(pool)
-    }
-
-    fn connect(&self, registry: &Registry, link: usize) -> std::io::Result<UnixStream> {
-        // A signal may come now: it is nothing that happened to this connection.
-        let mut stream = retry(|| StdStream::connect(&self.socket))?;
-        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-        stream.write_all(b"GET /nothing HTTP/1.1\r\nHost: inner\r\nContent-Length: 0\r\n\r\n")?;
-        let mut input = Vec::new();
-        while parse_answer(&input).is_none() {
-            let mut part = [0; 1_024];
-            match retry(|| stream.read(&mut part))? {
-                0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-                read => input.extend_from_slice(&part[..read]),
+    pub fn open(socket: &Path, back: &Back) -> IoResult<Pool> {
+        let mut threads = Vec::new();
+        let mut start = |connections| {
+            let (queue, requests) = sync_channel(INNER_QUEUE);
+            let requests = Arc::new(Mutex::new(requests));
+            for _ in 0..connections {
+                let stream = connect(socket)?;
+                let (requests, socket, back) = (requests.clone(), socket.to_owned(), back.clone());
+                let builder = std::thread::Builder::new().name("inner".into());
+                threads.push(builder.spawn(move || work(stream, &requests, &socket, &back))?);
             }
-        }
-        stream.set_nonblocking(true)?;
-        let mut stream = UnixStream::from_std(stream);
-        let token = Token(self.first_token + link);
-        registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
-        Ok(stream)
-    }
-
-    /// The answers that have come since the last call.
-    pub fn take_answers(&mut self) -> Vec<(Asker, Answer)> {
-        std::mem::take(&mut self.answers)
+            IoResult::Ok(queue)
+        };
+        let (anyone, reserved) = (start(INNER_CONNECTIONS)?, start(INNER_RESERVED)?);
+        Ok(Pool { anyone, reserved, threads })
     }
 
     /// Takes a request; 503 when too many wait.
-    pub fn ask(&mut self, request: InnerRequest, now: Timestamp) {
-        self.queue.push_back(request);
-        self.begin_next(now);
-        if self.queue.len() > INNER_QUEUE
-            && let Some(request) = self.queue.pop_back()
-        {
-            self.refuse(&request, Code::Overloaded, "too many pages are being made");
-        }
-    }
-
-    fn refuse(&mut self, request: &InnerRequest, code: Code, detail: &str) {
-        self.answers.push((request.asker, Answer::refusal(code, detail, Some(&request.trace))));
-    }
-
-    /// Readiness and metrics have connections of their own: they answer while the others are slow.
-    fn free_link(&self, route: &Inner) -> Option<usize> {
-        let usable =
-            if matches!(route, Inner::Ready | Inner::Metrics) { Pool::LINKS } else { INNER_CONNECTIONS };
-        (0..usable).rev().find(|link| self.links[*link].busy.is_none())
-    }
-
-    /// The first request that has a free connection begins.
-    fn begin_next(&mut self, now: Timestamp) {
-        for at in 0..self.queue.len() {
-            if let Some(link) = self.free_link(&self.queue[at].route)
-                && let Some(request) = self.queue.remove(at)
-            {
-                let output = rebuilt(&request).into_bytes();
-                self.links[link].busy = Some(Busy { request, output, input: Vec::new(), since: now });
-                return self.go_on(link);
+    pub fn ask(&self, request: PageRequest) -> Option<Answered> {
+        let is_reserved = matches!(request.route, Inner::Ready | Inner::Metrics);
+        let queue = if is_reserved { &self.reserved } else { &self.anyone };
+        match queue.try_send(request) {
+            Ok(()) => None,
+            Err(TrySendError::Full(request) | TrySendError::Disconnected(request)) => {
+                Some(request.refused(Code::Overloaded, "too many pages are being made"))
             }
         }
     }
 
-    /// Its socket is ready: sends, reads, and goes on to the next request.
-    pub fn on_event(&mut self, token: usize, registry: &Registry, now: Timestamp) {
-        let link = token - self.first_token;
-        self.go_on(link);
-        if self.links[link].busy.is_none() {
-            self.begin_next(now);
-        }
-        self.mend(link, registry);
-    }
-
-    /// Writes and reads until the socket would block; an answer if it is whole.
-    fn go_on(&mut self, link: usize) {
-        let Link { stream, busy } = &mut self.links[link];
-        let Some(working) = busy else { return };
-        while !working.output.is_empty() {
-            match retry(|| stream.write(&working.output)) {
-                Ok(written) => drop(working.output.drain(..written)),
-                Err(_) => break,
-            }
-        }
-        let mut part = [0; 16_384];
-        while let Ok(read @ 1..) = retry(|| stream.read(&mut part)) {
-            working.input.extend_from_slice(&part[..read]);
-        }
-        if let Some(answer) = parse_answer(&working.input) {
-            self.answers.push((working.request.asker, answer));
-            *busy = None;
-        }
-    }
-
-    /// A connection that broke off is our bug: its request gets 500, and another connection takes its place.
-    fn mend(&mut self, link: usize, registry: &Registry) {
-        let stream = &mut self.links[link].stream;
-        if !matches!(stream.take_error(), Ok(Some(_))) && peek(stream) != Some(0) {
-            return;
-        }
-        log::error!("a connection to the inner server broke off");
-        let _ = registry.deregister(stream);
-        match self.connect(registry, link) {
-            Ok(stream) => self.links[link].stream = stream,
-            Err(error) => log::error!("the inner server cannot be reached: {error}"),
-        }
-        if let Some(lost) = self.links[link].busy.take() {
-            self.refuse(&lost.request, Code::InternalError, "the page could not be made");
-        }
-    }
-
-    /// True if an inner request has been under way for too long: the process should be replaced.
-    #[must_use]
-    pub fn hangs(&self, now: Timestamp) -> bool {
-        let mut busy = self.links.iter().filter_map(|link| link.busy.as_ref());
-        busy.any(|busy| now.since(busy.since) > INNER_HANGS)
+    /// False once the inner server has not answered for too long: the process should be replaced.
+    pub fn is_sound(&self) -> bool {
+        !self.threads.iter().any(JoinHandle::is_finished)
     }
 }
 
-fn peek(stream: &UnixStream) -> Option<usize> {
-    let mut byte = [0; 1];
-    rustix::net::recv(stream, &mut byte, rustix::net::RecvFlags::PEEK).ok().map(|(read, _)| read)
+fn connect(socket: &Path) -> IoResult<UnixStream> {
+    // A signal may come now: it is nothing that happened to this connection.
+    let mut stream = retry(|| UnixStream::connect(socket))?;
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    exchange(&mut stream, "GET /nothing HTTP/1.1\r\nHost: inner\r\nContent-Length: 0\r\n\r\n")?;
+    stream.set_read_timeout(Some(INNER_HANGS))?;
+    Ok(stream)
+}
+
+fn work(mut stream: UnixStream, requests: &Mutex<Receiver<PageRequest>>, socket: &Path, back: &Back) {
+    loop {
+        let Ok(request) = lock(requests).recv() else { return };
+        let answered = match exchange(&mut stream, &rebuilt(&request)) {
+            Ok(answer) => Answered::Page(request.asker, answer),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                return log::error!("the inner server does not answer");
+            }
+            // A connection that broke off is our bug: another one takes its place.
+            Err(_) => {
+                log::error!("a connection to the inner server broke off");
+                match connect(socket) {
+                    Ok(new) => stream = new,
+                    Err(error) => log::error!("the inner server cannot be reached: {error}"),
+                }
+                request.refused(Code::InternalError, "the page could not be made")
+            }
+        };
+        back(answered);
+    }
+}
+
+/// Says a request and reads its answer.
+fn exchange(stream: &mut UnixStream, request: &str) -> IoResult<Answer> {
+    stream.write_all(request.as_bytes())?;
+    let (mut input, mut part) = (Vec::new(), [0; 16_384]);
+    loop {
+        match retry(|| stream.read(&mut part))? {
+            0 => return Err(ErrorKind::UnexpectedEof.into()),
+            read => input.extend_from_slice(&part[..read]),
+        }
+        if let Some(answer) = parse_answer(&input) {
+            return Ok(answer);
+        }
+    }
 }
 
 /// The request as the gate understood it: nothing that the client wrote frames it.
-fn rebuilt(request: &InnerRequest) -> String {
-    let (method, path) = match &request.route {
-        Inner::Record(id) => ("GET", format!("/v1/jobs/{id}")),
-        Inner::Result(id) => ("GET", format!("/v1/jobs/{id}/result")),
-        Inner::List => ("GET", "/v1/jobs".into()),
-        Inner::Cancel(id) => ("DELETE", format!("/v1/jobs/{id}")),
-        Inner::Retry(id) => ("POST", format!("/v1/jobs/{id}/retry")),
-        Inner::Pause(name, true) => ("POST", format!("/v1/handlers/{name}/pause")),
-        Inner::Pause(name, false) => ("POST", format!("/v1/handlers/{name}/resume")),
-        Inner::Stats => ("GET", "/v1/stats".into()),
-        Inner::Ready => ("GET", "/readyz".into()),
-        Inner::Metrics => ("GET", "/metrics".into()),
-        Inner::Index => ("GET", "/".into()),
+fn rebuilt(request: &PageRequest) -> String {
+    let method = match &request.route {
+        Inner::Cancel(_) => "DELETE",
+        Inner::Retry(_) | Inner::Pause(..) => "POST",
+        Inner::Record(_) | Inner::Result(_) | Inner::List => "GET",
+        Inner::Stats | Inner::Ready | Inner::Metrics | Inner::Index => "GET",
     };
-    let mut out = format!("{method} {path}");
-    if !request.query.is_empty() {
-        let _ = write!(out, "?{}", request.query);
-    }
-    let _ = write!(
-        out,
-        " HTTP/1.1\r\nHost: inner\r\n{TRACE_HEADER}: {}\r\nContent-Length: 0\r\n\r\n",
-        request.trace
-    );
-    out
+    let PageRequest { target, trace, .. } = request;
+    format!(
+        "{method} {target} HTTP/1.1\r\nHost: inner\r\n{TRACE_HEADER}: {trace}\r\nContent-Length: 0\r\n\r\n"
+    )
 }
 
 /// tiny_http's answer, once it is whole: always with a Content-Length, as we never let it choose chunks.
@@ -223,12 +141,11 @@ pub fn parse_answer(input: &[u8]) -> Option<Answer> {
             }
         }
     }
-    let body = Body::Own(input[end + 4..].get(..length)?.to_vec());
-    Some(Answer { status, headers, body })
+    Some(Answer { status, headers, body: input[end + 4..].get(..length)?.into() })
 }
 
 /// The same call again for as long as signals interrupt it.
-fn retry<T>(mut call: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+fn retry<T>(mut call: impl FnMut() -> IoResult<T>) -> IoResult<T> {
     loop {
         match call() {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}

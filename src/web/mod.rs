@@ -4,7 +4,7 @@
 //! waiters and batches. With I/O: [`WebProcess`] (the one event loop), its sockets, its calls of the broker, the inner
 //! server's pages, and the pool of connections to it. What web knows of jobs are the ports.
 
-pub mod broker_calls;
+pub mod calls;
 pub mod chunked;
 pub mod gate;
 pub mod http1;
@@ -12,10 +12,8 @@ pub mod questions;
 pub mod respond;
 pub mod routes;
 
-mod batch;
 mod clients;
 mod commander;
-mod conn;
 mod figures;
 mod inner;
 mod pages;

@@ -9,11 +9,12 @@ use std::time::Duration;
 use mio::Token;
 use mio::net::TcpListener;
 
-use super::broker_calls::BrokerCalls;
+use super::calls::Calls;
 use super::commander::Commander;
 use super::gate::{Gate, Settings};
 use super::inner::Pool;
 use super::pages::{self, Pages};
+use super::questions::Back;
 use super::sockets::ClientSockets;
 use crate::bell::Bell;
 use crate::channel::ChannelServer;
@@ -31,7 +32,6 @@ use crate::process::reactor::Reactor;
 const LISTENER: Token = Token(0);
 const COMMANDER: Token = Token(1);
 const CHANNEL: Token = Token(2);
-const FIRST_INNER: usize = 16;
 /// Numbers from here on are connections, each used once in the process's life.
 const FIRST_CONNECTION: usize = 1 << 10;
 /// Nothing is left alone for longer.
@@ -41,7 +41,7 @@ const LONGEST: Duration = Duration::from_secs(1);
 pub struct WebProcess {
     gate: Gate,
     sockets: ClientSockets,
-    calls: BrokerCalls,
+    calls: Calls,
     seat: Arc<dyn Seat>,
     inbox: Box<dyn Inbox>,
     channel: Option<ChannelServer>,
@@ -57,7 +57,7 @@ pub struct WebProcess {
 }
 
 impl WebProcess {
-    /// Around a listener that does not block.
+    /// Around a listener that does not block. The inner server's socket is made in `socket_dir`.
     ///
     /// # Errors
     /// The kernel refuses what an event loop needs, or the backend cannot be used.
@@ -66,6 +66,7 @@ impl WebProcess {
         listener: std::net::TcpListener,
         backend: &Backend,
         commander: Commander,
+        socket_dir: &Path,
     ) -> Result<WebProcess, String> {
         let io = |error: std::io::Error| error.to_string();
         let reactor = Reactor::new(1_024)?;
@@ -81,18 +82,24 @@ impl WebProcess {
             profile: crate::config::profile(config),
             address: listener.local_addr().map_err(io)?.to_string(),
         };
-        let calls = BrokerCalls::new(backend.producer.clone(), backend.calls_may_wait, reactor.bell());
+        let pages = Arc::new(pages);
+        let open = |back: &Back| {
+            let socket = socket_dir.join(format!("web-{}.sock", std::process::id()));
+            pages::serve(&pages, &socket)?;
+            Pool::open(&socket, back).map_err(io)
+        };
+        let calls = Calls::new(backend.producer.clone(), backend.calls_may_wait, reactor.bell(), open)?;
         Ok(WebProcess {
             gate: Gate::new(settings(deployment, instance), counters, entropy),
             sockets: ClientSockets::new(TcpListener::from_std(listener), &config.web.limits),
-            calls: calls.map_err(io)?,
+            calls,
             seat: backend.seat.clone(),
             inbox,
             channel: None,
             commander,
             clock: deployment.clock.clone(),
             drain: None,
-            pages: Arc::new(pages),
+            pages,
             is_sound: Box::new(|| true),
             next_token: FIRST_CONNECTION,
             reactor,
@@ -128,15 +135,11 @@ impl WebProcess {
         Ok(self)
     }
 
-    /// Serves until it is told to stop. The inner server's socket is made in `socket_dir`.
+    /// Serves until it is told to stop.
     ///
     /// # Errors
-    /// The inner server cannot be started, or the kernel ends the loop.
-    pub fn run(mut self, socket_dir: &Path) -> Result<Exit, String> {
-        let socket = socket_dir.join(format!("web-{}.sock", std::process::id()));
-        pages::serve(&self.pages, &socket)?;
-        let pool = Pool::open(socket, self.reactor.registry(), FIRST_INNER);
-        let mut pool = pool.map_err(|error| error.to_string())?;
+    /// The kernel ends the loop, or something that this process cannot be without has ended.
+    pub fn run(mut self) -> Result<Exit, String> {
         self.reactor.watch(&mut self.sockets.listener, LISTENER)?;
         self.commander.watch(&self.reactor, COMMANDER)?;
         let channel = self.channel.as_ref().map(ChannelServer::address).transpose();
@@ -144,7 +147,7 @@ impl WebProcess {
         let channel = channel.map_or(String::new(), |address| address.to_string());
         self.commander.say_ready(&self.pages.address, &channel, &self.seat.name());
         loop {
-            let rest = match self.turn(&mut pool)? {
+            let rest = match self.turn()? {
                 ControlFlow::Continue(rest) => rest,
                 ControlFlow::Break(exit) => return Ok(exit),
             };
@@ -153,8 +156,9 @@ impl WebProcess {
     }
 
     /// One turn: take what has come, decide, and send what is to be sent. Says how long to wait at most.
-    fn turn(&mut self, pool: &mut Pool) -> Result<ControlFlow<Exit, Duration>, String> {
+    fn turn(&mut self) -> Result<ControlFlow<Exit, Duration>, String> {
         let (now, now_ms) = (self.clock.now(), monotonic_millis());
+        self.gate.begin_turn(now);
         let mut is_commanded = false;
         for event in self.reactor.events() {
             let token = event.token();
@@ -162,12 +166,9 @@ impl WebProcess {
                 LISTENER => self.sockets.accepting = true,
                 CHANNEL => self.channel.iter_mut().for_each(ChannelServer::on_connect),
                 COMMANDER => is_commanded = true,
-                Token(inner) if inner < FIRST_CONNECTION => {
-                    pool.on_event(inner, self.reactor.registry(), now);
-                }
                 Token(token) if self.sockets.on_event(token, event) => {
                     if event.is_writable() {
-                        self.sockets.flush(token, &mut self.gate, now);
+                        self.sockets.flush(token, &mut self.gate);
                     }
                 }
                 Token(token) => {
@@ -182,7 +183,7 @@ impl WebProcess {
                 match command {
                     ToChild::Drain(patience_ms) => {
                         event(log::Level::Info, "lifecycle.draining").emit();
-                        self.gate.drain(now);
+                        self.gate.drain();
                         self.drain = Some(now.plus(Duration::from_millis(patience_ms)));
                     }
                     ToChild::Stop => return Ok(ControlFlow::Break(Exit::Done)),
@@ -195,27 +196,16 @@ impl WebProcess {
             }
         }
         let next_token = &mut self.next_token;
-        self.sockets.accept(self.reactor.registry(), next_token, &mut self.gate, now, now_ms);
-        self.sockets.read_all(&mut self.gate, now);
-        self.exchange(now, now_ms);
-        self.sockets.flush_touched(&mut self.gate, now);
+        self.sockets.accept(self.reactor.registry(), next_token, &mut self.gate, now);
+        self.sockets.read_all(&mut self.gate);
+        self.exchange(now_ms);
+        self.sockets.flush_touched(&mut self.gate);
         // Callers have their answers; now what can wait for them.
         let seat_due = self.seat.tick(self.gate.waiters.count);
-        if now >= self.gate.next_due() {
-            self.gate.tick(now);
-        }
-        for request in self.gate.take_inner() {
-            pool.ask(request, now);
-        }
-        for (asker, answer) in pool.take_answers() {
-            self.gate.inner_answered(asker, answer, now);
-        }
-        self.sockets.flush_touched(&mut self.gate, now);
+        self.gate.tick();
+        self.sockets.flush_touched(&mut self.gate);
         if !self.calls.is_sound() || !self.seat.is_sound() || !(self.is_sound)() {
             return Err("a thread that this process cannot be without has ended".into());
-        }
-        if pool.hangs(now) {
-            return Err("the inner server does not answer".into());
         }
         if let Some(exit) = self.end_drain() {
             return Ok(ControlFlow::Break(exit));
@@ -232,25 +222,25 @@ impl WebProcess {
             return None;
         }
         let cut_off = self.seat.cut_off();
-        self.gate.cut_off(now);
-        self.sockets.flush_touched(&mut self.gate, now);
+        self.gate.begin_turn(now);
+        self.gate.cut_off();
+        self.sockets.flush_touched(&mut self.gate);
         self.drain = None;
         self.commander.say_drained(&cut_off)
     }
 
     /// Jobs to the broker and on to executors, ends and answers to callers, until nothing moves; a loop that rings its
     /// own bell need not be woken by it.
-    fn exchange(&mut self, now: Timestamp, now_ms: u64) {
+    fn exchange(&mut self, now_ms: u64) {
         const ROUNDS: usize = 4;
         for _ in 0..ROUNDS {
-            self.calls.ask(self.gate.take_questions());
-            for answered in self.calls.take_answers() {
-                self.gate.answered(answered, now);
+            for answered in self.calls.ask(self.gate.take_questions()) {
+                self.gate.answered(answered);
             }
             if let Some(channel) = &mut self.channel {
                 channel.turn(self.reactor.registry(), &mut self.next_token, now_ms);
             }
-            self.gate.deliver(self.inbox.take(usize::MAX), now);
+            self.gate.deliver(self.inbox.take(usize::MAX));
             if !self.reactor.is_rung() && self.gate.questions.is_empty() {
                 return;
             }
@@ -259,10 +249,10 @@ impl WebProcess {
 
     /// How long nothing need be done here, if no event comes.
     fn rests(&mut self, seat_due: Option<Timestamp>, now: Timestamp, now_ms: u64) -> Duration {
-        if !self.gate.questions.is_empty() || !self.gate.inner.is_empty() {
+        if !self.gate.questions.is_empty() {
             return Duration::ZERO;
         }
-        let mut rest = self.gate.next_due().since(now).min(self.sockets.rests(&self.gate, now_ms));
+        let mut rest = self.gate.next_due().since(now).min(self.sockets.rests(&self.gate, now));
         for due in [seat_due, self.drain].into_iter().flatten() {
             rest = rest.min(due.since(now));
         }

@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
+use super::respond::Answer;
 use super::routes::Inner;
 use crate::job::{InstanceId, JobId, JobRecord, Trace};
 use crate::ports::{BackendError, JobEnded, NewJob, Submitted};
+use crate::problem::Code;
 
 /// Which request of which connection; what is asked for it carries this, and its answer goes there or nowhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asker {
-    pub conn: u64,
+    pub conn: usize,
     pub request: u64,
 }
 
@@ -32,6 +34,25 @@ pub enum Question {
     Ended(Vec<JobId>),
     /// Its last caller has hung up: cancel it, if it is of one of these handlers.
     Abandoned(JobId, Arc<[Arc<str>]>),
+    /// The answer of a route that renders or may block.
+    Page(PageRequest),
+}
+
+/// A request for the inner server.
+#[derive(Debug)]
+pub struct PageRequest {
+    pub asker: Asker,
+    pub route: Inner,
+    /// Path and query, checked to be visible ASCII.
+    pub target: String,
+    /// For problem documents.
+    pub trace: Trace,
+}
+
+impl PageRequest {
+    pub fn refused(&self, code: Code, detail: &str) -> Answered {
+        Answered::Page(self.asker, Answer::refusal(code, detail, Some(&self.trace)))
+    }
 }
 
 /// An answer to a question.
@@ -42,16 +63,8 @@ pub enum Answered {
     Record(Asker, Result<Option<JobRecord>, BackendError>),
     /// These have ended; whether those have could not be found out.
     Ended(Vec<JobEnded>, Vec<JobId>),
+    Page(Asker, Answer),
 }
 
-/// A request for a route that renders or may block.
-#[derive(Debug)]
-pub struct InnerRequest {
-    pub asker: Asker,
-    /// The route.
-    pub route: Inner,
-    /// The query, checked to be visible ASCII.
-    pub query: String,
-    /// For problem documents.
-    pub trace: Trace,
-}
+/// Takes answers that come later, from any thread.
+pub type Back = Arc<dyn Fn(Answered) + Send + Sync>;

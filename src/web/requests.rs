@@ -3,36 +3,34 @@
 use std::sync::Arc;
 
 use super::chunked::Chunked;
-use super::clients::after;
-use super::conn::{Current, Incoming, OUTPUT_BYTES, Phase};
+use super::clients::{Current, Incoming, OUTPUT_BYTES, Phase};
 use super::gate::Gate;
 use super::http1::{Framing, Head, Refused, parse_head, refused};
-use super::questions::InnerRequest;
+use super::questions::{PageRequest, Question};
 use super::respond::Answer;
 use super::routes::{self, Inner, Route, check_browser};
 use super::submission;
-use crate::clock::Timestamp;
 use crate::limits::{BODY_BYTES, INNER_TIMEOUT};
 use crate::problem::Code;
 
 impl Gate {
     /// Goes as far as the bytes allow: many requests of a pipeline, one after the other.
-    pub(super) fn advance(&mut self, number: u64, now: Timestamp) {
+    pub(super) fn advance(&mut self, number: usize) {
         loop {
             let Some(conn) = self.clients.conns.get_mut(&number) else { return };
             let full = conn.unsent().len() >= OUTPUT_BYTES;
-            let went_on = match &conn.phase {
-                Phase::Head => !full && !conn.input.is_empty() && self.advance_head(number, now),
-                Phase::Body(_) => self.advance_body(number, now),
+            let goes_on = match &conn.phase {
+                Phase::Head => !full && !conn.input.is_empty() && self.advance_head(number),
+                Phase::Body(_) => self.advance_body(number),
                 Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) | Phase::Closing => false,
             };
-            if !went_on {
+            if !goes_on {
                 return;
             }
         }
     }
 
-    fn advance_head(&mut self, number: u64, now: Timestamp) -> bool {
+    fn advance_head(&mut self, number: usize) -> bool {
         let header_bytes = self.settings.web.limits.header_bytes;
         let Some(conn) = self.clients.conns.get_mut(&number) else { return false };
         let (head, length) = match parse_head(&conn.input, header_bytes) {
@@ -40,8 +38,8 @@ impl Gate {
             Ok(Some(found)) => found,
             Err(refused) => {
                 conn.current = Current::malformed(&mut self.entropy);
-                self.refuse_and_close(number, refused, now);
-                return false;
+                self.refuse_and_close(number, refused);
+                return true;
             }
         };
         conn.input.drain(..length);
@@ -49,19 +47,17 @@ impl Gate {
         let trace = submission::trace(&head, &mut self.entropy);
         let (has_body, is_1_1) = (head.method() != "HEAD", head.is_1_1);
         conn.current = Current { route: "none", trace, has_body, is_1_1 };
-        let (route, label, max) = match self.judge(&head) {
+        let judged = self.judge(&head);
+        let Some(conn) = self.clients.conns.get_mut(&number) else { return false };
+        let (route, label, max) = match judged {
             Ok(judged) => judged,
-            Err(refused) if matches!(head.framing, Framing::None | Framing::Length(0)) => {
-                self.clients.refuse(number, refused, now);
+            Err(refused) => {
+                // A body that was announced is not read: the connection cannot go on after it.
+                conn.keep_alive &= head.framing.length() == Some(0);
+                self.clients.refuse(number, refused);
                 return true;
             }
-            // A body that was announced is not read: the connection cannot go on after it.
-            Err(refused) => {
-                self.refuse_and_close(number, refused, now);
-                return false;
-            }
         };
-        let Some(conn) = self.clients.conns.get_mut(&number) else { return false };
         conn.current.route = label;
         conn.asker.request += 1;
         let counted = conn.input.len();
@@ -70,12 +66,13 @@ impl Gate {
             conn.output.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
         }
         let (body, chunked) = (Vec::new(), Chunked::default());
-        let incoming = Incoming { head, route, body, chunked, max, since: now, counted };
+        let incoming = Incoming { head, route, body, chunked, max, since: self.clients.now, counted };
         conn.phase = Phase::Body(Box::new(incoming));
         if !conn.unsent().is_empty() {
             self.clients.touched.push(number);
         }
-        self.clients.set_deadline(number, after(now, self.settings.web.limits.body_timeout_ms));
+        let deadline = self.clients.after(self.settings.web.limits.body_timeout_ms);
+        self.clients.set_deadline(number, deadline);
         true
     }
 
@@ -83,7 +80,7 @@ impl Gate {
     fn judge(&self, head: &Head) -> Result<(Route, &'static str, usize), Refused> {
         let web = &self.settings.web;
         check_browser(head, &web.allowed_hosts)?;
-        let (route, label) = routes::labelled_route(head.method(), head.target())?;
+        let (route, label) = routes::route(head.method(), head.target())?;
         let max = match &route {
             Route::Submit(name) | Route::Batch(name) => {
                 if !self.settings.handlers.contains_key(name) {
@@ -112,48 +109,37 @@ impl Gate {
         }
     }
 
-    fn advance_body(&mut self, number: u64, now: Timestamp) -> bool {
+    fn advance_body(&mut self, number: usize) -> bool {
         let Some(conn) = self.clients.conns.get_mut(&number) else { return false };
         let Phase::Body(incoming) = &mut conn.phase else { return false };
-        let whole = match incoming.head.framing.length() {
-            Some(length) => Ok((conn.input.len() >= length).then(|| {
-                let body = Arc::from(&conn.input[..length]);
-                conn.input.drain(..length);
-                body
-            })),
-            None => {
-                let read = incoming.chunked.read(&conn.input, &mut incoming.body, incoming.max);
-                read.map(|(used, whole)| {
-                    conn.input.drain(..used);
-                    whole.then(|| Arc::from(&incoming.body[..]))
-                })
-            }
-        };
-        match whole {
-            Ok(None) => {
-                self.make_body_room(number, now);
-                false
-            }
-            Ok(Some(body)) => {
-                if conn.input.is_empty() {
-                    conn.input.shrink_to(4_096);
+        let (used, whole) = match incoming.head.framing.length() {
+            Some(length) if length <= conn.input.len() => (length, Some(Arc::from(&conn.input[..length]))),
+            Some(_) => (0, None),
+            None => match incoming.chunked.read(&conn.input, &mut incoming.body, incoming.max) {
+                Ok((used, is_whole)) => (used, is_whole.then(|| Arc::from(&incoming.body[..]))),
+                Err(refused) => {
+                    self.refuse_and_close(number, refused);
+                    return true;
                 }
-                let Phase::Body(incoming) = std::mem::replace(&mut conn.phase, Phase::Head) else {
-                    return false;
-                };
-                self.drop_body(&incoming);
-                self.handle(number, &incoming.head, incoming.route, body, now);
-                true
-            }
-            Err(refused) => {
-                self.refuse_and_close(number, refused, now);
-                false
-            }
+            },
+        };
+        conn.input.drain(..used);
+        let Some(body) = whole else {
+            self.make_body_room(number);
+            return false;
+        };
+        if conn.input.is_empty() {
+            conn.input.shrink_to(4_096);
         }
+        if let Phase::Body(incoming) = std::mem::replace(&mut conn.phase, Phase::Head) {
+            self.drop_body(&incoming);
+            self.handle(number, &incoming.head, incoming.route, body);
+        }
+        true
     }
 
     /// Over the budget of all bodies, the oldest incomplete one gives way.
-    fn make_body_room(&mut self, number: u64, now: Timestamp) {
+    fn make_body_room(&mut self, number: usize) {
         if self.body_bytes <= BODY_BYTES {
             return;
         }
@@ -164,39 +150,40 @@ impl Gate {
         });
         if let Some((_, oldest)) = oldest.min() {
             let refused = refused(Code::Overloaded, "too many bodies are being received");
-            self.refuse_and_close(oldest, refused, now);
+            self.refuse_and_close(oldest, refused);
         }
     }
 
     /// A whole request.
-    fn handle(&mut self, number: u64, head: &Head, route: Route, body: Arc<[u8]>, now: Timestamp) {
+    fn handle(&mut self, number: usize, head: &Head, route: Route, body: Arc<[u8]>) {
         match route {
             Route::Alive => {
                 let answer = Answer::json(200, r#"{"status":"alive"}"#.into());
-                self.clients.answer(number, answer, now);
+                self.clients.answer(number, &answer);
             }
-            Route::Submit(name) => self.submit(number, head, &name, body, now),
-            Route::Batch(name) => self.begin_batch(number, head, &name, body, now),
-            Route::Wait(id) => self.wait_for_record(number, head, id, now),
-            Route::Inner(route) => self.ask_pages(number, route, head.query().to_owned(), now),
+            Route::Submit(name) => self.submit(number, head, &name, body),
+            Route::Batch(name) => self.begin_batch(number, head, &name, body),
+            Route::Wait(id) => self.wait_for_record(number, head, id),
+            Route::Inner(route) => self.ask_pages(number, route, head.target().to_owned()),
         }
     }
 
     /// Refuses the request and whatever comes after it.
-    pub(super) fn refuse_and_close(&mut self, number: u64, why: Refused, now: Timestamp) {
+    pub(super) fn refuse_and_close(&mut self, number: usize, why: Refused) {
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };
         conn.keep_alive = false;
         if let Phase::Body(incoming) = std::mem::replace(&mut conn.phase, Phase::Head) {
             self.drop_body(&incoming);
         }
-        self.clients.refuse(number, why, now);
+        self.clients.refuse(number, why);
     }
 
     /// A route that renders is to answer.
-    pub(super) fn ask_pages(&mut self, number: u64, route: Inner, query: String, now: Timestamp) {
-        self.clients.set_deadline(number, now.plus(INNER_TIMEOUT));
+    pub(super) fn ask_pages(&mut self, number: usize, route: Inner, target: String) {
+        self.clients.set_deadline(number, self.clients.now.plus(INNER_TIMEOUT));
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };
         conn.phase = Phase::Inner;
-        self.inner.push(InnerRequest { asker: conn.asker, route, query, trace: conn.current.trace });
+        let request = PageRequest { asker: conn.asker, route, target, trace: conn.current.trace };
+        self.questions.push(Question::Page(request));
     }
 }

@@ -18,39 +18,24 @@ pub struct Answer {
     pub status: u16,
     /// Header lines, each with its CR LF.
     pub headers: String,
-    pub body: Body,
-}
-
-/// The bytes of an answer: its own, or a result that the broker holds as well.
-#[derive(Clone, Debug)]
-pub enum Body {
-    Own(Vec<u8>),
-    Shared(Arc<[u8]>),
-}
-
-impl std::ops::Deref for Body {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Body::Own(bytes) => bytes,
-            Body::Shared(bytes) => bytes,
-        }
-    }
+    /// A result's bytes are those that the broker holds as well.
+    pub body: Arc<[u8]>,
 }
 
 impl Answer {
-    /// With a JSON body.
+    pub fn new(status: u16, media_type: &str, body: String) -> Answer {
+        Answer { status, headers: String::new(), body: body.into_bytes().into() }
+            .with("content-type", media_type)
+    }
+
     pub fn json(status: u16, body: String) -> Answer {
-        let headers = "content-type: application/json\r\n".into();
-        Answer { status, headers, body: Body::Own(body.into_bytes()) }
+        Answer::new(status, "application/json", body)
     }
 
     /// A problem document.
     pub fn problem(error: &JobError, trace: Option<&Trace>) -> Answer {
         let body = document(error, trace.map(Trace::id_text).as_deref());
-        let headers = "content-type: application/problem+json\r\n".into();
-        let answer = Answer { status: error.code.status(), headers, body: Body::Own(body.into_bytes()) };
+        let answer = Answer::new(error.code.status(), "application/problem+json", body);
         match error.code.retry_after() {
             Some(seconds) => answer.with("retry-after", seconds),
             None => answer,
@@ -71,7 +56,7 @@ impl Answer {
                     "content-type: {}\r\nx-content-type-options: nosniff\r\ncontent-security-policy: sandbox\r\n",
                     payload.media_type.as_str()
                 );
-                Answer { status: 200, headers, body: Body::Shared(payload.bytes.clone()) }
+                Answer { status: 200, headers, body: payload.bytes.clone() }
             }
             Err(error) => Answer::problem(error, trace),
         }
@@ -91,22 +76,6 @@ impl Answer {
     }
 }
 
-/// Writes status line and headers; without a `length` the body is chunked. `keeps_alive`: another request may follow.
-pub fn write_head(out: &mut Vec<u8>, answer: &Answer, length: Option<usize>, keeps_alive: bool, date: &str) {
-    use std::io::Write as _;
-    out.reserve(256 + answer.headers.len() + answer.body.len());
-    let _ = write!(out, "HTTP/1.1 {} {}\r\n", answer.status, reason(answer.status));
-    out.extend_from_slice(answer.headers.as_bytes());
-    let _ = match length {
-        Some(length) => write!(out, "content-length: {length}\r\n"),
-        None => write!(out, "transfer-encoding: chunked\r\n"),
-    };
-    if !keeps_alive {
-        out.extend_from_slice(b"connection: close\r\n");
-    }
-    let _ = write!(out, "cache-control: no-store\r\ndate: {date}\r\n\r\n");
-}
-
 /// One chunk of a chunked body; an empty one would end it.
 pub fn write_chunk(out: &mut Vec<u8>, data: &[u8]) {
     use std::io::Write as _;
@@ -117,7 +86,7 @@ pub fn write_chunk(out: &mut Vec<u8>, data: &[u8]) {
     }
 }
 
-fn reason(status: u16) -> &'static str {
+pub fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",
         202 => "Accepted",

@@ -56,53 +56,42 @@ pub const LABELS: [&str; 14] = [
 ///
 /// # Errors
 /// No such resource, no such method on it, or an id that is none.
-pub fn labelled_route(method: &str, target: &str) -> Result<(Route, &'static str), Refused> {
+pub fn route(method: &str, target: &str) -> Result<(Route, &'static str), Refused> {
+    const GET: &str = "GET, HEAD";
+    const ANY: &str = "GET, HEAD, DELETE, POST";
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let parts: Vec<&str> = path.split('/').skip(1).collect();
     let method = if method == "HEAD" { "GET" } else { method };
-    let on = |allow: &'static str, route: &dyn Fn() -> Result<(Route, &'static str), Refused>| {
-        if allow.split(", ").any(|allowed| allowed == method) {
-            return route();
-        }
-        let refused = refused(Code::MethodNotAllowed, "this resource has other methods; see Allow");
-        Err(Refused { allow: Some(allow), ..refused })
-    };
-    let id = |text: &str| JobId::parse(text).ok_or(refused(Code::UnknownJob, "there is no job of this id"));
-    let inner = |label, inner| Ok((Route::Inner(inner), label));
-    let get = |label, page: Inner| on("GET, HEAD", &|| inner(label, page.clone()));
-    let pause = |name: &str, paused| Inner::Pause(name.to_owned(), paused);
-    match parts.as_slice() {
-        ["healthz" | "livez"] => on("GET, HEAD", &|| Ok((Route::Alive, "healthz"))),
-        ["readyz"] => get("readyz", Inner::Ready),
-        ["metrics"] => get("metrics", Inner::Metrics),
-        [""] => get("index", Inner::Index),
-        ["v1", "stats"] => get("stats", Inner::Stats),
-        ["v1", "jobs"] => get("list", Inner::List),
+    let page = |page| Some(Route::Inner(page));
+    let of_job = |id: &str, page: fn(JobId) -> Inner| JobId::parse(id).map(|id| Route::Inner(page(id)));
+    let pause = |name: &str, paused| Some(Route::Inner(Inner::Pause(name.to_owned(), paused)));
+    let (allow, label, route) = match (parts.as_slice(), method) {
+        (["healthz" | "livez"], _) => (GET, "healthz", Some(Route::Alive)),
+        (["readyz"], _) => (GET, "readyz", page(Inner::Ready)),
+        (["metrics"], _) => (GET, "metrics", page(Inner::Metrics)),
+        ([""], _) => (GET, "index", page(Inner::Index)),
+        (["v1", "stats"], _) => (GET, "stats", page(Inner::Stats)),
+        (["v1", "jobs"], _) => (GET, "list", page(Inner::List)),
         // An id is no handler's name that anyone would choose, so the method tells which it is.
-        ["v1", "jobs", name] if method == "POST" => Ok((Route::Submit((*name).to_owned()), "submit")),
-        ["v1", "jobs", name] => on("GET, HEAD, DELETE, POST", &|| {
-            let id = id(name)?;
-            match (method, parameter(query, "wait").is_some()) {
-                ("DELETE", _) => inner("cancel", Inner::Cancel(id)),
-                (_, true) => Ok((Route::Wait(id), "record")),
-                (_, false) => inner("record", Inner::Record(id)),
-            }
-        }),
-        ["v1", "jobs", name, "result"] => on("GET, HEAD", &|| inner("result", Inner::Result(id(name)?))),
-        ["v1", "jobs", name, "retry"] => on("POST", &|| inner("retry", Inner::Retry(id(name)?))),
-        ["v1", "handlers", name, "pause"] => on("POST", &|| inner("pause", pause(name, true))),
-        ["v1", "handlers", name, "resume"] => on("POST", &|| inner("resume", pause(name, false))),
-        ["v1", "batch", name] => on("POST", &|| Ok((Route::Batch((*name).to_owned()), "batch"))),
-        _ => Err(refused(Code::NotFound, "there is no such resource")),
+        (["v1", "jobs", name], "POST") => (ANY, "submit", Some(Route::Submit((*name).to_owned()))),
+        (["v1", "jobs", id], "DELETE") => (ANY, "cancel", of_job(id, Inner::Cancel)),
+        (["v1", "jobs", id], _) if parameter(query, "wait").is_some() => {
+            (ANY, "record", JobId::parse(id).map(Route::Wait))
+        }
+        (["v1", "jobs", id], _) => (ANY, "record", of_job(id, Inner::Record)),
+        (["v1", "jobs", id, "result"], _) => (GET, "result", of_job(id, Inner::Result)),
+        (["v1", "jobs", id, "retry"], _) => ("POST", "retry", of_job(id, Inner::Retry)),
+        (["v1", "handlers", name, "pause"], _) => ("POST", "pause", pause(name, true)),
+        (["v1", "handlers", name, "resume"], _) => ("POST", "resume", pause(name, false)),
+        (["v1", "batch", name], _) => ("POST", "batch", Some(Route::Batch((*name).to_owned()))),
+        _ => return Err(refused(Code::NotFound, "there is no such resource")),
+    };
+    if !allow.split(", ").any(|allowed| allowed == method) {
+        let refused = refused(Code::MethodNotAllowed, "this resource has other methods; see Allow");
+        return Err(Refused { allow: Some(allow), ..refused });
     }
-}
-
-/// The same without its name.
-///
-/// # Errors
-/// See [`labelled_route`].
-pub fn route(method: &str, target: &str) -> Result<Route, Refused> {
-    labelled_route(method, target).map(|(route, _)| route)
+    let route = route.ok_or(refused(Code::UnknownJob, "there is no job of this id"))?;
+    Ok((route, label))
 }
 
 /// The value of a query parameter, as it stands: none of ours needs escapes. The first one counts.
@@ -120,12 +109,9 @@ pub fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
 /// The `Host` is not served here, or the request comes from a foreign page.
 pub fn check_browser(head: &Head, allowed_hosts: &[String]) -> Result<(), Refused> {
     let host = head.header("host")?.unwrap_or_default();
-    let known = host.is_empty() && !head.is_1_1 || is_served(host, allowed_hosts);
-    if !known {
-        return Err(refused(
-            Code::MisdirectedHost,
-            "the Host is neither an IP address, localhost, nor listed",
-        ));
+    if !(host.is_empty() && !head.is_1_1 || is_served(host, allowed_hosts)) {
+        let detail = "the Host is neither an IP address, localhost, nor listed";
+        return Err(refused(Code::MisdirectedHost, detail));
     }
     let foreign = refused(Code::ForeignOrigin, "requests from other origins are refused");
     if let Some(origin) = head.header("origin")? {
@@ -177,7 +163,7 @@ mod tests {
             ("GET", "/metrics", "metrics"),
             ("GET", "/", "index"),
         ] {
-            assert_eq!(labelled_route(method, target).unwrap().1, label, "{method} {target}");
+            assert_eq!(route(method, target).unwrap().1, label, "{method} {target}");
         }
         for (method, target, status) in [
             ("PUT", "/v1/jobs/echo", 405),

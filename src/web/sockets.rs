@@ -19,8 +19,8 @@ use crate::limits::{ACCEPTS_A_TURN, READ_A_TURN_BYTES, READ_BYTES};
 const OWN_DESCRIPTORS: u64 = 128;
 
 /// See the module.
-pub(super) struct ClientSockets {
-    pub(super) listener: TcpListener,
+pub struct ClientSockets {
+    pub listener: TcpListener,
     clients: IdMap<usize, Client>,
     /// Those whose sockets may have bytes that were not read.
     unread: BTreeSet<usize>,
@@ -28,9 +28,9 @@ pub(super) struct ClientSockets {
     clients_max: usize,
     per_ip_max: usize,
     /// Somebody may be waiting to be accepted.
-    pub(super) accepting: bool,
+    pub accepting: bool,
     /// Accepting is tried again then, after the kernel had nothing to give.
-    accept_at_ms: u64,
+    accept_at: Timestamp,
     buffer: Box<[u8; READ_BYTES]>,
 }
 
@@ -44,7 +44,7 @@ struct Client {
 }
 
 impl ClientSockets {
-    pub(super) fn new(listener: TcpListener, limits: &WebLimits) -> ClientSockets {
+    pub fn new(listener: TcpListener, limits: &WebLimits) -> ClientSockets {
         let descriptors = crate::process::hygiene::raise_descriptor_limit();
         let allowed =
             usize::try_from(descriptors.saturating_sub(OWN_DESCRIPTORS).max(8)).unwrap_or(usize::MAX);
@@ -59,13 +59,13 @@ impl ClientSockets {
             clients_max: limits.connections.min(allowed),
             per_ip_max: limits.connections_per_ip,
             accepting: true,
-            accept_at_ms: 0,
+            accept_at: Timestamp(0),
             buffer: Box::new([0; READ_BYTES]),
         }
     }
 
     /// One of the clients' sockets is ready; false if it is none of them.
-    pub(super) fn on_event(&mut self, token: usize, event: &Event) -> bool {
+    pub fn on_event(&mut self, token: usize, event: &Event) -> bool {
         let Some(client) = self.clients.get_mut(&token) else { return false };
         client.ended |= event.is_read_closed();
         if event.is_readable() || event.is_read_closed() {
@@ -75,9 +75,9 @@ impl ClientSockets {
     }
 
     /// Reads what there is.
-    pub(super) fn read_all(&mut self, gate: &mut Gate, now: Timestamp) {
+    pub fn read_all(&mut self, gate: &mut Gate) {
         for token in std::mem::take(&mut self.unread) {
-            if self.read(token, gate, now) {
+            if self.read(token, gate) {
                 self.unread.insert(token);
             }
         }
@@ -85,17 +85,10 @@ impl ClientSockets {
 
     /// Accepts while there is room. Beyond the limit clients wait in the kernel's backlog. `next_token` is counted up for
     /// each new connection.
-    pub(super) fn accept(
-        &mut self,
-        registry: &Registry,
-        next_token: &mut usize,
-        gate: &mut Gate,
-        now: Timestamp,
-        now_ms: u64,
-    ) {
-        const PAUSE_MS: u64 = 100;
+    pub fn accept(&mut self, registry: &Registry, next_token: &mut usize, gate: &mut Gate, now: Timestamp) {
+        const PAUSE: Duration = Duration::from_millis(100);
         for _ in 0..ACCEPTS_A_TURN {
-            if !self.accepting || now_ms < self.accept_at_ms || self.clients.len() >= self.clients_max {
+            if !self.accepting || now < self.accept_at || self.clients.len() >= self.clients_max {
                 return;
             }
             let (mut stream, peer) = match self.listener.accept() {
@@ -106,7 +99,7 @@ impl ClientSockets {
                         ErrorKind::Interrupted | ErrorKind::ConnectionAborted => {}
                         _ => {
                             log::warn!("no connection can be accepted for now: {error}");
-                            self.accept_at_ms = now_ms + PAUSE_MS;
+                            self.accept_at = now.plus(PAUSE);
                         }
                     }
                     continue;
@@ -126,29 +119,28 @@ impl ClientSockets {
             }
             *self.per_ip.entry(ip).or_default() += 1;
             self.clients.insert(token, Client { stream, ip, shut: false, ended: false });
-            gate.open(token as u64, now);
+            gate.open(token);
             self.unread.insert(token);
         }
     }
 
     /// Reads one socket; true if more may be there.
-    fn read(&mut self, token: usize, gate: &mut Gate, now: Timestamp) -> bool {
-        let number = token as u64;
+    fn read(&mut self, token: usize, gate: &mut Gate) -> bool {
         let mut total = 0;
         while let Some(client) = self.clients.get_mut(&token) {
-            let room = gate.readable_bytes(number).min(self.buffer.len());
+            let room = gate.readable_bytes(token).min(self.buffer.len());
             if room == 0 || total >= READ_A_TURN_BYTES {
                 return true; // Its turn comes when there is room, or in the next turn.
             }
             match client.stream.read(&mut self.buffer[..room]) {
                 Ok(0) => {
-                    gate.hung_up(number, now);
+                    gate.hung_up(token);
                     return false;
                 }
                 Ok(read) => {
                     total += read;
                     let ended = client.ended;
-                    gate.received(number, &self.buffer[..read], now);
+                    gate.received(token, &self.buffer[..read]);
                     if read < room && !ended {
                         // The socket is empty: the next bytes come with an event of their own.
                         return false;
@@ -157,7 +149,7 @@ impl ClientSockets {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(_) => {
-                    self.close(token, gate, now);
+                    self.close(token, gate);
                     return false;
                 }
             }
@@ -166,31 +158,30 @@ impl ClientSockets {
     }
 
     /// Sends what the gate has to say, and closes what is over.
-    pub(super) fn flush_touched(&mut self, gate: &mut Gate, now: Timestamp) {
-        for number in std::mem::take(&mut gate.clients.touched) {
-            self.flush(usize::try_from(number).unwrap_or(usize::MAX), gate, now);
+    pub fn flush_touched(&mut self, gate: &mut Gate) {
+        for token in std::mem::take(&mut gate.clients.touched) {
+            self.flush(token, gate);
         }
     }
 
     /// The same of one client.
-    pub(super) fn flush(&mut self, token: usize, gate: &mut Gate, now: Timestamp) {
-        let number = token as u64;
+    pub fn flush(&mut self, token: usize, gate: &mut Gate) {
         loop {
             let Some(client) = self.clients.get_mut(&token) else { return };
-            let unsent = gate.unsent(number);
+            let unsent = gate.unsent(token);
             if unsent.is_empty() {
                 break;
             }
             match client.stream.write(unsent) {
-                Ok(written) => gate.flushed(number, written, now),
+                Ok(written) => gate.flushed(token, written),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return self.close(token, gate, now),
+                Err(_) => return self.close(token, gate),
             }
         }
-        if gate.is_over(number, now) {
-            self.close(token, gate, now);
-        } else if gate.is_finished(number) {
+        if gate.is_over(token) {
+            self.close(token, gate);
+        } else if gate.is_finished(token) {
             // A lingering close: what the client still sends is read and dropped, so that the answer arrives.
             if let Some(client) = self.clients.get_mut(&token).filter(|client| !client.shut) {
                 client.shut = true;
@@ -199,8 +190,8 @@ impl ClientSockets {
         }
     }
 
-    fn close(&mut self, token: usize, gate: &mut Gate, now: Timestamp) {
-        gate.close(token as u64, now);
+    fn close(&mut self, token: usize, gate: &mut Gate) {
+        gate.close(token);
         let Some(client) = self.clients.remove(&token) else { return };
         if let Some(count) = self.per_ip.get_mut(&client.ip) {
             *count -= 1;
@@ -211,12 +202,12 @@ impl ClientSockets {
     }
 
     /// How long nothing need be done here, if no event comes.
-    pub(super) fn rests(&self, gate: &Gate, now_ms: u64) -> Duration {
-        if self.unread.iter().any(|token| gate.readable_bytes(*token as u64) > 0) {
+    pub fn rests(&self, gate: &Gate, now: Timestamp) -> Duration {
+        if self.unread.iter().any(|token| gate.readable_bytes(*token) > 0) {
             return Duration::ZERO;
         }
         if self.accepting && self.clients.len() < self.clients_max {
-            return Duration::from_millis(self.accept_at_ms.saturating_sub(now_ms));
+            return self.accept_at.since(now);
         }
         Duration::MAX
     }

@@ -3,31 +3,23 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::batch::Batch;
-use super::conn::{OUTPUT_BYTES, Phase};
+use super::clients::{Batch, NEVER, OUTPUT_BYTES, Phase};
 use super::gate::Gate;
 use super::http1::{Head, refused};
 use super::questions::{Asker, Question, Ticket};
-use super::respond::{Answer, Body, write_chunk};
+use super::respond::{Answer, write_chunk};
 use super::routes::parameter;
 use super::waiters::TOO_MANY_WAITERS;
-use crate::clock::Timestamp;
 use crate::config::SinkMode;
+use crate::entropy::Entropy;
 use crate::limits::{BATCH_LINES, BODY_BYTES};
 use crate::ndjson::Pump;
-use crate::ports::{BackendError, Submitted};
+use crate::ports::{BackendError, NewJob, Submitted};
 use crate::problem::{Code, JobError};
 
 impl Gate {
     /// A batch begins: its head goes out at once, its results as they come.
-    pub(super) fn begin_batch(
-        &mut self,
-        number: u64,
-        head: &Head,
-        name: &str,
-        body: Arc<[u8]>,
-        now: Timestamp,
-    ) {
+    pub(super) fn begin_batch(&mut self, number: usize, head: &Head, name: &str, body: Arc<[u8]>) {
         let Some(handler) = self.settings.handlers.get(name) else { return };
         let mode = match parameter(head.query(), "sink_mode") {
             None => self.settings.sink_mode,
@@ -35,11 +27,11 @@ impl Gate {
             Some("completion") => SinkMode::Completion,
             Some(_) => {
                 let refused = refused(Code::BadRequest, "sink_mode is source_seq or completion");
-                return self.clients.refuse(number, refused, now);
+                return self.clients.refuse(number, refused);
             }
         };
         if self.waiters.is_full() {
-            return self.clients.refuse(number, TOO_MANY_WAITERS, now);
+            return self.clients.refuse(number, TOO_MANY_WAITERS);
         }
         let running = self.clients.conns.values().map(|conn| match &conn.phase {
             Phase::Streaming(batch) => batch.body.len(),
@@ -48,37 +40,26 @@ impl Gate {
         let held: usize = running.sum();
         if held > 0 && held + body.len() > BODY_BYTES {
             let refused = refused(Code::Overloaded, "too many batches are running");
-            return self.clients.refuse(number, refused, now);
+            return self.clients.refuse(number, refused);
         }
         let Some(trace) = self.clients.trace(number) else { return };
         let pump = Pump::new(handler.clone(), mode, BATCH_LINES, trace, self.settings.instance);
-        let headers = "content-type: application/x-ndjson\r\n".into();
-        let answer = Answer { status: 200, headers, body: Body::Own(Vec::new()) };
-        self.clients.write(number, answer, None, now);
+        self.clients.write(number, &Answer::new(200, "application/x-ndjson", String::new()), None);
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };
-        conn.deadline = Timestamp(u64::MAX);
+        conn.deadline = NEVER;
         conn.phase = Phase::Streaming(Box::new(Batch { body, at: 0, pump }));
-        // Whoever reads this request goes on with the next one, if this is done already.
-        self.feed(number, now);
+        self.feed_batch(number);
     }
 
-    /// Sends the results that are next, and submits lines while there is room; goes on with the connection's next
-    /// request after the last one.
-    pub(super) fn feed_batch(&mut self, number: u64, now: Timestamp) {
-        if self.feed(number, now) {
-            self.advance(number, now);
-        }
-    }
-
-    /// The same for one batch; true if it is done. There must be room for lines in the window, and for their answers in
-    /// the output.
-    fn feed(&mut self, number: u64, now: Timestamp) -> bool {
+    /// Sends the results that are next, and submits lines while there is room for them in the window, and for their
+    /// answers in the output.
+    pub(super) fn feed_batch(&mut self, number: usize) {
         loop {
             let is_draining = self.clients.draining;
-            let Some(conn) = self.clients.conns.get_mut(&number) else { return false };
+            let Some(conn) = self.clients.conns.get_mut(&number) else { return };
             let unsent = conn.unsent().len();
             let asker = conn.asker;
-            let Phase::Streaming(batch) = &mut conn.phase else { return false };
+            let Phase::Streaming(batch) = &mut conn.phase else { return };
             let mut results = Vec::new();
             while unsent + results.len() < OUTPUT_BYTES
                 && let Some(result) = batch.pump.next_result()
@@ -88,8 +69,7 @@ impl Gate {
             write_chunk(&mut conn.output, &results);
             if batch.is_done() {
                 conn.output.extend_from_slice(b"0\r\n\r\n");
-                self.clients.next_request(number, now);
-                return true;
+                return self.clients.next_request(number);
             }
             let has_room = unsent + results.len() < OUTPUT_BYTES;
             let mut jobs = Vec::new();
@@ -101,25 +81,20 @@ impl Gate {
                 jobs.clear();
             }
             let waits = batch.pump.waits();
-            self.clients.expect_progress(number, now);
+            self.clients.expect_progress(number);
             if !jobs.is_empty() {
                 jobs.iter().for_each(|job| self.waiters.enter(number, job.id));
                 self.questions.push(Question::Submit(Ticket { asker, single: None }, jobs));
             }
             if waits || !has_room {
-                return false;
+                return;
             }
             // Every line so far was refused at once: their answers are ready now.
         }
     }
 
     /// What the broker said of the lines that it was asked to take.
-    pub(super) fn lines_submitted(
-        &mut self,
-        asker: Asker,
-        answers: Result<Vec<Submitted>, BackendError>,
-        now: Timestamp,
-    ) {
+    pub(super) fn lines_submitted(&mut self, asker: Asker, answers: Result<Vec<Submitted>, BackendError>) {
         const AWAY: Duration = Duration::from_millis(200);
         const FULL: Duration = Duration::from_millis(5);
         let number = asker.conn;
@@ -128,22 +103,40 @@ impl Gate {
         let gone = batch.pump.answered(&answers);
         let is_stalled = batch.pump.is_stalled();
         for job in gone {
-            self.waiters.withdraw(number, job);
+            self.waiters.withdraw(number, job, None);
         }
         if is_stalled {
-            self.clients.set_deadline(number, now.plus(if answers.is_err() { AWAY } else { FULL }));
+            self.clients
+                .set_deadline(number, self.clients.now.plus(if answers.is_err() { AWAY } else { FULL }));
         } else {
-            self.feed_batch(number, now);
+            self.feed_batch(number);
         }
     }
 
     /// Nobody takes the results any more.
-    pub(super) fn batch_hung_up(&mut self, number: u64, batch: &Batch) {
+    pub(super) fn batch_hung_up(&mut self, number: usize, batch: &Batch) {
         let Some(trace) = self.clients.trace(number) else { return };
         for job in batch.pump.jobs_in_flight() {
-            if self.waiters.leave(number, job, trace) {
+            if self.waiters.withdraw(number, job, Some(trace)) {
                 self.abandon(job);
             }
         }
+    }
+}
+
+impl Batch {
+    /// The jobs to submit next: none while the window is full, the broker is asked, or at the end.
+    fn jobs(&mut self, max_payload: usize, entropy: &mut Entropy) -> Vec<NewJob> {
+        let (body, at) = (&self.body, &mut self.at);
+        self.pump.jobs(BATCH_LINES, entropy, || {
+            let rest = body.get(*at..).filter(|rest| !rest.is_empty())?;
+            let end = rest.iter().position(|byte| *byte == b'\n').unwrap_or(rest.len());
+            *at += end + 1;
+            Some(if end > max_payload { Err("web.max_body_bytes") } else { Ok(&rest[..end]) })
+        })
+    }
+
+    fn is_done(&self) -> bool {
+        self.at >= self.body.len() && self.pump.is_idle()
     }
 }

@@ -15,7 +15,7 @@ use crate::ports::{Idempotency, NewJob};
 use crate::problem::Code;
 
 /// The job that is asked for, and how its caller wants to be answered.
-pub(super) fn read(
+pub fn read(
     head: &Head,
     handler: &HandlerSpec,
     body: Arc<[u8]>,
@@ -72,7 +72,7 @@ fn millis(query: &str, name: &str) -> Result<Option<Duration>, Refused> {
 }
 
 /// Decimal digits, at most 15 of them.
-pub(super) fn number(text: &str) -> Option<u64> {
+pub fn number(text: &str) -> Option<u64> {
     let is_number = text.len() <= 15 && text.bytes().all(|byte| byte.is_ascii_digit());
     text.parse().ok().filter(|_| is_number)
 }
@@ -127,7 +127,7 @@ fn idempotency(
 }
 
 /// The request's trace, or a new one.
-pub(super) fn trace(head: &Head, entropy: &mut crate::entropy::Entropy) -> Trace {
+pub fn trace(head: &Head, entropy: &mut crate::entropy::Entropy) -> Trace {
     let given = head.header("traceparent").ok().flatten().and_then(Trace::parse);
     given.unwrap_or_else(|| Trace { id: entropy.bytes(), span: entropy.bytes() })
 }

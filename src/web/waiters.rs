@@ -13,35 +13,34 @@ use crate::observe::metrics::Counters;
 use crate::problem::Code;
 
 /// The refusal of a caller who would wait.
-pub(super) const TOO_MANY_WAITERS: Refused =
-    refused(Code::TooManyWaiters, "web.max_inflight callers are waiting");
+pub const TOO_MANY_WAITERS: Refused = refused(Code::TooManyWaiters, "web.max_inflight callers are waiting");
 
 /// Who waits for which job; a batch is entered once a line.
-pub(super) struct Waiters {
-    pub(super) by_job: IdMap<JobId, Vec<u64>>,
+pub struct Waiters {
+    pub by_job: IdMap<JobId, Vec<usize>>,
     /// Callers of single jobs.
-    pub(super) count: usize,
+    pub count: usize,
     most: usize,
     /// Jobs that were accepted and whose last caller left before the reply: it will be late.
-    pub(super) left: IdMap<JobId, Trace>,
+    pub left: IdMap<JobId, Trace>,
     /// Jobs whose ends may have gone unheard, and could not be looked for; they are looked for again then.
-    pub(super) unsure: Vec<JobId>,
+    pub unsure: Vec<JobId>,
     /// When [`Gate::look_for_unsure`] has something to do.
-    pub(super) look_at: Timestamp,
+    pub look_at: Timestamp,
     /// Handlers whose jobs are cancelled when their last caller hangs up.
-    pub(super) cancelling: Arc<[Arc<str>]>,
-    pub(super) counters: Arc<Counters>,
+    pub cancelling: Arc<[Arc<str>]>,
+    pub counters: Arc<Counters>,
 }
 
 impl Waiters {
-    pub(super) fn new(most: usize, cancelling: Arc<[Arc<str>]>, counters: Arc<Counters>) -> Waiters {
+    pub fn new(most: usize, cancelling: Arc<[Arc<str>]>, counters: Arc<Counters>) -> Waiters {
         let (by_job, left, unsure) = Default::default();
         let look_at = Timestamp(u64::MAX);
         Waiters { by_job, count: 0, most, left, unsure, look_at, cancelling, counters }
     }
 
     /// Whether these have ended could not be found out.
-    pub(super) fn cannot_tell(&mut self, jobs: Vec<JobId>, now: Timestamp) {
+    pub fn cannot_tell(&mut self, jobs: Vec<JobId>, now: Timestamp) {
         const AGAIN: Duration = Duration::from_secs(1);
         if !jobs.is_empty() {
             self.unsure.extend(jobs);
@@ -49,43 +48,36 @@ impl Waiters {
         }
     }
 
-    pub(super) fn is_full(&self) -> bool {
+    pub fn is_full(&self) -> bool {
         self.count >= self.most
     }
 
     /// The job's end is to be told to this connection.
-    pub(super) fn enter(&mut self, number: u64, job: JobId) {
+    pub fn enter(&mut self, number: usize, job: JobId) {
         self.left.remove(&job);
         self.by_job.entry(job).or_default().push(number);
     }
 
-    /// It is not, any more; true if nobody else wants to hear of it.
-    pub(super) fn withdraw(&mut self, number: u64, job: JobId) -> bool {
+    /// It is not, any more; true if nobody else wants to hear of it. With its trace the reply of a job that was accepted
+    /// will be late.
+    pub fn withdraw(&mut self, number: usize, job: JobId, late: Option<Trace>) -> bool {
         let Some(callers) = self.by_job.get_mut(&job) else { return false };
         callers.retain(|other| *other != number);
         let is_last = callers.is_empty();
         if is_last {
             self.by_job.remove(&job);
+            self.left.extend(late.map(|trace| (job, trace)));
         }
         is_last
     }
 
-    /// The same of a job that was accepted, before its reply.
-    pub(super) fn leave(&mut self, number: u64, job: JobId, trace: Trace) -> bool {
-        let is_last = self.withdraw(number, job);
-        if is_last {
-            self.left.insert(job, trace);
-        }
-        is_last
-    }
-
-    pub(super) fn count(&mut self, by: isize) {
+    pub fn count(&mut self, by: isize) {
         self.count = self.count.saturating_add_signed(by);
         self.counters.waiters.store(self.count as u64, Ordering::Relaxed);
     }
 
     /// Takes out those who wait for a job that has ended.
-    pub(super) fn take(&mut self, job: JobId) -> Vec<u64> {
+    pub fn take(&mut self, job: JobId) -> Vec<usize> {
         let callers = self.by_job.remove(&job);
         if callers.is_none()
             && let Some(trace) = self.left.remove(&job)
@@ -97,26 +89,26 @@ impl Waiters {
     }
 
     #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.by_job.len() + self.left.len() + self.count
     }
 }
 
 /// A caller that waits for a job, or for its acceptance alone.
-pub(super) struct Waiting {
-    pub(super) job: JobId,
-    pub(super) kind: Kind,
-    pub(super) stage: Stage,
+pub struct Waiting {
+    pub job: JobId,
+    pub kind: Kind,
+    pub stage: Stage,
     /// When the wait is over.
-    pub(super) until: Timestamp,
+    pub until: Timestamp,
     /// Where others tell of ends, the job's may be heard before it is known to be accepted.
-    pub(super) ended: Option<Arc<Finished>>,
+    pub ended: Option<Arc<Finished>>,
     /// It joined another request's job.
-    pub(super) is_replayed: bool,
+    pub is_replayed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub enum Kind {
     /// 202 as soon as the job is accepted (`Prefer: respond-async`): nobody here waits for its end.
     Acceptance,
     /// The handler's output; past the deadline 504.
@@ -128,7 +120,7 @@ pub(super) enum Kind {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stage {
+pub enum Stage {
     /// It is not known yet if there is such a job.
     Asked,
     /// There is.
@@ -138,12 +130,12 @@ pub(super) enum Stage {
 }
 
 impl Waiting {
-    pub(super) fn new(job: JobId, kind: Kind, until: Timestamp) -> Waiting {
+    pub fn new(job: JobId, kind: Kind, until: Timestamp) -> Waiting {
         Waiting { job, kind, stage: Stage::Asked, until, ended: None, is_replayed: false }
     }
 
     /// Puts the headers of every answer about this job on one.
-    pub(super) fn with_headers(&self, mut answer: Answer) -> Answer {
+    pub fn with_headers(&self, mut answer: Answer) -> Answer {
         if self.is_replayed {
             answer = answer.with("idempotency-replayed", true);
         }
@@ -159,6 +151,6 @@ impl Waiting {
 }
 
 /// A boundary event of a reply.
-pub(super) fn said(name: &str, job: JobId, trace: &Trace, cause: &str) {
+pub fn said(name: &str, job: JobId, trace: &Trace, cause: &str) {
     job_event(log::Level::Debug, name, trace, job).field("cause", cause).emit();
 }

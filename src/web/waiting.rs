@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::conn::Phase;
+use super::clients::{NEVER, Phase};
 use super::gate::Gate;
 use super::http1::{Head, refused};
 use super::questions::{Asker, Question, Ticket};
@@ -20,20 +20,19 @@ use super::respond::{Answer, record_json};
 use super::routes::{Inner, parameter};
 use super::submission;
 use super::waiters::{Kind, Stage, TOO_MANY_WAITERS, Waiting, said};
-use crate::clock::Timestamp;
 use crate::job::{Finished, JobId, JobRecord, Trace};
 use crate::observe::{event, job_event};
 use crate::ports::{BackendError, Submitted};
 use crate::problem::Code;
 
 impl Gate {
-    pub(super) fn submit(&mut self, number: u64, head: &Head, name: &str, body: Arc<[u8]>, now: Timestamp) {
+    pub(super) fn submit(&mut self, number: usize, head: &Head, name: &str, body: Arc<[u8]>) {
         let Some(spec) = self.settings.handlers.get(name) else { return };
         let Some(conn) = self.clients.conns.get(&number) else { return };
         let (id, asker, trace) = (JobId(self.entropy.bytes()), conn.asker, conn.current.trace);
         let (kind, job) = match submission::read(head, spec, body, id, trace, self.settings.instance) {
             Ok(read) => read,
-            Err(refused) => return self.clients.refuse(number, refused, now),
+            Err(refused) => return self.clients.refuse(number, refused),
         };
         let most = self.settings.reply_timeout;
         let (kind, wait) = match kind {
@@ -43,30 +42,30 @@ impl Gate {
             }
             Kind::Acceptance | Kind::Result | Kind::Record => (kind, most),
         };
-        if self.begin_asking(number, Waiting::new(id, kind, now.plus(wait)), now) {
+        if self.begin_asking(number, Waiting::new(id, kind, self.clients.now.plus(wait))) {
             self.questions.push(Question::Submit(Ticket { asker, single: Some((id, trace)) }, vec![job]));
         }
     }
 
-    pub(super) fn wait_for_record(&mut self, number: u64, head: &Head, job: JobId, now: Timestamp) {
+    pub(super) fn wait_for_record(&mut self, number: usize, head: &Head, job: JobId) {
         let Some(seconds) = parameter(head.query(), "wait").and_then(submission::number) else {
-            return self.clients.refuse(number, refused(Code::BadRequest, "wait takes whole seconds"), now);
+            return self.clients.refuse(number, refused(Code::BadRequest, "wait takes whole seconds"));
         };
         let wait = Duration::from_secs(seconds).min(self.settings.reply_timeout);
         if wait.is_zero() {
-            return self.ask_pages(number, Inner::Record(job), String::new(), now);
+            return self.ask_pages(number, Inner::Record(job), format!("/v1/jobs/{job}"));
         }
-        if self.begin_asking(number, Waiting::new(job, Kind::Record, now.plus(wait)), now) {
+        if self.begin_asking(number, Waiting::new(job, Kind::Record, self.clients.now.plus(wait))) {
             self.ask_for_record(number, Stage::Asked);
         }
     }
 
     /// The request waits for the broker's answer. A caller who will wait for the job is entered at once: elsewhere
     /// it may have ended before the answer is here. False: it was refused.
-    fn begin_asking(&mut self, number: u64, waiting: Waiting, now: Timestamp) -> bool {
+    fn begin_asking(&mut self, number: usize, waiting: Waiting) -> bool {
         let is_awaited = waiting.kind != Kind::Acceptance;
         if is_awaited && self.waiters.is_full() {
-            self.clients.refuse(number, TOO_MANY_WAITERS, now);
+            self.clients.refuse(number, TOO_MANY_WAITERS);
             return false;
         }
         let Some(conn) = self.clients.conns.get_mut(&number) else { return false };
@@ -75,17 +74,17 @@ impl Gate {
             self.waiters.count(1);
         }
         // The backend's own time-outs end this.
-        conn.deadline = Timestamp(u64::MAX);
+        conn.deadline = NEVER;
         conn.phase = Phase::Waiting(Box::new(waiting));
         true
     }
 
     /// Asks for the record of the job that is waited for: whether there is one, or, at the end, to look at it.
-    pub(super) fn ask_for_record(&mut self, number: u64, stage: Stage) {
+    pub(super) fn ask_for_record(&mut self, number: usize, stage: Stage) {
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };
         let Phase::Waiting(waiting) = &mut conn.phase else { return };
         waiting.stage = stage;
-        conn.deadline = Timestamp(u64::MAX);
+        conn.deadline = NEVER;
         let watches = (stage == Stage::Asked).then_some(self.settings.instance);
         self.questions.push(Question::Record(conn.asker, waiting.job, watches));
     }
@@ -99,33 +98,30 @@ impl Gate {
     }
 
     /// Takes a caller out, to be answered.
-    fn end_wait(&mut self, number: u64) -> Option<Waiting> {
+    fn end_wait(&mut self, number: usize, end: End) -> Option<(Waiting, Trace)> {
         let conn = self.clients.conns.get_mut(&number)?;
         let Phase::Waiting(waiting) = std::mem::replace(&mut conn.phase, Phase::Head) else { return None };
+        let trace = conn.current.trace;
+        let late = (end == End::TimedOut).then_some(trace);
         if waiting.kind != Kind::Acceptance {
             self.waiters.count(-1);
-            self.waiters.withdraw(number, waiting.job);
+            self.waiters.withdraw(number, waiting.job, late);
         }
-        Some(*waiting)
+        if late.is_some() {
+            self.waiters.counters.reply_timeouts.fetch_add(1, Ordering::Relaxed);
+            said("reply.timed_out", waiting.job, &trace, "");
+        }
+        Some((*waiting, trace))
     }
 
-    /// The caller is answered, and the next request of its connection may begin.
-    fn answer_wait(&mut self, number: u64, waiting: &Waiting, answer: Answer, now: Timestamp) {
-        self.clients.answer(number, waiting.with_headers(answer), now);
-        self.advance(number, now);
+    fn answer_finished(&mut self, number: usize, finished: &Finished) {
+        let Some((waiting, trace)) = self.end_wait(number, End::Answered) else { return };
+        self.clients.answer(number, &waiting.with_headers(Answer::finished(finished, Some(&trace))));
     }
 
-    fn answer_finished(&mut self, number: u64, finished: &Finished, now: Timestamp) {
-        let Some(waiting) = self.end_wait(number) else { return };
-        let trace = self.clients.trace(number);
-        self.answer_wait(number, &waiting, Answer::finished(finished, trace.as_ref()), now);
-    }
-
-    /// The caller is refused, and the next request of its connection may begin.
-    fn refuse_wait(&mut self, number: u64, code: Code, detail: &'static str, now: Timestamp) {
-        self.end_wait(number);
-        self.clients.refuse(number, refused(code, detail), now);
-        self.advance(number, now);
+    fn refuse_wait(&mut self, number: usize, code: Code, detail: &'static str) {
+        self.end_wait(number, End::Answered);
+        self.clients.refuse(number, refused(code, detail));
     }
 
     /// The broker has taken the job, or not.
@@ -135,7 +131,6 @@ impl Gate {
         job: JobId,
         trace: Trace,
         answers: Result<Vec<Submitted>, BackendError>,
-        now: Timestamp,
     ) {
         let number = asker.conn;
         let no_answer = || BackendError("the broker gave no answer".into());
@@ -160,7 +155,7 @@ impl Gate {
                 let id = record.spec.id;
                 (waiting.job, waiting.is_replayed, waiting.ended) = (id, true, record.finished);
                 if is_awaited {
-                    self.waiters.withdraw(number, job);
+                    self.waiters.withdraw(number, job, None);
                     self.waiters.enter(number, id);
                     // The end of another request's job may have been told before this one was entered.
                     self.questions.push(Question::Ended(vec![id]));
@@ -168,19 +163,19 @@ impl Gate {
                 record.status.as_str()
             }
             Ok(Submitted::Refused(refusal)) => {
-                return self.refuse_wait(number, refusal.code(), "the job was not accepted", now);
+                return self.refuse_wait(number, refusal.code(), "the job was not accepted");
             }
-            Err(error) => return self.unavailable(number, job, &error, now),
+            Err(error) => return self.unavailable(number, job, &error),
         };
         if is_awaited {
-            self.is_accepted(number, now);
-        } else if let Some(waiting) = self.end_wait(number) {
-            self.answer_wait(number, &waiting, Answer::accepted(waiting.job, status), now);
+            self.is_accepted(number);
+        } else if let Some((waiting, _)) = self.end_wait(number, End::Answered) {
+            self.clients.answer(number, &waiting.with_headers(Answer::accepted(waiting.job, status)));
         }
     }
 
     /// There is such a job: its end is waited for, unless it has come.
-    fn is_accepted(&mut self, number: u64, now: Timestamp) {
+    fn is_accepted(&mut self, number: usize) {
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };
         let Phase::Waiting(waiting) = &mut conn.phase else { return };
         waiting.stage = Stage::Accepted;
@@ -190,33 +185,32 @@ impl Gate {
             Some(_) if waiting.kind == Kind::Record => self.ask_for_record(number, Stage::Looking),
             Some(finished) => {
                 said("reply.delivered", waiting.job, &conn.current.trace, "");
-                self.answer_finished(number, &finished, now);
+                self.answer_finished(number, &finished);
             }
         }
     }
 
     /// Nothing is known of what became of the submission; its id is told, so that it can be asked for.
-    fn unavailable(&mut self, number: u64, job: JobId, error: &BackendError, now: Timestamp) {
+    fn unavailable(&mut self, number: usize, job: JobId, error: &BackendError) {
         event(log::Level::Warn, "ingress.rejected")
             .field("code", Code::BackendUnavailable.as_str())
             .field("cause", &error.0)
             .emit();
-        self.end_wait(number);
+        let Some((_, trace)) = self.end_wait(number, End::Answered) else { return };
         let detail = "the backend cannot be reached; the job may have been accepted: ask by its id, or repeat the request \
                       with the same Idempotency-Key";
-        let answer = Answer::refusal(Code::BackendUnavailable, detail, self.clients.trace(number).as_ref());
-        self.clients.answer(number, answer.with("cofferdam-job-id", job), now);
-        self.advance(number, now);
+        let answer = Answer::refusal(Code::BackendUnavailable, detail, Some(&trace));
+        self.clients.answer(number, &answer.with("cofferdam-job-id", job));
     }
 
     /// A job has ended: all who wait for it get their answers.
-    pub(super) fn reply(&mut self, job: JobId, finished: &Arc<Finished>, now: Timestamp) {
+    pub(super) fn reply(&mut self, job: JobId, finished: &Arc<Finished>) {
         for number in self.waiters.take(job) {
-            self.tell_end(number, job, finished, now);
+            self.tell_end(number, job, finished);
         }
     }
 
-    fn tell_end(&mut self, number: u64, job: JobId, finished: &Arc<Finished>, now: Timestamp) {
+    fn tell_end(&mut self, number: usize, job: JobId, finished: &Arc<Finished>) {
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };
         let trace = conn.current.trace;
         match &mut conn.phase {
@@ -230,10 +224,10 @@ impl Gate {
                     self.ask_for_record(number, Stage::Looking);
                 }
             }
-            Phase::Waiting(_) => self.answer_finished(number, finished, now),
+            Phase::Waiting(_) => self.answer_finished(number, finished),
             Phase::Streaming(batch) => {
                 batch.pump.finished(job, finished);
-                self.feed_batch(number, now);
+                self.feed_batch(number);
             }
             Phase::Head | Phase::Body(_) | Phase::Inner | Phase::Closing => return,
         }
@@ -241,87 +235,65 @@ impl Gate {
     }
 
     /// A record is there: of a job that is to be waited for, or whose wait is over.
-    pub(super) fn record_is_there(
-        &mut self,
-        asker: Asker,
-        record: Result<Option<JobRecord>, BackendError>,
-        now: Timestamp,
-    ) {
+    pub(super) fn record_is_there(&mut self, asker: Asker, record: Result<Option<JobRecord>, BackendError>) {
         let number = asker.conn;
         let Some(waiting) = self.waiting(asker) else { return };
         let goes_on = matches!(&record, Ok(Some(record)) if !record.status.is_terminal());
         match (waiting.stage, waiting.kind) {
             // Its end has been told meanwhile, or another look is under way.
             (Stage::Accepted, _) => {}
-            (Stage::Asked, _) if goes_on => self.is_accepted(number, now),
-            (Stage::Asked | Stage::Looking, Kind::Record) => self.show_record(number, record, now),
+            (Stage::Asked, _) if goes_on => self.is_accepted(number),
+            (Stage::Asked | Stage::Looking, Kind::Record) => self.show_record(number, record),
             (Stage::Asked | Stage::Looking, Kind::Acceptance | Kind::Result | Kind::ResultOrAccepted(_)) => {
-                self.time_is_up(number, record.ok().flatten(), now)
+                self.time_is_up(number, record.ok().flatten())
             }
         }
     }
 
     /// The record is the answer, as it stands now.
-    fn show_record(&mut self, number: u64, record: Result<Option<JobRecord>, BackendError>, now: Timestamp) {
+    fn show_record(&mut self, number: usize, record: Result<Option<JobRecord>, BackendError>) {
         let (code, detail) = match record {
             Ok(Some(record)) => {
-                let Some(waiting) = self.end_wait(number) else { return };
-                if !record.status.is_terminal() {
-                    self.wait_timed_out(number, waiting.job);
-                }
-                return self.answer_wait(number, &waiting, Answer::json(200, record_json(&record)), now);
+                let end = if record.status.is_terminal() { End::Answered } else { End::TimedOut };
+                let Some((waiting, _)) = self.end_wait(number, end) else { return };
+                let answer = Answer::json(200, record_json(&record));
+                return self.clients.answer(number, &waiting.with_headers(answer));
             }
             Ok(None) => (Code::UnknownJob, "there is no job of this id"),
             Err(_) => (Code::BackendUnavailable, "the backend cannot be reached"),
         };
-        self.refuse_wait(number, code, detail, now);
+        self.refuse_wait(number, code, detail);
     }
 
     /// A caller's time is up: with the result, if the job has ended unheard; else with what is known.
-    fn time_is_up(&mut self, number: u64, record: Option<JobRecord>, now: Timestamp) {
+    fn time_is_up(&mut self, number: usize, record: Option<JobRecord>) {
         if let Some(finished) = record.as_ref().and_then(|record| record.finished.as_ref()) {
-            return self.answer_finished(number, finished, now);
+            return self.answer_finished(number, finished);
         }
-        let Some(waiting) = self.end_wait(number) else { return };
-        self.wait_timed_out(number, waiting.job);
+        let Some((waiting, trace)) = self.end_wait(number, End::TimedOut) else { return };
         let answer = match waiting.kind {
             Kind::ResultOrAccepted(_) => {
                 Answer::accepted(waiting.job, record.map_or("queued", |record| record.status.as_str()))
             }
             Kind::Acceptance | Kind::Result | Kind::Record => {
                 let detail = "the job goes on; its record tells when it ends";
-                Answer::refusal(Code::ReplyTimeout, detail, self.clients.trace(number).as_ref())
+                Answer::refusal(Code::ReplyTimeout, detail, Some(&trace))
             }
         };
-        self.answer_wait(number, &waiting, answer, now);
-    }
-
-    /// A wait has ended without its reply, which will be late.
-    fn wait_timed_out(&mut self, number: u64, job: JobId) {
-        self.waiters.counters.reply_timeouts.fetch_add(1, Ordering::Relaxed);
-        if let Some(trace) = self.clients.trace(number) {
-            if !self.waiters.by_job.contains_key(&job) {
-                self.waiters.left.insert(job, trace);
-            }
-            said("reply.timed_out", job, &trace, "");
-        }
+        self.clients.answer(number, &waiting.with_headers(answer));
     }
 
     /// A caller has hung up. The last one may take the job along.
-    pub(super) fn waiter_hung_up(&mut self, number: u64, waiting: &Waiting) {
+    pub(super) fn waiter_hung_up(&mut self, number: usize, waiting: &Waiting) {
         if waiting.kind == Kind::Acceptance {
             return;
         }
         self.waiters.counters.reply_cancelled.fetch_add(1, Ordering::Relaxed);
         self.waiters.count(-1);
-        match self.clients.trace(number).filter(|_| waiting.stage != Stage::Asked) {
-            Some(trace) => {
-                if self.waiters.leave(number, waiting.job, trace) {
-                    self.abandon(waiting.job);
-                }
-            }
-            // What was asked for may be refused, or be another job: the answer tells.
-            None => drop(self.waiters.withdraw(number, waiting.job)),
+        // Of a job that was asked for nothing is known: it may be refused, or be another one. The answer tells.
+        let late = self.clients.trace(number).filter(|_| waiting.stage != Stage::Asked);
+        if self.waiters.withdraw(number, waiting.job, late) && late.is_some() {
+            self.abandon(waiting.job);
         }
     }
 
@@ -341,33 +313,37 @@ impl Gate {
     }
 
     /// Looks again for those that could not be looked for.
-    pub(super) fn look_for_unsure(&mut self, now: Timestamp) {
-        if now >= self.waiters.look_at {
-            self.waiters.look_at = Timestamp(u64::MAX);
-            let mut jobs = std::mem::take(&mut self.waiters.unsure);
-            jobs.retain(|job| self.waiters.by_job.contains_key(job));
-            self.questions.push(Question::Ended(jobs));
-        }
+    pub(super) fn look_for_unsure(&mut self) {
+        self.waiters.look_at = NEVER;
+        let mut jobs = std::mem::take(&mut self.waiters.unsure);
+        jobs.retain(|job| self.waiters.by_job.contains_key(job));
+        self.questions.push(Question::Ended(jobs));
     }
 
     /// The drain's deadline has passed: who still waits is told what becomes of the job.
-    pub fn cut_off(&mut self, now: Timestamp) {
-        let waits = self.clients.conns.iter().filter(
-            |(_, conn)| matches!(&conn.phase, Phase::Waiting(waiting) if waiting.kind != Kind::Acceptance),
-        );
-        let numbers: Vec<u64> = waits.map(|(number, _)| *number).collect();
+    pub fn cut_off(&mut self) {
         let detail = match self.settings.jobs_survive_processes {
             true => {
                 "the service has stopped before the job ended; it goes on elsewhere, or when the service is back"
             }
             false => "the service has stopped before the job ended; jobs in memory are gone with it",
         };
-        for number in numbers {
-            let Some(waiting) = self.end_wait(number) else { continue };
-            let answer = Answer::refusal(Code::Draining, detail, self.clients.trace(number).as_ref());
-            self.clients.answer(number, waiting.with_headers(answer), now);
+        let waits =
+            |phase: &Phase| matches!(phase, Phase::Waiting(waiting) if waiting.kind != Kind::Acceptance);
+        for number in self.clients.in_phase(waits) {
+            let Some((waiting, trace)) = self.end_wait(number, End::Answered) else { continue };
+            let answer = Answer::refusal(Code::Draining, detail, Some(&trace));
+            self.clients.answer(number, &waiting.with_headers(answer));
         }
     }
+}
+
+/// How a wait has ended.
+#[derive(PartialEq, Eq)]
+enum End {
+    Answered,
+    /// Without its reply, which will be late.
+    TimedOut,
 }
 
 #[cfg(test)]
@@ -408,9 +384,9 @@ mod tests {
         Gate::new(settings, Arc::new(Counters::default()), Entropy::Seeded(1))
     }
 
-    fn ask(gate: &mut Gate, number: u64, request: &str) -> Question {
-        gate.open(number, Timestamp(0));
-        gate.received(number, request.as_bytes(), Timestamp(0));
+    fn ask(gate: &mut Gate, number: usize, request: &str) -> Question {
+        gate.open(number);
+        gate.received(number, request.as_bytes());
         gate.take_questions().pop().expect("the broker is asked")
     }
 
@@ -427,16 +403,16 @@ mod tests {
         for refused in [Ok(vec![Submitted::Refused(Refusal::QueueFull)]), away()] {
             let mut gate = gate();
             let Question::Submit(ticket, _) = ask(&mut gate, 1, SUBMIT) else { panic!("it submits") };
-            gate.close(1, Timestamp(1));
-            gate.answered(Answered::Submitted(ticket, refused), Timestamp(2));
+            gate.close(1);
+            gate.answered(Answered::Submitted(ticket, refused));
             assert_eq!(gate.waiters.len(), 0);
         }
         for answer in [Ok(None), Err(BackendError("away".into()))] {
             let mut gate = gate();
             let get = format!("GET /v1/jobs/{}?wait=5 HTTP/1.1\r\nHost: localhost\r\n\r\n", "0a".repeat(16));
             let Question::Record(asker, ..) = ask(&mut gate, 1, &get) else { panic!("it looks") };
-            gate.close(1, Timestamp(1));
-            gate.answered(Answered::Record(asker, answer), Timestamp(2));
+            gate.close(1);
+            gate.answered(Answered::Record(asker, answer));
             assert_eq!(gate.waiters.len(), 0);
         }
     }
@@ -446,12 +422,12 @@ mod tests {
     fn who_hangs_up_before_the_reply_is_counted_with_it() {
         let mut gate = gate();
         let Question::Submit(ticket, _) = ask(&mut gate, 1, SUBMIT) else { panic!("it submits") };
-        gate.close(1, Timestamp(1));
-        gate.answered(Answered::Submitted(ticket, Ok(vec![Submitted::New])), Timestamp(2));
+        gate.close(1);
+        gate.answered(Answered::Submitted(ticket, Ok(vec![Submitted::New])));
         assert_eq!(gate.waiters.len(), 1);
         let status = crate::job::JobStatus::Succeeded;
         let finished = Arc::new(Finished { status, result: Ok(Payload::json(*b"1")) });
-        gate.reply(job(ticket), &finished, Timestamp(3));
+        gate.reply(job(ticket), &finished);
         assert_eq!(gate.waiters.len(), 0);
         assert_eq!(gate.clients.counters.reply_late.load(Ordering::Relaxed), 1);
     }
@@ -463,9 +439,9 @@ mod tests {
         let Question::Submit(ticket, _) = ask(&mut gate, 1, SUBMIT) else { panic!("it submits") };
         let status = crate::job::JobStatus::Succeeded;
         let finished = Arc::new(Finished { status, result: Ok(Payload::json(*b"17")) });
-        gate.reply(job(ticket), &finished, Timestamp(1));
+        gate.reply(job(ticket), &finished);
         assert!(gate.unsent(1).is_empty());
-        gate.answered(Answered::Submitted(ticket, Ok(vec![Submitted::New])), Timestamp(2));
+        gate.answered(Answered::Submitted(ticket, Ok(vec![Submitted::New])));
         let answer = String::from_utf8_lossy(gate.unsent(1)).into_owned();
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\n17"), "{answer}");
         assert_eq!(gate.waiters.len(), 0);

@@ -14,15 +14,16 @@ use cofferdam::observe::metrics::Counters;
 use cofferdam::ports::{
     BackendError, Ends, Filter, JobEnded, NewJob, Producer, Refusal, Stats, Submitted, Viewer,
 };
-use cofferdam::web::broker_calls::answer;
+use cofferdam::web::calls::answer;
 use cofferdam::web::gate::{Gate, Settings};
-use cofferdam::web::respond::{Answer, Body};
+use cofferdam::web::questions::{Answered, Question};
+use cofferdam::web::respond::Answer;
 use serde_json::json;
 
 use super::{piece, pieces, texts};
 
 const MAX_BODY: usize = 256;
-const CONNECTION: u64 = 1;
+const CONNECTION: usize = 1;
 const NOW: Timestamp = Timestamp(1_700_000_000_000_000);
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
@@ -75,12 +76,13 @@ fn converse(bytes: &[u8], mut size: impl FnMut(usize) -> usize) -> Talk {
     let book = Arc::new(Book::default());
     let mut gate = Gate::new(settings(), Arc::new(Counters::default()), Entropy::Seeded(1));
     let (mut talk, mut at) = (Talk::default(), 0);
-    gate.open(CONNECTION, NOW);
+    gate.begin_turn(NOW);
+    gate.open(CONNECTION);
     while at < bytes.len() && !gate.is_finished(CONNECTION) {
         let room = gate.readable_bytes(CONNECTION);
         assert!(room > 0, "the connection neither reads nor ends");
         let end = at + size(bytes.len() - at).min(room);
-        gate.received(CONNECTION, &bytes[at..end], NOW);
+        gate.received(CONNECTION, &bytes[at..end]);
         at = end;
         while go_on(&mut gate, &book, &mut talk.said) {}
     }
@@ -88,32 +90,33 @@ fn converse(bytes: &[u8], mut size: impl FnMut(usize) -> usize) -> Talk {
     while let Some(at) = talk.said.windows(CONTINUE.len()).position(|window| window == CONTINUE) {
         talk.said.drain(at..at + CONTINUE.len());
     }
-    gate.close(CONNECTION, NOW);
-    assert!(gate.take_inner().is_empty());
+    gate.close(CONNECTION);
+    assert!(gate.take_questions().is_empty());
     talk.accepted = std::mem::take(&mut book.lock().accepted);
     talk
 }
 
-/// Every job succeeds with its own input, the inner server answers with the query, the client reads everything.
+/// Every job succeeds with its own input, the inner server answers with the target, the client reads everything.
 fn go_on(gate: &mut Gate, book: &Book, said: &mut Vec<u8>) -> bool {
     let questions = gate.take_questions();
     let asked = !questions.is_empty();
-    for answered in answer(questions, book) {
-        gate.answered(answered, NOW);
+    for question in questions {
+        let answered = match question {
+            Question::Page(request) => {
+                assert!(request.target.bytes().all(|byte| byte.is_ascii_graphic()));
+                Some(Answered::Page(request.asker, Answer::new(200, "text/plain", request.target)))
+            }
+            other => answer(other, book),
+        };
+        answered.into_iter().for_each(|answered| gate.answered(answered));
     }
     let ended = std::mem::take(&mut book.lock().ended);
-    let inner = gate.take_inner();
-    let went_on = asked || !ended.is_empty() || !inner.is_empty();
-    gate.deliver(Ends { ended, lost: false }, NOW);
-    for request in inner {
-        assert!(request.query.bytes().all(|byte| byte.is_ascii_graphic()));
-        let body = Body::Own(request.query.into_bytes());
-        gate.inner_answered(request.asker, Answer { status: 200, headers: String::new(), body }, NOW);
-    }
+    let went_on = asked || !ended.is_empty();
+    gate.deliver(Ends { ended, lost: false });
     let unsent = gate.unsent(CONNECTION);
     said.extend_from_slice(unsent);
     let sent = unsent.len();
-    gate.flushed(CONNECTION, sent, NOW);
+    gate.flushed(CONNECTION, sent);
     went_on || sent > 0
 }
 

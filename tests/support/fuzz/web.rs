@@ -9,7 +9,7 @@ use cofferdam::problem::Code;
 use cofferdam::web::chunked::Chunked;
 use cofferdam::web::http1::{Head, Refused, parse_head};
 use cofferdam::web::parse_answer;
-use cofferdam::web::routes::{check_browser, labelled_route as route, parameter};
+use cofferdam::web::routes::{check_browser, parameter, route};
 use serde_json::Value;
 
 use super::{piece, pieces, texts};
