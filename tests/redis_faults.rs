@@ -224,9 +224,9 @@ fn r9_scripts_that_the_server_forgot_are_loaded_again() {
     let mut deployment = Deployment::new("r9");
     let mut executor = deployment.executor();
     for _ in 0..3 {
-        redis::cmd("SCRIPT").arg("FLUSH").exec(&mut deployment.raw).expect("the server is there");
+        redis::cmd("FUNCTION").arg("FLUSH").exec(&mut deployment.raw).expect("the server is there");
         let id = deployment.submit("free");
-        redis::cmd("SCRIPT").arg("FLUSH").exec(&mut deployment.raw).expect("the server is there");
+        redis::cmd("FUNCTION").arg("FLUSH").exec(&mut deployment.raw).expect("the server is there");
         let lease = lease(&mut executor).expect("the job is there");
         assert_eq!((lease.jobs[0].spec.id, finish(&mut executor, &lease, "1")), (id, true));
     }

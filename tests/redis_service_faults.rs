@@ -807,7 +807,7 @@ fn r9_scripts_that_are_flushed_under_load_are_noticed_by_nobody() {
         let ((), ends) = under_load(&service, 3, |answered| {
             for _ in 0..20 {
                 answered_more(answered, 10);
-                server.tell(&["SCRIPT", "FLUSH"]);
+                server.tell(&["FUNCTION", "FLUSH"]);
             }
         });
         assert_eq!(ends.keys().collect::<Vec<_>>(), ["200"], "{ends:?}");

@@ -1,5 +1,5 @@
-//! Connections to the server: scripts in, values out. A connection that had an I/O error is never used again, and a
-//! call that met one is repeated once on a new one: every script is safe to repeat.
+//! Connections to the server: commands in, values out. A connection that had an I/O error is never used again, and a
+//! call that met one is repeated once on a new one: everything that we say is safe to repeat.
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use redis::io::tcp::TcpSettings;
-use redis::{Client, Connection, ErrorKind, FromRedisValue, IntoConnectionInfo, RedisError, Script, Value};
+use redis::{Client, Connection, ErrorKind, FromRedisValue, IntoConnectionInfo, RedisError, Value};
 use zeroize::Zeroizing;
 
 use super::vet::judge;
@@ -20,22 +20,6 @@ pub(super) const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::f
 /// Connections that are kept while nobody needs them: the loop's thread, and routes that render.
 const IDLE: usize = 4;
 
-/// Why a call has no answer.
-pub(super) enum Failure {
-    /// Its connection is broken: another one may do.
-    Broken(BackendError),
-    /// The server cannot be reached, does not answer in time, or refuses.
-    Final(BackendError),
-}
-
-impl From<Failure> for BackendError {
-    fn from(failure: Failure) -> BackendError {
-        match failure {
-            Failure::Broken(error) | Failure::Final(error) => error,
-        }
-    }
-}
-
 /// A client with a few idle connections.
 pub struct Link {
     client: Client,
@@ -44,7 +28,7 @@ pub struct Link {
     /// With the generation that each is of.
     idle: Mutex<Vec<(Connection, u64)>>,
     /// Grows when one of them has broken, or has found another server than it was made to: no other one of before is used
-    /// any more.
+    /// any more. So it counts those that broke.
     pub(super) generation: AtomicU64,
 }
 
@@ -77,35 +61,18 @@ impl Link {
         })
     }
 
-    /// A connection of its own, for a caller that blocks.
-    ///
-    /// # Errors
-    /// The server cannot be reached, or does not let us in.
-    pub fn connect(&self) -> Result<Connection, BackendError> {
-        self.open().map_err(lost)
-    }
-
-    fn open(&self) -> Result<Connection, RedisError> {
+    /// A connection of its own, whose server may take so long besides for an answer.
+    pub(super) fn open(&self, wait: Duration) -> Result<Connection, RedisError> {
         let connection = self.client.get_connection_with_timeout(self.connect_timeout)?;
-        connection.set_read_timeout(Some(self.response_timeout))?;
+        connection.set_read_timeout(Some(wait + self.response_timeout))?;
         connection.set_write_timeout(Some(self.response_timeout))?;
-        Ok(connection)
-    }
-
-    /// One for waits of so long.
-    ///
-    /// # Errors
-    /// As [`Link::connect`].
-    pub fn connect_to_listen(&self, wait: Duration) -> Result<Connection, BackendError> {
-        let connection = self.connect()?;
-        connection.set_read_timeout(Some(wait + self.response_timeout)).map_err(lost)?;
         Ok(connection)
     }
 
     /// Is the server fit to keep jobs, and what does it promise?
     #[must_use]
     pub fn vet(&self) -> Fitness {
-        let judged = self.open().and_then(|mut connection| {
+        let judged = self.open(Duration::ZERO).and_then(|mut connection| {
             let info: String = redis::cmd("INFO").query(&mut connection)?;
             // Not every role may ask for this.
             let fsync = redis::cmd("CONFIG").arg("GET").arg("appendfsync").query(&mut connection);
@@ -120,82 +87,49 @@ impl Link {
         })
     }
 
-    /// Connections that broke since the start.
-    pub fn broken(&self) -> u64 {
-        self.generation.load(Ordering::Relaxed)
-    }
-
-    /// Runs a script: the prefix as its key, then these arguments; again if its connection breaks.
-    ///
-    /// # Errors
-    /// The server cannot be reached, twice, or refuses.
-    pub fn run(&self, script: &Script, prefix: &str, arguments: &[&[u8]]) -> Result<Value, BackendError> {
-        self.run_once(script, prefix, arguments).or_else(|failure| match failure {
-            Failure::Broken(_) => self.run_once(script, prefix, arguments).map_err(Failure::into),
-            Failure::Final(error) => Err(error),
-        })
-    }
-
-    /// The same once.
-    ///
-    /// # Errors
-    /// The connection has broken, or the server cannot be reached, or refuses.
-    pub(super) fn run_once(
-        &self,
-        script: &Script,
-        prefix: &str,
-        arguments: &[&[u8]],
-    ) -> Result<Value, Failure> {
-        let mut call = script.prepare_invoke();
-        call.key(prefix);
-        for argument in arguments {
-            call.arg(*argument);
-        }
-        self.once(|connection| call.invoke(connection))
-    }
-
     /// Runs a command.
     ///
     /// # Errors
     /// The server cannot be reached, twice, or refuses.
     pub fn command<T: FromRedisValue>(&self, command: &redis::Cmd) -> Result<T, BackendError> {
-        let call = |connection: &mut Connection| command.query(connection);
-        self.once(call).or_else(|failure| match failure {
-            Failure::Broken(_) => self.once(call).map_err(Failure::into),
-            Failure::Final(error) => Err(error),
-        })
+        read(self.call(|connection| command.query(connection))?)
     }
 
-    fn once<T>(&self, call: impl Fn(&mut Connection) -> Result<T, RedisError>) -> Result<T, Failure> {
-        let (mut connection, of) = self.kept().map_or_else(|| self.new_one(), Ok).map_err(Failure::Final)?;
-        let error = match call(&mut connection) {
-            Ok(answer) => {
+    /// Says something, and again if its connection breaks.
+    ///
+    /// # Errors
+    /// The server cannot be reached, twice, or does not answer in time, or refuses.
+    pub(super) fn call(
+        &self,
+        mut say: impl FnMut(&mut Connection) -> Result<Value, RedisError>,
+    ) -> Result<Value, BackendError> {
+        let mut is_repeated = false;
+        loop {
+            let (mut connection, of) = self.take().map_err(lost)?;
+            let answer = say(&mut connection);
+            let Some(error) = answer.as_ref().err().filter(|error| is_lost(error)) else {
+                // Even if the server has refused, the connection is as good as before.
                 self.keep(connection, of);
-                return Ok(answer);
+                return answer.map_err(lost);
+            };
+            // Nothing is known of what the call did, and of the other connections no more than of this one.
+            let _ = self.generation.compare_exchange(of, of + 1, Ordering::SeqCst, Ordering::SeqCst);
+            if is_repeated || error.is_timeout() {
+                return answer.map_err(lost);
             }
-            Err(error) => error,
-        };
-        if !is_lost(&error) {
-            // The server has refused: the connection is as good as before.
-            self.keep(connection, of);
-            return Err(Failure::Final(lost(error)));
+            is_repeated = true;
         }
-        // Nothing is known of what the call did, and of the others no more than of this one.
-        let _ = self.generation.compare_exchange(of, of + 1, Ordering::SeqCst, Ordering::SeqCst);
-        let is_slow = error.is_timeout();
-        Err(if is_slow { Failure::Final(lost(error)) } else { Failure::Broken(lost(error)) })
     }
 
-    fn new_one(&self) -> Result<(Connection, u64), BackendError> {
+    /// With its generation.
+    fn take(&self) -> Result<(Connection, u64), RedisError> {
         let generation = self.generation.load(Ordering::SeqCst);
-        Ok((self.connect()?, generation))
-    }
-
-    fn kept(&self) -> Option<(Connection, u64)> {
-        let mut idle = lock(&self.idle);
-        let generation = self.generation.load(Ordering::SeqCst);
-        idle.retain(|(_, of)| *of == generation);
-        idle.pop()
+        let kept = {
+            let mut idle = lock(&self.idle);
+            idle.retain(|(_, of)| *of == generation);
+            idle.pop()
+        };
+        kept.map_or_else(|| Ok((self.open(Duration::ZERO)?, generation)), Ok)
     }
 
     fn keep(&self, connection: Connection, of: u64) {
@@ -240,12 +174,12 @@ impl Link {
     /// The server cannot be reached.
     pub fn agrees(&self, prefix: &str, checks: &[String]) -> Result<bool, BackendError> {
         let key = format!("{prefix}key");
-        let _: Value = self.command(redis::cmd("SET").arg(&key).arg(&checks[0]).arg("NX"))?;
-        let stands: Option<String> = self.command(redis::cmd("GET").arg(&key))?;
-        match stands.and_then(|stands| checks.iter().position(|check| *check == stands)) {
-            Some(0) => Ok(true),
-            Some(_) => self.command(redis::cmd("SET").arg(&key).arg(&checks[0])).map(|_: Value| true),
-            None => Ok(false),
+        let set = redis::cmd("SET").arg(&key).arg(&checks[0]).arg("NX").arg("GET").take();
+        let stands: Option<String> = self.command(&set)?;
+        match stands.map(|stands| checks.iter().position(|check| *check == stands)) {
+            None | Some(Some(0)) => Ok(true),
+            Some(Some(_)) => self.command(redis::cmd("SET").arg(&key).arg(&checks[0])).map(|_: Value| true),
+            Some(None) => Ok(false),
         }
     }
 }
@@ -282,53 +216,8 @@ pub(super) fn is_full(error: &BackendError) -> bool {
     error.0.contains("OOM")
 }
 
-/// A list, or nothing of the kind.
-pub(super) fn list(value: Value) -> Result<Vec<Value>, BackendError> {
-    match value {
-        Value::Array(values) => Ok(values),
-        other => Err(BackendError(format!("redis: a script answered with {}", kind(&other)))),
-    }
-}
-
-/// The bytes of a text or number.
-pub(super) fn bytes(value: Value) -> Result<Vec<u8>, BackendError> {
-    match value {
-        Value::BulkString(bytes) => Ok(bytes),
-        Value::SimpleString(text) => Ok(text.into_bytes()),
-        Value::Int(number) => Ok(number.to_string().into_bytes()),
-        Value::Okay => Ok(b"OK".to_vec()),
-        other => Err(BackendError(format!("redis: a script answered with {}", kind(&other)))),
-    }
-}
-
-pub(super) fn text(value: Value) -> Result<String, BackendError> {
-    String::from_utf8(bytes(value)?).map_err(|_| BackendError("redis: a script's answer is no text".into()))
-}
-
-/// A list of texts.
-pub(super) fn texts(value: Value) -> Result<Vec<String>, BackendError> {
-    list(value)?.into_iter().map(text).collect()
-}
-
-pub(super) fn number(value: Value) -> Result<u64, BackendError> {
-    let text = text(value)?;
-    text.parse().map_err(|_| BackendError("redis: a script's answer is no number".into()))
-}
-
-/// So many values, by position.
-pub(super) fn fields<const N: usize>(value: Value) -> Result<[Value; N], BackendError> {
-    let values = list(value)?;
-    <[Value; N]>::try_from(values)
+/// An answer in its shape. What it holds is nothing for a log.
+pub(super) fn read<T: FromRedisValue>(answer: Value) -> Result<T, BackendError> {
+    redis::from_redis_value(answer)
         .map_err(|_| BackendError("redis: a script's answer has another shape".into()))
-}
-
-/// What it is, never what it holds.
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Nil => "nothing",
-        Value::Int(_) => "a number",
-        Value::BulkString(_) | Value::SimpleString(_) | Value::Okay => "a text",
-        Value::Array(_) => "a list",
-        _ => "something else",
-    }
 }

@@ -3,75 +3,60 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::Value;
 use serde_json::{Value as Json, json};
 
 use super::broker::RedisBroker;
-use super::connection::{bytes, list, text};
-use super::server::{Blobs, Server};
+use super::server::{Arguments, Server, or_false};
 use crate::clock::micros;
 use crate::job::{Change, Entries};
 use crate::ports::{BackendError, KeyValue};
 
-impl RedisBroker {
-    fn maps(&self, mut what: Json, ttl: Option<Duration>, blobs: Blobs) -> Result<Value, BackendError> {
-        if let Some(ttl) = ttl {
-            what["ttl"] = micros(ttl).into();
-        }
-        self.0.server.call(&self.0.server.scripts.maps, &what, &blobs)
-    }
-}
-
 impl KeyValue for RedisBroker {
     fn load(&self, map: &str, ttl: Option<Duration>) -> Result<Entries, BackendError> {
-        let flat = self.maps(json!({ "do": "load", "map": map }), ttl, Blobs::default())?;
-        self.0.server.entries(map, flat)
+        let flat = self.0.server.ask("load", json!({ "map": map, "ttl": or_false(ttl.map(micros)) }))?;
+        Ok(self.0.server.entries(map, flat))
     }
 
     fn get(&self, map: &str, key: &str) -> Result<Option<Arc<[u8]>>, BackendError> {
-        let mut blobs = Blobs::default();
-        let index = blobs.add(key.as_bytes().to_vec());
-        match self.maps(json!({ "do": "get", "map": map, "key": index }), None, blobs)? {
-            Value::Nil => Ok(None),
-            value => Ok(self.0.server.signer.open_entry(map, key, &bytes(value)?).ok()),
-        }
+        let mut arguments = Arguments::default();
+        arguments.what = json!({ "map": map, "key": arguments.add(key.as_bytes().to_vec()) });
+        let sealed: Option<Vec<u8>> = self.0.server.call("get", &mut arguments)?;
+        Ok(sealed.and_then(|sealed| self.0.server.signer.open_entry(map, key, &sealed).ok()))
     }
 
     fn apply(&self, map: &str, changes: &[Change], ttl: Option<Duration>) -> Result<(), BackendError> {
-        let mut blobs = Blobs::default();
-        let changes = self.0.server.changes(map, changes, &mut blobs);
-        self.maps(json!({ "do": "apply", "map": map, "ch": changes }), ttl, blobs).map(drop)
+        let mut arguments = Arguments::default();
+        let changes = self.0.server.changes(map, changes, &mut arguments);
+        arguments.what = json!({ "map": map, "ch": changes, "ttl": or_false(ttl.map(micros)) });
+        self.0.server.call("apply", &mut arguments)
     }
 
     fn delete(&self, map: &str) -> Result<(), BackendError> {
-        self.maps(json!({ "do": "delete", "map": map }), None, Blobs::default()).map(drop)
+        self.0.server.ask("delete", json!({ "map": map }))
     }
 }
 
+/// Keys and values as they stand in a map.
+pub(super) type Sealed = Vec<(Vec<u8>, Vec<u8>)>;
+
 impl Server {
-    /// Changes of a map as the scripts read them, the values signed.
-    pub(super) fn changes(&self, map: &str, changes: &[Change], blobs: &mut Blobs) -> Json {
+    /// Changes of a map as the functions read them, the values signed.
+    pub(super) fn changes(&self, map: &str, changes: &[Change], arguments: &mut Arguments) -> Json {
         let mut change = |change: &Change| {
-            let key = blobs.add(change.key.as_bytes().to_vec());
-            let value = change
-                .value
-                .as_ref()
-                .map_or(0, |value| blobs.add(self.signer.seal_entry(map, &change.key, value)));
-            json!([key, value])
+            let sealed = change.value.as_ref().map(|value| self.signer.seal_entry(map, &change.key, value));
+            let key = arguments.add(change.key.as_bytes().to_vec());
+            [key, sealed.map_or(0, |sealed| arguments.add(sealed))]
         };
-        changes.iter().map(&mut change).collect::<Vec<Json>>().into()
+        json!(changes.iter().map(&mut change).collect::<Vec<_>>())
     }
 
     /// A map's entries. One that is not signed is left out: nobody of this deployment wrote it.
-    pub(super) fn entries(&self, map: &str, flat: Value) -> Result<Entries, BackendError> {
-        let mut entries = Entries::new();
-        let mut flat = list(flat)?.into_iter();
-        while let (Some(key), Some(value)) = (flat.next(), flat.next()) {
-            let Ok(key) = text(key) else { continue };
-            if let Ok(value) = self.signer.open_entry(map, &key, &bytes(value)?) {
-                entries.insert(Arc::from(key), value);
-            }
-        }
-        Ok(entries)
+    pub(super) fn entries(&self, map: &str, sealed: Sealed) -> Entries {
+        let opened = sealed.into_iter().filter_map(|(key, value)| {
+            let key = String::from_utf8(key).ok()?;
+            let value = self.signer.open_entry(map, &key, &value).ok()?;
+            Some((Arc::from(key), value))
+        });
+        opened.collect()
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use redis::{Connection, Value};
 
-use super::connection::{bytes, list, lost, text};
+use super::connection::{lost, read};
 use super::server::Server;
 use crate::job::{InstanceId, JobId, JobStatus};
 use crate::limits::{ENDS_AN_ENTRY, INBOX_ENDS};
@@ -22,7 +22,7 @@ pub(super) struct Listener {
     streams: Vec<Stream>,
 }
 
-/// Where an inbox, or a group's wakes, were read up to.
+/// An inbox, or a group's wakes, and up to where it was read.
 struct Stream {
     key: String,
     /// `Some` iff it is an inbox; with how often that was made again.
@@ -51,125 +51,76 @@ impl Listener {
         inboxes: &[(InstanceId, u64)],
         wait: Duration,
     ) -> Result<Option<Heard>, BackendError> {
-        let heard = self.try_to_hear(server, inboxes, wait);
-        if heard.is_err() {
-            self.connection = None;
-        }
-        heard
-    }
-
-    fn try_to_hear(
-        &mut self,
-        server: &Server,
-        inboxes: &[(InstanceId, u64)],
-        wait: Duration,
-    ) -> Result<Option<Heard>, BackendError> {
         // Other connections have found that the server is another one: this one may listen to a dead one.
         let generation = server.link.generation.load(Ordering::SeqCst);
-        self.connection.take_if(|(_, of)| *of != generation);
-        if self.connection.is_none() {
-            self.connection = Some((server.link.connect_to_listen(LISTEN)?, generation));
-            // Who waked us meanwhile went unheard; what is in an inbox is there still.
-            self.streams.retain(|stream| stream.inbox.is_some());
-        }
-        let Some((connection, _)) = &mut self.connection else { return Ok(None) };
-        self.streams.retain(|stream| stream.inbox.is_none_or(|inbox| inboxes.contains(&inbox)));
-        for inbox in inboxes {
-            if !self.streams.iter().any(|stream| stream.inbox == Some(*inbox)) {
-                let (key, at) = (format!("{}inbox:{}", server.prefix, inbox.0), "0-0".into());
-                self.streams.push(Stream { key, inbox: Some(*inbox), at });
-            }
-        }
-        let mut heard = Heard::default();
-        for group in 0..server.groups.len() {
-            let key = format!("{}wake:{group}", server.prefix);
+        let kept = self.connection.take().filter(|(_, of)| *of == generation);
+        let (is_new, (mut connection, of)) = match kept {
+            Some(kept) => (false, kept),
+            None => (true, (server.link.open(LISTEN).map_err(lost)?, generation)),
+        };
+        // Who waked us meanwhile may stand behind where we were; what is in an inbox is there still.
+        self.streams.retain(|stream| match stream.inbox {
+            Some(inbox) => inboxes.contains(&inbox),
+            None => !is_new,
+        });
+        let wakes = (0..server.groups.len()).map(|group| (format!("wake:{group}"), None));
+        let inboxes = inboxes.iter().map(|inbox| (format!("inbox:{}", inbox.0), Some(*inbox)));
+        for (name, inbox) in wakes.chain(inboxes) {
+            let key = format!("{}{name}", server.prefix);
             if !self.streams.iter().any(|stream| stream.key == key) {
-                let at = last_id(&key, connection)?;
-                self.streams.push(Stream { key, inbox: None, at });
-                heard.looks = true;
+                self.streams.push(Stream { key, inbox, at: "0-0".into() });
             }
         }
-        if heard.looks {
-            return Ok(Some(heard));
-        }
+        let wait = if is_new { Duration::ZERO } else { wait };
+        let (lengths, entries) = self.read(wait, &mut connection)?;
+        self.connection = Some((connection, of));
         // At its bound an inbox loses the oldest.
-        let (entries, is_at_bound) = read(&mut self.streams, wait, connection)?;
-        heard.lost = is_at_bound;
-        for (inbox, entry) in entries {
-            match inbox {
-                Some(inbox) => take(server, inbox, entry, &mut heard)?,
-                None => heard.looks = true,
+        let lost = lengths.iter().any(|length| *length >= INBOX_ENDS / ENDS_AN_ENTRY);
+        let mut heard = Heard { lost, looks: is_new, ends: Vec::new() };
+        for (key, entries) in entries.unwrap_or_default() {
+            let Some(stream) = self.streams.iter_mut().find(|stream| stream.key == key) else { continue };
+            for (id, pairs) in entries {
+                stream.at = id;
+                match stream.inbox {
+                    Some((inbox, _)) => heard.ends.extend(ends(server, inbox, &pairs)),
+                    None => heard.looks = true,
+                }
             }
         }
         Ok(Some(heard).filter(|heard| heard.lost || heard.looks || !heard.ends.is_empty()))
     }
-}
 
-/// An entry of an inbox: the ends of one script.
-fn take(server: &Server, inbox: InstanceId, entry: Value, heard: &mut Heard) -> Result<(), BackendError> {
-    // Names and values by turns: j(ob), s(tatus), r(esult).
-    for end in list(entry)?.chunks_exact(6) {
-        let [_, job, _, status, _, result] = end else { continue };
-        let (job, status, result) = (text(job.clone())?, text(status.clone())?, bytes(result.clone())?);
-        if let (Some(job), Some(status)) = (JobId::parse(&job), JobStatus::parse(&status))
-            && let Some(finished) = server.opened_outcome(job, status, &result)
-        {
-            heard.ends.push((inbox, JobEnded { job, finished }));
+    /// Waits for what follows: lengths of inboxes, and entries. What was read before is removed from inboxes, in the same
+    /// round trip.
+    fn read(&self, wait: Duration, connection: &mut Connection) -> Result<Read, BackendError> {
+        let mut pipe = redis::pipe();
+        for stream in self.streams.iter().filter(|stream| stream.inbox.is_some()) {
+            pipe.cmd("XTRIM").arg(&stream.key).arg("MINID").arg(&stream.at).ignore();
+            pipe.cmd("XLEN").arg(&stream.key);
         }
-    }
-    Ok(())
-}
-
-/// The id of a stream's last entry; `0-0` if it is empty.
-fn last_id(key: &str, connection: &mut Connection) -> Result<String, BackendError> {
-    let entries = redis::cmd("XREVRANGE").arg(key).arg("+").arg("-").arg("COUNT").arg(1).query(connection);
-    let first = list(entries.map_err(lost)?)?.into_iter().next();
-    let id = first.map(list).transpose()?.and_then(|entry| entry.into_iter().next());
-    id.map_or(Ok("0-0".into()), text)
-}
-
-/// An entry, and whose inbox it came to.
-type Entry = (Option<InstanceId>, Value);
-
-/// Waits for what follows; true if an inbox was at its bound. What was read before is removed from inboxes, in the same
-/// round trip.
-fn read(
-    streams: &mut [Stream],
-    wait: Duration,
-    connection: &mut Connection,
-) -> Result<(Vec<Entry>, bool), BackendError> {
-    let mut pipe = redis::pipe();
-    let mut inboxes = 0;
-    for stream in streams.iter().filter(|stream| stream.inbox.is_some()) {
-        inboxes += 1;
-        pipe.cmd("XTRIM").arg(&stream.key).arg("MINID").arg(&stream.at).ignore();
-        pipe.cmd("XLEN").arg(&stream.key);
-    }
-    pipe.cmd("XREAD").arg("COUNT").arg(256);
-    if !wait.is_zero() {
-        pipe.arg("BLOCK").arg(wait.as_millis() as u64);
-    }
-    pipe.arg("STREAMS").arg(streams.iter().map(|stream| stream.key.as_str()).collect::<Vec<_>>());
-    pipe.arg(streams.iter().map(|stream| stream.at.as_str()).collect::<Vec<_>>());
-    let mut answers: Vec<Value> = pipe.query(connection).map_err(lost)?;
-    let read = answers.pop();
-    let is_at_bound = answers.iter().take(inboxes).any(|length| {
-        matches!(length, Value::Int(length) if usize::try_from(*length).is_ok_and(|l| l >= INBOX_ENDS / ENDS_AN_ENTRY))
-    });
-    let mut found = Vec::new();
-    let Some(Value::Array(read)) = read else { return Ok((found, is_at_bound)) };
-    for of_stream in read {
-        let mut parts = list(of_stream)?.into_iter();
-        let (Some(key), Some(entries)) = (parts.next(), parts.next()) else { continue };
-        let key = text(key)?;
-        let Some(stream) = streams.iter_mut().find(|stream| stream.key == key) else { continue };
-        for entry in list(entries)? {
-            let mut entry = list(entry)?.into_iter();
-            if let (Some(id), Some(pairs)) = (entry.next(), entry.next()) {
-                stream.at = text(id)?;
-                found.push((stream.inbox.map(|(inbox, _)| inbox), pairs));
-            }
+        pipe.cmd("XREAD").arg("COUNT").arg(256);
+        if !wait.is_zero() {
+            pipe.arg("BLOCK").arg(wait.as_millis() as u64);
         }
+        pipe.arg("STREAMS").arg(self.streams.iter().map(|stream| &stream.key).collect::<Vec<_>>());
+        pipe.arg(self.streams.iter().map(|stream| &stream.at).collect::<Vec<_>>());
+        let mut answers: Vec<Value> = pipe.query(connection).map_err(lost)?;
+        let entries = answers.pop().map_or(Ok(None), read)?;
+        Ok((answers.into_iter().map(read).collect::<Result<_, _>>()?, entries))
     }
-    Ok((found, is_at_bound))
+}
+
+/// Lengths of inboxes; by key, entries with their ids, each of names and values by turns.
+type Read = (Vec<usize>, Option<Vec<(String, Vec<(String, Vec<Vec<u8>>)>)>>);
+
+/// An entry of an inbox: the ends of one script. By turns: j(ob), s(tatus), r(esult).
+fn ends(server: &Server, inbox: InstanceId, pairs: &[Vec<u8>]) -> Vec<(InstanceId, JobEnded)> {
+    let end = |end: &[Vec<u8>]| {
+        let [_, job, _, status, _, result] = end else { return None };
+        let job = JobId::parse(std::str::from_utf8(job).ok()?)?;
+        let status = JobStatus::parse(std::str::from_utf8(status).ok()?)?;
+        let finished = server.opened_outcome(job, status, result)?;
+        Some((inbox, JobEnded { job, finished }))
+    };
+    pairs.chunks_exact(6).filter_map(end).collect()
 }

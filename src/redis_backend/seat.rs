@@ -3,12 +3,9 @@
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
-
 use super::broker::{RedisBroker, Shared};
 use super::connection::PAUSES;
 use super::listener::LISTEN;
-use super::server::Blobs;
 use crate::bell::lock;
 use crate::clock::Timestamp;
 use crate::job::JobId;
@@ -110,10 +107,10 @@ impl Seat for RedisSeat {
 
 impl Drop for RedisSeat {
     fn drop(&mut self) {
-        let (was_away, inboxes) = {
+        let was_away = {
             let mut state = lock(&self.broker.0.state);
-            state.is_closed = true;
-            (state.was_away(), state.inboxes())
+            state.close(&self.broker.0.server.node);
+            state.was_away()
         };
         self.broker.0.filled.notify_one();
         // Nobody has time for a server that says nothing; what it knows of this process runs out.
@@ -122,12 +119,5 @@ impl Drop for RedisSeat {
         while !self.turns.is_finished() && !was_away && begun.elapsed() < PATIENCE {
             std::thread::park_timeout(Duration::from_millis(2));
         }
-        if was_away || !self.turns.is_finished() {
-            return;
-        }
-        let inboxes: Vec<String> = inboxes.iter().map(|(inbox, _)| inbox.to_string()).collect();
-        let server = &self.broker.0.server;
-        let what = json!({ "do": "leave", "node": server.node, "ins": inboxes });
-        let _ = server.call(&server.scripts.control, &what, &Blobs::default());
     }
 }

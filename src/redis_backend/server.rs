@@ -1,16 +1,15 @@
 //! The server, as a process of a deployment speaks to it: the settings as the scripts read them, and how jobs and records
 //! are named.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use redis::{Script, Value};
-use serde_json::{Map, Value as Json};
+use redis::{Connection, FromRedisValue, RedisError, Value};
+use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
 
-use super::connection::{Failure, Link, bytes, fields, number, text, texts};
+use super::connection::{Link, read};
 use super::envelope::{Signer, hex, lost_body};
 use crate::clock::{Clock, Timestamp, micros};
 use crate::config::secret::Secret;
@@ -68,46 +67,41 @@ pub(super) struct Server {
     pub(super) visibility: Duration,
     pub(super) workers: Vec<usize>,
     clock: Clock,
-    pub(super) scripts: Scripts,
+    /// What the functions are told with each call.
+    config: String,
+    /// Their source, and its digest.
+    library: (String, String),
     /// It was found to know our secret.
     is_ours: AtomicBool,
 }
 
-pub(super) struct Scripts {
-    pub(super) turn: Script,
-    /// The same where jobs are submitted: refused when the server's memory is used up. What runs can still end, which
-    /// frees some.
-    pub(super) submit: Script,
-    pub(super) control: Script,
-    pub(super) maps: Script,
+/// ARGV of a call behind the configuration: what is wanted, and bytes that it names by their index.
+#[derive(Default)]
+pub(super) struct Arguments {
+    pub(super) what: Json,
+    bytes: Vec<Vec<u8>>,
 }
 
-/// ARGV of a call: the first names the others by their index.
-#[derive(Default)]
-pub(super) struct Blobs(Vec<Vec<u8>>);
-
-impl Blobs {
+impl Arguments {
     /// Its index in ARGV.
     pub(super) fn add(&mut self, bytes: Vec<u8>) -> usize {
-        self.0.push(bytes);
-        self.0.len() + 1
+        self.bytes.push(bytes);
+        self.bytes.len() + 2
     }
 }
 
+/// What may be absent: JSON's null is something to Lua.
+pub(super) fn or_false<T: Into<Json>>(value: Option<T>) -> Json {
+    value.map_or(false.into(), Into::into)
+}
+
+/// A finished record, or one under way, as the functions give it.
+pub(super) type Row = (String, Vec<u8>, String, u64, Option<u64>, Option<u64>, Vec<u8>, (String, String));
+
 impl Server {
     pub(super) fn new(settings: Settings, envelopes: &[&Secret]) -> Result<Server, String> {
-        let config = lua_config(&settings);
-        let script = |flags: &str, name: &str| {
-            let text = [include_str!("scripts/lib.lua"), name].concat();
-            Script::new(&format!("#!lua{flags}\n{config}{}", with_controls(text)))
-        };
-        let scripts = Scripts {
-            turn: script(" flags=allow-oom", include_str!("scripts/turn.lua")),
-            submit: script("", include_str!("scripts/turn.lua")),
-            control: script(" flags=allow-oom", include_str!("scripts/control.lua")),
-            maps: script(" flags=allow-oom", include_str!("scripts/maps.lua")),
-        };
         Ok(Server {
+            config: config(&settings).to_string(),
             link: Link::new(&settings.redis)?,
             node: hex(&Entropy::system().bytes::<8>()),
             host: std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
@@ -118,7 +112,7 @@ impl Server {
             handlers: settings.handlers,
             groups: settings.groups,
             clock: settings.clock,
-            scripts,
+            library: library(),
             is_ours: AtomicBool::new(false),
         })
     }
@@ -138,29 +132,49 @@ impl Server {
         Ok(())
     }
 
-    /// Runs a script, again if its connection breaks: it does not mind.
-    pub(super) fn call(&self, script: &Script, what: &Json, blobs: &Blobs) -> Result<Value, BackendError> {
+    /// Calls a function, once more if its connection breaks: then it is told that it may have heard this before.
+    pub(super) fn call<T: FromRedisValue>(
+        &self,
+        name: &str,
+        arguments: &mut Arguments,
+    ) -> Result<T, BackendError> {
         self.recognise()?;
-        let header = self.header(what);
-        self.link.run(script, &self.prefix, &arguments(&header, blobs))
-    }
-
-    /// Runs a script once.
-    pub(super) fn call_once(&self, script: &Script, what: &Json, blobs: &Blobs) -> Result<Value, Failure> {
-        self.recognise().map_err(Failure::Final)?;
-        let header = self.header(what);
-        self.link.run_once(script, &self.prefix, &arguments(&header, blobs))
-    }
-
-    fn header(&self, what: &Json) -> String {
-        match &self.clock {
-            Clock::System { .. } => what.to_string(),
-            Clock::Manual(_) => {
-                let mut what = what.clone();
-                what["now"] = self.clock.now().0.into();
-                what.to_string()
+        let name = format!("cofferdam_{name}_{}", self.library.1);
+        let answer = self.link.call(|connection| {
+            let answer = self.call_once(&name, arguments, connection);
+            if answer.is_err() {
+                arguments.what["again"] = true.into();
             }
+            answer
+        });
+        read(answer?)
+    }
+
+    fn call_once(
+        &self,
+        name: &str,
+        arguments: &mut Arguments,
+        connection: &mut Connection,
+    ) -> Result<Value, RedisError> {
+        if let Clock::Manual(_) = &self.clock {
+            arguments.what["now"] = self.now().0.into();
         }
+        let mut call = redis::cmd("FCALL");
+        call.arg(name).arg(1).arg(&self.prefix).arg(&self.config).arg(arguments.what.to_string());
+        call.arg(&arguments.bytes);
+        match call.query(connection) {
+            // It is new here, or was flushed.
+            Err(error) if error.detail() == Some("Function not found") => {
+                redis::cmd("FUNCTION").arg("LOAD").arg("REPLACE").arg(&self.library.0).exec(connection)?;
+                call.query(connection)
+            }
+            answer => answer,
+        }
+    }
+
+    /// Calls a function that needs no bytes.
+    pub(super) fn ask<T: FromRedisValue>(&self, name: &str, what: Json) -> Result<T, BackendError> {
+        self.call(name, &mut Arguments { what, ..Arguments::default() })
     }
 
     pub(super) fn spec(&self, name: &str) -> Option<&HandlerSpec> {
@@ -168,7 +182,7 @@ impl Server {
     }
 
     /// A job as the scripts take it.
-    pub(super) fn job_json(&self, job: &NewJob, blobs: &mut Blobs) -> Json {
+    pub(super) fn job_json(&self, job: &NewJob, arguments: &mut Arguments) -> Json {
         let options = self.spec(&job.handler).map(|spec| &spec.options);
         let spec = JobSpec {
             id: job.id,
@@ -187,78 +201,64 @@ impl Server {
             }
             Some(_) | None => String::new(),
         };
-        let mut out = Map::new();
-        let mut put = |name: &str, value: Json| drop(out.insert(name.to_owned(), value));
-        put("id", job.id.to_string().into());
-        put("h", (*job.handler).into());
-        put("lane", lane.into());
-        put("ow", (*job.owner).into());
-        put("in", job.instance.to_string().into());
-        put("aw", u8::from(job.awaited && job.idempotency.is_none()).into());
-        put("tr", job.trace.id_text().into());
-        put("nb", micros(job.delay).into());
-        put("pb", job.payload.bytes.len().into());
-        put("env", blobs.add(self.signer.seal_job(&spec, &job.payload)).into());
-        put("pl", blobs.add(job.payload.bytes.to_vec()).into());
-        put("x", blobs.add(self.signer.sign_loss(job.id)).into());
+        let mut out = json!({
+            "id": job.id.to_string(), "h": *job.handler, "lane": lane, "ow": *job.owner,
+            "in": job.instance.to_string(), "aw": u8::from(job.awaited && job.idempotency.is_none()),
+            "tr": job.trace.id_text(), "nb": micros(job.delay), "pb": job.payload.bytes.len(),
+            "env": arguments.add(self.signer.seal_job(&spec, &job.payload)),
+            "pl": arguments.add(job.payload.bytes.to_vec()), "x": arguments.add(self.signer.sign_loss(job.id)),
+        });
         if let Some(idempotency) = &job.idempotency {
             let scope = [&*job.owner, &*job.handler, &*idempotency.key].join("\0");
-            put("ik", hex(&Sha256::digest(scope)).into());
-            put("fp", hex(&idempotency.fingerprint).into());
+            out["ik"] = hex(&Sha256::digest(scope)).into();
+            out["fp"] = hex(&idempotency.fingerprint).into();
         }
-        Json::Object(out)
+        out
     }
 
     /// `None` where there is no such job. What is not signed is as good as not there.
-    pub(super) fn record(&self, value: Value) -> Result<Option<JobRecord>, BackendError> {
-        if matches!(&value, Value::BulkString(_) | Value::SimpleString(_)) {
-            return Ok(None);
-        }
-        let [id, env, status, deliveries, started, finished, result, _, waiting] = fields(value)?;
-        let Some(id) = JobId::parse(&text(id)?) else { return Ok(None) };
-        let Ok(sealed) = self.signer.open_job(id, &bytes(env)?) else { return Ok(None) };
-        let Some(status) = JobStatus::parse(&text(status)?) else { return Ok(None) };
-        let time = |value| text(value).map(|text| text.parse().ok().map(Timestamp));
+    pub(super) fn record(&self, row: Option<Row>) -> Option<JobRecord> {
+        let (id, envelope, status, deliveries, started, finished, result, (why, what)) = row?;
+        let (id, status) = (JobId::parse(&id)?, JobStatus::parse(&status)?);
+        let sealed = self.signer.open_job(id, &envelope).ok()?;
         let ended = match status.is_terminal() {
-            true => self.signer.open_outcome(id, status, &bytes(result)?).ok(),
+            true => Some(Arc::new(self.signer.open_outcome(id, status, &result).ok()?)),
             false => None,
         };
-        if status.is_terminal() && ended.is_none() {
-            return Ok(None);
-        }
-        let waiting = texts(waiting)?;
-        let what = waiting.get(1).map(String::as_str).unwrap_or_default();
         let until = || Timestamp(what.parse().unwrap_or(0));
-        let waiting_for = match waiting.first().map(String::as_str) {
-            Some("paused") => Some(WaitingFor::Paused),
-            Some("lane") => JobId::parse(what).map(WaitingFor::Lane),
-            Some("backoff") => Some(WaitingFor::Backoff(until())),
-            Some("delay") => Some(WaitingFor::Delay(until())),
-            Some("workers") => Some(WaitingFor::Workers),
-            Some(_) => Some(WaitingFor::Executor),
-            None => None,
+        let waiting_for = match why.as_str() {
+            "" => None,
+            "paused" => Some(WaitingFor::Paused),
+            "lane" => JobId::parse(&what).map(WaitingFor::Lane),
+            "backoff" => Some(WaitingFor::Backoff(until())),
+            "delay" => Some(WaitingFor::Delay(until())),
+            "workers" => Some(WaitingFor::Workers),
+            _ => Some(WaitingFor::Executor),
         };
-        Ok(Some(JobRecord {
+        Some(JobRecord {
             spec: Arc::new(sealed.spec),
             status,
-            deliveries: u32::try_from(number(deliveries)?).unwrap_or(u32::MAX),
-            started_at: time(started)?,
-            finished_at: time(finished)?,
-            finished: ended.map(Arc::new),
+            deliveries: u32::try_from(deliveries).unwrap_or(u32::MAX),
+            started_at: started.map(Timestamp),
+            finished_at: finished.map(Timestamp),
+            finished: ended,
             waiting_for,
-        }))
+        })
     }
 }
 
-fn arguments<'a>(header: &'a str, blobs: &'a Blobs) -> Vec<&'a [u8]> {
-    std::iter::once(header.as_bytes()).chain(blobs.0.iter().map(Vec::as_slice)).collect()
-}
-
-/// The scripts as they stand, but for the check that a negative control has switched off.
-fn with_controls(mut text: String) -> String {
+/// The functions as they stand, but for the check that a negative control has switched off, and the digest by which
+/// another version knows that they are not its own.
+fn library() -> (String, String) {
     const ENDS: &str = "    finish(c.id, job, c.s, c.r, c.n, delivery)\n";
+    let parts = [
+        include_str!("scripts/lib.lua"),
+        include_str!("scripts/turn.lua"),
+        include_str!("scripts/control.lua"),
+    ];
+    let mut source = format!("#!lua name=cofferdam_DIGEST\n{}", parts.concat());
     for (control, check, without) in [
-        (Control::LeaseHolder, "lease.consumer ~= c.k or ", ""),
+        (Control::LeaseHolder, "lease.consumer ~= consumer(c.i) or ", ""),
         (Control::StateVersion, "(ordered and version ~= c.v)", "false"),
         (Control::LaneOrder, "call('RPUSH', P .. 'q:' .. l, id)", "call('LPUSH', P .. 'q:' .. l, id)"),
         (
@@ -269,64 +269,36 @@ fn with_controls(mut text: String) -> String {
         ),
     ] {
         if is_off(control) {
-            text = text.replacen(check, without, 1);
+            source = source.replacen(check, without, 1);
         }
     }
-    text
+    let digest = hex(&Sha256::digest(&source)[..8]);
+    (source.replace("DIGEST", &digest), digest)
 }
 
-/// Handlers and rules as the first lines of every script: so they are read once, not with each call.
-fn lua_config(settings: &Settings) -> String {
+/// Handlers and rules, see scripts/lib.lua.
+fn config(settings: &Settings) -> Json {
     let rules = &settings.rules;
-    let mut out = String::from("local H = {");
-    for spec in &settings.handlers {
-        let HandlerSpec { name, group, options } = spec;
-        let _ = write!(
-            out,
-            r#"["{name}"]={{g={group},c={},o={},d={},p={}}},"#,
-            options.concurrency,
-            options.ordering != Ordering::None,
-            options.max_deliveries.unwrap_or(rules.max_deliveries),
-            options.on_dead == OnDead::Park,
-        );
-    }
-    out.push_str("}\nlocal R = {");
-    for (name, value) in [
-        ("cap", rules.capacity as u64),
-        ("bytes", QUEUED_BYTES as u64),
-        ("vis", micros(rules.visibility)),
-        ("rb", micros(rules.retry_base)),
-        ("rm", micros(rules.retry_max)),
-        ("ttl", micros(rules.result_ttl)),
-        ("attl", micros(rules.awaited_ttl)),
-        ("keepn", rules.retain.records as u64),
-        ("keepb", rules.retain.bytes as u64),
-        ("ctx", micros(rules.context_ttl)),
-        ("ctxm", CONTEXT_BYTES as u64),
-        ("lsm", rules.lane_state_max as u64),
-        ("mp", rules.max_payload as u64),
-        ("run", RUN_JOBS as u64),
-        ("scan", SCAN as u64),
-        ("aff", micros(LANE_AFFINITY)),
-        ("entries", (INBOX_ENDS / ENDS_AN_ENTRY) as u64),
-        ("ends", ENDS_AN_ENTRY as u64),
-        ("inbox", INBOX_LIVES_MS),
-        ("groups", settings.groups.len() as u64),
-        ("small", INBOX_RESULT_BYTES as u64),
-        ("con", micros(PROCESS_LIVES)),
-        ("tag", crate::mac::MAC_BYTES as u64),
-        ("quarantine", QUARANTINE_MS),
-        ("envelope", (rules.max_payload + FRAME_OVERHEAD_BYTES) as u64),
-        ("sweep", micros(SWEEP_EVERY)),
-    ] {
-        let _ = write!(out, "{name}={value},");
-    }
-    // By time alone, unless a bound is asked for.
-    let _ = write!(out, "limited={},", rules.retain.records < UNLIMITED.records);
-    out.push_str("lost='");
-    for byte in lost_body() {
-        let _ = write!(out, "\\{byte:03}");
-    }
-    out.push_str("'}\n");
-    out
+    let handlers = settings.handlers.iter().map(|HandlerSpec { name, group, options }| {
+        let deliveries = options.max_deliveries.unwrap_or(rules.max_deliveries);
+        let is_ordered = options.ordering != Ordering::None;
+        let of = json!({
+            "g": group, "c": options.concurrency, "o": is_ordered, "d": deliveries, "p": options.on_dead == OnDead::Park,
+        });
+        (name.to_string(), of)
+    });
+    let rules = json!({
+        "cap": rules.capacity, "bytes": QUEUED_BYTES, "vis": micros(rules.visibility),
+        "rb": micros(rules.retry_base), "rm": micros(rules.retry_max),
+        "ttl": micros(rules.result_ttl), "attl": micros(rules.awaited_ttl),
+        // By time alone, unless a bound is asked for.
+        "limited": rules.retain.records < UNLIMITED.records, "keepn": rules.retain.records, "keepb": rules.retain.bytes,
+        "ctx": micros(rules.context_ttl), "ctxm": CONTEXT_BYTES, "lsm": rules.lane_state_max,
+        "mp": rules.max_payload, "envelope": rules.max_payload + FRAME_OVERHEAD_BYTES, "tag": crate::mac::MAC_BYTES,
+        "run": RUN_JOBS, "scan": SCAN, "aff": micros(LANE_AFFINITY), "groups": settings.groups.len(),
+        "entries": INBOX_ENDS / ENDS_AN_ENTRY, "ends": ENDS_AN_ENTRY, "small": INBOX_RESULT_BYTES,
+        "inbox": INBOX_LIVES_MS, "con": micros(PROCESS_LIVES), "quarantine": QUARANTINE_MS,
+        "sweep": micros(SWEEP_EVERY), "lost": String::from_utf8_lossy(&lost_body()),
+    });
+    json!({ "H": handlers.collect::<serde_json::Map<_, _>>(), "R": rules })
 }

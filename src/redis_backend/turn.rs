@@ -264,6 +264,13 @@ impl State {
         (self.next.looks, self.next.sweeps) = (true, true);
     }
 
+    /// Nothing is claimed any more, and the last that is said is that this process has gone.
+    pub(super) fn close(&mut self, node: &str) {
+        (self.is_closed, self.claims) = (true, false);
+        self.next.left.push(node.to_owned());
+        self.next.closed.extend(self.inboxes.iter().map(|inbox| inbox.instance.to_string()));
+    }
+
     /// That process's leases are over.
     pub(super) fn left(&mut self, node: &str) {
         self.next.left.push(node.to_owned());
@@ -320,7 +327,7 @@ impl State {
         self.calling = draft.commits.iter().map(|told| told.commit.job).collect();
         self.has_more_room = false;
         draft.looks |= now >= self.look_at;
-        if now >= self.tell_at {
+        if now >= self.tell_at && !self.is_closed {
             self.tell_at = now.plus(TELL_EVERY);
             draft.facts = Some(self.facts());
             draft.looks = true;

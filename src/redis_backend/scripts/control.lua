@@ -1,11 +1,16 @@
--- Commands about jobs and handlers, and looks at them.
+-- Commands about jobs and handlers, looks at them, and named maps (ports::KeyValue).
 --
--- "do"     "cancel" {id, r: index of the signed outcome} | "retry" {id, call: this call's name} | "pause" {h, on} |
---          "records" {ids, in: an instance that hears of their ends, or absent} | "list" {h, s, ow, most} | "stats" |
---          "leave" {node, ins: its inboxes}: a process that ends gives its leases back
--- "ow"     sees this owner's jobs only; absent: all
--- Answers  records {id, env, s, d, st, fi, r, x, waiting: {why, what}}; "absent" where there is none; a list's ids; a status for a
---          job that cannot be retried; figures as a flat list
+-- "cancel"  {id, r: index of the signed outcome}: its record
+-- "retry"   {id, call: this call's name}: the status of a job that cannot be retried or nil, its record
+-- "records" {ids, in: an instance that hears of their ends, or absent}: their records
+-- "pause"   {h, on}: whether there is such a handler
+-- "list"    {h, s, most}: ids, newest first
+-- "stats"   {}: figures as a flat list; how long each handler's oldest lane is ready, us; nodes; records; leases
+-- "load"    {map, ttl}: a flat list of entries; "get" {map, key: index}: a value or nil; "apply" {map, ch: changes, ttl};
+-- "delete"  {map}; ttl in us or absent
+-- "ow"      sees this owner's jobs only; absent: all
+--
+-- A record is {id, env, s, d, st or nil, fi or nil, r, {why it waits, for what}}; nil where there is none.
 
 local function sees(id)
   if not is_sound(id) then return false end
@@ -27,11 +32,10 @@ local function waiting(id, h, l, nb, d)
 end
 
 local function record(id)
-  if call('HSTRLEN', job_key(id), 'r') > R.envelope then return 'absent' end
-  local f = call('HMGET', job_key(id), 'env', 's', 'd', 'st', 'fi', 'r', 'x', 'h', 'l', 'nb')
-  if not f[1] then return 'absent' end
-  local w = f[2] == 'queued' and waiting(id, f[8], f[9], num(f[10]), num(f[3])) or {}
-  return {id, f[1], f[2], int(num(f[3])), f[4] or '', f[5] or '', f[6] or '', f[7] or '', w}
+  if not sees(id) or call('HSTRLEN', job_key(id), 'r') > R.envelope then return false end
+  local env, s, d, st, fi, r, h, l, nb = unpack(call('HMGET', job_key(id), 'env', 's', 'd', 'st', 'fi', 'r', 'h', 'l', 'nb'))
+  local why = s == 'queued' and waiting(id, h, l, num(nb), num(d)) or {'', ''}
+  return {id, env, s or '', int(num(d)), st and int(num(st)), fi and int(num(fi)), r or '', why}
 end
 
 local ended = {succeeded = 1, failed = 1, cancelled = 1, timed_out = 1, dead = 1}
@@ -104,30 +108,37 @@ local function pause(h, on)
   end
 end
 
-local what = A['do']
-if what == 'cancel' or what == 'retry' then
-  if not sees(A.id) then return done('absent') end
-  if what == 'cancel' then cancel(A.id)
-  else
-    local s, by = unpack(call('HMGET', job_key(A.id), 's', 'rc'))
-    if by ~= A.call then
-      if not ended[s] or s == 'succeeded' then return done(s) end
-      retry(A.id)
-    end
-  end
+callable('cancel', function()
+  if sees(A.id) then cancel(A.id) end
   return done(record(A.id))
-elseif what == 'records' then
+end)
+
+callable('retry', function()
+  if not sees(A.id) then return {false, false} end
+  local s, by = unpack(call('HMGET', job_key(A.id), 's', 'rc'))
+  if by ~= A.call then
+    if not ended[s] or s == 'succeeded' then return {s, false} end
+    retry(A.id)
+  end
+  return done({false, record(A.id)})
+end)
+
+callable('records', function()
   local out = {}
   for i, id in ipairs(A.ids) do
-    out[i] = sees(id) and record(id) or 'absent'
-    if A['in'] and out[i] ~= 'absent' and not ended[out[i][3]] then watch(id, call('HGET', job_key(id), 'in'), A['in']) end
+    out[i] = record(id)
+    if A['in'] and out[i] and not ended[out[i][3]] then watch(id, call('HGET', job_key(id), 'in'), A['in']) end
   end
   return out
-elseif what == 'pause' then
-  if not H[A.h] then return 'absent' end
+end)
+
+callable('pause', function()
+  if not H[A.h] then return false end
   pause(A.h, A.on)
-  return done('ok')
-elseif what == 'list' then
+  return done(true)
+end)
+
+callable('list', function()
   local out, from = {}, 0
   while #out < A.most do
     local ids = call('ZREVRANGE', P .. 'all', from, from + 255)
@@ -141,7 +152,9 @@ elseif what == 'list' then
     end
   end
   return out
-elseif what == 'stats' then
+end)
+
+callable('stats', function()
   local ready, nodes = {}, {}
   for h in pairs(H) do
     local first = call('ZRANGE', P .. 'ready:' .. h, 0, 0, 'WITHSCORES')[2]
@@ -149,17 +162,13 @@ elseif what == 'stats' then
     ready[#ready + 1] = first and int(math.max(0, now - tonumber(first))) or '0'
   end
   for _, node in ipairs(call('ZRANGE', P .. 'nodes', int(now), '+inf', 'BYSCORE')) do
-    local facts = call('HMGET', P .. 'node:' .. node, 'host', 'pid', 'waiters', 'ex')
-    nodes[#nodes + 1] = {node, facts[1] or '', facts[2] or '', facts[3] or '', facts[4] or ''}
+    local host, pid, waiters, executors = unpack(call('HMGET', P .. 'node:' .. node, 'host', 'pid', 'waiters', 'ex'))
+    nodes[#nodes + 1] = {node, host or '', int(num(pid)), int(num(waiters)), executors or ''}
   end
   return {call('HGETALL', P .. 'count'), ready, nodes, call('ZCARD', P .. 'all'), call('ZCARD', P .. 'leases')}
-elseif what == 'leave' then
-  local mine = {}
-  for _, member in ipairs(call('ZRANGE', P .. 'leases', 0, -1)) do
-    if string.find(member, ' ' .. A.node .. '.', 1, true) then mine[#mine + 1] = member end
-  end
-  each_lease(mine, end_lease)
-  forget_node(A.node)
-  for _, instance in ipairs(A.ins) do call('DEL', P .. 'inbox:' .. instance) end
-  return done('ok')
-end
+end)
+
+callable('load', function() return map_load(A.map, A.ttl) end)
+callable('get', function() return map_lives(A.map) and call('HGET', P .. 'm:' .. A.map, ARGV[A.key]) end)
+callable('apply', function() map_apply(A.map, A.ch, A.ttl) end)
+callable('delete', function() map_free(A.map) end)

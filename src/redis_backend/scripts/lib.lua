@@ -1,8 +1,9 @@
--- What all scripts share: time, names, and the broker's moves. Before it stand H and R, made from the configuration.
+-- What all functions share: time, names, and the broker's moves. One library: it is defined once, and called often.
 --
 -- KEYS[1]  the prefix of every key, with the deployment's hash tag in it: "{cofferdam}:"
--- ARGV[1]  JSON: what the script itself wants, and "now" us in place of the server's time (tests)
--- ARGV[2…] bytes that are not text, named from ARGV[1] by their index
+-- ARGV[1]  JSON: the configuration, the same in every call of a process: H and R
+-- ARGV[2]  JSON: what the function itself wants, and "now" us in place of the server's time (tests)
+-- ARGV[3…] bytes that are not text, named from ARGV[2] by their index
 -- H        the handlers by name: {g: group, d: max deliveries, o: ordered, p: parks, c: concurrency}
 -- R        the rules (see server.rs)
 --
@@ -33,15 +34,30 @@
 --   inbox:I     stream ends of jobs for an instance, several an entry; wake:G stream, wakes other processes for a group
 --   key                made from the prefix and the secret: whoever has another secret sees it
 --
--- Every script checks all its conditions first and writes afterwards; "done" is its last word. Figures, members of sorted
--- sets, ends and new unordered jobs are written once a script, by "flush": a call costs as much as the command that it brings.
+-- Every call checks all its conditions first and writes afterwards; "done" is its last word. Figures, members of sorted
+-- sets, ends and new unordered jobs are written once a call, by "flush": a call costs as much as the command that it brings.
 
-local P = KEYS[1]
-local A = cjson.decode(ARGV[1])
-local call = redis.call
-local clock = A.now or call('TIME')
-local now = A.now or clock[1] * 1000000 + clock[2]
-local notices = {}
+-- While a library is loaded there are no globals; afterwards each costs a search.
+local function globals()
+  return redis.call, redis.pcall, cjson, string, table, math, unpack, pairs, ipairs, tonumber, type
+end
+local call, pcall, cjson, string, table, math, unpack, pairs, ipairs, tonumber, type
+
+-- What a call has to itself: "begin" makes all of it anew, whatever the call before came to.
+local P, ARGV, A, H, R, now, now_text
+-- Figures as they are, as they are to be, and by how much they change.
+local known, sets, counts
+-- What "flush" writes.
+local adds, new, removes, streams, jobs, has_added
+-- What others should know: events; groups that have work, or are told something at once; the soonest of what is ready by
+-- time alone, us from now.
+local notices, rung, urgent, soonest
+-- The last number, jobs that were accepted, whether a record was kept.
+local number, accepted, has_kept
+-- Groups of which executors of this process have room after it.
+local has_room
+-- Streams by instance, or false; ends for callers of this process; its instances. Its leases that ran out.
+local inboxes, ends, here, ran_out
 
 local function int(x) return string.format('%d', x) end
 -- A number that stands in Redis. What is none, which only a stranger can have written, is 0: no script ends half-way.
@@ -49,7 +65,6 @@ local function num(text)
   local x = tonumber(text or '0')
   return x and x >= 0 and x <= 2 ^ 53 and x or 0
 end
-local now_text = int(now)
 local function digits(n) return string.format('%016d', n) end
 local function job_key(id) return P .. 'job:' .. id end
 local function is_free(lane) return not string.find(lane, ':', 1, true) end
@@ -60,16 +75,9 @@ local NOBODY = {d = 1, o = false, p = false, c = 0}
 local function conf(h) return H[h] or NOBODY end
 local function given(field) return field and field ~= '' end
 
--- Figures as they are: those that decide something, for all scripts.
-local known, sets, counts = {}, {}, {}
 local function look_up(names)
   local values = call('HMGET', P .. 'count', unpack(names))
   for i, name in ipairs(names) do known[name] = values[i] or '0' end
-end
-do
-  local names = {'fence', 'queued', 'bytes', 'paused', 'swept', 'ticked'}
-  for h in pairs(H) do names[#names + 1] = 'queued:' .. h end
-  look_up(names)
 end
 local function count(field, by) counts[field] = (counts[field] or 0) + by end
 local function figure(field) return num(known[field]) + (counts[field] or 0) end
@@ -86,7 +94,6 @@ local function write_figures()
   if #list > 0 then call('HSET', P .. 'count', unpack(list)) end
 end
 
-local adds, new, removes, streams, jobs, has_added = {}, {}, {}, {}, {}, {}
 -- "is_new": such a member is nowhere in that set.
 local function zadd(key, score, member, is_new)
   adds[key] = adds[key] or {}
@@ -120,7 +127,7 @@ local function flush()
   adds, new, removes, streams, jobs = {}, {}, {}, {}, {}
 end
 
--- What others should know: an event of a job, its cause, its trace.
+-- An event of a job, its cause, its trace.
 local function note(name, id, cause, trace) notices[#notices + 1] = {name, id, cause, trace or ''} end
 
 -- Durations in the buckets of ports::Histogram.
@@ -131,23 +138,43 @@ local function observe(names, micros)
   count(names .. bucket, 1)
   count(names .. 'sum', math.max(0, micros))
 end
--- The names of a handler's figures, made once a script.
-local figures = {}
-local function of(h)
-  local names = figures[h]
-  if not names then
-    names = {queued = 'queued:' .. h, running = 'running:' .. h, submitted = 'submitted:' .. h, finished = 'finished:' .. h .. ':',
-      wait = 'wait:' .. h .. ':', job = 'job:' .. h .. ':', lanes = 'lanes:' .. h}
-    figures[h] = names
+-- The names of a handler's figures.
+local function names_of(h)
+  return {queued = 'queued:' .. h, running = 'running:' .. h, submitted = 'submitted:' .. h, finished = 'finished:' .. h .. ':',
+    wait = 'wait:' .. h .. ':', job = 'job:' .. h .. ':', lanes = 'lanes:' .. h}
+end
+local function of(h) return H[h] and H[h].names or names_of(h) end
+
+-- The last configuration, with what follows from it: names, and the figures that decide something in every call.
+local config, of_text
+local function configure(text)
+  config, of_text = cjson.decode(text), text
+  config.figures = {'fence', 'queued', 'bytes', 'paused', 'swept', 'ticked'}
+  for h, handler in pairs(config.H) do
+    handler.names = names_of(h)
+    config.figures[#config.figures + 1] = handler.names.queued
   end
-  return names
+end
+local function begin(keys, argv)
+  if not call then call, pcall, cjson, string, table, math, unpack, pairs, ipairs, tonumber, type = globals() end
+  if argv[1] ~= of_text then configure(argv[1]) end
+  P, ARGV, A, H, R = keys[1], argv, cjson.decode(argv[2]), config.H, config.R
+  now = A.now
+  if not now then
+    local clock = call('TIME')
+    now = clock[1] * 1000000 + clock[2]
+  end
+  now_text = int(now)
+  known, sets, counts = {}, {}, {}
+  adds, new, removes, streams, jobs, has_added = {}, {}, {}, {}, {}, {}
+  notices, rung, urgent, soonest = {}, {}, {}, nil
+  number, accepted, has_kept = nil, {}, false
+  inboxes, ends, here, ran_out, has_room = {}, {}, {}, {}, {}
+  look_up(config.figures)
 end
 
 -- There is work for a group, which nobody of this call takes; or its executors are told something. Other processes look.
-local rung, urgent = {}, {}
 local function ring(group) if group then rung[group] = true end end
--- The soonest of what is ready by time alone, us from now.
-local soonest
 local function is_due_in(micros) soonest = math.min(soonest or micros, micros) end
 
 local function is_paused(h) return string.find(known.paused, ' ' .. h .. ' ', 1, true) end
@@ -197,7 +224,6 @@ local function state_map(lane) return 'state:' .. lane end
 
 -- Numbers that grow with every use and never repeat, whatever the clock does: fences, leases, places in an order. Written
 -- with 16 digits, their order is that of their texts too.
-local number
 local function next_number()
   number = math.max(number or num(known.fence), now - 1) + 1
   sets.fence = int(number)
@@ -262,7 +288,6 @@ local function enqueue(id, h, l, bytes)
 end
 
 -- job: {id, h, lane: '' if unordered, ow, in, aw, tr, nb: us from now, env, pl, x: indices, pb, ik, fp}
-local accepted = {}
 local function accept(job)
   local nb, score, member = now + job.nb, '', ''
   accepted[job.id], jobs[job.id] = job, {}
@@ -353,7 +378,6 @@ local function drop_too_many(most)
     drop(of, {oldest})
   end
 end
-local has_kept = false
 -- The fields of a record that is kept from now on, for its hash.
 local function kept(id, job, s, result)
   local class = job.aw == '1' and '1' or '0'
@@ -376,8 +400,6 @@ end
 
 -- Instances that listen elsewhere are told by a stream, in which a result that is too large stands as its record; the
 -- caller's own process by the answer: {instance, job, status, index of the outcome in ARGV or 0, outcome}.
-local inboxes, ends, here = {}, {}, {}
-for _, instance in ipairs(A.here or {}) do here[instance] = true end
 local function inbox_of(instance)
   local inbox = inboxes[instance]
   if inbox == nil then
@@ -530,14 +552,14 @@ end
 -- What is in a job's place can be looked at: a hash, with an envelope of a job's size. Whoever can write here may have put
 -- anything there.
 local function is_sound(id)
-  local length = redis.pcall('HSTRLEN', job_key(id), 'env')
+  local length = pcall('HSTRLEN', job_key(id), 'env')
   return type(length) == 'number' and length > 0 and length <= R.envelope and call('HSTRLEN', job_key(id), 'pl') <= R.mp
 end
 -- Puts a job aside that nobody of the deployment signed: nobody runs it. It is in no lease. Where its record can be signed
 -- now ("env" and "r", indices), that says so in its place, and whoever waits is told.
 local function quarantine(id, h, lane, env, r)
   local key = job_key(id)
-  local job = redis.pcall('HMGET', key, 'pb', 'rm', 'in', 'aw')
+  local job = pcall('HMGET', key, 'pb', 'rm', 'in', 'aw')
   if job.err then job = {} end
   count('queued', -1)
   count(of(h).queued, -1)
@@ -577,7 +599,6 @@ end
 
 -- Leases that ran out, records whose time is up, maps that nobody met again. Bounded, so that no call is long. Executors
 -- are told: those of this process by its answer.
-local ran_out = {}
 local function sweep()
   flush()
   each_lease(call('ZRANGE', P .. 'leases', '-inf', int(now), 'BYSCORE', 'LIMIT', 0, 64), function(lease)
@@ -604,10 +625,22 @@ local function done(answer, takes_all)
   flush()
   if has_kept and R.limited then drop_too_many(64) end
   for group in pairs(rung) do
-    if urgent[group] or not (takes_all and takes_all[group]) and call('SCARD', P .. 'idle:' .. int(group)) > (A.idle and A.idle[int(group)] or 0) then
+    if urgent[group] or not (takes_all and takes_all[group]) and call('SCARD', P .. 'idle:' .. int(group)) > (has_room[group] and 1 or 0) then
       call('XADD', P .. 'wake:' .. int(group), 'MAXLEN', '~', 64, '*', 'w', '1')
     end
   end
   write_figures()
   return answer
+end
+
+-- Digest of the source: libraries of two versions live side by side.
+local function callable(name, work, flags)
+  redis.register_function{
+    function_name = 'cofferdam_' .. name .. '_DIGEST',
+    callback = function(keys, argv)
+      begin(keys, argv)
+      return work()
+    end,
+    flags = flags or {'allow-oom'},
+  }
 end

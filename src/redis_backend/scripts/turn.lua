@@ -3,16 +3,16 @@
 --
 -- "node"     the process; "call" this call's name; "again" true if it is said once more; "here" its inboxes; "closed" those
 --            that it has no more
--- "commits"  list of {k: consumer, n: lease, id, d: delivery, v: version it builds on, s: status or "retry" or "crashed",
+-- "commits"  list of {i: number of the executor, n: lease, id, d: delivery, v: version it builds on, s: status or "retry" or "crashed",
 --            r: index of the signed outcome (for retry and crashed: that of a dead job), j: jitter 0 to 1,
 --            st, cx: changes {index of key, index of value or 0}, lane state and context, ctx: the context's map,
 --            fu: follow-ups as "accept" takes jobs, no: indices of the signed failures, see "refused"}
--- "releases" list of {k, n, o: the job of an unordered lease or "", lost: true if it ended with its executor}
--- "forged"   list of {k, n, o, id, env, r}: a job of this lease that nobody of the deployment signed, and its record
--- "renew"    list of {k, n, o}
+-- "releases" list of {i, n, o: the job of an unordered lease or "", lost: true if it ended with its executor}
+-- "forged"   list of {i, n, o, id, env, r}: a job of this lease that nobody of the deployment signed, and its record
+-- "renew"    list of {i, n, o}
 -- "left"     processes whose places were taken: their leases are over
 -- "jobs"     jobs to accept, as "accept" takes them; after one that found the queue full none is
--- "execs"    list of {k: consumer, i: its number, g: group, room: leases that it may get, used: its leases by handler, where
+-- "execs"    list of {i: its number, g: group, room: leases that it may get, used: its leases by handler, where
 --            that counts}
 -- "idle"     groups of which executors of this process had room after the last call
 -- "facts"    what the process says of itself, once a second: names and values
@@ -21,12 +21,18 @@
 --             jobs: list of "new", "full", "unknown", "mismatch", or the id of the job that has the key, whose end the
 --             submitter's instance hears of,
 --             leases: list of {n, number of the executor, h, kind, version, state, jobs: list of {id, env, d, f, context, pl}, lane},
---             over: numbers of leases that ran out, revoked: list of "number lease job",
+--             over: numbers of leases that ran out, revoked: list of {number of the executor, lease, job},
 --             ends: see "tell", notices: list of {event, id, cause, trace}, groups with room now,
---             us until something is ready by time or "", inboxes that were not there}
+--             us until something is ready by time or nil, inboxes that were not there}
 -- Repeatable: commits that held are "again", jobs that are there are "new", and the same leases are given once more.
 
-local node = P .. 'node:' .. A.node
+-- By group: leases that this call may give, and of which it has taken all that is ready. The time to which it leases.
+local rooms, takes_all, lease_ends
+-- A job found the queue full; there are contexts, or nil before it was asked.
+local is_full, has_contexts
+
+-- An executor of this process, as all processes know it.
+local function consumer(number) return A.node .. '.' .. int(number) end
 
 local function version_of(lane) return int(num(call('HGET', P .. 'lane:' .. lane, 'v'))) end
 
@@ -76,10 +82,11 @@ end
 
 local function commit(c)
   local job = read_job(c.id)
+  c.n = digits(c.n)
   -- The lease decides, not the job that is named: one that names another is over.
   local own = given(c.o) and c.o or (job and job.l == '' and c.id or '')
   local lease = read_lease(c.n, own, own == c.id and job or nil)
-  if not lease or lease.consumer ~= c.k or lease.ends <= now then return too_late(c, job) end
+  if not lease or lease.consumer ~= consumer(c.i) or lease.ends <= now then return too_late(c, job) end
   local lane, ordered = lease.lane, lease.id == ''
   local version = ordered and version_of(lane)
   if not job or first_of(lease.run) ~= c.id or job.d ~= c.d or (ordered and version ~= c.v) then
@@ -116,11 +123,10 @@ end
 
 -- The lease, if it is this consumer's.
 local function own(named)
-  local lease = read_lease(named.n, named.o)
-  return lease and lease.consumer == named.k and lease
+  local lease = read_lease(digits(named.n), named.o)
+  return lease and lease.consumer == consumer(named.i) and lease
 end
 
-local full = false
 local function submit(job)
   if not H[job.h] then return 'unknown' end
   if accepted[job.id] or call('EXISTS', job_key(job.id)) == 1 then return 'new' end
@@ -135,8 +141,8 @@ local function submit(job)
     watch(other, instances, job['in'])
     return other
   end
-  if full or figure('queued') >= R.cap or figure('bytes') + job.pb > R.bytes then
-    full = true
+  if is_full or figure('queued') >= R.cap or figure('bytes') + job.pb > R.bytes then
+    is_full = true
     return 'full'
   end
   accept(job)
@@ -158,10 +164,6 @@ local function look()
     if nearest then is_due_in(tonumber(nearest) - now) end
   end
 end
-
--- By group: leases that this call may give, and of which it has taken all that is ready.
-local rooms, takes_all = {}, {}
-for _, exec in ipairs(A.execs) do rooms[exec.g] = (rooms[exec.g] or 0) + exec.room end
 
 -- What can be claimed, per handler: its due lanes, oldest first, up to where this call has looked.
 local function due_lanes()
@@ -248,14 +250,12 @@ local function run_of(lane, h)
   return run
 end
 
-local has_contexts
 local function leased(id, env, tr, ow, payload, delivery, fence)
   if has_contexts == nil then has_contexts = call('EXISTS', P .. 'mx') == 1 end
   local context = has_contexts and map_load('ctx:' .. tr .. (ow ~= '' and ':' .. ow or ''), R.ctx) or {}
   return {id, env, delivery, fence, context, payload or ''}
 end
 
-local lease_ends = int(now + R.vis)
 local function claim(member, h, exec)
   local lane = string.sub(member, 18)
   local free, job = is_free(lane), accepted[lane]
@@ -312,96 +312,108 @@ local function once_more(n, id, number)
   return {n, tonumber(number), lease.h, kind, version, state, jobs, lease.lane}
 end
 
-local results, submitted, leases, over, revoked, news = {}, {}, {}, {}, {}, {}
-for _, instance in ipairs(A.closed) do call('DEL', P .. 'inbox:' .. instance) end
-for i, c in ipairs(A.commits) do results[i] = commit(c) end
-for _, named in ipairs(A.releases) do
-  local lease = own(named)
-  if lease and named.lost then lose_lease(lease) elseif lease then end_lease(lease) end
-end
-for _, named in ipairs(A.forged) do
-  local lease = own(named)
-  if lease then
-    end_lease(lease)
-    quarantine(named.id, lease.h, lease.lane, named.env, named.r)
-    if lease.id == '' then make_ready(lease.lane) end
+local function turn()
+  rooms, takes_all, lease_ends, is_full, has_contexts = {}, {}, int(now + R.vis), false, nil
+  for _, exec in ipairs(A.execs) do
+    exec.k = consumer(exec.i)
+    rooms[exec.g] = (rooms[exec.g] or 0) + exec.room
   end
-end
-for _, named in ipairs(A.renew) do
-  local lease = own(named)
-  if lease and lease.ends > now then
-    renew(lease)
-    count('renewed', 1)
-  else over[#over + 1] = named.n end
-end
-for _, gone in ipairs(A.left) do
-  flush()
-  local mine = {}
-  for _, member in ipairs(call('ZRANGE', P .. 'leases', 0, -1)) do
-    if string.find(member, ' ' .. gone .. '.', 1, true) then mine[#mine + 1] = member end
+  for _, instance in ipairs(A.here) do here[instance] = true end
+  local results, submitted, leases, over, revoked, news = {}, {}, {}, {}, {}, {}
+  for _, instance in ipairs(A.closed) do call('DEL', P .. 'inbox:' .. instance) end
+  for i, c in ipairs(A.commits) do results[i] = commit(c) end
+  for _, named in ipairs(A.releases) do
+    local lease = own(named)
+    if lease and named.lost then lose_lease(lease) elseif lease then end_lease(lease) end
   end
-  each_lease(mine, end_lease)
-  forget_node(gone)
-end
-if A.sweep or now >= num(known.swept) + R.sweep then
-  sets.swept = int(now)
-  sweep()
-  if is_due() then is_due_in(0) end
-end
-if A.look then look() end
-for i, job in ipairs(A.jobs) do submitted[i] = submit(job) end
-for _, n in ipairs(ran_out) do over[#over + 1] = n end
-local before, claims, has_revoked
-if A.again or A.look then before, claims, has_revoked = unpack(call('HMGET', node, 'call', 'claims', 'rv')) end
-if A.again and before == A.call then
-  for n, id, number in string.gmatch(claims, '(%d+):(%x*):(%d+)') do leases[#leases + 1] = once_more(n, id, number) end
-else
-  for group in pairs(rooms) do takes_all[group] = true end
-  local due, claimed = due_lanes(), {}
-  while true do
-    local member, h, exec = next_lane(due)
-    if not member then break end
-    local lease = claim(member, h, exec)
+  for _, named in ipairs(A.forged) do
+    local lease = own(named)
     if lease then
-      leases[#leases + 1] = lease
-      claimed[#leases] = lease[1] .. ':' .. (lease[4] == 'none' and lease[8] or '') .. ':' .. exec.i
+      end_lease(lease)
+      quarantine(named.id, lease.h, lease.lane, named.env, named.r)
+      if lease.id == '' then make_ready(lease.lane) end
     end
   end
-  if #leases > 0 then news = {'call', A.call, 'claims', table.concat(claimed, ' ')} end
-end
-local has_room, old = {}, A.idle
-A.idle = {}
-for group, room in pairs(rooms) do
-  if room > 0 then
-    has_room[#has_room + 1], A.idle[int(group)] = group, 1
-  else takes_all[group] = false end
-end
-for g = 0, R.groups - 1 do
-  local was, is = old[int(g)], A.idle[int(g)]
-  if is and (A.facts or not was) then call('SADD', P .. 'idle:' .. int(g), A.node)
-  elseif not is and (A.facts or was) then call('SREM', P .. 'idle:' .. int(g), A.node) end
-end
-local lost = ''
-if A.facts then
-  for _, fact in ipairs(A.facts) do news[#news + 1] = fact end
-  call('ZADD', P .. 'nodes', int(now + R.con), A.node)
-  -- A stream that is there, empty: ends are told to those alone. A listener that is gone lets it expire.
-  for _, instance in ipairs(A.here) do
-    local inbox = P .. 'inbox:' .. instance
-    if call('EXISTS', inbox) == 0 then
-      call('XADD', inbox, '*', 'j', '')
-      call('XTRIM', inbox, 'MAXLEN', 0)
-      lost = lost .. instance .. ' '
-    end
-    call('PEXPIRE', inbox, R.inbox)
+  for _, named in ipairs(A.renew) do
+    local lease = own(named)
+    if lease and lease.ends > now then
+      renew(lease)
+      count('renewed', 1)
+    else over[#over + 1] = named.n end
   end
+  for _, gone in ipairs(A.left) do
+    flush()
+    local mine = {}
+    for _, member in ipairs(call('ZRANGE', P .. 'leases', 0, -1)) do
+      if string.find(member, ' ' .. gone .. '.', 1, true) then mine[#mine + 1] = member end
+    end
+    each_lease(mine, end_lease)
+    forget_node(gone)
+  end
+  if A.sweep or now >= num(known.swept) + R.sweep then
+    sets.swept = int(now)
+    sweep()
+    if is_due() then is_due_in(0) end
+  end
+  if A.look then look() end
+  for i, job in ipairs(A.jobs) do submitted[i] = submit(job) end
+  for _, n in ipairs(ran_out) do over[#over + 1] = n end
+  local node, before, claims, has_revoked = P .. 'node:' .. A.node, nil, nil, nil
+  if A.again or A.look then before, claims, has_revoked = unpack(call('HMGET', node, 'call', 'claims', 'rv')) end
+  if A.again and before == A.call then
+    for n, id, number in string.gmatch(claims, '(%d+):(%x*):(%d+)') do leases[#leases + 1] = once_more(n, id, number) end
+  else
+    for group in pairs(rooms) do takes_all[group] = true end
+    local due, claimed = due_lanes(), {}
+    while true do
+      local member, h, exec = next_lane(due)
+      if not member then break end
+      local lease = claim(member, h, exec)
+      if lease then
+        leases[#leases + 1] = lease
+        claimed[#leases] = lease[1] .. ':' .. (lease[4] == 'none' and lease[8] or '') .. ':' .. exec.i
+      end
+    end
+    if #leases > 0 then news = {'call', A.call, 'claims', table.concat(claimed, ' ')} end
+  end
+  local idle, had_room = {}, {}
+  for _, group in ipairs(A.idle) do had_room[group] = true end
+  for group, room in pairs(rooms) do
+    if room > 0 then idle[#idle + 1], has_room[group] = group, true else takes_all[group] = false end
+  end
+  for g = 0, R.groups - 1 do
+    local was, is = had_room[g], has_room[g]
+    if is and (A.facts or not was) then call('SADD', P .. 'idle:' .. int(g), A.node)
+    elseif not is and (A.facts or was) then call('SREM', P .. 'idle:' .. int(g), A.node) end
+  end
+  local opened = {}
+  if A.facts then
+    for _, fact in ipairs(A.facts) do news[#news + 1] = fact end
+    call('ZADD', P .. 'nodes', int(now + R.con), A.node)
+    -- A stream that is there, empty: ends are told to those alone. A listener that is gone lets it expire.
+    for _, instance in ipairs(A.here) do
+      local inbox = P .. 'inbox:' .. instance
+      if call('EXISTS', inbox) == 0 then
+        call('XADD', inbox, '*', 'j', '')
+        call('XTRIM', inbox, 'MAXLEN', 0)
+        opened[#opened + 1] = instance
+      end
+      call('PEXPIRE', inbox, R.inbox)
+    end
+  end
+  if has_revoked == '1' then
+    for _, words in ipairs(call('LRANGE', P .. 'revoked:' .. A.node, 0, -1)) do
+      local number, n, id = string.match(words, '^(%d+) (%d+) (%x+)$')
+      if number then revoked[#revoked + 1] = {number, n, id} end
+    end
+    call('DEL', P .. 'revoked:' .. A.node)
+    news[#news + 1], news[#news + 2] = 'rv', '0'
+  end
+  if #news > 0 then call('HSET', node, unpack(news)) end
+  done(nil, takes_all)
+  return {results, submitted, leases, over, revoked, ends, notices, idle, soonest and int(math.max(0, soonest)) or false, opened}
 end
-if has_revoked == '1' then
-  revoked = call('LRANGE', P .. 'revoked:' .. A.node, 0, -1)
-  call('DEL', P .. 'revoked:' .. A.node)
-  news[#news + 1], news[#news + 2] = 'rv', '0'
-end
-if #news > 0 then call('HSET', node, unpack(news)) end
-local answer = done({results, submitted, leases, over, revoked, ends, notices, has_room, '', lost}, takes_all)
-answer[9] = soonest and int(math.max(0, soonest)) or ''
-return answer
+
+callable('turn', turn)
+-- The same where jobs are submitted: refused when the server's memory is used up. What runs can still end, which frees some.
+callable('submit', turn, {})
