@@ -198,7 +198,8 @@ impl Deployment {
     pub fn for_batch(&self, window: usize) -> Deployment {
         let mut deployment = self.clone();
         let reply = &mut deployment.config.runtime.platform.reply;
-        reply.retain = Retain { records: window, bytes: 1 << 40 };
+        let (records, bytes) = (window, 1 << 40);
+        reply.retain = Retain { records, bytes, failed_records: records, failed_bytes: bytes };
         (reply.awaited_ttl_seconds, reply.result_ttl_seconds) = (24 * 3_600, 24 * 3_600);
         deployment
     }

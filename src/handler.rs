@@ -19,6 +19,24 @@ pub enum HandlerError {
     Fail(String),
 }
 
+/// How a job comes again that did not work: exponential backoff with full jitter (Brooker, "Exponential Backoff And
+/// Jitter", 2015).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Retry {
+    /// The most that the first backoff takes; it doubles with each.
+    pub base_ms: u64,
+    /// The most that any takes.
+    pub max_ms: u64,
+}
+
+impl Retry {
+    /// The most that the backoff takes after so many tries.
+    pub fn backoff(self, tries: u32) -> Duration {
+        let doubled = self.base_ms.saturating_mul(1 << tries.saturating_sub(1).min(32));
+        Duration::from_millis(doubled.min(self.max_ms))
+    }
+}
+
 /// Options of a handler; `handlers.NAME` in the config overrides each.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default)]
@@ -31,6 +49,9 @@ pub struct HandlerOptions {
     /// Deliveries before a job is dead; `None` is the queue's setting.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_deliveries: Option<u32>,
+    /// Its backoff; `None` is the queue's setting.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
     /// Cancel a job when its last waiting caller hangs up.
     pub cancel_on_disconnect: bool,
     /// Which jobs wait for each other.
@@ -45,6 +66,7 @@ impl Default for HandlerOptions {
             timeout: Duration::from_secs(30),
             concurrency: 0,
             max_deliveries: None,
+            retry: None,
             cancel_on_disconnect: false,
             ordering: Ordering::None,
             on_dead: OnDead::Continue,

@@ -10,15 +10,23 @@ pub const RUN_JOBS: usize = 32;
 /// else meanwhile: if it kills its process, nobody else feels it a third time.
 pub const LOSSES_TO_BE_ALONE: u32 = 2;
 
+/// A lease is over so long after its running job's timeout, however often its executor says that it lives: longer than an
+/// executor may be silent (four heartbeats) with the defaults, since one that is stopped tells of a timeout afterwards.
+pub const LEASE_GRACE: Duration = Duration::from_secs(10);
+
 /// A lane is left to the executor that knows its state for this long, then anyone takes it: sending the
 /// state costs more than a short wait, and a stopped executor must not hold a lane.
 pub const LANE_AFFINITY: Duration = Duration::from_millis(20);
 
-/// Callers may ask for results this far in the future.
+/// Jobs may be delayed so far into the future, by callers and by other jobs: a delayed job holds its lane.
 pub const DELAY_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Payload bytes of all queued jobs: 10,000 jobs (the default capacity) of 25 KiB.
 pub const QUEUED_BYTES: usize = 256 << 20;
+
+/// Follow-ups find room up to so many times `queue.capacity` and [`QUEUED_BYTES`]: what was accepted from callers must be
+/// able to end.
+pub const FOLLOW_UP_ROOM: usize = 2;
 
 /// Request bodies that are being read, over all connections.
 pub const BODY_BYTES: usize = 64 << 20;

@@ -38,6 +38,7 @@ codes! {
     Cancelled "cancelled" 409 "The job was cancelled",
     NotRetryable "not_retryable" 409 "The job cannot be retried",
     NotFinished "not_finished" 409 "The job has not finished",
+    ResultGone "result_gone" 409 "The job ran, and its result is no longer kept",
     LengthRequired "length_required" 411 "The request needs a length",
     PayloadTooLarge "payload_too_large" 413 "The payload is too large",
     UriTooLong "uri_too_long" 414 "The request target is too long",

@@ -12,7 +12,7 @@ use std::time::Duration;
 use cofferdam::clock::Timestamp;
 use cofferdam::config::Retain;
 use cofferdam::entropy::Entropy;
-use cofferdam::handler::HandlerSpec;
+use cofferdam::handler::{HandlerSpec, Retry};
 use cofferdam::job::{
     Change, Effects, FollowUp, InstanceId, JobId, JobStatus, Outcome, Payload, Trace, Version,
 };
@@ -115,13 +115,21 @@ impl Schedule {
             capacity: 60,
             visibility: Duration::from_secs(5),
             max_deliveries: MAX_DELIVERIES,
-            retry_base: Duration::from_millis(500),
-            retry_max: Duration::from_secs(2),
+            retry: Retry { base_ms: 500, max_ms: 2_000 },
             result_ttl: Duration::from_secs(20),
             awaited_ttl: Duration::from_secs(20),
-            retain: Retain { records: 1_000_000, bytes: 1 << 40 },
+            failed_ttl: Duration::from_secs(20),
+            retain: Retain {
+                records: 1_000_000,
+                bytes: 1 << 40,
+                failed_records: 1_000_000,
+                failed_bytes: 1 << 40,
+            },
+            idempotency_ttl: Duration::from_secs(25),
+            idempotency_keys: 1_000_000,
             context_ttl: Duration::from_secs(60),
             lane_state_max: 1 << 20,
+            states_max: 1 << 30,
             max_payload: 1 << 20,
             grace: Duration::from_secs(5),
         };
@@ -129,8 +137,9 @@ impl Schedule {
             kinds: KINDS.to_vec(),
             capacity: rules.capacity,
             visibility: rules.visibility,
-            backoff: (rules.retry_base, rules.retry_max),
+            backoff: (rules.retry.backoff(1), rules.retry.backoff(30)),
             ttl: rules.result_ttl,
+            key_ttl: rules.idempotency_ttl,
             now: START,
             ..Model::default()
         };

@@ -34,15 +34,14 @@ impl Deployment {
             capacity: 100,
             visibility: seconds(30),
             max_deliveries: 3,
-            retry_base: Duration::ZERO,
-            retry_max: Duration::ZERO,
+            retry: cofferdam::handler::Retry { base_ms: 0, max_ms: 0 },
             result_ttl: seconds(60),
             awaited_ttl: seconds(60),
-            retain: cofferdam::config::Retain { records: 100, bytes: 1 << 20 },
             context_ttl: seconds(60),
             lane_state_max: 1 << 20,
             max_payload: 1 << 20,
             grace: seconds(5),
+            ..Rules::default()
         };
         let spec = |name: &str, options| HandlerSpec { name: Arc::from(name), group: 0, options };
         let settings = Settings {

@@ -18,8 +18,8 @@ use cofferdam::channel::keys::GroupSecret;
 use cofferdam::channel::messages::ToBroker;
 use cofferdam::channel::{ChannelClient, ChannelServer, Reject, ServerConfig};
 use cofferdam::clock::{Clock, Timestamp, monotonic_millis};
+use cofferdam::config::Ipc;
 use cofferdam::config::secret::Secret;
-use cofferdam::config::{Ipc, Retain};
 use cofferdam::entropy::Entropy;
 use cofferdam::handler::HandlerSpec;
 use cofferdam::job::{Effects, FollowUp, InstanceId, JobId, JobStatus, Outcome, Payload, Trace, Version};
@@ -354,15 +354,14 @@ fn as_many_and_as_large_follow_ups_as_a_handler_may_submit_are_committed() {
         capacity: 10_000,
         visibility: Duration::from_secs(30),
         max_deliveries: 3,
-        retry_base: Duration::from_millis(200),
-        retry_max: Duration::from_secs(2),
+        retry: cofferdam::handler::Retry { base_ms: 200, max_ms: 2000 },
         result_ttl: Duration::from_secs(600),
         awaited_ttl: Duration::from_secs(30),
-        retain: Retain { records: 10_000, bytes: 64 << 20 },
         context_ttl: Duration::from_secs(60),
         lane_state_max: 1_024,
         max_payload: PAYLOAD,
         grace: Duration::from_secs(1),
+        ..Rules::default()
     };
     let clock = Clock::manual(Timestamp(1_700_000_000_000_000));
     let broker = Broker::new(rules, vec![spec], vec![64], Entropy::Seeded(1));

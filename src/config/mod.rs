@@ -11,12 +11,22 @@ mod validate;
 
 pub use schema::{
     Config, Ipc, Kv, Lifecycle, LogFormat, Observability, Platform, ProcessGroup, Queue, Redis, Reply,
-    Restart, Retain, Retry, SinkMode, Web, WebLimits,
+    Restart, Retain, SinkMode, Web, WebLimits,
 };
 pub use sources::{Loaded, Origin, Source, load};
 pub use validate::{Issue, NO_REDIS, unbuilt};
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
+
+impl Default for Config {
+    /// What holds where nothing is said.
+    fn default() -> Config {
+        let defaults = validate::normalise(&json!({}), &BTreeMap::new(), &mut Vec::new());
+        serde_json::from_value(defaults).expect("each default has its key's type")
+    }
+}
 
 /// The profile's name for `check`, logs and `/v1/stats`: how it runs, and where jobs are kept.
 pub fn profile(config: &Config) -> String {

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::handler::{HandlerOptions, is_handler_name};
+use crate::handler::{HandlerOptions, Retry, is_handler_name};
 
 /// What a key's value must be; in words where it is a check.
 #[derive(Clone, Copy)]
@@ -118,28 +118,30 @@ section! { Queue {
     backend: String = "memory", BACKEND;
     capacity: usize = 10_000, COUNT;
     visibility_timeout_ms: u64 = 30_000, Int(100, MAX);
-    max_deliveries: u32 = 5, COUNT;
-    retry: Retry = {}, Section(Retry::KEYS);
-}}
-section! { #[derive(Copy)] Retry {
-    base_ms: u64 = 200, MILLIS;
-    max_ms: u64 = 60_000, MILLIS;
+    max_deliveries: u32 = 16, COUNT;
+    retry: Retry = {}, Section(RETRY_KEYS);
 }}
 section! { Kv {
     backend: String = "memory", BACKEND;
     context_ttl_seconds: u64 = 3_600, COUNT;
     lane_state_max_bytes: usize = 67_108_864, Int(1_024, 1 << 40);
+    total_max_bytes: usize = 268_435_456, Int(1_024, 1 << 40);
 }}
 section! { Reply {
     backend: String = "memory", BACKEND;
     timeout_ms: u64 = 30_000, MILLIS;
     result_ttl_seconds: u64 = 600, COUNT;
     awaited_ttl_seconds: u64 = 30, COUNT;
+    failed_ttl_seconds: u64 = 604_800, COUNT;
+    idempotency_ttl_seconds: u64 = 86_400, COUNT;
+    idempotency_keys: usize = 200_000, COUNT;
     retain: Retain = {}, Section(Retain::KEYS);
 }}
 section! { #[derive(Copy)] Retain {
     records: usize = 10_000, COUNT;
     bytes: usize = 67_108_864, Int(1, 1 << 40);
+    failed_records: usize = 10_000, COUNT;
+    failed_bytes: usize = 67_108_864, Int(1, 1 << 40);
 }}
 section! { Redis {
     url: String = "redis://127.0.0.1:6379/0", REDIS_URL;
@@ -172,6 +174,7 @@ section! { ProcessGroup {
     handlers: Vec<String> = ["*"], TEXTS;
     max_jobs: u64 = 0, Int(0, 1 << 40);
     max_rss_mb: u64 = 0, FROM_0;
+    follow_ups: Vec<String> = ["*"], TEXTS;
 }}
 section! { Lifecycle {
     ready_timeout_ms: u64 = 10_000, MILLIS;
@@ -204,18 +207,24 @@ section! { #[derive(Copy)] WebLimits {
     header_bytes: usize = 16_384, COUNT;
     header_timeout_ms: u64 = 5_000, MILLIS;
     body_timeout_ms: u64 = 15_000, MILLIS;
-    idle_timeout_ms: u64 = 60_000, MILLIS;
+    idle_timeout_ms: u64 = 75_000, MILLIS;
     write_timeout_ms: u64 = 30_000, MILLIS;
 }}
 section! { Observability {
     log: LogFormat = "text", OneOf(&["text", "json"]);
 }}
 
+const RETRY_KEYS: &[Key] = keys! {
+    base_ms = 1_000, MILLIS;
+    max_ms = 3_600_000, MILLIS;
+};
+
 /// Options of any handler. None has a default here: a handler brings its own ([`HandlerOptions`]).
 pub(super) const HANDLER_KEYS: &[Key] = keys! {
     timeout_ms = null, MILLIS;
     concurrency = null, FROM_0;
     max_deliveries = null, COUNT;
+    retry = null, Optional(RETRY_KEYS);
     cancel_on_disconnect = null, BOOL;
     on_dead = null, OneOf(&["continue", "park"]);
     ordering = null, ORDERING;

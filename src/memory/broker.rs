@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use log::{Level, LevelFilter};
 
+use super::idempotency::{Bound, Keys, Scope};
 use super::kv::Maps;
 use super::records::{Place, Retention};
 use crate::clock::Timestamp;
@@ -74,7 +75,7 @@ pub struct Broker {
     pub(super) consumers: BTreeMap<ConsumerId, ConsumerEntry>,
     pub(super) maps: Maps,
     pub(super) retention: Retention,
-    pub(super) idempotency: HashMap<IdempotencyScope, JobId>,
+    pub(super) idempotency: Keys,
     pub(super) inboxes: IdMap<InstanceId, Ends>,
     pub(super) signals: Signals,
     /// Source of lane, lease and consumer numbers and of the ready order.
@@ -91,15 +92,14 @@ pub struct Broker {
     pub(super) log_level: LevelFilter,
 }
 
-/// Owner, handler, key.
-pub(super) type IdempotencyScope = (Arc<str>, Arc<str>, Arc<str>);
-
 /// A handler's share of the broker.
 #[derive(Debug)]
 pub(super) struct HandlerQueue {
     pub(super) spec: HandlerSpec,
     /// Lanes that can be claimed from that time on, oldest first.
     pub(super) ready: BTreeMap<(Timestamp, u64), u64>,
+    /// Its queued jobs, by the time since when they could have run but for what hinders them.
+    pub(super) waiting: BTreeSet<(Timestamp, JobId)>,
     /// Payload bytes of its jobs that have not ended.
     pub(super) live_bytes: usize,
     /// As they are told, but for the group's name and the oldest job.
@@ -121,7 +121,8 @@ pub(super) struct Entry {
     /// How often its executor was lost while it may have been running, in this life: see [`LOSSES_TO_BE_ALONE`].
     pub(super) losses: u32,
     pub(super) not_before: Timestamp,
-    pub(super) idempotency: Option<Idempotency>,
+    /// When it could have run first: accepted, and after its caller's own delay.
+    pub(super) waits_since: Timestamp,
     pub(super) awaited: bool,
     /// Who submitted it, and hears of its end.
     pub(super) instance: InstanceId,
@@ -136,11 +137,6 @@ impl Entry {
         self.payload.as_ref().map_or(0, |payload| payload.bytes.len())
     }
 
-    pub(super) fn idempotency_scope(&self) -> Option<IdempotencyScope> {
-        let JobSpec { owner, handler, .. } = &*self.record.spec;
-        Some((owner.clone(), handler.clone(), self.idempotency.as_ref()?.key.clone()))
-    }
-
     /// Takes the job to its next status, and counts it there. `None`: the event changes nothing.
     pub(super) fn on<'a>(
         &mut self,
@@ -151,15 +147,22 @@ impl Entry {
         let after = self.record.status.after(event)?;
         let before = std::mem::replace(&mut self.record.status, after);
         let queue = &mut handlers[self.handler];
+        let waiting = (self.waits_since, self.record.spec.id);
         match before {
-            S::Queued => queue.figures.queued -= 1,
+            S::Queued => {
+                queue.figures.queued -= 1;
+                queue.waiting.remove(&waiting);
+            }
             S::Running => queue.figures.running -= 1,
             S::Succeeded | S::Failed | S::Cancelled | S::TimedOut | S::Dead => {
                 queue.live_bytes += self.payload_bytes();
             }
         }
         match after {
-            S::Queued => queue.figures.queued += 1,
+            S::Queued => {
+                queue.figures.queued += 1;
+                queue.waiting.insert(waiting);
+            }
             S::Running => queue.figures.running += 1,
             S::Succeeded | S::Failed | S::Cancelled | S::TimedOut | S::Dead => {
                 queue.live_bytes -= self.payload_bytes();
@@ -193,7 +196,10 @@ pub(super) struct Lease {
     pub(super) lane: u64,
     /// Not yet committed; the first is running.
     pub(super) jobs: VecDeque<JobId>,
+    /// Unless it is renewed.
     pub(super) expires_at: Timestamp,
+    /// However often it is renewed: the running job's timeout, and a grace.
+    pub(super) deadline: Timestamp,
 }
 
 #[derive(Debug, Default)]
@@ -220,13 +226,15 @@ impl Broker {
     /// An empty broker. `workers` are those of one executor, by group.
     #[must_use]
     pub fn new(rules: Rules, handlers: Vec<HandlerSpec>, workers: Vec<usize>, entropy: Entropy) -> Broker {
-        let retention = Retention::new(rules.result_ttl, rules.awaited_ttl, rules.retain);
+        let retention = Retention::new(&rules);
+        let idempotency = Keys::new(rules.idempotency_ttl, rules.idempotency_keys);
         let handler_index =
             handlers.iter().enumerate().map(|(index, spec)| (spec.name.clone(), index)).collect();
         let queue = |spec: HandlerSpec| HandlerQueue {
             figures: HandlerStats { handler: spec.name.clone(), ..HandlerStats::default() },
             spec,
             ready: BTreeMap::new(),
+            waiting: BTreeSet::new(),
             live_bytes: 0,
         };
         Broker {
@@ -242,7 +250,7 @@ impl Broker {
             consumers: BTreeMap::new(),
             maps: Maps::default(),
             retention,
-            idempotency: HashMap::new(),
+            idempotency,
             inboxes: IdMap::default(),
             signals: Signals::default(),
             last_number: 0,
@@ -281,22 +289,39 @@ impl Broker {
         }
         if let Some(Idempotency { key, fingerprint }) = &new.idempotency
             && let scope = (new.owner.clone(), new.handler.clone(), key.clone())
-            && let Some(&id) = self.idempotency.get(&scope)
+            && let Some(bound) = self.known_key(&scope, now)
         {
-            let known = self.jobs[&id].idempotency.as_ref();
-            return if known.is_some_and(|known| known.fingerprint == *fingerprint) {
-                Submitted::Existing(Box::new(self.record_of(id, now)))
-            } else {
+            return if bound.fingerprint != *fingerprint {
                 Submitted::Refused(Refusal::IdempotencyMismatch)
+            } else if self.jobs.contains_key(&bound.job) {
+                Submitted::Existing(Box::new(self.record_of(bound.job, now)))
+            } else {
+                Submitted::Refused(Refusal::ResultGone)
             };
         }
-        let queued: usize = self.handlers.iter().map(|queue| queue.figures.queued).sum();
-        let live_bytes: usize = self.handlers.iter().map(|queue| queue.live_bytes).sum();
-        if queued >= self.rules.capacity || live_bytes + new.payload.bytes.len() > QUEUED_BYTES {
+        let (queued, bytes) = self.queued();
+        if queued >= self.rules.capacity || bytes + new.payload.bytes.len() > QUEUED_BYTES {
             return Submitted::Refused(Refusal::QueueFull);
         }
         self.accept(handler, new, now);
         Submitted::New
+    }
+
+    /// What an idempotency key is bound to now.
+    fn known_key(&mut self, scope: &Scope, now: Timestamp) -> Option<Bound> {
+        self.expire_keys(now);
+        self.idempotency.get(scope)
+    }
+
+    pub(super) fn expire_keys(&mut self, now: Timestamp) {
+        let has_ended = |id| self.jobs.get(&id).is_none_or(|entry| entry.record.status.is_terminal());
+        self.idempotency.expire(now, has_ended);
+    }
+
+    /// Jobs that wait, and the payload bytes of all that have not ended.
+    pub(super) fn queued(&self) -> (usize, usize) {
+        let each = self.handlers.iter().map(|queue| (queue.figures.queued, queue.live_bytes));
+        each.fold((0, 0), |(jobs, bytes), (own, own_bytes)| (jobs + own, bytes + own_bytes))
     }
 
     fn accept(&mut self, handler: usize, new: NewJob, now: Timestamp) {
@@ -304,6 +329,8 @@ impl Broker {
         queue.figures.submitted += 1;
         queue.figures.queued += 1;
         queue.live_bytes += new.payload.bytes.len();
+        let not_before = now.plus(new.delay);
+        queue.waiting.insert((not_before, new.id));
         let spec = JobSpec {
             id: new.id,
             owner: new.owner,
@@ -323,14 +350,26 @@ impl Broker {
             fence: 0,
             delivery: 0,
             losses: 0,
-            not_before: now.plus(new.delay),
+            not_before,
+            waits_since: not_before,
             awaited: new.awaited && new.idempotency.is_none(),
-            idempotency: new.idempotency,
             instance: new.instance,
             watchers: Vec::new(),
             place: None,
         };
-        self.idempotency.extend(entry.idempotency_scope().map(|scope| (scope, new.id)));
+        if let Some(Idempotency { key, fingerprint }) = new.idempotency {
+            let JobSpec { owner, handler, .. } = &*entry.record.spec;
+            let scope = (owner.clone(), handler.clone(), key);
+            if self.idempotency.bind(scope, Bound { job: new.id, fingerprint }, now) {
+                self.note(
+                    Level::Warn,
+                    "idempotency.evicted",
+                    new.id,
+                    new.trace,
+                    "more than reply.idempotency_keys",
+                );
+            }
+        }
         self.note(Level::Debug, "queue.pushed", new.id, new.trace, "");
         self.jobs.insert(new.id, entry);
         self.submissions.insert((now, new.id));

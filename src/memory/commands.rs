@@ -39,7 +39,10 @@ impl Broker {
     /// True if the job is the dead head that has held its lane until now.
     fn unpark(&mut self, number: u64, id: JobId) -> bool {
         let lane = self.lanes.get_mut(&number).filter(|lane| lane.parked && lane.jobs.front() == Some(&id));
-        lane.map(|lane| lane.parked = false).is_some()
+        let Some(lane) = lane else { return false };
+        lane.parked = false;
+        self.handlers[lane.handler].figures.parked -= 1;
+        true
     }
 
     /// Queues a dead, failed, timed-out or cancelled job again: a new life.
@@ -50,9 +53,11 @@ impl Broker {
         now: Timestamp,
     ) -> Option<Result<JobRecord, JobStatus>> {
         let entry = self.jobs.get_mut(&id).filter(|entry| viewer.sees(&entry.record.spec.owner))?;
-        if entry.on(JobEvent::Resubmit, &mut self.handlers).is_none() {
+        if entry.record.status.after(JobEvent::Resubmit).is_none() {
             return Some(Err(entry.record.status));
         }
+        entry.waits_since = now;
+        entry.on(JobEvent::Resubmit, &mut self.handlers);
         entry.record = JobRecord::queued(entry.record.spec.clone());
         entry.delivery = 0;
         entry.not_before = now;

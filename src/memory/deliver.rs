@@ -9,7 +9,8 @@ use crate::clock::{Timestamp, micros};
 use crate::job::{Effects, Entries, FollowUp, JobId, JobStatus, Outcome, Payload, Version, context_map};
 use crate::job_status::JobEvent;
 use crate::limits::{
-    CONTEXT_BYTES, DELAY_MAX, FOLLOW_UPS, LANE_AFFINITY, LOSSES_TO_BE_ALONE, ORDERING_KEY_BYTES, RUN_JOBS,
+    CONTEXT_BYTES, DELAY_MAX, FOLLOW_UP_ROOM, FOLLOW_UPS, LANE_AFFINITY, LEASE_GRACE, LOSSES_TO_BE_ALONE,
+    ORDERING_KEY_BYTES, QUEUED_BYTES, RUN_JOBS,
 };
 use crate::negative_controls::{Control, is_off};
 use crate::ports::{self, Commit, LeaseId, LeasedJob, OfLease, Requests, StateAt, Step};
@@ -169,13 +170,19 @@ impl Broker {
             let context = self.context_of(&spec, now);
             jobs.push(LeasedJob { spec, payload, delivery, fence, context });
         }
-        let expires_at = now.plus(self.rules.visibility);
         let first = run[0];
-        self.leases.insert(number, Lease { consumer: id, lane: lane_number, jobs: run.into(), expires_at });
+        let (expires_at, deadline) = (now.plus(self.rules.visibility), self.deadline(first, now));
+        let lease = Lease { consumer: id, lane: lane_number, jobs: run.into(), expires_at, deadline };
+        self.leases.insert(number, lease);
         self.consumers.entry(id).and_modify(|consumer| consumer.leases.push(number));
         self.start(first, now);
         let handler = self.handlers[handler].spec.name.clone();
         ports::Lease { id: LeaseId(number), handler, state, jobs }
+    }
+
+    /// By when its executor must have said what came of this job, if that starts now.
+    fn deadline(&self, job: JobId, now: Timestamp) -> Timestamp {
+        now.plus(self.jobs[&job].record.spec.timeout).plus(LEASE_GRACE)
     }
 
     /// The jobs of the next lease: how many depends on what fits a frame. One that is a suspect comes by itself, and so does
@@ -241,10 +248,13 @@ impl Broker {
         let outdated = lane.map.is_some() && lane.version != commit.builds_on;
         if !next || (outdated && !is_off(Control::StateVersion)) {
             self.fence_off(&commit);
-            // Its delivery counts: else an executor that says what cannot hold could have it again for ever.
-            self.again(running, Cause::ExecutorLost, "what its executor said did not hold".into(), now);
-            self.end_lease(number, Rest::MayHaveBegun, now);
+            self.disbelieve(number, "what its executor said did not hold", now);
             return false;
+        }
+        if self.has_no_room_for(&commit) {
+            self.put_off(running, now);
+            self.end_lease(number, Rest::MayHaveBegun, now);
+            return true;
         }
         let refused = self.refuses(&commit, lane_number, now);
         let publishes = !matches!(commit.outcome, Outcome::Retry(_) | Outcome::Crashed(_));
@@ -268,6 +278,36 @@ impl Broker {
             self.end_lease(number, rest, now)
         }
         true
+    }
+
+    /// True if what the outcome submits finds no room. The first job of an outcome always does, since it comes in the place of
+    /// the one that submits it; so a chain goes on, and a lane that is full of its own followers.
+    fn has_no_room_for(&self, commit: &Commit) -> bool {
+        let Outcome::Succeeded(_, effects) = &commit.outcome else { return false };
+        let jobs = &effects.follow_ups;
+        let (queued, live_bytes) = self.queued();
+        let bytes: usize = jobs.iter().map(|job| job.payload.bytes.len()).sum();
+        let replaces = jobs.len() <= 1 && bytes <= self.jobs[&commit.job].payload_bytes();
+        let fits = queued + jobs.len() <= FOLLOW_UP_ROOM * self.rules.capacity || jobs.len() <= 1;
+        !replaces && !(fits && live_bytes + bytes <= FOLLOW_UP_ROOM * QUEUED_BYTES)
+    }
+
+    /// A delivery that succeeded, but whose outcome has no room now: again after a backoff, uncounted.
+    fn put_off(&mut self, job: JobId, now: Timestamp) {
+        let entry = &self.jobs[&job];
+        let (deliveries, trace) = (entry.record.deliveries, entry.record.spec.trace);
+        let backoff = self.backoff(job, deliveries);
+        self.requeue(job, JobEvent::GiveBack, now.plus(backoff));
+        self.jobs.entry(job).and_modify(|entry| entry.record.deliveries -= 1);
+        self.note(Level::Info, "queue.redelivered", job, trace, Code::QueueFull.as_str());
+    }
+
+    /// Ends a lease whose executor says what cannot hold, or nothing. The delivery counts: else such an executor could have
+    /// the job again for ever.
+    pub(super) fn disbelieve(&mut self, number: u64, why: &str, now: Timestamp) {
+        let running = self.leases[&number].jobs[0];
+        self.again(running, Cause::ExecutorLost, why.into(), now);
+        self.end_lease(number, Rest::MayHaveBegun, now);
     }
 
     fn fence_off(&mut self, commit: &Commit) {
@@ -295,9 +335,16 @@ impl Broker {
             let key = job.ordering_key.as_ref().map_or(0, |key| key.len());
             key > ORDERING_KEY_BYTES || job.payload.bytes.len() > most || job.delay > DELAY_MAX
         };
+        let growth = map.map_or(0, |map| self.maps.growth(map, &effects.state, now))
+            + match &*effects.context {
+                [] => 0,
+                changes => self.maps.growth(&context_map(&spec.owner, &spec.trace), changes, now),
+            };
         let jobs = &effects.follow_ups;
         let (code, detail) = if payload.bytes.len() > most {
             (Code::ResultTooLarge, "the result exceeds max_payload_bytes")
+        } else if spec.one_line && payload.bytes.contains(&b'\n') {
+            (Code::HandlerFailed, "the result has a line break, where it must be one line")
         } else if values.any(|value| value.len() > most) {
             (Code::StateTooLarge, "a value exceeds max_payload_bytes")
         } else if map.is_none() && !effects.state.is_empty() {
@@ -306,6 +353,8 @@ impl Broker {
             (Code::StateTooLarge, "the lane's state would exceed kv.lane_state_max_bytes")
         } else if context > CONTEXT_BYTES {
             (Code::StateTooLarge, "the trace's context would exceed 1 MiB")
+        } else if growth > 0 && self.maps.held_bytes() + growth > self.rules.states_max {
+            (Code::StateTooLarge, "all states and contexts would exceed kv.total_max_bytes")
         } else if jobs.len() > FOLLOW_UPS || jobs.iter().any(too_long) {
             (Code::HandlerFailed, "the follow-ups exceed their bounds")
         } else if jobs.iter().any(|job| !self.handler_index.contains_key(&job.handler)) {
@@ -377,18 +426,16 @@ impl Broker {
         }
         let backoff = match cause {
             Cause::ExecutorLost if losses < LOSSES_TO_BE_ALONE => Duration::ZERO,
-            Cause::ExecutorLost => self.backoff(losses - 1),
-            Cause::RetriesExhausted | Cause::HandlerCrashed => self.backoff(deliveries),
+            Cause::ExecutorLost => self.backoff(job, losses - 1),
+            Cause::RetriesExhausted | Cause::HandlerCrashed => self.backoff(job, deliveries),
         };
         self.requeue(job, JobEvent::Again, now.plus(backoff));
         self.note(Level::Info, "queue.redelivered", job, trace, cause.as_str());
     }
 
-    /// Exponential with full jitter (Brooker, "Exponential Backoff And Jitter", 2015).
-    fn backoff(&mut self, deliveries: u32) -> Duration {
-        let doubled = self.rules.retry_base.saturating_mul(1 << deliveries.saturating_sub(1).min(20));
-        let cap = doubled.min(self.rules.retry_max);
-        Duration::from_micros(self.entropy.up_to(micros(cap)))
+    fn backoff(&mut self, job: JobId, tries: u32) -> Duration {
+        let retry = self.handlers[self.jobs[&job].handler].spec.options.retry.unwrap_or(self.rules.retry);
+        Duration::from_micros(self.entropy.up_to(micros(retry.backoff(tries))))
     }
 
     /// A running job is queued again; it never left its lane.
@@ -405,7 +452,11 @@ impl Broker {
         lease.jobs.pop_front();
         lease.expires_at = now.plus(self.rules.visibility);
         match lease.jobs.front().copied() {
-            Some(next) => self.start(next, now),
+            Some(next) => {
+                let deadline = self.deadline(next, now);
+                self.leases.entry(number).and_modify(|lease| lease.deadline = deadline);
+                self.start(next, now);
+            }
             None => {
                 let Some(lease) = self.remove_lease(number) else { return };
                 // Complete: whoever ran it holds the lane's state as it is now.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::broker::Broker;
+use super::records::Class;
 use crate::clock::Timestamp;
 use crate::handler::OnDead;
 use crate::job::{Finished, InstanceId, JobId, JobRecord, JobStatus, Payload};
@@ -90,6 +91,7 @@ impl Broker {
         let Some(lane) = self.lanes.get_mut(&number) else { return };
         if parks && lane.map.is_some() {
             lane.parked = true;
+            queue.figures.parked += 1;
             return;
         }
         if lane.jobs.front() == Some(&id) {
@@ -108,7 +110,12 @@ impl Broker {
             Err(error) => error.detail.len(),
         });
         let bytes = ENTRY_BYTES + result + entry.payload_bytes();
-        entry.place = Some(self.retention.keep(id, entry.awaited, bytes, now));
+        let class = match (entry.record.status, entry.awaited) {
+            (JobStatus::Succeeded, true) => Class::Awaited,
+            (JobStatus::Succeeded, false) => Class::Succeeded,
+            (_, _) => Class::Failed,
+        };
+        entry.place = Some(self.retention.keep(id, class, bytes, now));
         self.drop_records(now);
     }
 
@@ -118,9 +125,6 @@ impl Broker {
             let Some(entry) = self.jobs.remove(&id) else { break };
             if let Some(place) = entry.place {
                 self.retention.forget(place);
-            }
-            if let Some(scope) = entry.idempotency_scope() {
-                self.idempotency.remove(&scope);
             }
             self.submissions.remove(&(entry.record.spec.submitted_at, id));
         }

@@ -71,6 +71,12 @@ impl Broker {
             let of = |status| own.clone().filter(move |entry| entry.record.status == status).count();
             let counts = (queue.figures.queued, queue.figures.running);
             assert_eq!(counts, (of(JobStatus::Queued), of(JobStatus::Running)), "queued, running");
+            let waiting = own.clone().filter(|entry| entry.record.status == JobStatus::Queued);
+            let waiting: BTreeSet<_> =
+                waiting.map(|entry| (entry.waits_since, entry.record.spec.id)).collect();
+            assert_eq!(queue.waiting, waiting, "what waits, and since when");
+            let parked = self.lanes.values().filter(|lane| lane.handler == index && lane.parked).count();
+            assert_eq!(queue.figures.parked, parked, "parked lanes");
             let live = own.clone().filter(|entry| !entry.record.status.is_terminal());
             let bytes: usize = live.map(|entry| entry.payload_bytes()).sum();
             assert_eq!(queue.live_bytes, bytes, "bytes of jobs that have not ended");
@@ -78,9 +84,8 @@ impl Broker {
         let suspects = self.jobs.values().filter(|entry| entry.losses > 0);
         assert!(suspects.clone().all(|entry| !entry.record.status.is_terminal()), "an end clears a job");
         assert_eq!(self.totals.suspects, suspects.count(), "suspects");
-        let keys = self.jobs.values().filter(|entry| entry.idempotency.is_some()).count();
         let kept = self.jobs.values().filter(|entry| entry.place.is_some()).count();
-        assert_eq!((self.idempotency.len(), self.retention.len()), (keys, kept), "keys, records");
+        assert_eq!(self.retention.len(), kept, "records");
         assert_eq!(self.submissions.len(), self.jobs.len(), "each job was submitted once");
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::clock::Timestamp;
 use crate::job::{Change, Entries, entry_bytes};
+use crate::limits::CHANGE_BYTES;
 
 /// All maps. Those past their time are absent at once and swept later.
 #[derive(Debug, Default)]
@@ -13,6 +14,8 @@ pub struct Maps {
     maps: HashMap<Arc<str>, Map>,
     /// Maps with a time to live.
     mortal: usize,
+    /// What all of them take: see [`Map::held_bytes`].
+    held: usize,
 }
 
 #[derive(Debug, Default)]
@@ -26,12 +29,36 @@ impl Map {
     fn lives(&self, now: Timestamp) -> bool {
         self.expires_at.is_none_or(|expires_at| now < expires_at)
     }
+
+    /// What it takes of memory, about: small entries cost more than their bytes.
+    fn held_bytes(&self) -> usize {
+        MAP_BYTES + self.bytes + CHANGE_BYTES * self.entries.len()
+    }
 }
+
+/// A map beside its entries.
+const MAP_BYTES: usize = 256;
 
 impl Maps {
     /// True if no map has a time to live: then no trace has a context.
     pub(super) fn all_immortal(&self) -> bool {
         self.mortal == 0
+    }
+
+    /// What all maps take of memory, expired ones that were not swept included.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.held
+    }
+
+    /// What these changes (each key named once) would add to that, at most.
+    pub(super) fn growth(&self, name: &str, changes: &[Change], now: Timestamp) -> usize {
+        let map = self.maps.get(name).filter(|map| map.lives(now));
+        let of_entries = changes.iter().filter_map(|change| {
+            let new = CHANGE_BYTES + entry_bytes(&change.key, change.value.as_ref()?);
+            let old = map.and_then(|map| map.entries.get(&change.key));
+            Some(new.saturating_sub(old.map_or(0, |old| CHANGE_BYTES + entry_bytes(&change.key, old))))
+        });
+        of_entries.sum::<usize>() + if map.is_none() { MAP_BYTES } else { 0 }
     }
 
     /// How many maps there are, expired ones that were not swept included.
@@ -81,8 +108,10 @@ impl Maps {
                 return;
             }
             self.maps.insert(Arc::from(name), Map::default());
+            self.held += MAP_BYTES;
         }
         let Some(map) = self.maps.get_mut(name) else { return };
+        let before = map.held_bytes();
         for change in changes {
             let old = match &change.value {
                 Some(value) => {
@@ -93,6 +122,7 @@ impl Maps {
             };
             map.bytes -= old.map_or(0, |value| entry_bytes(&change.key, &value));
         }
+        self.held = self.held + map.held_bytes() - before;
         let was_mortal = map.expires_at.is_some();
         map.expires_at = ttl.map(|ttl| now.plus(ttl));
         self.mortal = self.mortal + usize::from(ttl.is_some()) - usize::from(was_mortal);
@@ -105,6 +135,7 @@ impl Maps {
     pub fn delete(&mut self, name: &str) {
         if let Some(map) = self.maps.remove(name) {
             self.mortal -= usize::from(map.expires_at.is_some());
+            self.held -= map.held_bytes();
         }
     }
 
@@ -113,6 +144,7 @@ impl Maps {
         if self.mortal > 0 {
             self.maps.retain(|_, map| map.lives(now));
             self.mortal = self.maps.values().filter(|map| map.expires_at.is_some()).count();
+            self.held = self.maps.values().map(Map::held_bytes).sum();
         }
     }
 }

@@ -8,6 +8,7 @@ mod commands;
 mod deliver;
 mod ending;
 mod external_state;
+mod idempotency;
 mod invariants;
 mod kv;
 mod records;

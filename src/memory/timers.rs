@@ -22,9 +22,15 @@ impl Broker {
         // In their order, so that the same schedule has the same outcome on every backend.
         expired.sort_unstable();
         for (_, number, is_alone) in expired {
-            let jobs: Vec<JobId> = self.leases[&number].jobs.iter().copied().collect();
-            jobs.into_iter().for_each(|job| self.revoke(number, job));
+            self.revoke_all(number);
             self.lose_lease(number, is_alone, now);
+        }
+        let overdue = self.leases.iter().filter(|(_, lease)| lease.deadline <= now);
+        let mut overdue: Vec<(Timestamp, u64)> = overdue.map(|(n, lease)| (lease.deadline, *n)).collect();
+        overdue.sort_unstable();
+        for (_, number) in overdue {
+            self.revoke_all(number);
+            self.disbelieve(number, "its executor said nothing by its deadline", now);
         }
         let deaf = self.consumers.iter().filter(|(_, consumer)| consumer.revoked.len() > REVOKED_LEASES);
         let deaf: Vec<ConsumerId> = deaf.map(|(id, _)| *id).collect();
@@ -32,12 +38,19 @@ impl Broker {
             self.disconnect(id, now);
         }
         self.drop_records(now);
+        self.expire_keys(now);
         // Expired maps are absent at once; freeing them looks at each, so it is done now and then.
         if now.since(self.swept_at) >= SWEEP_EVERY {
             self.swept_at = now;
             self.maps.sweep(now);
         }
         self.signal_due(now);
+    }
+
+    /// Nothing of the lease counts any more: its executor is told.
+    fn revoke_all(&mut self, number: u64) {
+        let jobs: Vec<JobId> = self.leases[&number].jobs.iter().copied().collect();
+        jobs.into_iter().for_each(|job| self.revoke(number, job));
     }
 
     /// Wakes the groups of lanes whose delay or backoff, or whose time with their maker, has just passed.
@@ -65,7 +78,7 @@ impl Broker {
                 queue.ready.iter().take(AFFINITY_SCAN).filter(|(_, lane)| self.lanes[*lane].maker.is_some());
             known.map(|(place, _)| place.0.plus(LANE_AFFINITY)).find(|until| now < *until)
         });
-        let leases = self.leases.values().map(|lease| lease.expires_at);
+        let leases = self.leases.values().map(|lease| lease.expires_at.min(lease.deadline));
         delayed.chain(left).chain(leases).min()
     }
 }

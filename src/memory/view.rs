@@ -55,11 +55,13 @@ impl Broker {
         let mut stats = self.totals.clone();
         stats.records = self.jobs.len();
         stats.leases = self.leases.len();
+        stats.idempotency_keys = self.idempotency.len();
+        stats.idempotency_evicted = self.idempotency.evicted;
+        stats.state_bytes = self.maps.held_bytes();
         for consumer in self.consumers.values() {
             stats.busy[consumer.group] += consumer.leases.len().min(self.workers[consumer.group]);
         }
-        let oldest =
-            |queue: &HandlerQueue| queue.ready.first_key_value().map(|(place, _)| now.since(place.0));
+        let oldest = |queue: &HandlerQueue| queue.waiting.first().map(|(since, _)| now.since(*since));
         let handlers = self.handlers.iter().map(|queue| HandlerStats {
             group: groups[queue.spec.group].clone(),
             oldest: oldest(queue).unwrap_or_default(),

@@ -12,7 +12,7 @@ use crate::problem::Code;
 /// The submitting side of the broker.
 ///
 /// Laws: an accepted job reaches exactly one terminal status in one life; an idempotency key names one job
-/// while its record lives; refusals change nothing.
+/// for a time of its own, whatever becomes of the job's record; refusals change nothing.
 pub trait Producer: Send + Sync {
     /// Accepts jobs; one answer a job, in order. Each is accepted or refused on its own, except that after one
     /// that found the queue full none of the same call is accepted: their order is kept.
@@ -142,6 +142,8 @@ pub enum Refusal {
     QueueFull,
     /// The idempotency key belongs to another payload.
     IdempotencyMismatch,
+    /// The idempotency key names a job that has ended and whose record is gone.
+    ResultGone,
 }
 
 impl Refusal {
@@ -150,6 +152,7 @@ impl Refusal {
             Refusal::UnknownHandler => Code::UnknownHandler,
             Refusal::QueueFull => Code::QueueFull,
             Refusal::IdempotencyMismatch => Code::IdempotencyMismatch,
+            Refusal::ResultGone => Code::ResultGone,
         }
     }
 }
@@ -225,7 +228,9 @@ pub struct HandlerStats {
     pub running: usize,
     /// Lanes with jobs or state.
     pub lanes: usize,
-    /// Age of the oldest job that could run now.
+    /// Of these, those that a dead head holds.
+    pub parked: usize,
+    /// Age of the oldest job that waits for anything but its caller's own delay.
     pub oldest: Duration,
     /// Accepted since the start.
     pub submitted: u64,
@@ -278,6 +283,11 @@ pub struct Stats {
     pub forged: u64,
     /// Jobs whose executor was lost while they may have been running, and that have not ended since.
     pub suspects: usize,
+    /// Idempotency keys that are kept, and that went before their time.
+    pub idempotency_keys: usize,
+    pub idempotency_evicted: u64,
+    /// What lane states and contexts take.
+    pub state_bytes: usize,
     /// Records kept, of finished jobs too.
     pub records: usize,
     pub leases: usize,

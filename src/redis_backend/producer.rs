@@ -169,6 +169,7 @@ impl Producer for RedisBroker {
                 // An unordered job is a lane of its own.
                 lanes: size(count(&format!("lanes:{name}")))
                     + if spec.options.ordering == Ordering::None { queued + running } else { 0 },
+                parked: size(count(&format!("parked:{name}"))),
                 oldest: Duration::from_micros(ready.get(name).copied().unwrap_or(0)),
                 submitted: count(&format!("submitted:{name}")),
                 finished: JobStatus::ALL.map(|status| count(&format!("finished:{name}:{}", status.as_str()))),
@@ -215,6 +216,9 @@ impl Producer for RedisBroker {
             reconnects: server.link.generation.load(std::sync::atomic::Ordering::Relaxed),
             forged: count("forged"),
             suspects: size(count("suspects")),
+            idempotency_keys: 0,
+            idempotency_evicted: 0,
+            state_bytes: 0,
             records,
             leases,
         })

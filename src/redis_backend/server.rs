@@ -34,7 +34,8 @@ const INBOX_LIVES_MS: u64 = 60_000;
 const SCAN: usize = 64;
 
 /// Records in Redis go by their time alone (`reply.retain` is memory's).
-pub const UNLIMITED: Retain = Retain { records: 1 << 40, bytes: 1 << 40 };
+pub const UNLIMITED: Retain =
+    Retain { records: 1 << 40, bytes: 1 << 40, failed_records: 1 << 40, failed_bytes: 1 << 40 };
 
 /// What a deployment on Redis is made from.
 pub struct Settings {
@@ -282,14 +283,15 @@ fn config(settings: &Settings) -> Json {
     let handlers = settings.handlers.iter().map(|HandlerSpec { name, group, options }| {
         let deliveries = options.max_deliveries.unwrap_or(rules.max_deliveries);
         let is_ordered = options.ordering != Ordering::None;
+        let retry = options.retry.unwrap_or(rules.retry);
         let of = json!({
             "g": group, "c": options.concurrency, "o": is_ordered, "d": deliveries, "p": options.on_dead == OnDead::Park,
+            "rb": 1_000 * retry.base_ms, "rm": 1_000 * retry.max_ms,
         });
         (name.to_string(), of)
     });
     let rules = json!({
         "cap": rules.capacity, "bytes": QUEUED_BYTES, "vis": micros(rules.visibility),
-        "rb": micros(rules.retry_base), "rm": micros(rules.retry_max),
         "ttl": micros(rules.result_ttl), "attl": micros(rules.awaited_ttl),
         // By time alone, unless a bound is asked for.
         "limited": rules.retain.records < UNLIMITED.records, "keepn": rules.retain.records, "keepb": rules.retain.bytes,

@@ -13,7 +13,6 @@ use cofferdam::channel::keys::GroupSecret;
 use cofferdam::channel::messages::{ToBroker, ToExecutor, to_executor};
 use cofferdam::channel::{Admission, BrokerEnd, Reject};
 use cofferdam::clock::{Clock, Timestamp};
-use cofferdam::config::Retain;
 use cofferdam::entropy::Entropy;
 use cofferdam::handler::HandlerSpec;
 use cofferdam::job::{InstanceId, JobId, JobStatus, Outcome, Payload, Trace, Version};
@@ -57,15 +56,14 @@ impl Side {
             capacity: 1_000,
             visibility: Duration::from_secs(30),
             max_deliveries: 3,
-            retry_base: Duration::from_millis(200),
-            retry_max: Duration::from_secs(2),
+            retry: cofferdam::handler::Retry { base_ms: 200, max_ms: 2000 },
             result_ttl: Duration::from_secs(600),
             awaited_ttl: Duration::from_secs(30),
-            retain: Retain { records: 1_000, bytes: 64 << 20 },
             context_ttl: Duration::from_secs(60),
             lane_state_max: 64 * 1_024,
             max_payload: MAX_PAYLOAD,
             grace: Duration::from_secs(1),
+            ..Rules::default()
         };
         let spec = |name, options| HandlerSpec { name: Arc::from(name), group: 0, options };
         let handlers =

@@ -82,10 +82,14 @@ pub struct Settings {
     pub retry_max: Duration,
     pub result_ttl: Duration,
     pub awaited_ttl: Duration,
+    pub failed_ttl: Duration,
+    pub idempotency_ttl: Duration,
+    pub idempotency_keys: usize,
     pub retain_records: usize,
     pub retain_bytes: usize,
     pub context_ttl: Duration,
     pub lane_state_max: usize,
+    pub states_max: usize,
     pub max_payload: usize,
     pub handlers: Vec<HandlerSpec>,
     pub groups: usize,
@@ -98,13 +102,24 @@ impl Settings {
             capacity: self.capacity,
             visibility: self.visibility,
             max_deliveries: self.max_deliveries,
-            retry_base: self.retry_base,
-            retry_max: self.retry_max,
+            retry: cofferdam::handler::Retry {
+                base_ms: self.retry_base.as_millis() as u64,
+                max_ms: self.retry_max.as_millis() as u64,
+            },
             result_ttl: self.result_ttl,
             awaited_ttl: self.awaited_ttl,
-            retain: Retain { records: self.retain_records, bytes: self.retain_bytes },
+            failed_ttl: self.failed_ttl,
+            retain: Retain {
+                records: self.retain_records,
+                bytes: self.retain_bytes,
+                failed_records: self.retain_records,
+                failed_bytes: self.retain_bytes,
+            },
+            idempotency_ttl: self.idempotency_ttl,
+            idempotency_keys: self.idempotency_keys,
             context_ttl: self.context_ttl,
             lane_state_max: self.lane_state_max,
+            states_max: self.states_max,
             max_payload: self.max_payload,
             grace: Duration::from_secs(5),
         }
@@ -141,10 +156,14 @@ impl Default for Settings {
             retry_max: Duration::from_secs(2),
             result_ttl: Duration::from_secs(600),
             awaited_ttl: Duration::from_secs(30),
+            failed_ttl: Duration::from_secs(1200),
+            idempotency_ttl: Duration::from_secs(1800),
+            idempotency_keys: 1_000,
             retain_records: 100_000,
             retain_bytes: 64 << 20,
             context_ttl: Duration::from_secs(60),
             lane_state_max: 1 << 20,
+            states_max: 64 << 20,
             max_payload: 1 << 20,
             handlers: handlers.into_iter().map(spec).collect(),
             groups: 2,
@@ -600,6 +619,7 @@ macro_rules! conformance {
             a_release_of_a_lease_that_is_over_is_ignored
             a_lease_that_is_not_renewed_is_lost_and_one_that_is_renewed_lives
             a_commit_renews_its_lease
+            a_lease_is_over_at_its_jobs_deadline_however_often_it_is_renewed
             a_timeout_ends_the_run_and_its_rest_is_uncounted
             a_failed_job_lets_its_run_go_on
             a_parked_lane_waits_until_its_dead_head_is_retried
@@ -629,10 +649,15 @@ macro_rules! conformance {
             an_idempotency_key_joins_its_job_in_every_status
             another_payload_under_an_idempotency_key_is_refused
             an_idempotency_key_is_its_owners_and_its_handlers
-            an_idempotency_key_lives_as_long_as_its_jobs_record
+            an_idempotency_key_lives_for_its_own_time_and_while_its_job_does
+            failures_outlive_successes_with_their_payload
             a_submission_that_is_repeated_is_one_job
             an_unknown_handler_is_refused
             a_full_queue_refuses_but_not_follow_ups_and_redeliveries
+            follow_ups_find_room_up_to_twice_the_capacity_and_the_first_always
+            all_states_and_contexts_together_are_bounded
+            a_result_that_must_be_one_line_is_one
+            the_age_of_what_waits_is_seen_behind_a_head_that_is_delayed_or_parked
             jobs_of_one_call_are_accepted_or_refused_each
             an_awaited_record_goes_earlier_unless_it_has_a_key
             records_beyond_the_number_kept_go_oldest_first

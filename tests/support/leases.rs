@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cofferdam::clock::Timestamp;
-use cofferdam::config::Retain;
 use cofferdam::job::{Change, Effects, Entries, JobId, JobSpec, Outcome, Payload, Trace, Version};
 use cofferdam::ports::{Commit, Lease, LeaseId, LeasedJob, Requests, Rules, StateAt};
 use cofferdam::problem::{Code, JobError};
@@ -25,15 +24,14 @@ pub fn rules() -> Rules {
         visibility: Duration::from_secs(30),
         max_deliveries: 3,
         // A job that comes again comes at once: nobody need look after time.
-        retry_base: Duration::ZERO,
-        retry_max: Duration::ZERO,
+        retry: cofferdam::handler::Retry { base_ms: 0, max_ms: 0 },
         result_ttl: Duration::from_secs(600),
         awaited_ttl: Duration::from_secs(600),
-        retain: Retain { records: 100_000, bytes: 64 << 20 },
         context_ttl: Duration::from_secs(60),
         lane_state_max: 1_000,
         max_payload: 1 << 20,
         grace: GRACE,
+        ..Rules::default()
     }
 }
 

@@ -40,7 +40,6 @@ pub struct Job {
     /// Not delivered before the first of these, deliverable from the second on.
     pub due: (Timestamp, Timestamp),
     pub ended_at: Option<Timestamp>,
-    pub idempotency: Option<Idempotency>,
 }
 
 #[derive(Clone, Debug)]
@@ -71,6 +70,10 @@ pub struct Model {
     pub visibility: Duration,
     pub backoff: (Duration, Duration),
     pub ttl: Duration,
+    /// How long an idempotency key is kept.
+    pub key_ttl: Duration,
+    /// Key by handler and name: the job that it is bound to, with the payload's fingerprint, until when.
+    pub keys: Vec<(&'static str, Idempotency, JobId, Timestamp)>,
     pub now: Timestamp,
     pub jobs: Vec<Job>,
     pub lanes: Vec<Lane>,
@@ -134,20 +137,22 @@ impl Model {
 
     /// How many entries of jobs, lanes, leases and idempotency keys there should be.
     pub fn sizes(&self) -> [usize; 4] {
-        let keys = self.jobs.iter().filter(|job| job.idempotency.is_some()).count();
-        [self.jobs.len(), self.lanes.len(), self.held.len(), keys]
+        [self.jobs.len(), self.lanes.len(), self.held.len(), self.keys.len()]
     }
 
     pub fn submit(&mut self, new: &NewJob) -> Accepted {
-        let same = |job: &&Job| {
-            let (theirs, ours) = (job.idempotency.as_ref(), new.idempotency.as_ref());
-            *job.kind.name == *new.handler && ours.is_some() && theirs.map(|i| &i.key) == ours.map(|i| &i.key)
+        let ours = new.idempotency.as_ref();
+        if ours.is_some() {
+            self.forget_keys();
+        }
+        let is_same = |(handler, key, ..): &&(&str, Idempotency, JobId, Timestamp)| {
+            **handler == *new.handler && ours.is_some_and(|ours| ours.key == key.key)
         };
-        if let Some(job) = self.jobs.iter().find(same) {
-            return if job.idempotency == new.idempotency {
-                Accepted::Existing(job.id)
-            } else {
-                Accepted::Refused(Refusal::IdempotencyMismatch)
+        if let Some((_, key, job, _)) = self.keys.iter().find(is_same) {
+            return match (Some(key) == ours, self.job(*job)) {
+                (false, _) => Accepted::Refused(Refusal::IdempotencyMismatch),
+                (true, Some(_)) => Accepted::Existing(*job),
+                (true, None) => Accepted::Refused(Refusal::ResultGone),
             };
         }
         if self.queued() >= self.capacity {
@@ -172,8 +177,9 @@ impl Model {
             losses: 0,
             due: (due, due),
             ended_at: None,
-            idempotency: new.idempotency.clone(),
         });
+        let until = self.now.plus(self.key_ttl);
+        self.keys.extend(new.idempotency.clone().map(|key| (kind.name, key, new.id, until)));
         self.enter(&lane, kind, new.id);
     }
 
@@ -199,6 +205,17 @@ impl Model {
         held.extend(self.follow_ups.iter().map(|new| lane_name(new, kind(new))));
         self.lanes
             .retain(|lane| !lane.jobs.is_empty() || held.contains(&lane.name) || !lane.state.is_empty());
+    }
+
+    fn forget_keys(&mut self) {
+        let (now, ttl, jobs) = (self.now, self.key_ttl, &self.jobs);
+        let is_live = |id: JobId| jobs.iter().any(|job| job.id == id && !job.status.is_terminal());
+        for (.., job, until) in &mut self.keys {
+            if *until <= now && is_live(*job) {
+                *until = now.plus(ttl);
+            }
+        }
+        self.keys.retain(|(.., until)| now < *until);
     }
 
     fn forget_old(&mut self) {
@@ -521,6 +538,7 @@ impl Model {
             self.lose(lease, alone);
         }
         self.forget_old();
+        self.forget_keys();
         losers
     }
 

@@ -331,7 +331,7 @@ pub fn a_lease_that_is_not_renewed_is_lost_and_one_that_is_renewed_lives(make: M
     let jobs = [bench.submit_to("serial"), bench.submit_to("free")];
     let (mut slow, mut other) = (bench.executor(), bench.executor());
     let leases = slow.leases(2);
-    for _ in 0..5 {
+    for _ in 0..2 {
         bench.pass(9 * SECOND);
         slow.extend();
         other.extend();
@@ -358,6 +358,24 @@ pub fn a_commit_renews_its_lease(make: Make) {
         bench.pass(9 * SECOND);
         assert_eq!(executor.say(&lease, index, succeeded()), COMMITTED);
     }
+}
+
+pub fn a_lease_is_over_at_its_jobs_deadline_however_often_it_is_renewed(make: Make) {
+    let bench = Bench::new(make);
+    let job = bench.submit(cofferdam::ports::NewJob { timeout: Some(5 * SECOND), ..bench.job("free") });
+    let mut hostile = bench.executor();
+    let lease = hostile.lease();
+    for _ in 0..14 {
+        bench.pass(SECOND);
+        hostile.extend();
+    }
+    assert_eq!(bench.status(job), JobStatus::Running, "its timeout, and a grace");
+    bench.pass(SECOND);
+    hostile.extend();
+    assert_eq!((bench.status(job), bench.record(job).deliveries), (JobStatus::Queued, 1), "counted");
+    assert_eq!(hostile.revoked().len(), 1);
+    assert_eq!(hostile.say(&lease, 0, succeeded()), CommitResult::Fenced);
+    assert_eq!(bench.executor().finish_everything(), [job]);
 }
 
 pub fn a_timeout_ends_the_run_and_its_rest_is_uncounted(make: Make) {

@@ -66,19 +66,134 @@ pub fn an_idempotency_key_is_its_owners_and_its_handlers(make: Make) {
     assert_eq!(bench.executor().finish_everything().len(), 4);
 }
 
-pub fn an_idempotency_key_lives_as_long_as_its_jobs_record(make: Make) {
-    let bench = Bench::new(make);
-    let again = || bench.try_submit(with_key(bench.job("free"), "k", 1));
-    // While its job has not ended it lives however long that takes; then as long as the record.
+pub fn an_idempotency_key_lives_for_its_own_time_and_while_its_job_does(make: Make) {
+    let bench = Bench::with(make, |settings| settings.retain_records = 1);
+    let again = |key| bench.try_submit(with_key(bench.job("free"), key, 1));
     let job = bench.submit(with_key(bench.job("free"), "k", 1));
-    bench.pass(2000 * SECOND);
-    assert_eq!(existing(again()).0, job);
     bench.executor().finish_everything();
-    bench.pass(599 * SECOND);
-    assert_eq!(existing(again()), (job, JobStatus::Succeeded));
-    bench.pass(SECOND);
+    assert_eq!(existing(again("k")), (job, JobStatus::Succeeded));
+    // However much comes after it, and however soon its result goes: no second run.
+    bench.submit_many("free", 50);
+    bench.executor().finish_everything();
     assert_eq!(bench.find(job), None);
-    assert_eq!(again(), Submitted::New);
+    assert_eq!(again("k"), Submitted::Refused(Refusal::ResultGone));
+    let other = with_key(bench.job("free"), "k", 2);
+    assert_eq!(bench.try_submit(other), Submitted::Refused(Refusal::IdempotencyMismatch));
+    bench.pass(1800 * SECOND - Duration::from_micros(1));
+    assert_eq!(again("k"), Submitted::Refused(Refusal::ResultGone));
+    bench.pass(SECOND);
+    assert_eq!(again("k"), Submitted::New);
+    // While its job has not ended it lives however long that takes.
+    bench.executor().finish_everything();
+    let slow = bench.submit(with_key(bench.job("free"), "slow", 1));
+    bench.pass(4000 * SECOND);
+    assert_eq!(existing(again("slow")), (slow, JobStatus::Queued));
+}
+
+pub fn failures_outlive_successes_with_their_payload(make: Make) {
+    let bench = Bench::with(make, |settings| settings.retain_records = 3);
+    let mut executor = bench.executor();
+    let original = NewJob { awaited: true, ..bench.job("free") };
+    let failing = bench.submit(original.clone());
+    let lease = executor.lease();
+    assert_eq!(executor.say(&lease, 0, failed()), COMMITTED);
+    bench.submit_many("free", 20);
+    executor.finish_everything();
+    bench.pass(1200 * SECOND - Duration::from_micros(1));
+    assert_eq!(bench.status(failing), JobStatus::Failed, "whoever waited for it");
+    assert!(bench.retry(failing).is_ok());
+    let lease = executor.lease();
+    assert_eq!((ids(&lease), &lease.jobs[0].payload), (vec![failing], &original.payload));
+    assert_eq!(executor.say(&lease, 0, failed()), COMMITTED);
+    bench.pass(1200 * SECOND);
+    assert_eq!(bench.find(failing), None);
+}
+
+pub fn follow_ups_find_room_up_to_twice_the_capacity_and_the_first_always(make: Make) {
+    let bench = Bench::with(make, |settings| settings.capacity = 10);
+    let following = |count| {
+        let follow_ups = vec![follow_up("free"); count];
+        succeeded_with(Effects { follow_ups, ..Effects::default() })
+    };
+    let parent = bench.submit_to("serial2");
+    let mut executor = bench.executor();
+    let lease = executor.lease();
+    bench.submit_many("free", 10);
+    // More than there is room for: nothing of the outcome took hold, and it was nobody's fault.
+    assert_eq!(executor.say(&lease, 0, following(11)), COMMITTED);
+    assert_eq!((bench.status(parent), bench.record(parent).deliveries), (JobStatus::Queued, 0));
+    assert!(matches!(bench.record(parent).waiting_for, Some(WaitingFor::Backoff(_))));
+    bench.pass(SECOND);
+    bench.pause("free", true);
+    let lease = executor.lease();
+    assert_eq!((ids(&lease), lease.jobs[0].delivery), (vec![parent], 2));
+    assert_eq!(executor.say(&lease, 0, following(10)), COMMITTED);
+    assert_eq!(bench.status(parent), JobStatus::Succeeded);
+    bench.pause("free", false);
+    let mut chain = bench.executor();
+    let lease = chain.lease();
+    assert_eq!(chain.say(&lease, 0, following(1)), COMMITTED, "a chain goes on");
+    assert_eq!(bench.status(ids(&lease)[0]), JobStatus::Succeeded);
+    let lease = chain.lease();
+    assert_eq!(chain.say(&lease, 0, following(2)), COMMITTED);
+    assert_eq!(bench.status(ids(&lease)[0]), JobStatus::Queued, "but does not fork");
+}
+
+pub fn all_states_and_contexts_together_are_bounded(make: Make) {
+    let bench = Bench::with(make, |settings| settings.states_max = 100_000);
+    let mut executor = bench.executor();
+    let large = "x".repeat(30_000);
+    let mut ends = Vec::new();
+    for key in ["a", "b", "c", "d", "e"] {
+        let job = bench.submit_keyed(key);
+        let lease = executor.lease();
+        assert_eq!(executor.say(&lease, 0, state(vec![set("k", &large)])), COMMITTED);
+        ends.push(bench.status(job));
+    }
+    use JobStatus::{Failed, Succeeded};
+    assert_eq!(ends, [Succeeded, Succeeded, Succeeded, Failed, Failed]);
+    // What is there can change and shrink, and makes room.
+    let mut change = |key, outcome| {
+        let job = bench.submit_keyed(key);
+        let lease = executor.lease();
+        assert_eq!(executor.say(&lease, 0, outcome), COMMITTED);
+        bench.status(job)
+    };
+    assert_eq!(change("a", state(vec![set("k", "small")])), Succeeded);
+    assert_eq!(change("d", state(vec![set("k", &large)])), Succeeded);
+    let context = vec![set("k", &large)];
+    assert_eq!(change("e", succeeded_with(Effects { context, ..Effects::default() })), Failed);
+}
+
+pub fn a_result_that_must_be_one_line_is_one(make: Make) {
+    let bench = Bench::new(make);
+    let job = bench.submit(NewJob { one_line: true, ..bench.job("free") });
+    let mut executor = bench.executor();
+    let lease = executor.lease();
+    let lines = Outcome::Succeeded(Payload::json(*b"1\n\"forged\""), Effects::default());
+    assert_eq!(executor.say(&lease, 0, lines), COMMITTED);
+    assert_eq!(bench.error(job).code, cofferdam::problem::Code::HandlerFailed);
+}
+
+pub fn the_age_of_what_waits_is_seen_behind_a_head_that_is_delayed_or_parked(make: Make) {
+    let bench = Bench::new(make);
+    let oldest = |handler: &str| {
+        let stats = bench.backend.producer().stats().unwrap();
+        stats.handlers.iter().find(|figures| *figures.handler == *handler).unwrap().oldest
+    };
+    bench.submit(NewJob { delay: 1000 * SECOND, ..bench.job("serial") });
+    bench.submit_to("serial");
+    bench.pass(10 * SECOND);
+    assert_eq!(oldest("serial"), 10 * SECOND, "its own delay does not count, that of the head does");
+    let dead = bench.submit_to("parking");
+    let mut executor = bench.executor();
+    let lease = executor.lease();
+    assert_eq!(executor.say(&lease, 0, crashed()), COMMITTED);
+    assert_eq!(bench.status(dead), JobStatus::Dead);
+    bench.submit_to("parking");
+    bench.pass(5 * SECOND);
+    assert_eq!(oldest("parking"), 5 * SECOND);
+    assert_eq!(oldest("free"), Duration::ZERO);
 }
 
 pub fn a_submission_that_is_repeated_is_one_job(make: Make) {
@@ -117,14 +232,14 @@ pub fn a_full_queue_refuses_but_not_follow_ups_and_redeliveries(make: Make) {
         key.id,
         "to join is no job"
     );
-    let follow_ups = vec![follow_up("free"); 5];
+    let follow_ups = vec![follow_up("free"); 4];
     let effects = Effects { follow_ups, ..Effects::default() };
     assert_eq!(executor.say(&lease, 0, succeeded_with(effects)), COMMITTED);
     assert_eq!(executor.say(&lease, 1, retry()), COMMITTED);
     assert!(full());
     bench.pass(SECOND);
-    // 5 follow-ups, 1 redelivery and its neighbour, the delayed one, the one with the key.
-    assert_eq!(executor.finish_everything().len(), 9);
+    // 4 follow-ups, 1 redelivery and its neighbour, the delayed one, the one with the key.
+    assert_eq!(executor.finish_everything().len(), 8);
     assert!(!full());
     let jobs = bench.submit_many("serial", 3);
     assert!(full());
@@ -163,10 +278,16 @@ pub fn an_awaited_record_goes_earlier_unless_it_has_a_key(make: Make) {
     bench.pass(30 * SECOND - Duration::from_micros(1));
     assert_eq!(kept(), [true; 5], "counted from the end");
     bench.pass(Duration::from_micros(1));
-    assert_eq!(kept(), [true, false, true, false, true], "who retries does not wait any more");
+    assert_eq!(kept(), [true, false, true, true, true], "who retries does not wait any more");
     bench.pass(570 * SECOND - Duration::from_micros(1));
-    assert_eq!(kept(), [true, false, true, false, true]);
+    assert_eq!(kept(), [true, false, true, true, true]);
     bench.pass(Duration::from_micros(1));
+    assert_eq!(
+        kept(),
+        [false, false, false, true, false],
+        "what did not succeed is kept for a time of its own"
+    );
+    bench.pass(600 * SECOND);
     assert_eq!(kept(), [false; 5]);
 }
 
@@ -216,7 +337,9 @@ pub fn a_record_larger_than_all_that_is_kept_is_answered_and_goes_with_the_next_
     executor.die();
     assert_eq!(bench.cancel(parked).status, JobStatus::Dead);
     bench.submit_to("free");
-    assert_eq!(bench.executor().finish_everything().len(), 1);
+    let mut executor = bench.executor();
+    let lease = executor.lease();
+    assert_eq!(executor.say(&lease, 0, failed()), COMMITTED);
     assert!([cancelled, failing, parked].iter().all(|id| bench.find(*id).is_none()));
 }
 
@@ -257,7 +380,7 @@ pub fn nothing_is_kept_for_ever(make: Make) {
             executor.finish_everything();
             inbox.take(100);
         }
-        bench.pass(1000 * SECOND);
+        bench.pass(4000 * SECOND);
         executor.claims_nothing();
         bench.backend.sizes()
     };

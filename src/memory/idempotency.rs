@@ -1,0 +1,79 @@
+//! Idempotency keys: kept for a time of their own, however soon the records of their jobs go.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::Timestamp;
+use crate::job::JobId;
+
+/// Owner, handler, key.
+pub(super) type Scope = (Arc<str>, Arc<str>, Arc<str>);
+
+/// What a key is bound to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bound {
+    pub(super) job: JobId,
+    /// Of the payload that it was first used with.
+    pub(super) fingerprint: [u8; 32],
+}
+
+/// All keys. Each lives equally long from its first use, so they go in the order in which they came; one whose job has not
+/// ended is kept for as long again.
+#[derive(Debug)]
+pub(super) struct Keys {
+    bound: HashMap<Scope, Bound>,
+    order: VecDeque<(Timestamp, Scope)>,
+    ttl: Duration,
+    most: usize,
+    /// How many went before their time.
+    pub(super) evicted: u64,
+    /// When that was last said.
+    said_at: Option<Timestamp>,
+}
+
+impl Keys {
+    pub(super) fn new(ttl: Duration, most: usize) -> Keys {
+        let (bound, order) = Default::default();
+        Keys { bound, order, ttl, most, evicted: 0, said_at: None }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.bound.len()
+    }
+
+    /// What the key is bound to.
+    pub(super) fn get(&self, scope: &Scope) -> Option<Bound> {
+        self.bound.get(scope).copied()
+    }
+
+    /// Binds a key that is not bound. True: it took the place of the oldest one, which should be said.
+    pub(super) fn bind(&mut self, scope: Scope, bound: Bound, now: Timestamp) -> bool {
+        const SAY_EVERY: Duration = Duration::from_secs(60);
+        self.order.push_back((now.plus(self.ttl), scope.clone()));
+        self.bound.insert(scope, bound);
+        if self.bound.len() <= self.most {
+            return false;
+        }
+        self.evicted += u64::from(self.drop_oldest());
+        let is_to_be_said = self.said_at.is_none_or(|at| now.since(at) >= SAY_EVERY);
+        self.said_at = if is_to_be_said { Some(now) } else { self.said_at };
+        is_to_be_said
+    }
+
+    /// Frees those whose time is up and whose job has ended.
+    pub(super) fn expire(&mut self, now: Timestamp, has_ended: impl Fn(JobId) -> bool) {
+        while self.order.front().is_some_and(|(until, _)| *until <= now) {
+            let Some((_, scope)) = self.order.pop_front() else { return };
+            if self.bound.get(&scope).is_some_and(|bound| has_ended(bound.job)) {
+                self.bound.remove(&scope);
+            } else {
+                self.order.push_back((now.plus(self.ttl), scope));
+            }
+        }
+    }
+
+    fn drop_oldest(&mut self) -> bool {
+        self.order.pop_front().is_some_and(|(_, scope)| self.bound.remove(&scope).is_some())
+    }
+}
