@@ -59,10 +59,11 @@ impl Deployment {
 
     fn of(config: Config, config_text: Arc<str>, registry: &Registry, clock: Clock) -> Deployment {
         let groups = &config.runtime.platform.process_groups;
-        let specs = config.handlers.iter().map(|(name, options)| HandlerSpec {
-            name: Arc::from(name.as_str()),
-            group: groups.iter().position(|group| group.runs(name)).unwrap_or(0),
-            options: options.clone(),
+        let specs = config.handlers.iter().map(|(name, options)| {
+            let group = groups.iter().position(|group| group.runs(name)).unwrap_or(0);
+            let named = &groups[group].follow_ups;
+            let follow_ups = named.iter().all(|name| name != "*").then(|| Arc::from(&**named));
+            HandlerSpec { follow_ups, ..HandlerSpec::new(&**name, group, options.clone()) }
         });
         Deployment { specs: specs.collect(), config, config_text, registry: registry.clone(), clock }
     }

@@ -15,8 +15,44 @@ use crate::limits::ORDERING_KEY_BYTES;
 pub enum HandlerError {
     /// Try again later.
     Retry(String),
+    /// Try again after this long (at most 7 days).
+    RetryAfter(Duration, String),
     /// It cannot be done.
     Fail(String),
+}
+
+impl HandlerError {
+    /// Try again after this long (at most 7 days), whatever the backoff would be; it counts as a delivery.
+    pub fn retry_after(after: Duration, why: impl Into<String>) -> HandlerError {
+        HandlerError::RetryAfter(after, why.into())
+    }
+}
+
+/// What `?` makes of a message, such as those of [`crate::JobContext::submit`]: it cannot be done.
+impl From<String> for HandlerError {
+    fn from(why: String) -> HandlerError {
+        HandlerError::Fail(why)
+    }
+}
+
+impl From<&str> for HandlerError {
+    fn from(why: &str) -> HandlerError {
+        HandlerError::Fail(why.into())
+    }
+}
+
+/// A payload that is not what the handler reads is not so the next time either.
+impl From<serde_json::Error> for HandlerError {
+    fn from(error: serde_json::Error) -> HandlerError {
+        HandlerError::Fail(error.to_string())
+    }
+}
+
+/// What the system refuses now, it may grant later.
+impl From<std::io::Error> for HandlerError {
+    fn from(error: std::io::Error) -> HandlerError {
+        HandlerError::Retry(error.to_string())
+    }
 }
 
 /// How a job comes again that did not work: exponential backoff with full jitter (Brooker, "Exponential Backoff And
@@ -170,6 +206,20 @@ pub struct HandlerSpec {
     pub group: usize,
     /// The config's word included.
     pub options: HandlerOptions,
+    /// Which handlers its group may submit to; `None`: all.
+    pub follow_ups: Option<Arc<[String]>>,
+}
+
+impl HandlerSpec {
+    /// One whose group may submit to all handlers.
+    pub fn new(name: impl Into<Arc<str>>, group: usize, options: HandlerOptions) -> HandlerSpec {
+        HandlerSpec { name: name.into(), group, options, follow_ups: None }
+    }
+
+    /// True if its jobs may submit jobs of this handler.
+    pub fn may_submit_to(&self, handler: &str) -> bool {
+        self.follow_ups.as_ref().is_none_or(|names| names.iter().any(|name| name == handler))
+    }
 }
 
 /// True for a name that can stand in a URL, a metric label and a config path.

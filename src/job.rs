@@ -302,8 +302,8 @@ pub enum Outcome {
     Succeeded(Payload, Effects),
     /// Terminal at once.
     Failed(JobError),
-    /// To be delivered again after a backoff, by the handler's own word.
-    Retry(String),
+    /// To be delivered again by the handler's own word: after a backoff, or after its own time, and why.
+    Retry(String, Option<Duration>),
     /// The handler panicked or its program was killed.
     Crashed(String),
     /// The handler's deadline passed.

@@ -210,7 +210,7 @@ mod tests {
     use crate::job::JobStatus;
 
     fn pump(options: HandlerOptions, mode: SinkMode, window: usize) -> Pump {
-        let handler = HandlerSpec { name: Arc::from("x"), group: 0, options };
+        let handler = HandlerSpec::new("x", 0, options);
         Pump::new(handler, mode, window, Trace { id: [1; 16], span: [1; 8] }, InstanceId(1))
     }
 

@@ -109,7 +109,7 @@ impl Schedule {
             let max_deliveries = (kind.max_deliveries != MAX_DELIVERIES).then_some(kind.max_deliveries);
             let options =
                 HandlerOptions { concurrency: kind.concurrency, max_deliveries, on_dead, ..options };
-            HandlerSpec { name: Arc::from(kind.name), group: 0, options }
+            HandlerSpec::new(kind.name, 0, options)
         };
         let rules = Rules {
             capacity: 60,
@@ -356,7 +356,7 @@ impl Schedule {
     fn outcome(&mut self, is_ordered: bool, may_follow_up: &mut bool) -> Outcome {
         match self.below(20) {
             0 => Outcome::Failed(JobError::new(Code::HandlerFailed, "no")),
-            1..3 => Outcome::Retry("later".into()),
+            1..3 => Outcome::Retry("later".into(), None),
             3 => Outcome::Crashed("oops".into()),
             4 => Outcome::TimedOut,
             _ => {

@@ -106,7 +106,7 @@ struct Scene {
 
 /// One handler, `h`, which is ordered.
 fn scene(workers: usize, clock: Clock, handler: impl Handler + 'static) -> Scene {
-    let spec = HandlerSpec { name: Arc::from("h"), group: 0, options: HandlerOptions::serial() };
+    let spec = HandlerSpec::new("h", 0, HandlerOptions::serial());
     let handlers: Vec<(HandlerSpec, Arc<dyn Handler>)> = vec![(spec, Arc::new(handler))];
     let script = Script::default();
     let consumer = script.clone();

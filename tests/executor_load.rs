@@ -48,7 +48,7 @@ struct Scene {
 /// Three handlers with the same code: `free`, `serial`, and `keyed`.
 fn scene(handler: impl Handler + 'static) -> Scene {
     let code: Arc<dyn Handler> = Arc::new(handler);
-    let spec = |(name, options)| HandlerSpec { name: Arc::from(name), group: 0, options };
+    let spec = |(name, options)| HandlerSpec::new(name, 0, options);
     let kinds = [
         ("free", HandlerOptions::default()),
         ("serial", HandlerOptions::serial()),

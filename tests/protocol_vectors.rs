@@ -139,7 +139,11 @@ fn executors_frames() -> Vec<(&'static str, u64, ToBroker)> {
         ("part", 1, ToBroker::Part(part)),
         ("outcome.succeeded", 1, outcome(FIRST, 1, 7, succeeded)),
         ("outcome.failed", 1, outcome(SECOND, 1, 9, failed)),
-        ("outcome.retry", 2, outcome(SECOND, 2, 9, Outcome::Retry("later".into()))),
+        (
+            "outcome.retry",
+            2,
+            outcome(SECOND, 2, 9, Outcome::Retry("later".into(), Some(Duration::from_millis(5_000)))),
+        ),
         ("outcome.crashed", 3, outcome(SECOND, 3, 9, crashed)),
         ("outcome.timed_out", 4, outcome(SECOND, 4, 9, Outcome::TimedOut)),
         ("release", 5, ToBroker::Release),

@@ -43,7 +43,7 @@ impl Deployment {
             grace: seconds(5),
             ..Rules::default()
         };
-        let spec = |name: &str, options| HandlerSpec { name: Arc::from(name), group: 0, options };
+        let spec = |name: &str, options| HandlerSpec::new(name, 0, options);
         let settings = Settings {
             redis: server::config(),
             prefix: format!("{{{row}}}:"),

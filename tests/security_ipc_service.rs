@@ -349,7 +349,7 @@ fn c2_an_end_of_file_inside_a_frame_is_malformed_and_one_between_frames_is_not()
 #[test]
 fn as_many_and_as_large_follow_ups_as_a_handler_may_submit_are_committed() {
     const PAYLOAD: usize = 8_192;
-    let spec = HandlerSpec { name: Arc::from("free"), group: 0, options: HandlerOptions::default() };
+    let spec = HandlerSpec::new("free", 0, HandlerOptions::default());
     let rules = Rules {
         capacity: 10_000,
         visibility: Duration::from_secs(30),

@@ -237,9 +237,10 @@ fn put_outcome(out: &mut Vec<u8>, outcome: &Outcome) {
             put_text(out, error.code.as_str());
             put_text(out, &error.detail);
         }
-        Outcome::Retry(detail) => {
+        Outcome::Retry(detail, after) => {
             out.push(2);
             put_text(out, detail);
+            out.extend_from_slice(&after.map_or(0, |after| millis(after).max(1)).to_be_bytes());
         }
         Outcome::Crashed(detail) => {
             out.push(3);
@@ -263,7 +264,10 @@ fn outcome(fields: &mut Cursor) -> Result<Outcome, Reject> {
             let code = code.filter(|code| own.contains(code)).ok_or(Reject::Malformed)?;
             Outcome::Failed(JobError::new(code, detail(fields)?))
         }
-        2 => Outcome::Retry(detail(fields)?),
+        2 => Outcome::Retry(
+            detail(fields)?,
+            Some(fields.u64()?).filter(|ms| *ms > 0).map(Duration::from_millis),
+        ),
         3 => Outcome::Crashed(detail(fields)?),
         4 => Outcome::TimedOut,
         _ => return Err(Reject::Malformed),
@@ -399,7 +403,8 @@ mod tests {
             ToBroker::Room(8),
             said(Outcome::Succeeded(Payload::json(*b"{}"), effects.clone())),
             said(Outcome::Failed(JobError::new(Code::HandlerFailed, "no"))),
-            said(Outcome::Retry("later".into())),
+            said(Outcome::Retry("later".into(), None)),
+            said(Outcome::Retry("later".into(), Some(Duration::from_millis(5_000)))),
             said(Outcome::Crashed("oh".into())),
             said(Outcome::TimedOut),
             ToBroker::Release,

@@ -151,7 +151,7 @@ impl Books {
         let RunJob { delivery, fence, .. } = active.jobs[index];
         let changed = matches!(&outcome, Outcome::Succeeded(_, effects) if !effects.state.is_empty());
         active.version = if changed { Version(fence) } else { builds_on };
-        active.keeps_state &= !matches!(outcome, Outcome::Retry(_) | Outcome::Crashed(_));
+        active.keeps_state &= !matches!(outcome, Outcome::Retry(..) | Outcome::Crashed(_));
         self.requests.commits.push(Commit { lease, job, delivery, builds_on, outcome });
         self.finished += 1;
         if is_late {

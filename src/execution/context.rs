@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::run::{RunMaps, RunStop, bytes_of};
 use crate::clock::Timestamp;
-use crate::handler::{HandlerError, HandlerOptions, HandlerSpec};
+use crate::handler::{HandlerError, HandlerOptions, HandlerSpec, Ordering};
 use crate::job::{Change, Effects, Entries, FollowUp, JobId, Payload, Trace, Version, entry_bytes};
 use crate::limits::{
     CONTEXT_BYTES, DELAY_MAX, FOLLOW_UP_OVERHEAD_BYTES, FOLLOW_UPS, FOLLOW_UPS_BYTES, MAP_NAME_BYTES,
@@ -113,7 +113,7 @@ pub struct JobContext<'a> {
     pub(super) maps: &'a mut RunMaps,
     pub(super) stop: &'a RunStop,
     pub(super) deadline: Timestamp,
-    pub(super) is_ordered: bool,
+    pub(super) spec: &'a HandlerSpec,
     pub(super) handlers: &'a Handlers,
     pub(super) staging: Staging,
 }
@@ -130,7 +130,8 @@ impl JobContext<'_> {
     /// The lane's state; `None` if the handler is not ordered. Already loaded: reads never wait or fail.
     pub fn state(&mut self) -> Option<StagedMap<'_>> {
         let (committed, staged) = (&self.maps.state, &mut self.staging.state);
-        self.is_ordered.then_some(StagedMap { committed, staged })
+        let is_ordered = self.spec.options.ordering != Ordering::None;
+        is_ordered.then_some(StagedMap { committed, staged })
     }
 
     /// The trace's context: shared by all jobs of one trace, for `kv.context_ttl_seconds` after its last use.
@@ -143,7 +144,7 @@ impl JobContext<'_> {
     /// unless given.
     ///
     /// # Errors
-    /// The handler is unknown, the payload has no ordering key where one is needed, the delay is longer than 7 days, or
+    /// The handler is unknown, or not one that this group may submit to, the payload has no ordering key where one is needed, the delay is longer than 7 days, or
     /// there are too many.
     pub fn submit(
         &mut self,
@@ -154,6 +155,9 @@ impl JobContext<'_> {
     ) -> Result<(), String> {
         let known = self.handlers.iter().find(|(spec, _)| *spec.name == *handler);
         let (spec, _) = known.ok_or_else(|| format!("there is no handler {handler}"))?;
+        if !self.spec.may_submit_to(handler) {
+            return Err(format!("the group of {} may not submit to {handler}", self.spec.name));
+        }
         if self.staging.follow_ups.len() == FOLLOW_UPS {
             return Err(format!("a job submits at most {FOLLOW_UPS} follow-ups"));
         }

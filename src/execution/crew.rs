@@ -25,7 +25,7 @@ use super::deck::{Deck, Next};
 use super::run::{Done, Run, RunMaps, RunStop};
 use crate::bell::{Bell, lock};
 use crate::clock::{Clock, Timestamp};
-use crate::handler::{HandlerError, Ordering};
+use crate::handler::HandlerError;
 use crate::job::Outcome;
 use crate::limits::ERROR_DETAIL_BYTES;
 use crate::ports::{BackendError, Consumer, LeasedJob, Rules};
@@ -230,7 +230,7 @@ impl<H: Helm> Crew<H> {
             let at = self.outfit.clock.now();
             // The books take one that is late for timed out, which ends the run.
             let is_late = started.plus(timeout) < at;
-            let ends_run = is_late || matches!(outcome, Outcome::Retry(_) | Outcome::Crashed(_));
+            let ends_run = is_late || matches!(outcome, Outcome::Retry(..) | Outcome::Crashed(_));
             self.deck.count_job(at.since(started));
             started = at;
             if self.deck.put_done(Done::Outcome { lease, job: id, outcome, builds_on, at }, at) {
@@ -261,7 +261,7 @@ impl<H: Helm> Crew<H> {
             maps,
             stop,
             deadline: self.outfit.clock.now().plus(job.0.spec.timeout),
-            is_ordered: spec.options.ordering != Ordering::None,
+            spec,
             handlers: &self.outfit.handlers,
             staging: Staging::default(),
         };
@@ -269,7 +269,10 @@ impl<H: Helm> Crew<H> {
         let said = catch_unwind(AssertUnwindSafe(|| code.handle(&job, &mut cx)));
         let payload = match said {
             Ok(Ok(payload)) => payload,
-            Ok(Err(HandlerError::Retry(detail))) => return Outcome::Retry(clip(detail)),
+            Ok(Err(HandlerError::Retry(detail))) => return Outcome::Retry(clip(detail), None),
+            Ok(Err(HandlerError::RetryAfter(after, detail))) => {
+                return Outcome::Retry(clip(detail), Some(after));
+            }
             Ok(Err(HandlerError::Fail(detail))) => return failed(Code::HandlerFailed, clip(detail)),
             Err(panic) => return Outcome::Crashed(clip(panic_text(&*panic))),
         };

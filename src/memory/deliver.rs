@@ -257,7 +257,7 @@ impl Broker {
             return true;
         }
         let refused = self.refuses(&commit, lane_number, now);
-        let publishes = !matches!(commit.outcome, Outcome::Retry(_) | Outcome::Crashed(_));
+        let publishes = !matches!(commit.outcome, Outcome::Retry(..) | Outcome::Crashed(_));
         // An executor goes on with the run before it knows what became of an outcome, but not after these.
         let rest = if publishes { Rest::MayHaveBegun } else { Rest::NotBegun };
         if publishes {
@@ -306,7 +306,7 @@ impl Broker {
     /// the job again for ever.
     pub(super) fn disbelieve(&mut self, number: u64, why: &str, now: Timestamp) {
         let running = self.leases[&number].jobs[0];
-        self.again(running, Cause::ExecutorLost, why.into(), now);
+        self.again(running, Cause::ExecutorLost, why.into(), None, now);
         self.end_lease(number, Rest::MayHaveBegun, now);
     }
 
@@ -324,7 +324,8 @@ impl Broker {
         // An entry or a payload that does not fit a frame would end each connection that is given its lane.
         let most = self.rules.max_payload;
         let mut values = effects.state.iter().chain(&effects.context).filter_map(|it| it.value.as_ref());
-        let spec = &self.jobs[&commit.job].record.spec;
+        let entry = &self.jobs[&commit.job];
+        let (spec, own) = (&entry.record.spec, &self.handlers[entry.handler].spec);
         let map = self.lanes[&lane].map.as_ref();
         let state = map.map_or(0, |map| self.maps.bytes_after(map, &effects.state, now));
         let context = match &*effects.context {
@@ -359,6 +360,8 @@ impl Broker {
             (Code::HandlerFailed, "the follow-ups exceed their bounds")
         } else if jobs.iter().any(|job| !self.handler_index.contains_key(&job.handler)) {
             (Code::HandlerFailed, "a follow-up names an unknown handler")
+        } else if jobs.iter().any(|job| !own.may_submit_to(&job.handler)) {
+            (Code::HandlerFailed, "a follow-up names a handler that this group may not submit to")
         } else {
             return None;
         };
@@ -371,7 +374,7 @@ impl Broker {
             Outcome::Succeeded(payload, effects) => {
                 self.apply_effects(job, effects, now);
                 if is_off(Control::AtomicCommit) && self.jobs[&job].record.deliveries == 1 {
-                    self.again(job, Cause::ExecutorLost, String::new(), now);
+                    self.again(job, Cause::ExecutorLost, String::new(), None, now);
                     return false;
                 }
                 (JobEvent::Succeed, Ok(payload))
@@ -382,12 +385,12 @@ impl Broker {
                 self.finish(job, JobEvent::TimeOut, Err(error), now);
                 return false;
             }
-            Outcome::Retry(detail) => {
-                self.again(job, Cause::RetriesExhausted, detail, now);
+            Outcome::Retry(detail, after) => {
+                self.again(job, Cause::RetriesExhausted, detail, after, now);
                 return false;
             }
             Outcome::Crashed(detail) => {
-                self.again(job, Cause::HandlerCrashed, detail, now);
+                self.again(job, Cause::HandlerCrashed, detail, None, now);
                 return false;
             }
         };
@@ -412,8 +415,8 @@ impl Broker {
         }
     }
 
-    /// A delivery that came to nothing: queued again after a backoff, or dead.
-    fn again(&mut self, job: JobId, cause: Cause, detail: String, now: Timestamp) {
+    /// A delivery that came to nothing: queued again after a backoff or its own time, or dead.
+    fn again(&mut self, job: JobId, cause: Cause, detail: String, after: Option<Duration>, now: Timestamp) {
         let entry = &self.jobs[&job];
         let (deliveries, losses, trace) = (entry.record.deliveries, entry.losses, entry.record.spec.trace);
         let most = self.max_deliveries(entry.handler);
@@ -425,6 +428,7 @@ impl Broker {
             return;
         }
         let backoff = match cause {
+            _ if after.is_some() => after.unwrap_or_default().min(DELAY_MAX),
             Cause::ExecutorLost if losses < LOSSES_TO_BE_ALONE => Duration::ZERO,
             Cause::ExecutorLost => self.backoff(job, losses - 1),
             Cause::RetriesExhausted | Cause::HandlerCrashed => self.backoff(job, deliveries),
@@ -529,7 +533,7 @@ impl Broker {
             if losses == LOSSES_TO_BE_ALONE {
                 self.note(Level::Info, "job.suspect", job, trace, Cause::ExecutorLost.as_str());
             }
-            self.again(job, Cause::ExecutorLost, "its executor was lost".into(), now);
+            self.again(job, Cause::ExecutorLost, "its executor was lost".into(), None, now);
         }
         self.make_ready(lease.lane, now);
     }

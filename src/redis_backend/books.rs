@@ -78,7 +78,7 @@ impl Told {
         if !held {
             return;
         }
-        if !matches!(self.commit.outcome, Outcome::Retry(_) | Outcome::Crashed(_)) {
+        if !matches!(self.commit.outcome, Outcome::Retry(..) | Outcome::Crashed(_)) {
             self.spec.iter().for_each(|spec| log_job("reply.published", spec));
         }
         self.next.iter().for_each(|next| log_job("queue.claimed", next));

@@ -147,7 +147,7 @@ impl Sealing<'_> {
                 let error = JobError::new(Code::HandlerTimedOut, "the handler's timeout passed");
                 ("timed_out", JobStatus::TimedOut, Err(error))
             }
-            Outcome::Retry(detail) => ("retry", JobStatus::Dead, dead(detail, Cause::RetriesExhausted)),
+            Outcome::Retry(detail, _) => ("retry", JobStatus::Dead, dead(detail, Cause::RetriesExhausted)),
             Outcome::Crashed(detail) => ("crashed", JobStatus::Dead, dead(detail, Cause::HandlerCrashed)),
         };
         #[allow(clippy::cast_precision_loss, reason = "a jitter between 0 and 1")]

@@ -280,13 +280,13 @@ fn library() -> (String, String) {
 /// Handlers and rules, see scripts/lib.lua.
 fn config(settings: &Settings) -> Json {
     let rules = &settings.rules;
-    let handlers = settings.handlers.iter().map(|HandlerSpec { name, group, options }| {
+    let handlers = settings.handlers.iter().map(|HandlerSpec { name, group, options, follow_ups }| {
         let deliveries = options.max_deliveries.unwrap_or(rules.max_deliveries);
         let is_ordered = options.ordering != Ordering::None;
         let retry = options.retry.unwrap_or(rules.retry);
         let of = json!({
             "g": group, "c": options.concurrency, "o": is_ordered, "d": deliveries, "p": options.on_dead == OnDead::Park,
-            "rb": 1_000 * retry.base_ms, "rm": 1_000 * retry.max_ms,
+            "fu": follow_ups.as_deref(), "rb": 1_000 * retry.base_ms, "rm": 1_000 * retry.max_ms,
         });
         (name.to_string(), of)
     });

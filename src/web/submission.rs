@@ -146,7 +146,7 @@ mod tests {
     ) -> Result<(Kind, NewJob), Refused> {
         let text = format!("POST /v1/jobs/x{query} HTTP/1.1\r\nHost: a\r\n{headers}\r\n");
         let (head, _) = parse_head(text.as_bytes(), 4_096).unwrap().unwrap();
-        let spec = HandlerSpec { name: Arc::from("x"), group: 0, options };
+        let spec = HandlerSpec::new("x", 0, options);
         let trace = Trace { id: [1; 16], span: [1; 8] };
         super::read(&head, &spec, Arc::from(body.as_bytes()), JobId([1; 16]), trace, InstanceId(1))
     }

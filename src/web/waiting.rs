@@ -363,7 +363,7 @@ mod tests {
     use crate::web::questions::Answered;
 
     fn gate() -> Gate {
-        let spec = HandlerSpec { name: Arc::from("x"), group: 0, options: HandlerOptions::default() };
+        let spec = HandlerSpec::new("x", 0, HandlerOptions::default());
         let web = json!({
             "bind": "", "max_inflight": 10, "max_body_bytes": 1_024, "max_batch_bytes": 1_024,
             "allowed_hosts": [], "auth": { "mode": "none", "token_file": null },

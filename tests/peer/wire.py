@@ -282,7 +282,7 @@ CODES = ("handler_failed", "state_too_large", "result_too_large")
 RESULT = Choice(
     ("succeeded", {"payload": PAYLOAD, "effects": EFFECTS}),
     ("failed", {"code": Text(one_of=CODES), "detail": DETAIL}),
-    ("retry", {"detail": DETAIL}),
+    ("retry", {"detail": DETAIL, "after_ms": U64}),
     ("crashed", {"detail": DETAIL}),
     ("timed_out", {}),
 )

@@ -65,7 +65,7 @@ impl Side {
             grace: Duration::from_secs(1),
             ..Rules::default()
         };
-        let spec = |name, options| HandlerSpec { name: Arc::from(name), group: 0, options };
+        let spec = |name, options| HandlerSpec::new(name, 0, options);
         let handlers =
             vec![spec("free", HandlerOptions::default()), spec("serial", HandlerOptions::serial())];
         let clock = Clock::manual(Timestamp(1_700_000_000_000_000));

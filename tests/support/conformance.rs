@@ -134,8 +134,7 @@ impl Settings {
 impl Default for Settings {
     /// Handlers named for what they are: see the table inside.
     fn default() -> Settings {
-        let spec =
-            |(name, group, options): (&str, usize, _)| HandlerSpec { name: Arc::from(name), group, options };
+        let spec = |(name, group, options): (&str, usize, _)| HandlerSpec::new(name, group, options);
         let free = HandlerOptions::default;
         let serial = HandlerOptions::serial;
         let handlers = [
@@ -523,7 +522,7 @@ pub fn failed() -> Outcome {
 }
 
 pub fn retry() -> Outcome {
-    Outcome::Retry("not yet".into())
+    Outcome::Retry("not yet".into(), None)
 }
 
 pub fn crashed() -> Outcome {
@@ -593,6 +592,8 @@ macro_rules! conformance {
             a_late_commit_takes_hold_in_no_part
             a_commit_beyond_the_state_limit_fails_the_job_and_applies_nothing
             a_commit_with_an_unknown_follow_up_fails_the_job_and_applies_nothing
+            a_group_submits_to_the_handlers_that_it_may_name_alone
+            a_retry_after_a_time_of_its_own_comes_then
             an_unordered_job_has_no_state
             the_state_comes_whole_and_then_is_known
             a_lease_whose_state_was_forgotten_comes_again_with_the_whole_map

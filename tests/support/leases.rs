@@ -93,7 +93,7 @@ pub fn failed() -> Outcome {
 }
 
 pub fn retry() -> Outcome {
-    Outcome::Retry("later".into())
+    Outcome::Retry("later".into(), None)
 }
 
 pub fn crashed() -> Outcome {
@@ -111,7 +111,7 @@ fn told_commit(commit: &Commit) -> String {
     let outcome = match &commit.outcome {
         Outcome::Succeeded(..) => "succeeded",
         Outcome::Failed(_) => "failed",
-        Outcome::Retry(_) => "retry",
+        Outcome::Retry(..) => "retry",
         Outcome::Crashed(_) => "crashed",
         Outcome::TimedOut => "timed_out",
     };

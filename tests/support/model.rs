@@ -395,7 +395,7 @@ impl Model {
                 self.finish(job, JobStatus::Failed);
                 self.go_on(lease);
             }
-            Outcome::Retry(_) | Outcome::Crashed(_) => {
+            Outcome::Retry(..) | Outcome::Crashed(_) => {
                 let (base, cap) = self.backoff;
                 let doubled = base * 2_u32.pow(self.job(job).expect("known").deliveries - 1);
                 self.again(job, doubled.min(cap));

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use cofferdam::HandlerOptions;
 use cofferdam::bell::Bell;
 use cofferdam::clock::Clock;
+use cofferdam::config::Redis;
 use cofferdam::config::secret::Secret;
-use cofferdam::config::{Redis, Retain};
 use cofferdam::entropy::Entropy;
 use cofferdam::handler::HandlerSpec;
 use cofferdam::job::{Effects, InstanceId, JobId, Outcome, Payload, Trace, Version};
@@ -63,26 +63,11 @@ fn main() -> Result<(), String> {
 }
 
 fn broker(url: String) -> Result<RedisBroker, String> {
-    let seconds = Duration::from_secs;
-    let rules = Rules {
-        capacity: 10_000,
-        visibility: seconds(30),
-        max_deliveries: 5,
-        retry_base: Duration::from_millis(200),
-        retry_max: seconds(60),
-        result_ttl: seconds(600),
-        awaited_ttl: seconds(30),
-        retain: Retain { records: 10_000, bytes: 64 << 20 },
-        context_ttl: seconds(3_600),
-        lane_state_max: 64 << 20,
-        max_payload: 1 << 20,
-        grace: seconds(5),
-    };
-    let spec = |name: &str| HandlerSpec { name: name.into(), group: 0, options: HandlerOptions::default() };
+    let spec = |name: &str| HandlerSpec::new(name, 0, HandlerOptions::default());
     let settings = Settings {
         redis: server(url),
         prefix: PREFIX.into(),
-        rules,
+        rules: Rules::default(),
         handlers: vec![spec("echo"), spec("sleep")],
         groups: vec!["execution".into()],
         clock: Clock::system(),

@@ -300,6 +300,41 @@ pub fn a_commit_with_an_unknown_follow_up_fails_the_job_and_applies_nothing(make
     assert_eq!(what_took_hold(&bench, &mut *inbox, &lease), [0, 0, 0, 1]);
 }
 
+pub fn a_group_submits_to_the_handlers_that_it_may_name_alone(make: Make) {
+    let bench = Bench::with(make, |settings| {
+        let serial = settings.handlers.iter_mut().find(|spec| *spec.name == *"serial").expect("it is there");
+        serial.follow_ups = Some(Arc::from(["free".to_owned()]));
+    });
+    let to = |handler: &str| Effects { follow_ups: vec![follow_up(handler)], ..Effects::default() };
+    let jobs = bench.submit_many("serial", 2);
+    let mut executor = bench.executor();
+    let lease = executor.lease();
+    assert_eq!(executor.say(&lease, 0, succeeded_with(to("serial2"))), COMMITTED);
+    assert_eq!((bench.status(jobs[0]), bench.error(jobs[0]).code), (JobStatus::Failed, Code::HandlerFailed));
+    let lease = executor.lease();
+    assert_eq!(executor.say(&lease, 0, succeeded_with(to("free"))), COMMITTED);
+    assert_eq!(bench.status(jobs[1]), JobStatus::Succeeded);
+    assert_eq!(executor.finish_everything().len(), 1);
+}
+
+pub fn a_retry_after_a_time_of_its_own_comes_then(make: Make) {
+    let bench = Bench::with(make, |settings| settings.max_deliveries = 9);
+    let job = bench.submit_to("free");
+    let mut executor = bench.executor();
+    let week = Duration::from_secs(7 * 24 * 3600);
+    for (said, waits) in [(Duration::from_secs(90), Duration::from_secs(90)), (8 * week, week)] {
+        let lease = executor.lease();
+        assert_eq!(executor.say(&lease, 0, Outcome::Retry("not yet".into(), Some(said))), COMMITTED);
+        let until = bench.now().plus(waits);
+        assert_eq!(bench.record(job).waiting_for, Some(cofferdam::job::WaitingFor::Backoff(until)));
+        bench.pass(waits - Duration::from_millis(1));
+        executor.claims_nothing();
+        bench.pass(Duration::from_millis(1));
+    }
+    assert_eq!(bench.record(job).deliveries, 2, "each counts");
+    executor.finish_everything();
+}
+
 pub fn an_unordered_job_has_no_state(make: Make) {
     let bench = Bench::new(make);
     let job = bench.submit_to("free");

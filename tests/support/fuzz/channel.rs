@@ -360,7 +360,7 @@ pub(super) fn all_to_broker() -> Vec<ToBroker> {
     let outcomes = [
         Outcome::Succeeded(Payload::json(*b"{}"), effects.clone()),
         Outcome::Failed(JobError::new(Code::HandlerFailed, "no")),
-        Outcome::Retry("later".into()),
+        Outcome::Retry("later".into(), None),
         Outcome::Crashed("oh".into()),
         Outcome::TimedOut,
     ];

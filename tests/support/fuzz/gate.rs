@@ -121,8 +121,7 @@ fn go_on(gate: &mut Gate, book: &Book, said: &mut Vec<u8>) -> bool {
 }
 
 fn settings() -> Settings {
-    let spec =
-        |name: &str, options| (name.to_owned(), HandlerSpec { name: Arc::from(name), group: 0, options });
+    let spec = |name: &str, options| (name.to_owned(), HandlerSpec::new(name, 0, options));
     let web = json!({
         "bind": "", "max_inflight": 8, "max_body_bytes": MAX_BODY, "max_batch_bytes": 2 * MAX_BODY,
         "allowed_hosts": [], "auth": { "mode": "none", "token_file": null },
