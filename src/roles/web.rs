@@ -39,7 +39,8 @@ fn serve_web(registry: &Registry) -> Result<Exit, String> {
         envelopes.iter().map(|envelope| Secret::new(*envelope.expose())).collect::<Result<_, _>>()?;
     let backend = deployment.open(Opening { envelopes, ..Opening::default() })?;
     let commander = Commander::Supervisor(control);
-    let web = WebProcess::new(&deployment, listener, &backend, commander, Path::new(&bundle.private_dir))?;
+    let mut web =
+        WebProcess::new(&deployment, listener, &backend, commander, Path::new(&bundle.private_dir))?;
     let platform = &deployment.config.runtime.platform;
     let config = ServerConfig {
         secrets: bundle.secrets,
@@ -47,10 +48,10 @@ fn serve_web(registry: &Registry) -> Result<Exit, String> {
         lane_state_max: platform.kv.lane_state_max_bytes,
         processes: platform.process_groups.iter().map(|group| group.processes).collect(),
     };
-    let (consumers, bell) = (backend.consumers.clone(), web.bell());
+    let (consumers, bell) = (backend.consumers.clone(), web.reactor.bell());
     let connect = move |group| consumers(group, bell.clone());
-    let channel = ChannelServer::bind(config, web.counters(), Box::new(connect))?;
-    web.with_channel(channel)?.run()
+    web.channel = Some(ChannelServer::bind(config, web.counters.clone(), Box::new(connect))?);
+    web.run()
 }
 
 /// `serve` in one process: the same web and workers, no channel.
@@ -73,7 +74,8 @@ fn try_serve_inline(deployment: &Deployment) -> Result<Exit, String> {
     let graceful = Duration::from_millis(deployment.config.runtime.platform.lifecycle.patience_ms());
     let backend = deployment.open(Opening::default())?;
     let commander = Commander::signals(signals, graceful);
-    let web = WebProcess::new(deployment, listener, &backend, commander, private_dir.path())?;
-    let executors = inline::start(deployment, &backend, &web.bell())?;
-    web.with_threads(move || executors.are_sound()).run()
+    let mut web = WebProcess::new(deployment, listener, &backend, commander, private_dir.path())?;
+    let executors = inline::start(deployment, &backend, &web.reactor.bell())?;
+    web.is_sound = Box::new(move || executors.are_sound());
+    web.run()
 }
