@@ -112,7 +112,7 @@ pub struct Batch {
 
 impl Conn {
     /// How many bytes may be read now.
-    fn readable_bytes(&self, head_bytes: usize) -> usize {
+    pub fn readable_bytes(&self, head_bytes: usize) -> usize {
         let most = match &self.phase {
             Phase::Head => head_bytes,
             Phase::Body(incoming) => incoming.head.framing.length().unwrap_or(READ_AHEAD_BYTES),
@@ -198,10 +198,6 @@ impl Clients {
         };
         self.conns.insert(number, conn);
         self.due(deadline);
-    }
-
-    pub fn readable_bytes(&self, number: usize, head_bytes: usize) -> usize {
-        self.conns.get(&number).map_or(0, |conn| conn.readable_bytes(head_bytes))
     }
 
     /// The connection whose request asked, while that is the one under way.

@@ -82,7 +82,7 @@ impl Gate {
     /// How many bytes may be read from this client now.
     pub fn readable_bytes(&self, number: usize) -> usize {
         let head = self.settings.web.limits.header_bytes + TARGET_BYTES + 128;
-        self.clients.readable_bytes(number, head)
+        self.clients.conns.get(&number).map_or(0, |conn| conn.readable_bytes(head))
     }
 
     /// Bytes have arrived.

@@ -35,7 +35,7 @@ pub enum Framing {
     /// Neither length nor coding: there is none.
     None,
     /// So many bytes.
-    Length(u64),
+    Length(usize),
     /// `Transfer-Encoding: chunked`
     Chunked,
 }
@@ -45,7 +45,7 @@ impl Framing {
     pub(super) fn length(self) -> Option<usize> {
         match self {
             Framing::None => Some(0),
-            Framing::Length(length) => Some(usize::try_from(length).unwrap_or(usize::MAX)),
+            Framing::Length(length) => Some(length),
             Framing::Chunked => None,
         }
     }
@@ -265,7 +265,7 @@ fn finish(bytes: Vec<u8>, line_end: usize) -> Result<Head, Refused> {
 }
 
 /// Digits only: no sign, no list, no white space inside, nothing that does not fit.
-fn content_length(text: &str) -> Result<u64, Refused> {
+fn content_length(text: &str) -> Result<usize, Refused> {
     const BAD: Refused = bad("the Content-Length is malformed");
     if !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(BAD);

@@ -138,6 +138,12 @@ impl Pages {
     }
 
     fn index(&self) -> Answer {
+        let row = |of: &HandlerStats| {
+            let paused = if of.paused { "paused" } else { "open" };
+            let HandlerStats { handler, queued, running, submitted, .. } = of;
+            let numbers = format!("<td>{queued}</td><td>{running}</td><td>{submitted}</td>");
+            format!("<tr><td>{handler}</td><td>{paused}</td>{numbers}</tr>")
+        };
         let rows = match self.producer.stats() {
             Ok(stats) => stats.handlers.iter().map(row).collect::<String>(),
             Err(error) => format!("<tr><td colspan=5>{}</td></tr>", error.0.replace('<', "&lt;")),
@@ -167,17 +173,6 @@ fn filter(query: &str) -> Result<Filter, JobError> {
 fn shown(record: Option<JobRecord>) -> Result<Answer, JobError> {
     let record = record.ok_or_else(unknown_job)?;
     Ok(Answer::json(200, record_json(&record)).with("cofferdam-job-id", record.spec.id))
-}
-
-fn row(handler: &HandlerStats) -> String {
-    format!(
-        "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
-        handler.handler,
-        if handler.paused { "paused" } else { "open" },
-        handler.queued,
-        handler.running,
-        handler.submitted,
-    )
 }
 
 fn unknown_job() -> JobError {

@@ -92,8 +92,16 @@ impl WebProcess {
             Pool::open(&socket, back).map_err(io)
         };
         let calls = Calls::new(backend.producer.clone(), backend.calls_may_wait, reactor.bell(), open)?;
+        let settings = Settings {
+            web: config.web.clone(),
+            reply_timeout: Duration::from_millis(config.runtime.platform.reply.timeout_ms),
+            sink_mode: config.runtime.ordering.sink_mode,
+            handlers: deployment.specs.iter().map(|spec| (spec.name.to_string(), spec.clone())).collect(),
+            instance,
+            jobs_survive_processes: deployment.jobs_survive_processes(),
+        };
         Ok(WebProcess {
-            gate: Gate::new(settings(deployment, instance), counters.clone(), entropy),
+            gate: Gate::new(settings, counters.clone(), entropy),
             sockets: ClientSockets::new(TcpListener::from_std(listener), &config.web.limits),
             calls,
             seat: backend.seat.clone(),
@@ -236,17 +244,5 @@ impl WebProcess {
         }
         let channel_ms = self.channel.as_ref().and_then(|channel| channel.next_due_ms(now_ms));
         rest.min(channel_ms.map_or(LONGEST, Duration::from_millis)).min(self.commander.tick(now_ms))
-    }
-}
-
-fn settings(deployment: &Deployment, instance: InstanceId) -> Settings {
-    let config = &deployment.config;
-    Settings {
-        web: config.web.clone(),
-        reply_timeout: Duration::from_millis(config.runtime.platform.reply.timeout_ms),
-        sink_mode: config.runtime.ordering.sink_mode,
-        handlers: deployment.specs.iter().map(|spec| (spec.name.to_string(), spec.clone())).collect(),
-        instance,
-        jobs_survive_processes: deployment.jobs_survive_processes(),
     }
 }

@@ -81,32 +81,27 @@ impl Gate {
         let web = &self.settings.web;
         check_browser(head, &web.allowed_hosts)?;
         let (route, label) = routes::route(head.method(), head.target())?;
-        let max = match &route {
-            Route::Submit(name) | Route::Batch(name) => {
-                if !self.settings.handlers.contains_key(name) {
-                    return Err(refused(Code::UnknownHandler, "there is no handler of this name"));
-                }
-                if head.framing == Framing::None {
-                    return Err(refused(Code::LengthRequired, "a submission needs Content-Length or chunks"));
-                }
-                if self.clients.draining {
-                    return Err(refused(Code::Draining, "the service is shutting down"));
-                }
-                let is_batch = matches!(route, Route::Batch(_));
-                if is_batch && !head.is_1_1 {
-                    let detail = "a batch's results are chunked, which needs HTTP/1.1";
-                    return Err(refused(Code::HttpVersionNotSupported, detail));
-                }
-                if is_batch { web.max_batch_bytes } else { web.max_body_bytes }
+        let is_batch = matches!(route, Route::Batch(_));
+        let max = if is_batch { web.max_batch_bytes } else { web.max_body_bytes };
+        if let Route::Submit(name) | Route::Batch(name) = &route {
+            if !self.settings.handlers.contains_key(name) {
+                return Err(refused(Code::UnknownHandler, "there is no handler of this name"));
             }
-            Route::Wait(_) | Route::Alive | Route::Inner(_) => web.max_body_bytes,
-        };
-        match head.framing {
-            Framing::Length(length) if length > max as u64 => {
-                Err(refused(Code::PayloadTooLarge, "the body exceeds its limit"))
+            if head.framing == Framing::None {
+                return Err(refused(Code::LengthRequired, "a submission needs Content-Length or chunks"));
             }
-            Framing::None | Framing::Length(_) | Framing::Chunked => Ok((route, label, max)),
+            if self.clients.draining {
+                return Err(refused(Code::Draining, "the service is shutting down"));
+            }
+            if is_batch && !head.is_1_1 {
+                let detail = "a batch's results are chunked, which needs HTTP/1.1";
+                return Err(refused(Code::HttpVersionNotSupported, detail));
+            }
         }
+        if head.framing.length().is_some_and(|length| length > max) {
+            return Err(refused(Code::PayloadTooLarge, "the body exceeds its limit"));
+        }
+        Ok((route, label, max))
     }
 
     fn advance_body(&mut self, number: usize) -> bool {

@@ -76,16 +76,6 @@ impl Answer {
     }
 }
 
-/// One chunk of a chunked body; an empty one would end it.
-pub fn write_chunk(out: &mut Vec<u8>, data: &[u8]) {
-    use std::io::Write as _;
-    if !data.is_empty() {
-        let _ = write!(out, "{:x}\r\n", data.len());
-        out.extend_from_slice(data);
-        out.extend_from_slice(b"\r\n");
-    }
-}
-
 pub fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",

@@ -1,5 +1,6 @@
 //! `/v1/batch`: the lines of one body, so many of them in flight, their results streamed as they come.
 
+use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use super::clients::{Batch, NEVER, OUTPUT_BYTES, Phase};
 use super::gate::Gate;
 use super::http1::{Head, refused};
 use super::questions::{Asker, Question, Ticket};
-use super::respond::{Answer, write_chunk};
+use super::respond::Answer;
 use super::routes::parameter;
 use super::waiters::TOO_MANY_WAITERS;
 use crate::config::SinkMode;
@@ -66,7 +67,12 @@ impl Gate {
             {
                 results.extend_from_slice(&result);
             }
-            write_chunk(&mut conn.output, &results);
+            // One without data would end the body.
+            if !results.is_empty() {
+                let _ = write!(conn.output, "{:x}\r\n", results.len());
+                conn.output.extend_from_slice(&results);
+                conn.output.extend_from_slice(b"\r\n");
+            }
             if batch.is_done() {
                 conn.output.extend_from_slice(b"0\r\n\r\n");
                 return self.clients.next_request(number);

@@ -42,7 +42,7 @@ impl Gate {
             }
             Kind::Acceptance | Kind::Result | Kind::Record => (kind, most),
         };
-        if self.begin_asking(number, Waiting::new(id, kind, self.clients.now.plus(wait))) {
+        if self.begin_asking(number, id, kind, wait) {
             self.questions.push(Question::Submit(Ticket { asker, single: Some((id, trace)) }, vec![job]));
         }
     }
@@ -55,26 +55,28 @@ impl Gate {
         if wait.is_zero() {
             return self.ask_pages(number, Inner::Record(job), format!("/v1/jobs/{job}"));
         }
-        if self.begin_asking(number, Waiting::new(job, Kind::Record, self.clients.now.plus(wait))) {
+        if self.begin_asking(number, job, Kind::Record, wait) {
             self.ask_for_record(number, Stage::Asked);
         }
     }
 
     /// The request waits for the broker's answer. A caller who will wait for the job is entered at once: elsewhere
     /// it may have ended before the answer is here. False: it was refused.
-    fn begin_asking(&mut self, number: usize, waiting: Waiting) -> bool {
-        let is_awaited = waiting.kind != Kind::Acceptance;
+    fn begin_asking(&mut self, number: usize, job: JobId, kind: Kind, wait: Duration) -> bool {
+        let is_awaited = kind != Kind::Acceptance;
         if is_awaited && self.waiters.is_full() {
             self.clients.refuse(number, TOO_MANY_WAITERS);
             return false;
         }
         let Some(conn) = self.clients.conns.get_mut(&number) else { return false };
         if is_awaited {
-            self.waiters.enter(number, waiting.job);
+            self.waiters.enter(number, job);
             self.waiters.count(1);
         }
         // The backend's own time-outs end this.
         conn.deadline = NEVER;
+        let until = self.clients.now.plus(wait);
+        let waiting = Waiting { job, kind, stage: Stage::Asked, until, ended: None, is_replayed: false };
         conn.phase = Phase::Waiting(Box::new(waiting));
         true
     }
