@@ -1,11 +1,13 @@
 //! Where the gate's questions are answered: the broker's at once where a call takes microseconds, on a thread of their own
 //! where it may wait for a network; pages by the inner server.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, channel, sync_channel};
 use std::thread::JoinHandle;
 
 use super::inner::Pool;
+use super::pages::Pages;
 use super::questions::{Answered, Back, Question};
 use crate::bell::Bell;
 use crate::job::JobId;
@@ -26,18 +28,16 @@ pub struct Calls {
 }
 
 impl Calls {
-    /// Answers that come later ring the bell. `pages` makes the pool that gives them back.
-    pub fn new(
-        producer: Arc<dyn Producer>,
-        calls_may_wait: bool,
-        bell: Bell,
-        pages: impl FnOnce(&Back) -> Result<Pool, String>,
-    ) -> Result<Calls, String> {
+    /// Answers that come later ring the bell.
+    pub fn new(pages: Pages, socket: &Path, calls_may_wait: bool, bell: Bell) -> Result<Calls, String> {
         let (sender, answers) = channel();
         let back: Back = Arc::new(move |answered| {
             let _ = sender.send(answered);
             bell.ring();
         });
+        let producer = pages.producer.clone();
+        let pages = Pool::open(pages, socket, &back);
+        let pages = pages.map_err(|error| format!("{}: {error}", socket.display()))?;
         let mut thread = None;
         if calls_may_wait {
             let (questions, asked) = sync_channel(QUESTIONS);
@@ -46,7 +46,7 @@ impl Calls {
             let work = builder.spawn(move || answer_all(&asked, &*producer, &back));
             thread = Some((questions, work.map_err(|error| error.to_string())?));
         }
-        Ok(Calls { producer, thread, pages: pages(&back)?, back, answers })
+        Ok(Calls { producer, thread, pages, back, answers })
     }
 
     /// Asks all of these, in their order. What was answered at once, and since the last call.

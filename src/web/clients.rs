@@ -37,6 +37,7 @@ const LINGER_MS: u64 = 2_000;
 pub const NEVER: Timestamp = Timestamp(u64::MAX);
 
 /// One connection.
+#[derive(Default)]
 pub struct Conn {
     /// What has arrived and was not used.
     pub input: Vec<u8>,
@@ -58,6 +59,7 @@ pub struct Conn {
 }
 
 /// The request that is being answered.
+#[derive(Default)]
 pub struct Current {
     pub route: &'static str,
     pub trace: Trace,
@@ -74,8 +76,10 @@ impl Current {
     }
 }
 
+#[derive(Default)]
 pub enum Phase {
     /// Between requests, or inside a head.
+    #[default]
     Head,
     /// The head was accepted, the body is arriving.
     Body(Box<Incoming>),
@@ -183,19 +187,8 @@ impl Clients {
 
     pub fn open(&mut self, number: usize) {
         let deadline = self.after(self.limits.idle_timeout_ms);
-        let trace = Trace { id: [0; 16], span: [0; 8] };
-        let conn = Conn {
-            input: Vec::new(),
-            output: Vec::new(),
-            sent: 0,
-            phase: Phase::Head,
-            deadline,
-            write_deadline: None,
-            keep_alive: true,
-            at_end: false,
-            asker: Asker { conn: number, request: 0 },
-            current: Current { route: "none", trace, has_body: true, is_1_1: true },
-        };
+        let asker = Asker { conn: number, request: 0 };
+        let conn = Conn { deadline, keep_alive: true, asker, ..Conn::default() };
         self.conns.insert(number, conn);
         self.due(deadline);
     }

@@ -81,7 +81,7 @@ impl Gate {
 
     /// How many bytes may be read from this client now.
     pub fn readable_bytes(&self, number: usize) -> usize {
-        let head = self.settings.web.limits.header_bytes + TARGET_BYTES + 128;
+        let head = self.clients.limits.header_bytes + TARGET_BYTES + 128;
         self.clients.conns.get(&number).map_or(0, |conn| conn.readable_bytes(head))
     }
 
@@ -100,7 +100,7 @@ impl Gate {
         conn.input.extend_from_slice(bytes);
         if is_first {
             // The head's deadline counts from its first byte and is not moved by later ones.
-            let deadline = self.clients.after(self.settings.web.limits.header_timeout_ms);
+            let deadline = self.clients.after(self.clients.limits.header_timeout_ms);
             self.clients.set_deadline(number, deadline);
         }
         self.advance(number);
@@ -128,7 +128,7 @@ impl Gate {
 
     /// The client took so many bytes: what waited for room in its output goes on.
     pub fn flushed(&mut self, number: usize, bytes: usize) {
-        let write_deadline = self.clients.after(self.settings.web.limits.write_timeout_ms);
+        let write_deadline = self.clients.after(self.clients.limits.write_timeout_ms);
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };
         conn.sent(bytes, write_deadline);
         if !matches!(conn.phase, Phase::Streaming(_)) {

@@ -12,9 +12,7 @@ use mio::net::TcpListener;
 use super::calls::Calls;
 use super::commander::Commander;
 use super::gate::{Gate, Settings};
-use super::inner::Pool;
-use super::pages::{self, Pages};
-use super::questions::Back;
+use super::pages::Pages;
 use super::sockets::ClientSockets;
 use crate::channel::ChannelServer;
 use crate::clock::{Clock, Timestamp, monotonic_millis};
@@ -79,19 +77,15 @@ impl WebProcess {
         let inbox = backend.replies.subscribe(instance, reactor.bell()).map_err(|error| error.to_string())?;
         let config = &deployment.config;
         let address = listener.local_addr().map_err(io)?.to_string();
-        let pages = Arc::new(Pages {
+        let pages = Pages {
             producer: backend.producer.clone(),
             counters: counters.clone(),
             groups: deployment.groups().iter().map(ToString::to_string).collect(),
             profile: crate::config::profile(config),
             address: address.clone(),
-        });
-        let open = |back: &Back| {
-            let socket = socket_dir.join(format!("web-{}.sock", std::process::id()));
-            pages::serve(&pages, &socket)?;
-            Pool::open(&socket, back).map_err(io)
         };
-        let calls = Calls::new(backend.producer.clone(), backend.calls_may_wait, reactor.bell(), open)?;
+        let socket = socket_dir.join(format!("web-{}.sock", std::process::id()));
+        let calls = Calls::new(pages, &socket, backend.calls_may_wait, reactor.bell())?;
         let settings = Settings {
             web: config.web.clone(),
             reply_timeout: Duration::from_millis(config.runtime.platform.reply.timeout_ms),

@@ -9,7 +9,7 @@ use crate::ports::{BackendError, JobEnded, NewJob, Submitted};
 use crate::problem::Code;
 
 /// Which request of which connection; what is asked for it carries this, and its answer goes there or nowhere.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Asker {
     pub conn: usize,
     pub request: u64,
@@ -43,6 +43,7 @@ pub enum Question {
 pub struct PageRequest {
     pub asker: Asker,
     pub route: Inner,
+    pub method: &'static str,
     /// Path and query, checked to be visible ASCII.
     pub target: String,
     /// For problem documents.

@@ -31,7 +31,7 @@ impl Gate {
     }
 
     fn advance_head(&mut self, number: usize) -> bool {
-        let header_bytes = self.settings.web.limits.header_bytes;
+        let header_bytes = self.clients.limits.header_bytes;
         let Some(conn) = self.clients.conns.get_mut(&number) else { return false };
         let (head, length) = match parse_head(&conn.input, header_bytes) {
             Ok(None) => return false,
@@ -71,7 +71,7 @@ impl Gate {
         if !conn.unsent().is_empty() {
             self.clients.touched.push(number);
         }
-        let deadline = self.clients.after(self.settings.web.limits.body_timeout_ms);
+        let deadline = self.clients.after(self.clients.limits.body_timeout_ms);
         self.clients.set_deadline(number, deadline);
         true
     }
@@ -159,7 +159,14 @@ impl Gate {
             Route::Submit(name) => self.submit(number, head, &name, body),
             Route::Batch(name) => self.begin_batch(number, head, &name, body),
             Route::Wait(id) => self.wait_for_record(number, head, id),
-            Route::Inner(route) => self.ask_pages(number, route, head.target().to_owned()),
+            Route::Inner(route) => {
+                let method = match head.method() {
+                    "DELETE" => "DELETE",
+                    "POST" => "POST",
+                    _ => "GET",
+                };
+                self.ask_pages(number, route, method, head.target().to_owned());
+            }
         }
     }
 
@@ -174,11 +181,11 @@ impl Gate {
     }
 
     /// A route that renders is to answer.
-    pub(super) fn ask_pages(&mut self, number: usize, route: Inner, target: String) {
+    pub(super) fn ask_pages(&mut self, number: usize, route: Inner, method: &'static str, target: String) {
         self.clients.set_deadline(number, self.clients.now.plus(INNER_TIMEOUT));
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };
         conn.phase = Phase::Inner;
-        let request = PageRequest { asker: conn.asker, route, target, trace: conn.current.trace };
+        let request = PageRequest { asker: conn.asker, route, method, target, trace: conn.current.trace };
         self.questions.push(Question::Page(request));
     }
 }

@@ -53,7 +53,7 @@ impl Gate {
         };
         let wait = Duration::from_secs(seconds).min(self.settings.reply_timeout);
         if wait.is_zero() {
-            return self.ask_pages(number, Inner::Record(job), format!("/v1/jobs/{job}"));
+            return self.ask_pages(number, Inner::Record(job), "GET", format!("/v1/jobs/{job}"));
         }
         if self.begin_asking(number, job, Kind::Record, wait) {
             self.ask_for_record(number, Stage::Asked);
