@@ -252,7 +252,7 @@ impl Clients {
         if length.is_some() && conn.current.has_body {
             out.extend_from_slice(body);
         }
-        self.counters.request(conn.current.route, *status);
+        self.counters.requests.add((conn.current.route, *status), 1);
     }
 
     /// Answers the request under way; the next one may begin.

@@ -56,7 +56,7 @@ impl Gate {
     /// Without connections.
     pub fn new(settings: Settings, counters: Arc<Counters>, entropy: Entropy) -> Gate {
         // A series that appears with its first request has no rate before its second.
-        LABELS.into_iter().for_each(|route| counters.request_series(route, 200));
+        LABELS.into_iter().for_each(|route| counters.requests.add((route, 200), 0));
         let cancelling = settings.handlers.values().filter(|spec| spec.options.cancel_on_disconnect);
         let cancelling = cancelling.map(|spec| spec.name.clone()).collect();
         Gate {

@@ -66,7 +66,7 @@ impl Pages {
             Inner::Ready => self.ready(&producer.stats()?),
             Inner::Metrics => {
                 let body = figures::metrics_text(&self.counters, &producer.stats()?, &self.groups);
-                Ok(Answer::new(200, "text/plain; version=0.0.4", body))
+                Ok(Answer::new(200, "text/plain; version=0.0.4", body.into_bytes()))
             }
             Inner::Index => Ok(self.index()),
         }
@@ -99,7 +99,7 @@ impl Pages {
         };
         let body =
             format!(include_str!("index.html"), profile = self.profile, address = self.address, rows = rows);
-        Answer::new(200, "text/html; charset=utf-8", body)
+        Answer::new(200, "text/html; charset=utf-8", body.into_bytes())
             .with("x-content-type-options", "nosniff")
             .with("content-security-policy", "default-src 'none'; style-src 'unsafe-inline'")
     }

@@ -168,7 +168,7 @@ impl WebProcess {
                     }
                     ToChild::Stop => return Ok(ControlFlow::Break(Exit::Done)),
                     ToChild::Replaced(group, reason, count) => {
-                        self.counters.replaced(&group, &reason, count);
+                        self.counters.replaced.set((group, reason), count);
                     }
                     ToChild::Succeeds(name) => self.seat.succeeds(&name),
                     ToChild::Ping | ToChild::Channel(_) | ToChild::Leave => {}

@@ -45,7 +45,7 @@ impl Gate {
         }
         let Some(trace) = self.clients.trace(number) else { return };
         let pump = Pump::new(handler.clone(), mode, BATCH_LINES, trace, self.settings.instance);
-        self.clients.write(number, &Answer::new(200, "application/x-ndjson", String::new()), None);
+        self.clients.write(number, &Answer::new(200, "application/x-ndjson", []), None);
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };
         conn.deadline = NEVER;
         conn.phase = Phase::Streaming(Box::new(Batch { body, at: 0, pump }));
