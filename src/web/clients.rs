@@ -119,7 +119,7 @@ impl Conn {
     pub fn readable_bytes(&self, head_bytes: usize) -> usize {
         let most = match &self.phase {
             Phase::Head => head_bytes,
-            Phase::Body(incoming) => incoming.head.framing.length().unwrap_or(READ_AHEAD_BYTES),
+            Phase::Body(incoming) => incoming.head.length.unwrap_or(READ_AHEAD_BYTES),
             Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) => READ_AHEAD_BYTES,
             // What comes after the last request is thrown away.
             Phase::Closing => usize::MAX,
@@ -292,7 +292,7 @@ impl Clients {
     pub fn refuse(&mut self, number: usize, why: Refused) {
         let Refused { code, detail, allow } = why;
         event(log::Level::Debug, "ingress.rejected").field("code", code.as_str()).emit();
-        let mut answer = Answer::refusal(code, detail, self.trace(number).as_ref());
+        let mut answer = Answer::refusal(code, detail, &self.trace(number).unwrap_or_default());
         if let Some(allow) = allow {
             answer = answer.with("allow", allow);
         }

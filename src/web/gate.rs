@@ -112,11 +112,12 @@ impl Gate {
         let Some(conn) = self.clients.conns.get_mut(&number).filter(|_| !is_off(Control::Waiters)) else {
             return;
         };
+        let trace = conn.current.trace;
         conn.at_end = true;
         conn.deadline = self.clients.now;
         match std::mem::replace(&mut conn.phase, Phase::Closing) {
-            Phase::Waiting(waiting) => self.waiter_hung_up(number, &waiting),
-            Phase::Streaming(batch) => self.batch_hung_up(number, &batch),
+            Phase::Waiting(waiting) => self.waiter_hung_up(number, &waiting, trace),
+            Phase::Streaming(batch) => self.batch_hung_up(number, &batch, trace),
             Phase::Body(incoming) => self.drop_body(&incoming),
             Phase::Head | Phase::Inner | Phase::Closing => {}
         }

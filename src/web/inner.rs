@@ -119,17 +119,17 @@ fn work(mut stream: UnixStream, requests: &Mutex<Receiver<PageRequest>>, socket:
 
 fn respond(request: Request, pages: &Pages) {
     let trace = request.headers().iter().find(|header| header.field.equiv(TRACE_HEADER));
-    let trace = trace.and_then(|header| Trace::parse(header.value.as_str()));
+    let trace = trace.and_then(|header| Trace::parse(header.value.as_str())).unwrap_or_default();
     let answer = match route(request.method().as_str(), request.url()) {
         Ok((Route::Inner(inner), _)) => {
             let query = request.url().split_once('?').map_or("", |(_, query)| query);
-            pages.answer(&inner, query, trace.as_ref())
+            pages.answer(&inner, query, &trace)
         }
         Ok((Route::Submit(_) | Route::Batch(_) | Route::Wait(_) | Route::Alive, _)) | Err(_) => {
             Err(JobError::new(Code::InternalError, "this request should not have come here"))
         }
     };
-    let answer = answer.unwrap_or_else(|error| Answer::problem(&error, trace.as_ref()));
+    let answer = answer.unwrap_or_else(|error| Answer::problem(&error, &trace));
     let headers = answer.headers.lines().filter_map(|line| Header::from_str(line).ok()).collect();
     let (status, length) = (StatusCode(answer.status), answer.body.len());
     let response = Response::new(status, headers, Cursor::new(answer.body), Some(length), None);

@@ -28,7 +28,7 @@ pub struct Pages {
 }
 
 impl Pages {
-    pub fn answer(&self, route: &Inner, query: &str, trace: Option<&Trace>) -> Result<Answer, JobError> {
+    pub fn answer(&self, route: &Inner, query: &str, trace: &Trace) -> Result<Answer, JobError> {
         let (producer, viewer) = (&self.producer, Viewer::anonymous());
         match route {
             Inner::Record(id) => shown(producer.record(&viewer, *id)?),

@@ -52,7 +52,7 @@ pub struct PageRequest {
 
 impl PageRequest {
     pub fn refused(&self, code: Code, detail: &str) -> Answered {
-        Answered::Page(self.asker, Answer::refusal(code, detail, Some(&self.trace)))
+        Answered::Page(self.asker, Answer::refusal(code, detail, &self.trace))
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::chunked::Chunked;
 use super::clients::{Current, Incoming, OUTPUT_BYTES, Phase};
 use super::gate::Gate;
-use super::http1::{Framing, Head, Refused, parse_head, refused};
+use super::http1::{Head, Refused, parse_head, refused};
 use super::questions::{PageRequest, Question};
 use super::respond::Answer;
 use super::routes::{self, Inner, Route, check_browser};
@@ -53,7 +53,7 @@ impl Gate {
             Ok(judged) => judged,
             Err(refused) => {
                 // A body that was announced is not read: the connection cannot go on after it.
-                conn.keep_alive &= head.framing.length() == Some(0);
+                conn.keep_alive &= head.length == Some(0);
                 self.clients.refuse(number, refused);
                 return true;
             }
@@ -62,7 +62,7 @@ impl Gate {
         conn.asker.request += 1;
         let counted = conn.input.len();
         self.body_bytes += counted;
-        if head.expects_continue && conn.input.is_empty() && head.framing.length() != Some(0) {
+        if head.expects_continue && conn.input.is_empty() && head.length != Some(0) {
             conn.output.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
         }
         let (body, chunked) = (Vec::new(), Chunked::default());
@@ -87,7 +87,7 @@ impl Gate {
             if !self.settings.handlers.contains_key(name) {
                 return Err(refused(Code::UnknownHandler, "there is no handler of this name"));
             }
-            if head.framing == Framing::None {
+            if head.length == Some(0) && head.header("content-length")?.is_none() {
                 return Err(refused(Code::LengthRequired, "a submission needs Content-Length or chunks"));
             }
             if self.clients.draining {
@@ -98,7 +98,7 @@ impl Gate {
                 return Err(refused(Code::HttpVersionNotSupported, detail));
             }
         }
-        if head.framing.length().is_some_and(|length| length > max) {
+        if head.length.is_some_and(|length| length > max) {
             return Err(refused(Code::PayloadTooLarge, "the body exceeds its limit"));
         }
         Ok((route, label, max))
@@ -107,7 +107,7 @@ impl Gate {
     fn advance_body(&mut self, number: usize) -> bool {
         let Some(conn) = self.clients.conns.get_mut(&number) else { return false };
         let Phase::Body(incoming) = &mut conn.phase else { return false };
-        let (used, whole) = match incoming.head.framing.length() {
+        let (used, whole) = match incoming.head.length {
             Some(length) if length <= conn.input.len() => (length, Some(Arc::from(&conn.input[..length]))),
             Some(_) => (0, None),
             None => match incoming.chunked.read(&conn.input, &mut incoming.body, incoming.max) {

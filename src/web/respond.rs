@@ -34,8 +34,8 @@ impl Answer {
     }
 
     /// A problem document.
-    pub fn problem(error: &JobError, trace: Option<&Trace>) -> Answer {
-        let body = document(error, trace.map(Trace::id_text).as_deref());
+    pub fn problem(error: &JobError, trace: &Trace) -> Answer {
+        let body = document(error, Some(&trace.id_text()));
         let answer = Answer::new(error.code.status(), "application/problem+json", body.into_bytes());
         match error.code.retry_after() {
             Some(seconds) => answer.with("retry-after", seconds),
@@ -44,12 +44,12 @@ impl Answer {
     }
 
     /// A problem in a few words.
-    pub fn refusal(code: Code, detail: &str, trace: Option<&Trace>) -> Answer {
+    pub fn refusal(code: Code, detail: &str, trace: &Trace) -> Answer {
         Answer::problem(&JobError::new(code, detail), trace)
     }
 
     /// How a job ended, for the caller who waited for it.
-    pub fn finished(finished: &Finished, trace: Option<&Trace>) -> Answer {
+    pub fn finished(finished: &Finished, trace: &Trace) -> Answer {
         match &finished.result {
             Ok(payload) => Answer::new(200, payload.media_type.as_str(), payload.bytes.clone())
                 // A handler's bytes are foreign: no browser may guess their type or run them.

@@ -13,6 +13,7 @@ use super::routes::parameter;
 use super::waiters::TOO_MANY_WAITERS;
 use crate::config::SinkMode;
 use crate::entropy::Entropy;
+use crate::job::Trace;
 use crate::limits::{BATCH_LINES, BODY_BYTES};
 use crate::ndjson::Pump;
 use crate::ports::{BackendError, NewJob, Submitted};
@@ -120,8 +121,7 @@ impl Gate {
     }
 
     /// Nobody takes the results any more.
-    pub(super) fn batch_hung_up(&mut self, number: usize, batch: &Batch) {
-        let Some(trace) = self.clients.trace(number) else { return };
+    pub(super) fn batch_hung_up(&mut self, number: usize, batch: &Batch, trace: Trace) {
         for job in batch.pump.jobs_in_flight() {
             if self.waiters.withdraw(number, job, Some(trace)) {
                 self.abandon(job);

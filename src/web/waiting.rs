@@ -118,7 +118,7 @@ impl Gate {
 
     fn answer_finished(&mut self, number: usize, finished: &Finished) {
         let Some((waiting, trace)) = self.end_wait(number, End::Answered) else { return };
-        self.clients.answer(number, &waiting.with_headers(Answer::finished(finished, Some(&trace))));
+        self.clients.answer(number, &waiting.with_headers(Answer::finished(finished, &trace)));
     }
 
     fn refuse_wait(&mut self, number: usize, code: Code, detail: &'static str) {
@@ -201,7 +201,7 @@ impl Gate {
         let Some((_, trace)) = self.end_wait(number, End::Answered) else { return };
         let detail = "the backend cannot be reached; the job may have been accepted: ask by its id, or repeat the request \
                       with the same Idempotency-Key";
-        let answer = Answer::refusal(Code::BackendUnavailable, detail, Some(&trace));
+        let answer = Answer::refusal(Code::BackendUnavailable, detail, &trace);
         self.clients.answer(number, &answer.with("cofferdam-job-id", job));
     }
 
@@ -279,21 +279,21 @@ impl Gate {
             }
             Kind::Acceptance | Kind::Result | Kind::Record => {
                 let detail = "the job goes on; its record tells when it ends";
-                Answer::refusal(Code::ReplyTimeout, detail, Some(&trace))
+                Answer::refusal(Code::ReplyTimeout, detail, &trace)
             }
         };
         self.clients.answer(number, &waiting.with_headers(answer));
     }
 
     /// A caller has hung up. The last one may take the job along.
-    pub(super) fn waiter_hung_up(&mut self, number: usize, waiting: &Waiting) {
+    pub(super) fn waiter_hung_up(&mut self, number: usize, waiting: &Waiting, trace: Trace) {
         if waiting.kind == Kind::Acceptance {
             return;
         }
         self.waiters.counters.reply_cancelled.fetch_add(1, Ordering::Relaxed);
         self.waiters.count(-1);
         // Of a job that was asked for nothing is known: it may be refused, or be another one. The answer tells.
-        let late = self.clients.trace(number).filter(|_| waiting.stage != Stage::Asked);
+        let late = (waiting.stage != Stage::Asked).then_some(trace);
         if self.waiters.withdraw(number, waiting.job, late) && late.is_some() {
             self.abandon(waiting.job);
         }
@@ -334,7 +334,7 @@ impl Gate {
             |phase: &Phase| matches!(phase, Phase::Waiting(waiting) if waiting.kind != Kind::Acceptance);
         for number in self.clients.in_phase(waits) {
             let Some((waiting, trace)) = self.end_wait(number, End::Answered) else { continue };
-            let answer = Answer::refusal(Code::Draining, detail, Some(&trace));
+            let answer = Answer::refusal(Code::Draining, detail, &trace);
             self.clients.answer(number, &waiting.with_headers(answer));
         }
     }

@@ -109,7 +109,7 @@ fn go_on(gate: &mut Gate, book: &Book, said: &mut Vec<u8>) -> bool {
                     Answer::new(200, "text/plain", request.target.into_bytes()),
                 ))
             }
-            other => answer(other, book),
+            other => answer(other, Ok(book)),
         };
         answered.into_iter().for_each(|answered| gate.answered(answered));
     }
