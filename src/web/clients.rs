@@ -221,8 +221,9 @@ impl Clients {
         self.due(deadline);
     }
 
-    pub fn trace(&self, number: usize) -> Option<Trace> {
-        self.conns.get(&number).map(|conn| conn.current.trace)
+    /// Of the request under way.
+    pub fn trace(&self, number: usize) -> Trace {
+        self.conns.get(&number).map_or(Trace::default(), |conn| conn.current.trace)
     }
 
     /// Writes the answer to the request under way; without a `length` its head, and its body comes in chunks.
@@ -292,7 +293,7 @@ impl Clients {
     pub fn refuse(&mut self, number: usize, why: Refused) {
         let Refused { code, detail, allow } = why;
         event(log::Level::Debug, "ingress.rejected").field("code", code.as_str()).emit();
-        let mut answer = Answer::refusal(code, detail, &self.trace(number).unwrap_or_default());
+        let mut answer = Answer::refusal(code, detail, &self.trace(number));
         if let Some(allow) = allow {
             answer = answer.with("allow", allow);
         }

@@ -152,10 +152,7 @@ impl Gate {
     /// A whole request.
     fn handle(&mut self, number: usize, head: &Head, route: Route, body: Arc<[u8]>) {
         match route {
-            Route::Alive => {
-                let answer = Answer::json(200, r#"{"status":"alive"}"#.into());
-                self.clients.answer(number, &answer);
-            }
+            Route::Alive => self.clients.answer(number, &Answer::json(200, r#"{"status":"alive"}"#.into())),
             Route::Submit(name) => self.submit(number, head, &name, body),
             Route::Batch(name) => self.begin_batch(number, head, &name, body),
             Route::Wait(id) => self.wait_for_record(number, head, id),

@@ -44,7 +44,7 @@ impl Gate {
             let refused = refused(Code::Overloaded, "too many batches are running");
             return self.clients.refuse(number, refused);
         }
-        let Some(trace) = self.clients.trace(number) else { return };
+        let trace = self.clients.trace(number);
         let pump = Pump::new(handler.clone(), mode, BATCH_LINES, trace, self.settings.instance);
         self.clients.write(number, &Answer::new(200, "application/x-ndjson", []), None);
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };
