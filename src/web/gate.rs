@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::clients::{Clients, Conn, Current, Incoming, NEVER, OUTPUT_BYTES, Phase};
+use super::clients::{Clients, Conn, Current, Incoming, NEVER, Phase};
 use super::http1::refused;
 use super::questions::{Answered, Question, Ticket};
 use super::routes::LABELS;
@@ -132,11 +132,7 @@ impl Gate {
         let write_deadline = self.clients.after(self.clients.limits.write_timeout_ms);
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };
         conn.sent(bytes, write_deadline);
-        if !matches!(conn.phase, Phase::Streaming(_)) {
-            self.advance(number);
-        } else if conn.unsent().len() < OUTPUT_BYTES {
-            self.feed_batch(number);
-        }
+        self.advance(number);
     }
 
     /// What is to be sent to this client.

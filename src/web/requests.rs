@@ -22,6 +22,7 @@ impl Gate {
             let goes_on = match &conn.phase {
                 Phase::Head => !full && !conn.input.is_empty() && self.advance_head(number),
                 Phase::Body(_) => self.advance_body(number),
+                Phase::Streaming(_) if !full => return self.feed_batch(number),
                 Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) | Phase::Closing => false,
             };
             if !goes_on {

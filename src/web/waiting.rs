@@ -167,7 +167,17 @@ impl Gate {
             Ok(Submitted::Refused(refusal)) => {
                 return self.refuse_wait(number, refusal.code(), "the job was not accepted");
             }
-            Err(error) => return self.unavailable(number, job, &error),
+            Err(error) => {
+                let code = Code::BackendUnavailable;
+                let rejected = event(log::Level::Warn, "ingress.rejected").field("code", code.as_str());
+                rejected.field("cause", &error.0).emit();
+                self.end_wait(number, End::Answered);
+                // Nothing is known of what became of the submission; its id is told, so that it can be asked for.
+                let detail = "the backend cannot be reached; the job may have been accepted: ask by its id, or repeat the \
+                              request with the same Idempotency-Key";
+                let answer = Answer::refusal(code, detail, &trace).with("cofferdam-job-id", job);
+                return self.clients.answer(number, &answer);
+            }
         };
         if is_awaited {
             self.is_accepted(number);
@@ -190,19 +200,6 @@ impl Gate {
                 self.answer_finished(number, &finished);
             }
         }
-    }
-
-    /// Nothing is known of what became of the submission; its id is told, so that it can be asked for.
-    fn unavailable(&mut self, number: usize, job: JobId, error: &BackendError) {
-        event(log::Level::Warn, "ingress.rejected")
-            .field("code", Code::BackendUnavailable.as_str())
-            .field("cause", &error.0)
-            .emit();
-        let Some((_, trace)) = self.end_wait(number, End::Answered) else { return };
-        let detail = "the backend cannot be reached; the job may have been accepted: ask by its id, or repeat the request \
-                      with the same Idempotency-Key";
-        let answer = Answer::refusal(Code::BackendUnavailable, detail, &trace);
-        self.clients.answer(number, &answer.with("cofferdam-job-id", job));
     }
 
     /// A job has ended: all who wait for it get their answers.
