@@ -67,7 +67,7 @@ impl std::hash::Hasher for IdHasher {
 pub type IdMap<K, V> = HashMap<K, V, std::hash::BuildHasherDefault<IdHasher>>;
 
 /// Where a job stands in a distributed trace (W3C Trace Context, level 1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Trace {
     /// The trace: shared by a request, its job, and the job's follow-ups.
     pub id: [u8; 16],

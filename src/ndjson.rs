@@ -30,11 +30,9 @@ pub struct Pump {
     in_flight: IdMap<JobId, u64>,
     /// Lines that the broker was asked to take, until it answers: the next ones wait, so that their order is kept.
     asked: Vec<Line>,
-    /// By place in the output.
+    /// Those that have not left, by place in the output.
     results: IdMap<u64, Vec<u8>>,
-    /// Lines that have a result.
-    answered: u64,
-    /// Those whose results have left.
+    /// Lines whose results have left.
     pub done: u64,
     /// Lines whose answer is a problem object.
     pub failed: u64,
@@ -48,22 +46,19 @@ impl Pump {
         trace: Trace,
         instance: InstanceId,
     ) -> Pump {
-        let (again, in_flight, asked, results) = Default::default();
-        let (next_number, answered, done, failed) = (0, 0, 0, 0);
         Pump {
             handler,
             mode,
             window,
             trace,
             instance,
-            next_number,
-            again,
-            in_flight,
-            asked,
-            results,
-            answered,
-            done,
-            failed,
+            next_number: 0,
+            again: Vec::new(),
+            in_flight: IdMap::default(),
+            asked: Vec::new(),
+            results: IdMap::default(),
+            done: 0,
+            failed: 0,
         }
     }
 
@@ -78,6 +73,7 @@ impl Pump {
         if !self.asked.is_empty() {
             return Vec::new();
         }
+        let too_long = |bound| JobError::new(Code::PayloadTooLarge, format!("the line exceeds {bound}"));
         self.asked = std::mem::take(&mut self.again);
         while self.asked.len() < most
             && self.next_number - self.done < self.window as u64
@@ -85,7 +81,7 @@ impl Pump {
         {
             let number = self.next_number;
             self.next_number += 1;
-            match self.job(bytes, entropy) {
+            match bytes.map_err(too_long).and_then(|bytes| self.job(bytes.as_ref(), entropy)) {
                 Ok(job) => self.asked.push((number, job)),
                 Err(error) => self.refuse(number, &error),
             }
@@ -95,20 +91,14 @@ impl Pump {
         self.asked.iter().map(|(_, job)| job.clone()).collect()
     }
 
-    fn job<B: AsRef<[u8]>>(
-        &self,
-        bytes: Result<B, &'static str>,
-        entropy: &mut Entropy,
-    ) -> Result<NewJob, JobError> {
-        let too_long = |bound| JobError::new(Code::PayloadTooLarge, format!("the line exceeds {bound}"));
-        let bytes = bytes.map_err(too_long)?;
-        let key = self.handler.options.ordering.key(None, bytes.as_ref());
+    fn job(&self, bytes: &[u8], entropy: &mut Entropy) -> Result<NewJob, JobError> {
+        let key = self.handler.options.ordering.key(None, bytes);
         Ok(NewJob {
             id: JobId(entropy.bytes()),
             owner: Arc::default(),
             handler: self.handler.name.clone(),
             ordering_key: key.map_err(|detail| JobError::new(Code::BadRequest, detail))?,
-            payload: Payload::json(bytes.as_ref()),
+            payload: Payload::json(bytes),
             trace: self.trace,
             delay: Duration::ZERO,
             timeout: None,
@@ -173,10 +163,9 @@ impl Pump {
     /// Each line has one result.
     fn push(&mut self, line: u64, result: Vec<u8>) {
         let place = match self.mode {
-            SinkMode::Completion => self.answered,
+            SinkMode::Completion => self.done + self.results.len() as u64,
             SinkMode::SourceSeq => line,
         };
-        self.answered += 1;
         self.results.insert(place, result);
     }
 

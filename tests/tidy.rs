@@ -49,7 +49,6 @@ const DOES_IO: &[&str] = &[
     "src/web/calls.rs",
     "src/web/commander.rs",
     "src/web/inner.rs",
-    "src/web/pages.rs",
     "src/web/process.rs",
     "src/web/sockets.rs",
 ];

@@ -84,14 +84,14 @@ impl Parts<'_> {
         let trace = Trace { id: entropy.bytes(), span: entropy.bytes() };
         let mut pump = Pump::new(self.handler, self.mode, self.window, trace, INSTANCE);
         let (again_at, refusing_since, pause) = (Instant::now(), None, Duration::ZERO);
-        let mut submitter =
-            Submitter { producer: &*self.backend.producer, entropy, again_at, refusing_since, pause };
+        let producer = &*self.backend.producer;
+        let mut submitter = Submitter { producer, entropy, again_at, refusing_since, pause };
         let mut is_unsure = false;
         loop {
             self.bell.answer();
             let Ends { mut ended, lost } = inbox.take(usize::MAX);
             if lost || is_unsure {
-                let (found, unsure) = self.backend.producer.ended(&pump.jobs_in_flight());
+                let (found, unsure) = producer.ended(&pump.jobs_in_flight());
                 ended.extend(found);
                 is_unsure = !unsure.is_empty();
             }
@@ -131,22 +131,15 @@ impl Parts<'_> {
             // Nobody else may look after time in this process.
             self.backend.seat.tick(0);
             if is_quiet && self.bell.asleep() {
-                std::thread::park_timeout(submitter.rests().min(Duration::from_millis(100)));
+                let most = Duration::from_millis(100);
+                let pause = Some(submitter.pause).filter(|pause| !pause.is_zero());
+                std::thread::park_timeout(pause.map_or(most, |pause| pause.min(most)));
             }
         }
     }
 }
 
 const INSTANCE: InstanceId = InstanceId(1);
-
-/// True if opening one for writing would empty the other.
-fn is_same_file(one: &Path, other: &Path) -> bool {
-    let key = |path: &Path| {
-        let meta = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file)?;
-        Some((meta.dev(), meta.ino()))
-    };
-    key(one).is_some_and(|one| key(other) == Some(one))
-}
 
 /// The output; not the input, which would be emptied.
 ///
@@ -155,8 +148,12 @@ fn is_same_file(one: &Path, other: &Path) -> bool {
 pub fn open_output(input: Option<&Path>, output: Option<&Path>) -> Result<impl Write + use<>, BatchError> {
     const BUFFER_BYTES: usize = 256 << 10;
     let path = output.filter(|path| *path != Path::new("-"));
-    if let (Some(from), Some(to)) = (input, path)
-        && is_same_file(from, to)
+    let file = |path: Option<&Path>| {
+        let meta = std::fs::metadata(path?).ok().filter(std::fs::Metadata::is_file)?;
+        Some((meta.dev(), meta.ino()))
+    };
+    if let Some(to) = path
+        && file(input).is_some_and(|input| file(path) == Some(input))
     {
         return Err(BatchError::Usage(format!("--output {}: is the input", to.display())));
     }
@@ -172,14 +169,12 @@ pub fn open_output(input: Option<&Path>, output: Option<&Path>) -> Result<impl W
 
 /// The input, read ahead by a thread of its own: a source that is slow holds up no result.
 struct Source {
-    lines: Receiver<(Read, u64)>,
+    lines: Receiver<(Result<Line, String>, u64)>,
     /// Bytes that were read.
     bytes: u64,
     /// `Some` iff there is nothing more to read.
     end: Option<Result<(), String>>,
 }
-
-type Read = Result<Line, String>;
 
 impl Source {
     fn start(mut lines: Lines, bell: Bell) -> Result<Source, BatchError> {
@@ -208,9 +203,9 @@ impl Source {
             return None;
         }
         let (line, bytes) = match self.lines.try_recv() {
-            Ok(read) => read,
             Err(TryRecvError::Empty) => return None,
             Err(TryRecvError::Disconnected) => (Err("the reader's thread has ended".into()), self.bytes),
+            Ok(read) => read,
         };
         self.bytes = bytes;
         match line {
@@ -236,14 +231,6 @@ struct Submitter<'a> {
 }
 
 impl Submitter<'_> {
-    /// How long nothing will be submitted.
-    fn rests(&self) -> Duration {
-        match self.again_at.saturating_duration_since(Instant::now()) {
-            Duration::ZERO => Duration::MAX,
-            rest => rest,
-        }
-    }
-
     /// Submits a chunk; true if there is more to do at once.
     ///
     /// # Errors

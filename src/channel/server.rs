@@ -323,7 +323,7 @@ impl ChannelServer {
 
     /// Counts every refusal, and logs some.
     fn reject(&mut self, reason: Reject, now_ms: u64) {
-        self.counters.reject(reason.as_str());
+        self.counters.rejected.add(reason.as_str(), 1);
         self.refusals.say(reason, now_ms);
     }
 }

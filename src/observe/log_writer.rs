@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use env_logger::{Builder, Env, Target};
 
-use super::{EVENT_TARGET, write_json};
+use super::{EVENT_TARGET, JSON};
 use crate::clock::Clock;
 use crate::config::LogFormat;
 use crate::job::JobId;
@@ -25,7 +25,7 @@ static BYTES: AtomicU64 = AtomicU64::new(0);
 
 /// Sets up logging for this process, once; `role` is named in every line. `RUST_LOG` filters (default `info`).
 pub fn start(format: LogFormat, role: &'static str) {
-    write_json(format == LogFormat::Json);
+    JSON.store(format == LogFormat::Json, Ordering::Relaxed);
     let (lines, inbox) = sync_channel::<Vec<u8>>(LOG_LINES);
     let writer = std::thread::Builder::new().name("log".into()).spawn(move || write_lines(&inbox));
     if writer.is_err() {

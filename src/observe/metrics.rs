@@ -9,9 +9,12 @@ use crate::bell::lock;
 /// What a web process counts. Shared between its loop, its channel and the page that shows it.
 #[derive(Debug, Default)]
 pub struct Counters {
-    http: Mutex<BTreeMap<(&'static str, u16), u64>>,
-    replaced: Mutex<BTreeMap<(String, String), u64>>,
-    rejected: Mutex<BTreeMap<&'static str, u64>>,
+    /// Requests by route and status.
+    pub requests: Counts<(&'static str, u16)>,
+    /// Processes that were replaced, by group and reason.
+    pub replaced: Counts<(String, String)>,
+    /// Connections and frames that the channel refused, by reason.
+    pub rejected: Counts<&'static str>,
     /// Callers waiting now.
     pub waiters: AtomicU64,
     /// Waits that ended by their deadline.
@@ -26,37 +29,24 @@ pub struct Counters {
     pub draining: AtomicBool,
 }
 
-impl Counters {
-    /// Requests of this kind are counted from here on.
-    pub fn request_series(&self, route: &'static str, status: u16) {
-        lock(&self.http).entry((route, status)).or_default();
+/// A number for each kind of thing.
+#[derive(Debug, Default)]
+pub struct Counts<K>(Mutex<BTreeMap<K, u64>>);
+
+impl<K: Ord + Clone> Counts<K> {
+    pub fn add(&self, kind: K, count: u64) {
+        *lock(&self.0).entry(kind).or_default() += count;
     }
 
-    pub fn request(&self, route: &'static str, status: u16) {
-        *lock(&self.http).entry((route, status)).or_default() += 1;
+    pub fn set(&self, kind: K, count: u64) {
+        lock(&self.0).insert(kind, count);
     }
 
-    /// Requests by route and status.
-    pub fn requests(&self) -> Vec<((&'static str, u16), u64)> {
-        lock(&self.http).iter().map(|(kind, count)| (*kind, *count)).collect()
+    pub fn get(&self, kind: &K) -> u64 {
+        lock(&self.0).get(kind).copied().unwrap_or(0)
     }
 
-    /// One more connection or frame refused on the channel, for this reason.
-    pub fn reject(&self, reason: &'static str) {
-        *lock(&self.rejected).entry(reason).or_default() += 1;
-    }
-
-    pub fn rejected(&self, reason: &'static str) -> u64 {
-        lock(&self.rejected).get(reason).copied().unwrap_or(0)
-    }
-
-    /// So many processes of this group were replaced for this reason.
-    pub fn replaced(&self, group: &str, reason: &str, count: u64) {
-        lock(&self.replaced).insert((group.into(), reason.into()), count);
-    }
-
-    /// How many were.
-    pub fn replacements(&self, group: &str, reason: &str) -> u64 {
-        lock(&self.replaced).get(&(group.into(), reason.into())).copied().unwrap_or(0)
+    pub fn all(&self) -> BTreeMap<K, u64> {
+        lock(&self.0).clone()
     }
 }

@@ -6,7 +6,7 @@
 pub mod log_writer;
 pub mod metrics;
 
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use log::Level;
@@ -15,26 +15,19 @@ use crate::job::{JobId, Trace};
 use crate::problem::json_text;
 
 /// The target of events, so that the formatter knows that the message is a list of fields.
-pub(crate) const EVENT_TARGET: &str = "cofferdam::event";
+const EVENT_TARGET: &str = "cofferdam::event";
 
 /// True: events are written as JSON objects.
 static JSON: AtomicBool = AtomicBool::new(false);
 
-pub(crate) fn write_json(json: bool) {
-    JSON.store(json, Ordering::Relaxed);
-}
-
-pub(crate) fn is_json() -> bool {
+fn is_json() -> bool {
     JSON.load(Ordering::Relaxed)
 }
 
 /// Begins an event of this name. Costs nothing while its level is filtered out.
 pub fn event(level: Level, name: &str) -> Event {
-    if !log::log_enabled!(target: EVENT_TARGET, level) {
-        return Event { level, line: None };
-    }
-    let line = if is_json() { format!(r#""event":"{name}""#) } else { name.to_owned() };
-    Event { level, line: Some(line) }
+    let line = || if is_json() { format!(r#""event":"{name}""#) } else { name.to_owned() };
+    Event { level, line: log::log_enabled!(target: EVENT_TARGET, level).then(line) }
 }
 
 /// The same of a job. Its ids are not even written down while its level is filtered out.
@@ -56,24 +49,24 @@ pub struct Event {
 
 impl Event {
     /// Adds a field; an empty value is left out.
-    pub fn field(mut self, name: &str, value: &str) -> Event {
-        if let Some(line) = self.line.as_mut().filter(|_| !value.is_empty()) {
-            let _ = match (is_json(), value.contains([' ', '"', '\n'])) {
-                (true, _) => write!(line, r#","{name}":{}"#, json_text(value)),
-                (false, true) => write!(line, " {name}={}", json_text(value)),
-                (false, false) => write!(line, " {name}={value}"),
-            };
+    pub fn field(self, name: &str, value: &str) -> Event {
+        if value.is_empty() || self.line.is_none() {
+            return self;
         }
-        self
+        let is_plain = !is_json() && !value.contains([' ', '"', '\n']);
+        if is_plain { self.put(name, value) } else { self.put(name, json_text(value)) }
     }
 
     /// Adds a number.
-    pub fn number(mut self, name: &str, value: u64) -> Event {
+    pub fn number(self, name: &str, value: u64) -> Event {
+        self.put(name, value)
+    }
+
+    fn put(mut self, name: &str, value: impl Display) -> Event {
         if let Some(line) = &mut self.line {
-            let _ = if is_json() {
-                write!(line, r#","{name}":{value}"#)
-            } else {
-                write!(line, " {name}={value}")
+            let _ = match is_json() {
+                true => write!(line, r#","{name}":{value}"#),
+                false => write!(line, " {name}={value}"),
             };
         }
         self

@@ -29,9 +29,10 @@ pub(super) fn serve_web(
     let envelopes = envelopes.iter().map(|secret| Secret::new(*secret.expose())).collect::<Result<_, _>>()?;
     let backend = deployment.open(envelopes, "")?;
     let commander = Commander::Supervisor(control);
-    let web = WebProcess::new(deployment, listener, &backend, commander, Path::new(&bundle.private_dir))?;
-    let channel = deployment.channel(bundle.secrets, &backend, web.counters(), web.bell())?;
-    web.with_channel(channel)?.run()
+    let mut web = WebProcess::new(deployment, listener, &backend, commander, Path::new(&bundle.private_dir))?;
+    let (counters, bell) = (web.counters.clone(), web.reactor.bell());
+    web.channel = Some(deployment.channel(bundle.secrets, &backend, counters, bell)?);
+    web.run()
 }
 
 /// `serve` in one process: the same web and workers, no channel.
@@ -53,7 +54,8 @@ fn try_serve_inline(deployment: &Deployment) -> Result<Exit, String> {
     let graceful = Duration::from_millis(deployment.config.runtime.platform.lifecycle.patience_ms());
     let backend = deployment.open(Vec::new(), "")?;
     let commander = Commander::signals(signals, graceful);
-    let web = WebProcess::new(deployment, listener, &backend, commander, private_dir.path())?;
-    let executors = inline::start(deployment, &backend, &web.bell())?;
-    web.with_threads(move || executors.are_sound()).run()
+    let mut web = WebProcess::new(deployment, listener, &backend, commander, private_dir.path())?;
+    let executors = inline::start(deployment, &backend, &web.reactor.bell())?;
+    web.is_sound = Box::new(move || executors.are_sound());
+    web.run()
 }

@@ -1,14 +1,15 @@
 //! Where the gate's questions are answered: the broker's at once where a call takes microseconds, on a thread of their own
 //! where it may wait for a network; pages by the inner server.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, channel, sync_channel};
 use std::thread::JoinHandle;
 
 use super::inner::Pool;
+use super::pages::Pages;
 use super::questions::{Answered, Back, Question};
 use crate::bell::Bell;
-use crate::job::JobId;
 use crate::ports::{BackendError, Producer, Viewer};
 use crate::problem::Code;
 
@@ -26,18 +27,16 @@ pub struct Calls {
 }
 
 impl Calls {
-    /// Answers that come later ring the bell. `pages` makes the pool that gives them back.
-    pub fn new(
-        producer: Arc<dyn Producer>,
-        calls_may_wait: bool,
-        bell: Bell,
-        pages: impl FnOnce(&Back) -> Result<Pool, String>,
-    ) -> Result<Calls, String> {
+    /// Answers that come later ring the bell.
+    pub fn new(pages: Pages, socket: &Path, calls_may_wait: bool, bell: Bell) -> Result<Calls, String> {
         let (sender, answers) = channel();
         let back: Back = Arc::new(move |answered| {
             let _ = sender.send(answered);
             bell.ring();
         });
+        let producer = pages.producer.clone();
+        let pages = Pool::open(pages, socket, &back);
+        let pages = pages.map_err(|error| format!("{}: {error}", socket.display()))?;
         let mut thread = None;
         if calls_may_wait {
             let (questions, asked) = sync_channel(QUESTIONS);
@@ -46,7 +45,7 @@ impl Calls {
             let work = builder.spawn(move || answer_all(&asked, &*producer, &back));
             thread = Some((questions, work.map_err(|error| error.to_string())?));
         }
-        Ok(Calls { producer, thread, pages: pages(&back)?, back, answers })
+        Ok(Calls { producer, thread, pages, back, answers })
     }
 
     /// Asks all of these, in their order. What was answered at once, and since the last call.
@@ -55,7 +54,7 @@ impl Calls {
         for question in questions {
             match (question, &self.thread) {
                 (Question::Page(request), _) => answers.extend(self.pages.ask(request)),
-                (question, None) => answers.extend(answer(question, &*self.producer)),
+                (question, None) => answers.extend(answer(question, Ok(&*self.producer))),
                 // Those that change lanes go one way, in their order, and never behind one that reads.
                 (Question::Submit(ticket, jobs), Some(_)) => {
                     let back = self.back.clone();
@@ -67,7 +66,7 @@ impl Calls {
                         thread.try_send(question)
                     {
                         let error = BackendError("too many questions wait for the backend".into());
-                        answers.extend(unanswered(question, &error));
+                        answers.extend(answer(question, Err(error)));
                     }
                 }
             }
@@ -84,57 +83,48 @@ impl Calls {
 
 fn answer_all(asked: &Receiver<Question>, producer: &dyn Producer, back: &Back) {
     while let Ok(question) = asked.recv() {
-        let answered = answer(question, producer);
+        let answered = answer(question, Ok(producer));
         if let Some(Answered::Record(_, Err(error))) = &answered {
             // Who asked meanwhile has waited as long: nobody waits for two calls that fail.
-            asked.try_iter().filter_map(|question| unanswered(question, error)).for_each(|none| back(none));
+            let unasked = asked.try_iter().filter_map(|question| answer(question, Err(error.clone())));
+            unasked.for_each(|unasked| back(unasked));
         }
         answered.into_iter().for_each(|answered| back(answered));
     }
 }
 
-/// Asks the broker.
-pub fn answer(question: Question, producer: &dyn Producer) -> Option<Answered> {
-    let viewer = Viewer::anonymous();
-    match question {
-        Question::Submit(ticket, jobs) => Some(Answered::Submitted(ticket, producer.submit(jobs))),
+/// Asks the broker, or says why it cannot be asked.
+pub fn answer(question: Question, broker: Result<&dyn Producer, BackendError>) -> Option<Answered> {
+    let viewer = Viewer::anonymous;
+    Some(match question {
+        Question::Submit(ticket, jobs) => {
+            Answered::Submitted(ticket, broker.and_then(|broker| broker.submit(jobs)))
+        }
         Question::Record(asker, id, watches) => {
-            let record = match watches {
-                Some(instance) => producer.watch(&viewer, id, instance),
-                None => producer.record(&viewer, id),
-            };
-            Some(Answered::Record(asker, record))
+            let record = broker.and_then(|broker| match watches {
+                Some(instance) => broker.watch(&viewer(), id, instance),
+                None => broker.record(&viewer(), id),
+            });
+            Answered::Record(asker, record)
         }
         Question::Ended(jobs) => {
-            let (ended, unsure) = producer.ended(&jobs);
-            Some(Answered::Ended(ended, unsure))
+            let (ended, unsure) = match broker {
+                Ok(broker) => broker.ended(&jobs),
+                Err(_) => (Vec::new(), jobs),
+            };
+            Answered::Ended(ended, unsure)
         }
         Question::Abandoned(id, of) => {
-            let cancelled = producer.record(&viewer, id).and_then(|record| {
-                let wanted = record.is_some_and(|record| of.contains(&record.spec.handler));
-                if wanted { producer.cancel(&viewer, id).map(drop) } else { Ok(()) }
+            let cancelled = broker.and_then(|broker| {
+                let record = broker.record(&viewer(), id)?;
+                let is_wanted = record.is_some_and(|record| of.contains(&record.spec.handler));
+                if is_wanted { broker.cancel(&viewer(), id).map(drop) } else { Ok(()) }
             });
-            cancelled.unwrap_or_else(|error| not_cancelled(id, &error));
-            None
+            if let Err(error) = cancelled {
+                log::warn!("job {id}, whose callers have hung up, could not be cancelled: {error}");
+            }
+            return None;
         }
-        Question::Page(request) => Some(request.refused(Code::InternalError, "the broker makes no pages")),
-    }
-}
-
-/// The answer to a question that was not asked.
-fn unanswered(question: Question, error: &BackendError) -> Option<Answered> {
-    match question {
-        Question::Submit(ticket, _) => Some(Answered::Submitted(ticket, Err(error.clone()))),
-        Question::Record(asker, ..) => Some(Answered::Record(asker, Err(error.clone()))),
-        Question::Ended(ids) => Some(Answered::Ended(Vec::new(), ids)),
-        Question::Abandoned(id, _) => {
-            not_cancelled(id, error);
-            None
-        }
-        Question::Page(request) => Some(request.refused(Code::BackendUnavailable, &error.0)),
-    }
-}
-
-fn not_cancelled(id: JobId, error: &BackendError) {
-    log::warn!("job {id}, whose callers have hung up, could not be cancelled: {error}");
+        Question::Page(request) => request.refused(Code::InternalError, "the broker makes no pages"),
+    })
 }

@@ -37,6 +37,7 @@ const LINGER_MS: u64 = 2_000;
 pub const NEVER: Timestamp = Timestamp(u64::MAX);
 
 /// One connection.
+#[derive(Default)]
 pub struct Conn {
     /// What has arrived and was not used.
     pub input: Vec<u8>,
@@ -58,6 +59,7 @@ pub struct Conn {
 }
 
 /// The request that is being answered.
+#[derive(Default)]
 pub struct Current {
     pub route: &'static str,
     pub trace: Trace,
@@ -74,8 +76,10 @@ impl Current {
     }
 }
 
+#[derive(Default)]
 pub enum Phase {
     /// Between requests, or inside a head.
+    #[default]
     Head,
     /// The head was accepted, the body is arriving.
     Body(Box<Incoming>),
@@ -112,10 +116,10 @@ pub struct Batch {
 
 impl Conn {
     /// How many bytes may be read now.
-    fn readable_bytes(&self, head_bytes: usize) -> usize {
+    pub fn readable_bytes(&self, head_bytes: usize) -> usize {
         let most = match &self.phase {
             Phase::Head => head_bytes,
-            Phase::Body(incoming) => incoming.head.framing.length().unwrap_or(READ_AHEAD_BYTES),
+            Phase::Body(incoming) => incoming.head.length.unwrap_or(READ_AHEAD_BYTES),
             Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) => READ_AHEAD_BYTES,
             // What comes after the last request is thrown away.
             Phase::Closing => usize::MAX,
@@ -183,25 +187,10 @@ impl Clients {
 
     pub fn open(&mut self, number: usize) {
         let deadline = self.after(self.limits.idle_timeout_ms);
-        let trace = Trace { id: [0; 16], span: [0; 8] };
-        let conn = Conn {
-            input: Vec::new(),
-            output: Vec::new(),
-            sent: 0,
-            phase: Phase::Head,
-            deadline,
-            write_deadline: None,
-            keep_alive: true,
-            at_end: false,
-            asker: Asker { conn: number, request: 0 },
-            current: Current { route: "none", trace, has_body: true, is_1_1: true },
-        };
+        let asker = Asker { conn: number, request: 0 };
+        let conn = Conn { deadline, keep_alive: true, asker, ..Conn::default() };
         self.conns.insert(number, conn);
         self.due(deadline);
-    }
-
-    pub fn readable_bytes(&self, number: usize, head_bytes: usize) -> usize {
-        self.conns.get(&number).map_or(0, |conn| conn.readable_bytes(head_bytes))
     }
 
     /// The connection whose request asked, while that is the one under way.
@@ -232,8 +221,9 @@ impl Clients {
         self.due(deadline);
     }
 
-    pub fn trace(&self, number: usize) -> Option<Trace> {
-        self.conns.get(&number).map(|conn| conn.current.trace)
+    /// Of the request under way.
+    pub fn trace(&self, number: usize) -> Trace {
+        self.conns.get(&number).map_or(Trace::default(), |conn| conn.current.trace)
     }
 
     /// Writes the answer to the request under way; without a `length` its head, and its body comes in chunks.
@@ -263,7 +253,7 @@ impl Clients {
         if length.is_some() && conn.current.has_body {
             out.extend_from_slice(body);
         }
-        self.counters.request(conn.current.route, *status);
+        self.counters.requests.add((conn.current.route, *status), 1);
     }
 
     /// Answers the request under way; the next one may begin.
@@ -303,7 +293,7 @@ impl Clients {
     pub fn refuse(&mut self, number: usize, why: Refused) {
         let Refused { code, detail, allow } = why;
         event(log::Level::Debug, "ingress.rejected").field("code", code.as_str()).emit();
-        let mut answer = Answer::refusal(code, detail, self.trace(number).as_ref());
+        let mut answer = Answer::refusal(code, detail, &self.trace(number));
         if let Some(allow) = allow {
             answer = answer.with("allow", allow);
         }

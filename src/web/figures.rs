@@ -61,13 +61,15 @@ pub fn metrics_text(counters: &Counters, stats: &Stats, groups: &[String]) -> St
     let frames = frames.map(|(direction, count)| (label("direction", direction), load(count)));
     page.family("ipc_frames_total", "Frames on the channel.", frames);
     let rejected = Reject::ALL.map(Reject::as_str);
-    let rejected = rejected.map(|reason| (label("reason", reason), counters.rejected(reason)));
+    let rejected = rejected.map(|reason| (label("reason", reason), counters.rejected.get(&reason)));
     page.family("ipc_rejected_total", "Connections and frames that the channel refused.", rejected);
     let busy = groups.iter().zip(&stats.busy).map(|(group, busy)| (label("group", group), busy));
     page.family("workers_busy", "Workers that have a job.", busy);
     let replaced = |group: &str, reasons: [&str; 3]| {
         let of_group = label("group", group);
-        reasons.map(|reason| (labels(&of_group, "reason", reason), counters.replacements(group, reason)))
+        reasons.map(|reason| {
+            (labels(&of_group, "reason", reason), counters.replaced.get(&(group.into(), reason.into())))
+        })
     };
     let all = groups.iter().map(String::as_str).chain(["web"]);
     let restarted = all.flat_map(|group| replaced(group, ["crashed", "killed", "unresponsive"]));
@@ -75,7 +77,7 @@ pub fn metrics_text(counters: &Counters, stats: &Stats, groups: &[String]) -> St
     let recycled = groups.iter().flat_map(|group| replaced(group, ["max_jobs", "max_rss", "stuck"]));
     let help = "Processes that finished their jobs and made room for a new one.";
     page.family("process_recycled_total", help, recycled);
-    let requests = counters.requests().into_iter();
+    let requests = counters.requests.all().into_iter();
     let requests = requests.map(|((route, status), count)| {
         (labels(&label("route", route), "status", &status.to_string()), count)
     });

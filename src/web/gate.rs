@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::clients::{Clients, Conn, Current, Incoming, NEVER, OUTPUT_BYTES, Phase};
+use super::clients::{Clients, Conn, Current, Incoming, NEVER, Phase};
 use super::http1::refused;
 use super::questions::{Answered, Question, Ticket};
 use super::routes::LABELS;
@@ -56,7 +56,7 @@ impl Gate {
     /// Without connections.
     pub fn new(settings: Settings, counters: Arc<Counters>, entropy: Entropy) -> Gate {
         // A series that appears with its first request has no rate before its second.
-        LABELS.into_iter().for_each(|route| counters.request_series(route, 200));
+        LABELS.into_iter().for_each(|route| counters.requests.add((route, 200), 0));
         let cancelling = settings.handlers.values().filter(|spec| spec.options.cancel_on_disconnect);
         let cancelling = cancelling.map(|spec| spec.name.clone()).collect();
         Gate {
@@ -81,8 +81,8 @@ impl Gate {
 
     /// How many bytes may be read from this client now.
     pub fn readable_bytes(&self, number: usize) -> usize {
-        let head = self.settings.web.limits.header_bytes + TARGET_BYTES + 128;
-        self.clients.readable_bytes(number, head)
+        let head = self.clients.limits.header_bytes + TARGET_BYTES + 128;
+        self.clients.conns.get(&number).map_or(0, |conn| conn.readable_bytes(head))
     }
 
     /// Bytes have arrived.
@@ -100,7 +100,7 @@ impl Gate {
         conn.input.extend_from_slice(bytes);
         if is_first {
             // The head's deadline counts from its first byte and is not moved by later ones.
-            let deadline = self.clients.after(self.settings.web.limits.header_timeout_ms);
+            let deadline = self.clients.after(self.clients.limits.header_timeout_ms);
             self.clients.set_deadline(number, deadline);
         }
         self.advance(number);
@@ -112,11 +112,12 @@ impl Gate {
         let Some(conn) = self.clients.conns.get_mut(&number).filter(|_| !is_off(Control::Waiters)) else {
             return;
         };
+        let trace = conn.current.trace;
         conn.at_end = true;
         conn.deadline = self.clients.now;
         match std::mem::replace(&mut conn.phase, Phase::Closing) {
-            Phase::Waiting(waiting) => self.waiter_hung_up(number, &waiting),
-            Phase::Streaming(batch) => self.batch_hung_up(number, &batch),
+            Phase::Waiting(waiting) => self.waiter_hung_up(number, &waiting, trace),
+            Phase::Streaming(batch) => self.batch_hung_up(number, &batch, trace),
             Phase::Body(incoming) => self.drop_body(&incoming),
             Phase::Head | Phase::Inner | Phase::Closing => {}
         }
@@ -128,14 +129,10 @@ impl Gate {
 
     /// The client took so many bytes: what waited for room in its output goes on.
     pub fn flushed(&mut self, number: usize, bytes: usize) {
-        let write_deadline = self.clients.after(self.settings.web.limits.write_timeout_ms);
+        let write_deadline = self.clients.after(self.clients.limits.write_timeout_ms);
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };
         conn.sent(bytes, write_deadline);
-        if !matches!(conn.phase, Phase::Streaming(_)) {
-            self.advance(number);
-        } else if conn.unsent().len() < OUTPUT_BYTES {
-            self.feed_batch(number);
-        }
+        self.advance(number);
     }
 
     /// What is to be sent to this client.

@@ -29,28 +29,6 @@ const fn bad(detail: &'static str) -> Refused {
     refused(Code::BadRequest, detail)
 }
 
-/// How the body is framed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Framing {
-    /// Neither length nor coding: there is none.
-    None,
-    /// So many bytes.
-    Length(u64),
-    /// `Transfer-Encoding: chunked`
-    Chunked,
-}
-
-impl Framing {
-    /// `None`: the body tells its end.
-    pub(super) fn length(self) -> Option<usize> {
-        match self {
-            Framing::None => Some(0),
-            Framing::Length(length) => Some(usize::try_from(length).unwrap_or(usize::MAX)),
-            Framing::Chunked => None,
-        }
-    }
-}
-
 /// A request's head: its bytes, and where its parts stand in them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
@@ -60,8 +38,8 @@ pub struct Head {
     target: Range<usize>,
     /// Names and values.
     fields: Vec<(Range<usize>, Range<usize>)>,
-    /// How the body is framed.
-    pub framing: Framing,
+    /// The body's; `None`: it is chunked, and tells its end.
+    pub length: Option<usize>,
     /// HTTP/1.1, not 1.0.
     pub is_1_1: bool,
     /// Another request may follow on the connection.
@@ -233,19 +211,19 @@ fn finish(bytes: Vec<u8>, line_end: usize) -> Result<Head, Refused> {
         }
         at = end + 2;
     }
-    let (framing, keep_alive, expects_continue) = (Framing::None, is_1_1, false);
-    let mut head = Head { bytes, method, target, fields, framing, is_1_1, keep_alive, expects_continue };
+    let (length, keep_alive, expects_continue) = (None, is_1_1, false);
+    let mut head = Head { bytes, method, target, fields, length, is_1_1, keep_alive, expects_continue };
     if head.header("host")?.is_none() && is_1_1 {
         return Err(bad("there is no Host"));
     }
     let length = head.header("content-length")?;
     let coding = head.header("transfer-encoding")?;
-    head.framing = match (length, coding) {
-        (None, None) => Framing::None,
+    head.length = match (length, coding) {
+        (None, None) => Some(0),
         (Some(_), Some(_)) => return Err(bad("there are both Content-Length and Transfer-Encoding")),
-        (Some(length), None) => Framing::Length(content_length(length)?),
+        (Some(length), None) => Some(content_length(length)?),
         (None, Some(_)) if !is_1_1 => return Err(bad("HTTP/1.0 has no Transfer-Encoding")),
-        (None, Some(coding)) if coding.eq_ignore_ascii_case("chunked") => Framing::Chunked,
+        (None, Some(coding)) if coding.eq_ignore_ascii_case("chunked") => None,
         (None, Some(_)) => return Err(refused(Code::NotImplemented, "the only coding is chunked")),
     };
     head.expects_continue = match head.header("expect")? {
@@ -265,7 +243,7 @@ fn finish(bytes: Vec<u8>, line_end: usize) -> Result<Head, Refused> {
 }
 
 /// Digits only: no sign, no list, no white space inside, nothing that does not fit.
-fn content_length(text: &str) -> Result<u64, Refused> {
+fn content_length(text: &str) -> Result<usize, Refused> {
     const BAD: Refused = bad("the Content-Length is malformed");
     if !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(BAD);
@@ -289,7 +267,7 @@ mod tests {
         let text = "POST /v1/jobs/echo?x=1 HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nX-Y:  z \r\n\r\nabc";
         let (head, length) = parse(text).unwrap().unwrap();
         assert_eq!((head.method(), head.target()), ("POST", "/v1/jobs/echo?x=1"));
-        assert_eq!((head.framing, head.keep_alive), (Framing::Length(3), true));
+        assert_eq!((head.length, head.keep_alive), (Some(3), true));
         assert_eq!(head.header("x-y"), Ok(Some("z")));
         assert_eq!(&text[length..], "abc");
         for end in 0..length {

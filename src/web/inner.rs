@@ -1,23 +1,34 @@
-//! The gate's side of the private socket: a few connections, one whole request at a time on each, by a thread of its own.
+//! The inner server, on tiny_http, for routes that render or may block; and the gate's connections to it.
+//!
+//! tiny_http never meets a stranger: its one client is the gate, over a private Unix socket, one whole request at a time on
+//! each connection, as the gate has rebuilt it. What a client wrote frames nothing here.
 
+use std::error::Error;
 use std::fmt::Write as _;
-use std::io::{ErrorKind, Read, Result as IoResult, Write};
-use std::os::unix::net::UnixStream;
+use std::io::{Cursor, ErrorKind, Read, Result as IoResult, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::str::FromStr;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
+use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
-use super::pages::TRACE_HEADER;
+use tiny_http::{Header, Request, Response, Server, StatusCode};
+
+use super::pages::Pages;
 use super::questions::{Answered, Back, PageRequest};
 use super::respond::Answer;
-use super::routes::Inner;
+use super::routes::{Inner, Route, route};
 use crate::bell::lock;
+use crate::job::Trace;
 use crate::limits::{INNER_CONNECTIONS, INNER_HANGS, INNER_QUEUE, INNER_RESERVED};
-use crate::problem::Code;
+use crate::problem::{Code, JobError};
 
-/// See the module.
+/// The header that carries the request's trace inwards.
+const TRACE_HEADER: &str = "traceparent";
+
+/// The connections, each with a thread of its own.
 pub struct Pool {
     anyone: SyncSender<PageRequest>,
     /// Readiness and metrics have connections of their own: they answer while the others are slow.
@@ -26,18 +37,30 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Opens the connections, one after the other, each with a warm-up request: that avoids a race in
-    /// tiny_http's pool which starves connections that come together.
-    pub fn open(socket: &Path, back: &Back) -> IoResult<Pool> {
+    /// Serves the pages on `socket` for the life of the process, and connects.
+    pub fn open(pages: Pages, socket: &Path, back: &Back) -> Result<Pool, Box<dyn Error + Send + Sync>> {
+        let server = Server::from_listener(UnixListener::bind(socket)?, None)?;
+        let (server, pages) = (Arc::new(server), Arc::new(pages));
+        for index in 0..INNER_CONNECTIONS + INNER_RESERVED {
+            let (server, pages) = (server.clone(), pages.clone());
+            let serve = move || {
+                while let Ok(request) = server.recv() {
+                    respond(request, &pages);
+                }
+            };
+            Builder::new().name(format!("pages-{index}")).spawn(serve)?;
+        }
         let mut threads = Vec::new();
         let mut start = |connections| {
             let (queue, requests) = sync_channel(INNER_QUEUE);
             let requests = Arc::new(Mutex::new(requests));
             for _ in 0..connections {
+                // One after the other, each with a warm-up request: that avoids a race in tiny_http's pool which
+                // starves connections that come together.
                 let stream = connect(socket)?;
                 let (requests, socket, back) = (requests.clone(), socket.to_owned(), back.clone());
-                let builder = std::thread::Builder::new().name("inner".into());
-                threads.push(builder.spawn(move || work(stream, &requests, &socket, &back))?);
+                let work = move || work(stream, &requests, &socket, &back);
+                threads.push(Builder::new().name("inner".into()).spawn(work)?);
             }
             IoResult::Ok(queue)
         };
@@ -94,6 +117,27 @@ fn work(mut stream: UnixStream, requests: &Mutex<Receiver<PageRequest>>, socket:
     }
 }
 
+fn respond(request: Request, pages: &Pages) {
+    let trace = request.headers().iter().find(|header| header.field.equiv(TRACE_HEADER));
+    let trace = trace.and_then(|header| Trace::parse(header.value.as_str())).unwrap_or_default();
+    let answer = match route(request.method().as_str(), request.url()) {
+        Ok((Route::Inner(inner), _)) => {
+            let query = request.url().split_once('?').map_or("", |(_, query)| query);
+            pages.answer(&inner, query, &trace)
+        }
+        Ok((Route::Submit(_) | Route::Batch(_) | Route::Wait(_) | Route::Alive, _)) | Err(_) => {
+            Err(JobError::new(Code::InternalError, "this request should not have come here"))
+        }
+    };
+    let answer = answer.unwrap_or_else(|error| Answer::problem(&error, &trace));
+    let headers = answer.headers.lines().filter_map(|line| Header::from_str(line).ok()).collect();
+    let (status, length) = (StatusCode(answer.status), answer.body.len());
+    let response = Response::new(status, headers, Cursor::new(answer.body), Some(length), None);
+    let response = response.with_chunked_threshold(usize::MAX);
+    // The gate has gone: then so has the request.
+    let _ = request.respond(response);
+}
+
 /// Says a request and reads its answer.
 fn exchange(stream: &mut UnixStream, request: &str) -> IoResult<Answer> {
     stream.write_all(request.as_bytes())?;
@@ -111,13 +155,7 @@ fn exchange(stream: &mut UnixStream, request: &str) -> IoResult<Answer> {
 
 /// The request as the gate understood it: nothing that the client wrote frames it.
 fn rebuilt(request: &PageRequest) -> String {
-    let method = match &request.route {
-        Inner::Cancel(_) => "DELETE",
-        Inner::Retry(_) | Inner::Pause(..) => "POST",
-        Inner::Record(_) | Inner::Result(_) | Inner::List => "GET",
-        Inner::Stats | Inner::Ready | Inner::Metrics | Inner::Index => "GET",
-    };
-    let PageRequest { target, trace, .. } = request;
+    let PageRequest { method, target, trace, .. } = request;
     format!(
         "{method} {target} HTTP/1.1\r\nHost: inner\r\n{TRACE_HEADER}: {trace}\r\nContent-Length: 0\r\n\r\n"
     )

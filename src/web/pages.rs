@@ -1,29 +1,17 @@
-//! The routes that render or may block: ordinary sync code over the ports, on tiny_http's threads.
-//!
-//! tiny_http never meets a stranger: its one client is the gate, over a private Unix socket, with requests that
-//! the gate has rebuilt. What a client wrote frames nothing here.
+//! The routes that render or may block: ordinary sync code over the ports.
 
-use std::io::Cursor;
-use std::os::unix::net::UnixListener;
-use std::path::Path;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use tiny_http::{Header, Request, Response, Server, StatusCode};
-
 use super::figures;
 use super::respond::{Answer, record_json, record_json_without_result};
-use super::routes::{Inner, Route, parameter, route};
+use super::routes::{Inner, parameter};
 use super::submission::number;
 use crate::job::{JobRecord, JobStatus, Trace};
-use crate::limits::{INNER_CONNECTIONS, INNER_RESERVED, LIST_RECORDS};
+use crate::limits::LIST_RECORDS;
 use crate::observe::metrics::Counters;
 use crate::ports::{BackendError, Filter, HandlerStats, Producer, Stats, Viewer};
 use crate::problem::{Code, JobError, json_text};
-
-/// The header that carries the request's trace inwards.
-pub const TRACE_HEADER: &str = "traceparent";
 
 /// What the routes look at.
 pub struct Pages {
@@ -39,47 +27,8 @@ pub struct Pages {
     pub address: String,
 }
 
-/// Serves the pages on `socket` for the life of the process.
-pub fn serve(pages: &Arc<Pages>, socket: &Path) -> Result<(), String> {
-    let listener = UnixListener::bind(socket).map_err(|error| error.to_string());
-    let server = listener.and_then(|on| Server::from_listener(on, None).map_err(|error| error.to_string()));
-    let server = Arc::new(server.map_err(|error| format!("{}: {error}", socket.display()))?);
-    for index in 0..INNER_CONNECTIONS + INNER_RESERVED {
-        let (server, pages) = (server.clone(), pages.clone());
-        let work = move || {
-            while let Ok(request) = server.recv() {
-                respond(request, &pages);
-            }
-        };
-        let thread = std::thread::Builder::new().name(format!("pages-{index}")).spawn(work);
-        thread.map_err(|error| format!("a thread for pages: {error}"))?;
-    }
-    Ok(())
-}
-
-fn respond(request: Request, pages: &Pages) {
-    let trace = request.headers().iter().find(|header| header.field.equiv(TRACE_HEADER));
-    let trace = trace.and_then(|header| Trace::parse(header.value.as_str()));
-    let answer = match route(request.method().as_str(), request.url()) {
-        Ok((Route::Inner(inner), _)) => {
-            let query = request.url().split_once('?').map_or("", |(_, query)| query);
-            pages.answer(&inner, query, trace.as_ref())
-        }
-        Ok((Route::Submit(_) | Route::Batch(_) | Route::Wait(_) | Route::Alive, _)) | Err(_) => {
-            Err(JobError::new(Code::InternalError, "this request should not have come here"))
-        }
-    };
-    let answer = answer.unwrap_or_else(|error| Answer::problem(&error, trace.as_ref()));
-    let headers = answer.headers.lines().filter_map(|line| Header::from_str(line).ok()).collect();
-    let (status, length) = (StatusCode(answer.status), answer.body.len());
-    let response = Response::new(status, headers, Cursor::new(answer.body), Some(length), None);
-    let response = response.with_chunked_threshold(usize::MAX);
-    // The gate has gone: then so has the request.
-    let _ = request.respond(response);
-}
-
 impl Pages {
-    fn answer(&self, route: &Inner, query: &str, trace: Option<&Trace>) -> Result<Answer, JobError> {
+    pub fn answer(&self, route: &Inner, query: &str, trace: &Trace) -> Result<Answer, JobError> {
         let (producer, viewer) = (&self.producer, Viewer::anonymous());
         match route {
             Inner::Record(id) => shown(producer.record(&viewer, *id)?),
@@ -117,7 +66,7 @@ impl Pages {
             Inner::Ready => self.ready(&producer.stats()?),
             Inner::Metrics => {
                 let body = figures::metrics_text(&self.counters, &producer.stats()?, &self.groups);
-                Ok(Answer::new(200, "text/plain; version=0.0.4", body))
+                Ok(Answer::new(200, "text/plain; version=0.0.4", body.into_bytes()))
             }
             Inner::Index => Ok(self.index()),
         }
@@ -138,13 +87,19 @@ impl Pages {
     }
 
     fn index(&self) -> Answer {
+        let row = |of: &HandlerStats| {
+            let paused = if of.paused { "paused" } else { "open" };
+            let HandlerStats { handler, queued, running, submitted, .. } = of;
+            let numbers = format!("<td>{queued}</td><td>{running}</td><td>{submitted}</td>");
+            format!("<tr><td>{handler}</td><td>{paused}</td>{numbers}</tr>")
+        };
         let rows = match self.producer.stats() {
             Ok(stats) => stats.handlers.iter().map(row).collect::<String>(),
             Err(error) => format!("<tr><td colspan=5>{}</td></tr>", error.0.replace('<', "&lt;")),
         };
         let body =
             format!(include_str!("index.html"), profile = self.profile, address = self.address, rows = rows);
-        Answer::new(200, "text/html; charset=utf-8", body)
+        Answer::new(200, "text/html; charset=utf-8", body.into_bytes())
             .with("x-content-type-options", "nosniff")
             .with("content-security-policy", "default-src 'none'; style-src 'unsafe-inline'")
     }
@@ -167,17 +122,6 @@ fn filter(query: &str) -> Result<Filter, JobError> {
 fn shown(record: Option<JobRecord>) -> Result<Answer, JobError> {
     let record = record.ok_or_else(unknown_job)?;
     Ok(Answer::json(200, record_json(&record)).with("cofferdam-job-id", record.spec.id))
-}
-
-fn row(handler: &HandlerStats) -> String {
-    format!(
-        "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
-        handler.handler,
-        if handler.paused { "paused" } else { "open" },
-        handler.queued,
-        handler.running,
-        handler.submitted,
-    )
 }
 
 fn unknown_job() -> JobError {

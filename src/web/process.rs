@@ -12,11 +12,8 @@ use mio::net::TcpListener;
 use super::calls::Calls;
 use super::commander::Commander;
 use super::gate::{Gate, Settings};
-use super::inner::Pool;
-use super::pages::{self, Pages};
-use super::questions::Back;
+use super::pages::Pages;
 use super::sockets::ClientSockets;
-use crate::bell::Bell;
 use crate::channel::ChannelServer;
 use crate::clock::{Clock, Timestamp, monotonic_millis};
 use crate::deployment::{Backend, Deployment};
@@ -44,16 +41,20 @@ pub struct WebProcess {
     calls: Calls,
     seat: Arc<dyn Seat>,
     inbox: Box<dyn Inbox>,
-    channel: Option<ChannelServer>,
+    /// Where executors reach the broker; `None`: they are threads of this process.
+    pub channel: Option<ChannelServer>,
     commander: Commander,
     clock: Clock,
     /// Until when callers are waited for, once the service stops.
     drain: Option<Timestamp>,
-    pages: Arc<Pages>,
+    /// What this process counts.
+    pub counters: Arc<Counters>,
+    address: String,
     /// What else this process cannot be without; it ends with this.
-    is_sound: Box<dyn Fn() -> bool>,
+    pub is_sound: Box<dyn Fn() -> bool>,
     next_token: usize,
-    reactor: Reactor,
+    /// Its bell rings when the loop should look.
+    pub reactor: Reactor,
 }
 
 impl WebProcess {
@@ -75,22 +76,26 @@ impl WebProcess {
         let instance = InstanceId(u64::from_be_bytes(entropy.bytes()));
         let inbox = backend.replies.subscribe(instance, reactor.bell()).map_err(|error| error.to_string())?;
         let config = &deployment.config;
+        let address = listener.local_addr().map_err(io)?.to_string();
         let pages = Pages {
             producer: backend.producer.clone(),
             counters: counters.clone(),
             groups: deployment.groups().iter().map(ToString::to_string).collect(),
             profile: crate::config::profile(config),
-            address: listener.local_addr().map_err(io)?.to_string(),
+            address: address.clone(),
         };
-        let pages = Arc::new(pages);
-        let open = |back: &Back| {
-            let socket = socket_dir.join(format!("web-{}.sock", std::process::id()));
-            pages::serve(&pages, &socket)?;
-            Pool::open(&socket, back).map_err(io)
+        let socket = socket_dir.join(format!("web-{}.sock", std::process::id()));
+        let calls = Calls::new(pages, &socket, backend.calls_may_wait, reactor.bell())?;
+        let settings = Settings {
+            web: config.web.clone(),
+            reply_timeout: Duration::from_millis(config.runtime.platform.reply.timeout_ms),
+            sink_mode: config.runtime.ordering.sink_mode,
+            handlers: deployment.specs.iter().map(|spec| (spec.name.to_string(), spec.clone())).collect(),
+            instance,
+            jobs_survive_processes: deployment.jobs_survive_processes(),
         };
-        let calls = Calls::new(backend.producer.clone(), backend.calls_may_wait, reactor.bell(), open)?;
         Ok(WebProcess {
-            gate: Gate::new(settings(deployment, instance), counters, entropy),
+            gate: Gate::new(settings, counters.clone(), entropy),
             sockets: ClientSockets::new(TcpListener::from_std(listener), &config.web.limits),
             calls,
             seat: backend.seat.clone(),
@@ -99,40 +104,12 @@ impl WebProcess {
             commander,
             clock: deployment.clock.clone(),
             drain: None,
-            pages,
+            counters,
+            address,
             is_sound: Box::new(|| true),
             next_token: FIRST_CONNECTION,
             reactor,
         })
-    }
-
-    /// Rings when the loop should look.
-    #[must_use]
-    pub fn bell(&self) -> Bell {
-        self.reactor.bell()
-    }
-
-    /// This process's counters.
-    #[must_use]
-    pub fn counters(&self) -> Arc<Counters> {
-        self.pages.counters.clone()
-    }
-
-    /// With executors on threads of this process, which must be sound.
-    #[must_use]
-    pub fn with_threads(mut self, are_sound: impl Fn() -> bool + 'static) -> WebProcess {
-        self.is_sound = Box::new(are_sound);
-        self
-    }
-
-    /// Executors reach the broker through this channel.
-    ///
-    /// # Errors
-    /// The kernel refuses.
-    pub fn with_channel(mut self, mut channel: ChannelServer) -> Result<WebProcess, String> {
-        channel.register(self.reactor.registry(), CHANNEL).map_err(|error| error.to_string())?;
-        self.channel = Some(channel);
-        Ok(self)
     }
 
     /// Serves until it is told to stop.
@@ -142,10 +119,13 @@ impl WebProcess {
     pub fn run(mut self) -> Result<Exit, String> {
         self.reactor.watch(&mut self.sockets.listener, LISTENER)?;
         self.commander.watch(&self.reactor, COMMANDER)?;
-        let channel = self.channel.as_ref().map(ChannelServer::address).transpose();
-        let channel = channel.map_err(|error| error.to_string())?;
-        let channel = channel.map_or(String::new(), |address| address.to_string());
-        self.commander.say_ready(&self.pages.address, &channel, &self.seat.name());
+        let mut channel = String::new();
+        if let Some(server) = &mut self.channel {
+            let registered = server.register(self.reactor.registry(), CHANNEL);
+            channel =
+                registered.and_then(|()| server.address()).map_err(|error| error.to_string())?.to_string();
+        }
+        self.commander.say_ready(&self.address, &channel, &self.seat.name());
         loop {
             let rest = match self.turn()? {
                 ControlFlow::Continue(rest) => rest,
@@ -188,7 +168,7 @@ impl WebProcess {
                     }
                     ToChild::Stop => return Ok(ControlFlow::Break(Exit::Done)),
                     ToChild::Replaced(group, reason, count) => {
-                        self.pages.counters.replaced(&group, &reason, count);
+                        self.counters.replaced.set((group, reason), count);
                     }
                     ToChild::Succeeds(name) => self.seat.succeeds(&name),
                     ToChild::Ping | ToChild::Channel(_) | ToChild::Leave => {}
@@ -258,17 +238,5 @@ impl WebProcess {
         }
         let channel_ms = self.channel.as_ref().and_then(|channel| channel.next_due_ms(now_ms));
         rest.min(channel_ms.map_or(LONGEST, Duration::from_millis)).min(self.commander.tick(now_ms))
-    }
-}
-
-fn settings(deployment: &Deployment, instance: InstanceId) -> Settings {
-    let config = &deployment.config;
-    Settings {
-        web: config.web.clone(),
-        reply_timeout: Duration::from_millis(config.runtime.platform.reply.timeout_ms),
-        sink_mode: config.runtime.ordering.sink_mode,
-        handlers: deployment.specs.iter().map(|spec| (spec.name.to_string(), spec.clone())).collect(),
-        instance,
-        jobs_survive_processes: deployment.jobs_survive_processes(),
     }
 }

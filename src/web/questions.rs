@@ -9,7 +9,7 @@ use crate::ports::{BackendError, JobEnded, NewJob, Submitted};
 use crate::problem::Code;
 
 /// Which request of which connection; what is asked for it carries this, and its answer goes there or nowhere.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Asker {
     pub conn: usize,
     pub request: u64,
@@ -43,6 +43,7 @@ pub enum Question {
 pub struct PageRequest {
     pub asker: Asker,
     pub route: Inner,
+    pub method: &'static str,
     /// Path and query, checked to be visible ASCII.
     pub target: String,
     /// For problem documents.
@@ -51,7 +52,7 @@ pub struct PageRequest {
 
 impl PageRequest {
     pub fn refused(&self, code: Code, detail: &str) -> Answered {
-        Answered::Page(self.asker, Answer::refusal(code, detail, Some(&self.trace)))
+        Answered::Page(self.asker, Answer::refusal(code, detail, &self.trace))
     }
 }
 

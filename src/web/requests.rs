@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::chunked::Chunked;
 use super::clients::{Current, Incoming, OUTPUT_BYTES, Phase};
 use super::gate::Gate;
-use super::http1::{Framing, Head, Refused, parse_head, refused};
+use super::http1::{Head, Refused, parse_head, refused};
 use super::questions::{PageRequest, Question};
 use super::respond::Answer;
 use super::routes::{self, Inner, Route, check_browser};
@@ -22,6 +22,7 @@ impl Gate {
             let goes_on = match &conn.phase {
                 Phase::Head => !full && !conn.input.is_empty() && self.advance_head(number),
                 Phase::Body(_) => self.advance_body(number),
+                Phase::Streaming(_) if !full => return self.feed_batch(number),
                 Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) | Phase::Closing => false,
             };
             if !goes_on {
@@ -31,7 +32,7 @@ impl Gate {
     }
 
     fn advance_head(&mut self, number: usize) -> bool {
-        let header_bytes = self.settings.web.limits.header_bytes;
+        let header_bytes = self.clients.limits.header_bytes;
         let Some(conn) = self.clients.conns.get_mut(&number) else { return false };
         let (head, length) = match parse_head(&conn.input, header_bytes) {
             Ok(None) => return false,
@@ -53,7 +54,7 @@ impl Gate {
             Ok(judged) => judged,
             Err(refused) => {
                 // A body that was announced is not read: the connection cannot go on after it.
-                conn.keep_alive &= head.framing.length() == Some(0);
+                conn.keep_alive &= head.length == Some(0);
                 self.clients.refuse(number, refused);
                 return true;
             }
@@ -62,7 +63,7 @@ impl Gate {
         conn.asker.request += 1;
         let counted = conn.input.len();
         self.body_bytes += counted;
-        if head.expects_continue && conn.input.is_empty() && head.framing.length() != Some(0) {
+        if head.expects_continue && conn.input.is_empty() && head.length != Some(0) {
             conn.output.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
         }
         let (body, chunked) = (Vec::new(), Chunked::default());
@@ -71,7 +72,7 @@ impl Gate {
         if !conn.unsent().is_empty() {
             self.clients.touched.push(number);
         }
-        let deadline = self.clients.after(self.settings.web.limits.body_timeout_ms);
+        let deadline = self.clients.after(self.clients.limits.body_timeout_ms);
         self.clients.set_deadline(number, deadline);
         true
     }
@@ -81,38 +82,33 @@ impl Gate {
         let web = &self.settings.web;
         check_browser(head, &web.allowed_hosts)?;
         let (route, label) = routes::route(head.method(), head.target())?;
-        let max = match &route {
-            Route::Submit(name) | Route::Batch(name) => {
-                if !self.settings.handlers.contains_key(name) {
-                    return Err(refused(Code::UnknownHandler, "there is no handler of this name"));
-                }
-                if head.framing == Framing::None {
-                    return Err(refused(Code::LengthRequired, "a submission needs Content-Length or chunks"));
-                }
-                if self.clients.draining {
-                    return Err(refused(Code::Draining, "the service is shutting down"));
-                }
-                let is_batch = matches!(route, Route::Batch(_));
-                if is_batch && !head.is_1_1 {
-                    let detail = "a batch's results are chunked, which needs HTTP/1.1";
-                    return Err(refused(Code::HttpVersionNotSupported, detail));
-                }
-                if is_batch { web.max_batch_bytes } else { web.max_body_bytes }
+        let is_batch = matches!(route, Route::Batch(_));
+        let max = if is_batch { web.max_batch_bytes } else { web.max_body_bytes };
+        if let Route::Submit(name) | Route::Batch(name) = &route {
+            if !self.settings.handlers.contains_key(name) {
+                return Err(refused(Code::UnknownHandler, "there is no handler of this name"));
             }
-            Route::Wait(_) | Route::Alive | Route::Inner(_) => web.max_body_bytes,
-        };
-        match head.framing {
-            Framing::Length(length) if length > max as u64 => {
-                Err(refused(Code::PayloadTooLarge, "the body exceeds its limit"))
+            if head.length == Some(0) && head.header("content-length")?.is_none() {
+                return Err(refused(Code::LengthRequired, "a submission needs Content-Length or chunks"));
             }
-            Framing::None | Framing::Length(_) | Framing::Chunked => Ok((route, label, max)),
+            if self.clients.draining {
+                return Err(refused(Code::Draining, "the service is shutting down"));
+            }
+            if is_batch && !head.is_1_1 {
+                let detail = "a batch's results are chunked, which needs HTTP/1.1";
+                return Err(refused(Code::HttpVersionNotSupported, detail));
+            }
         }
+        if head.length.is_some_and(|length| length > max) {
+            return Err(refused(Code::PayloadTooLarge, "the body exceeds its limit"));
+        }
+        Ok((route, label, max))
     }
 
     fn advance_body(&mut self, number: usize) -> bool {
         let Some(conn) = self.clients.conns.get_mut(&number) else { return false };
         let Phase::Body(incoming) = &mut conn.phase else { return false };
-        let (used, whole) = match incoming.head.framing.length() {
+        let (used, whole) = match incoming.head.length {
             Some(length) if length <= conn.input.len() => (length, Some(Arc::from(&conn.input[..length]))),
             Some(_) => (0, None),
             None => match incoming.chunked.read(&conn.input, &mut incoming.body, incoming.max) {
@@ -157,14 +153,18 @@ impl Gate {
     /// A whole request.
     fn handle(&mut self, number: usize, head: &Head, route: Route, body: Arc<[u8]>) {
         match route {
-            Route::Alive => {
-                let answer = Answer::json(200, r#"{"status":"alive"}"#.into());
-                self.clients.answer(number, &answer);
-            }
+            Route::Alive => self.clients.answer(number, &Answer::json(200, r#"{"status":"alive"}"#.into())),
             Route::Submit(name) => self.submit(number, head, &name, body),
             Route::Batch(name) => self.begin_batch(number, head, &name, body),
             Route::Wait(id) => self.wait_for_record(number, head, id),
-            Route::Inner(route) => self.ask_pages(number, route, head.target().to_owned()),
+            Route::Inner(route) => {
+                let method = match head.method() {
+                    "DELETE" => "DELETE",
+                    "POST" => "POST",
+                    _ => "GET",
+                };
+                self.ask_pages(number, route, method, head.target().to_owned());
+            }
         }
     }
 
@@ -179,11 +179,11 @@ impl Gate {
     }
 
     /// A route that renders is to answer.
-    pub(super) fn ask_pages(&mut self, number: usize, route: Inner, target: String) {
+    pub(super) fn ask_pages(&mut self, number: usize, route: Inner, method: &'static str, target: String) {
         self.clients.set_deadline(number, self.clients.now.plus(INNER_TIMEOUT));
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };
         conn.phase = Phase::Inner;
-        let request = PageRequest { asker: conn.asker, route, target, trace: conn.current.trace };
+        let request = PageRequest { asker: conn.asker, route, method, target, trace: conn.current.trace };
         self.questions.push(Question::Page(request));
     }
 }

@@ -23,19 +23,20 @@ pub struct Answer {
 }
 
 impl Answer {
-    pub fn new(status: u16, media_type: &str, body: String) -> Answer {
-        Answer { status, headers: String::new(), body: body.into_bytes().into() }
-            .with("content-type", media_type)
+    pub fn new(status: u16, media_type: &str, body: impl Into<Arc<[u8]>>) -> Answer {
+        // All headers that may be added fit.
+        let answer = Answer { status, headers: String::with_capacity(256), body: body.into() };
+        answer.with("content-type", media_type)
     }
 
     pub fn json(status: u16, body: String) -> Answer {
-        Answer::new(status, "application/json", body)
+        Answer::new(status, "application/json", body.into_bytes())
     }
 
     /// A problem document.
-    pub fn problem(error: &JobError, trace: Option<&Trace>) -> Answer {
-        let body = document(error, trace.map(Trace::id_text).as_deref());
-        let answer = Answer::new(error.code.status(), "application/problem+json", body);
+    pub fn problem(error: &JobError, trace: &Trace) -> Answer {
+        let body = document(error, Some(&trace.id_text()));
+        let answer = Answer::new(error.code.status(), "application/problem+json", body.into_bytes());
         match error.code.retry_after() {
             Some(seconds) => answer.with("retry-after", seconds),
             None => answer,
@@ -43,21 +44,17 @@ impl Answer {
     }
 
     /// A problem in a few words.
-    pub fn refusal(code: Code, detail: &str, trace: Option<&Trace>) -> Answer {
+    pub fn refusal(code: Code, detail: &str, trace: &Trace) -> Answer {
         Answer::problem(&JobError::new(code, detail), trace)
     }
 
     /// How a job ended, for the caller who waited for it.
-    pub fn finished(finished: &Finished, trace: Option<&Trace>) -> Answer {
+    pub fn finished(finished: &Finished, trace: &Trace) -> Answer {
         match &finished.result {
-            Ok(payload) => {
+            Ok(payload) => Answer::new(200, payload.media_type.as_str(), payload.bytes.clone())
                 // A handler's bytes are foreign: no browser may guess their type or run them.
-                let headers = format!(
-                    "content-type: {}\r\nx-content-type-options: nosniff\r\ncontent-security-policy: sandbox\r\n",
-                    payload.media_type.as_str()
-                );
-                Answer { status: 200, headers, body: payload.bytes.clone() }
-            }
+                .with("x-content-type-options", "nosniff")
+                .with("content-security-policy", "sandbox"),
             Err(error) => Answer::problem(error, trace),
         }
     }
@@ -73,16 +70,6 @@ impl Answer {
     pub fn with(mut self, name: &str, value: impl Display) -> Answer {
         let _ = write!(self.headers, "{name}: {value}\r\n");
         self
-    }
-}
-
-/// One chunk of a chunked body; an empty one would end it.
-pub fn write_chunk(out: &mut Vec<u8>, data: &[u8]) {
-    use std::io::Write as _;
-    if !data.is_empty() {
-        let _ = write!(out, "{:x}\r\n", data.len());
-        out.extend_from_slice(data);
-        out.extend_from_slice(b"\r\n");
     }
 }
 

@@ -1,6 +1,6 @@
 //! The clients' sockets: accepted, read and written so far as the gate allows.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown};
 use std::time::Duration;
@@ -24,7 +24,6 @@ pub struct ClientSockets {
     clients: IdMap<usize, Client>,
     /// Those whose sockets may have bytes that were not read.
     unread: BTreeSet<usize>,
-    per_ip: HashMap<IpAddr, usize>,
     clients_max: usize,
     per_ip_max: usize,
     /// Somebody may be waiting to be accepted.
@@ -37,8 +36,6 @@ pub struct ClientSockets {
 struct Client {
     stream: TcpStream,
     ip: IpAddr,
-    /// Our side is closed.
-    shut: bool,
     /// The end of its side has come, behind bytes that may not have been read.
     ended: bool,
 }
@@ -55,7 +52,6 @@ impl ClientSockets {
             listener,
             clients: IdMap::default(),
             unread: BTreeSet::new(),
-            per_ip: HashMap::new(),
             clients_max: limits.connections.min(allowed),
             per_ip_max: limits.connections_per_ip,
             accepting: true,
@@ -93,21 +89,18 @@ impl ClientSockets {
             }
             let (mut stream, peer) = match self.listener.accept() {
                 Ok(accepted) => accepted,
-                Err(error) => {
-                    match error.kind() {
-                        ErrorKind::WouldBlock => self.accepting = false,
-                        ErrorKind::Interrupted | ErrorKind::ConnectionAborted => {}
-                        _ => {
-                            log::warn!("no connection can be accepted for now: {error}");
-                            self.accept_at = now.plus(PAUSE);
-                        }
+                Err(error) => match error.kind() {
+                    ErrorKind::WouldBlock => return self.accepting = false,
+                    ErrorKind::Interrupted | ErrorKind::ConnectionAborted => continue,
+                    _ => {
+                        log::warn!("no connection can be accepted for now: {error}");
+                        return self.accept_at = now.plus(PAUSE);
                     }
-                    continue;
-                }
+                },
             };
             let ip = peer.ip();
-            let of_this_ip = self.per_ip.get(&ip).copied().unwrap_or(0);
-            if !ip.is_loopback() && of_this_ip >= self.per_ip_max {
+            let of_this_ip = || self.clients.values().filter(|client| client.ip == ip).count();
+            if !ip.is_loopback() && of_this_ip() >= self.per_ip_max {
                 continue; // Dropped: closed without a word.
             }
             let _ = stream.set_nodelay(true);
@@ -117,8 +110,7 @@ impl ClientSockets {
             if registry.register(&mut stream, Token(token), interest).is_err() {
                 continue;
             }
-            *self.per_ip.entry(ip).or_default() += 1;
-            self.clients.insert(token, Client { stream, ip, shut: false, ended: false });
+            self.clients.insert(token, Client { stream, ip, ended: false });
             gate.open(token);
             self.unread.insert(token);
         }
@@ -181,24 +173,17 @@ impl ClientSockets {
         }
         if gate.is_over(token) {
             self.close(token, gate);
-        } else if gate.is_finished(token) {
+        } else if gate.is_finished(token)
+            && let Some(client) = self.clients.get(&token)
+        {
             // A lingering close: what the client still sends is read and dropped, so that the answer arrives.
-            if let Some(client) = self.clients.get_mut(&token).filter(|client| !client.shut) {
-                client.shut = true;
-                let _ = client.stream.shutdown(Shutdown::Write);
-            }
+            let _ = client.stream.shutdown(Shutdown::Write);
         }
     }
 
     fn close(&mut self, token: usize, gate: &mut Gate) {
         gate.close(token);
-        let Some(client) = self.clients.remove(&token) else { return };
-        if let Some(count) = self.per_ip.get_mut(&client.ip) {
-            *count -= 1;
-            if *count == 0 {
-                self.per_ip.remove(&client.ip);
-            }
-        }
+        self.clients.remove(&token);
     }
 
     /// How long nothing need be done here, if no event comes.

@@ -1,5 +1,6 @@
 //! `/v1/batch`: the lines of one body, so many of them in flight, their results streamed as they come.
 
+use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,11 +8,12 @@ use super::clients::{Batch, NEVER, OUTPUT_BYTES, Phase};
 use super::gate::Gate;
 use super::http1::{Head, refused};
 use super::questions::{Asker, Question, Ticket};
-use super::respond::{Answer, write_chunk};
+use super::respond::Answer;
 use super::routes::parameter;
 use super::waiters::TOO_MANY_WAITERS;
 use crate::config::SinkMode;
 use crate::entropy::Entropy;
+use crate::job::Trace;
 use crate::limits::{BATCH_LINES, BODY_BYTES};
 use crate::ndjson::Pump;
 use crate::ports::{BackendError, NewJob, Submitted};
@@ -42,9 +44,9 @@ impl Gate {
             let refused = refused(Code::Overloaded, "too many batches are running");
             return self.clients.refuse(number, refused);
         }
-        let Some(trace) = self.clients.trace(number) else { return };
+        let trace = self.clients.trace(number);
         let pump = Pump::new(handler.clone(), mode, BATCH_LINES, trace, self.settings.instance);
-        self.clients.write(number, &Answer::new(200, "application/x-ndjson", String::new()), None);
+        self.clients.write(number, &Answer::new(200, "application/x-ndjson", []), None);
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };
         conn.deadline = NEVER;
         conn.phase = Phase::Streaming(Box::new(Batch { body, at: 0, pump }));
@@ -66,7 +68,12 @@ impl Gate {
             {
                 results.extend_from_slice(&result);
             }
-            write_chunk(&mut conn.output, &results);
+            // One without data would end the body.
+            if !results.is_empty() {
+                let _ = write!(conn.output, "{:x}\r\n", results.len());
+                conn.output.extend_from_slice(&results);
+                conn.output.extend_from_slice(b"\r\n");
+            }
             if batch.is_done() {
                 conn.output.extend_from_slice(b"0\r\n\r\n");
                 return self.clients.next_request(number);
@@ -114,8 +121,7 @@ impl Gate {
     }
 
     /// Nobody takes the results any more.
-    pub(super) fn batch_hung_up(&mut self, number: usize, batch: &Batch) {
-        let Some(trace) = self.clients.trace(number) else { return };
+    pub(super) fn batch_hung_up(&mut self, number: usize, batch: &Batch, trace: Trace) {
         for job in batch.pump.jobs_in_flight() {
             if self.waiters.withdraw(number, job, Some(trace)) {
                 self.abandon(job);

@@ -24,19 +24,14 @@ pub fn read(
     instance: InstanceId,
 ) -> Result<(Kind, NewJob), Refused> {
     let query = head.query();
-    let media_type = match head.header("content-type")? {
-        None => MediaType::BYTES,
-        Some(text) => MediaType::parse(text).unwrap_or(MediaType::BYTES),
-    };
-    let ordering_key = handler
-        .options
-        .ordering
-        .key(head.header("ordering-key")?, &body)
-        .map_err(|_| refused(Code::BadRequest, "this handler needs an ordering key: the header, or a scalar in the payload, of at most 256 bytes"))?;
-    let idempotency = match head.header("idempotency-key")? {
-        None => None,
-        Some(text) => Some(idempotency(text, &media_type, ordering_key.as_deref(), &body)?),
-    };
+    let media_type = head.header("content-type")?.and_then(MediaType::parse).unwrap_or(MediaType::BYTES);
+    let no_key =
+        "this handler needs an ordering key: the header, or a scalar in the payload, of at most 256 bytes";
+    let ordering_key = handler.options.ordering.key(head.header("ordering-key")?, &body);
+    let ordering_key = ordering_key.map_err(|_| refused(Code::BadRequest, no_key))?;
+    let idempotency = head.header("idempotency-key")?;
+    let idempotency =
+        idempotency.map(|text| fingerprint(text, &media_type, ordering_key.as_deref(), &body)).transpose()?;
     let delay = millis(query, "delay_ms")?.unwrap_or_default();
     if delay > DELAY_MAX {
         return Err(refused(Code::BadRequest, "delay_ms is at most 7 days"));
@@ -97,12 +92,7 @@ fn prefer(head: &Head) -> Result<Kind, Refused> {
 }
 
 /// The key bare or as a quoted string (RFC 8941, 3.3.3), and the fingerprint of what it stands for.
-fn idempotency(
-    text: &str,
-    media_type: &MediaType,
-    key: Option<&str>,
-    body: &[u8],
-) -> Result<Idempotency, Refused> {
+fn fingerprint(text: &str, of: &MediaType, key: Option<&str>, body: &[u8]) -> Result<Idempotency, Refused> {
     const BAD: Refused = refused(Code::BadRequest, "Idempotency-Key is 1 to 255 visible ASCII characters");
     let unquoted = match text.strip_prefix('"') {
         Some(rest) => rest.strip_suffix('"').ok_or(BAD)?.replace("\\\"", "\"").replace("\\\\", "\\"),
@@ -113,13 +103,8 @@ fn idempotency(
         return Err(BAD);
     }
     let mut hash = Sha256::new();
-    let fields: [&[u8]; 4] = [
-        media_type.as_str().as_bytes(),
-        &[u8::from(key.is_some())],
-        key.unwrap_or_default().as_bytes(),
-        body,
-    ];
-    for field in fields {
+    let (of, is_keyed, key) = (of.as_str().as_bytes(), u8::from(key.is_some()), key.unwrap_or_default());
+    for field in [of, &[is_keyed], key.as_bytes(), body] {
         hash.update((field.len() as u64).to_be_bytes());
         hash.update(field);
     }

@@ -130,10 +130,6 @@ pub enum Stage {
 }
 
 impl Waiting {
-    pub fn new(job: JobId, kind: Kind, until: Timestamp) -> Waiting {
-        Waiting { job, kind, stage: Stage::Asked, until, ended: None, is_replayed: false }
-    }
-
     /// Puts the headers of every answer about this job on one.
     pub fn with_headers(&self, mut answer: Answer) -> Answer {
         if self.is_replayed {

@@ -42,7 +42,7 @@ impl Gate {
             }
             Kind::Acceptance | Kind::Result | Kind::Record => (kind, most),
         };
-        if self.begin_asking(number, Waiting::new(id, kind, self.clients.now.plus(wait))) {
+        if self.begin_asking(number, id, kind, wait) {
             self.questions.push(Question::Submit(Ticket { asker, single: Some((id, trace)) }, vec![job]));
         }
     }
@@ -53,28 +53,30 @@ impl Gate {
         };
         let wait = Duration::from_secs(seconds).min(self.settings.reply_timeout);
         if wait.is_zero() {
-            return self.ask_pages(number, Inner::Record(job), format!("/v1/jobs/{job}"));
+            return self.ask_pages(number, Inner::Record(job), "GET", format!("/v1/jobs/{job}"));
         }
-        if self.begin_asking(number, Waiting::new(job, Kind::Record, self.clients.now.plus(wait))) {
+        if self.begin_asking(number, job, Kind::Record, wait) {
             self.ask_for_record(number, Stage::Asked);
         }
     }
 
     /// The request waits for the broker's answer. A caller who will wait for the job is entered at once: elsewhere
     /// it may have ended before the answer is here. False: it was refused.
-    fn begin_asking(&mut self, number: usize, waiting: Waiting) -> bool {
-        let is_awaited = waiting.kind != Kind::Acceptance;
+    fn begin_asking(&mut self, number: usize, job: JobId, kind: Kind, wait: Duration) -> bool {
+        let is_awaited = kind != Kind::Acceptance;
         if is_awaited && self.waiters.is_full() {
             self.clients.refuse(number, TOO_MANY_WAITERS);
             return false;
         }
         let Some(conn) = self.clients.conns.get_mut(&number) else { return false };
         if is_awaited {
-            self.waiters.enter(number, waiting.job);
+            self.waiters.enter(number, job);
             self.waiters.count(1);
         }
         // The backend's own time-outs end this.
         conn.deadline = NEVER;
+        let until = self.clients.now.plus(wait);
+        let waiting = Waiting { job, kind, stage: Stage::Asked, until, ended: None, is_replayed: false };
         conn.phase = Phase::Waiting(Box::new(waiting));
         true
     }
@@ -116,7 +118,7 @@ impl Gate {
 
     fn answer_finished(&mut self, number: usize, finished: &Finished) {
         let Some((waiting, trace)) = self.end_wait(number, End::Answered) else { return };
-        self.clients.answer(number, &waiting.with_headers(Answer::finished(finished, Some(&trace))));
+        self.clients.answer(number, &waiting.with_headers(Answer::finished(finished, &trace)));
     }
 
     fn refuse_wait(&mut self, number: usize, code: Code, detail: &'static str) {
@@ -165,7 +167,17 @@ impl Gate {
             Ok(Submitted::Refused(refusal)) => {
                 return self.refuse_wait(number, refusal.code(), "the job was not accepted");
             }
-            Err(error) => return self.unavailable(number, job, &error),
+            Err(error) => {
+                let code = Code::BackendUnavailable;
+                let rejected = event(log::Level::Warn, "ingress.rejected").field("code", code.as_str());
+                rejected.field("cause", &error.0).emit();
+                self.end_wait(number, End::Answered);
+                // Nothing is known of what became of the submission; its id is told, so that it can be asked for.
+                let detail = "the backend cannot be reached; the job may have been accepted: ask by its id, or repeat the \
+                              request with the same Idempotency-Key";
+                let answer = Answer::refusal(code, detail, &trace).with("cofferdam-job-id", job);
+                return self.clients.answer(number, &answer);
+            }
         };
         if is_awaited {
             self.is_accepted(number);
@@ -188,19 +200,6 @@ impl Gate {
                 self.answer_finished(number, &finished);
             }
         }
-    }
-
-    /// Nothing is known of what became of the submission; its id is told, so that it can be asked for.
-    fn unavailable(&mut self, number: usize, job: JobId, error: &BackendError) {
-        event(log::Level::Warn, "ingress.rejected")
-            .field("code", Code::BackendUnavailable.as_str())
-            .field("cause", &error.0)
-            .emit();
-        let Some((_, trace)) = self.end_wait(number, End::Answered) else { return };
-        let detail = "the backend cannot be reached; the job may have been accepted: ask by its id, or repeat the request \
-                      with the same Idempotency-Key";
-        let answer = Answer::refusal(Code::BackendUnavailable, detail, Some(&trace));
-        self.clients.answer(number, &answer.with("cofferdam-job-id", job));
     }
 
     /// A job has ended: all who wait for it get their answers.
@@ -277,21 +276,21 @@ impl Gate {
             }
             Kind::Acceptance | Kind::Result | Kind::Record => {
                 let detail = "the job goes on; its record tells when it ends";
-                Answer::refusal(Code::ReplyTimeout, detail, Some(&trace))
+                Answer::refusal(Code::ReplyTimeout, detail, &trace)
             }
         };
         self.clients.answer(number, &waiting.with_headers(answer));
     }
 
     /// A caller has hung up. The last one may take the job along.
-    pub(super) fn waiter_hung_up(&mut self, number: usize, waiting: &Waiting) {
+    pub(super) fn waiter_hung_up(&mut self, number: usize, waiting: &Waiting, trace: Trace) {
         if waiting.kind == Kind::Acceptance {
             return;
         }
         self.waiters.counters.reply_cancelled.fetch_add(1, Ordering::Relaxed);
         self.waiters.count(-1);
         // Of a job that was asked for nothing is known: it may be refused, or be another one. The answer tells.
-        let late = self.clients.trace(number).filter(|_| waiting.stage != Stage::Asked);
+        let late = (waiting.stage != Stage::Asked).then_some(trace);
         if self.waiters.withdraw(number, waiting.job, late) && late.is_some() {
             self.abandon(waiting.job);
         }
@@ -332,7 +331,7 @@ impl Gate {
             |phase: &Phase| matches!(phase, Phase::Waiting(waiting) if waiting.kind != Kind::Acceptance);
         for number in self.clients.in_phase(waits) {
             let Some((waiting, trace)) = self.end_wait(number, End::Answered) else { continue };
-            let answer = Answer::refusal(Code::Draining, detail, Some(&trace));
+            let answer = Answer::refusal(Code::Draining, detail, &trace);
             self.clients.answer(number, &waiting.with_headers(answer));
         }
     }

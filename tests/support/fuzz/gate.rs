@@ -104,9 +104,12 @@ fn go_on(gate: &mut Gate, book: &Book, said: &mut Vec<u8>) -> bool {
         let answered = match question {
             Question::Page(request) => {
                 assert!(request.target.bytes().all(|byte| byte.is_ascii_graphic()));
-                Some(Answered::Page(request.asker, Answer::new(200, "text/plain", request.target)))
+                Some(Answered::Page(
+                    request.asker,
+                    Answer::new(200, "text/plain", request.target.into_bytes()),
+                ))
             }
-            other => answer(other, book),
+            other => answer(other, Ok(book)),
         };
         answered.into_iter().for_each(|answered| gate.answered(answered));
     }

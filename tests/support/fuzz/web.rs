@@ -68,9 +68,9 @@ fn written(head: &Head) -> Vec<u8> {
 fn shown(head: &Head) -> String {
     let headers: Vec<_> =
         head.headers().map(|(name, value)| (name, value.escape_ascii().to_string())).collect();
-    let Head { framing, is_1_1, keep_alive, expects_continue, .. } = head;
+    let Head { length, is_1_1, keep_alive, expects_continue, .. } = head;
     let (method, target) = (head.method(), head.target());
-    format!("{method} {target} {headers:?} {framing:?} {is_1_1} {keep_alive} {expects_continue}")
+    format!("{method} {target} {headers:?} {length:?} {is_1_1} {keep_alive} {expects_continue}")
 }
 
 pub fn heads() -> Vec<Vec<u8>> {
