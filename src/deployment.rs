@@ -10,7 +10,7 @@ use crate::channel::keys::GroupSecret;
 use crate::channel::{ChannelServer, ServerConfig};
 use crate::clock::Clock;
 use crate::config::secret::Secret;
-use crate::config::{Config, Loaded, Retain};
+use crate::config::{Config, Loaded, Platform, Retain};
 use crate::entropy::Entropy;
 use crate::execution::{Handlers, Outfit, Registry};
 use crate::handler::{HandlerOptions, HandlerSpec};
@@ -105,7 +105,7 @@ impl Deployment {
         counters: Arc<Counters>,
         bell: Bell,
     ) -> Result<ChannelServer, String> {
-        let platform = &self.config.runtime.platform;
+        let platform = &self.platform();
         let config = ServerConfig {
             secrets,
             ipc: platform.execution_ipc.clone(),
@@ -125,24 +125,28 @@ impl Deployment {
         Bundle { group, clock_offset, config, secrets, private_dir: private_dir.display().to_string() }
     }
 
+    pub fn platform(&self) -> &Platform {
+        &self.config.runtime.platform
+    }
+
     pub fn is_inline(&self) -> bool {
-        self.config.runtime.platform.bootstrap.mode == "inline"
+        self.platform().bootstrap.mode == "inline"
     }
 
     /// The names of the process groups.
     pub fn groups(&self) -> Vec<Arc<str>> {
-        let groups = &self.config.runtime.platform.process_groups;
+        let groups = &self.platform().process_groups;
         groups.iter().map(|group| Arc::from(group.name.as_str())).collect()
     }
 
     /// True if jobs and states outlive every process of ours: other processes, on any host, may run them.
     pub fn jobs_survive_processes(&self) -> bool {
-        self.config.runtime.platform.queue.backend != "memory"
+        self.platform().queue.backend != "memory"
     }
 
     /// True if something is kept where others may read and write: it is signed.
     pub fn keeps_at_rest(&self) -> bool {
-        let platform = &self.config.runtime.platform;
+        let platform = &self.platform();
         platform.queue.backend != "memory" || platform.kv.backend != "memory"
     }
 
@@ -164,7 +168,7 @@ impl Deployment {
     /// # Errors
     /// The file cannot be read, or holds no secret.
     pub fn root_secrets(&self) -> Result<Vec<Secret>, String> {
-        match &self.config.runtime.platform.execution_ipc.auth.secret_file {
+        match &self.platform().execution_ipc.auth.secret_file {
             Some(file) => {
                 let (current, previous) = Secret::read(Path::new(file))?;
                 Ok([Some(current), previous].into_iter().flatten().collect())
@@ -191,7 +195,7 @@ impl Deployment {
 
     /// Workers of one executor, by group.
     fn workers(&self) -> Vec<usize> {
-        self.config.runtime.platform.process_groups.iter().map(|group| group.workers).collect()
+        self.platform().process_groups.iter().map(|group| group.workers).collect()
     }
 
     /// The same for a batch: nobody reads its records but it itself, which needs all of those in flight.
@@ -251,7 +255,7 @@ mod at_rest {
                 rules.retain = UNLIMITED;
             }
             let settings = Settings {
-                redis: self.config.runtime.platform.redis.clone(),
+                redis: self.platform().redis.clone(),
                 prefix: format!("{}{}", self.prefix(), sub_prefix),
                 rules,
                 handlers: self.specs.clone(),
@@ -283,7 +287,7 @@ mod at_rest {
         }
 
         fn prefix(&self) -> String {
-            format!("{{{}}}:", self.config.runtime.platform.redis.key_prefix)
+            format!("{{{}}}:", self.platform().redis.key_prefix)
         }
 
         fn root_envelopes(&self) -> Result<Vec<Secret>, String> {
@@ -298,14 +302,14 @@ mod at_rest {
             if !self.keeps_at_rest() {
                 return Ok(None);
             }
-            let link = Link::new(&self.config.runtime.platform.redis)?;
+            let link = Link::new(&self.platform().redis)?;
             let fitness = link.vet();
             if !matches!(fitness, Fitness::Fit(_)) {
                 return Ok(Some(fitness));
             }
             let envelopes = self.root_envelopes()?;
             let checks = Signer::new(&envelopes.iter().collect::<Vec<_>>(), &self.prefix()).checks();
-            let secret_file = &self.config.runtime.platform.execution_ipc.auth.secret_file;
+            let secret_file = &self.platform().execution_ipc.auth.secret_file;
             let secret_file = secret_file.as_deref().unwrap_or("this run");
             Ok(Some(match link.knows(&self.prefix(), &checks) {
                 Ok(true) => fitness,
@@ -322,7 +326,7 @@ mod at_rest {
                 return;
             }
             let prefix = format!("{}{sub_prefix}", self.prefix());
-            let removed = Link::new(&self.config.runtime.platform.redis)
+            let removed = Link::new(&self.platform().redis)
                 .and_then(|link| link.remove_all(&prefix).map_err(|error| error.to_string()));
             if let Err(error) = removed {
                 log::warn!("the batch has left keys behind, which begin with {prefix}: {error}");

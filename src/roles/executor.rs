@@ -27,7 +27,7 @@ pub(super) fn serve_executor(
 ) -> Result<Exit, String> {
     let io = |error: std::io::Error| error.to_string();
     become_subreaper().map_err(io)?;
-    let platform = &deployment.config.runtime.platform;
+    let platform = deployment.platform();
     let group = platform.process_groups.get(usize::from(bundle.group)).ok_or("the bundle names no group")?;
     let secret = bundle.secrets.pop().ok_or("the bundle holds no secret")?;
     let ipc = &platform.execution_ipc;

@@ -26,7 +26,7 @@ pub struct InlineExecutors {
 pub fn start(deployment: &Deployment, backend: &Backend, changed: &Bell) -> Result<InlineExecutors, String> {
     let stop = Arc::new(AtomicBool::new(false));
     let mut crews = Vec::new();
-    for (index, group) in deployment.config.runtime.platform.process_groups.iter().enumerate() {
+    for (index, group) in deployment.platform().process_groups.iter().enumerate() {
         let reactor = Reactor::new(1)?;
         let bell = reactor.bell();
         let helm = InlineHelm {

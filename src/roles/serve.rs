@@ -42,11 +42,11 @@ pub fn serve(deployment: &Deployment, groups: &[usize]) -> Result<Exit, String> 
     let private_dir = PrivateDir::make()?;
     // One secret for this run; children get what their role needs.
     let roots = deployment.root_secrets()?;
-    let platform = &deployment.config.runtime.platform;
+    let platform = deployment.platform();
     let reactor = Reactor::new(64)?;
     let mut fleet = Fleet::new(platform, reactor.registry().try_clone().map_err(io)?, FIRST_CHILD);
     let web = deployment.web_bundle(&roots, private_dir.path())?;
-    fleet.add(Role::Web, "web", web.encode(), Some(listener));
+    fleet.add(Role::Web, "web", &web, Some(listener));
     add_executors(&mut fleet, deployment, groups, &roots[0]);
     drop(roots);
     reactor.watch(&mut signals.stop, STOP)?;
@@ -71,10 +71,9 @@ pub fn serve(deployment: &Deployment, groups: &[usize]) -> Result<Exit, String> 
 /// Adds the executors of these groups.
 pub(super) fn add_executors(fleet: &mut Fleet, deployment: &Deployment, groups: &[usize], root: &Secret) {
     for index in groups {
-        let group = &deployment.config.runtime.platform.process_groups[*index];
+        let group = &deployment.platform().process_groups[*index];
         for _ in 0..group.processes {
-            let bundle = deployment.executor_bundle(root, *index);
-            fleet.add(Role::Executor(*index), &group.name, bundle.encode(), None);
+            fleet.add(Role::Executor(*index), &group.name, &deployment.executor_bundle(root, *index), None);
         }
     }
 }

@@ -49,7 +49,7 @@ fn try_serve_inline(deployment: &Deployment) -> Result<Exit, String> {
     let signals = Signals::take().map_err(io)?;
     let listener = listen(&deployment.config.web)?;
     let private_dir = PrivateDir::make()?;
-    let graceful = Duration::from_millis(deployment.config.runtime.platform.lifecycle.patience_ms());
+    let graceful = Duration::from_millis(deployment.platform().lifecycle.patience_ms());
     let backend = deployment.open(Vec::new(), "")?;
     let web = WebProcess::new(deployment, listener, &backend, Commander::signals(signals, graceful))?;
     let executors = inline::start(deployment, &backend, &web.bell())?;

@@ -51,18 +51,14 @@ impl ChildProcess {
     ) -> std::io::Result<ChildProcess> {
         let (ours, theirs) = StdStream::pair()?;
         ours.set_nonblocking(true)?;
-        let stdout = match listener {
-            Some(listener) => Stdio::from(OwnedFd::from(listener.try_clone()?)),
-            None => Stdio::null(),
-        };
+        let listener = listener.map(TcpListener::try_clone).transpose()?;
+        let stdout = listener.map_or_else(Stdio::null, |listener| OwnedFd::from(listener).into());
         // A group of its own: a terminal's Ctrl-C reaches the supervisor alone, which then drains.
         let mut command = Command::new("/proc/self/exe");
         command.arg0(std::env::args_os().next().unwrap_or_else(|| "cofferdam".into()));
         command.args([role.command(), "--supervised"]).process_group(0);
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(stdout).stderr(Stdio::piped());
-        for name in FOR_THE_SUPERVISOR {
-            command.env_remove(name);
-        }
+        FOR_THE_SUPERVISOR.iter().for_each(|name| _ = command.env_remove(name));
         let mut child = command.spawn()?;
         // `Command` keeps the child's end open until it is dropped; then the end of file can come.
         drop(command);

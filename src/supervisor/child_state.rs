@@ -138,13 +138,11 @@ impl Life {
             (S::Waiting { .. }, E::Due) => (S::Starting, Action::Spawn),
             (S::Waiting { .. }, E::Stop) => (S::Gone, Action::None),
             (S::Starting, E::Ready) => (S::Serving { since_ms: now_ms }, Action::None),
-            (S::Serving { .. }, E::Ended(how, reason)) => self.again(how, reason, policy, now_ms, now_ms),
-            // What has not served is not started again at once, whoever ended it.
-            (S::Waiting { .. } | S::Starting, E::Ended(how, reason)) => {
-                self.again(how, reason, policy, now_ms, now_ms + policy.backoff_ms)
+            (S::Waiting { .. } | S::Starting | S::Serving { .. }, E::Ended(how, reason)) => {
+                self.again(how, reason, policy, now_ms)
             }
             (S::Ending { .. }, E::Ended(..)) => {
-                self.again(How::Failed(Work::None), "unresponsive", policy, now_ms, now_ms)
+                self.again(How::Failed(Work::None), "unresponsive", policy, now_ms)
             }
             (S::Aside | S::Stopping { .. }, E::Ended(..)) => (S::Gone, Action::None),
             (S::Starting | S::Serving { .. }, E::Silent) => (S::Ending { kill_at_ms }, Action::Terminate),
@@ -176,18 +174,12 @@ impl Life {
         action
     }
 
-    fn again(
-        &mut self,
-        how: How,
-        reason: &'static str,
-        policy: &Restart,
-        now_ms: u64,
-        not_before_ms: u64,
-    ) -> (State, Action) {
-        match self.history.ended(how, policy, now_ms) {
-            Some(at_ms) => {
-                (State::Waiting { start_at_ms: at_ms.max(not_before_ms) }, Action::Replaced(reason))
-            }
+    fn again(&mut self, how: How, reason: &'static str, policy: &Restart, now_ms: u64) -> (State, Action) {
+        // What has not served is not started again at once, whoever ended it.
+        let has_served = !matches!(self.state, State::Waiting { .. } | State::Starting);
+        let not_before_ms = if has_served { now_ms } else { now_ms + policy.backoff_ms };
+        match self.history.ended(how, policy, now_ms).map(|at_ms| at_ms.max(not_before_ms)) {
+            Some(start_at_ms) => (State::Waiting { start_at_ms }, Action::Replaced(reason)),
             None => (State::Gone, Action::GiveUp),
         }
     }
@@ -220,9 +212,9 @@ pub enum How {
 }
 
 impl History {
-    /// It ended: when it is started again, in ms; `None`: never, and everything stops. Being ready once proves nothing: only the ends within a window count, each of them delays the next start,
-    /// and too many that no job can have caused are the end.
-    #[must_use]
+    /// It ended: when it is started again, in ms; `None`: never, and everything stops. Being ready once proves nothing: only
+    /// the ends within a window count, each of them delays the next start, and too many that no job can have caused are
+    /// the end.
     pub fn ended(&mut self, how: How, policy: &Restart, now_ms: u64) -> Option<u64> {
         let work = match how {
             _ if policy.policy == "never" => return None,

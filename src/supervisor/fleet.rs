@@ -16,7 +16,7 @@ use super::child_state::{Action, Event, How, Life, State, Work, may_say};
 use crate::config::{Lifecycle, Platform};
 use crate::job::JobId;
 use crate::observe::event;
-use crate::process::bundle::Role;
+use crate::process::bundle::{Bundle, Role};
 use crate::process::control_socket::{Leaving, ToChild, ToParent};
 
 /// Processes of one place that finish their jobs while their successor serves. At the bound the successor stays until
@@ -94,8 +94,8 @@ impl Fleet {
     }
 
     /// Adds a place, whose child is started with the next tick.
-    pub fn add(&mut self, role: Role, name: &str, bundle: Zeroizing<Vec<u8>>, listener: Option<TcpListener>) {
-        self.places.push(Place { role, name: name.into(), bundle, listener });
+    pub fn add(&mut self, role: Role, name: &str, bundle: &Bundle, listener: Option<TcpListener>) {
+        self.places.push(Place { role, name: name.into(), bundle: bundle.encode(), listener });
         self.add_child(self.places.len() - 1, Life::new());
     }
 
@@ -241,15 +241,8 @@ impl Fleet {
             Err(error) => (How::Killed, "crashed", format!("cannot be started: {error}")),
         };
         // One that was told to stop ends by itself, or else something ended it.
-        let as_told = match life.state {
-            State::Stopping { .. } => reason != "killed",
-            State::Aside => end.is_ok_and(|status| status.success()),
-            State::Waiting { .. }
-            | State::Starting
-            | State::Serving { .. }
-            | State::Ending { .. }
-            | State::Gone => false,
-        };
+        let was_told = matches!(life.state, State::Stopping { .. }) && reason != "killed";
+        let as_told = was_told || life.state == State::Aside && end.is_ok_and(|status| status.success());
         let Place { name, role, .. } = &self.places[*place];
         if !as_told {
             let crashed = event(log::Level::Warn, "lifecycle.crashed").field("process_group", name);
