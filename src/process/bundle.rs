@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use zeroize::{Zeroize, Zeroizing};
 
-use super::control_socket::{ControlSocket, framed, split};
+use super::control_socket::{ControlSocket, framed, length, split};
 use crate::channel::keys::GroupSecret;
 use crate::codec::{Cursor, Malformed, put_bytes};
 
@@ -22,7 +22,6 @@ pub enum Role {
 
 impl Role {
     /// The second word of its command line.
-    #[must_use]
     pub fn command(self) -> &'static str {
         match self {
             Role::Web => "web",
@@ -47,7 +46,6 @@ pub struct Bundle {
 
 impl Bundle {
     /// The framed message. The bytes hold secrets and are wiped when dropped.
-    #[must_use]
     pub fn encode(&self) -> Zeroizing<Vec<u8>> {
         let mut body = Zeroizing::new(Vec::with_capacity(64 + self.config.len() + 32 * self.secrets.len()));
         body.extend_from_slice(&self.group.to_be_bytes());
@@ -83,14 +81,12 @@ impl Bundle {
         let failed = |error: std::io::Error| format!("the control socket: {error}");
         // `web` or `executor` was started by hand with our private flag.
         stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
-        let mut input = Zeroizing::new(vec![0; 4]);
-        stream.read_exact(&mut input).map_err(failed)?;
+        let mut header = [0; 4];
+        stream.read_exact(&mut header).map_err(failed)?;
         let malformed = |_| "the control socket: the bundle is malformed";
-        split(&input).map_err(malformed)?;
-        let length = u32::from_be_bytes(input[..4].try_into().unwrap_or_default()) as usize;
-        input.resize(4 + length, 0);
-        stream.read_exact(&mut input[4..]).map_err(failed)?;
-        let bundle = Bundle::decode(&input[4..]).map_err(malformed)?;
+        let mut body = Zeroizing::new(vec![0; length(header).map_err(malformed)?]);
+        stream.read_exact(&mut body).map_err(failed)?;
+        let bundle = Bundle::decode(&body).map_err(malformed)?;
         stream.set_nonblocking(true).map_err(failed)?;
         Ok((bundle, ControlSocket::new(mio::net::UnixStream::from_std(stream))))
     }

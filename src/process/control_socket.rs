@@ -81,11 +81,14 @@ pub fn framed(body: &[u8]) -> Zeroizing<Vec<u8>> {
 /// # Errors
 /// Its length makes no sense.
 pub fn split(bytes: &[u8]) -> Result<Option<(&[u8], usize)>, Malformed> {
-    match bytes.first_chunk().map(|length| u32::from_be_bytes(*length) as usize) {
-        Some(length @ 1..=MESSAGE_BYTES) => Ok(bytes.get(4..4 + length).map(|body| (body, 4 + length))),
-        Some(_) => Err(Malformed),
-        None => Ok(None),
-    }
+    let Some(header) = bytes.first_chunk() else { return Ok(None) };
+    let end = 4 + length(*header)?;
+    Ok(bytes.get(4..end).map(|body| (body, end)))
+}
+
+pub(super) fn length(header: [u8; 4]) -> Result<usize, Malformed> {
+    let length = u32::from_be_bytes(header) as usize;
+    if (1..=MESSAGE_BYTES).contains(&length) { Ok(length) } else { Err(Malformed) }
 }
 
 /// A command with its frame.
@@ -122,17 +125,13 @@ impl ControlSocket {
     /// # Errors
     /// It makes no sense.
     pub fn read<M: Serialize + DeserializeOwned>(&mut self) -> Result<Vec<M>, Malformed> {
-        let mut buffer = [0; 4_096];
-        while !self.ended {
-            match self.stream.read(&mut buffer) {
-                Ok(1..) if self.input.len() > 2 * MESSAGE_BYTES => return Err(Malformed),
-                Ok(read @ 1..) => self.input.extend_from_slice(&buffer[..read]),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // A peer that is gone before it has read everything resets the connection.
-                Ok(0) | Err(_) => self.ended = true,
-            }
+        let most = 2 * MESSAGE_BYTES + 1 - self.input.len();
+        let read = (&self.stream).take(most as u64).read_to_end(&mut self.input);
+        if self.input.len() > 2 * MESSAGE_BYTES {
+            return Err(Malformed);
         }
+        // A peer that is gone before it has read everything resets the connection.
+        self.ended |= read.err().is_none_or(|error| error.kind() != ErrorKind::WouldBlock);
         let mut messages = Vec::new();
         while let Some((body, length)) = split(&self.input)? {
             messages.push(decode(body)?);

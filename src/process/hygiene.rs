@@ -96,12 +96,9 @@ impl Signals {
 
 /// How many bytes, that is signals, were there.
 pub fn drain_bytes(stream: &mut UnixStream) -> usize {
-    let mut buffer = [0; 64];
-    let mut total = 0;
-    while let Ok(read @ 1..) = stream.read(&mut buffer) {
-        total += read;
-    }
-    total
+    let mut bytes = Vec::new();
+    let _ = stream.read_to_end(&mut bytes);
+    bytes.len()
 }
 
 /// SIGHUP reads again what may be read again, and never ends anything.

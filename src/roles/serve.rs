@@ -134,18 +134,13 @@ impl Supervisor {
 
     /// What follows from where everything stands.
     fn look(&mut self, now_ms: u64) {
-        if self.fleet.not_ready().is_empty() {
-            self.on(Event::AllReady, now_ms);
-        }
-        if self.fleet.executors_stopped() {
-            self.on(Event::ExecutorsGone, now_ms);
-        }
-        if self.fleet.all_stopped() {
-            self.on(Event::WebGone, now_ms);
-        }
-        if self.phases.due_ms().is_some_and(|due_ms| due_ms <= now_ms) {
-            self.on(Event::Due, now_ms);
-        }
+        let facts = [
+            (self.fleet.not_ready().is_empty(), Event::AllReady),
+            (self.fleet.executors_stopped(), Event::ExecutorsGone),
+            (self.fleet.all_stopped(), Event::WebGone),
+            (self.phases.due_ms().is_some_and(|due_ms| due_ms <= now_ms), Event::Due),
+        ];
+        facts.iter().filter(|(is_so, _)| *is_so).for_each(|(_, event)| self.on(*event, now_ms));
     }
 
     fn on_fleet(&mut self, now_ms: u64) {

@@ -1,6 +1,6 @@
 //! One child's process: how it is made, its ends of the control socket and of standard error, and its signals.
 
-use std::io::{ErrorKind, Read};
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
@@ -147,7 +147,7 @@ const LAST_CHARS: usize = 400;
 
 /// What one child writes to its standard error: passed on line by line, the last one remembered.
 pub(super) struct ChildStderr {
-    pipe: Receiver,
+    pipe: BufReader<Receiver>,
     line: Vec<u8>,
     last: Vec<u8>,
     /// More was there than one turn takes; no event need tell of it.
@@ -160,22 +160,23 @@ impl ChildStderr {
         let mut pipe = Receiver::from(pipe);
         pipe.set_nonblocking(true)?;
         registry.register(&mut pipe, token, Interest::READABLE)?;
-        Ok(ChildStderr { pipe, line: Vec::new(), last: Vec::new(), more: false })
+        Ok(ChildStderr { pipe: BufReader::new(pipe), line: Vec::new(), last: Vec::new(), more: false })
     }
 
     /// Passes on what has come.
     fn pass_on(&mut self) {
-        let mut buffer = [0; 8_192];
         let mut taken = 0;
         self.more = false;
         while taken < TURN_BYTES {
-            match self.pipe.read(&mut buffer) {
+            let room = LINE_BYTES - self.line.len();
+            match (&mut self.pipe).take(room as u64).read_until(b'\n', &mut self.line) {
                 Ok(0) => return self.end_line(),
-                Ok(read) => {
+                Ok(read) if read == room || self.line.ends_with(b"\n") => {
                     taken += read;
-                    self.take(&buffer[..read]);
+                    self.end_line();
                 }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // The rest of the line is not there yet, or there is none.
+                Ok(_) => {}
                 Err(_) => return,
             }
         }
@@ -187,15 +188,6 @@ impl ChildStderr {
         let text = String::from_utf8_lossy(&self.last);
         let printable = |c: char| if c.is_control() { ' ' } else { c };
         text.trim().chars().take(LAST_CHARS).map(printable).collect()
-    }
-
-    fn take(&mut self, bytes: &[u8]) {
-        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
-            self.line.extend_from_slice(part);
-            if part.ends_with(b"\n") || self.line.len() >= LINE_BYTES {
-                self.end_line();
-            }
-        }
     }
 
     fn end_line(&mut self) {
