@@ -140,7 +140,7 @@ fn host(
                 Token(token) => channel.on_event(token, event, now_ms),
             }
         }
-        for event in fleet.take_happened() {
+        for event in std::mem::take(&mut fleet.happened) {
             if let FleetEvent::GaveUp(why) = event {
                 return Err(why);
             }

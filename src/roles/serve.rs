@@ -144,7 +144,7 @@ impl Supervisor {
     }
 
     fn on_fleet(&mut self, now_ms: u64) {
-        for happened in self.fleet.take_happened() {
+        for happened in std::mem::take(&mut self.fleet.happened) {
             match happened {
                 FleetEvent::Ready(WEB, said) => self.on_web(&said, now_ms),
                 FleetEvent::Ready(..) => {}

@@ -21,7 +21,7 @@ const GONE_MS: u64 = 200;
 
 /// See the module.
 pub(super) struct ChildProcess {
-    child: Child,
+    pub(super) child: Child,
     pub(super) control: ControlSocket,
     pub(super) stderr: ChildStderr,
     pub(super) since_ms: u64,
@@ -76,10 +76,6 @@ impl ChildProcess {
         Ok(ChildProcess { child, control, stderr, since_ms, heard_ms, pinged_ms, gone_ms, work, ended })
     }
 
-    pub(super) fn id(&self) -> u32 {
-        self.child.id()
-    }
-
     pub(super) fn ping(&mut self, heartbeat_ms: u64, now_ms: u64) {
         self.control.flush();
         self.stderr.pass_on();
@@ -120,9 +116,9 @@ impl ChildProcess {
         let _ = self.child.kill();
     }
 
-    /// Waits for its end, which must be near, and passes on what it has written.
-    pub(super) fn reap(&mut self) {
-        let _ = self.child.wait();
+    /// Ends it at once, and passes on what it has written.
+    pub(super) fn end(&mut self) {
+        let _ = self.child.kill().and_then(|()| self.child.wait().map(drop));
         self.stderr.pass_on();
     }
 

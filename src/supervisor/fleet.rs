@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use super::child::ChildProcess;
 use super::child_state::{Action, Event, How, Life, State, Work, may_say};
-use crate::config::{Lifecycle, Platform};
+use crate::config::Platform;
 use crate::job::JobId;
 use crate::observe::event;
 use crate::process::bundle::{Bundle, Role};
@@ -62,8 +62,7 @@ struct Child {
 pub struct Fleet {
     places: Vec<Place>,
     children: Vec<Child>,
-    lifecycle: Lifecycle,
-    heartbeat_ms: u64,
+    platform: Platform,
     registry: Registry,
     /// Each process has a token of its own, which is never used again.
     next_token: usize,
@@ -71,26 +70,16 @@ pub struct Fleet {
     looked_ms: u64,
     /// Where the broker listens, while it does.
     channel: Option<ToChild>,
-    happened: Vec<FleetEvent>,
+    /// What its owner has not been told yet.
+    pub happened: Vec<FleetEvent>,
 }
 
 impl Fleet {
     /// Empty; its children's sockets are registered there, with tokens from `next_token` on.
     pub fn new(platform: &Platform, registry: Registry, next_token: usize) -> Fleet {
-        let (places, children, happened, channel) = Default::default();
-        let (lifecycle, heartbeat_ms) = (platform.lifecycle.clone(), platform.execution_ipc.heartbeat_ms);
-        let looked_ms = 0;
-        Fleet {
-            places,
-            children,
-            lifecycle,
-            heartbeat_ms,
-            registry,
-            next_token,
-            looked_ms,
-            channel,
-            happened,
-        }
+        let (places, children, looked_ms, channel, happened) = Default::default();
+        let platform = platform.clone();
+        Fleet { places, children, platform, registry, next_token, looked_ms, channel, happened }
     }
 
     /// Adds a place, whose child is started with the next tick.
@@ -102,11 +91,6 @@ impl Fleet {
     fn add_child(&mut self, place: usize, life: Life) {
         let (process, wants, last) = Default::default();
         self.children.push(Child { place, token: 0, life, process, wants, last });
-    }
-
-    /// What has happened since the last call.
-    pub fn take_happened(&mut self) -> Vec<FleetEvent> {
-        std::mem::take(&mut self.happened)
     }
 
     /// Its group's name, or `web`.
@@ -143,11 +127,9 @@ impl Fleet {
 
     /// Tells something to the child of a place that does not leave.
     pub fn send(&mut self, place: usize, message: &ToChild) {
-        let of_place = self.children.iter_mut().filter(|child| child.place == place);
-        let mut staying = of_place.filter(|child| child.life.state != State::Aside);
-        if let Some(process) = staying.next_back().and_then(|child| child.process.as_mut()) {
-            process.control.send(message);
-        }
+        let is_staying = |child: &&mut Child| child.place == place && child.life.state != State::Aside;
+        let staying = self.children.iter_mut().filter(is_staying).next_back();
+        staying.and_then(|child| child.process.as_mut()).iter_mut().for_each(|it| it.control.send(message));
     }
 
     /// Starts who is due, pings, and ends who is silent.
@@ -156,7 +138,7 @@ impl Fleet {
         // It looks at least at every heartbeat. One that was stopped itself has heard nobody meanwhile, and that
         // says nothing about them.
         let looked_ms = std::mem::replace(&mut self.looked_ms, now_ms);
-        if now_ms.saturating_sub(looked_ms) > 2 * self.heartbeat_ms {
+        if now_ms.saturating_sub(looked_ms) > 2 * self.platform.execution_ipc.heartbeat_ms {
             self.children.iter_mut().filter_map(|child| child.process.as_mut()).for_each(|process| {
                 (process.since_ms, process.heard_ms) = (now_ms, now_ms);
             });
@@ -265,20 +247,12 @@ impl Fleet {
         }
     }
 
-    /// Ends everything at once.
-    pub fn kill_all(&mut self) {
-        for mut process in self.children.iter_mut().filter_map(|child| child.process.take()) {
-            process.kill();
-            process.reap();
-        }
-    }
-
     /// When [`Fleet::tick`] has something to do, in ms from now.
     pub fn next_due_ms(&self, now_ms: u64) -> u64 {
         let due = |child: &Child| {
             let process = child.process.as_ref();
             let at_once = process.filter(|process| process.is_due_at_once()).map(|_| now_ms);
-            let ping_ms = process.map(|process| process.pinged_ms + self.heartbeat_ms);
+            let ping_ms = process.map(|process| process.pinged_ms + self.platform.execution_ipc.heartbeat_ms);
             [at_once, ping_ms, child.life.due_ms()].into_iter().flatten().min()
         };
         self.children.iter().filter_map(due).min().unwrap_or(u64::MAX).saturating_sub(now_ms)
@@ -299,7 +273,7 @@ impl Fleet {
     /// Asks the table, and does what it says.
     fn on(&mut self, index: usize, event: Event, now_ms: u64) {
         let child = &mut self.children[index];
-        let action = child.life.on(event, &self.lifecycle.restart, now_ms);
+        let action = child.life.on(event, &self.platform.lifecycle.restart, now_ms);
         match (action, &mut child.process) {
             (Action::Spawn, _) => self.spawn(index, now_ms),
             (Action::SayStop, Some(process)) => process.control.send(&ToChild::Stop),
@@ -327,7 +301,7 @@ impl Fleet {
                 process.control.send_bytes(bundle);
                 let told = self.channel.iter().filter(|_| *role != Role::Web);
                 told.for_each(|channel| process.control.send(channel));
-                log::debug!("{name} is started as process {}", process.id());
+                log::debug!("{name} is started as process {}", process.child.id());
                 child.process = Some(process);
             }
             Err(error) => self.ended(index, Err(error), now_ms),
@@ -344,16 +318,17 @@ impl Fleet {
     /// Pings, passes on what it writes, and says what its time brings: it is due, late or silent.
     fn watch(&mut self, index: usize, now_ms: u64) -> Option<Event> {
         let Child { place, life, process, .. } = &mut self.children[index];
-        process.iter_mut().for_each(|process| process.ping(self.heartbeat_ms, now_ms));
+        let (heartbeat_ms, lifecycle) = (self.platform.execution_ipc.heartbeat_ms, &self.platform.lifecycle);
+        process.iter_mut().for_each(|process| process.ping(heartbeat_ms, now_ms));
         if let Some(due_ms) = life.due_ms() {
             return (due_ms <= now_ms).then_some(Event::Due);
         }
         let process = process.as_ref()?;
         // Before it serves it answers nothing: an embedder's own start may take its time.
         let (since_ms, most_ms, what) = if life.state == State::Starting {
-            (process.since_ms, self.lifecycle.ready_timeout_ms, "was not ready in time")
+            (process.since_ms, lifecycle.ready_timeout_ms, "was not ready in time")
         } else {
-            (process.heard_ms, 3 * self.heartbeat_ms + self.heartbeat_ms / 2, "does not answer")
+            (process.heard_ms, 3 * heartbeat_ms + heartbeat_ms / 2, "does not answer")
         };
         (now_ms.saturating_sub(since_ms) > most_ms).then(|| {
             log::warn!("{} {what}: it is ended", self.places[*place].name);
@@ -364,7 +339,7 @@ impl Fleet {
 
 impl Drop for Fleet {
     fn drop(&mut self) {
-        self.kill_all();
+        self.children.iter_mut().filter_map(|child| child.process.as_mut()).for_each(ChildProcess::end);
     }
 }
 
