@@ -105,7 +105,7 @@ impl Deployment {
         counters: Arc<Counters>,
         bell: Bell,
     ) -> Result<ChannelServer, String> {
-        let platform = &self.platform();
+        let platform = self.platform();
         let config = ServerConfig {
             secrets,
             ipc: platform.execution_ipc.clone(),
@@ -146,21 +146,17 @@ impl Deployment {
 
     /// True if something is kept where others may read and write: it is signed.
     pub fn keeps_at_rest(&self) -> bool {
-        let platform = &self.platform();
+        let platform = self.platform();
         platform.queue.backend != "memory" || platform.kv.backend != "memory"
     }
 
     /// What the log should hear at the start of what the backends promise.
     pub fn promise(&self) -> Option<&'static str> {
-        match (self.jobs_survive_processes(), self.keeps_at_rest()) {
-            (true, _) => None,
-            (false, true) => {
-                Some("mixed backends: state changes are kept first, the terminal status after them")
-            }
-            (false, false) => {
-                Some("memory backends: jobs and state survive executors, and go with the web process")
-            }
-        }
+        let promise = match self.keeps_at_rest() {
+            true => "mixed backends: state changes are kept first, the terminal status after them",
+            false => "memory backends: jobs and state survive executors, and go with the web process",
+        };
+        (!self.jobs_survive_processes()).then_some(promise)
     }
 
     /// The root secrets, of which there is one at least: from their file, the one that is used first; or one for this run.
@@ -168,13 +164,10 @@ impl Deployment {
     /// # Errors
     /// The file cannot be read, or holds no secret.
     pub fn root_secrets(&self) -> Result<Vec<Secret>, String> {
-        match &self.platform().execution_ipc.auth.secret_file {
-            Some(file) => {
-                let (current, previous) = Secret::read(Path::new(file))?;
-                Ok([Some(current), previous].into_iter().flatten().collect())
-            }
-            None => Ok(vec![Secret::generate()?]),
-        }
+        let file = &self.platform().execution_ipc.auth.secret_file;
+        let Some(file) = file else { return Ok(vec![Secret::generate()?]) };
+        let (current, previous) = Secret::read(Path::new(file))?;
+        Ok([Some(current), previous].into_iter().flatten().collect())
     }
 
     /// Opens the backend of this configuration; one that is away for now is no error. What is kept at rest is signed with
@@ -241,28 +234,17 @@ mod at_rest {
     use crate::redis_backend::{Link, RedisBroker, Settings, UNLIMITED};
 
     impl Deployment {
-        pub(super) fn open_at_rest(
-            &self,
-            mut envelopes: Vec<Secret>,
-            sub_prefix: &str,
-        ) -> Result<Backend, String> {
-            if envelopes.is_empty() {
-                envelopes = self.root_envelopes()?;
-            }
+        pub(super) fn open_at_rest(&self, given: Vec<Secret>, sub_prefix: &str) -> Result<Backend, String> {
+            let envelopes = if given.is_empty() { self.root_envelopes()? } else { given };
             let mut rules = Rules::from_config(&self.config);
             // A batch bounds its records itself.
             if sub_prefix.is_empty() {
                 rules.retain = UNLIMITED;
             }
-            let settings = Settings {
-                redis: self.platform().redis.clone(),
-                prefix: format!("{}{}", self.prefix(), sub_prefix),
-                rules,
-                handlers: self.specs.clone(),
-                groups: self.groups(),
-                clock: self.clock.clone(),
-                workers: self.workers(),
-            };
+            let (redis, prefix) = (self.platform().redis.clone(), self.prefix() + sub_prefix);
+            let (handlers, clock) = (self.specs.clone(), self.clock.clone());
+            let (groups, workers) = (self.groups(), self.workers());
+            let settings = Settings { redis, prefix, rules, handlers, groups, clock, workers };
             let broker = RedisBroker::new(settings, &envelopes.iter().collect::<Vec<_>>())?;
             if !self.jobs_survive_processes() {
                 return Ok(self.mixed(broker));
@@ -277,8 +259,8 @@ mod at_rest {
         /// The queue in this process, lane states and contexts in Redis.
         fn mixed(&self, store: RedisBroker) -> Backend {
             let memory = self.memory();
-            let (inner, context_ttl) =
-                (memory.consumers.clone(), Rules::from_config(&self.config).context_ttl);
+            let inner = memory.consumers.clone();
+            let context_ttl = Rules::from_config(&self.config).context_ttl;
             let consumers = move |group, bell: Bell| -> Box<dyn Consumer> {
                 let make = |own| inner(group, own);
                 Box::new(ExternalState::start(make, Arc::new(store.clone()), context_ttl, bell))
@@ -325,7 +307,7 @@ mod at_rest {
             if !self.jobs_survive_processes() {
                 return;
             }
-            let prefix = format!("{}{sub_prefix}", self.prefix());
+            let prefix = self.prefix() + sub_prefix;
             let removed = Link::new(&self.platform().redis)
                 .and_then(|link| link.remove_all(&prefix).map_err(|error| error.to_string()));
             if let Err(error) = removed {

@@ -32,10 +32,7 @@ impl PrivateDir {
         let mut tried = Vec::new();
         for place in places {
             match PrivateDir::make_in(&place) {
-                Ok(made) => {
-                    sweep(&place);
-                    return Ok(made);
-                }
+                Ok(made) => return Ok(made),
                 Err(error) => tried.push(format!("{}: {error}", place.display())),
             }
         }
@@ -50,6 +47,7 @@ impl PrivateDir {
             std::fs::DirBuilder::new().mode(0o700).create(&path)?;
             // Another service that starts now may take it for a leftover until it is locked; then there is another name.
             if let Some(lock) = lock(&path) {
+                sweep(place);
                 return Ok(PrivateDir { path, _lock: lock });
             }
         }
