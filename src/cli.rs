@@ -81,17 +81,13 @@ fn run(arguments: &[String], registry: &Registry) -> Result<Exit, String> {
     }
     let mut options = Options::new(&arguments[1..]);
     match command {
-        "serve" => {
-            let loaded = options.load(registry)?;
-            let groups = loaded.config.runtime.platform.process_groups.len();
-            serve(&loaded, registry, &(0..groups).collect::<Vec<_>>())
-        }
+        "serve" => serve(&options.load(registry)?, registry, None),
         "batch" => run_batch(&mut options, registry),
         "check" => check(&mut options, registry),
         "keygen" => keygen(&mut options),
         "health" => health(&mut options),
         "web" if options.flag("--supervised") => run_child("web", &options, registry),
-        "web" => serve(&options.load_of_many(registry)?, registry, &[]),
+        "web" => serve(&options.load_of_many(registry)?, registry, Some(&[])),
         "executor" if options.flag("--supervised") => run_child("executor", &options, registry),
         "executor" => run_executor(&mut options, registry),
         "token" => Err("token: bearer tokens are not built yet".into()),
@@ -167,21 +163,16 @@ impl Options {
     fn load_of_many(&mut self, registry: &Registry) -> Result<Loaded, String> {
         let loaded = self.load(registry)?;
         let platform = &loaded.config.runtime.platform;
-        if platform.queue.backend == "memory" {
-            return Err(
-                "runtime.platform.queue.backend: a single process needs the redis backends (got memory; \
-                        expected redis); `serve` runs with memory"
-                    .into(),
-            );
-        }
-        if platform.bootstrap.mode == "inline" {
-            return Err(
-                "runtime.platform.bootstrap.mode: inline runs web and executors together (got inline; \
-                        expected process_supervisor)"
-                    .into(),
-            );
-        }
-        Ok(loaded)
+        let why = if platform.queue.backend == "memory" {
+            "runtime.platform.queue.backend: a single process needs the redis backends (got memory; expected redis); \
+             `serve` runs with memory"
+        } else if platform.bootstrap.mode == "inline" {
+            "runtime.platform.bootstrap.mode: inline runs web and executors together (got inline; expected \
+             process_supervisor)"
+        } else {
+            return Ok(loaded);
+        };
+        Err(why.into())
     }
 }
 
@@ -217,13 +208,8 @@ fn start(loaded: &Loaded, registry: &Registry, role: &'static str) -> Result<Dep
 }
 
 /// `serve`, and what has a supervisor and only some of the executors.
-fn serve(loaded: &Loaded, registry: &Registry, groups: &[usize]) -> Result<Exit, String> {
-    let deployment = start(loaded, registry, "serve")?;
-    Ok(ended(if deployment.is_inline() {
-        roles::serve_inline(&deployment)
-    } else {
-        roles::serve(&deployment, groups)
-    }))
+fn serve(loaded: &Loaded, registry: &Registry, groups: Option<&[String]>) -> Result<Exit, String> {
+    Ok(ended(roles::serve(&start(loaded, registry, "serve")?, groups)))
 }
 
 /// `web` and `executor` under a supervisor.
@@ -240,15 +226,12 @@ fn run_executor(options: &mut Options, registry: &Registry) -> Result<Exit, Stri
         loaded.config.web.bind = "127.0.0.1:0".into();
         loaded.value["web"]["bind"] = "127.0.0.1:0".into();
     }
-    let known: Vec<&str> =
-        loaded.config.runtime.platform.process_groups.iter().map(|group| group.name.as_str()).collect();
-    let unknown = || format!("executor: --group is one of {}", known.join(", "));
-    let index = |name: &String| known.iter().position(|known| known == name).ok_or_else(unknown);
-    let groups = match named.is_empty() {
-        true => (0..known.len()).collect(),
-        false => named.iter().map(index).collect::<Result<Vec<usize>, String>>()?,
-    };
-    serve(&loaded, registry, &groups)
+    let groups = &loaded.config.runtime.platform.process_groups;
+    let known: Vec<&str> = groups.iter().map(|group| group.name.as_str()).collect();
+    if named.iter().any(|name| !known.contains(&name.as_str())) {
+        return Err(format!("executor: --group is one of {}", known.join(", ")));
+    }
+    serve(&loaded, registry, Some(&*named).filter(|named| !named.is_empty()))
 }
 
 fn run_batch(options: &mut Options, registry: &Registry) -> Result<Exit, String> {

@@ -243,7 +243,6 @@ impl<H: Helm> Crew<H> {
             }
         }
         maps.traces.clear();
-        self.deck.end_run();
         if self.deck.put_done(Done::End { lease, maps }, started) {
             self.outfit.bell.ring();
         }

@@ -100,10 +100,11 @@ impl Deck {
         std::mem::take(&mut lock(&self.books).done)
     }
 
-    /// Something came of a run at that time. True if the leader should be woken for it.
+    /// Something came of a run at that time; at its end its handler has returned. True if the leader should be woken for it.
     pub(super) fn put_done(&self, done: Done, at: Timestamp) -> bool {
         let mut state = lock(&self.books);
         let is_end = matches!(done, Done::End { .. });
+        state.running -= usize::from(is_end);
         let is_first = state.done.is_empty();
         if is_first {
             state.done_since = at;
@@ -115,11 +116,6 @@ impl Deck {
     /// True if outcomes have waited for long enough, and nobody leads who would say them.
     pub(super) fn must_say(&self, now: Timestamp) -> bool {
         lock(&self.books).must_say(now)
-    }
-
-    /// A run's handler has returned.
-    pub(super) fn end_run(&self) {
-        lock(&self.books).running -= 1;
     }
 
     /// What the thread that asks does next: a run goes before the helm, unless outcomes have waited for too long.
@@ -239,16 +235,14 @@ impl State {
     /// What the mate does.
     fn watch(&mut self, now: Timestamp, deck: &Deck) -> Next {
         let since = now.since(self.left_at);
-        if !self.is_led && since >= LOOK_EVERY {
+        if since < if self.is_led { WATCH_FOR } else { LOOK_EVERY } {
+            return Next::Watch(if self.is_led { LOOK_EVERY } else { LOOK_EVERY.saturating_sub(since) });
+        }
+        self.mate = None;
+        if !self.is_led {
             // What was taken for a short job is a long one.
-            self.mate = None;
             deck.count_job(since);
-            return Next::Lead;
         }
-        if self.is_led && since >= WATCH_FOR {
-            self.mate = None;
-            return Next::Lead;
-        }
-        Next::Watch(if self.is_led { LOOK_EVERY } else { LOOK_EVERY.saturating_sub(since) })
+        Next::Lead
     }
 }

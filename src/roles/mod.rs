@@ -8,7 +8,6 @@ mod web;
 
 pub use batch::run as run_batch;
 pub use serve::serve;
-pub use web::serve_inline;
 
 use crate::deployment::Deployment;
 use crate::execution::Registry;

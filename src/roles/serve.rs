@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use mio::Token;
 
+use super::web::serve_inline;
 use crate::clock::monotonic_millis;
 use crate::config::secret::Secret;
 use crate::deployment::Deployment;
@@ -26,9 +27,12 @@ const HANGUP: Token = Token(2);
 const FIRST_CHILD: usize = 16;
 const WEB: usize = 0;
 
-/// Runs a web process and the executors of these groups (by index) until it is told to stop, or a child cannot be kept
-/// running.
-pub fn serve(deployment: &Deployment, groups: &[usize]) -> Result<Exit, String> {
+/// Runs a web process and the executors of these groups, or all, until it is told to stop, or a child cannot be kept
+/// running; inline it is one process.
+pub fn serve(deployment: &Deployment, groups: Option<&[String]>) -> Result<Exit, String> {
+    if deployment.is_inline() {
+        return serve_inline(deployment);
+    }
     let io = |error: std::io::Error| error.to_string();
     super::say_starting(deployment);
     // Before the secret exists, nobody may look into this process any more.
@@ -68,12 +72,17 @@ pub fn serve(deployment: &Deployment, groups: &[usize]) -> Result<Exit, String> 
     exit
 }
 
-/// Adds the executors of these groups.
-pub(super) fn add_executors(fleet: &mut Fleet, deployment: &Deployment, groups: &[usize], root: &Secret) {
-    for index in groups {
-        let group = &deployment.platform().process_groups[*index];
-        for _ in 0..group.processes {
-            fleet.add(Role::Executor(*index), &group.name, &deployment.executor_bundle(root, *index), None);
+/// Adds the executors of these groups, or all.
+pub(super) fn add_executors(
+    fleet: &mut Fleet,
+    deployment: &Deployment,
+    groups: Option<&[String]>,
+    root: &Secret,
+) {
+    for (index, group) in deployment.platform().process_groups.iter().enumerate() {
+        let is_wanted = groups.is_none_or(|names| names.contains(&group.name));
+        for _ in 0..if is_wanted { group.processes } else { 0 } {
+            fleet.add(Role::Executor(index), &group.name, &deployment.executor_bundle(root, index), None);
         }
     }
 }

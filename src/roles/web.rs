@@ -34,7 +34,7 @@ pub(super) fn serve_web(
 }
 
 /// `serve` in one process: the same web and workers, no channel.
-pub fn serve_inline(deployment: &Deployment) -> Result<Exit, String> {
+pub(super) fn serve_inline(deployment: &Deployment) -> Result<Exit, String> {
     let exit = try_serve_inline(deployment);
     event(log::Level::Info, "lifecycle.stopped").emit();
     exit
