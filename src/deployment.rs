@@ -68,9 +68,6 @@ impl Deployment {
     }
 
     /// The one that the supervisor has, made again from the normalised config.
-    ///
-    /// # Errors
-    /// The config is not what this binary understands.
     pub fn from_bundle(bundle: &Bundle, registry: &Registry) -> Result<Deployment, String> {
         let config = serde_json::from_str(&bundle.config).map_err(|error| error.to_string())?;
         let clock = Clock::System { offset: bundle.clock_offset };
@@ -160,9 +157,6 @@ impl Deployment {
     }
 
     /// The root secrets, of which there is one at least: from their file, the one that is used first; or one for this run.
-    ///
-    /// # Errors
-    /// The file cannot be read, or holds no secret.
     pub fn root_secrets(&self) -> Result<Vec<Secret>, String> {
         let file = &self.platform().execution_ipc.auth.secret_file;
         let Some(file) = file else { return Ok(vec![Secret::generate()?]) };
@@ -215,9 +209,6 @@ impl Deployment {
     }
 
     /// What the server says of itself; `None` where none is used.
-    ///
-    /// # Errors
-    /// It is none that can be asked.
     pub fn fitness(&self) -> Result<Option<Fitness>, String> {
         Ok(None)
     }
@@ -277,9 +268,6 @@ mod at_rest {
         }
 
         /// What the server says of itself, and whether it knows our secret; `None` where none is used.
-        ///
-        /// # Errors
-        /// It is none that can be asked.
         pub fn fitness(&self) -> Result<Option<Fitness>, String> {
             if !self.keeps_at_rest() {
                 return Ok(None);

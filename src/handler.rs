@@ -41,14 +41,9 @@ pub struct HandlerOptions {
 
 impl Default for HandlerOptions {
     fn default() -> HandlerOptions {
-        HandlerOptions {
-            timeout: Duration::from_secs(30),
-            concurrency: 0,
-            max_deliveries: None,
-            cancel_on_disconnect: false,
-            ordering: Ordering::None,
-            on_dead: OnDead::Continue,
-        }
+        let (concurrency, max_deliveries, cancel_on_disconnect, ordering, on_dead) = Default::default();
+        let timeout = Duration::from_secs(30);
+        HandlerOptions { timeout, concurrency, max_deliveries, cancel_on_disconnect, ordering, on_dead }
     }
 }
 
@@ -107,12 +102,13 @@ impl Ordering {
                 format!("there is no ordering key: neither the header nor a scalar at {pointer}")
             })?,
         };
-        match key.len() {
-            0..=ORDERING_KEY_BYTES => Ok(Some(Arc::from(&*key))),
-            length => {
-                Err(format!("the ordering key has {length} bytes; at most {ORDERING_KEY_BYTES} are allowed"))
-            }
+        let length = key.len();
+        if length > ORDERING_KEY_BYTES {
+            return Err(format!(
+                "the ordering key has {length} bytes; at most {ORDERING_KEY_BYTES} are allowed"
+            ));
         }
+        Ok(Some(Arc::from(&*key)))
     }
 }
 

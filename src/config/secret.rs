@@ -51,10 +51,10 @@ impl Secret {
             let digits = Zeroizing::new(line.to_ascii_lowercase());
             Secret::new(parse_hex(&digits).ok_or("is not 64 hex digits, or two lines of them")?)
         });
-        let (current, previous) = (lines.next().transpose()?, lines.next().transpose()?);
-        match (current, lines.next()) {
-            (Some(current), None) => Ok((current, previous)),
-            (_, Some(_)) | (None, None) => Err("is not 64 hex digits, or two lines of them".into()),
+        let mut next = || lines.next().transpose();
+        match (next()?, next()?, next()?) {
+            (Some(current), previous, None) => Ok((current, previous)),
+            (None, ..) | (.., Some(_)) => Err("is not 64 hex digits, or two lines of them".into()),
         }
     }
 

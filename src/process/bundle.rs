@@ -72,9 +72,6 @@ impl Bundle {
     }
 
     /// Reads the bundle at a child's start; then the socket is the child's control.
-    ///
-    /// # Errors
-    /// The parent is gone, or said something else.
     pub fn receive(socket: OwnedFd) -> Result<(Bundle, ControlSocket), String> {
         const PATIENCE: Duration = Duration::from_secs(10);
         let mut stream = StdStream::from(socket);

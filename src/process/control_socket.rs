@@ -77,9 +77,6 @@ pub fn framed(body: &[u8]) -> Zeroizing<Vec<u8>> {
 }
 
 /// The message at the start of the bytes, and its whole length.
-///
-/// # Errors
-/// Its length makes no sense.
 pub fn split(bytes: &[u8]) -> Result<Option<(&[u8], usize)>, Malformed> {
     let Some(header) = bytes.first_chunk() else { return Ok(None) };
     let end = 4 + length(*header)?;
@@ -97,9 +94,6 @@ pub fn encode(message: &impl Serialize) -> Zeroizing<Vec<u8>> {
 }
 
 /// A command in its one form.
-///
-/// # Errors
-/// It is malformed.
 pub fn decode<M: Serialize + DeserializeOwned>(body: &[u8]) -> Result<M, Malformed> {
     let message = serde_json::from_slice(body).map_err(|_| Malformed)?;
     if encode(&message)[4..] == *body { Ok(message) } else { Err(Malformed) }
@@ -121,9 +115,6 @@ impl ControlSocket {
     }
 
     /// What has arrived; if the other end has closed since, it still counts.
-    ///
-    /// # Errors
-    /// It makes no sense.
     pub fn read<M: Serialize + DeserializeOwned>(&mut self) -> Result<Vec<M>, Malformed> {
         let most = 2 * MESSAGE_BYTES + 1 - self.input.len();
         let read = (&self.stream).take(most as u64).read_to_end(&mut self.input);

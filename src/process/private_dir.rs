@@ -21,9 +21,6 @@ pub struct PrivateDir {
 
 impl PrivateDir {
     /// In the first place that can be written; leftovers of processes that are gone are swept there.
-    ///
-    /// # Errors
-    /// Names each place that was tried.
     pub fn make() -> Result<PrivateDir, String> {
         let from_environment =
             ["RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"].into_iter().filter_map(std::env::var_os);

@@ -26,9 +26,6 @@ const FIRST_CHILD: usize = 16;
 const FIRST_LINK: usize = 1 << 32;
 
 /// Runs a whole batch.
-///
-/// # Errors
-/// The user's fault, or ours.
 pub fn run(deployment: &Deployment, options: &BatchOptions) -> Result<Summary, BatchError> {
     let handler = deployment.specs.iter().find(|spec| *spec.name == *options.handler).cloned();
     let unknown = || BatchError::Usage(format!("--handler: there is no handler {}", options.handler));

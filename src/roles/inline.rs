@@ -20,9 +20,6 @@ pub struct InlineExecutors {
 }
 
 /// Starts a crew for each group. `changed` rings when one of them has ended.
-///
-/// # Errors
-/// There is no thread to be had.
 pub fn start(deployment: &Deployment, backend: &Backend, changed: &Bell) -> Result<InlineExecutors, String> {
     let stop = Arc::new(AtomicBool::new(false));
     let mut crews = Vec::new();
