@@ -1,7 +1,6 @@
 //! What every process of a deployment starts from, and the one place that opens a backend. Nobody else asks which it is:
 //! what differs is a field of [`Backend`], or a question answered here.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,7 +12,7 @@ use crate::config::secret::Secret;
 use crate::config::{Config, Loaded, Platform, Retain};
 use crate::entropy::Entropy;
 use crate::execution::{Handlers, Outfit, Registry};
-use crate::handler::{HandlerOptions, HandlerSpec};
+use crate::handler::{HandlerSpec, OwnOptions};
 use crate::memory::MemoryBroker;
 use crate::memory::broker::Broker;
 use crate::observe::metrics::Counters;
@@ -21,7 +20,7 @@ use crate::ports::{Consumer, Fitness, Producer, Replies, Rules, Seat};
 use crate::process::bundle::Bundle;
 
 /// The options that registered handlers bring along, for the config's defaults.
-pub fn own_options(registry: &Registry) -> BTreeMap<String, HandlerOptions> {
+pub fn own_options(registry: &Registry) -> OwnOptions {
     registry.iter().map(|(name, (options, _))| (name.clone(), options.clone())).collect()
 }
 

@@ -1,7 +1,7 @@
 //! What a handler is to the rest of the house: its options, its errors, its name.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +38,10 @@ pub struct HandlerOptions {
     /// What a dead job does to its lane.
     pub on_dead: OnDead,
 }
+
+/// The options that the handlers of a binary bring along, by name.
+#[doc(hidden)]
+pub type OwnOptions = BTreeMap<String, HandlerOptions>;
 
 impl Default for HandlerOptions {
     fn default() -> HandlerOptions {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::schema::{Config, Key};
 use super::validate::{self, Issue};
-use crate::handler::HandlerOptions;
+use crate::handler::OwnOptions;
 
 /// What a user gave.
 #[derive(Clone, Debug, Default)]
@@ -36,12 +36,14 @@ pub struct Loaded {
     /// Normalised: every default filled in.
     pub value: Value,
     /// Of each path whose value is not a default.
-    pub origins: BTreeMap<String, Origin>,
+    pub origins: Origins,
 }
+
+type Origins = BTreeMap<String, Origin>;
 
 /// Reads, merges and checks everything; an error is all that is wrong, in one list. `handlers` are the registered
 /// ones with their own options.
-pub fn load(source: &Source, handlers: &BTreeMap<String, HandlerOptions>) -> Result<Loaded, Vec<Issue>> {
+pub fn load(source: &Source, handlers: &OwnOptions) -> Result<Loaded, Vec<Issue>> {
     let (mut issues, mut layers) = (Vec::new(), Vec::new());
     if let Some(path) = &source.file {
         match read_file(path) {
@@ -66,18 +68,18 @@ pub fn load(source: &Source, handlers: &BTreeMap<String, HandlerOptions>) -> Res
         merge(&mut given, layer, "", &origin, &mut origins);
     }
     let value = validate::normalise(&given, handlers, &mut issues);
-    let config = serde_json::from_value(value.clone());
-    match &config {
-        Ok(config) => validate::cross_rules(config, &mut issues),
+    match serde_json::from_value(value.clone()).map_err(|error| error.to_string()) {
         Err(error) => {
-            let error = error.to_string();
-            issues.push(Issue::new("config", "does not fit its own schema", &error, "a bug report"));
+            issues.push(Issue::new("config", "does not fit its own schema", &error, "a bug report"))
+        }
+        Ok(config) => {
+            validate::cross_rules(&config, &mut issues);
+            if issues.is_empty() {
+                return Ok(Loaded { config, value, origins });
+            }
         }
     }
-    match config {
-        Ok(config) if issues.is_empty() => Ok(Loaded { config, value, origins }),
-        Ok(_) | Err(_) => Err(issues),
-    }
+    Err(issues)
 }
 
 fn read_file(path: &Path) -> Result<Value, Issue> {
@@ -106,13 +108,7 @@ fn nested(path: &str, value: &str) -> Value {
 }
 
 /// Lays `layer` over `base`: objects key by key, everything else as a whole. Lists replace lists.
-fn merge(
-    base: &mut Value,
-    layer: Value,
-    path: &str,
-    origin: &Origin,
-    origins: &mut BTreeMap<String, Origin>,
-) {
+fn merge(base: &mut Value, layer: Value, path: &str, origin: &Origin, origins: &mut Origins) {
     match (base, layer) {
         (Value::Object(base), Value::Object(layer)) => {
             for (name, value) in layer {

@@ -1,13 +1,12 @@
 //! Fills in the defaults and finds everything that is wrong, in one pass over the given values.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 
 use serde_json::{Map, Value, json};
 
 use super::schema::{COMMAND_KEYS, Config, HANDLER_KEYS, Key, Kind, ProcessGroup};
-use crate::handler::{HandlerOptions, is_handler_name};
+use crate::handler::{HandlerOptions, OwnOptions, is_handler_name};
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,11 +30,7 @@ impl fmt::Display for Issue {
 
 /// The normalised value of what was given. Where it is wrong, the issue is added and the default stands in,
 /// so that one run finds everything.
-pub(super) fn normalise(
-    given: &Value,
-    registered: &BTreeMap<String, HandlerOptions>,
-    issues: &mut Vec<Issue>,
-) -> Value {
+pub(super) fn normalise(given: &Value, registered: &OwnOptions, issues: &mut Vec<Issue>) -> Value {
     let mut out = section(Some(given), "", Config::KEYS, issues);
     let platform = &mut out["runtime"]["platform"];
     let auth = &mut platform["execution_ipc"]["auth"];
@@ -137,7 +132,7 @@ fn groups(given: &Value, issues: &mut Vec<Issue>) -> Value {
     Value::Array(out)
 }
 
-fn handlers(given: &Value, registered: &BTreeMap<String, HandlerOptions>, issues: &mut Vec<Issue>) -> Value {
+fn handlers(given: &Value, registered: &OwnOptions, issues: &mut Vec<Issue>) -> Value {
     let own = registered.iter().map(|(name, own)| (name.clone(), json!(own)));
     let mut out: Map<String, Value> = own.collect();
     for (name, options) in given.as_object().into_iter().flatten() {

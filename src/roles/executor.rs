@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use mio::Token;
 
+use super::Child;
 use crate::channel::ChannelClient;
 use crate::clock::{Clock, monotonic_millis};
 use crate::config::ProcessGroup;
-use crate::deployment::Deployment;
 use crate::execution::{self, Engine, Health, Helm};
 use crate::exit::Exit;
-use crate::process::bundle::Bundle;
 use crate::process::control_socket::{ControlSocket, Leaving, ToChild, ToParent};
 use crate::process::hygiene::{become_subreaper, resident_mb};
 use crate::process::reactor::Reactor;
@@ -20,11 +19,8 @@ use crate::process::reactor::Reactor;
 const CONTROL: Token = Token(0);
 const CHANNEL: Token = Token(1);
 
-pub(super) fn serve_executor(
-    mut bundle: Bundle,
-    mut control: ControlSocket,
-    deployment: &Deployment,
-) -> Result<Exit, String> {
+pub(super) fn serve_executor(child: Child) -> Result<Exit, String> {
+    let Child { mut bundle, mut control, deployment } = child;
     let io = |error: std::io::Error| error.to_string();
     become_subreaper().map_err(io)?;
     let platform = deployment.platform();

@@ -5,30 +5,25 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
 
-use super::inline;
+use super::{Child, inline};
 use crate::config::secret::Secret;
 use crate::deployment::Deployment;
 use crate::exit::Exit;
 use crate::observe::event;
-use crate::process::bundle::Bundle;
-use crate::process::control_socket::ControlSocket;
 use crate::process::hygiene::{Signals, keep_secrets, raise_descriptor_limit, take_stdout};
 use crate::process::listener::listen;
 use crate::process::private_dir::PrivateDir;
 use crate::web::{Commander, WebProcess};
 
-pub(super) fn serve_web(
-    mut bundle: Bundle,
-    control: ControlSocket,
-    deployment: &Deployment,
-) -> Result<Exit, String> {
+pub(super) fn serve_web(child: Child) -> Result<Exit, String> {
+    let Child { mut bundle, control, deployment } = child;
     // The public listener came as standard output: nothing may write to it from now on.
     let listener = TcpListener::from(take_stdout().map_err(|error| error.to_string())?);
     // Behind the channel secrets of the groups: what is signed with at rest.
     let envelopes = bundle.secrets.split_off(deployment.groups().len());
     let envelopes = envelopes.iter().map(|secret| Secret::new(*secret.expose())).collect::<Result<_, _>>()?;
     let backend = deployment.open(envelopes, "")?;
-    let web = WebProcess::new(deployment, listener, &backend, Commander::Supervisor(control))?;
+    let web = WebProcess::new(&deployment, listener, &backend, Commander::Supervisor(control))?;
     let channel = deployment.channel(bundle.secrets, &backend, web.counters(), web.bell())?;
     web.with_channel(channel)?.run(Path::new(&bundle.private_dir))
 }

@@ -1,6 +1,6 @@
 //! One child's process: how it is made, its ends of the control socket and of standard error, and its signals.
 
-use std::io::{BufRead, BufReader, ErrorKind, Read};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Result};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
@@ -10,6 +10,7 @@ use std::process::{Child, ChildStderr as Pipe, Command, ExitStatus, Stdio};
 use mio::unix::pipe::Receiver;
 use mio::{Interest, Registry, Token};
 use rustix::process::{Pid, Signal, kill_process};
+use zeroize::Zeroizing;
 
 use super::child_state::Work;
 use crate::observe::log_writer;
@@ -18,6 +19,15 @@ use crate::process::control_socket::{ControlSocket, ToChild, ToParent};
 
 /// A child that has closed its control socket has this long to end by itself.
 const GONE_MS: u64 = 200;
+
+/// What the configuration asks for: web, or one executor of a group.
+pub(super) struct Place {
+    pub(super) role: Role,
+    pub(super) name: String,
+    pub(super) bundle: Zeroizing<Vec<u8>>,
+    /// Web's.
+    pub(super) listener: Option<TcpListener>,
+}
 
 /// See the module.
 pub(super) struct ChildProcess {
@@ -40,29 +50,29 @@ const FOR_THE_SUPERVISOR: [&str; 6] =
     ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 
 impl ChildProcess {
-    /// Starts this binary again in another role. Standard input is its control socket; `listener` becomes web's
+    /// Starts this binary again in another role. Standard input is its control socket; the listener becomes web's
     /// standard output; standard error is a pipe to us, so that its last words are known when it crashes.
     pub(super) fn spawn(
-        role: Role,
-        listener: Option<&TcpListener>,
+        place: &Place,
         registry: &Registry,
         token: Token,
         now_ms: u64,
-    ) -> std::io::Result<ChildProcess> {
+    ) -> Result<ChildProcess> {
         let (ours, theirs) = StdStream::pair()?;
         ours.set_nonblocking(true)?;
-        let listener = listener.map(TcpListener::try_clone).transpose()?;
+        let listener = place.listener.as_ref().map(TcpListener::try_clone).transpose()?;
         let stdout = listener.map_or_else(Stdio::null, |listener| OwnedFd::from(listener).into());
         // A group of its own: a terminal's Ctrl-C reaches the supervisor alone, which then drains.
         let mut command = Command::new("/proc/self/exe");
         command.arg0(std::env::args_os().next().unwrap_or_else(|| "cofferdam".into()));
-        command.args([role.command(), "--supervised"]).process_group(0);
+        command.args([place.role.command(), "--supervised"]).process_group(0);
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(stdout).stderr(Stdio::piped());
         FOR_THE_SUPERVISOR.iter().for_each(|name| _ = command.env_remove(name));
         let mut child = command.spawn()?;
         // `Command` keeps the child's end open until it is dropped; then the end of file can come.
         drop(command);
         let mut control = ControlSocket::new(mio::net::UnixStream::from_std(ours));
+        control.send_bytes(&place.bundle);
         let pipe = child.stderr.take().ok_or(ErrorKind::BrokenPipe.into());
         let watched = pipe.and_then(|pipe| {
             registry.register(&mut control.stream, token, Interest::READABLE | Interest::WRITABLE)?;
@@ -152,7 +162,7 @@ pub(super) struct ChildStderr {
 
 impl ChildStderr {
     /// Watches the pipe of a child.
-    fn new(pipe: Pipe, registry: &Registry, token: Token) -> std::io::Result<ChildStderr> {
+    fn new(pipe: Pipe, registry: &Registry, token: Token) -> Result<ChildStderr> {
         let mut pipe = Receiver::from(pipe);
         pipe.set_nonblocking(true)?;
         registry.register(&mut pipe, token, Interest::READABLE)?;

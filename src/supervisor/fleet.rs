@@ -9,9 +9,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
 use mio::{Registry, Token};
-use zeroize::Zeroizing;
 
-use super::child::ChildProcess;
+use super::child::{ChildProcess, Place};
 use super::child_state::{Action, Event, How, Life, State, Work, may_say};
 use crate::config::Platform;
 use crate::job::JobId;
@@ -36,13 +35,6 @@ pub enum FleetEvent {
     CutOff(Vec<JobId>),
     /// Web's drain is over; so many jobs were cut off.
     Drained(u64),
-}
-
-struct Place {
-    role: Role,
-    name: String,
-    bundle: Zeroizing<Vec<u8>>,
-    listener: Option<TcpListener>,
 }
 
 struct Child {
@@ -293,15 +285,14 @@ impl Fleet {
 
     fn spawn(&mut self, index: usize, now_ms: u64) {
         let child = &mut self.children[index];
-        let Place { role, name, bundle, listener } = &self.places[child.place];
+        let place = &self.places[child.place];
         child.token = self.next_token;
         self.next_token += 1;
-        match ChildProcess::spawn(*role, listener.as_ref(), &self.registry, Token(child.token), now_ms) {
+        match ChildProcess::spawn(place, &self.registry, Token(child.token), now_ms) {
             Ok(mut process) => {
-                process.control.send_bytes(bundle);
-                let told = self.channel.iter().filter(|_| *role != Role::Web);
+                let told = self.channel.iter().filter(|_| place.role != Role::Web);
                 told.for_each(|channel| process.control.send(channel));
-                log::debug!("{name} is started as process {}", process.child.id());
+                log::debug!("{} is started as process {}", place.name, process.child.id());
                 child.process = Some(process);
             }
             Err(error) => self.ended(index, Err(error), now_ms),
