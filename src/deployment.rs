@@ -102,12 +102,9 @@ impl Deployment {
         bell: Bell,
     ) -> Result<ChannelServer, String> {
         let platform = self.platform();
-        let config = ServerConfig {
-            secrets,
-            ipc: platform.execution_ipc.clone(),
-            lane_state_max: platform.kv.lane_state_max_bytes,
-            processes: platform.process_groups.iter().map(|group| group.processes).collect(),
-        };
+        let (ipc, lane_state_max) = (platform.execution_ipc.clone(), platform.kv.lane_state_max_bytes);
+        let processes = platform.process_groups.iter().map(|group| group.processes).collect();
+        let config = ServerConfig { secrets, ipc, lane_state_max, processes };
         let consumers = backend.consumers.clone();
         ChannelServer::bind(config, counters, Box::new(move |group| consumers(group, bell.clone())))
     }

@@ -112,21 +112,14 @@ impl Books {
             let (id, timeout) = (job.spec.id, job.spec.timeout);
             RunJob { id, place, delivery: job.delivery, fence: job.fence, timeout }
         };
-        let stop = Arc::new(RunStop::default());
+        let jobs = lease.jobs.iter().enumerate().map(run_job).collect();
+        let (stop, version) = (Arc::new(RunStop::default()), maps.version);
+        let run = Run { lease: lease.id, handler: lease.handler, jobs: lease.jobs, maps, stop: stop.clone() };
         let (started, over_since, doomed) = Default::default();
-        let active = Active {
-            lane,
-            jobs: lease.jobs.iter().enumerate().map(run_job).collect(),
-            started,
-            version: maps.version,
-            stop: stop.clone(),
-            over_since,
-            keeps_state,
-            doomed,
-        };
+        let active = Active { lane, jobs, started, version, stop, over_since, keeps_state, doomed };
         self.active.insert(lease.id, active);
         self.has_worked = true;
-        Some(Run { lease: lease.id, handler: lease.handler, jobs: lease.jobs, maps, stop })
+        Some(run)
     }
 
     pub fn on_done(&mut self, done: Done) {

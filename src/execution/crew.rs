@@ -37,7 +37,7 @@ pub trait Helm: Send + 'static {
     type End: Send + 'static;
 
     /// Everything there is to do now; says how long nothing need be done.
-    fn turn(&mut self, engine: &mut Engine) -> ControlFlow<Self::End, Duration>;
+    fn turn(&mut self, engine: &mut Engine, now: Timestamp) -> ControlFlow<Self::End, Duration>;
 
     /// Waits for events, or until the crew's bell rings, at most so long.
     fn wait(&mut self, most: Duration) -> ControlFlow<Self::End>;
@@ -185,7 +185,7 @@ impl<H: Helm> Crew<H> {
         self.deck.set_led(true, self.now());
         while !self.deck.is_over() {
             let (helmsman, engine) = &mut *helm;
-            let most = match helmsman.turn(engine) {
+            let most = match helmsman.turn(engine, self.now()) {
                 ControlFlow::Continue(most) => most,
                 ControlFlow::Break(end) => return self.end(end),
             };
@@ -205,7 +205,7 @@ impl<H: Helm> Crew<H> {
         let Ok(mut helm) = self.helm.try_lock() else { return };
         self.deck.set_led(true, self.now());
         let (helmsman, engine) = &mut *helm;
-        if let ControlFlow::Break(end) = helmsman.turn(engine) {
+        if let ControlFlow::Break(end) = helmsman.turn(engine, self.now()) {
             self.end(end);
         }
         self.deck.set_led(false, self.now());
@@ -256,15 +256,10 @@ impl<H: Helm> Crew<H> {
             return failed(Code::HandlerFailed, format!("the handler {handler} is not in this binary"));
         };
         let job = Job(job);
-        let mut cx = JobContext {
-            job: &job.0,
-            maps,
-            stop,
-            deadline: self.now().plus(job.0.spec.timeout),
-            is_ordered: spec.options.ordering != Ordering::None,
-            handlers: &self.outfit.handlers,
-            staging: Staging::default(),
-        };
+        let deadline = self.now().plus(job.0.spec.timeout);
+        let is_ordered = spec.options.ordering != Ordering::None;
+        let (handlers, staging) = (&self.outfit.handlers, Staging::default());
+        let mut cx = JobContext { job: &job.0, maps, stop, deadline, is_ordered, handlers, staging };
         // What a panicking handler leaves behind is its own: our maps change only in `commit` below.
         let said = catch_unwind(AssertUnwindSafe(|| code.handle(&job, &mut cx)));
         let payload = match said {

@@ -57,17 +57,11 @@ pub fn serve(deployment: &Deployment, groups: Option<&[String]>) -> Result<Exit,
     reactor.watch(&mut signals.child, CHILD)?;
     reactor.watch(&mut signals.hangup, HANGUP)?;
     let lifecycle = &platform.lifecycle;
-    let exit = Supervisor {
-        fleet,
-        phases: Phases::new(monotonic_millis() + lifecycle.ready_timeout_ms, lifecycle.patience_ms()),
-        address: address.to_string(),
-        notifier: Notifier::from_environment(),
-        web_name: String::new(),
-        replaced: BTreeMap::new(),
-        gave_up: None,
-        signals,
-    }
-    .run(reactor);
+    let phases = Phases::new(monotonic_millis() + lifecycle.ready_timeout_ms, lifecycle.patience_ms());
+    let (address, notifier) = (address.to_string(), Notifier::from_environment());
+    let (web_name, replaced, gave_up) = Default::default();
+    let supervisor = Supervisor { fleet, phases, address, notifier, web_name, replaced, gave_up, signals };
+    let exit = supervisor.run(reactor);
     event(log::Level::Info, "lifecycle.stopped").emit();
     exit
 }

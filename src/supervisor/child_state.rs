@@ -87,17 +87,14 @@ pub enum Action {
 /// Who may say what in which state. A child that says anything else is not what it was started as.
 pub fn may_say(role: Role, state: State, message: &ToParent) -> bool {
     use {State as S, ToParent as M};
+    let has_served = matches!(state, S::Serving { .. } | S::Stopping { .. } | S::Ending { .. });
     match (role, message) {
         // It may have been told to stop while it said so.
         (Role::Web | Role::Executor(_), M::Ready(_)) => !matches!(state, S::Serving { .. }),
         (Role::Web | Role::Executor(_), M::Pong) => true,
         // An executor's jobs are the broker's to name, and only web knows when a drain is over.
-        (Role::Web, M::CutOff(_) | M::Drained(_)) => {
-            matches!(state, S::Serving { .. } | S::Stopping { .. } | S::Ending { .. })
-        }
-        (Role::Executor(_), M::Leaving(_) | M::Worked) => {
-            matches!(state, S::Serving { .. } | S::Stopping { .. } | S::Ending { .. } | S::Aside)
-        }
+        (Role::Web, M::CutOff(_) | M::Drained(_)) => has_served,
+        (Role::Executor(_), M::Leaving(_) | M::Worked) => has_served || state == S::Aside,
         (Role::Web, M::Leaving(_) | M::Worked) | (Role::Executor(_), M::CutOff(_) | M::Drained(_)) => false,
     }
 }
@@ -134,41 +131,44 @@ impl Life {
     pub fn on(&mut self, event: Event, policy: &Restart, now_ms: u64) -> Action {
         use {Event as E, State as S};
         let kill_at_ms = now_ms + KILL_AFTER_MS;
-        let (state, action) = match (self.state, event) {
-            (S::Waiting { .. }, E::Due) => (S::Starting, Action::Spawn),
-            (S::Waiting { .. }, E::Stop) => (S::Gone, Action::None),
-            (S::Starting, E::Ready) => (S::Serving { since_ms: now_ms }, Action::None),
-            (S::Waiting { .. } | S::Starting | S::Serving { .. }, E::Ended(how, reason)) => {
-                self.again(how, reason, policy, now_ms)
-            }
-            (S::Ending { .. }, E::Ended(..)) => {
-                self.again(How::Failed(Work::None), "unresponsive", policy, now_ms)
-            }
-            (S::Aside | S::Stopping { .. }, E::Ended(..)) => (S::Gone, Action::None),
-            (S::Starting | S::Serving { .. }, E::Silent) => (S::Ending { kill_at_ms }, Action::Terminate),
-            (S::Aside, E::Silent) => (S::Stopping { kill_at_ms }, Action::Terminate),
-            // One that served only for a moment would be followed by another of that kind: no faster than a backoff.
-            (S::Serving { since_ms }, E::Leaves(why)) if now_ms - since_ms >= SOON * policy.backoff_ms => {
-                (S::Waiting { start_at_ms: now_ms }, Action::SetAside(why))
-            }
-            (S::Starting | S::Serving { .. }, E::Leaves(why)) => {
-                (S::Waiting { start_at_ms: now_ms + policy.backoff_ms }, Action::SetAside(why))
-            }
-            (S::Starting | S::Serving { .. } | S::Aside, E::Stop) => {
-                (S::Stopping { kill_at_ms }, Action::SayStop)
-            }
-            (S::Ending { kill_at_ms }, E::Stop) => (S::Stopping { kill_at_ms }, Action::None),
-            (S::Ending { .. } | S::Stopping { .. }, E::Due) => (self.state, Action::Kill),
-            // What comes late, or twice, changes nothing.
-            (S::Waiting { .. }, E::Ready | E::Silent | E::Leaves(_))
-            | (S::Starting | S::Serving { .. }, E::Due)
-            | (S::Serving { .. }, E::Ready)
-            | (S::Ending { .. }, E::Ready | E::Silent | E::Leaves(_))
-            | (S::Aside, E::Due | E::Ready | E::Leaves(_))
-            | (S::Stopping { .. }, E::Ready | E::Silent | E::Leaves(_) | E::Stop)
-            | (S::Gone, E::Due | E::Ready | E::Ended(..) | E::Silent | E::Leaves(_) | E::Stop) => {
-                (self.state, Action::None)
-            }
+        // What comes late, or twice, changes nothing.
+        let same = (self.state, Action::None);
+        let (state, action) = match event {
+            E::Due => match self.state {
+                S::Waiting { .. } => (S::Starting, Action::Spawn),
+                S::Ending { .. } | S::Stopping { .. } => (self.state, Action::Kill),
+                S::Starting | S::Serving { .. } | S::Aside | S::Gone => same,
+            },
+            E::Ready if self.state == S::Starting => (S::Serving { since_ms: now_ms }, Action::None),
+            E::Ready => same,
+            E::Ended(how, reason) => match self.state {
+                S::Waiting { .. } | S::Starting | S::Serving { .. } => {
+                    self.again(how, reason, policy, now_ms)
+                }
+                S::Ending { .. } => self.again(How::Failed(Work::None), "unresponsive", policy, now_ms),
+                S::Aside | S::Stopping { .. } | S::Gone => (S::Gone, Action::None),
+            },
+            E::Silent => match self.state {
+                S::Starting | S::Serving { .. } => (S::Ending { kill_at_ms }, Action::Terminate),
+                S::Aside => (S::Stopping { kill_at_ms }, Action::Terminate),
+                S::Waiting { .. } | S::Ending { .. } | S::Stopping { .. } | S::Gone => same,
+            },
+            E::Leaves(why) => match self.state {
+                // One that served only for a moment would be followed by another of that kind: no faster than a backoff.
+                S::Serving { since_ms } if now_ms - since_ms >= SOON * policy.backoff_ms => {
+                    (S::Waiting { start_at_ms: now_ms }, Action::SetAside(why))
+                }
+                S::Starting | S::Serving { .. } => {
+                    (S::Waiting { start_at_ms: now_ms + policy.backoff_ms }, Action::SetAside(why))
+                }
+                S::Waiting { .. } | S::Ending { .. } | S::Aside | S::Stopping { .. } | S::Gone => same,
+            },
+            E::Stop => match self.state {
+                S::Waiting { .. } => (S::Gone, Action::None),
+                S::Starting | S::Serving { .. } | S::Aside => (S::Stopping { kill_at_ms }, Action::SayStop),
+                S::Ending { kill_at_ms } => (S::Stopping { kill_at_ms }, Action::None),
+                S::Stopping { .. } | S::Gone => same,
+            },
         };
         self.state = state;
         action
