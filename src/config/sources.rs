@@ -52,7 +52,9 @@ pub fn load(source: &Source, handlers: &OwnOptions) -> Result<Loaded, Vec<Issue>
         }
     }
     for (name, value) in &source.environment {
-        let path = environment_path(name);
+        // `COFFERDAM_WEB__BIND` is `web.bind`; names without `__` are not config paths.
+        let path = name.strip_prefix("COFFERDAM_").filter(|rest| rest.contains("__"));
+        let path = path.map(|rest| rest.to_ascii_lowercase().replace("__", "."));
         layers.extend(path.map(|path| (nested(&path, value), Origin::Environment(name.clone()))));
     }
     for set in &source.sets {
@@ -90,12 +92,6 @@ fn read_file(path: &Path) -> Result<Value, Issue> {
         .map_err(|error| Issue::new(&at, "is not JSON", &error.to_string(), "a JSON object"))?;
     let not_an_object = || Issue::new(&at, "is not an object", "another kind", "a JSON object");
     Some(value).filter(Value::is_object).ok_or_else(not_an_object)
-}
-
-/// `COFFERDAM_WEB__BIND` is `web.bind`; names without `__` are not config paths.
-fn environment_path(name: &str) -> Option<String> {
-    let rest = name.strip_prefix("COFFERDAM_")?;
-    rest.contains("__").then(|| rest.to_ascii_lowercase().replace("__", "."))
 }
 
 /// The path as objects around a value, which is JSON or else a string. A path far deeper than the schema must not use up

@@ -197,14 +197,12 @@ impl Books {
     /// Does what time alone does: a handler's timeout takes effect here, whatever its worker is doing.
     pub fn on_time(&mut self, now: Timestamp) {
         for (lease, active) in &mut self.active {
-            if let Some((job, delivery, deadline)) = active.running()
-                && deadline <= now
-            {
-                let (builds_on, outcome) = (active.version, Outcome::TimedOut);
-                self.requests.commits.push(Commit { lease: *lease, job, delivery, builds_on, outcome });
-                self.finished += 1;
-                active.end(now);
-            }
+            let due = active.running().filter(|(_, _, deadline)| *deadline <= now);
+            let Some((job, delivery, _)) = due else { continue };
+            let (builds_on, outcome) = (active.version, Outcome::TimedOut);
+            self.requests.commits.push(Commit { lease: *lease, job, delivery, builds_on, outcome });
+            self.finished += 1;
+            active.end(now);
         }
     }
 
@@ -249,7 +247,7 @@ impl Books {
     /// The broker is lost: every lease has ended, and no lane's state is known.
     pub fn abandon(&mut self, now: Timestamp) {
         self.requests = Requests::default();
-        self.lanes.clear();
+        self.lanes = LaneCache::new(self.lanes.most_bytes);
         self.active.values_mut().for_each(|active| active.end(now));
     }
 }
@@ -334,10 +332,6 @@ impl LaneCache {
         self.bytes -= LANE_BYTES + cached.maps.state_bytes;
         self.uses.remove(&cached.used);
         Some(cached)
-    }
-
-    fn clear(&mut self) {
-        *self = LaneCache::new(self.most_bytes);
     }
 }
 

@@ -219,12 +219,9 @@ impl State {
 
     /// Nobody leads while somebody runs: one of the parked looks after the helm.
     fn appoint_mate(&mut self) {
-        if !self.is_led
-            && self.mate.is_none()
-            && let Some(thread) = self.parked.pop()
-        {
-            thread.unpark();
-            self.mate = Some(thread);
+        if !self.is_led && self.mate.is_none() {
+            self.mate = self.parked.pop();
+            self.mate.iter().for_each(Thread::unpark);
         }
     }
 

@@ -16,8 +16,8 @@ use crate::codec::{Cursor, Malformed, put_bytes};
 pub enum Role {
     /// The HTTP front and the broker.
     Web,
-    /// Runs the jobs of a group, by index.
-    Executor(usize),
+    /// Runs the jobs of a group.
+    Executor,
 }
 
 impl Role {
@@ -25,7 +25,7 @@ impl Role {
     pub fn command(self) -> &'static str {
         match self {
             Role::Web => "web",
-            Role::Executor(_) => "executor",
+            Role::Executor => "executor",
         }
     }
 }

@@ -70,9 +70,7 @@ impl Helm for ExecutorHelm {
         }
         self.client.tick(self.reactor.registry(), now_ms);
         let next = engine.exchange(&mut self.client, now);
-        if let Err(error) = &next {
-            log::debug!("the broker is lost: {error}");
-        }
+        let next = next.inspect_err(|error| log::debug!("the broker is lost: {error}"));
         self.client.flush(now_ms);
         let health = engine.health(&self.client, now);
         if self.ends && health == Health::Drained {
@@ -99,10 +97,7 @@ impl Helm for ExecutorHelm {
     }
 
     fn wait(&mut self, most: Duration) -> ControlFlow<Self::End> {
-        match self.look(most) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(message) => ControlFlow::Break(Err(message)),
-        }
+        self.look(most).map_or_else(|message| ControlFlow::Break(Err(message)), ControlFlow::Continue)
     }
 }
 

@@ -76,7 +76,7 @@ pub(super) fn add_executors(
     for (index, group) in deployment.platform().process_groups.iter().enumerate() {
         let is_wanted = groups.is_none_or(|names| names.contains(&group.name));
         for _ in 0..if is_wanted { group.processes } else { 0 } {
-            fleet.add(Role::Executor(index), &group.name, &deployment.executor_bundle(root, index), None);
+            fleet.add(Role::Executor, &group.name, &deployment.executor_bundle(root, index), None);
         }
     }
 }
@@ -149,8 +149,7 @@ impl Supervisor {
     fn on_fleet(&mut self, now_ms: u64) {
         for happened in std::mem::take(&mut self.fleet.happened) {
             match happened {
-                FleetEvent::Ready(WEB, said) => self.on_web(&said, now_ms),
-                FleetEvent::Ready(..) => {}
+                FleetEvent::WebReady(said) => self.on_web(&said, now_ms),
                 FleetEvent::Replaced(place, reason) => {
                     if place == WEB {
                         log::warn!(

@@ -12,7 +12,6 @@ use mio::{Interest, Registry, Token};
 use rustix::process::{Pid, Signal, kill_process};
 use zeroize::Zeroizing;
 
-use super::child_state::Work;
 use crate::observe::log_writer;
 use crate::process::bundle::Role;
 use crate::process::control_socket::{ControlSocket, ToChild, ToParent};
@@ -39,8 +38,8 @@ pub(super) struct ChildProcess {
     pub(super) pinged_ms: u64,
     /// `Some` once it has closed its control socket.
     gone_ms: Option<u64>,
-    /// What it has done so far.
-    pub(super) work: Work,
+    /// It has begun a job.
+    pub(super) has_worked: bool,
     /// How it ended, once that was seen.
     ended: Option<ExitStatus>,
 }
@@ -82,8 +81,8 @@ impl ChildProcess {
             let _ = child.kill().and_then(|()| child.wait());
         })?;
         let (since_ms, heard_ms, pinged_ms) = (now_ms, now_ms, now_ms);
-        let (work, gone_ms, ended) = Default::default();
-        Ok(ChildProcess { child, control, stderr, since_ms, heard_ms, pinged_ms, gone_ms, work, ended })
+        let (has_worked, gone_ms, ended) = Default::default();
+        Ok(ChildProcess { child, control, stderr, since_ms, heard_ms, pinged_ms, gone_ms, has_worked, ended })
     }
 
     pub(super) fn ping(&mut self, heartbeat_ms: u64, now_ms: u64) {

@@ -90,12 +90,12 @@ pub fn may_say(role: Role, state: State, message: &ToParent) -> bool {
     let has_served = matches!(state, S::Serving { .. } | S::Stopping { .. } | S::Ending { .. });
     match (role, message) {
         // It may have been told to stop while it said so.
-        (Role::Web | Role::Executor(_), M::Ready(_)) => !matches!(state, S::Serving { .. }),
-        (Role::Web | Role::Executor(_), M::Pong) => true,
+        (Role::Web | Role::Executor, M::Ready(_)) => !matches!(state, S::Serving { .. }),
+        (Role::Web | Role::Executor, M::Pong) => true,
         // An executor's jobs are the broker's to name, and only web knows when a drain is over.
         (Role::Web, M::CutOff(_) | M::Drained(_)) => has_served,
-        (Role::Executor(_), M::Leaving(_) | M::Worked) => has_served || state == S::Aside,
-        (Role::Web, M::Leaving(_) | M::Worked) | (Role::Executor(_), M::CutOff(_) | M::Drained(_)) => false,
+        (Role::Executor, M::Leaving(_) | M::Worked) => has_served || state == S::Aside,
+        (Role::Web, M::Leaving(_) | M::Worked) | (Role::Executor, M::CutOff(_) | M::Drained(_)) => false,
     }
 }
 
@@ -145,7 +145,7 @@ impl Life {
                 S::Waiting { .. } | S::Starting | S::Serving { .. } => {
                     self.again(how, reason, policy, now_ms)
                 }
-                S::Ending { .. } => self.again(How::Failed(Work::None), "unresponsive", policy, now_ms),
+                S::Ending { .. } => self.again(How::Failed, "unresponsive", policy, now_ms),
                 S::Aside | S::Stopping { .. } | S::Gone => (S::Gone, Action::None),
             },
             E::Silent => match self.state {
@@ -188,18 +188,8 @@ impl Life {
 /// One child's history.
 #[derive(Debug, Default)]
 pub struct History {
-    /// Its own ends, in ms, and whether it had worked before.
-    failures: VecDeque<(u64, Work)>,
-}
-
-/// What a child had done when it ended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Work {
-    /// It had begun a job: the end may be the job's fault.
-    Begun,
-    /// Nothing: it would end again.
-    #[default]
-    None,
+    /// Its own ends, in ms, and whether they were its own fault.
+    failures: VecDeque<(u64, bool)>,
 }
 
 /// How a child ended.
@@ -207,8 +197,10 @@ pub enum Work {
 pub enum How {
     /// Somebody killed it (SIGKILL): that says nothing about the child.
     Killed,
-    /// By itself, or since it did not answer.
-    Failed(Work),
+    /// By itself, or since it did not answer, and it had begun a job: that may be the job's fault.
+    FailedAtWork,
+    /// The same without a job: it would end again.
+    Failed,
 }
 
 impl History {
@@ -216,14 +208,14 @@ impl History {
     /// the ends within a window count, each of them delays the next start, and too many that no job can have caused are
     /// the end.
     pub fn ended(&mut self, how: How, policy: &Restart, now_ms: u64) -> Option<u64> {
-        let work = match how {
+        match how {
             _ if policy.policy == "never" => return None,
             How::Killed => return Some(now_ms),
-            How::Failed(work) => work,
-        };
+            How::FailedAtWork | How::Failed => {}
+        }
         self.failures.retain(|(at_ms, _)| at_ms + policy.window_ms >= now_ms);
-        self.failures.push_back((now_ms, work));
-        let own = self.failures.iter().filter(|(_, work)| *work == Work::None).count();
+        self.failures.push_back((now_ms, how == How::Failed));
+        let own = self.failures.iter().filter(|(_, is_own)| *is_own).count();
         if own > policy.max_restarts {
             return None;
         }
@@ -237,7 +229,7 @@ mod tests {
     use super::*;
 
     const READY: Event = Event::Ready;
-    const CRASHED: Event = Event::Ended(How::Failed(Work::None), "crashed");
+    const CRASHED: Event = Event::Ended(How::Failed, "crashed");
 
     /// A child after these events, one a ms, and what the last of them asks for.
     fn after(events: &[Event]) -> (State, Action) {
@@ -348,7 +340,7 @@ mod tests {
 
     #[test]
     fn each_role_says_what_is_its_own_to_say_and_when() {
-        let (web, executor) = (Role::Web, Role::Executor(0));
+        let (web, executor) = (Role::Web, Role::Executor);
         let (starting, serving) = (State::Starting, State::Serving { since_ms: 0 });
         for (message, of_web, of_executor) in [
             (ToParent::Ready(String::new()), [true, false], [true, false]),
@@ -371,7 +363,7 @@ mod tests {
     fn ends_of_its_own_back_off_and_then_stop_everything_ready_or_not() {
         let mut history = History::default();
         let on_failure = policy("on_failure");
-        let failed = How::Failed(Work::None);
+        let failed = How::Failed;
         for (now_ms, verdict) in
             [(0, Some(100)), (100, Some(300)), (300, Some(700)), (700, None), (5_000, Some(5_100))]
         {
@@ -385,9 +377,9 @@ mod tests {
     fn ends_that_a_job_may_have_caused_back_off_and_never_stop_everything() {
         let (mut history, on_failure) = (History::default(), policy("on_failure"));
         let verdicts: Vec<Option<u64>> =
-            (0..6).map(|at| history.ended(How::Failed(Work::Begun), &on_failure, at)).collect();
+            (0..6).map(|at| history.ended(How::FailedAtWork, &on_failure, at)).collect();
         assert_eq!(verdicts[0], Some(100));
         assert_eq!(verdicts[5], Some(5 + 1_000), "no longer than the window");
-        assert_eq!(history.ended(How::Failed(Work::None), &on_failure, 6), Some(6 + 1_000));
+        assert_eq!(history.ended(How::Failed, &on_failure, 6), Some(6 + 1_000));
     }
 }

@@ -11,7 +11,7 @@ use std::process::ExitStatus;
 use mio::{Registry, Token};
 
 use super::child::{ChildProcess, Place};
-use super::child_state::{Action, Event, How, Life, State, Work, may_say};
+use super::child_state::{Action, Event, How, Life, State, may_say};
 use crate::config::Platform;
 use crate::job::JobId;
 use crate::observe::event;
@@ -25,8 +25,8 @@ const MOST_LEAVING: usize = 2;
 /// What the owner of a fleet should know.
 #[derive(Debug, PartialEq, Eq)]
 pub enum FleetEvent {
-    /// A child of this place serves; web says where the channel listens.
-    Ready(usize, String),
+    /// Web serves, and says where the channel listens.
+    WebReady(String),
     /// A child has ended, or leaves, and is replaced for this reason.
     Replaced(usize, &'static str),
     /// A child cannot be kept running: stop everything, and say why.
@@ -168,11 +168,10 @@ impl Fleet {
             }
             match message {
                 ToParent::Pong => {}
-                ToParent::Worked => process.iter_mut().for_each(|process| process.work = Work::Begun),
+                ToParent::Worked => process.iter_mut().for_each(|process| process.has_worked = true),
                 ToParent::Ready(said) => {
-                    if life.state == State::Starting {
-                        self.happened.push(FleetEvent::Ready(*place, said));
-                    }
+                    let is_new = life.state == State::Starting && *role == Role::Web;
+                    self.happened.extend(is_new.then_some(FleetEvent::WebReady(said)));
                     self.on(index, Event::Ready, now_ms);
                 }
                 ToParent::CutOff(jobs) => {
@@ -205,12 +204,13 @@ impl Fleet {
         let Child { place, life, process, wants, last, .. } = &mut self.children[index];
         *wants = None;
         let process = process.take();
-        let work = process.as_ref().map_or(Work::None, |process| process.work);
+        let has_worked = process.as_ref().is_some_and(|process| process.has_worked);
+        let failed = if has_worked { How::FailedAtWork } else { How::Failed };
         let words = process.map(|process| process.stderr.last()).unwrap_or_default();
         let (how, reason, said) = match &end {
             Ok(status) if status.signal() == Some(9) => (How::Killed, "killed", said(*status)),
-            Ok(status) if status.signal().is_some() => (How::Failed(work), "killed", said(*status)),
-            Ok(status) => (How::Failed(work), "crashed", said(*status)),
+            Ok(status) if status.signal().is_some() => (failed, "killed", said(*status)),
+            Ok(status) => (failed, "crashed", said(*status)),
             // The host has no process to give: that says nothing about the child, and is tried again.
             Err(error) => (How::Killed, "crashed", format!("cannot be started: {error}")),
         };
