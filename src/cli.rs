@@ -15,6 +15,7 @@ use crate::execution::Registry;
 use crate::exit::{Exit, complain, ended, say};
 use crate::observe::log_writer;
 use crate::ports::Fitness;
+use crate::process::bundle::Role;
 use crate::roles;
 
 const USAGE: &str = "\
@@ -80,15 +81,17 @@ fn run(arguments: &[String], registry: &Registry) -> Result<Exit, String> {
         return Ok(Exit::Done);
     }
     let mut options = Options::new(&arguments[1..]);
+    if let Some(role) = Role::parse(command).filter(|_| options.flag("--supervised")) {
+        options.finish()?;
+        return Ok(roles::run_child(role, registry));
+    }
     match command {
         "serve" => serve(&options.load(registry)?, registry, None),
         "batch" => run_batch(&mut options, registry),
         "check" => check(&mut options, registry),
         "keygen" => keygen(&mut options),
         "health" => health(&mut options),
-        "web" if options.flag("--supervised") => run_child("web", &options, registry),
         "web" => serve(&options.load_of_many(registry)?, registry, Some(&[])),
-        "executor" if options.flag("--supervised") => run_child("executor", &options, registry),
         "executor" => run_executor(&mut options, registry),
         "token" => Err("token: bearer tokens are not built yet".into()),
         unknown => Err(format!("there is no command {unknown}; see --help")),
@@ -210,12 +213,6 @@ fn start(loaded: &Loaded, registry: &Registry, role: &'static str) -> Result<Dep
 /// `serve`, and what has a supervisor and only some of the executors.
 fn serve(loaded: &Loaded, registry: &Registry, groups: Option<&[String]>) -> Result<Exit, String> {
     Ok(ended(roles::serve(&start(loaded, registry, "serve")?, groups)))
-}
-
-/// `web` and `executor` under a supervisor.
-fn run_child(role: &'static str, options: &Options, registry: &Registry) -> Result<Exit, String> {
-    options.finish()?;
-    Ok(roles::run_child(role, registry))
 }
 
 /// `executor`: `serve` for some executors, whose web process strangers need not reach.

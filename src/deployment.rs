@@ -110,10 +110,7 @@ impl Deployment {
     }
 
     fn bundle(&self, group: usize, secrets: Vec<GroupSecret>, private_dir: &Path) -> Bundle {
-        let clock_offset = match self.clock {
-            Clock::System { offset } => offset,
-            Clock::Manual(_) => 0,
-        };
+        let clock_offset = if let Clock::System { offset } = self.clock { offset } else { 0 };
         let (group, config) = (u16::try_from(group).unwrap_or(u16::MAX), self.config_text.to_string());
         Bundle { group, clock_offset, config, secrets, private_dir: private_dir.display().to_string() }
     }
@@ -139,8 +136,7 @@ impl Deployment {
 
     /// True if something is kept where others may read and write: it is signed.
     pub fn keeps_at_rest(&self) -> bool {
-        let platform = self.platform();
-        platform.queue.backend != "memory" || platform.kv.backend != "memory"
+        self.jobs_survive_processes() || self.platform().kv.backend != "memory"
     }
 
     /// What the log should hear at the start of what the backends promise.

@@ -274,11 +274,7 @@ named! {
 impl JobStatus {
     /// True once nothing more happens to the job in this life.
     pub fn is_terminal(self) -> bool {
-        use JobStatus as S;
-        match self {
-            S::Queued | S::Running => false,
-            S::Succeeded | S::Failed | S::Cancelled | S::TimedOut | S::Dead => true,
-        }
+        !matches!(self, JobStatus::Queued | JobStatus::Running)
     }
 }
 

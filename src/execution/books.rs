@@ -165,9 +165,7 @@ impl Books {
     /// A commit did not hold: nothing of its run counts from here on, and what is known of its lane is wrong.
     pub fn on_fenced(&mut self, fenced: OfLease, now: Timestamp) {
         self.lanes.remove_of(fenced.lease);
-        if let Some(active) = self.active.get_mut(&fenced.lease) {
-            active.end(now);
-        }
+        self.active.get_mut(&fenced.lease).into_iter().for_each(|active| active.end(now));
     }
 
     /// A job was cancelled or its handler paused.

@@ -281,10 +281,8 @@ impl<H: Helm> Crew<H> {
 }
 
 fn clip(mut detail: String) -> String {
-    if detail.len() > ERROR_DETAIL_BYTES {
-        let end = (0..=ERROR_DETAIL_BYTES).rev().find(|end| detail.is_char_boundary(*end)).unwrap_or(0);
-        detail.truncate(end);
-    }
+    let most = ERROR_DETAIL_BYTES.min(detail.len());
+    detail.truncate((0..=most).rev().find(|end| detail.is_char_boundary(*end)).unwrap_or(0));
     detail
 }
 

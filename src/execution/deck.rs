@@ -147,9 +147,7 @@ impl Deck {
     pub(super) fn set_led(&self, is_led: bool, now: Timestamp) {
         let mut state = lock(&self.books);
         (state.is_led, state.left_at) = (is_led, now);
-        if !is_led {
-            state.appoint_mate();
-        }
+        state.appoint_mate();
     }
 
     /// What the leader does after a turn: while jobs are short it leaves the helm and runs one itself; else it wakes a

@@ -10,23 +10,15 @@ use zeroize::{Zeroize, Zeroizing};
 use super::control_socket::{ControlSocket, framed, length, split};
 use crate::channel::keys::GroupSecret;
 use crate::codec::{Cursor, Malformed, put_bytes};
+use crate::named::named;
 
-/// What a child is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// The HTTP front and the broker.
-    Web,
-    /// Runs the jobs of a group.
-    Executor,
-}
-
-impl Role {
-    /// The second word of its command line.
-    pub fn command(self) -> &'static str {
-        match self {
-            Role::Web => "web",
-            Role::Executor => "executor",
-        }
+named! {
+    /// What a child is: the second word of its command line.
+    Role {
+        /// The HTTP front and the broker.
+        Web = "web",
+        /// Runs the jobs of a group.
+        Executor = "executor",
     }
 }
 

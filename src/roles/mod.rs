@@ -13,7 +13,7 @@ use crate::deployment::Deployment;
 use crate::execution::Registry;
 use crate::exit::Exit;
 use crate::observe::{event, log_writer};
-use crate::process::bundle::Bundle;
+use crate::process::bundle::{Bundle, Role};
 use crate::process::control_socket::ControlSocket;
 use crate::process::hygiene;
 
@@ -25,8 +25,12 @@ struct Child {
 }
 
 /// The whole life of such a process; what went wrong is said on standard error.
-pub fn run_child(role: &'static str, registry: &Registry) -> Exit {
-    let serve = if role == "web" { web::serve_web } else { executor::serve_executor };
+pub fn run_child(role: Role, registry: &Registry) -> Exit {
+    let serve = match role {
+        Role::Web => web::serve_web,
+        Role::Executor => executor::serve_executor,
+    };
+    let role = role.as_str();
     begin_child(role, registry).and_then(serve).unwrap_or_else(|message| {
         log_writer::say(format!("cofferdam {role}: {message}\n"));
         Exit::Failed

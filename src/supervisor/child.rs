@@ -64,7 +64,7 @@ impl ChildProcess {
         // A group of its own: a terminal's Ctrl-C reaches the supervisor alone, which then drains.
         let mut command = Command::new("/proc/self/exe");
         command.arg0(std::env::args_os().next().unwrap_or_else(|| "cofferdam".into()));
-        command.args([place.role.command(), "--supervised"]).process_group(0);
+        command.args([place.role.as_str(), "--supervised"]).process_group(0);
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(stdout).stderr(Stdio::piped());
         FOR_THE_SUPERVISOR.iter().for_each(|name| _ = command.env_remove(name));
         let mut child = command.spawn()?;
