@@ -15,7 +15,7 @@ use crate::execution::Registry;
 use crate::exit::{Exit, complain, ended, say};
 use crate::observe::log_writer;
 use crate::ports::Fitness;
-use crate::process::bundle::Role;
+use crate::process::control_socket::Role;
 use crate::roles;
 
 const USAGE: &str = "\
@@ -99,9 +99,7 @@ fn run(arguments: &[String], registry: &Registry) -> Result<Exit, String> {
 }
 
 /// What follows the command. Every option is taken by name; what is left over is an error.
-struct Options {
-    left: Vec<String>,
-}
+struct Options(Vec<String>);
 
 impl Options {
     fn new(arguments: &[String]) -> Options {
@@ -110,7 +108,7 @@ impl Options {
             Some((name, value)) if name.starts_with("--") => vec![name.to_owned(), value.to_owned()],
             Some(_) | None => vec![argument.clone()],
         });
-        Options { left: split.collect() }
+        Options(split.collect())
     }
 
     /// The value of an option, if given; the last one wins.
@@ -120,24 +118,24 @@ impl Options {
 
     fn values(&mut self, name: &str) -> Result<Vec<String>, String> {
         let mut values = Vec::new();
-        while let Some(at) = self.left.iter().position(|argument| argument == name) {
-            self.left.remove(at);
-            if at >= self.left.len() {
+        while let Some(at) = self.0.iter().position(|argument| argument == name) {
+            self.0.remove(at);
+            if at >= self.0.len() {
                 return Err(format!("{name} needs a value"));
             }
-            values.push(self.left.remove(at));
+            values.push(self.0.remove(at));
         }
         Ok(values)
     }
 
     fn flag(&mut self, name: &str) -> bool {
-        let before = self.left.len();
-        self.left.retain(|argument| argument != name);
-        self.left.len() != before
+        let before = self.0.len();
+        self.0.retain(|argument| argument != name);
+        self.0.len() != before
     }
 
     fn finish(&self) -> Result<(), String> {
-        self.left.first().map_or(Ok(()), |unknown| Err(format!("unknown argument {unknown}; see --help")))
+        self.0.first().map_or(Ok(()), |unknown| Err(format!("unknown argument {unknown}; see --help")))
     }
 
     /// Takes `--config` and `--set`, reads everything, and reports all that is wrong.

@@ -17,7 +17,7 @@ use crate::memory::MemoryBroker;
 use crate::memory::broker::Broker;
 use crate::observe::metrics::Counters;
 use crate::ports::{Consumer, Fitness, Producer, Replies, Rules, Seat};
-use crate::process::bundle::Bundle;
+use crate::process::control_socket::Bundle;
 
 /// The options that registered handlers bring along, for the config's defaults.
 pub fn own_options(registry: &Registry) -> OwnOptions {

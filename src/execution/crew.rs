@@ -212,9 +212,7 @@ impl<H: Helm> Crew<H> {
     }
 
     fn end(&self, end: H::End) {
-        if let Some(sender) = &*lock(&self.end) {
-            let _ = sender.try_send(end);
-        }
+        let _ = lock(&self.end).as_ref().map(|sender| sender.try_send(end));
         self.deck.end();
     }
 

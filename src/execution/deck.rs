@@ -180,7 +180,6 @@ impl Deck {
         let state = lock(&self.books);
         let since = now.since(state.left_at);
         let is_long = !state.runs.is_empty() && state.running >= self.workers && since >= LOOK_EVERY;
-        drop(state);
         if is_long {
             self.count_job(since);
         }

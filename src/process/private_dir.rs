@@ -13,7 +13,6 @@ use crate::job::write_hex;
 const PREFIX: &str = "cofferdam-";
 
 /// Removed when dropped.
-#[derive(Debug)]
 pub struct PrivateDir {
     path: PathBuf,
     _lock: File,

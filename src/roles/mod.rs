@@ -13,8 +13,7 @@ use crate::deployment::Deployment;
 use crate::execution::Registry;
 use crate::exit::Exit;
 use crate::observe::{event, log_writer};
-use crate::process::bundle::{Bundle, Role};
-use crate::process::control_socket::ControlSocket;
+use crate::process::control_socket::{Bundle, ControlSocket, Role};
 use crate::process::hygiene;
 
 /// A process that a supervisor has started.

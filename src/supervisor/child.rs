@@ -13,8 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use zeroize::Zeroizing;
 
 use crate::observe::log_writer;
-use crate::process::bundle::Role;
-use crate::process::control_socket::{ControlSocket, ToChild, ToParent};
+use crate::process::control_socket::{ControlSocket, Role, ToChild, ToParent};
 
 /// A child that has closed its control socket has this long to end by itself.
 const GONE_MS: u64 = 200;

@@ -18,8 +18,7 @@
 use std::collections::VecDeque;
 
 use crate::config::Restart;
-use crate::process::bundle::Role;
-use crate::process::control_socket::{Leaving, ToParent};
+use crate::process::control_socket::{Leaving, Role, ToParent};
 
 /// After SIGTERM, or after it was told to stop, a child has this long.
 const KILL_AFTER_MS: u64 = 1_000;
@@ -100,7 +99,6 @@ pub fn may_say(role: Role, state: State, message: &ToParent) -> bool {
 }
 
 /// One child's state and history.
-#[derive(Debug)]
 pub struct Life {
     pub state: State,
     history: History,
@@ -186,7 +184,7 @@ impl Life {
 }
 
 /// One child's history.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct History {
     /// Its own ends, in ms, and whether they were its own fault.
     failures: VecDeque<(u64, bool)>,

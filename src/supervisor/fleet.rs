@@ -15,15 +15,13 @@ use super::child_state::{Action, Event, How, Life, State, may_say};
 use crate::config::Platform;
 use crate::job::JobId;
 use crate::observe::event;
-use crate::process::bundle::{Bundle, Role};
-use crate::process::control_socket::{Leaving, ToChild, ToParent};
+use crate::process::control_socket::{Bundle, Leaving, Role, ToChild, ToParent};
 
 /// Processes of one place that finish their jobs while their successor serves. At the bound the successor stays until
 /// one of them has ended, so that short limits and long jobs cannot fill the host with processes.
 const MOST_LEAVING: usize = 2;
 
 /// What the owner of a fleet should know.
-#[derive(Debug, PartialEq, Eq)]
 pub enum FleetEvent {
     /// Web serves, and says where the channel listens.
     WebReady(String),
@@ -265,18 +263,18 @@ impl Fleet {
     /// Asks the table, and does what it says.
     fn on(&mut self, index: usize, event: Event, now_ms: u64) {
         let child = &mut self.children[index];
-        let action = child.life.on(event, &self.platform.lifecycle.restart, now_ms);
+        let (place, action) = (child.place, child.life.on(event, &self.platform.lifecycle.restart, now_ms));
         match (action, &mut child.process) {
             (Action::Spawn, _) => self.spawn(index, now_ms),
             (Action::SayStop, Some(process)) => process.control.send(&ToChild::Stop),
             (Action::Terminate, Some(process)) => process.terminate(),
             (Action::Kill, Some(process)) => process.kill(),
-            (Action::Replaced(reason), _) => self.replaced(index, reason),
+            (Action::Replaced(reason), _) => self.replaced(place, reason),
             (Action::SetAside(why), process) => {
                 process.iter_mut().for_each(|process| process.control.send(&ToChild::Leave));
-                let (place, successor) = (child.place, child.life.part());
+                let successor = child.life.part();
                 self.add_child(place, successor);
-                self.replaced(index, why.as_str());
+                self.replaced(place, why.as_str());
             }
             (Action::GiveUp, _) => self.happened.push(FleetEvent::GaveUp(std::mem::take(&mut child.last))),
             (Action::None, _) | (Action::SayStop | Action::Terminate | Action::Kill, None) => {}
@@ -299,8 +297,7 @@ impl Fleet {
         }
     }
 
-    fn replaced(&mut self, index: usize, reason: &'static str) {
-        let place = self.children[index].place;
+    fn replaced(&mut self, place: usize, reason: &'static str) {
         let restarted = event(log::Level::Info, "lifecycle.restarted");
         restarted.field("process_group", self.name(place)).field("reason", reason).emit();
         self.happened.push(FleetEvent::Replaced(place, reason));

@@ -90,7 +90,6 @@ pub enum Action {
 }
 
 /// The phase, and how it will end.
-#[derive(Debug)]
 pub struct Phases {
     pub phase: Phase,
     /// How long jobs may take to finish once told to stop.
