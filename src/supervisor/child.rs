@@ -19,26 +19,26 @@ use crate::process::control_socket::{ControlSocket, Role, ToChild, ToParent};
 const GONE_MS: u64 = 200;
 
 /// What the configuration asks for: web, or one executor of a group.
-pub(super) struct Place {
-    pub(super) role: Role,
-    pub(super) name: String,
-    pub(super) bundle: Zeroizing<Vec<u8>>,
+pub struct Place {
+    pub role: Role,
+    pub name: String,
+    pub bundle: Zeroizing<Vec<u8>>,
     /// Web's.
-    pub(super) listener: Option<TcpListener>,
+    pub listener: Option<TcpListener>,
 }
 
 /// See the module.
-pub(super) struct ChildProcess {
-    pub(super) child: Child,
-    pub(super) control: ControlSocket,
-    pub(super) stderr: ChildStderr,
-    pub(super) since_ms: u64,
-    pub(super) heard_ms: u64,
-    pub(super) pinged_ms: u64,
+pub struct ChildProcess {
+    pub child: Child,
+    pub control: ControlSocket,
+    pub stderr: ChildStderr,
+    pub since_ms: u64,
+    pub heard_ms: u64,
+    pub pinged_ms: u64,
     /// `Some` once it has closed its control socket.
     gone_ms: Option<u64>,
     /// It has begun a job.
-    pub(super) has_worked: bool,
+    pub has_worked: bool,
     /// How it ended, once that was seen.
     ended: Option<ExitStatus>,
 }
@@ -50,12 +50,7 @@ const FOR_THE_SUPERVISOR: [&str; 6] =
 impl ChildProcess {
     /// Starts this binary again in another role. Standard input is its control socket; the listener becomes web's
     /// standard output; standard error is a pipe to us, so that its last words are known when it crashes.
-    pub(super) fn spawn(
-        place: &Place,
-        registry: &Registry,
-        token: Token,
-        now_ms: u64,
-    ) -> Result<ChildProcess> {
+    pub fn spawn(place: &Place, registry: &Registry, token: Token, now_ms: u64) -> Result<ChildProcess> {
         let (ours, theirs) = StdStream::pair()?;
         ours.set_nonblocking(true)?;
         let listener = place.listener.as_ref().map(TcpListener::try_clone).transpose()?;
@@ -84,7 +79,7 @@ impl ChildProcess {
         Ok(ChildProcess { child, control, stderr, since_ms, heard_ms, pinged_ms, gone_ms, has_worked, ended })
     }
 
-    pub(super) fn ping(&mut self, heartbeat_ms: u64, now_ms: u64) {
+    pub fn ping(&mut self, heartbeat_ms: u64, now_ms: u64) {
         self.control.flush();
         self.stderr.pass_on();
         if self.gone_ms.is_some_and(|gone_ms| now_ms.saturating_sub(gone_ms) >= GONE_MS) {
@@ -98,7 +93,7 @@ impl ChildProcess {
 
     /// What it says. One that has closed its end of the socket is ending, and may still say why; one that says what
     /// makes no sense goes at once.
-    pub(super) fn hear(&mut self, now_ms: u64) -> Vec<ToParent> {
+    pub fn hear(&mut self, now_ms: u64) -> Vec<ToParent> {
         self.control.flush();
         self.stderr.pass_on();
         let said = self.control.read();
@@ -114,30 +109,30 @@ impl ChildProcess {
         messages
     }
 
-    pub(super) fn terminate(&self) {
+    pub fn terminate(&self) {
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
             let _ = kill_process(pid, Signal::TERM);
         }
     }
 
-    pub(super) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         let _ = self.child.kill();
     }
 
     /// Ends it at once, and passes on what it has written.
-    pub(super) fn end(&mut self) {
+    pub fn end(&mut self) {
         let _ = self.child.kill().and_then(|()| self.child.wait().map(drop));
         self.stderr.pass_on();
     }
 
     /// `Some` once it has ended; whatever it said before is in its pipes by then.
-    pub(super) fn status(&mut self) -> Option<ExitStatus> {
+    pub fn status(&mut self) -> Option<ExitStatus> {
         self.ended = self.ended.or_else(|| self.child.try_wait().ok().flatten());
         self.ended
     }
 
     /// Its socket closes a moment before it can be waited for, and no other event need follow.
-    pub(super) fn is_due_at_once(&self) -> bool {
+    pub fn is_due_at_once(&self) -> bool {
         self.control.ended || self.stderr.more
     }
 }
@@ -150,7 +145,7 @@ const TURN_BYTES: usize = 256 << 10;
 const LAST_CHARS: usize = 400;
 
 /// What one child writes to its standard error: passed on line by line, the last one remembered.
-pub(super) struct ChildStderr {
+pub struct ChildStderr {
     pipe: BufReader<Receiver>,
     line: Vec<u8>,
     last: Vec<u8>,
@@ -188,7 +183,7 @@ impl ChildStderr {
     }
 
     /// The last line that was not empty, for a message; what is not printable is replaced.
-    pub(super) fn last(&self) -> String {
+    pub fn last(&self) -> String {
         let text = String::from_utf8_lossy(&self.last);
         let printable = |c: char| if c.is_control() { ' ' } else { c };
         text.trim().chars().take(LAST_CHARS).map(printable).collect()

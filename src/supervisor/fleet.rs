@@ -118,7 +118,7 @@ impl Fleet {
     /// Tells something to the child of a place that does not leave.
     pub fn send(&mut self, place: usize, message: &ToChild) {
         let is_staying = |child: &&mut Child| child.place == place && child.life.state != State::Aside;
-        let staying = self.children.iter_mut().filter(is_staying).next_back();
+        let staying = self.children.iter_mut().rfind(is_staying);
         staying.and_then(|child| child.process.as_mut()).iter_mut().for_each(|it| it.control.send(message));
     }
 
