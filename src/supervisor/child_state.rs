@@ -229,9 +229,13 @@ mod tests {
     const READY: Event = Event::Ready;
     const CRASHED: Event = Event::Ended(How::Failed, "crashed");
 
+    fn short(name: &str) -> Restart {
+        Restart { policy: name.into(), max_restarts: 1, window_ms: 9, backoff_ms: 5 }
+    }
+
     /// A child after these events, one a ms, and what the last of them asks for.
     fn after(events: &[Event]) -> (State, Action) {
-        let policy = Restart { policy: "on_failure".into(), max_restarts: 1, window_ms: 9, backoff_ms: 5 };
+        let policy = short("on_failure");
         let mut life = Life::new();
         let actions: Vec<Action> =
             (0..).zip(events).map(|(now_ms, event)| life.on(*event, &policy, now_ms)).collect();
@@ -277,7 +281,7 @@ mod tests {
 
     #[test]
     fn a_child_that_leaves_is_followed_at_once_if_it_has_served_for_a_while() {
-        let policy = Restart { policy: "on_failure".into(), max_restarts: 1, window_ms: 9, backoff_ms: 5 };
+        let policy = short("on_failure");
         for (after_ms, start_at_ms) in [(49, 54), (50, 50)] {
             let mut life = Life::new();
             let _ = life.on(Event::Due, &policy, 0);
@@ -290,7 +294,7 @@ mod tests {
 
     #[test]
     fn a_policy_of_never_gives_up_at_the_first_end() {
-        let policy = Restart { policy: "never".into(), max_restarts: 1, window_ms: 9, backoff_ms: 5 };
+        let policy = short("never");
         let mut life = Life::new();
         for event in [Event::Due, READY] {
             let _ = life.on(event, &policy, 0);
@@ -300,7 +304,7 @@ mod tests {
 
     #[test]
     fn a_child_that_was_set_aside_is_never_replaced() {
-        let policy = Restart { policy: "on_failure".into(), max_restarts: 1, window_ms: 9, backoff_ms: 5 };
+        let policy = short("on_failure");
         for (event, state, action) in [
             (CRASHED, State::Gone, Action::None),
             (Event::Silent, State::Stopping { kill_at_ms: 1_000 }, Action::Terminate),
