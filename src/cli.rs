@@ -15,6 +15,7 @@ use crate::execution::Registry;
 use crate::exit::{Exit, complain, ended, say};
 use crate::observe::log_writer;
 use crate::ports::Fitness;
+use crate::process::control_socket::Role;
 use crate::roles;
 
 const USAGE: &str = "\
@@ -80,19 +81,17 @@ fn run(arguments: &[String], registry: &Registry) -> Result<Exit, String> {
         return Ok(Exit::Done);
     }
     let mut options = Options::new(&arguments[1..]);
+    if let Some(role) = Role::parse(command).filter(|_| options.flag("--supervised")) {
+        options.finish()?;
+        return Ok(roles::run_child(role, registry));
+    }
     match command {
-        "serve" => {
-            let loaded = options.load(registry)?;
-            let groups = loaded.config.runtime.platform.process_groups.len();
-            serve(&loaded, registry, &(0..groups).collect::<Vec<_>>())
-        }
+        "serve" => serve(&options.load(registry)?, registry, None),
         "batch" => run_batch(&mut options, registry),
         "check" => check(&mut options, registry),
         "keygen" => keygen(&mut options),
         "health" => health(&mut options),
-        "web" if options.flag("--supervised") => run_child("web", &options, registry),
-        "web" => serve(&options.load_of_many(registry)?, registry, &[]),
-        "executor" if options.flag("--supervised") => run_child("executor", &options, registry),
+        "web" => serve(&options.load_of_many(registry)?, registry, Some(&[])),
         "executor" => run_executor(&mut options, registry),
         "token" => Err("token: bearer tokens are not built yet".into()),
         unknown => Err(format!("there is no command {unknown}; see --help")),
@@ -100,9 +99,7 @@ fn run(arguments: &[String], registry: &Registry) -> Result<Exit, String> {
 }
 
 /// What follows the command. Every option is taken by name; what is left over is an error.
-struct Options {
-    left: Vec<String>,
-}
+struct Options(Vec<String>);
 
 impl Options {
     fn new(arguments: &[String]) -> Options {
@@ -111,7 +108,7 @@ impl Options {
             Some((name, value)) if name.starts_with("--") => vec![name.to_owned(), value.to_owned()],
             Some(_) | None => vec![argument.clone()],
         });
-        Options { left: split.collect() }
+        Options(split.collect())
     }
 
     /// The value of an option, if given; the last one wins.
@@ -121,24 +118,24 @@ impl Options {
 
     fn values(&mut self, name: &str) -> Result<Vec<String>, String> {
         let mut values = Vec::new();
-        while let Some(at) = self.left.iter().position(|argument| argument == name) {
-            self.left.remove(at);
-            if at >= self.left.len() {
+        while let Some(at) = self.0.iter().position(|argument| argument == name) {
+            self.0.remove(at);
+            if at >= self.0.len() {
                 return Err(format!("{name} needs a value"));
             }
-            values.push(self.left.remove(at));
+            values.push(self.0.remove(at));
         }
         Ok(values)
     }
 
     fn flag(&mut self, name: &str) -> bool {
-        let before = self.left.len();
-        self.left.retain(|argument| argument != name);
-        self.left.len() != before
+        let before = self.0.len();
+        self.0.retain(|argument| argument != name);
+        self.0.len() != before
     }
 
     fn finish(&self) -> Result<(), String> {
-        self.left.first().map_or(Ok(()), |unknown| Err(format!("unknown argument {unknown}; see --help")))
+        self.0.first().map_or(Ok(()), |unknown| Err(format!("unknown argument {unknown}; see --help")))
     }
 
     /// Takes `--config` and `--set`, reads everything, and reports all that is wrong.
@@ -167,21 +164,16 @@ impl Options {
     fn load_of_many(&mut self, registry: &Registry) -> Result<Loaded, String> {
         let loaded = self.load(registry)?;
         let platform = &loaded.config.runtime.platform;
-        if platform.queue.backend == "memory" {
-            return Err(
-                "runtime.platform.queue.backend: a single process needs the redis backends (got memory; \
-                        expected redis); `serve` runs with memory"
-                    .into(),
-            );
-        }
-        if platform.bootstrap.mode == "inline" {
-            return Err(
-                "runtime.platform.bootstrap.mode: inline runs web and executors together (got inline; \
-                        expected process_supervisor)"
-                    .into(),
-            );
-        }
-        Ok(loaded)
+        let why = if platform.queue.backend == "memory" {
+            "runtime.platform.queue.backend: a single process needs the redis backends (got memory; expected redis); \
+             `serve` runs with memory"
+        } else if platform.bootstrap.mode == "inline" {
+            "runtime.platform.bootstrap.mode: inline runs web and executors together (got inline; expected \
+             process_supervisor)"
+        } else {
+            return Ok(loaded);
+        };
+        Err(why.into())
     }
 }
 
@@ -217,19 +209,8 @@ fn start(loaded: &Loaded, registry: &Registry, role: &'static str) -> Result<Dep
 }
 
 /// `serve`, and what has a supervisor and only some of the executors.
-fn serve(loaded: &Loaded, registry: &Registry, groups: &[usize]) -> Result<Exit, String> {
-    let deployment = start(loaded, registry, "serve")?;
-    Ok(ended(if deployment.is_inline() {
-        roles::serve_inline(&deployment)
-    } else {
-        roles::serve(&deployment, groups)
-    }))
-}
-
-/// `web` and `executor` under a supervisor.
-fn run_child(role: &'static str, options: &Options, registry: &Registry) -> Result<Exit, String> {
-    options.finish()?;
-    Ok(roles::run_child(role, registry))
+fn serve(loaded: &Loaded, registry: &Registry, groups: Option<&[String]>) -> Result<Exit, String> {
+    Ok(ended(roles::serve(&start(loaded, registry, "serve")?, groups)))
 }
 
 /// `executor`: `serve` for some executors, whose web process strangers need not reach.
@@ -240,15 +221,12 @@ fn run_executor(options: &mut Options, registry: &Registry) -> Result<Exit, Stri
         loaded.config.web.bind = "127.0.0.1:0".into();
         loaded.value["web"]["bind"] = "127.0.0.1:0".into();
     }
-    let known: Vec<&str> =
-        loaded.config.runtime.platform.process_groups.iter().map(|group| group.name.as_str()).collect();
-    let unknown = || format!("executor: --group is one of {}", known.join(", "));
-    let index = |name: &String| known.iter().position(|known| known == name).ok_or_else(unknown);
-    let groups = match named.is_empty() {
-        true => (0..known.len()).collect(),
-        false => named.iter().map(index).collect::<Result<Vec<usize>, String>>()?,
-    };
-    serve(&loaded, registry, &groups)
+    let groups = &loaded.config.runtime.platform.process_groups;
+    let known: Vec<&str> = groups.iter().map(|group| group.name.as_str()).collect();
+    if named.iter().any(|name| !known.contains(&name.as_str())) {
+        return Err(format!("executor: --group is one of {}", known.join(", ")));
+    }
+    serve(&loaded, registry, Some(&*named).filter(|named| !named.is_empty()))
 }
 
 fn run_batch(options: &mut Options, registry: &Registry) -> Result<Exit, String> {

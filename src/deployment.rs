@@ -1,7 +1,6 @@
 //! What every process of a deployment starts from, and the one place that opens a backend. Nobody else asks which it is:
 //! what differs is a field of [`Backend`], or a question answered here.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,18 +9,18 @@ use crate::channel::keys::GroupSecret;
 use crate::channel::{ChannelServer, ServerConfig};
 use crate::clock::Clock;
 use crate::config::secret::Secret;
-use crate::config::{Config, Loaded, Retain};
+use crate::config::{Config, Loaded, Platform, Retain};
 use crate::entropy::Entropy;
 use crate::execution::{Handlers, Outfit, Registry};
-use crate::handler::{HandlerOptions, HandlerSpec};
+use crate::handler::{HandlerSpec, OwnOptions};
 use crate::memory::MemoryBroker;
 use crate::memory::broker::Broker;
 use crate::observe::metrics::Counters;
 use crate::ports::{Consumer, Fitness, Producer, Replies, Rules, Seat};
-use crate::process::bundle::Bundle;
+use crate::process::control_socket::Bundle;
 
 /// The options that registered handlers bring along, for the config's defaults.
-pub fn own_options(registry: &Registry) -> BTreeMap<String, HandlerOptions> {
+pub fn own_options(registry: &Registry) -> OwnOptions {
     registry.iter().map(|(name, (options, _))| (name.clone(), options.clone())).collect()
 }
 
@@ -69,9 +68,6 @@ impl Deployment {
     }
 
     /// The one that the supervisor has, made again from the normalised config.
-    ///
-    /// # Errors
-    /// The config is not what this binary understands.
     pub fn from_bundle(bundle: &Bundle, registry: &Registry) -> Result<Deployment, String> {
         let config = serde_json::from_str(&bundle.config).map_err(|error| error.to_string())?;
         let clock = Clock::System { offset: bundle.clock_offset };
@@ -106,72 +102,59 @@ impl Deployment {
         counters: Arc<Counters>,
         bell: Bell,
     ) -> Result<ChannelServer, String> {
-        let platform = &self.config.runtime.platform;
-        let config = ServerConfig {
-            secrets,
-            ipc: platform.execution_ipc.clone(),
-            lane_state_max: platform.kv.lane_state_max_bytes,
-            processes: platform.process_groups.iter().map(|group| group.processes).collect(),
-        };
+        let platform = self.platform();
+        let (ipc, lane_state_max) = (platform.execution_ipc.clone(), platform.kv.lane_state_max_bytes);
+        let processes = platform.process_groups.iter().map(|group| group.processes).collect();
+        let config = ServerConfig { secrets, ipc, lane_state_max, processes };
         let consumers = backend.consumers.clone();
         ChannelServer::bind(config, counters, Box::new(move |group| consumers(group, bell.clone())))
     }
 
     fn bundle(&self, group: usize, secrets: Vec<GroupSecret>, private_dir: &Path) -> Bundle {
-        let clock_offset = match self.clock {
-            Clock::System { offset } => offset,
-            Clock::Manual(_) => 0,
-        };
+        let clock_offset = if let Clock::System { offset } = self.clock { offset } else { 0 };
         let (group, config) = (u16::try_from(group).unwrap_or(u16::MAX), self.config_text.to_string());
         Bundle { group, clock_offset, config, secrets, private_dir: private_dir.display().to_string() }
     }
 
+    pub fn platform(&self) -> &Platform {
+        &self.config.runtime.platform
+    }
+
     pub fn is_inline(&self) -> bool {
-        self.config.runtime.platform.bootstrap.mode == "inline"
+        self.platform().bootstrap.mode == "inline"
     }
 
     /// The names of the process groups.
     pub fn groups(&self) -> Vec<Arc<str>> {
-        let groups = &self.config.runtime.platform.process_groups;
+        let groups = &self.platform().process_groups;
         groups.iter().map(|group| Arc::from(group.name.as_str())).collect()
     }
 
     /// True if jobs and states outlive every process of ours: other processes, on any host, may run them.
     pub fn jobs_survive_processes(&self) -> bool {
-        self.config.runtime.platform.queue.backend != "memory"
+        self.platform().queue.backend != "memory"
     }
 
     /// True if something is kept where others may read and write: it is signed.
     pub fn keeps_at_rest(&self) -> bool {
-        let platform = &self.config.runtime.platform;
-        platform.queue.backend != "memory" || platform.kv.backend != "memory"
+        self.jobs_survive_processes() || self.platform().kv.backend != "memory"
     }
 
     /// What the log should hear at the start of what the backends promise.
     pub fn promise(&self) -> Option<&'static str> {
-        match (self.jobs_survive_processes(), self.keeps_at_rest()) {
-            (true, _) => None,
-            (false, true) => {
-                Some("mixed backends: state changes are kept first, the terminal status after them")
-            }
-            (false, false) => {
-                Some("memory backends: jobs and state survive executors, and go with the web process")
-            }
-        }
+        let promise = match self.keeps_at_rest() {
+            true => "mixed backends: state changes are kept first, the terminal status after them",
+            false => "memory backends: jobs and state survive executors, and go with the web process",
+        };
+        (!self.jobs_survive_processes()).then_some(promise)
     }
 
     /// The root secrets, of which there is one at least: from their file, the one that is used first; or one for this run.
-    ///
-    /// # Errors
-    /// The file cannot be read, or holds no secret.
     pub fn root_secrets(&self) -> Result<Vec<Secret>, String> {
-        match &self.config.runtime.platform.execution_ipc.auth.secret_file {
-            Some(file) => {
-                let (current, previous) = Secret::read(Path::new(file))?;
-                Ok([Some(current), previous].into_iter().flatten().collect())
-            }
-            None => Ok(vec![Secret::generate()?]),
-        }
+        let file = &self.platform().execution_ipc.auth.secret_file;
+        let Some(file) = file else { return Ok(vec![Secret::generate()?]) };
+        let (current, previous) = Secret::read(Path::new(file))?;
+        Ok([Some(current), previous].into_iter().flatten().collect())
     }
 
     /// Opens the backend of this configuration; one that is away for now is no error. What is kept at rest is signed with
@@ -192,7 +175,7 @@ impl Deployment {
 
     /// Workers of one executor, by group.
     fn workers(&self) -> Vec<usize> {
-        self.config.runtime.platform.process_groups.iter().map(|group| group.workers).collect()
+        self.platform().process_groups.iter().map(|group| group.workers).collect()
     }
 
     /// The same for a batch: nobody reads its records but it itself, which needs all of those in flight.
@@ -220,9 +203,6 @@ impl Deployment {
     }
 
     /// What the server says of itself; `None` where none is used.
-    ///
-    /// # Errors
-    /// It is none that can be asked.
     pub fn fitness(&self) -> Result<Option<Fitness>, String> {
         Ok(None)
     }
@@ -239,28 +219,17 @@ mod at_rest {
     use crate::redis_backend::{Link, RedisBroker, Settings, UNLIMITED};
 
     impl Deployment {
-        pub(super) fn open_at_rest(
-            &self,
-            mut envelopes: Vec<Secret>,
-            sub_prefix: &str,
-        ) -> Result<Backend, String> {
-            if envelopes.is_empty() {
-                envelopes = self.root_envelopes()?;
-            }
+        pub(super) fn open_at_rest(&self, given: Vec<Secret>, sub_prefix: &str) -> Result<Backend, String> {
+            let envelopes = if given.is_empty() { self.root_envelopes()? } else { given };
             let mut rules = Rules::from_config(&self.config);
             // A batch bounds its records itself.
             if sub_prefix.is_empty() {
                 rules.retain = UNLIMITED;
             }
-            let settings = Settings {
-                redis: self.config.runtime.platform.redis.clone(),
-                prefix: format!("{}{}", self.prefix(), sub_prefix),
-                rules,
-                handlers: self.specs.clone(),
-                groups: self.groups(),
-                clock: self.clock.clone(),
-                workers: self.workers(),
-            };
+            let (redis, prefix) = (self.platform().redis.clone(), self.prefix() + sub_prefix);
+            let (handlers, clock) = (self.specs.clone(), self.clock.clone());
+            let (groups, workers) = (self.groups(), self.workers());
+            let settings = Settings { redis, prefix, rules, handlers, groups, clock, workers };
             let broker = RedisBroker::new(settings, &envelopes.iter().collect::<Vec<_>>())?;
             if !self.jobs_survive_processes() {
                 return Ok(self.mixed(broker));
@@ -275,8 +244,8 @@ mod at_rest {
         /// The queue in this process, lane states and contexts in Redis.
         fn mixed(&self, store: RedisBroker) -> Backend {
             let memory = self.memory();
-            let (inner, context_ttl) =
-                (memory.consumers.clone(), Rules::from_config(&self.config).context_ttl);
+            let inner = memory.consumers.clone();
+            let context_ttl = Rules::from_config(&self.config).context_ttl;
             let consumers = move |group, bell: Bell| -> Box<dyn Consumer> {
                 let make = |own| inner(group, own);
                 Box::new(ExternalState::start(make, Arc::new(store.clone()), context_ttl, bell))
@@ -285,7 +254,7 @@ mod at_rest {
         }
 
         fn prefix(&self) -> String {
-            format!("{{{}}}:", self.config.runtime.platform.redis.key_prefix)
+            format!("{{{}}}:", self.platform().redis.key_prefix)
         }
 
         fn root_envelopes(&self) -> Result<Vec<Secret>, String> {
@@ -293,21 +262,18 @@ mod at_rest {
         }
 
         /// What the server says of itself, and whether it knows our secret; `None` where none is used.
-        ///
-        /// # Errors
-        /// It is none that can be asked.
         pub fn fitness(&self) -> Result<Option<Fitness>, String> {
             if !self.keeps_at_rest() {
                 return Ok(None);
             }
-            let link = Link::new(&self.config.runtime.platform.redis)?;
+            let link = Link::new(&self.platform().redis)?;
             let fitness = link.vet();
             if !matches!(fitness, Fitness::Fit(_)) {
                 return Ok(Some(fitness));
             }
             let envelopes = self.root_envelopes()?;
             let checks = Signer::new(&envelopes.iter().collect::<Vec<_>>(), &self.prefix()).checks();
-            let secret_file = &self.config.runtime.platform.execution_ipc.auth.secret_file;
+            let secret_file = &self.platform().execution_ipc.auth.secret_file;
             let secret_file = secret_file.as_deref().unwrap_or("this run");
             Ok(Some(match link.knows(&self.prefix(), &checks) {
                 Ok(true) => fitness,
@@ -323,8 +289,8 @@ mod at_rest {
             if !self.jobs_survive_processes() {
                 return;
             }
-            let prefix = format!("{}{sub_prefix}", self.prefix());
-            let removed = Link::new(&self.config.runtime.platform.redis)
+            let prefix = self.prefix() + sub_prefix;
+            let removed = Link::new(&self.platform().redis)
                 .and_then(|link| link.remove_all(&prefix).map_err(|error| error.to_string()));
             if let Err(error) = removed {
                 log::warn!("the batch has left keys behind, which begin with {prefix}: {error}");

@@ -1,7 +1,7 @@
 //! What a handler is to the rest of the house: its options, its errors, its name.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -96,6 +96,10 @@ pub struct HandlerOptions {
     pub on_dead: OnDead,
 }
 
+/// The options that the handlers of a binary bring along, by name.
+#[doc(hidden)]
+pub type OwnOptions = BTreeMap<String, HandlerOptions>;
+
 impl Default for HandlerOptions {
     fn default() -> HandlerOptions {
         HandlerOptions {
@@ -165,12 +169,13 @@ impl Ordering {
                 format!("there is no ordering key: neither the header nor a scalar at {pointer}")
             })?,
         };
-        match key.len() {
-            0..=ORDERING_KEY_BYTES => Ok(Some(Arc::from(&*key))),
-            length => {
-                Err(format!("the ordering key has {length} bytes; at most {ORDERING_KEY_BYTES} are allowed"))
-            }
+        let length = key.len();
+        if length > ORDERING_KEY_BYTES {
+            return Err(format!(
+                "the ordering key has {length} bytes; at most {ORDERING_KEY_BYTES} are allowed"
+            ));
         }
+        Ok(Some(Arc::from(&*key)))
     }
 }
 

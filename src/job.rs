@@ -50,10 +50,6 @@ impl std::hash::Hasher for IdHasher {
         words.iter().for_each(|word| self.write_u64(u64::from_be_bytes(*word)));
     }
 
-    fn write_usize(&mut self, word: usize) {
-        self.write_u64(word as u64);
-    }
-
     fn write_u64(&mut self, word: u64) {
         self.0 = (self.0.rotate_left(5) ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     }
@@ -278,11 +274,7 @@ named! {
 impl JobStatus {
     /// True once nothing more happens to the job in this life.
     pub fn is_terminal(self) -> bool {
-        use JobStatus as S;
-        match self {
-            S::Queued | S::Running => false,
-            S::Succeeded | S::Failed | S::Cancelled | S::TimedOut | S::Dead => true,
-        }
+        !matches!(self, JobStatus::Queued | JobStatus::Running)
     }
 }
 
@@ -321,10 +313,9 @@ pub struct Effects {
 impl Effects {
     /// What they take of memory, at least: what a peer may make us hold is counted by this.
     pub fn held_bytes(&self) -> usize {
+        let value = |change: &Change| change.value.as_ref().map_or(0, |value| value.len());
         let changes = self.state.iter().chain(&self.context);
-        let changes = changes.map(|change| {
-            CHANGE_BYTES + change.key.len() + change.value.as_ref().map_or(0, |value| value.len())
-        });
+        let changes = changes.map(|change| CHANGE_BYTES + change.key.len() + value(change));
         let jobs = self.follow_ups.iter().map(|job| FOLLOW_UP_OVERHEAD_BYTES + job.payload.bytes.len());
         changes.chain(jobs).sum()
     }

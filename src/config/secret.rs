@@ -5,13 +5,13 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use crate::job::{parse_hex, write_hex};
 use crate::mac::hkdf_extract;
 
 /// 32 secret bytes. No `Debug`, no `Clone`; wiped on drop.
-pub struct Secret([u8; 32]);
+pub struct Secret(Zeroizing<[u8; 32]>);
 
 impl Secret {
     /// Takes the bytes over; all one byte is no secret.
@@ -19,7 +19,7 @@ impl Secret {
         if bytes.iter().all(|byte| *byte == bytes[0]) {
             return Err("the secret is one byte repeated".into());
         }
-        Ok(Secret(bytes))
+        Ok(Secret(Zeroizing::new(bytes)))
     }
 
     /// A new random one.
@@ -51,27 +51,21 @@ impl Secret {
             let digits = Zeroizing::new(line.to_ascii_lowercase());
             Secret::new(parse_hex(&digits).ok_or("is not 64 hex digits, or two lines of them")?)
         });
-        let (current, previous) = (lines.next().transpose()?, lines.next().transpose()?);
-        match (current, lines.next()) {
-            (Some(current), None) => Ok((current, previous)),
-            (_, Some(_)) | (None, None) => Err("is not 64 hex digits, or two lines of them".into()),
+        let mut next = || lines.next().transpose();
+        match (next()?, next()?, next()?) {
+            (Some(current), previous, None) => Ok((current, previous)),
+            (None, ..) | (.., Some(_)) => Err("is not 64 hex digits, or two lines of them".into()),
         }
     }
 
     /// What processes of a deployment sign with at rest: `HKDF-Extract(salt "cofferdam/1 envelope", R)`.
     pub fn envelope(&self) -> Result<Secret, String> {
-        Secret::new(*hkdf_extract(b"cofferdam/1 envelope", &self.0))
+        Secret::new(*hkdf_extract(b"cofferdam/1 envelope", self.expose()))
     }
 
     /// For key derivation and for the bootstrap bundle alone.
     pub fn expose(&self) -> &[u8; 32] {
         &self.0
-    }
-}
-
-impl Drop for Secret {
-    fn drop(&mut self) {
-        self.0.zeroize();
     }
 }
 

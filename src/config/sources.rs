@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::schema::{Config, Key};
 use super::validate::{self, Issue};
-use crate::handler::HandlerOptions;
+use crate::handler::OwnOptions;
 
 /// What a user gave.
 #[derive(Clone, Debug, Default)]
@@ -36,12 +36,14 @@ pub struct Loaded {
     /// Normalised: every default filled in.
     pub value: Value,
     /// Of each path whose value is not a default.
-    pub origins: BTreeMap<String, Origin>,
+    pub origins: Origins,
 }
+
+type Origins = BTreeMap<String, Origin>;
 
 /// Reads, merges and checks everything; an error is all that is wrong, in one list. `handlers` are the registered
 /// ones with their own options.
-pub fn load(source: &Source, handlers: &BTreeMap<String, HandlerOptions>) -> Result<Loaded, Vec<Issue>> {
+pub fn load(source: &Source, handlers: &OwnOptions) -> Result<Loaded, Vec<Issue>> {
     let (mut issues, mut layers) = (Vec::new(), Vec::new());
     if let Some(path) = &source.file {
         match read_file(path) {
@@ -50,7 +52,9 @@ pub fn load(source: &Source, handlers: &BTreeMap<String, HandlerOptions>) -> Res
         }
     }
     for (name, value) in &source.environment {
-        let path = environment_path(name);
+        // `COFFERDAM_WEB__BIND` is `web.bind`; names without `__` are not config paths.
+        let path = name.strip_prefix("COFFERDAM_").filter(|rest| rest.contains("__"));
+        let path = path.map(|rest| rest.to_ascii_lowercase().replace("__", "."));
         layers.extend(path.map(|path| (nested(&path, value), Origin::Environment(name.clone()))));
     }
     for set in &source.sets {
@@ -66,18 +70,18 @@ pub fn load(source: &Source, handlers: &BTreeMap<String, HandlerOptions>) -> Res
         merge(&mut given, layer, "", &origin, &mut origins);
     }
     let value = validate::normalise(&given, handlers, &mut issues);
-    let config = serde_json::from_value(value.clone());
-    match &config {
-        Ok(config) => validate::cross_rules(config, &mut issues),
+    match serde_json::from_value(value.clone()).map_err(|error| error.to_string()) {
         Err(error) => {
-            let error = error.to_string();
-            issues.push(Issue::new("config", "does not fit its own schema", &error, "a bug report"));
+            issues.push(Issue::new("config", "does not fit its own schema", &error, "a bug report"))
+        }
+        Ok(config) => {
+            validate::cross_rules(&config, &mut issues);
+            if issues.is_empty() {
+                return Ok(Loaded { config, value, origins });
+            }
         }
     }
-    match config {
-        Ok(config) if issues.is_empty() => Ok(Loaded { config, value, origins }),
-        Ok(_) | Err(_) => Err(issues),
-    }
+    Err(issues)
 }
 
 fn read_file(path: &Path) -> Result<Value, Issue> {
@@ -90,12 +94,6 @@ fn read_file(path: &Path) -> Result<Value, Issue> {
     Some(value).filter(Value::is_object).ok_or_else(not_an_object)
 }
 
-/// `COFFERDAM_WEB__BIND` is `web.bind`; names without `__` are not config paths.
-fn environment_path(name: &str) -> Option<String> {
-    let rest = name.strip_prefix("COFFERDAM_")?;
-    rest.contains("__").then(|| rest.to_ascii_lowercase().replace("__", "."))
-}
-
 /// The path as objects around a value, which is JSON or else a string. A path far deeper than the schema must not use up
 /// the stack: its tail stays one name, which no key has.
 fn nested(path: &str, value: &str) -> Value {
@@ -106,13 +104,7 @@ fn nested(path: &str, value: &str) -> Value {
 }
 
 /// Lays `layer` over `base`: objects key by key, everything else as a whole. Lists replace lists.
-fn merge(
-    base: &mut Value,
-    layer: Value,
-    path: &str,
-    origin: &Origin,
-    origins: &mut BTreeMap<String, Origin>,
-) {
+fn merge(base: &mut Value, layer: Value, path: &str, origin: &Origin, origins: &mut Origins) {
     match (base, layer) {
         (Value::Object(base), Value::Object(layer)) => {
             for (name, value) in layer {

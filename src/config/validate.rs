@@ -1,13 +1,12 @@
 //! Fills in the defaults and finds everything that is wrong, in one pass over the given values.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 
 use serde_json::{Map, Value, json};
 
 use super::schema::{COMMAND_KEYS, Config, HANDLER_KEYS, Key, Kind, ProcessGroup};
-use crate::handler::{HandlerOptions, is_handler_name};
+use crate::handler::{HandlerOptions, OwnOptions, is_handler_name};
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,11 +30,7 @@ impl fmt::Display for Issue {
 
 /// The normalised value of what was given. Where it is wrong, the issue is added and the default stands in,
 /// so that one run finds everything.
-pub(super) fn normalise(
-    given: &Value,
-    registered: &BTreeMap<String, HandlerOptions>,
-    issues: &mut Vec<Issue>,
-) -> Value {
+pub(super) fn normalise(given: &Value, registered: &OwnOptions, issues: &mut Vec<Issue>) -> Value {
     let mut out = section(Some(given), "", Config::KEYS, issues);
     let platform = &mut out["runtime"]["platform"];
     let auth = &mut platform["execution_ipc"]["auth"];
@@ -137,7 +132,7 @@ fn groups(given: &Value, issues: &mut Vec<Issue>) -> Value {
     Value::Array(out)
 }
 
-fn handlers(given: &Value, registered: &BTreeMap<String, HandlerOptions>, issues: &mut Vec<Issue>) -> Value {
+fn handlers(given: &Value, registered: &OwnOptions, issues: &mut Vec<Issue>) -> Value {
     let own = registered.iter().map(|(name, own)| (name.clone(), json!(own)));
     let mut out: Map<String, Value> = own.collect();
     for (name, options) in given.as_object().into_iter().flatten() {
@@ -179,9 +174,7 @@ pub(super) fn cross_rules(config: &Config, issues: &mut Vec<Issue>) {
     let auth = &platform.execution_ipc.auth;
     let is_static = auth.secret_mode == "static";
     let mut rule = |is_broken: bool, path: &str, what: &str, got: Value, expected: &str| {
-        if is_broken {
-            issues.push(Issue::new(path, what, &shown(&got), expected));
-        }
+        issues.extend(is_broken.then(|| Issue::new(path, what, &shown(&got), expected)));
     };
     let mut of_platform = |is_broken: bool, path: &str, what: &str, got: Value, expected: &str| {
         rule(is_broken, &format!("runtime.platform.{path}"), what, got, expected);
@@ -219,21 +212,22 @@ pub(super) fn cross_rules(config: &Config, issues: &mut Vec<Issue>) {
 }
 
 fn group_rules(config: &Config, issues: &mut Vec<Issue>) {
-    let platform = &config.runtime.platform;
-    for (index, group) in platform.process_groups.iter().enumerate() {
+    let groups = &config.runtime.platform.process_groups;
+    let is_inline = config.runtime.platform.bootstrap.mode == "inline";
+    for (index, group) in groups.iter().enumerate() {
         let at = format!("runtime.platform.process_groups.{index}");
-        if platform.bootstrap.mode == "inline" && group.processes > 1 {
+        if is_inline && group.processes > 1 {
             let got = group.processes.to_string();
             issues.push(Issue::new(&format!("{at}.processes"), "inline runs one process", &got, "1"));
         }
-        for name in group.handlers.iter().filter(|name| *name != "*" && !config.handlers.contains_key(*name))
-        {
+        let unknown = |name: &&String| *name != "*" && !config.handlers.contains_key(*name);
+        for name in group.handlers.iter().filter(unknown) {
             let expected = "a known handler or \"*\"";
             issues.push(Issue::new(&format!("{at}.handlers"), "names no handler", name, expected));
         }
     }
     for handler in config.handlers.keys() {
-        let count = platform.process_groups.iter().filter(|group| group.runs(handler)).count();
+        let count = groups.iter().filter(|group| group.runs(handler)).count();
         if count != 1 {
             let (path, got) = (format!("handlers.{handler}"), format!("{count} groups"));
             issues.push(Issue::new(&path, "must be in exactly one process group", &got, "1"));
@@ -247,34 +241,25 @@ pub const NO_REDIS: &str = "redis is not in this build, which was made with `--n
 
 /// What is valid but not built: each refuses to start, never starts without it.
 pub fn unbuilt(config: &Config, value: &Value) -> Vec<String> {
-    let mut out = Vec::new();
     let platform = &config.runtime.platform;
+    let mut out = Vec::new();
+    let mut refuse = |is_so: bool, what: String| out.extend(is_so.then_some(what));
     for (name, backend) in [("queue", &platform.queue.backend), ("kv", &platform.kv.backend)] {
-        if backend == "redis" && !cfg!(feature = "redis") {
-            out.push(format!("runtime.platform.{name}.backend: {NO_REDIS}"));
-        }
+        let what = format!("runtime.platform.{name}.backend: {NO_REDIS}");
+        refuse(backend == "redis" && !cfg!(feature = "redis"), what);
     }
-    if platform.redis.url.starts_with("rediss://") {
-        let url = "runtime.platform.redis.url";
-        out.push(format!(
-            "{url}: rediss:// is not built in; use a TLS tunnel on this host (docs/operations.md)"
-        ));
-    }
-    if config.web.auth.mode == "bearer" {
-        out.push("web.auth.mode: bearer is not built yet; use none, on a loopback address".into());
-    }
+    let what = "runtime.platform.redis.url: rediss:// is not built in; use a TLS tunnel on this host (docs/operations.md)";
+    refuse(platform.redis.url.starts_with("rediss://"), what.into());
+    let what = "web.auth.mode: bearer is not built yet; use none, on a loopback address";
+    refuse(config.web.auth.mode == "bearer", what.into());
     for (name, options) in value["handlers"].as_object().into_iter().flatten() {
-        if options.get("command").is_some() {
-            out.push(format!("handlers.{name}.command: programs as handlers are not built yet"));
-        }
+        let what = format!("handlers.{name}.command: programs as handlers are not built yet");
+        refuse(options.get("command").is_some(), what);
     }
-    for group in &platform.process_groups {
-        if platform.bootstrap.mode == "inline" && (group.max_jobs > 0 || group.max_rss_mb > 0) {
-            let name = &group.name;
-            out.push(format!(
-                "process group {name}: inline, no process can be replaced; use 0 for max_jobs, max_rss_mb"
-            ));
-        }
+    for ProcessGroup { name, max_jobs, max_rss_mb, .. } in &platform.process_groups {
+        let what = "inline, no process can be replaced; use 0 for max_jobs, max_rss_mb";
+        let recycles = platform.bootstrap.mode == "inline" && (*max_jobs > 0 || *max_rss_mb > 0);
+        refuse(recycles, format!("process group {name}: {what}"));
     }
     out
 }

@@ -14,7 +14,7 @@
 //!
 //! A run that is over keeps its worker until the handler returns; when that takes too long the process is stuck.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,9 +31,8 @@ const ALL_OVER_GRACE: Duration = Duration::from_millis(250);
 
 struct Active {
     lane: LaneName,
-    jobs: Vec<RunJob>,
-    /// The first job without an outcome: the one that runs.
-    position: usize,
+    /// Those without an outcome: the first one runs.
+    jobs: VecDeque<RunJob>,
     /// When that one started; `None` while the run waits for a worker.
     started: Option<Timestamp>,
     version: Version,
@@ -113,26 +112,18 @@ impl Books {
             let (id, timeout) = (job.spec.id, job.spec.timeout);
             RunJob { id, place, delivery: job.delivery, fence: job.fence, timeout }
         };
-        let stop = Arc::new(RunStop::default());
-        let (position, started, over_since, doomed) = Default::default();
-        let active = Active {
-            lane,
-            jobs: lease.jobs.iter().enumerate().map(run_job).collect(),
-            position,
-            started,
-            version: maps.version,
-            stop: stop.clone(),
-            over_since,
-            keeps_state,
-            doomed,
-        };
+        let jobs = lease.jobs.iter().enumerate().map(run_job).collect();
+        let (stop, version) = (Arc::new(RunStop::default()), maps.version);
+        let run = Run { lease: lease.id, handler: lease.handler, jobs: lease.jobs, maps, stop: stop.clone() };
+        let (started, over_since, doomed) = Default::default();
+        let active = Active { lane, jobs, started, version, stop, over_since, keeps_state, doomed };
         self.active.insert(lease.id, active);
         self.has_worked = true;
-        Some(Run { lease: lease.id, handler: lease.handler, jobs: lease.jobs, maps, stop })
+        Some(run)
     }
 
     pub fn on_done(&mut self, done: Done) {
-        let (lease, job, mut outcome, builds_on, at) = match done {
+        let (lease, job, outcome, builds_on, at) = match done {
             Done::Outcome { lease, job, outcome, builds_on, at } => (lease, job, outcome, builds_on, at),
             Done::End { lease, maps } => return self.on_end(lease, maps),
         };
@@ -140,15 +131,13 @@ impl Books {
             self.late += 1;
             return;
         };
-        let Some(index) = active.jobs.iter().position(|run_job| run_job.id == job) else { return };
         // It counts when the handler ended, not when that was heard: this process may have been held up meanwhile.
         let is_late = active.running().is_some_and(|(_, _, deadline)| deadline < at);
-        if is_late {
-            outcome = Outcome::TimedOut;
-        }
-        active.position = index + 1;
+        let outcome = if is_late { Outcome::TimedOut } else { outcome };
+        let index = active.jobs.iter().position(|run_job| run_job.id == job);
+        let said = index.and_then(|index| active.jobs.drain(..=index).next_back());
+        let Some(RunJob { delivery, fence, .. }) = said else { return };
         active.started = Some(at);
-        let RunJob { delivery, fence, .. } = active.jobs[index];
         let changed = matches!(&outcome, Outcome::Succeeded(_, effects) if !effects.state.is_empty());
         active.version = if changed { Version(fence) } else { builds_on };
         active.keeps_state &= !matches!(outcome, Outcome::Retry(..) | Outcome::Crashed(_));
@@ -156,7 +145,7 @@ impl Books {
         self.finished += 1;
         if is_late {
             active.end(at);
-        } else if active.doomed.is_some() && active.jobs.get(index + 1).map(|next| next.id) == active.doomed {
+        } else if active.doomed.is_some() && active.jobs.front().map(|next| next.id) == active.doomed {
             self.requests.releases.push(lease);
             active.end(at);
         }
@@ -176,25 +165,21 @@ impl Books {
     /// A commit did not hold: nothing of its run counts from here on, and what is known of its lane is wrong.
     pub fn on_fenced(&mut self, fenced: OfLease, now: Timestamp) {
         self.lanes.remove_of(fenced.lease);
-        if let Some(active) = self.active.get_mut(&fenced.lease) {
-            active.end(now);
-        }
+        self.active.get_mut(&fenced.lease).into_iter().for_each(|active| active.end(now));
     }
 
     /// A job was cancelled or its handler paused.
     pub fn on_revoked(&mut self, revoked: OfLease, now: Timestamp) {
         let live = self.active.get_mut(&revoked.lease).filter(|active| active.over_since.is_none());
         let Some(active) = live else { return };
-        let Some(index) = active.jobs.iter().position(|job| job.id == revoked.job) else { return };
-        if index == active.position {
-            self.requests.releases.push(revoked.lease);
-            active.end(now);
-        } else if index > active.position {
-            if active.stop.leave_out(active.jobs[index].place) {
-                active.jobs.remove(index);
-            } else {
-                active.doomed.get_or_insert(revoked.job);
+        match active.jobs.iter().position(|job| job.id == revoked.job) {
+            None => {}
+            Some(0) => {
+                self.requests.releases.push(revoked.lease);
+                active.end(now);
             }
+            Some(later) if active.stop.leave_out(active.jobs[later].place) => drop(active.jobs.remove(later)),
+            Some(_) => _ = active.doomed.get_or_insert(revoked.job),
         }
     }
 
@@ -210,14 +195,12 @@ impl Books {
     /// Does what time alone does: a handler's timeout takes effect here, whatever its worker is doing.
     pub fn on_time(&mut self, now: Timestamp) {
         for (lease, active) in &mut self.active {
-            if let Some((job, delivery, deadline)) = active.running()
-                && deadline <= now
-            {
-                let (builds_on, outcome) = (active.version, Outcome::TimedOut);
-                self.requests.commits.push(Commit { lease: *lease, job, delivery, builds_on, outcome });
-                self.finished += 1;
-                active.end(now);
-            }
+            let due = active.running().filter(|(_, _, deadline)| *deadline <= now);
+            let Some((job, delivery, _)) = due else { continue };
+            let (builds_on, outcome) = (active.version, Outcome::TimedOut);
+            self.requests.commits.push(Commit { lease: *lease, job, delivery, builds_on, outcome });
+            self.finished += 1;
+            active.end(now);
         }
     }
 
@@ -256,15 +239,13 @@ impl Books {
 
     /// True once it drains and no run counts any more.
     pub fn is_drained(&self) -> bool {
-        self.draining
-            && self.requests.is_empty()
-            && self.active.values().all(|active| active.over_since.is_some())
+        self.draining && self.requests.is_empty() && self.over().count() == self.active.len()
     }
 
     /// The broker is lost: every lease has ended, and no lane's state is known.
     pub fn abandon(&mut self, now: Timestamp) {
         self.requests = Requests::default();
-        self.lanes.clear();
+        self.lanes = LaneCache::new(self.lanes.most_bytes);
         self.active.values_mut().for_each(|active| active.end(now));
     }
 }
@@ -278,7 +259,7 @@ impl Active {
 
     /// The job that runs and its deadline; `None` if nothing of it counts or all jobs have outcomes.
     fn running(&self) -> Option<(JobId, u32, Timestamp)> {
-        let job = self.jobs.get(self.position).filter(|_| self.over_since.is_none())?;
+        let job = self.jobs.front().filter(|_| self.over_since.is_none())?;
         let started = self.started.or_else(|| self.stop.started())?;
         Some((job.id, job.delivery, started.plus(job.timeout)))
     }
@@ -349,10 +330,6 @@ impl LaneCache {
         self.bytes -= LANE_BYTES + cached.maps.state_bytes;
         self.uses.remove(&cached.used);
         Some(cached)
-    }
-
-    fn clear(&mut self) {
-        *self = LaneCache::new(self.most_bytes);
     }
 }
 

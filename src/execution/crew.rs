@@ -37,7 +37,7 @@ pub trait Helm: Send + 'static {
     type End: Send + 'static;
 
     /// Everything there is to do now; says how long nothing need be done.
-    fn turn(&mut self, engine: &mut Engine) -> ControlFlow<Self::End, Duration>;
+    fn turn(&mut self, engine: &mut Engine, now: Timestamp) -> ControlFlow<Self::End, Duration>;
 
     /// Waits for events, or until the crew's bell rings, at most so long.
     fn wait(&mut self, most: Duration) -> ControlFlow<Self::End>;
@@ -129,9 +129,6 @@ struct Crew<H: Helm> {
 }
 
 /// Starts the threads. The receiver gets how the helm ended; without a word if one of our threads has panicked.
-///
-/// # Errors
-/// There is no thread to be had.
 pub fn start<H: Helm>(outfit: Outfit, helm: H) -> std::io::Result<Receiver<H::End>> {
     let deck = Arc::new(Deck::new(outfit.workers));
     let books = Books::new(outfit.workers, outfit.rules.clone());
@@ -161,10 +158,14 @@ impl<H: Helm> Drop for Member<H> {
 }
 
 impl<H: Helm> Crew<H> {
+    fn now(&self) -> Timestamp {
+        self.outfit.clock.now()
+    }
+
     fn work(&self) {
         let me = std::thread::current();
         loop {
-            match self.deck.next(&me, self.outfit.clock.now()) {
+            match self.deck.next(&me, self.now()) {
                 Next::Run(run) => self.do_run(run),
                 Next::Lead => match self.helm.try_lock() {
                     Ok(helm) => self.lead(helm),
@@ -181,45 +182,43 @@ impl<H: Helm> Crew<H> {
 
     /// Until there is a run to do, or the end.
     fn lead(&self, mut helm: MutexGuard<(H, Engine)>) {
-        self.deck.set_led(true, self.outfit.clock.now());
+        self.deck.set_led(true, self.now());
         while !self.deck.is_over() {
             let (helmsman, engine) = &mut *helm;
-            let most = match helmsman.turn(engine) {
+            let most = match helmsman.turn(engine, self.now()) {
                 ControlFlow::Continue(most) => most,
                 ControlFlow::Break(end) => return self.end(end),
             };
-            if let Some(run) = self.deck.run_of_leader(self.outfit.clock.now()) {
+            if let Some(run) = self.deck.run_of_leader(self.now()) {
                 drop(helm);
                 return self.do_run(run);
             }
             if let ControlFlow::Break(end) = helmsman.wait(self.deck.rest(most)) {
                 return self.end(end);
             }
-            self.deck.look(self.outfit.clock.now());
+            self.deck.look(self.now());
         }
     }
 
     /// Says what has come of runs, if nobody else does.
     fn say(&self) {
         let Ok(mut helm) = self.helm.try_lock() else { return };
-        self.deck.set_led(true, self.outfit.clock.now());
+        self.deck.set_led(true, self.now());
         let (helmsman, engine) = &mut *helm;
-        if let ControlFlow::Break(end) = helmsman.turn(engine) {
+        if let ControlFlow::Break(end) = helmsman.turn(engine, self.now()) {
             self.end(end);
         }
-        self.deck.set_led(false, self.outfit.clock.now());
+        self.deck.set_led(false, self.now());
     }
 
     fn end(&self, end: H::End) {
-        if let Some(sender) = &*lock(&self.end) {
-            let _ = sender.try_send(end);
-        }
+        let _ = lock(&self.end).as_ref().map(|sender| sender.try_send(end));
         self.deck.end();
     }
 
     fn do_run(&self, run: Run) {
         let Run { lease, handler, jobs, mut maps, stop } = run;
-        let mut started = self.outfit.clock.now();
+        let mut started = self.now();
         stop.start(started);
         for (place, job) in jobs.into_iter().enumerate() {
             if !stop.begin(place) {
@@ -227,7 +226,7 @@ impl<H: Helm> Crew<H> {
             }
             let (id, builds_on, timeout) = (job.spec.id, maps.version, job.spec.timeout);
             let outcome = self.do_job(&handler, job, &mut maps, &stop);
-            let at = self.outfit.clock.now();
+            let at = self.now();
             // The books take one that is late for timed out, which ends the run.
             let is_late = started.plus(timeout) < at;
             let ends_run = is_late || matches!(outcome, Outcome::Retry(..) | Outcome::Crashed(_));
@@ -243,7 +242,6 @@ impl<H: Helm> Crew<H> {
             }
         }
         maps.traces.clear();
-        self.deck.end_run();
         if self.deck.put_done(Done::End { lease, maps }, started) {
             self.outfit.bell.ring();
         }
@@ -256,15 +254,9 @@ impl<H: Helm> Crew<H> {
             return failed(Code::HandlerFailed, format!("the handler {handler} is not in this binary"));
         };
         let job = Job(job);
-        let mut cx = JobContext {
-            job: &job.0,
-            maps,
-            stop,
-            deadline: self.outfit.clock.now().plus(job.0.spec.timeout),
-            spec,
-            handlers: &self.outfit.handlers,
-            staging: Staging::default(),
-        };
+        let deadline = self.now().plus(job.0.spec.timeout);
+        let (handlers, staging) = (&self.outfit.handlers, Staging::default());
+        let mut cx = JobContext { job: &job.0, maps, stop, deadline, spec, handlers, staging };
         // What a panicking handler leaves behind is its own: our maps change only in `commit` below.
         let said = catch_unwind(AssertUnwindSafe(|| code.handle(&job, &mut cx)));
         let payload = match said {
@@ -283,18 +275,14 @@ impl<H: Helm> Crew<H> {
             let detail = "the result has a line break, and a batch's results are one line each";
             return failed(Code::HandlerFailed, detail.into());
         }
-        match cx.commit(&self.outfit.rules) {
-            Ok(effects) => Outcome::Succeeded(payload, effects),
-            Err(error) => Outcome::Failed(error),
-        }
+        let committed = cx.commit(&self.outfit.rules);
+        committed.map_or_else(Outcome::Failed, |effects| Outcome::Succeeded(payload, effects))
     }
 }
 
 fn clip(mut detail: String) -> String {
-    if detail.len() > ERROR_DETAIL_BYTES {
-        let end = (0..=ERROR_DETAIL_BYTES).rev().find(|end| detail.is_char_boundary(*end)).unwrap_or(0);
-        detail.truncate(end);
-    }
+    let most = ERROR_DETAIL_BYTES.min(detail.len());
+    detail.truncate((0..=most).rev().find(|end| detail.is_char_boundary(*end)).unwrap_or(0));
     detail
 }
 

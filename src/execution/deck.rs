@@ -16,7 +16,7 @@ const SHORT_JOB_MICROS: u64 = 50;
 /// Outcomes of short jobs are said together, none later than this.
 const SAY_EVERY: Duration = Duration::from_micros(100);
 /// While runs are begun and nobody leads, the mate looks this often; so a long job delays nobody by more.
-pub(super) const LOOK_EVERY: Duration = Duration::from_millis(1);
+pub const LOOK_EVERY: Duration = Duration::from_millis(1);
 /// So long after the last run the mate parks for good.
 const WATCH_FOR: Duration = Duration::from_millis(50);
 
@@ -49,7 +49,7 @@ struct State {
 }
 
 /// What a thread does next.
-pub(super) enum Next {
+pub enum Next {
     /// A run for it.
     Run(Run),
     /// Try the helm.
@@ -62,7 +62,7 @@ pub(super) enum Next {
 }
 
 impl Deck {
-    pub(super) fn new(workers: usize) -> Deck {
+    pub fn new(workers: usize) -> Deck {
         Deck { workers, books: Mutex::default(), job_micros: AtomicU64::new(u64::MAX / 16) }
     }
 
@@ -72,38 +72,39 @@ impl Deck {
     }
 
     /// Jobs become "short" slowly and "long" at once: a wrong guess costs the others up to a millisecond.
-    pub(super) fn count_job(&self, took: Duration) {
+    pub fn count_job(&self, took: Duration) {
         let (took, average) = (micros(took), self.job_micros.load(Ordering::Relaxed));
         let next = if took > average { took } else { average - (average - took).div_ceil(16) };
         self.job_micros.store(next, Ordering::Relaxed);
     }
 
     /// Runs for whoever is free, in their order.
-    pub(super) fn put_runs(&self, runs: impl IntoIterator<Item = Run>) {
+    pub fn put_runs(&self, runs: impl IntoIterator<Item = Run>) {
         lock(&self.books).runs.extend(runs);
     }
 
     /// Takes back the runs for which there is no free worker: while jobs are long they should not wait here.
-    pub(super) fn take_waiting(&self) -> Vec<Run> {
+    pub fn take_waiting(&self) -> Vec<Run> {
         let mut state = lock(&self.books);
         let kept = state.startable(self.workers);
         state.runs.split_off(kept).into()
     }
 
     /// Takes back all that has not begun.
-    pub(super) fn take_all_waiting(&self) -> Vec<Run> {
+    pub fn take_all_waiting(&self) -> Vec<Run> {
         std::mem::take(&mut lock(&self.books).runs).into()
     }
 
     /// What was said since the last call.
-    pub(super) fn take_done(&self) -> Vec<Done> {
+    pub fn take_done(&self) -> Vec<Done> {
         std::mem::take(&mut lock(&self.books).done)
     }
 
-    /// Something came of a run at that time. True if the leader should be woken for it.
-    pub(super) fn put_done(&self, done: Done, at: Timestamp) -> bool {
+    /// Something came of a run at that time; at its end its handler has returned. True if the leader should be woken for it.
+    pub fn put_done(&self, done: Done, at: Timestamp) -> bool {
         let mut state = lock(&self.books);
         let is_end = matches!(done, Done::End { .. });
+        state.running -= usize::from(is_end);
         let is_first = state.done.is_empty();
         if is_first {
             state.done_since = at;
@@ -113,17 +114,12 @@ impl Deck {
     }
 
     /// True if outcomes have waited for long enough, and nobody leads who would say them.
-    pub(super) fn must_say(&self, now: Timestamp) -> bool {
+    pub fn must_say(&self, now: Timestamp) -> bool {
         lock(&self.books).must_say(now)
     }
 
-    /// A run's handler has returned.
-    pub(super) fn end_run(&self) {
-        lock(&self.books).running -= 1;
-    }
-
     /// What the thread that asks does next: a run goes before the helm, unless outcomes have waited for too long.
-    pub(super) fn next(&self, me: &Thread, now: Timestamp) -> Next {
+    pub fn next(&self, me: &Thread, now: Timestamp) -> Next {
         let mut state = lock(&self.books);
         state.parked.retain(|thread| thread.id() != me.id());
         if state.is_over {
@@ -148,17 +144,15 @@ impl Deck {
     }
 
     /// Somebody has the helm, or not any more.
-    pub(super) fn set_led(&self, is_led: bool, now: Timestamp) {
+    pub fn set_led(&self, is_led: bool, now: Timestamp) {
         let mut state = lock(&self.books);
         (state.is_led, state.left_at) = (is_led, now);
-        if !is_led {
-            state.appoint_mate();
-        }
+        state.appoint_mate();
     }
 
     /// What the leader does after a turn: while jobs are short it leaves the helm and runs one itself; else it wakes a
     /// thread for each, and stays.
-    pub(super) fn run_of_leader(&self, now: Timestamp) -> Option<Run> {
+    pub fn run_of_leader(&self, now: Timestamp) -> Option<Run> {
         let mut state = lock(&self.books);
         if self.jobs_are_short() {
             let run = state.begin_run(self.workers, now)?;
@@ -177,30 +171,29 @@ impl Deck {
     }
 
     /// How long the leader may wait: not long where runs wait behind jobs that are taken for short.
-    pub(super) fn rest(&self, most: Duration) -> Duration {
+    pub fn rest(&self, most: Duration) -> Duration {
         if lock(&self.books).runs.is_empty() { most } else { most.min(LOOK_EVERY) }
     }
 
     /// Have jobs behind which runs wait turned out long?
-    pub(super) fn look(&self, now: Timestamp) {
+    pub fn look(&self, now: Timestamp) {
         let state = lock(&self.books);
         let since = now.since(state.left_at);
         let is_long = !state.runs.is_empty() && state.running >= self.workers && since >= LOOK_EVERY;
-        drop(state);
         if is_long {
             self.count_job(since);
         }
     }
 
     /// All threads end, each after what it is at.
-    pub(super) fn end(&self) {
+    pub fn end(&self) {
         let mut state = lock(&self.books);
         state.is_over = true;
         // Whoever watches looks again by itself.
         state.parked.drain(..).for_each(|thread| thread.unpark());
     }
 
-    pub(super) fn is_over(&self) -> bool {
+    pub fn is_over(&self) -> bool {
         lock(&self.books).is_over
     }
 }
@@ -223,12 +216,9 @@ impl State {
 
     /// Nobody leads while somebody runs: one of the parked looks after the helm.
     fn appoint_mate(&mut self) {
-        if !self.is_led
-            && self.mate.is_none()
-            && let Some(thread) = self.parked.pop()
-        {
-            thread.unpark();
-            self.mate = Some(thread);
+        if !self.is_led && self.mate.is_none() {
+            self.mate = self.parked.pop();
+            self.mate.iter().for_each(Thread::unpark);
         }
     }
 
@@ -239,16 +229,14 @@ impl State {
     /// What the mate does.
     fn watch(&mut self, now: Timestamp, deck: &Deck) -> Next {
         let since = now.since(self.left_at);
-        if !self.is_led && since >= LOOK_EVERY {
+        if since < if self.is_led { WATCH_FOR } else { LOOK_EVERY } {
+            return Next::Watch(if self.is_led { LOOK_EVERY } else { LOOK_EVERY.saturating_sub(since) });
+        }
+        self.mate = None;
+        if !self.is_led {
             // What was taken for a short job is a long one.
-            self.mate = None;
             deck.count_job(since);
-            return Next::Lead;
         }
-        if self.is_led && since >= WATCH_FOR {
-            self.mate = None;
-            return Next::Lead;
-        }
-        Next::Watch(if self.is_led { LOOK_EVERY } else { LOOK_EVERY.saturating_sub(since) })
+        Next::Lead
     }
 }

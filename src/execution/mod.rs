@@ -13,5 +13,4 @@ mod run;
 pub use books::Books;
 pub use context::{Handler, Handlers, Job, JobContext, Registry, StagedMap};
 pub use crew::{Engine, Health, Helm, Outfit, start};
-pub use deck::Deck;
 pub use run::{Done, Run, RunMaps, RunStop};

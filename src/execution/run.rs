@@ -107,9 +107,7 @@ impl RunStop {
     pub fn leave_out(&self, place: usize) -> bool {
         let mut state = lock(&self.state);
         let in_time = place >= state.begun;
-        if in_time {
-            state.left_out.push(place);
-        }
+        state.left_out.extend(in_time.then_some(place));
         in_time
     }
 
@@ -119,9 +117,7 @@ impl RunStop {
         let mut state = lock(&self.state);
         state.is_last = true;
         let is_unbegun = self.started().is_none();
-        if is_unbegun {
-            self.ended.store(true, Ordering::SeqCst);
-        }
+        self.ended.fetch_or(is_unbegun, Ordering::SeqCst);
         is_unbegun
     }
 
@@ -130,9 +126,7 @@ impl RunStop {
         let mut state = lock(&self.state);
         let is_over = self.is_ended() || (state.is_last && state.begun > 0);
         let begins = !is_over && !state.left_out.contains(&place);
-        if begins {
-            state.begun = place + 1;
-        }
+        state.begun = if begins { place + 1 } else { state.begun };
         begins
     }
 

@@ -4,13 +4,17 @@
 //! it is not signed; a malformed message ends the child, an end of file as well.
 
 use std::io::{ErrorKind, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdStream;
+use std::time::Duration;
 
 use mio::net::UnixStream;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::codec::{Malformed, put_bytes};
+use crate::channel::keys::GroupSecret;
+use crate::codec::{Cursor, Malformed, put_bytes};
 use crate::job::JobId;
 use crate::named::named;
 
@@ -77,15 +81,15 @@ pub fn framed(body: &[u8]) -> Zeroizing<Vec<u8>> {
 }
 
 /// The message at the start of the bytes, and its whole length.
-///
-/// # Errors
-/// Its length makes no sense.
 pub fn split(bytes: &[u8]) -> Result<Option<(&[u8], usize)>, Malformed> {
-    match bytes.first_chunk().map(|length| u32::from_be_bytes(*length) as usize) {
-        Some(length @ 1..=MESSAGE_BYTES) => Ok(bytes.get(4..4 + length).map(|body| (body, 4 + length))),
-        Some(_) => Err(Malformed),
-        None => Ok(None),
-    }
+    let Some(header) = bytes.first_chunk() else { return Ok(None) };
+    let end = 4 + length(*header)?;
+    Ok(bytes.get(4..end).map(|body| (body, end)))
+}
+
+fn length(header: [u8; 4]) -> Result<usize, Malformed> {
+    let length = u32::from_be_bytes(header) as usize;
+    if (1..=MESSAGE_BYTES).contains(&length) { Ok(length) } else { Err(Malformed) }
 }
 
 /// A command with its frame.
@@ -94,9 +98,6 @@ pub fn encode(message: &impl Serialize) -> Zeroizing<Vec<u8>> {
 }
 
 /// A command in its one form.
-///
-/// # Errors
-/// It is malformed.
 pub fn decode<M: Serialize + DeserializeOwned>(body: &[u8]) -> Result<M, Malformed> {
     let message = serde_json::from_slice(body).map_err(|_| Malformed)?;
     if encode(&message)[4..] == *body { Ok(message) } else { Err(Malformed) }
@@ -118,21 +119,14 @@ impl ControlSocket {
     }
 
     /// What has arrived; if the other end has closed since, it still counts.
-    ///
-    /// # Errors
-    /// It makes no sense.
     pub fn read<M: Serialize + DeserializeOwned>(&mut self) -> Result<Vec<M>, Malformed> {
-        let mut buffer = [0; 4_096];
-        while !self.ended {
-            match self.stream.read(&mut buffer) {
-                Ok(1..) if self.input.len() > 2 * MESSAGE_BYTES => return Err(Malformed),
-                Ok(read @ 1..) => self.input.extend_from_slice(&buffer[..read]),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // A peer that is gone before it has read everything resets the connection.
-                Ok(0) | Err(_) => self.ended = true,
-            }
+        let most = 2 * MESSAGE_BYTES + 1 - self.input.len();
+        let read = (&self.stream).take(most as u64).read_to_end(&mut self.input);
+        if self.input.len() > 2 * MESSAGE_BYTES {
+            return Err(Malformed);
         }
+        // A peer that is gone before it has read everything resets the connection.
+        self.ended |= read.err().is_none_or(|error| error.kind() != ErrorKind::WouldBlock);
         let mut messages = Vec::new();
         while let Some((body, length)) = split(&self.input)? {
             messages.push(decode(body)?);
@@ -186,6 +180,83 @@ impl ControlSocket {
             }
         }
     }
+}
+
+named! {
+    /// What a child is: the second word of its command line.
+    Role {
+        /// The HTTP front and the broker.
+        Web = "web",
+        /// Runs the jobs of a group.
+        Executor = "executor",
+    }
+}
+
+/// What a child reads once, before anything else: its role, the config, and the secrets that its role needs.
+pub struct Bundle {
+    /// Its group's index; 0 for web.
+    pub group: u16,
+    /// The deployment's clock.
+    pub clock_offset: u64,
+    /// The normalised config.
+    pub config: String,
+    /// An executor's channel secret; for web those of all groups, then what is signed with at rest, where that is used.
+    pub secrets: Vec<GroupSecret>,
+    /// Where web makes its private socket.
+    pub private_dir: String,
+}
+
+impl Bundle {
+    /// The framed message. The bytes hold secrets and are wiped when dropped.
+    pub fn encode(&self) -> Zeroizing<Vec<u8>> {
+        let mut body = Zeroizing::new(Vec::with_capacity(64 + self.config.len() + 32 * self.secrets.len()));
+        body.extend_from_slice(&self.group.to_be_bytes());
+        body.extend_from_slice(&self.clock_offset.to_be_bytes());
+        for text in [&self.config, &self.private_dir] {
+            put_bytes(&mut body, text.as_bytes());
+        }
+        self.secrets.iter().for_each(|secret| body.extend_from_slice(secret.expose()));
+        framed(&body)
+    }
+
+    fn decode(body: &[u8]) -> Result<Bundle, Malformed> {
+        let mut fields = Cursor::new(body);
+        let (group, clock_offset) = (fields.u16()?, fields.u64()?);
+        let mut text = || String::from_utf8(fields.bytes()?.to_vec()).map_err(|_| Malformed);
+        let (config, private_dir) = (text()?, text()?);
+        let mut secrets = Vec::new();
+        while let Ok(mut secret) = fields.array::<32>() {
+            secrets.push(GroupSecret::from_bytes(secret));
+            secret.zeroize();
+        }
+        fields.finish()?;
+        Ok(Bundle { group, clock_offset, config, secrets, private_dir })
+    }
+
+    /// Reads the bundle at a child's start; then the socket is the child's control.
+    pub fn receive(socket: OwnedFd) -> Result<(Bundle, ControlSocket), String> {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let mut stream = StdStream::from(socket);
+        let failed = |error: std::io::Error| format!("the control socket: {error}");
+        // `web` or `executor` was started by hand with our private flag.
+        stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
+        let mut header = [0; 4];
+        stream.read_exact(&mut header).map_err(failed)?;
+        let malformed = |_| "the control socket: the bundle is malformed";
+        let mut body = Zeroizing::new(vec![0; length(header).map_err(malformed)?]);
+        stream.read_exact(&mut body).map_err(failed)?;
+        let bundle = Bundle::decode(&body).map_err(malformed)?;
+        stream.set_nonblocking(true).map_err(failed)?;
+        Ok((bundle, ControlSocket::new(mio::net::UnixStream::from_std(stream))))
+    }
+}
+
+/// A bundle is written as it was read.
+#[doc(hidden)]
+pub fn fuzz_bundle(bytes: &[u8]) {
+    let Ok(Some((body, length))) = split(bytes) else { return };
+    let Ok(bundle) = Bundle::decode(body) else { return };
+    assert!(bundle.encode()[..] == bytes[..length], "a bundle has one form");
 }
 
 #[cfg(test)]

@@ -5,7 +5,6 @@ use std::io::{Read, Result};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use mio::net::UnixStream;
 use rustix::process::{
@@ -19,14 +18,12 @@ use signal_hook::low_level::pipe;
 pub fn keep_secrets() -> Result<()> {
     let none = Rlimit { current: Some(0), maximum: Some(0) };
     setrlimit(Resource::Core, none)?;
-    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    Ok(())
+    Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
 /// Orphans of this process's descendants come to it.
 pub fn become_subreaper() -> Result<()> {
-    set_child_subreaper(Some(rustix::process::getpid()))?;
-    Ok(())
+    Ok(set_child_subreaper(Some(rustix::process::getpid()))?)
 }
 
 /// What a child does before it reads its bundle, and so a secret.
@@ -84,9 +81,7 @@ impl Signals {
         let on = |signals: &[i32]| -> Result<UnixStream> {
             let (ours, end) = StdStream::pair()?;
             ours.set_nonblocking(true)?;
-            for signal in signals {
-                pipe::register(*signal, end.try_clone()?)?;
-            }
+            signals.iter().try_for_each(|signal| pipe::register(*signal, end.try_clone()?).map(drop))?;
             Ok(UnixStream::from_std(ours))
         };
         ignore(&[SIGUSR1, SIGUSR2])?;
@@ -96,12 +91,9 @@ impl Signals {
 
 /// How many bytes, that is signals, were there.
 pub fn drain_bytes(stream: &mut UnixStream) -> usize {
-    let mut buffer = [0; 64];
-    let mut total = 0;
-    while let Ok(read @ 1..) = stream.read(&mut buffer) {
-        total += read;
-    }
-    total
+    let mut bytes = Vec::new();
+    let _ = stream.read_to_end(&mut bytes);
+    bytes.len()
 }
 
 /// SIGHUP reads again what may be read again, and never ends anything.
@@ -113,8 +105,5 @@ pub fn hear_hangup(stream: &mut UnixStream) {
 
 /// A handler that does nothing, not `SIG_IGN`, which programs that we start would inherit.
 fn ignore(signals: &[i32]) -> Result<()> {
-    for signal in signals {
-        signal_hook::flag::register(*signal, Arc::new(AtomicBool::new(false)))?;
-    }
-    Ok(())
+    signals.iter().try_for_each(|signal| signal_hook::flag::register(*signal, Arc::default()).map(drop))
 }

@@ -13,7 +13,6 @@ use crate::job::write_hex;
 const PREFIX: &str = "cofferdam-";
 
 /// Removed when dropped.
-#[derive(Debug)]
 pub struct PrivateDir {
     path: PathBuf,
     _lock: File,
@@ -21,9 +20,6 @@ pub struct PrivateDir {
 
 impl PrivateDir {
     /// In the first place that can be written; leftovers of processes that are gone are swept there.
-    ///
-    /// # Errors
-    /// Names each place that was tried.
     pub fn make() -> Result<PrivateDir, String> {
         let from_environment =
             ["RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"].into_iter().filter_map(std::env::var_os);
@@ -32,10 +28,7 @@ impl PrivateDir {
         let mut tried = Vec::new();
         for place in places {
             match PrivateDir::make_in(&place) {
-                Ok(made) => {
-                    sweep(&place);
-                    return Ok(made);
-                }
+                Ok(made) => return Ok(made),
                 Err(error) => tried.push(format!("{}: {error}", place.display())),
             }
         }
@@ -50,6 +43,7 @@ impl PrivateDir {
             std::fs::DirBuilder::new().mode(0o700).create(&path)?;
             // Another service that starts now may take it for a leftover until it is locked; then there is another name.
             if let Some(lock) = lock(&path) {
+                sweep(place);
                 return Ok(PrivateDir { path, _lock: lock });
             }
         }

@@ -19,9 +19,6 @@ pub struct Reactor {
 
 impl Reactor {
     /// For so many events a turn.
-    ///
-    /// # Errors
-    /// The kernel refuses.
     pub fn new(events: usize) -> Result<Reactor, String> {
         let made = Poll::new().and_then(|poll| Ok((Waker::new(poll.registry(), WAKER)?, poll)));
         let (waker, poll) = made.map_err(|error| error.to_string())?;
@@ -39,18 +36,12 @@ impl Reactor {
     }
 
     /// Watches a socket for everything that can happen to it.
-    ///
-    /// # Errors
-    /// The kernel refuses.
     pub fn watch(&self, source: &mut impl Source, token: Token) -> Result<(), String> {
         let both = Interest::READABLE | Interest::WRITABLE;
         self.poll.registry().register(source, token, both).map_err(|error| error.to_string())
     }
 
     /// Waits for events, for a ring, or so long at most. What rings from then on was not looked at yet.
-    ///
-    /// # Errors
-    /// The kernel ends the loop.
     pub fn wait(&mut self, most: Duration) -> Result<&Events, String> {
         let most = if self.bell.asleep() { most } else { Duration::ZERO };
         let mut waited = self.poll.poll(&mut self.events, Some(most));

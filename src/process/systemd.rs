@@ -29,12 +29,8 @@ impl Notifier {
         let for_us = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
         let interval = number("WATCHDOG_USEC").filter(|micros| for_us && *micros > 0 && socket.is_some());
         // Twice an interval, as sd_watchdog_enabled(3) recommends.
-        Notifier {
-            socket,
-            watchdog_ms: interval.map(|micros| (micros / 2_000).max(1)),
-            watchdog_at_ms: 0,
-            unsaid: None,
-        }
+        let watchdog_ms = interval.map(|micros| (micros / 2_000).max(1));
+        Notifier { socket, watchdog_ms, watchdog_at_ms: 0, unsaid: None }
     }
 
     /// This service listens there and is ready: on standard output, in the log, and `READY=1`.

@@ -26,18 +26,15 @@ const FIRST_CHILD: usize = 16;
 const FIRST_LINK: usize = 1 << 32;
 
 /// Runs a whole batch.
-///
-/// # Errors
-/// The user's fault, or ours.
 pub fn run(deployment: &Deployment, options: &BatchOptions) -> Result<Summary, BatchError> {
     let handler = deployment.specs.iter().find(|spec| *spec.name == *options.handler).cloned();
     let unknown = || BatchError::Usage(format!("--handler: there is no handler {}", options.handler));
     let handler = handler.ok_or_else(unknown)?;
-    let max_payload = deployment.config.runtime.platform.execution_ipc.max_payload_bytes;
+    let max_payload = deployment.platform().execution_ipc.max_payload_bytes;
     let lines = Lines::open(options.input.as_deref(), max_payload).map_err(BatchError::Usage)?;
     let output = batch::open_output(options.input.as_deref(), options.output.as_deref())?;
 
-    let window = BATCH_COMMAND_LINES.min(deployment.config.runtime.platform.queue.capacity);
+    let window = BATCH_COMMAND_LINES.min(deployment.platform().queue.capacity);
     let deployment = &deployment.for_batch(window);
     // A deployment of its own, that starts from empty state and leaves none.
     let prefix = format!("batch-{:016x}:", Entropy::system().up_to(u64::MAX));
@@ -120,10 +117,9 @@ fn host(
     stop: &AtomicBool,
 ) -> Result<(), String> {
     let io = |error: std::io::Error| error.to_string();
-    let platform = &deployment.config.runtime.platform;
+    let platform = deployment.platform();
     let mut fleet = Fleet::new(platform, reactor.registry().try_clone().map_err(io)?, FIRST_CHILD);
-    let groups: Vec<usize> = (0..platform.process_groups.len()).collect();
-    add_executors(&mut fleet, deployment, &groups, &roots[0]);
+    add_executors(&mut fleet, deployment, None, &roots[0]);
     let secrets = deployment.group_secrets(&roots[0]);
     drop(roots);
     let mut channel = deployment.channel(secrets, backend, Arc::default(), reactor.bell())?;
@@ -140,7 +136,7 @@ fn host(
                 Token(token) => channel.on_event(token, event, now_ms),
             }
         }
-        for event in fleet.take_happened() {
+        for event in std::mem::take(&mut fleet.happened) {
             if let FleetEvent::GaveUp(why) = event {
                 return Err(why);
             }

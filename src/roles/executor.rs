@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use mio::Token;
 
+use super::Child;
 use crate::channel::ChannelClient;
-use crate::clock::{Clock, monotonic_millis};
+use crate::clock::{Timestamp, monotonic_millis};
 use crate::config::ProcessGroup;
-use crate::deployment::Deployment;
 use crate::execution::{self, Engine, Health, Helm};
 use crate::exit::Exit;
-use crate::process::bundle::Bundle;
 use crate::process::control_socket::{ControlSocket, Leaving, ToChild, ToParent};
 use crate::process::hygiene::{become_subreaper, resident_mb};
 use crate::process::reactor::Reactor;
@@ -20,14 +19,11 @@ use crate::process::reactor::Reactor;
 const CONTROL: Token = Token(0);
 const CHANNEL: Token = Token(1);
 
-pub(super) fn serve_executor(
-    mut bundle: Bundle,
-    mut control: ControlSocket,
-    deployment: &Deployment,
-) -> Result<Exit, String> {
+pub(super) fn serve_executor(child: Child) -> Result<Exit, String> {
+    let Child { mut bundle, mut control, deployment } = child;
     let io = |error: std::io::Error| error.to_string();
     become_subreaper().map_err(io)?;
-    let platform = &deployment.config.runtime.platform;
+    let platform = deployment.platform();
     let group = platform.process_groups.get(usize::from(bundle.group)).ok_or("the bundle names no group")?;
     let secret = bundle.secrets.pop().ok_or("the bundle holds no secret")?;
     let ipc = &platform.execution_ipc;
@@ -36,19 +32,8 @@ pub(super) fn serve_executor(
     let reactor = Reactor::new(64)?;
     reactor.watch(&mut control.stream, CONTROL)?;
     let outfit = deployment.outfit(group.workers, reactor.bell());
-    let (said_ready, said_worked, said_leaving, weighed_ms, ends) = Default::default();
-    let helm = ExecutorHelm {
-        reactor,
-        control,
-        client,
-        clock: deployment.clock.clone(),
-        group: group.clone(),
-        said_ready,
-        said_worked,
-        said_leaving,
-        weighed_ms,
-        ends,
-    };
+    let (group, said) = (group.clone(), Said::default());
+    let helm = ExecutorHelm { reactor, control, client, group, said, weighed_ms: 0, ends: false };
     let ended = execution::start(outfit, helm).map_err(io)?;
     // Handlers that never return are left behind with their threads.
     ended.recv().unwrap_or_else(|_| Err("a thread of the executor has ended".into()))
@@ -58,49 +43,52 @@ struct ExecutorHelm {
     reactor: Reactor,
     control: ControlSocket,
     client: ChannelClient,
-    clock: Clock,
     group: ProcessGroup,
-    said_ready: bool,
-    /// A job of it has begun: what ends this process from now on may be that job's fault.
-    said_worked: bool,
-    said_leaving: bool,
+    said: Said,
     /// When it last looked how much memory it holds.
     weighed_ms: u64,
     /// It ends once what runs is over.
     ends: bool,
 }
 
+/// What its supervisor has heard.
+#[derive(Default)]
+struct Said {
+    ready: bool,
+    /// A job of it has begun: what ends this process from now on may be that job's fault.
+    worked: bool,
+    leaving: bool,
+}
+
 impl Helm for ExecutorHelm {
     type End = Result<Exit, String>;
 
-    fn turn(&mut self, engine: &mut Engine) -> ControlFlow<Self::End, Duration> {
-        let (now, now_ms) = (self.clock.now(), monotonic_millis());
+    fn turn(&mut self, engine: &mut Engine, now: Timestamp) -> ControlFlow<Self::End, Duration> {
+        let now_ms = monotonic_millis();
         if self.ends {
             engine.books.drain(now);
         }
         self.client.tick(self.reactor.registry(), now_ms);
         let next = engine.exchange(&mut self.client, now);
-        if let Err(error) = &next {
-            log::debug!("the broker is lost: {error}");
-        }
+        let next = next.inspect_err(|error| log::debug!("the broker is lost: {error}"));
         self.client.flush(now_ms);
         let health = engine.health(&self.client, now);
         if self.ends && health == Health::Drained {
             return ControlFlow::Break(Ok(Exit::Done));
         }
-        if self.said_ready
-            && !self.said_leaving
+        if self.said.ready
+            && !self.said.leaving
             && let Some(why) = self.should_leave(health, engine.books.finished, now_ms)
         {
-            self.said_leaving = true;
+            self.said.leaving = true;
             log::info!("{}: this process finishes its jobs and is replaced", why.as_str());
             self.control.send(&ToParent::Leaving(why));
         }
-        if !self.said_ready && self.client.is_up() {
-            self.said_ready = true;
+        if !self.said.ready && self.client.is_up() {
+            self.said.ready = true;
             self.control.send(&ToParent::Ready(String::new()));
         }
-        if engine.books.has_worked && !std::mem::replace(&mut self.said_worked, true) {
+        if engine.books.has_worked && !std::mem::replace(&mut self.said.worked, true) {
             self.control.send(&ToParent::Worked);
         }
         let channel = Duration::from_millis(self.client.next_due_ms(now_ms));
@@ -109,10 +97,7 @@ impl Helm for ExecutorHelm {
     }
 
     fn wait(&mut self, most: Duration) -> ControlFlow<Self::End> {
-        match self.look(most) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(message) => ControlFlow::Break(Err(message)),
-        }
+        self.look(most).map_or_else(|message| ControlFlow::Break(Err(message)), ControlFlow::Continue)
     }
 }
 

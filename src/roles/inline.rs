@@ -7,7 +7,7 @@ use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use crate::bell::Bell;
-use crate::clock::Clock;
+use crate::clock::Timestamp;
 use crate::deployment::{Backend, Deployment};
 use crate::execution::{self, Engine, Health, Helm};
 use crate::ports::Consumer;
@@ -20,23 +20,15 @@ pub struct InlineExecutors {
 }
 
 /// Starts a crew for each group. `changed` rings when one of them has ended.
-///
-/// # Errors
-/// There is no thread to be had.
 pub fn start(deployment: &Deployment, backend: &Backend, changed: &Bell) -> Result<InlineExecutors, String> {
     let stop = Arc::new(AtomicBool::new(false));
     let mut crews = Vec::new();
-    for (index, group) in deployment.config.runtime.platform.process_groups.iter().enumerate() {
+    for (index, group) in deployment.platform().process_groups.iter().enumerate() {
         let reactor = Reactor::new(1)?;
         let bell = reactor.bell();
-        let helm = InlineHelm {
-            consumer: (backend.consumers)(index, bell.clone()),
-            reactor,
-            clock: deployment.clock.clone(),
-            is_stuck: false,
-            stop: stop.clone(),
-            changed: changed.clone(),
-        };
+        let consumer = (backend.consumers)(index, bell.clone());
+        let (stop, changed) = (stop.clone(), changed.clone());
+        let helm = InlineHelm { consumer, reactor, is_stuck: false, stop, changed };
         let ended = execution::start(deployment.outfit(group.workers, bell.clone()), helm);
         crews.push((ended.map_err(|error| format!("group {}: {error}", group.name))?, bell));
     }
@@ -60,7 +52,6 @@ impl Drop for InlineExecutors {
 struct InlineHelm {
     consumer: Box<dyn Consumer>,
     reactor: Reactor,
-    clock: Clock,
     is_stuck: bool,
     stop: Arc<AtomicBool>,
     changed: Bell,
@@ -69,11 +60,10 @@ struct InlineHelm {
 impl Helm for InlineHelm {
     type End = ();
 
-    fn turn(&mut self, engine: &mut Engine) -> ControlFlow<(), Duration> {
+    fn turn(&mut self, engine: &mut Engine, now: Timestamp) -> ControlFlow<(), Duration> {
         if self.stop.load(Ordering::SeqCst) {
             return ControlFlow::Break(());
         }
-        let now = self.clock.now();
         let exchanged = engine.exchange(&mut *self.consumer, now);
         let lost = |error| log::error!("the broker is lost, and every lease with it: {error}");
         let Ok(next) = exchanged.map_err(lost) else { return ControlFlow::Break(()) };

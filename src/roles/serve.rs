@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use mio::Token;
 
+use super::web::serve_inline;
 use crate::clock::monotonic_millis;
 use crate::config::secret::Secret;
 use crate::deployment::Deployment;
 use crate::exit::Exit;
 use crate::observe::{event, log_writer};
-use crate::process::bundle::Role;
-use crate::process::control_socket::ToChild;
+use crate::process::control_socket::{Role, ToChild};
 use crate::process::hygiene::{self, Signals, drain_bytes, hear_hangup};
 use crate::process::listener::listen;
 use crate::process::private_dir::PrivateDir;
@@ -26,9 +26,12 @@ const HANGUP: Token = Token(2);
 const FIRST_CHILD: usize = 16;
 const WEB: usize = 0;
 
-/// Runs a web process and the executors of these groups (by index) until it is told to stop, or a child cannot be kept
-/// running.
-pub fn serve(deployment: &Deployment, groups: &[usize]) -> Result<Exit, String> {
+/// Runs a web process and the executors of these groups, or all, until it is told to stop, or a child cannot be kept
+/// running; inline it is one process.
+pub fn serve(deployment: &Deployment, groups: Option<&[String]>) -> Result<Exit, String> {
+    if deployment.is_inline() {
+        return serve_inline(deployment);
+    }
     let io = |error: std::io::Error| error.to_string();
     super::say_starting(deployment);
     // Before the secret exists, nobody may look into this process any more.
@@ -42,39 +45,37 @@ pub fn serve(deployment: &Deployment, groups: &[usize]) -> Result<Exit, String> 
     let private_dir = PrivateDir::make()?;
     // One secret for this run; children get what their role needs.
     let roots = deployment.root_secrets()?;
-    let platform = &deployment.config.runtime.platform;
+    let platform = deployment.platform();
     let reactor = Reactor::new(64)?;
     let mut fleet = Fleet::new(platform, reactor.registry().try_clone().map_err(io)?, FIRST_CHILD);
     let web = deployment.web_bundle(&roots, private_dir.path())?;
-    fleet.add(Role::Web, "web", web.encode(), Some(listener));
+    fleet.add(Role::Web, "web", &web, Some(listener));
     add_executors(&mut fleet, deployment, groups, &roots[0]);
     drop(roots);
     reactor.watch(&mut signals.stop, STOP)?;
     reactor.watch(&mut signals.child, CHILD)?;
     reactor.watch(&mut signals.hangup, HANGUP)?;
     let lifecycle = &platform.lifecycle;
-    let exit = Supervisor {
-        fleet,
-        phases: Phases::new(monotonic_millis() + lifecycle.ready_timeout_ms, lifecycle.patience_ms()),
-        address: address.to_string(),
-        notifier: Notifier::from_environment(),
-        web_name: String::new(),
-        replaced: BTreeMap::new(),
-        gave_up: None,
-        signals,
-    }
-    .run(reactor);
+    let phases = Phases::new(monotonic_millis() + lifecycle.ready_timeout_ms, lifecycle.patience_ms());
+    let (address, notifier) = (address.to_string(), Notifier::from_environment());
+    let (web_name, replaced, gave_up) = Default::default();
+    let supervisor = Supervisor { fleet, phases, address, notifier, web_name, replaced, gave_up, signals };
+    let exit = supervisor.run(reactor);
     event(log::Level::Info, "lifecycle.stopped").emit();
     exit
 }
 
-/// Adds the executors of these groups.
-pub(super) fn add_executors(fleet: &mut Fleet, deployment: &Deployment, groups: &[usize], root: &Secret) {
-    for index in groups {
-        let group = &deployment.config.runtime.platform.process_groups[*index];
-        for _ in 0..group.processes {
-            let bundle = deployment.executor_bundle(root, *index);
-            fleet.add(Role::Executor(*index), &group.name, bundle.encode(), None);
+/// Adds the executors of these groups, or all.
+pub(super) fn add_executors(
+    fleet: &mut Fleet,
+    deployment: &Deployment,
+    groups: Option<&[String]>,
+    root: &Secret,
+) {
+    for (index, group) in deployment.platform().process_groups.iter().enumerate() {
+        let is_wanted = groups.is_none_or(|names| names.contains(&group.name));
+        for _ in 0..if is_wanted { group.processes } else { 0 } {
+            fleet.add(Role::Executor, &group.name, &deployment.executor_bundle(root, index), None);
         }
     }
 }
@@ -135,25 +136,19 @@ impl Supervisor {
 
     /// What follows from where everything stands.
     fn look(&mut self, now_ms: u64) {
-        if self.fleet.not_ready().is_empty() {
-            self.on(Event::AllReady, now_ms);
-        }
-        if self.fleet.executors_stopped() {
-            self.on(Event::ExecutorsGone, now_ms);
-        }
-        if self.fleet.all_stopped() {
-            self.on(Event::WebGone, now_ms);
-        }
-        if self.phases.due_ms().is_some_and(|due_ms| due_ms <= now_ms) {
-            self.on(Event::Due, now_ms);
-        }
+        let facts = [
+            (self.fleet.not_ready().is_empty(), Event::AllReady),
+            (self.fleet.executors_stopped(), Event::ExecutorsGone),
+            (self.fleet.all_stopped(), Event::WebGone),
+            (self.phases.due_ms().is_some_and(|due_ms| due_ms <= now_ms), Event::Due),
+        ];
+        facts.iter().filter(|(is_so, _)| *is_so).for_each(|(_, event)| self.on(*event, now_ms));
     }
 
     fn on_fleet(&mut self, now_ms: u64) {
-        for happened in self.fleet.take_happened() {
+        for happened in std::mem::take(&mut self.fleet.happened) {
             match happened {
-                FleetEvent::Ready(WEB, said) => self.on_web(&said, now_ms),
-                FleetEvent::Ready(..) => {}
+                FleetEvent::WebReady(said) => self.on_web(&said, now_ms),
                 FleetEvent::Replaced(place, reason) => {
                     if place == WEB {
                         log::warn!(

@@ -5,23 +5,18 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
 
-use super::inline;
+use super::{Child, inline};
 use crate::config::secret::Secret;
 use crate::deployment::Deployment;
 use crate::exit::Exit;
 use crate::observe::event;
-use crate::process::bundle::Bundle;
-use crate::process::control_socket::ControlSocket;
 use crate::process::hygiene::{Signals, keep_secrets, raise_descriptor_limit, take_stdout};
 use crate::process::listener::listen;
 use crate::process::private_dir::PrivateDir;
 use crate::web::{Commander, WebProcess};
 
-pub(super) fn serve_web(
-    mut bundle: Bundle,
-    control: ControlSocket,
-    deployment: &Deployment,
-) -> Result<Exit, String> {
+pub(super) fn serve_web(child: Child) -> Result<Exit, String> {
+    let Child { mut bundle, control, deployment } = child;
     // The public listener came as standard output: nothing may write to it from now on.
     let listener = TcpListener::from(take_stdout().map_err(|error| error.to_string())?);
     // Behind the channel secrets of the groups: what is signed with at rest.
@@ -29,14 +24,15 @@ pub(super) fn serve_web(
     let envelopes = envelopes.iter().map(|secret| Secret::new(*secret.expose())).collect::<Result<_, _>>()?;
     let backend = deployment.open(envelopes, "")?;
     let commander = Commander::Supervisor(control);
-    let mut web = WebProcess::new(deployment, listener, &backend, commander, Path::new(&bundle.private_dir))?;
+    let mut web =
+        WebProcess::new(&deployment, listener, &backend, commander, Path::new(&bundle.private_dir))?;
     let (counters, bell) = (web.counters.clone(), web.reactor.bell());
     web.channel = Some(deployment.channel(bundle.secrets, &backend, counters, bell)?);
     web.run()
 }
 
 /// `serve` in one process: the same web and workers, no channel.
-pub fn serve_inline(deployment: &Deployment) -> Result<Exit, String> {
+pub(super) fn serve_inline(deployment: &Deployment) -> Result<Exit, String> {
     let exit = try_serve_inline(deployment);
     event(log::Level::Info, "lifecycle.stopped").emit();
     exit
@@ -51,7 +47,7 @@ fn try_serve_inline(deployment: &Deployment) -> Result<Exit, String> {
     let signals = Signals::take().map_err(io)?;
     let listener = listen(&deployment.config.web)?;
     let private_dir = PrivateDir::make()?;
-    let graceful = Duration::from_millis(deployment.config.runtime.platform.lifecycle.patience_ms());
+    let graceful = Duration::from_millis(deployment.platform().lifecycle.patience_ms());
     let backend = deployment.open(Vec::new(), "")?;
     let commander = Commander::signals(signals, graceful);
     let mut web = WebProcess::new(deployment, listener, &backend, commander, private_dir.path())?;

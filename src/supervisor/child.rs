@@ -1,6 +1,6 @@
 //! One child's process: how it is made, its ends of the control socket and of standard error, and its signals.
 
-use std::io::{ErrorKind, Read};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Result};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
@@ -10,27 +10,35 @@ use std::process::{Child, ChildStderr as Pipe, Command, ExitStatus, Stdio};
 use mio::unix::pipe::Receiver;
 use mio::{Interest, Registry, Token};
 use rustix::process::{Pid, Signal, kill_process};
+use zeroize::Zeroizing;
 
-use super::child_state::Work;
 use crate::observe::log_writer;
-use crate::process::bundle::Role;
-use crate::process::control_socket::{ControlSocket, ToChild, ToParent};
+use crate::process::control_socket::{ControlSocket, Role, ToChild, ToParent};
 
 /// A child that has closed its control socket has this long to end by itself.
 const GONE_MS: u64 = 200;
 
+/// What the configuration asks for: web, or one executor of a group.
+pub struct Place {
+    pub role: Role,
+    pub name: String,
+    pub bundle: Zeroizing<Vec<u8>>,
+    /// Web's.
+    pub listener: Option<TcpListener>,
+}
+
 /// See the module.
-pub(super) struct ChildProcess {
-    child: Child,
-    pub(super) control: ControlSocket,
-    pub(super) stderr: ChildStderr,
-    pub(super) since_ms: u64,
-    pub(super) heard_ms: u64,
-    pub(super) pinged_ms: u64,
+pub struct ChildProcess {
+    pub child: Child,
+    pub control: ControlSocket,
+    pub stderr: ChildStderr,
+    pub since_ms: u64,
+    pub heard_ms: u64,
+    pub pinged_ms: u64,
     /// `Some` once it has closed its control socket.
     gone_ms: Option<u64>,
-    /// What it has done so far.
-    pub(super) work: Work,
+    /// It has begun a job.
+    pub has_worked: bool,
     /// How it ended, once that was seen.
     ended: Option<ExitStatus>,
 }
@@ -40,33 +48,24 @@ const FOR_THE_SUPERVISOR: [&str; 6] =
     ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 
 impl ChildProcess {
-    /// Starts this binary again in another role. Standard input is its control socket; `listener` becomes web's
+    /// Starts this binary again in another role. Standard input is its control socket; the listener becomes web's
     /// standard output; standard error is a pipe to us, so that its last words are known when it crashes.
-    pub(super) fn spawn(
-        role: Role,
-        listener: Option<&TcpListener>,
-        registry: &Registry,
-        token: Token,
-        now_ms: u64,
-    ) -> std::io::Result<ChildProcess> {
+    pub fn spawn(place: &Place, registry: &Registry, token: Token, now_ms: u64) -> Result<ChildProcess> {
         let (ours, theirs) = StdStream::pair()?;
         ours.set_nonblocking(true)?;
-        let stdout = match listener {
-            Some(listener) => Stdio::from(OwnedFd::from(listener.try_clone()?)),
-            None => Stdio::null(),
-        };
+        let listener = place.listener.as_ref().map(TcpListener::try_clone).transpose()?;
+        let stdout = listener.map_or_else(Stdio::null, |listener| OwnedFd::from(listener).into());
         // A group of its own: a terminal's Ctrl-C reaches the supervisor alone, which then drains.
         let mut command = Command::new("/proc/self/exe");
         command.arg0(std::env::args_os().next().unwrap_or_else(|| "cofferdam".into()));
-        command.args([role.command(), "--supervised"]).process_group(0);
+        command.args([place.role.as_str(), "--supervised"]).process_group(0);
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(stdout).stderr(Stdio::piped());
-        for name in FOR_THE_SUPERVISOR {
-            command.env_remove(name);
-        }
+        FOR_THE_SUPERVISOR.iter().for_each(|name| _ = command.env_remove(name));
         let mut child = command.spawn()?;
         // `Command` keeps the child's end open until it is dropped; then the end of file can come.
         drop(command);
         let mut control = ControlSocket::new(mio::net::UnixStream::from_std(ours));
+        control.send_bytes(&place.bundle);
         let pipe = child.stderr.take().ok_or(ErrorKind::BrokenPipe.into());
         let watched = pipe.and_then(|pipe| {
             registry.register(&mut control.stream, token, Interest::READABLE | Interest::WRITABLE)?;
@@ -76,15 +75,11 @@ impl ChildProcess {
             let _ = child.kill().and_then(|()| child.wait());
         })?;
         let (since_ms, heard_ms, pinged_ms) = (now_ms, now_ms, now_ms);
-        let (work, gone_ms, ended) = Default::default();
-        Ok(ChildProcess { child, control, stderr, since_ms, heard_ms, pinged_ms, gone_ms, work, ended })
+        let (has_worked, gone_ms, ended) = Default::default();
+        Ok(ChildProcess { child, control, stderr, since_ms, heard_ms, pinged_ms, gone_ms, has_worked, ended })
     }
 
-    pub(super) fn id(&self) -> u32 {
-        self.child.id()
-    }
-
-    pub(super) fn ping(&mut self, heartbeat_ms: u64, now_ms: u64) {
+    pub fn ping(&mut self, heartbeat_ms: u64, now_ms: u64) {
         self.control.flush();
         self.stderr.pass_on();
         if self.gone_ms.is_some_and(|gone_ms| now_ms.saturating_sub(gone_ms) >= GONE_MS) {
@@ -98,7 +93,7 @@ impl ChildProcess {
 
     /// What it says. One that has closed its end of the socket is ending, and may still say why; one that says what
     /// makes no sense goes at once.
-    pub(super) fn hear(&mut self, now_ms: u64) -> Vec<ToParent> {
+    pub fn hear(&mut self, now_ms: u64) -> Vec<ToParent> {
         self.control.flush();
         self.stderr.pass_on();
         let said = self.control.read();
@@ -114,30 +109,30 @@ impl ChildProcess {
         messages
     }
 
-    pub(super) fn terminate(&self) {
+    pub fn terminate(&self) {
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
             let _ = kill_process(pid, Signal::TERM);
         }
     }
 
-    pub(super) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         let _ = self.child.kill();
     }
 
-    /// Waits for its end, which must be near, and passes on what it has written.
-    pub(super) fn reap(&mut self) {
-        let _ = self.child.wait();
+    /// Ends it at once, and passes on what it has written.
+    pub fn end(&mut self) {
+        let _ = self.child.kill().and_then(|()| self.child.wait().map(drop));
         self.stderr.pass_on();
     }
 
     /// `Some` once it has ended; whatever it said before is in its pipes by then.
-    pub(super) fn status(&mut self) -> Option<ExitStatus> {
+    pub fn status(&mut self) -> Option<ExitStatus> {
         self.ended = self.ended.or_else(|| self.child.try_wait().ok().flatten());
         self.ended
     }
 
     /// Its socket closes a moment before it can be waited for, and no other event need follow.
-    pub(super) fn is_due_at_once(&self) -> bool {
+    pub fn is_due_at_once(&self) -> bool {
         self.control.ended || self.stderr.more
     }
 }
@@ -150,8 +145,8 @@ const TURN_BYTES: usize = 256 << 10;
 const LAST_CHARS: usize = 400;
 
 /// What one child writes to its standard error: passed on line by line, the last one remembered.
-pub(super) struct ChildStderr {
-    pipe: Receiver,
+pub struct ChildStderr {
+    pipe: BufReader<Receiver>,
     line: Vec<u8>,
     last: Vec<u8>,
     /// More was there than one turn takes; no event need tell of it.
@@ -160,26 +155,27 @@ pub(super) struct ChildStderr {
 
 impl ChildStderr {
     /// Watches the pipe of a child.
-    fn new(pipe: Pipe, registry: &Registry, token: Token) -> std::io::Result<ChildStderr> {
+    fn new(pipe: Pipe, registry: &Registry, token: Token) -> Result<ChildStderr> {
         let mut pipe = Receiver::from(pipe);
         pipe.set_nonblocking(true)?;
         registry.register(&mut pipe, token, Interest::READABLE)?;
-        Ok(ChildStderr { pipe, line: Vec::new(), last: Vec::new(), more: false })
+        Ok(ChildStderr { pipe: BufReader::new(pipe), line: Vec::new(), last: Vec::new(), more: false })
     }
 
     /// Passes on what has come.
     fn pass_on(&mut self) {
-        let mut buffer = [0; 8_192];
         let mut taken = 0;
         self.more = false;
         while taken < TURN_BYTES {
-            match self.pipe.read(&mut buffer) {
+            let room = LINE_BYTES - self.line.len();
+            match (&mut self.pipe).take(room as u64).read_until(b'\n', &mut self.line) {
                 Ok(0) => return self.end_line(),
-                Ok(read) => {
+                Ok(read) if read == room || self.line.ends_with(b"\n") => {
                     taken += read;
-                    self.take(&buffer[..read]);
+                    self.end_line();
                 }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // The rest of the line is not there yet, or there is none.
+                Ok(_) => {}
                 Err(_) => return,
             }
         }
@@ -187,19 +183,10 @@ impl ChildStderr {
     }
 
     /// The last line that was not empty, for a message; what is not printable is replaced.
-    pub(super) fn last(&self) -> String {
+    pub fn last(&self) -> String {
         let text = String::from_utf8_lossy(&self.last);
         let printable = |c: char| if c.is_control() { ' ' } else { c };
         text.trim().chars().take(LAST_CHARS).map(printable).collect()
-    }
-
-    fn take(&mut self, bytes: &[u8]) {
-        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
-            self.line.extend_from_slice(part);
-            if part.ends_with(b"\n") || self.line.len() >= LINE_BYTES {
-                self.end_line();
-            }
-        }
     }
 
     fn end_line(&mut self) {

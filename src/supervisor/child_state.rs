@@ -18,8 +18,7 @@
 use std::collections::VecDeque;
 
 use crate::config::Restart;
-use crate::process::bundle::Role;
-use crate::process::control_socket::{Leaving, ToParent};
+use crate::process::control_socket::{Leaving, Role, ToParent};
 
 /// After SIGTERM, or after it was told to stop, a child has this long.
 const KILL_AFTER_MS: u64 = 1_000;
@@ -87,23 +86,19 @@ pub enum Action {
 /// Who may say what in which state. A child that says anything else is not what it was started as.
 pub fn may_say(role: Role, state: State, message: &ToParent) -> bool {
     use {State as S, ToParent as M};
+    let has_served = matches!(state, S::Serving { .. } | S::Stopping { .. } | S::Ending { .. });
     match (role, message) {
         // It may have been told to stop while it said so.
-        (Role::Web | Role::Executor(_), M::Ready(_)) => !matches!(state, S::Serving { .. }),
-        (Role::Web | Role::Executor(_), M::Pong) => true,
+        (Role::Web | Role::Executor, M::Ready(_)) => !matches!(state, S::Serving { .. }),
+        (Role::Web | Role::Executor, M::Pong) => true,
         // An executor's jobs are the broker's to name, and only web knows when a drain is over.
-        (Role::Web, M::CutOff(_) | M::Drained(_)) => {
-            matches!(state, S::Serving { .. } | S::Stopping { .. } | S::Ending { .. })
-        }
-        (Role::Executor(_), M::Leaving(_) | M::Worked) => {
-            matches!(state, S::Serving { .. } | S::Stopping { .. } | S::Ending { .. } | S::Aside)
-        }
-        (Role::Web, M::Leaving(_) | M::Worked) | (Role::Executor(_), M::CutOff(_) | M::Drained(_)) => false,
+        (Role::Web, M::CutOff(_) | M::Drained(_)) => has_served,
+        (Role::Executor, M::Leaving(_) | M::Worked) => has_served || state == S::Aside,
+        (Role::Web, M::Leaving(_) | M::Worked) | (Role::Executor, M::CutOff(_) | M::Drained(_)) => false,
     }
 }
 
 /// One child's state and history.
-#[derive(Debug)]
 pub struct Life {
     pub state: State,
     history: History,
@@ -134,80 +129,65 @@ impl Life {
     pub fn on(&mut self, event: Event, policy: &Restart, now_ms: u64) -> Action {
         use {Event as E, State as S};
         let kill_at_ms = now_ms + KILL_AFTER_MS;
-        let (state, action) = match (self.state, event) {
-            (S::Waiting { .. }, E::Due) => (S::Starting, Action::Spawn),
-            (S::Waiting { .. }, E::Stop) => (S::Gone, Action::None),
-            (S::Starting, E::Ready) => (S::Serving { since_ms: now_ms }, Action::None),
-            (S::Serving { .. }, E::Ended(how, reason)) => self.again(how, reason, policy, now_ms, now_ms),
-            // What has not served is not started again at once, whoever ended it.
-            (S::Waiting { .. } | S::Starting, E::Ended(how, reason)) => {
-                self.again(how, reason, policy, now_ms, now_ms + policy.backoff_ms)
-            }
-            (S::Ending { .. }, E::Ended(..)) => {
-                self.again(How::Failed(Work::None), "unresponsive", policy, now_ms, now_ms)
-            }
-            (S::Aside | S::Stopping { .. }, E::Ended(..)) => (S::Gone, Action::None),
-            (S::Starting | S::Serving { .. }, E::Silent) => (S::Ending { kill_at_ms }, Action::Terminate),
-            (S::Aside, E::Silent) => (S::Stopping { kill_at_ms }, Action::Terminate),
-            // One that served only for a moment would be followed by another of that kind: no faster than a backoff.
-            (S::Serving { since_ms }, E::Leaves(why)) if now_ms - since_ms >= SOON * policy.backoff_ms => {
-                (S::Waiting { start_at_ms: now_ms }, Action::SetAside(why))
-            }
-            (S::Starting | S::Serving { .. }, E::Leaves(why)) => {
-                (S::Waiting { start_at_ms: now_ms + policy.backoff_ms }, Action::SetAside(why))
-            }
-            (S::Starting | S::Serving { .. } | S::Aside, E::Stop) => {
-                (S::Stopping { kill_at_ms }, Action::SayStop)
-            }
-            (S::Ending { kill_at_ms }, E::Stop) => (S::Stopping { kill_at_ms }, Action::None),
-            (S::Ending { .. } | S::Stopping { .. }, E::Due) => (self.state, Action::Kill),
-            // What comes late, or twice, changes nothing.
-            (S::Waiting { .. }, E::Ready | E::Silent | E::Leaves(_))
-            | (S::Starting | S::Serving { .. }, E::Due)
-            | (S::Serving { .. }, E::Ready)
-            | (S::Ending { .. }, E::Ready | E::Silent | E::Leaves(_))
-            | (S::Aside, E::Due | E::Ready | E::Leaves(_))
-            | (S::Stopping { .. }, E::Ready | E::Silent | E::Leaves(_) | E::Stop)
-            | (S::Gone, E::Due | E::Ready | E::Ended(..) | E::Silent | E::Leaves(_) | E::Stop) => {
-                (self.state, Action::None)
-            }
+        // What comes late, or twice, changes nothing.
+        let same = (self.state, Action::None);
+        let (state, action) = match event {
+            E::Due => match self.state {
+                S::Waiting { .. } => (S::Starting, Action::Spawn),
+                S::Ending { .. } | S::Stopping { .. } => (self.state, Action::Kill),
+                S::Starting | S::Serving { .. } | S::Aside | S::Gone => same,
+            },
+            E::Ready if self.state == S::Starting => (S::Serving { since_ms: now_ms }, Action::None),
+            E::Ready => same,
+            E::Ended(how, reason) => match self.state {
+                S::Waiting { .. } | S::Starting | S::Serving { .. } => {
+                    self.again(how, reason, policy, now_ms)
+                }
+                S::Ending { .. } => self.again(How::Failed, "unresponsive", policy, now_ms),
+                S::Aside | S::Stopping { .. } | S::Gone => (S::Gone, Action::None),
+            },
+            E::Silent => match self.state {
+                S::Starting | S::Serving { .. } => (S::Ending { kill_at_ms }, Action::Terminate),
+                S::Aside => (S::Stopping { kill_at_ms }, Action::Terminate),
+                S::Waiting { .. } | S::Ending { .. } | S::Stopping { .. } | S::Gone => same,
+            },
+            E::Leaves(why) => match self.state {
+                // One that served only for a moment would be followed by another of that kind: no faster than a backoff.
+                S::Serving { since_ms } if now_ms - since_ms >= SOON * policy.backoff_ms => {
+                    (S::Waiting { start_at_ms: now_ms }, Action::SetAside(why))
+                }
+                S::Starting | S::Serving { .. } => {
+                    (S::Waiting { start_at_ms: now_ms + policy.backoff_ms }, Action::SetAside(why))
+                }
+                S::Waiting { .. } | S::Ending { .. } | S::Aside | S::Stopping { .. } | S::Gone => same,
+            },
+            E::Stop => match self.state {
+                S::Waiting { .. } => (S::Gone, Action::None),
+                S::Starting | S::Serving { .. } | S::Aside => (S::Stopping { kill_at_ms }, Action::SayStop),
+                S::Ending { kill_at_ms } => (S::Stopping { kill_at_ms }, Action::None),
+                S::Stopping { .. } | S::Gone => same,
+            },
         };
         self.state = state;
         action
     }
 
-    fn again(
-        &mut self,
-        how: How,
-        reason: &'static str,
-        policy: &Restart,
-        now_ms: u64,
-        not_before_ms: u64,
-    ) -> (State, Action) {
-        match self.history.ended(how, policy, now_ms) {
-            Some(at_ms) => {
-                (State::Waiting { start_at_ms: at_ms.max(not_before_ms) }, Action::Replaced(reason))
-            }
+    fn again(&mut self, how: How, reason: &'static str, policy: &Restart, now_ms: u64) -> (State, Action) {
+        // What has not served is not started again at once, whoever ended it.
+        let has_served = !matches!(self.state, State::Waiting { .. } | State::Starting);
+        let not_before_ms = if has_served { now_ms } else { now_ms + policy.backoff_ms };
+        match self.history.ended(how, policy, now_ms).map(|at_ms| at_ms.max(not_before_ms)) {
+            Some(start_at_ms) => (State::Waiting { start_at_ms }, Action::Replaced(reason)),
             None => (State::Gone, Action::GiveUp),
         }
     }
 }
 
 /// One child's history.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct History {
-    /// Its own ends, in ms, and whether it had worked before.
-    failures: VecDeque<(u64, Work)>,
-}
-
-/// What a child had done when it ended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Work {
-    /// It had begun a job: the end may be the job's fault.
-    Begun,
-    /// Nothing: it would end again.
-    #[default]
-    None,
+    /// Its own ends, in ms, and whether they were its own fault.
+    failures: VecDeque<(u64, bool)>,
 }
 
 /// How a child ended.
@@ -215,23 +195,25 @@ pub enum Work {
 pub enum How {
     /// Somebody killed it (SIGKILL): that says nothing about the child.
     Killed,
-    /// By itself, or since it did not answer.
-    Failed(Work),
+    /// By itself, or since it did not answer, and it had begun a job: that may be the job's fault.
+    FailedAtWork,
+    /// The same without a job: it would end again.
+    Failed,
 }
 
 impl History {
-    /// It ended: when it is started again, in ms; `None`: never, and everything stops. Being ready once proves nothing: only the ends within a window count, each of them delays the next start,
-    /// and too many that no job can have caused are the end.
-    #[must_use]
+    /// It ended: when it is started again, in ms; `None`: never, and everything stops. Being ready once proves nothing: only
+    /// the ends within a window count, each of them delays the next start, and too many that no job can have caused are
+    /// the end.
     pub fn ended(&mut self, how: How, policy: &Restart, now_ms: u64) -> Option<u64> {
-        let work = match how {
+        match how {
             _ if policy.policy == "never" => return None,
             How::Killed => return Some(now_ms),
-            How::Failed(work) => work,
-        };
+            How::FailedAtWork | How::Failed => {}
+        }
         self.failures.retain(|(at_ms, _)| at_ms + policy.window_ms >= now_ms);
-        self.failures.push_back((now_ms, work));
-        let own = self.failures.iter().filter(|(_, work)| *work == Work::None).count();
+        self.failures.push_back((now_ms, how == How::Failed));
+        let own = self.failures.iter().filter(|(_, is_own)| *is_own).count();
         if own > policy.max_restarts {
             return None;
         }
@@ -245,11 +227,15 @@ mod tests {
     use super::*;
 
     const READY: Event = Event::Ready;
-    const CRASHED: Event = Event::Ended(How::Failed(Work::None), "crashed");
+    const CRASHED: Event = Event::Ended(How::Failed, "crashed");
+
+    fn short(name: &str) -> Restart {
+        Restart { policy: name.into(), max_restarts: 1, window_ms: 9, backoff_ms: 5 }
+    }
 
     /// A child after these events, one a ms, and what the last of them asks for.
     fn after(events: &[Event]) -> (State, Action) {
-        let policy = Restart { policy: "on_failure".into(), max_restarts: 1, window_ms: 9, backoff_ms: 5 };
+        let policy = short("on_failure");
         let mut life = Life::new();
         let actions: Vec<Action> =
             (0..).zip(events).map(|(now_ms, event)| life.on(*event, &policy, now_ms)).collect();
@@ -295,7 +281,7 @@ mod tests {
 
     #[test]
     fn a_child_that_leaves_is_followed_at_once_if_it_has_served_for_a_while() {
-        let policy = Restart { policy: "on_failure".into(), max_restarts: 1, window_ms: 9, backoff_ms: 5 };
+        let policy = short("on_failure");
         for (after_ms, start_at_ms) in [(49, 54), (50, 50)] {
             let mut life = Life::new();
             let _ = life.on(Event::Due, &policy, 0);
@@ -308,7 +294,7 @@ mod tests {
 
     #[test]
     fn a_policy_of_never_gives_up_at_the_first_end() {
-        let policy = Restart { policy: "never".into(), max_restarts: 1, window_ms: 9, backoff_ms: 5 };
+        let policy = short("never");
         let mut life = Life::new();
         for event in [Event::Due, READY] {
             let _ = life.on(event, &policy, 0);
@@ -318,7 +304,7 @@ mod tests {
 
     #[test]
     fn a_child_that_was_set_aside_is_never_replaced() {
-        let policy = Restart { policy: "on_failure".into(), max_restarts: 1, window_ms: 9, backoff_ms: 5 };
+        let policy = short("on_failure");
         for (event, state, action) in [
             (CRASHED, State::Gone, Action::None),
             (Event::Silent, State::Stopping { kill_at_ms: 1_000 }, Action::Terminate),
@@ -356,7 +342,7 @@ mod tests {
 
     #[test]
     fn each_role_says_what_is_its_own_to_say_and_when() {
-        let (web, executor) = (Role::Web, Role::Executor(0));
+        let (web, executor) = (Role::Web, Role::Executor);
         let (starting, serving) = (State::Starting, State::Serving { since_ms: 0 });
         for (message, of_web, of_executor) in [
             (ToParent::Ready(String::new()), [true, false], [true, false]),
@@ -379,7 +365,7 @@ mod tests {
     fn ends_of_its_own_back_off_and_then_stop_everything_ready_or_not() {
         let mut history = History::default();
         let on_failure = policy("on_failure");
-        let failed = How::Failed(Work::None);
+        let failed = How::Failed;
         for (now_ms, verdict) in
             [(0, Some(100)), (100, Some(300)), (300, Some(700)), (700, None), (5_000, Some(5_100))]
         {
@@ -393,9 +379,9 @@ mod tests {
     fn ends_that_a_job_may_have_caused_back_off_and_never_stop_everything() {
         let (mut history, on_failure) = (History::default(), policy("on_failure"));
         let verdicts: Vec<Option<u64>> =
-            (0..6).map(|at| history.ended(How::Failed(Work::Begun), &on_failure, at)).collect();
+            (0..6).map(|at| history.ended(How::FailedAtWork, &on_failure, at)).collect();
         assert_eq!(verdicts[0], Some(100));
         assert_eq!(verdicts[5], Some(5 + 1_000), "no longer than the window");
-        assert_eq!(history.ended(How::Failed(Work::None), &on_failure, 6), Some(6 + 1_000));
+        assert_eq!(history.ended(How::Failed, &on_failure, 6), Some(6 + 1_000));
     }
 }

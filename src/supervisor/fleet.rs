@@ -9,25 +9,22 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
 use mio::{Registry, Token};
-use zeroize::Zeroizing;
 
-use super::child::ChildProcess;
-use super::child_state::{Action, Event, How, Life, State, Work, may_say};
-use crate::config::{Lifecycle, Platform};
+use super::child::{ChildProcess, Place};
+use super::child_state::{Action, Event, How, Life, State, may_say};
+use crate::config::Platform;
 use crate::job::JobId;
 use crate::observe::event;
-use crate::process::bundle::Role;
-use crate::process::control_socket::{Leaving, ToChild, ToParent};
+use crate::process::control_socket::{Bundle, Leaving, Role, ToChild, ToParent};
 
 /// Processes of one place that finish their jobs while their successor serves. At the bound the successor stays until
 /// one of them has ended, so that short limits and long jobs cannot fill the host with processes.
 const MOST_LEAVING: usize = 2;
 
 /// What the owner of a fleet should know.
-#[derive(Debug, PartialEq, Eq)]
 pub enum FleetEvent {
-    /// A child of this place serves; web says where the channel listens.
-    Ready(usize, String),
+    /// Web serves, and says where the channel listens.
+    WebReady(String),
     /// A child has ended, or leaves, and is replaced for this reason.
     Replaced(usize, &'static str),
     /// A child cannot be kept running: stop everything, and say why.
@@ -36,13 +33,6 @@ pub enum FleetEvent {
     CutOff(Vec<JobId>),
     /// Web's drain is over; so many jobs were cut off.
     Drained(u64),
-}
-
-struct Place {
-    role: Role,
-    name: String,
-    bundle: Zeroizing<Vec<u8>>,
-    listener: Option<TcpListener>,
 }
 
 struct Child {
@@ -62,8 +52,7 @@ struct Child {
 pub struct Fleet {
     places: Vec<Place>,
     children: Vec<Child>,
-    lifecycle: Lifecycle,
-    heartbeat_ms: u64,
+    platform: Platform,
     registry: Registry,
     /// Each process has a token of its own, which is never used again.
     next_token: usize,
@@ -71,42 +60,27 @@ pub struct Fleet {
     looked_ms: u64,
     /// Where the broker listens, while it does.
     channel: Option<ToChild>,
-    happened: Vec<FleetEvent>,
+    /// What its owner has not been told yet.
+    pub happened: Vec<FleetEvent>,
 }
 
 impl Fleet {
     /// Empty; its children's sockets are registered there, with tokens from `next_token` on.
     pub fn new(platform: &Platform, registry: Registry, next_token: usize) -> Fleet {
-        let (places, children, happened, channel) = Default::default();
-        let (lifecycle, heartbeat_ms) = (platform.lifecycle.clone(), platform.execution_ipc.heartbeat_ms);
-        let looked_ms = 0;
-        Fleet {
-            places,
-            children,
-            lifecycle,
-            heartbeat_ms,
-            registry,
-            next_token,
-            looked_ms,
-            channel,
-            happened,
-        }
+        let (places, children, looked_ms, channel, happened) = Default::default();
+        let platform = platform.clone();
+        Fleet { places, children, platform, registry, next_token, looked_ms, channel, happened }
     }
 
     /// Adds a place, whose child is started with the next tick.
-    pub fn add(&mut self, role: Role, name: &str, bundle: Zeroizing<Vec<u8>>, listener: Option<TcpListener>) {
-        self.places.push(Place { role, name: name.into(), bundle, listener });
+    pub fn add(&mut self, role: Role, name: &str, bundle: &Bundle, listener: Option<TcpListener>) {
+        self.places.push(Place { role, name: name.into(), bundle: bundle.encode(), listener });
         self.add_child(self.places.len() - 1, Life::new());
     }
 
     fn add_child(&mut self, place: usize, life: Life) {
         let (process, wants, last) = Default::default();
         self.children.push(Child { place, token: 0, life, process, wants, last });
-    }
-
-    /// What has happened since the last call.
-    pub fn take_happened(&mut self) -> Vec<FleetEvent> {
-        std::mem::take(&mut self.happened)
     }
 
     /// Its group's name, or `web`.
@@ -143,11 +117,9 @@ impl Fleet {
 
     /// Tells something to the child of a place that does not leave.
     pub fn send(&mut self, place: usize, message: &ToChild) {
-        let of_place = self.children.iter_mut().filter(|child| child.place == place);
-        let mut staying = of_place.filter(|child| child.life.state != State::Aside);
-        if let Some(process) = staying.next_back().and_then(|child| child.process.as_mut()) {
-            process.control.send(message);
-        }
+        let is_staying = |child: &&mut Child| child.place == place && child.life.state != State::Aside;
+        let staying = self.children.iter_mut().rfind(is_staying);
+        staying.and_then(|child| child.process.as_mut()).iter_mut().for_each(|it| it.control.send(message));
     }
 
     /// Starts who is due, pings, and ends who is silent.
@@ -156,7 +128,7 @@ impl Fleet {
         // It looks at least at every heartbeat. One that was stopped itself has heard nobody meanwhile, and that
         // says nothing about them.
         let looked_ms = std::mem::replace(&mut self.looked_ms, now_ms);
-        if now_ms.saturating_sub(looked_ms) > 2 * self.heartbeat_ms {
+        if now_ms.saturating_sub(looked_ms) > 2 * self.platform.execution_ipc.heartbeat_ms {
             self.children.iter_mut().filter_map(|child| child.process.as_mut()).for_each(|process| {
                 (process.since_ms, process.heard_ms) = (now_ms, now_ms);
             });
@@ -194,11 +166,10 @@ impl Fleet {
             }
             match message {
                 ToParent::Pong => {}
-                ToParent::Worked => process.iter_mut().for_each(|process| process.work = Work::Begun),
+                ToParent::Worked => process.iter_mut().for_each(|process| process.has_worked = true),
                 ToParent::Ready(said) => {
-                    if life.state == State::Starting {
-                        self.happened.push(FleetEvent::Ready(*place, said));
-                    }
+                    let is_new = life.state == State::Starting && *role == Role::Web;
+                    self.happened.extend(is_new.then_some(FleetEvent::WebReady(said)));
                     self.on(index, Event::Ready, now_ms);
                 }
                 ToParent::CutOff(jobs) => {
@@ -231,25 +202,19 @@ impl Fleet {
         let Child { place, life, process, wants, last, .. } = &mut self.children[index];
         *wants = None;
         let process = process.take();
-        let work = process.as_ref().map_or(Work::None, |process| process.work);
+        let has_worked = process.as_ref().is_some_and(|process| process.has_worked);
+        let failed = if has_worked { How::FailedAtWork } else { How::Failed };
         let words = process.map(|process| process.stderr.last()).unwrap_or_default();
         let (how, reason, said) = match &end {
             Ok(status) if status.signal() == Some(9) => (How::Killed, "killed", said(*status)),
-            Ok(status) if status.signal().is_some() => (How::Failed(work), "killed", said(*status)),
-            Ok(status) => (How::Failed(work), "crashed", said(*status)),
+            Ok(status) if status.signal().is_some() => (failed, "killed", said(*status)),
+            Ok(status) => (failed, "crashed", said(*status)),
             // The host has no process to give: that says nothing about the child, and is tried again.
             Err(error) => (How::Killed, "crashed", format!("cannot be started: {error}")),
         };
         // One that was told to stop ends by itself, or else something ended it.
-        let as_told = match life.state {
-            State::Stopping { .. } => reason != "killed",
-            State::Aside => end.is_ok_and(|status| status.success()),
-            State::Waiting { .. }
-            | State::Starting
-            | State::Serving { .. }
-            | State::Ending { .. }
-            | State::Gone => false,
-        };
+        let was_told = matches!(life.state, State::Stopping { .. }) && reason != "killed";
+        let as_told = was_told || life.state == State::Aside && end.is_ok_and(|status| status.success());
         let Place { name, role, .. } = &self.places[*place];
         if !as_told {
             let crashed = event(log::Level::Warn, "lifecycle.crashed").field("process_group", name);
@@ -272,20 +237,12 @@ impl Fleet {
         }
     }
 
-    /// Ends everything at once.
-    pub fn kill_all(&mut self) {
-        for mut process in self.children.iter_mut().filter_map(|child| child.process.take()) {
-            process.kill();
-            process.reap();
-        }
-    }
-
     /// When [`Fleet::tick`] has something to do, in ms from now.
     pub fn next_due_ms(&self, now_ms: u64) -> u64 {
         let due = |child: &Child| {
             let process = child.process.as_ref();
             let at_once = process.filter(|process| process.is_due_at_once()).map(|_| now_ms);
-            let ping_ms = process.map(|process| process.pinged_ms + self.heartbeat_ms);
+            let ping_ms = process.map(|process| process.pinged_ms + self.platform.execution_ipc.heartbeat_ms);
             [at_once, ping_ms, child.life.due_ms()].into_iter().flatten().min()
         };
         self.children.iter().filter_map(due).min().unwrap_or(u64::MAX).saturating_sub(now_ms)
@@ -306,18 +263,18 @@ impl Fleet {
     /// Asks the table, and does what it says.
     fn on(&mut self, index: usize, event: Event, now_ms: u64) {
         let child = &mut self.children[index];
-        let action = child.life.on(event, &self.lifecycle.restart, now_ms);
+        let (place, action) = (child.place, child.life.on(event, &self.platform.lifecycle.restart, now_ms));
         match (action, &mut child.process) {
             (Action::Spawn, _) => self.spawn(index, now_ms),
             (Action::SayStop, Some(process)) => process.control.send(&ToChild::Stop),
             (Action::Terminate, Some(process)) => process.terminate(),
             (Action::Kill, Some(process)) => process.kill(),
-            (Action::Replaced(reason), _) => self.replaced(index, reason),
+            (Action::Replaced(reason), _) => self.replaced(place, reason),
             (Action::SetAside(why), process) => {
                 process.iter_mut().for_each(|process| process.control.send(&ToChild::Leave));
-                let (place, successor) = (child.place, child.life.part());
+                let successor = child.life.part();
                 self.add_child(place, successor);
-                self.replaced(index, why.as_str());
+                self.replaced(place, why.as_str());
             }
             (Action::GiveUp, _) => self.happened.push(FleetEvent::GaveUp(std::mem::take(&mut child.last))),
             (Action::None, _) | (Action::SayStop | Action::Terminate | Action::Kill, None) => {}
@@ -326,23 +283,21 @@ impl Fleet {
 
     fn spawn(&mut self, index: usize, now_ms: u64) {
         let child = &mut self.children[index];
-        let Place { role, name, bundle, listener } = &self.places[child.place];
+        let place = &self.places[child.place];
         child.token = self.next_token;
         self.next_token += 1;
-        match ChildProcess::spawn(*role, listener.as_ref(), &self.registry, Token(child.token), now_ms) {
+        match ChildProcess::spawn(place, &self.registry, Token(child.token), now_ms) {
             Ok(mut process) => {
-                process.control.send_bytes(bundle);
-                let told = self.channel.iter().filter(|_| *role != Role::Web);
+                let told = self.channel.iter().filter(|_| place.role != Role::Web);
                 told.for_each(|channel| process.control.send(channel));
-                log::debug!("{name} is started as process {}", process.id());
+                log::debug!("{} is started as process {}", place.name, process.child.id());
                 child.process = Some(process);
             }
             Err(error) => self.ended(index, Err(error), now_ms),
         }
     }
 
-    fn replaced(&mut self, index: usize, reason: &'static str) {
-        let place = self.children[index].place;
+    fn replaced(&mut self, place: usize, reason: &'static str) {
         let restarted = event(log::Level::Info, "lifecycle.restarted");
         restarted.field("process_group", self.name(place)).field("reason", reason).emit();
         self.happened.push(FleetEvent::Replaced(place, reason));
@@ -351,16 +306,17 @@ impl Fleet {
     /// Pings, passes on what it writes, and says what its time brings: it is due, late or silent.
     fn watch(&mut self, index: usize, now_ms: u64) -> Option<Event> {
         let Child { place, life, process, .. } = &mut self.children[index];
-        process.iter_mut().for_each(|process| process.ping(self.heartbeat_ms, now_ms));
+        let (heartbeat_ms, lifecycle) = (self.platform.execution_ipc.heartbeat_ms, &self.platform.lifecycle);
+        process.iter_mut().for_each(|process| process.ping(heartbeat_ms, now_ms));
         if let Some(due_ms) = life.due_ms() {
             return (due_ms <= now_ms).then_some(Event::Due);
         }
         let process = process.as_ref()?;
         // Before it serves it answers nothing: an embedder's own start may take its time.
         let (since_ms, most_ms, what) = if life.state == State::Starting {
-            (process.since_ms, self.lifecycle.ready_timeout_ms, "was not ready in time")
+            (process.since_ms, lifecycle.ready_timeout_ms, "was not ready in time")
         } else {
-            (process.heard_ms, 3 * self.heartbeat_ms + self.heartbeat_ms / 2, "does not answer")
+            (process.heard_ms, 3 * heartbeat_ms + heartbeat_ms / 2, "does not answer")
         };
         (now_ms.saturating_sub(since_ms) > most_ms).then(|| {
             log::warn!("{} {what}: it is ended", self.places[*place].name);
@@ -371,7 +327,7 @@ impl Fleet {
 
 impl Drop for Fleet {
     fn drop(&mut self) {
-        self.kill_all();
+        self.children.iter_mut().filter_map(|child| child.process.as_mut()).for_each(ChildProcess::end);
     }
 }
 

@@ -90,7 +90,6 @@ pub enum Action {
 }
 
 /// The phase, and how it will end.
-#[derive(Debug)]
 pub struct Phases {
     pub phase: Phase,
     /// How long jobs may take to finish once told to stop.
@@ -117,63 +116,54 @@ impl Phases {
     /// The table.
     pub fn on(&mut self, event: Event, now_ms: u64) -> Action {
         use {Event as E, Phase as P};
+        // What comes late, or too soon, changes nothing.
+        let same = (self.phase, Action::None);
         let over = |exit| (P::Over(exit), Action::None);
-        let (phase, action) = match (self.phase, event) {
-            (P::Starting { .. }, E::AllReady) => (P::Serving, Action::SayReady),
-            (P::Starting { .. }, E::Due) => (P::Over(Exit::NotReady), Action::SayLate),
-            // Web may have accepted jobs before the last executor served.
-            (P::Starting { .. } | P::Serving, E::Signal) => {
-                let until_ms = now_ms + self.patience_ms + SLACK_MS;
-                (P::Draining { until_ms }, Action::Drain(self.patience_ms))
-            }
-            (P::Draining { .. }, E::Signal) => (P::Forced { until_ms: now_ms + FORCED_MS }, Action::Force),
-            (P::Draining { .. } | P::Forced { .. }, E::Drained(cut_off)) => {
-                if cut_off > 0 {
-                    self.exit = Exit::CutOff;
+        let (phase, action) = match event {
+            E::AllReady if matches!(self.phase, P::Starting { .. }) => (P::Serving, Action::SayReady),
+            E::Signal => match self.phase {
+                // Web may have accepted jobs before the last executor served.
+                P::Starting { .. } | P::Serving => {
+                    let until_ms = now_ms + self.patience_ms + SLACK_MS;
+                    (P::Draining { until_ms }, Action::Drain(self.patience_ms))
                 }
-                (P::Executors, Action::StopExecutors)
+                P::Draining { .. } => (P::Forced { until_ms: now_ms + FORCED_MS }, Action::Force),
+                P::Forced { .. } => (P::Over(Exit::CutOff), Action::SayCutOff),
+                // The jobs are done, or named: only processes are left to be ended.
+                P::Executors | P::Web => over(self.exit),
+                P::Over(_) => same,
+            },
+            E::Drained(cut_off) => match self.phase {
+                P::Draining { .. } | P::Forced { .. } => {
+                    self.exit = if cut_off > 0 { Exit::CutOff } else { self.exit };
+                    (P::Executors, Action::StopExecutors)
+                }
+                P::Starting { .. } | P::Serving | P::Executors | P::Web | P::Over(_) => same,
+            },
+            E::WebLost | E::CutOff => {
+                let cuts_off = match self.phase {
+                    P::Draining { .. } | P::Forced { .. } => true,
+                    P::Executors | P::Web => event == E::CutOff,
+                    P::Starting { .. } | P::Serving | P::Over(_) => false,
+                };
+                self.exit = if cuts_off { Exit::CutOff } else { self.exit };
+                same
             }
-            (P::Draining { .. } | P::Forced { .. }, E::WebLost)
-            | (P::Draining { .. } | P::Forced { .. } | P::Executors | P::Web, E::CutOff) => {
-                self.exit = Exit::CutOff;
-                (self.phase, Action::None)
+            E::ExecutorsGone if self.phase == P::Executors => (P::Web, Action::StopWeb),
+            E::WebGone if self.phase == P::Web => over(self.exit),
+            E::AllReady | E::ExecutorsGone | E::WebGone => same,
+            E::Due => match self.phase {
+                P::Starting { .. } => (P::Over(Exit::NotReady), Action::SayLate),
+                P::Draining { .. } | P::Forced { .. } => (P::Over(Exit::CutOff), Action::SayCutOff),
+                P::Serving | P::Executors | P::Web | P::Over(_) => same,
+            },
+            E::GaveUp => {
+                if matches!(self.phase, P::Over(_)) {
+                    same
+                } else {
+                    over(Exit::Failed)
+                }
             }
-            (P::Draining { .. } | P::Forced { .. }, E::Due) => (P::Over(Exit::CutOff), Action::SayCutOff),
-            (P::Forced { .. }, E::Signal) => (P::Over(Exit::CutOff), Action::SayCutOff),
-            // The jobs are done, or named: only processes are left to be ended.
-            (P::Executors | P::Web, E::Signal) => over(self.exit),
-            (P::Executors, E::ExecutorsGone) => (P::Web, Action::StopWeb),
-            (P::Web, E::WebGone) => over(self.exit),
-            (
-                P::Starting { .. }
-                | P::Serving
-                | P::Draining { .. }
-                | P::Forced { .. }
-                | P::Executors
-                | P::Web,
-                E::GaveUp,
-            ) => over(Exit::Failed),
-            // What comes late, or too soon, changes nothing.
-            (
-                P::Starting { .. } | P::Serving,
-                E::Drained(_) | E::WebLost | E::CutOff | E::ExecutorsGone | E::WebGone,
-            )
-            | (P::Serving, E::AllReady | E::Due)
-            | (P::Draining { .. } | P::Forced { .. }, E::AllReady | E::ExecutorsGone | E::WebGone)
-            | (P::Executors, E::AllReady | E::Drained(_) | E::WebLost | E::WebGone | E::Due)
-            | (P::Web, E::AllReady | E::Drained(_) | E::WebLost | E::ExecutorsGone | E::Due)
-            | (
-                P::Over(_),
-                E::AllReady
-                | E::Signal
-                | E::Drained(_)
-                | E::WebLost
-                | E::CutOff
-                | E::ExecutorsGone
-                | E::WebGone
-                | E::Due
-                | E::GaveUp,
-            ) => (self.phase, Action::None),
         };
         self.phase = phase;
         action

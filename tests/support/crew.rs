@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use cofferdam::bell::Bell;
-use cofferdam::clock::Clock;
+use cofferdam::clock::{Clock, Timestamp};
 use cofferdam::execution::{Engine, Handlers, Health, Helm, Outfit, start};
 use cofferdam::ports::{Consumer, Rules};
 use cofferdam::process::reactor::Reactor;
@@ -56,7 +56,6 @@ struct Shared {
 
 struct TestHelm<C> {
     consumer: C,
-    clock: Clock,
     reactor: Reactor,
     shared: Arc<Shared>,
 }
@@ -75,7 +74,7 @@ impl Crew {
         let (drains, ends) = Default::default();
         let shared = Arc::new(Shared { drains, ends, seen: Mutex::new(seen) });
         let consumer = consumer(bell.clone());
-        let helm = TestHelm { consumer, clock: clock.clone(), reactor, shared: shared.clone() };
+        let helm = TestHelm { consumer, reactor, shared: shared.clone() };
         let outfit = Outfit { workers, handlers, rules, clock: clock.clone(), bell: bell.clone() };
         Crew { ended: start(outfit, helm).expect("threads"), bell, shared }
     }
@@ -117,8 +116,7 @@ impl Drop for Crew {
 impl<C: Consumer + 'static> Helm for TestHelm<C> {
     type End = Ended;
 
-    fn turn(&mut self, engine: &mut Engine) -> ControlFlow<Ended, Duration> {
-        let now = self.clock.now();
+    fn turn(&mut self, engine: &mut Engine, now: Timestamp) -> ControlFlow<Ended, Duration> {
         if self.shared.ends.load(Ordering::SeqCst) {
             return ControlFlow::Break(Ended::Told);
         }

@@ -21,7 +21,7 @@ use cofferdam::config::secret::Secret;
 use cofferdam::config::{Source, load};
 use cofferdam::deployment::{Deployment, own_options};
 use cofferdam::execution::builtin;
-use cofferdam::process::bundle::Bundle;
+use cofferdam::process::control_socket::Bundle;
 use cofferdam::process::control_socket::{ToChild, ToParent, decode, encode, split};
 use cofferdam::process::private_dir::PrivateDir;
 use serde_json::Value;

@@ -42,7 +42,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "broker_end", run: ends::broker_end, valid: ends::to_broker_scripts },
     Target { name: "executor_end", run: ends::executor_end, valid: ends::to_executor_scripts },
     Target { name: "control", run: control::control, valid: control::messages },
-    Target { name: "bundle", run: cofferdam::process::bundle::fuzz_bundle, valid: control::bundles },
+    Target { name: "bundle", run: cofferdam::process::control_socket::fuzz_bundle, valid: control::bundles },
     Target { name: "config", run: config::config, valid: config::configs },
     Target { name: "secret", run: config::secret, valid: config::secrets },
     Target { name: "lines", run: web::lines, valid: web::line_inputs },
