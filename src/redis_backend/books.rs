@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::bell::Bell;
 use crate::clock::Timestamp;
-use crate::job::{JobSpec, Outcome};
+use crate::job::{JobId, JobSpec, Outcome};
 use crate::observe::{event, job_event};
 use crate::ports::{Commit, LeaseId, OfLease, Step};
 
@@ -49,10 +49,10 @@ pub(super) struct Books {
     /// Leases at once.
     pub(super) room: usize,
     pub(super) held: BTreeMap<LeaseId, Held>,
-    /// What it said and was not judged yet.
-    pub(super) owed: usize,
-    /// The call under way may bring it leases.
-    pub(super) may_get: bool,
+    /// It said something that goes with the next call.
+    pub(super) says: bool,
+    /// The call under way says something of it, or may bring it leases.
+    pub(super) waits: bool,
     pub(super) out: Step,
     /// The next call renews its leases.
     pub(super) renews: bool,
@@ -73,11 +73,20 @@ pub(super) struct Held {
     pub(super) at: usize,
 }
 
+impl Held {
+    pub(super) fn named(&self, consumer: u64, lease: LeaseId, is_lost: bool) -> Named {
+        Named { consumer, lease, own: self.own.clone(), is_lost }
+    }
+
+    /// The job that runs, if any.
+    pub(super) fn running(&self) -> Option<JobId> {
+        self.jobs.get(self.at).map(|job| job.id)
+    }
+}
+
 impl Told {
-    pub(super) fn log(&self, held: bool) {
-        if !held {
-            return;
-        }
+    /// It held.
+    pub(super) fn log(&self) {
         if !matches!(self.commit.outcome, Outcome::Retry(_) | Outcome::Crashed(_)) {
             self.spec.iter().for_each(|spec| log_job("reply.published", spec));
         }
@@ -93,8 +102,8 @@ impl Books {
             bell,
             room: 0,
             held: BTreeMap::new(),
-            owed: 0,
-            may_get: false,
+            says: false,
+            waits: false,
             out: Step::default(),
             renews: false,
             renewed_at: now,
@@ -103,7 +112,7 @@ impl Books {
     }
 
     pub(super) fn told(&mut self, consumer: u64, commit: Commit) -> Told {
-        self.owed += 1;
+        self.says = true;
         let (lease, job) = (commit.lease, commit.job);
         let goes_on = matches!(commit.outcome, Outcome::Succeeded(..) | Outcome::Failed(_));
         let (state, own) = Default::default();
@@ -122,20 +131,14 @@ impl Books {
         told
     }
 
-    /// True if its executor should look.
-    pub(super) fn judged(&mut self, told: &Told, held: bool) -> bool {
-        self.owed = self.owed.saturating_sub(1);
-        let (lease, job) = (told.commit.lease, told.commit.job);
-        if !held {
-            self.held.remove(&lease);
-            self.out.fenced.push(OfLease { lease, job });
-        }
-        !held || self.owed == 0
+    pub(super) fn is_fenced(&mut self, Commit { lease, job, .. }: &Commit) {
+        self.held.remove(lease);
+        self.out.fenced.push(OfLease { lease: *lease, job: *job });
     }
 
     /// Everything that it said is judged, and no lease is on its way.
     pub(super) fn is_settled(&self) -> bool {
-        self.owed == 0 && !self.may_get && self.out.leases.is_empty()
+        !self.says && !self.waits && self.out.leases.is_empty()
     }
 
     /// It could not be renewed.
@@ -159,7 +162,7 @@ impl Books {
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.held.is_empty() && self.owed == 0
+        self.held.is_empty() && !self.says && !self.waits
     }
 }
 

@@ -26,7 +26,6 @@ use crate::problem::{Cause, Code, JobError};
 pub(super) struct Call {
     arguments: Arguments,
     pub(super) commits: Vec<Told>,
-    pub(super) released: Vec<Named>,
     pub(super) submissions: Vec<(Vec<NewJob>, Then)>,
     /// What was sealed, by its index in ARGV: the server speaks of it by that.
     outcomes: HashMap<usize, Arc<Finished>>,
@@ -72,8 +71,7 @@ impl Call {
             arguments.what["facts"] =
                 json!(["host", server.host, "pid", pid, "waiters", callers, "ex", executors]);
         }
-        let Draft { commits, releases: released, submissions, .. } = draft;
-        Call { arguments, commits, released, submissions, outcomes }
+        Call { arguments, commits: draft.commits, submissions: draft.submissions, outcomes }
     }
 
     /// Says it. The second value has one answer a job.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use serde_json::{Value as Json, json};
@@ -65,11 +66,16 @@ type Figures =
 
 impl Producer for RedisBroker {
     fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Submitted>, BackendError> {
-        self.submit_and_wait(jobs)
+        let (then, answer) = sync_channel(1);
+        self.submit_later(jobs, Box::new(move |answers| drop(then.send(answers))));
+        if !lock(&self.0.state).is_seated {
+            self.0.turn();
+        }
+        answer.recv().map_err(|_| BackendError("redis: nobody takes the turns any more".into()))?
     }
 
     fn submit_later(&self, jobs: Vec<NewJob>, then: Then) {
-        self.0.submit(jobs, then);
+        self.0.change(|state| state.submit(jobs, then));
     }
 
     fn record(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError> {

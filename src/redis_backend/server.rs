@@ -203,7 +203,7 @@ impl Server {
         };
         let mut out = json!({
             "id": job.id.to_string(), "h": *job.handler, "lane": lane, "ow": *job.owner,
-            "in": job.instance.to_string(), "aw": u8::from(job.awaited && job.idempotency.is_none()),
+            "in": job.instance.to_string(), "aw": if job.awaited && job.idempotency.is_none() { "1" } else { "0" },
             "tr": job.trace.id_text(), "nb": micros(job.delay), "pb": job.payload.bytes.len(),
             "env": arguments.add(self.signer.seal_job(&spec, &job.payload)),
             "pl": arguments.add(job.payload.bytes.to_vec()), "x": arguments.add(self.signer.sign_loss(job.id)),
