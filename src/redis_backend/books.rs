@@ -24,8 +24,6 @@ pub(super) struct Told {
     pub(super) consumer: u64,
     pub(super) commit: Commit,
     pub(super) spec: Option<Arc<JobSpec>>,
-    /// The lane's map.
-    pub(super) state: String,
     /// The job of an unordered lease, or nothing.
     pub(super) own: String,
     /// It starts with this outcome.
@@ -64,8 +62,6 @@ pub(super) struct Books {
 /// A live lease.
 pub(super) struct Held {
     pub(super) handler: Arc<str>,
-    /// The lane's map.
-    pub(super) state: String,
     /// The job of an unordered lease, or nothing.
     pub(super) own: String,
     pub(super) jobs: Vec<Arc<JobSpec>>,
@@ -115,12 +111,10 @@ impl Books {
         self.says = true;
         let (lease, job) = (commit.lease, commit.job);
         let goes_on = matches!(commit.outcome, Outcome::Succeeded(..) | Outcome::Failed(_));
-        let (state, own) = Default::default();
-        let mut told = Told { consumer, commit, spec: None, state, own, next: None };
+        let mut told = Told { consumer, commit, spec: None, own: String::new(), next: None };
         if let Some(held) = self.held.get_mut(&lease) {
             let at = held.jobs.iter().position(|spec| spec.id == job).unwrap_or(held.jobs.len());
             told.spec = held.jobs.get(at).cloned();
-            told.state.clone_from(&held.state);
             told.own.clone_from(&held.own);
             told.next = held.jobs.get(at + 1).filter(|_| goes_on).cloned();
             held.at = at + 1;

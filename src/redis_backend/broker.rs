@@ -81,7 +81,7 @@ impl RedisBroker {
     /// An executor of this group; `bell` rings when a step would bring something.
     #[must_use]
     pub fn consumer(&self, group: usize, bell: Bell) -> RedisConsumer {
-        let workers = self.0.server.workers[group];
+        let workers = self.0.server.settings.workers[group];
         let now = self.0.server.now();
         let number = self.0.change(|state| state.connect(group, workers, bell, now));
         RedisConsumer { shared: self.0.clone(), number }
@@ -137,7 +137,7 @@ impl Shared {
         } else {
             let is_over = self.change(|state| {
                 unanswered.append(&mut state.next.submissions);
-                state.is_away(&error, self.server.visibility, self.server.now())
+                state.is_away(&error, self.server.settings.rules.visibility, self.server.now())
             });
             turner.in_doubt = Some(call).filter(|_| !is_over);
         }
@@ -182,7 +182,7 @@ impl Consumer for RedisConsumer {
     }
 
     fn extend(&mut self) {
-        let (now, visibility) = (self.shared.server.now(), self.shared.server.visibility);
+        let (now, visibility) = (self.shared.server.now(), self.shared.server.settings.rules.visibility);
         self.shared.change(|state| state.extend(self.number, now, visibility));
     }
 

@@ -165,9 +165,10 @@ impl Sealing<'_> {
             ];
             let failed =
                 refusals.map(|(code, text)| self.seal(id, JobStatus::Failed, Err(JobError::new(code, text))));
+            let state = state_map(&spec.handler, spec.ordering_key.as_deref());
             let context = context_map(&spec.owner, &spec.trace);
             out["no"] = failed.to_vec().into();
-            out["st"] = self.server.changes(&told.state, &effects.state, &mut self.arguments);
+            out["st"] = self.server.changes(&state, &effects.state, &mut self.arguments);
             out["cx"] = self.server.changes(&context, &effects.context, &mut self.arguments);
             out["ctx"] = context.into();
             let follow_ups = effects.follow_ups.iter().map(|job| {
@@ -241,14 +242,16 @@ impl Server {
             leased.push(LeasedJob { spec: Arc::new(spec), payload, delivery, fence, context });
         }
         let Some(first) = leased.first() else { return Ok(()) };
-        let map = state_map(&handler, first.spec.ordering_key.as_deref());
         let state = match kind.as_str() {
             "none" => StateAt::Stateless,
             "known" => StateAt::Known(Version(version)),
-            _ => StateAt::Whole(Version(version), self.entries(&map, state)),
+            _ => {
+                let map = state_map(&handler, first.spec.ordering_key.as_deref());
+                StateAt::Whole(Version(version), self.entries(&map, state))
+            }
         };
         let jobs = leased.iter().map(|job| job.spec.clone()).collect();
-        let held = Held { handler: handler.clone(), state: map, own, jobs, at: 0 };
+        let held = Held { handler: handler.clone(), own, jobs, at: 0 };
         answer.leases.push((consumer, Lease { id, handler, state, jobs: leased }, held));
         Ok(())
     }

@@ -77,12 +77,12 @@ impl Signer {
         self.keys.iter().map(check).collect()
     }
 
-    fn sign(&self, key: fn(&Keys) -> &MacKey, parts: &[&[u8]]) -> [u8; MAC_BYTES] {
-        key(&self.keys[0]).sign(parts)
+    fn sign(&self, key: fn(&Keys) -> &MacKey, about: &[&[u8]], body: &[u8]) -> [u8; MAC_BYTES] {
+        key(&self.keys[0]).sign(&[&self.before(about, body), body])
     }
 
     fn seal(&self, key: fn(&Keys) -> &MacKey, about: &[&[u8]], mut body: Vec<u8>) -> Vec<u8> {
-        let mac = self.sign(key, &[&self.before(about, &body), &body]);
+        let mac = self.sign(key, about, &body);
         body.extend_from_slice(&mac);
         body
     }
@@ -158,8 +158,7 @@ impl Signer {
     #[must_use]
     pub fn sign_loss(&self, id: JobId) -> Vec<u8> {
         let about: [&[u8]; 2] = [&id.0, JobStatus::Dead.as_str().as_bytes()];
-        let body = lost_body();
-        self.sign(|keys| &keys.outcome, &[&self.before(&about, &body), &body]).to_vec()
+        self.sign(|keys| &keys.outcome, &about, &lost_body()).to_vec()
     }
 
     /// What a job of this status came to.

@@ -63,10 +63,10 @@ impl Listener {
             Some(inbox) => inboxes.contains(&inbox),
             None => !is_new,
         });
-        let wakes = (0..server.groups.len()).map(|group| (format!("wake:{group}"), None));
+        let wakes = (0..server.settings.groups.len()).map(|group| (format!("wake:{group}"), None));
         let inboxes = inboxes.iter().map(|inbox| (format!("inbox:{}", inbox.0), Some(*inbox)));
         for (name, inbox) in wakes.chain(inboxes) {
-            let key = format!("{}{name}", server.prefix);
+            let key = format!("{}{name}", server.settings.prefix);
             if !self.streams.iter().any(|stream| stream.key == key) {
                 self.streams.push(Stream { key, inbox, at: "0-0".into() });
             }

@@ -162,13 +162,13 @@ impl Producer for RedisBroker {
             sum_micros: count(&format!("{name}:{handler}:sum")),
         };
         let size = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
-        let handlers = server.handlers.iter().map(|spec| {
+        let handlers = server.settings.handlers.iter().map(|spec| {
             let name = &*spec.name;
             let queued = size(count(&format!("queued:{name}")));
             let running = size(count(&format!("running:{name}")));
             HandlerStats {
                 handler: spec.name.clone(),
-                group: server.groups[spec.group].clone(),
+                group: server.settings.groups[spec.group].clone(),
                 paused: paused.split(' ').any(|paused| paused == name),
                 queued,
                 running,
@@ -182,7 +182,8 @@ impl Producer for RedisBroker {
                 queue_wait_seconds: histogram("wait", name),
             }
         });
-        let (mut consumers, mut busy) = (vec![0; server.groups.len()], vec![0; server.groups.len()]);
+        let (mut consumers, mut busy) =
+            (vec![0; server.settings.groups.len()], vec![0; server.settings.groups.len()]);
         // What this process has told of itself may be a second old, or is still to be told.
         let (callers, executors) = lock(&self.0.state).facts();
         let mut webs = vec![(server.host.clone(), Some(std::process::id()), callers, executors)];
@@ -200,9 +201,9 @@ impl Producer for RedisBroker {
                 else {
                     continue;
                 };
-                let Some(name) = server.groups.get(group).cloned() else { continue };
+                let Some(name) = server.settings.groups.get(group).cloned() else { continue };
                 consumers[group] += 1;
-                busy[group] += size(leases).min(server.workers[group]);
+                busy[group] += size(leases).min(server.settings.workers[group]);
                 let (role, host) = ("executor", host.clone());
                 processes.push(ProcessStats { role, group: Some(name), host, pid: None, busy: leases });
             }
@@ -220,7 +221,7 @@ impl Producer for RedisBroker {
             leases_lost: count("expired"),
             reconnects: server.link.generation.load(std::sync::atomic::Ordering::Relaxed),
             forged: count("forged"),
-            records: records,
+            records,
             leases,
         })
     }

@@ -56,17 +56,12 @@ pub struct Settings {
 
 /// See the module.
 pub(super) struct Server {
+    pub(super) settings: Settings,
     pub(super) link: Link,
     /// The process's name in the deployment.
     pub(super) node: String,
     pub(super) host: String,
-    pub(super) prefix: String,
     pub(super) signer: Signer,
-    pub(super) handlers: Vec<HandlerSpec>,
-    pub(super) groups: Vec<Arc<str>>,
-    pub(super) visibility: Duration,
-    pub(super) workers: Vec<usize>,
-    clock: Clock,
     /// What the functions are told with each call.
     config: String,
     /// Their source, and its digest.
@@ -101,30 +96,25 @@ pub(super) type Row = (String, Vec<u8>, String, u64, Option<u64>, Option<u64>, V
 impl Server {
     pub(super) fn new(settings: Settings, envelopes: &[&Secret]) -> Result<Server, String> {
         Ok(Server {
-            config: config(&settings).to_string(),
             link: Link::new(&settings.redis)?,
             node: hex(&Entropy::system().bytes::<8>()),
             host: std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
             signer: Signer::new(envelopes, &settings.prefix),
-            prefix: settings.prefix,
-            workers: settings.workers,
-            visibility: settings.rules.visibility,
-            handlers: settings.handlers,
-            groups: settings.groups,
-            clock: settings.clock,
+            config: config(&settings).to_string(),
             library: library(),
             is_ours: AtomicBool::new(false),
+            settings,
         })
     }
 
     pub(super) fn now(&self) -> Timestamp {
-        self.clock.now()
+        self.settings.clock.now()
     }
 
     /// Says nothing to a server whose jobs are signed with another secret: they would be taken for forged, and ours by others.
     fn recognise(&self) -> Result<(), BackendError> {
         if !self.is_ours.load(Relaxed) {
-            if !self.link.agrees(&self.prefix, &self.signer.checks())? {
+            if !self.link.agrees(&self.settings.prefix, &self.signer.checks())? {
                 return Err(BackendError("redis: its jobs are signed with another secret than ours".into()));
             }
             self.is_ours.store(true, Relaxed);
@@ -156,11 +146,11 @@ impl Server {
         arguments: &mut Arguments,
         connection: &mut Connection,
     ) -> Result<Value, RedisError> {
-        if let Clock::Manual(_) = &self.clock {
+        if let Clock::Manual(_) = &self.settings.clock {
             arguments.what["now"] = self.now().0.into();
         }
         let mut call = redis::cmd("FCALL");
-        call.arg(name).arg(1).arg(&self.prefix).arg(&self.config).arg(arguments.what.to_string());
+        call.arg(name).arg(1).arg(&self.settings.prefix).arg(&self.config).arg(arguments.what.to_string());
         call.arg(&arguments.bytes);
         match call.query(connection) {
             // It is new here, or was flushed.
@@ -178,7 +168,7 @@ impl Server {
     }
 
     pub(super) fn spec(&self, name: &str) -> Option<&HandlerSpec> {
-        self.handlers.iter().find(|spec| *spec.name == *name)
+        self.settings.handlers.iter().find(|spec| *spec.name == *name)
     }
 
     /// A job as the scripts take it.

@@ -447,7 +447,7 @@ mod tests {
         let handler: Arc<str> = "echo".into();
         let id = LeaseId(1);
         let lease = Lease { id, handler: handler.clone(), state: StateAt::Stateless, jobs: Vec::new() };
-        let held = Held { handler, state: String::new(), own: String::new(), jobs: Vec::new(), at: 0 };
+        let held = Held { handler, own: String::new(), jobs: Vec::new(), at: 0 };
         let answer = Answer { leases: vec![(executor, lease, held)], ..Answer::default() };
         state.answered(&[], answer, now);
         assert!(!state.is_settled(executor), "it has not been given it");
