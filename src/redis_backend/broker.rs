@@ -26,21 +26,9 @@ pub(super) struct Shared {
     pub(super) state: Mutex<State>,
     /// Rings when there is something to say.
     pub(super) filled: Condvar,
-    turner: Mutex<Turner>,
+    /// Held by who takes a turn; with a call whose answer was lost: it may have been heard.
+    turn: Mutex<(Entropy, Option<Call>)>,
     listener: Mutex<Listener>,
-}
-
-/// Takes the turns, one at a time.
-struct Turner {
-    entropy: Entropy,
-    /// A call whose answer was lost: it may have been heard.
-    in_doubt: Option<Call>,
-}
-
-impl Default for Turner {
-    fn default() -> Turner {
-        Turner { entropy: Entropy::system(), in_doubt: None }
-    }
 }
 
 impl RedisBroker {
@@ -53,7 +41,7 @@ impl RedisBroker {
             server: Server::new(settings, envelopes)?,
             state: Mutex::default(),
             filled: Condvar::new(),
-            turner: Mutex::default(),
+            turn: Mutex::new((Entropy::system(), None)),
             listener: Mutex::default(),
         })))
     }
@@ -89,10 +77,8 @@ impl RedisBroker {
 }
 
 impl Shared {
-    /// Takes in what other processes say within so long; true if there was something.
-    ///
-    /// # Errors
-    /// The server cannot be reached: what is said meanwhile goes unheard, and is looked for where it is kept.
+    /// Takes in what other processes say within so long; true if there was something. What is said while the server cannot
+    /// be reached goes unheard, and is looked for where it is kept.
     pub(super) fn hear(&self, wait: Duration) -> Result<bool, BackendError> {
         let inboxes = lock(&self.state).inboxes();
         let heard = lock(&self.listener).hear(&self.server, &inboxes, wait)?;
@@ -117,10 +103,10 @@ impl Shared {
 
     /// Says what there is to say, and what was in doubt before that.
     pub(super) fn turn(&self) {
-        let turner = &mut *lock(&self.turner);
-        let mut call = turner.in_doubt.take().unwrap_or_else(|| {
+        let (entropy, in_doubt) = &mut *lock(&self.turn);
+        let mut call = in_doubt.take().unwrap_or_else(|| {
             let draft = lock(&self.state).compose(self.server.now());
-            Call::new(draft, &self.server, &mut turner.entropy)
+            Call::new(draft, &self.server, entropy)
         });
         let error = match call.say(&self.server) {
             Ok((answer, submitted)) => {
@@ -133,13 +119,13 @@ impl Shared {
         let mut unanswered = call.take_submissions();
         if is_full(&error) && !unanswered.is_empty() {
             // It was refused as a whole; the rest of it needs no memory.
-            turner.in_doubt = Some(call);
+            *in_doubt = Some(call);
         } else {
             let is_over = self.change(|state| {
                 unanswered.append(&mut state.next.submissions);
                 state.is_away(&error, self.server.settings.rules.visibility, self.server.now())
             });
-            turner.in_doubt = Some(call).filter(|_| !is_over);
+            *in_doubt = Some(call).filter(|_| !is_over);
         }
         unanswered.into_iter().for_each(|(_, then)| then(Err(error.clone())));
     }

@@ -8,8 +8,7 @@ use serde_json::{Map, Value as Json, json};
 
 use super::books::{Exec, Held, Named, Told};
 use super::envelope::{Forged, hex};
-use super::kv::Sealed;
-use super::server::{Arguments, Server};
+use super::server::{Arguments, Sealed, Server};
 use super::turn::{Answer, Draft};
 use crate::entropy::Entropy;
 use crate::job::{
@@ -74,10 +73,7 @@ impl Call {
         Call { arguments, commits: draft.commits, submissions: draft.submissions, outcomes }
     }
 
-    /// Says it. The second value has one answer a job.
-    ///
-    /// # Errors
-    /// The server cannot be reached, or refuses: nothing is known of what it did.
+    /// Says it. The second value has one answer a job. After an error nothing is known of what the server did.
     pub(super) fn say(&mut self, server: &Server) -> Result<(Answer, Vec<String>), BackendError> {
         let function = if self.submissions.is_empty() { "turn" } else { "submit" };
         let (results, submitted, leases, over, revoked, ends, notices, idle, due, opened): Said =

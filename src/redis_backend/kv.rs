@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value as Json, json};
 
 use super::broker::RedisBroker;
-use super::server::{Arguments, Server, or_false};
+use super::server::{Arguments, Sealed, Server, or_false};
 use crate::clock::micros;
 use crate::job::{Change, Entries};
 use crate::ports::{BackendError, KeyValue};
@@ -35,9 +35,6 @@ impl KeyValue for RedisBroker {
         self.0.server.ask("delete", json!({ "map": map }))
     }
 }
-
-/// Keys and values as they stand in a map.
-pub(super) type Sealed = Vec<(Vec<u8>, Vec<u8>)>;
 
 impl Server {
     /// Changes of a map as the functions read them, the values signed.

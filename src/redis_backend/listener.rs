@@ -42,9 +42,6 @@ pub(super) struct Heard {
 
 impl Listener {
     /// Takes in what is said within so long to these inboxes, or to all; `None` if it was nothing.
-    ///
-    /// # Errors
-    /// The server cannot be reached.
     pub(super) fn hear(
         &mut self,
         server: &Server,

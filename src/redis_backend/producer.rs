@@ -48,17 +48,6 @@ impl Server {
 /// Records that are read together: each comes with its result, which its signature covers.
 const RECORDS_AT_ONCE: usize = 4;
 
-/// For a list that shows no results.
-fn without_result(finished: Arc<Finished>) -> Arc<Finished> {
-    match &finished.result {
-        Ok(payload) => {
-            let payload = Payload { media_type: payload.media_type.clone(), bytes: Arc::from([]) };
-            Arc::new(Finished { status: finished.status, result: Ok(payload) })
-        }
-        Err(_) => finished,
-    }
-}
-
 /// Counts by name; how long each handler's oldest lane is ready, us; node, host, pid, callers and executors of each
 /// process; records; leases.
 type Figures =
@@ -143,8 +132,11 @@ impl Producer for RedisBroker {
         let mut out = Vec::with_capacity(ids.len());
         for some in ids.chunks(RECORDS_AT_ONCE) {
             for mut record in self.0.server.records(viewer, some, None)? {
-                if filter.bare {
-                    record.finished = record.finished.map(without_result);
+                if filter.bare
+                    && let Some(Finished { status, result: Ok(payload) }) = record.finished.as_deref()
+                {
+                    let result = Payload { media_type: payload.media_type.clone(), bytes: Arc::from([]) };
+                    record.finished = Some(Arc::new(Finished { status: *status, result: Ok(result) }));
                 }
                 out.push(record);
             }

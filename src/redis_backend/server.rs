@@ -16,7 +16,7 @@ use crate::config::secret::Secret;
 use crate::config::{Redis, Retain};
 use crate::entropy::Entropy;
 use crate::handler::{HandlerSpec, OnDead, Ordering};
-use crate::job::{JobId, JobRecord, JobSpec, JobStatus, WaitingFor};
+use crate::job::{JobId, JobRecord, JobSpec, JobStatus, WaitingFor, state_map};
 use crate::limits::{
     CONTEXT_BYTES, ENDS_AN_ENTRY, FRAME_OVERHEAD_BYTES, INBOX_ENDS, INBOX_RESULT_BYTES, LANE_AFFINITY,
     PROCESS_LIVES, QUEUED_BYTES, RUN_JOBS,
@@ -89,6 +89,9 @@ impl Arguments {
 pub(super) fn or_false<T: Into<Json>>(value: Option<T>) -> Json {
     value.map_or(false.into(), Into::into)
 }
+
+/// Keys and values as they stand in a map.
+pub(super) type Sealed = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// A finished record, or one under way, as the functions give it.
 pub(super) type Row = (String, Vec<u8>, String, u64, Option<u64>, Option<u64>, Vec<u8>, (String, String));
@@ -184,12 +187,10 @@ impl Server {
             timeout: job.timeout.or(options.map(|options| options.timeout)).unwrap_or_default(),
             one_line: job.one_line,
         };
-        let lane = match options {
-            Some(options) if options.ordering != Ordering::None => {
-                let key = job.ordering_key.as_deref().unwrap_or_default();
-                format!("{}:{}", job.handler, hex(&Sha256::digest(key)))
-            }
-            Some(_) | None => String::new(),
+        // As its state is named.
+        let lane = match options.is_some_and(|options| options.ordering != Ordering::None) {
+            true => state_map(&job.handler, job.ordering_key.as_deref()).split_off("state:".len()),
+            false => String::new(),
         };
         let mut out = json!({
             "id": job.id.to_string(), "h": *job.handler, "lane": lane, "ow": *job.owner,
