@@ -92,19 +92,8 @@ impl Told {
 
 impl Books {
     pub(super) fn new(group: usize, workers: usize, bell: Bell, now: Timestamp) -> Books {
-        Books {
-            group,
-            workers,
-            bell,
-            room: 0,
-            held: BTreeMap::new(),
-            says: false,
-            waits: false,
-            out: Step::default(),
-            renews: false,
-            renewed_at: now,
-            is_lost: false,
-        }
+        let (room, held, says, waits, out, renews, is_lost) = Default::default();
+        Books { group, workers, bell, room, held, says, waits, out, renews, renewed_at: now, is_lost }
     }
 
     pub(super) fn told(&mut self, consumer: u64, commit: Commit) -> Told {

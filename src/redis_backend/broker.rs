@@ -82,11 +82,7 @@ impl Shared {
     pub(super) fn hear(&self, wait: Duration) -> Result<bool, BackendError> {
         let inboxes = lock(&self.state).inboxes();
         let heard = lock(&self.listener).hear(&self.server, &inboxes, wait)?;
-        let is_heard = heard.is_some();
-        if let Some(heard) = heard {
-            self.change(|state| state.heard(heard));
-        }
-        Ok(is_heard)
+        Ok(heard.map(|heard| self.change(|state| state.heard(heard))).is_some())
     }
 
     /// Changes the books; wakes whoever should say something, or look.

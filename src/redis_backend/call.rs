@@ -61,7 +61,7 @@ impl Call {
             "node": server.node, "call": call, "here": draft.here, "closed": draft.closed, "left": draft.left,
             "commits": commits, "releases": all(&draft.releases, named), "forged": forged,
             "renew": all(&draft.renewals, named), "jobs": jobs, "idle": draft.idle,
-            "execs": all(&draft.execs, |exec| server.exec(exec)), "look": draft.looks, "sweep": draft.sweeps,
+            "execs": all(&draft.execs, exec), "look": draft.looks, "sweep": draft.sweeps,
         });
         if let Some((callers, executors)) = draft.facts {
             // Names and values by turns, as they are kept.
@@ -208,15 +208,12 @@ fn named(Named { consumer, lease, own, is_lost }: &Named) -> Json {
     json!({ "i": consumer, "n": lease.0, "o": own, "lost": is_lost })
 }
 
-impl Server {
-    fn exec(&self, Exec { consumer, group, room, used }: &Exec) -> Json {
-        let is_limited = |handler: &str| self.spec(handler).is_some_and(|spec| spec.options.concurrency > 0);
-        let used = used.iter().filter(|(handler, _)| is_limited(handler));
-        let used: Map<String, Json> =
-            used.map(|(handler, used)| (handler.to_string(), (*used).into())).collect();
-        json!({ "i": consumer, "g": group, "room": room, "used": used })
-    }
+fn exec(Exec { consumer, group, room, used }: &Exec) -> Json {
+    let used = used.iter().map(|(handler, used)| (handler.to_string(), (*used).into()));
+    json!({ "i": consumer, "g": group, "room": room, "used": used.collect::<Map<String, Json>>() })
+}
 
+impl Server {
     /// A lease that was given, or the first job of it that nobody signed.
     fn lease(&self, row: LeaseRow, answer: &mut Answer) -> Result<(), BackendError> {
         let (lease, consumer, handler, kind, version, state, jobs, lane) = row;

@@ -39,12 +39,12 @@ impl KeyValue for RedisBroker {
 impl Server {
     /// Changes of a map as the functions read them, the values signed.
     pub(super) fn changes(&self, map: &str, changes: &[Change], arguments: &mut Arguments) -> Json {
-        let mut change = |change: &Change| {
-            let sealed = change.value.as_ref().map(|value| self.signer.seal_entry(map, &change.key, value));
-            let key = arguments.add(change.key.as_bytes().to_vec());
+        let changes = changes.iter().map(|Change { key, value }| {
+            let sealed = value.as_ref().map(|value| self.signer.seal_entry(map, key, value));
+            let key = arguments.add(key.as_bytes().to_vec());
             [key, sealed.map_or(0, |sealed| arguments.add(sealed))]
-        };
-        json!(changes.iter().map(&mut change).collect::<Vec<_>>())
+        });
+        json!(changes.collect::<Vec<_>>())
     }
 
     /// A map's entries. One that is not signed is left out: nobody of this deployment wrote it.

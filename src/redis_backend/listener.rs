@@ -87,8 +87,7 @@ impl Listener {
         Ok(Some(heard).filter(|heard| heard.lost || heard.looks || !heard.ends.is_empty()))
     }
 
-    /// Waits for what follows: lengths of inboxes, and entries. What was read before is removed from inboxes, in the same
-    /// round trip.
+    /// Waits for what follows. What was read before is removed from inboxes, in the same round trip.
     fn read(&self, wait: Duration, connection: &mut Connection) -> Result<Read, BackendError> {
         let mut pipe = redis::pipe();
         for stream in self.streams.iter().filter(|stream| stream.inbox.is_some()) {

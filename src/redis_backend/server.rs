@@ -170,13 +170,10 @@ impl Server {
         self.call(name, &mut Arguments { what, ..Arguments::default() })
     }
 
-    pub(super) fn spec(&self, name: &str) -> Option<&HandlerSpec> {
-        self.settings.handlers.iter().find(|spec| *spec.name == *name)
-    }
-
     /// A job as the scripts take it.
     pub(super) fn job_json(&self, job: &NewJob, arguments: &mut Arguments) -> Json {
-        let options = self.spec(&job.handler).map(|spec| &spec.options);
+        let spec = self.settings.handlers.iter().find(|spec| spec.name == job.handler);
+        let options = spec.map(|spec| &spec.options);
         let spec = JobSpec {
             id: job.id,
             owner: job.owner.clone(),
@@ -238,8 +235,7 @@ impl Server {
     }
 }
 
-/// The functions as they stand, but for the check that a negative control has switched off, and the digest by which
-/// another version knows that they are not its own.
+/// The functions as they stand, but for the check that a negative control has switched off, and their digest.
 fn library() -> (String, String) {
     const ENDS: &str = "    finish(c.id, job, c.s, c.r, c.n, delivery)\n";
     let parts = [

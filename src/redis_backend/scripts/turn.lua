@@ -12,8 +12,7 @@
 -- "renew"    list of {i, n, o}
 -- "left"     processes whose places were taken: their leases are over
 -- "jobs"     jobs to accept, as "accept" takes them; after one that found the queue full none is
--- "execs"    list of {i: its number, g: group, room: leases that it may get, used: its leases by handler, where
---            that counts}
+-- "execs"    list of {i: its number, g: group, room: leases that it may get, used: its leases by handler}
 -- "idle"     groups of which executors of this process had room after the last call
 -- "facts"    what the process says of itself, once a second: names and values
 -- "look"     looks at what time has made ready; "sweep" ends what time has ended, which is done often enough anyhow
