@@ -15,9 +15,9 @@ use crate::bell::lock;
 use crate::config::Redis;
 use crate::ports::{BackendError, Fitness};
 
-/// Between two tries of a server that is away: doubling, from the first of these to the second.
+/// Between two tries of a server that is away: doubling, from the first to the second.
 pub(super) const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
-/// Connections that are kept while nobody needs them: the loop's thread, and routes that render.
+/// Connections that are kept while nobody needs them.
 const IDLE: usize = 4;
 
 /// A client with a few idle connections.
