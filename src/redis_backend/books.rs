@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::bell::Bell;
 use crate::clock::Timestamp;
-use crate::job::{JobSpec, Outcome};
+use crate::job::{JobId, JobSpec, Outcome};
 use crate::observe::{event, job_event};
 use crate::ports::{Commit, LeaseId, OfLease, Step};
 
@@ -24,8 +24,6 @@ pub(super) struct Told {
     pub(super) consumer: u64,
     pub(super) commit: Commit,
     pub(super) spec: Option<Arc<JobSpec>>,
-    /// The lane's map.
-    pub(super) state: String,
     /// The job of an unordered lease, or nothing.
     pub(super) own: String,
     /// It starts with this outcome.
@@ -49,10 +47,10 @@ pub(super) struct Books {
     /// Leases at once.
     pub(super) room: usize,
     pub(super) held: BTreeMap<LeaseId, Held>,
-    /// What it said and was not judged yet.
-    pub(super) owed: usize,
-    /// The call under way may bring it leases.
-    pub(super) may_get: bool,
+    /// It said something that goes with the next call.
+    pub(super) says: bool,
+    /// The call under way says something of it, or may bring it leases.
+    pub(super) waits: bool,
     pub(super) out: Step,
     /// The next call renews its leases.
     pub(super) renews: bool,
@@ -64,8 +62,6 @@ pub(super) struct Books {
 /// A live lease.
 pub(super) struct Held {
     pub(super) handler: Arc<str>,
-    /// The lane's map.
-    pub(super) state: String,
     /// The job of an unordered lease, or nothing.
     pub(super) own: String,
     pub(super) jobs: Vec<Arc<JobSpec>>,
@@ -73,11 +69,20 @@ pub(super) struct Held {
     pub(super) at: usize,
 }
 
+impl Held {
+    pub(super) fn named(&self, consumer: u64, lease: LeaseId, is_lost: bool) -> Named {
+        Named { consumer, lease, own: self.own.clone(), is_lost }
+    }
+
+    /// The job that runs, if any.
+    pub(super) fn running(&self) -> Option<JobId> {
+        self.jobs.get(self.at).map(|job| job.id)
+    }
+}
+
 impl Told {
-    pub(super) fn log(&self, held: bool) {
-        if !held {
-            return;
-        }
+    /// It held.
+    pub(super) fn log(&self) {
         if !matches!(self.commit.outcome, Outcome::Retry(..) | Outcome::Crashed(_)) {
             self.spec.iter().for_each(|spec| log_job("reply.published", spec));
         }
@@ -87,31 +92,18 @@ impl Told {
 
 impl Books {
     pub(super) fn new(group: usize, workers: usize, bell: Bell, now: Timestamp) -> Books {
-        Books {
-            group,
-            workers,
-            bell,
-            room: 0,
-            held: BTreeMap::new(),
-            owed: 0,
-            may_get: false,
-            out: Step::default(),
-            renews: false,
-            renewed_at: now,
-            is_lost: false,
-        }
+        let (room, held, says, waits, out, renews, is_lost) = Default::default();
+        Books { group, workers, bell, room, held, says, waits, out, renews, renewed_at: now, is_lost }
     }
 
     pub(super) fn told(&mut self, consumer: u64, commit: Commit) -> Told {
-        self.owed += 1;
+        self.says = true;
         let (lease, job) = (commit.lease, commit.job);
         let goes_on = matches!(commit.outcome, Outcome::Succeeded(..) | Outcome::Failed(_));
-        let (state, own) = Default::default();
-        let mut told = Told { consumer, commit, spec: None, state, own, next: None };
+        let mut told = Told { consumer, commit, spec: None, own: String::new(), next: None };
         if let Some(held) = self.held.get_mut(&lease) {
             let at = held.jobs.iter().position(|spec| spec.id == job).unwrap_or(held.jobs.len());
             told.spec = held.jobs.get(at).cloned();
-            told.state.clone_from(&held.state);
             told.own.clone_from(&held.own);
             told.next = held.jobs.get(at + 1).filter(|_| goes_on).cloned();
             held.at = at + 1;
@@ -122,20 +114,14 @@ impl Books {
         told
     }
 
-    /// True if its executor should look.
-    pub(super) fn judged(&mut self, told: &Told, held: bool) -> bool {
-        self.owed = self.owed.saturating_sub(1);
-        let (lease, job) = (told.commit.lease, told.commit.job);
-        if !held {
-            self.held.remove(&lease);
-            self.out.fenced.push(OfLease { lease, job });
-        }
-        !held || self.owed == 0
+    pub(super) fn is_fenced(&mut self, Commit { lease, job, .. }: &Commit) {
+        self.held.remove(lease);
+        self.out.fenced.push(OfLease { lease: *lease, job: *job });
     }
 
     /// Everything that it said is judged, and no lease is on its way.
     pub(super) fn is_settled(&self) -> bool {
-        self.owed == 0 && !self.may_get && self.out.leases.is_empty()
+        !self.says && !self.waits && self.out.leases.is_empty()
     }
 
     /// It could not be renewed.
@@ -159,7 +145,7 @@ impl Books {
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.held.is_empty() && self.owed == 0
+        self.held.is_empty() && !self.says && !self.waits
     }
 }
 

@@ -1,6 +1,5 @@
 //! The broker in a process: what is said in turns, one call after the other, and the handles of those who wait for it.
 
-use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -27,21 +26,9 @@ pub(super) struct Shared {
     pub(super) state: Mutex<State>,
     /// Rings when there is something to say.
     pub(super) filled: Condvar,
-    turner: Mutex<Turner>,
+    /// Held by who takes a turn; with a call whose answer was lost: it may have been heard.
+    turn: Mutex<(Entropy, Option<Call>)>,
     listener: Mutex<Listener>,
-}
-
-/// Takes the turns, one at a time.
-struct Turner {
-    entropy: Entropy,
-    /// A call whose answer was lost: it may have been heard.
-    in_doubt: Option<Call>,
-}
-
-impl Default for Turner {
-    fn default() -> Turner {
-        Turner { entropy: Entropy::system(), in_doubt: None }
-    }
 }
 
 impl RedisBroker {
@@ -54,7 +41,7 @@ impl RedisBroker {
             server: Server::new(settings, envelopes)?,
             state: Mutex::default(),
             filled: Condvar::new(),
-            turner: Mutex::default(),
+            turn: Mutex::new((Entropy::system(), None)),
             listener: Mutex::default(),
         })))
     }
@@ -76,94 +63,51 @@ impl RedisBroker {
 
     /// Does what time alone does (tests: a service does it often enough).
     pub fn sweep(&self) {
-        lock(&self.0.state).sweep();
+        self.0.change(State::sweep);
     }
 
     /// An executor of this group; `bell` rings when a step would bring something.
     #[must_use]
     pub fn consumer(&self, group: usize, bell: Bell) -> RedisConsumer {
-        let workers = self.0.server.workers[group];
-        let number = lock(&self.0.state).connect(group, workers, bell, self.0.server.now());
-        self.0.filled.notify_one();
+        let workers = self.0.server.settings.workers[group];
+        let now = self.0.server.now();
+        let number = self.0.change(|state| state.connect(group, workers, bell, now));
         RedisConsumer { shared: self.0.clone(), number }
-    }
-
-    /// As [`crate::ports::Producer::submit`].
-    pub(super) fn submit_and_wait(&self, jobs: Vec<NewJob>) -> Result<Vec<Submitted>, BackendError> {
-        let (then, answer) = sync_channel(1);
-        self.0.submit(jobs, Box::new(move |answers| drop(then.send(answers))));
-        if !lock(&self.0.state).is_seated {
-            self.0.turn();
-        }
-        answer.recv().map_err(|_| BackendError("redis: nobody takes the turns any more".into()))?
-    }
-
-    /// Commands that the server has run for anybody, those inside scripts too (benchmarks).
-    ///
-    /// # Errors
-    /// The backend is lost.
-    pub fn commands_run(&self) -> Result<u64, BackendError> {
-        let text: String = self.0.server.link.command(redis::cmd("INFO").arg("commandstats"))?;
-        let calls = text
-            .lines()
-            .filter_map(|line| line.split_once(":calls=")?.1.split(',').next()?.parse::<u64>().ok());
-        Ok(calls.sum())
-    }
-
-    /// Every key of the deployment, by its kind (tests).
-    ///
-    /// # Errors
-    /// The backend is lost.
-    pub fn keys(&self) -> Result<Vec<String>, BackendError> {
-        let keys: Vec<String> =
-            self.0.server.link.command(redis::cmd("KEYS").arg(format!("{}*", self.0.server.prefix)))?;
-        let kind =
-            |key: String| key[self.0.server.prefix.len()..].split(':').next().unwrap_or_default().to_owned();
-        Ok(keys.into_iter().map(kind).collect())
     }
 }
 
 impl Shared {
-    /// Takes in what other processes say within so long; true if there was something.
-    ///
-    /// # Errors
-    /// The server cannot be reached: what is said meanwhile goes unheard, and is looked for where it is kept.
+    /// Takes in what other processes say within so long; true if there was something. What is said while the server cannot
+    /// be reached goes unheard, and is looked for where it is kept.
     pub(super) fn hear(&self, wait: Duration) -> Result<bool, BackendError> {
         let inboxes = lock(&self.state).inboxes();
         let heard = lock(&self.listener).hear(&self.server, &inboxes, wait)?;
-        let is_heard = heard.is_some();
-        if let Some(heard) = heard {
-            self.change(|state| state.heard(heard));
-            self.filled.notify_one();
-        }
-        Ok(is_heard)
+        Ok(heard.map(|heard| self.change(|state| state.heard(heard))).is_some())
     }
 
-    /// Changes the books; rings for whoever should look.
+    /// Changes the books; wakes whoever should say something, or look.
     pub(super) fn change<R>(&self, work: impl FnOnce(&mut State) -> R) -> R {
         let mut state = lock(&self.state);
-        let (done, rings) = (work(&mut state), state.take_rings());
+        let (done, rings, is_due) = (work(&mut state), std::mem::take(&mut state.rings), state.is_due());
         drop(state);
+        if is_due {
+            self.filled.notify_one();
+        }
         rings.iter().for_each(Bell::ring);
         done
     }
 
-    pub(super) fn submit(&self, jobs: Vec<NewJob>, then: Then) {
-        lock(&self.state).submit(jobs, then);
-        self.filled.notify_one();
-    }
-
     /// Says what there is to say, and what was in doubt before that.
     pub(super) fn turn(&self) {
-        let turner = &mut *lock(&self.turner);
-        let mut call = turner.in_doubt.take().unwrap_or_else(|| {
+        let (entropy, in_doubt) = &mut *lock(&self.turn);
+        let mut call = in_doubt.take().unwrap_or_else(|| {
             let draft = lock(&self.state).compose(self.server.now());
-            Call::new(draft, &self.server, &mut turner.entropy)
+            Call::new(draft, &self.server, entropy)
         });
         let error = match call.say(&self.server) {
             Ok((answer, submitted)) => {
                 let now = self.server.now();
-                self.change(|state| state.answered(&call.commits, &call.released, answer, now));
+                self.change(|state| state.answered(&call.commits, answer, now));
                 return self.answer_submissions(call.take_submissions(), submitted);
             }
             Err(error) => error,
@@ -171,12 +115,13 @@ impl Shared {
         let mut unanswered = call.take_submissions();
         if is_full(&error) && !unanswered.is_empty() {
             // It was refused as a whole; the rest of it needs no memory.
-            turner.in_doubt = Some(call);
+            *in_doubt = Some(call);
         } else {
-            let is_over =
-                self.change(|state| state.is_away(&error, self.server.visibility, self.server.now()));
-            turner.in_doubt = Some(call).filter(|_| !is_over);
-            unanswered.extend(lock(&self.state).take_submissions());
+            let is_over = self.change(|state| {
+                unanswered.append(&mut state.next.submissions);
+                state.is_away(&error, self.server.settings.rules.visibility, self.server.now())
+            });
+            *in_doubt = Some(call).filter(|_| !is_over);
         }
         unanswered.into_iter().for_each(|(_, then)| then(Err(error.clone())));
     }
@@ -213,26 +158,14 @@ pub struct RedisConsumer {
     number: u64,
 }
 
-impl RedisConsumer {
-    fn with<R>(&self, work: impl FnOnce(&mut State) -> R) -> R {
-        let mut state = lock(&self.shared.state);
-        let (done, is_due) = (work(&mut state), state.is_due());
-        drop(state);
-        if is_due {
-            self.shared.filled.notify_one();
-        }
-        done
-    }
-}
-
 impl Consumer for RedisConsumer {
     fn step(&mut self, requests: Requests, room: usize) -> Result<Step, BackendError> {
-        self.with(|state| state.step(self.number, requests, room))
+        self.shared.change(|state| state.step(self.number, requests, room))
     }
 
     fn extend(&mut self) {
-        let (now, visibility) = (self.shared.server.now(), self.shared.server.visibility);
-        self.with(|state| state.extend(self.number, now, visibility));
+        let (now, visibility) = (self.shared.server.now(), self.shared.server.settings.rules.visibility);
+        self.shared.change(|state| state.extend(self.number, now, visibility));
     }
 
     fn is_settled(&self) -> bool {
@@ -242,15 +175,13 @@ impl Consumer for RedisConsumer {
 
 impl Drop for RedisConsumer {
     fn drop(&mut self) {
-        let now = self.shared.server.now();
-        self.with(|state| state.disconnect(self.number, now));
+        self.shared.change(|state| state.disconnect(self.number));
     }
 }
 
 impl Replies for RedisBroker {
     fn subscribe(&self, instance: InstanceId, bell: Bell) -> Result<Box<dyn Inbox>, BackendError> {
-        lock(&self.0.state).subscribe(instance, bell, self.0.server.now());
-        self.0.filled.notify_one();
+        self.0.change(|state| state.subscribe(instance, bell));
         Ok(Box::new(RedisInbox { shared: self.0.clone(), instance }))
     }
 }
@@ -268,6 +199,6 @@ impl Inbox for RedisInbox {
 
 impl Drop for RedisInbox {
     fn drop(&mut self) {
-        lock(&self.shared.state).unsubscribe(self.instance);
+        self.shared.change(|state| state.unsubscribe(self.instance));
     }
 }

@@ -8,8 +8,7 @@ use serde_json::{Map, Value as Json, json};
 
 use super::books::{Exec, Held, Named, Told};
 use super::envelope::{Forged, hex};
-use super::kv::Sealed;
-use super::server::{Arguments, Server};
+use super::server::{Arguments, Sealed, Server};
 use super::turn::{Answer, Draft};
 use crate::entropy::Entropy;
 use crate::job::{
@@ -26,7 +25,6 @@ use crate::problem::{Cause, Code, JobError};
 pub(super) struct Call {
     arguments: Arguments,
     pub(super) commits: Vec<Told>,
-    pub(super) released: Vec<Named>,
     pub(super) submissions: Vec<(Vec<NewJob>, Then)>,
     /// What was sealed, by its index in ARGV: the server speaks of it by that.
     outcomes: HashMap<usize, Arc<Finished>>,
@@ -63,7 +61,7 @@ impl Call {
             "node": server.node, "call": call, "here": draft.here, "closed": draft.closed, "left": draft.left,
             "commits": commits, "releases": all(&draft.releases, named), "forged": forged,
             "renew": all(&draft.renewals, named), "jobs": jobs, "idle": draft.idle,
-            "execs": all(&draft.execs, |exec| server.exec(exec)), "look": draft.looks, "sweep": draft.sweeps,
+            "execs": all(&draft.execs, exec), "look": draft.looks, "sweep": draft.sweeps,
         });
         if let Some((callers, executors)) = draft.facts {
             // Names and values by turns, as they are kept.
@@ -72,14 +70,10 @@ impl Call {
             arguments.what["facts"] =
                 json!(["host", server.host, "pid", pid, "waiters", callers, "ex", executors]);
         }
-        let Draft { commits, releases: released, submissions, .. } = draft;
-        Call { arguments, commits, released, submissions, outcomes }
+        Call { arguments, commits: draft.commits, submissions: draft.submissions, outcomes }
     }
 
-    /// Says it. The second value has one answer a job.
-    ///
-    /// # Errors
-    /// The server cannot be reached, or refuses: nothing is known of what it did.
+    /// Says it. The second value has one answer a job. After an error nothing is known of what the server did.
     pub(super) fn say(&mut self, server: &Server) -> Result<(Answer, Vec<String>), BackendError> {
         let function = if self.submissions.is_empty() { "turn" } else { "submit" };
         let (results, submitted, leases, over, revoked, ends, notices, idle, due, opened): Said =
@@ -167,9 +161,10 @@ impl Sealing<'_> {
             ];
             let failed =
                 refusals.map(|(code, text)| self.seal(id, JobStatus::Failed, Err(JobError::new(code, text))));
+            let state = state_map(&spec.handler, spec.ordering_key.as_deref());
             let context = context_map(&spec.owner, &spec.trace);
             out["no"] = failed.to_vec().into();
-            out["st"] = self.server.changes(&told.state, &effects.state, &mut self.arguments);
+            out["st"] = self.server.changes(&state, &effects.state, &mut self.arguments);
             out["cx"] = self.server.changes(&context, &effects.context, &mut self.arguments);
             out["ctx"] = context.into();
             let follow_ups = effects.follow_ups.iter().map(|job| {
@@ -213,15 +208,12 @@ fn named(Named { consumer, lease, own, is_lost }: &Named) -> Json {
     json!({ "i": consumer, "n": lease.0, "o": own, "lost": is_lost })
 }
 
-impl Server {
-    fn exec(&self, Exec { consumer, group, room, used }: &Exec) -> Json {
-        let is_limited = |handler: &str| self.spec(handler).is_some_and(|spec| spec.options.concurrency > 0);
-        let used = used.iter().filter(|(handler, _)| is_limited(handler));
-        let used: Map<String, Json> =
-            used.map(|(handler, used)| (handler.to_string(), (*used).into())).collect();
-        json!({ "i": consumer, "g": group, "room": room, "used": used })
-    }
+fn exec(Exec { consumer, group, room, used }: &Exec) -> Json {
+    let used = used.iter().map(|(handler, used)| (handler.to_string(), (*used).into()));
+    json!({ "i": consumer, "g": group, "room": room, "used": used.collect::<Map<String, Json>>() })
+}
 
+impl Server {
     /// A lease that was given, or the first job of it that nobody signed.
     fn lease(&self, row: LeaseRow, answer: &mut Answer) -> Result<(), BackendError> {
         let (lease, consumer, handler, kind, version, state, jobs, lane) = row;
@@ -243,14 +235,16 @@ impl Server {
             leased.push(LeasedJob { spec: Arc::new(spec), payload, delivery, fence, context });
         }
         let Some(first) = leased.first() else { return Ok(()) };
-        let map = state_map(&handler, first.spec.ordering_key.as_deref());
         let state = match kind.as_str() {
             "none" => StateAt::Stateless,
             "known" => StateAt::Known(Version(version)),
-            _ => StateAt::Whole(Version(version), self.entries(&map, state)),
+            _ => {
+                let map = state_map(&handler, first.spec.ordering_key.as_deref());
+                StateAt::Whole(Version(version), self.entries(&map, state))
+            }
         };
         let jobs = leased.iter().map(|job| job.spec.clone()).collect();
-        let held = Held { handler: handler.clone(), state: map, own, jobs, at: 0 };
+        let held = Held { handler: handler.clone(), own, jobs, at: 0 };
         answer.leases.push((consumer, Lease { id, handler, state, jobs: leased }, held));
         Ok(())
     }

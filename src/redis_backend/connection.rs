@@ -15,9 +15,9 @@ use crate::bell::lock;
 use crate::config::Redis;
 use crate::ports::{BackendError, Fitness};
 
-/// Between two tries of a server that is away: doubling, from the first of these to the second.
+/// Between two tries of a server that is away: doubling, from the first to the second.
 pub(super) const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
-/// Connections that are kept while nobody needs them: the loop's thread, and routes that render.
+/// Connections that are kept while nobody needs them.
 const IDLE: usize = 4;
 
 /// A client with a few idle connections.
@@ -27,8 +27,7 @@ pub struct Link {
     response_timeout: Duration,
     /// With the generation that each is of.
     idle: Mutex<Vec<(Connection, u64)>>,
-    /// Grows when one of them has broken, or has found another server than it was made to: no other one of before is used
-    /// any more. So it counts those that broke.
+    /// How many have broken, or have found another server than they were made to: after that no other one of before is used.
     pub(super) generation: AtomicU64,
 }
 
@@ -61,7 +60,7 @@ impl Link {
         })
     }
 
-    /// A connection of its own, whose server may take so long besides for an answer.
+    /// A connection for answers that may take so long besides.
     pub(super) fn open(&self, wait: Duration) -> Result<Connection, RedisError> {
         let connection = self.client.get_connection_with_timeout(self.connect_timeout)?;
         connection.set_read_timeout(Some(wait + self.response_timeout))?;
@@ -95,10 +94,7 @@ impl Link {
         read(self.call(|connection| command.query(connection))?)
     }
 
-    /// Says something, and again if its connection breaks.
-    ///
-    /// # Errors
-    /// The server cannot be reached, twice, or does not answer in time, or refuses.
+    /// Says something, and again if its connection breaks; not if the server only does not answer in time, or refuses.
     pub(super) fn call(
         &self,
         mut say: impl FnMut(&mut Connection) -> Result<Value, RedisError>,
@@ -169,10 +165,7 @@ impl Link {
     }
 
     /// Whoever opens a deployment has its secret: the check value under this prefix is one of these, or is set to the first.
-    ///
-    /// # Errors
-    /// The server cannot be reached.
-    pub fn agrees(&self, prefix: &str, checks: &[String]) -> Result<bool, BackendError> {
+    pub(super) fn agrees(&self, prefix: &str, checks: &[String]) -> Result<bool, BackendError> {
         let key = format!("{prefix}key");
         let set = redis::cmd("SET").arg(&key).arg(&checks[0]).arg("NX").arg("GET").take();
         let stands: Option<String> = self.command(&set)?;

@@ -29,15 +29,17 @@ impl From<Malformed> for Forged {
 /// Signs and verifies for one deployment.
 pub struct Signer {
     prefix: String,
-    /// At least one: the first signs, all of them verify.
-    keys: Vec<Keys>,
+    /// A key of each kind a secret, at least one secret: the first signs, all of them verify.
+    keys: Vec<[MacKey; 4]>,
 }
 
-struct Keys {
-    job: MacKey,
-    outcome: MacKey,
-    entry: MacKey,
-    check: MacKey,
+/// What a key is for.
+#[derive(Clone, Copy)]
+enum Kind {
+    Job,
+    Outcome,
+    Entry,
+    Check,
 }
 
 /// A job whose signature held.
@@ -66,37 +68,28 @@ impl Signer {
     pub fn new(envelopes: &[&Secret], prefix: &str) -> Signer {
         let keys = envelopes.iter().map(|envelope| {
             let key = |kind: &[u8]| MacKey::new(&*hkdf_expand::<32>(envelope.expose(), &[kind]));
-            Keys { job: key(b"job"), outcome: key(b"outcome"), entry: key(b"entry"), check: key(b"check") }
+            [key(b"job"), key(b"outcome"), key(b"entry"), key(b"check")]
         });
         Signer { prefix: prefix.to_owned(), keys: keys.collect() }
     }
 
     /// What processes that have one of these secrets know each other by; the first's stands in Redis.
     pub fn checks(&self) -> Vec<String> {
-        let check = |keys: &Keys| hex(&keys.check.sign(&[self.prefix.as_bytes()]));
+        let check = |keys: &[MacKey; 4]| hex(&keys[Kind::Check as usize].sign(&[self.prefix.as_bytes()]));
         self.keys.iter().map(check).collect()
     }
 
-    fn sign(&self, key: fn(&Keys) -> &MacKey, parts: &[&[u8]]) -> [u8; MAC_BYTES] {
-        key(&self.keys[0]).sign(parts)
-    }
-
-    fn seal(&self, key: fn(&Keys) -> &MacKey, about: &[&[u8]], mut body: Vec<u8>) -> Vec<u8> {
-        let mac = self.sign(key, &[&self.before(about, &body), &body]);
+    fn seal(&self, kind: Kind, about: &[&[u8]], mut body: Vec<u8>) -> Vec<u8> {
+        let mac = self.keys[0][kind as usize].sign(&[&self.before(about, &body), &body]);
         body.extend_from_slice(&mac);
         body
     }
 
-    fn open<'a>(
-        &self,
-        key: fn(&Keys) -> &MacKey,
-        about: &[&[u8]],
-        sealed: &'a [u8],
-    ) -> Result<&'a [u8], Forged> {
-        let at = sealed.len().checked_sub(MAC_BYTES).ok_or(Forged)?;
-        let (body, mac) = sealed.split_at(at);
+    fn open<'a>(&self, kind: Kind, about: &[&[u8]], sealed: &'a [u8]) -> Result<&'a [u8], Forged> {
+        let (body, mac) = sealed.split_last_chunk::<MAC_BYTES>().ok_or(Forged)?;
         let parts: [&[u8]; 2] = [&self.before(about, body), body];
-        if self.keys.iter().any(|keys| key(keys).verify(&parts, mac)) { Ok(body) } else { Err(Forged) }
+        let is_ours = self.keys.iter().any(|keys| keys[kind as usize].verify(&parts, mac));
+        if is_ours { Ok(body) } else { Err(Forged) }
     }
 
     /// What is signed before the body: a large one is not copied for that.
@@ -123,7 +116,7 @@ impl Signer {
         out.push(u8::from(spec.one_line));
         put_text(&mut out, payload.media_type.as_str());
         out.extend_from_slice(&Sha256::digest(&payload.bytes));
-        self.seal(|keys| &keys.job, &[&spec.id.0], out)
+        self.seal(Kind::Job, &[&spec.id.0], out)
     }
 
     /// The job of this id, if it was signed.
@@ -131,7 +124,7 @@ impl Signer {
     /// # Errors
     /// It was not.
     pub fn open_job(&self, id: JobId, sealed: &[u8]) -> Result<SealedJob, Forged> {
-        let mut fields = Cursor::new(self.open(|keys| &keys.job, &[&id.0], sealed)?);
+        let mut fields = Cursor::new(self.open(Kind::Job, &[&id.0], sealed)?);
         let (owner, handler) = (Arc::from(fields.text()?), Arc::from(fields.text()?));
         let keyed = fields.u8()? == 1;
         let key: &str = fields.text()?;
@@ -150,16 +143,14 @@ impl Signer {
     /// How a delivery ended.
     #[must_use]
     pub fn seal_outcome(&self, id: JobId, finished: &Finished) -> Vec<u8> {
-        self.seal(|keys| &keys.outcome, &[&id.0, finished.status.as_str().as_bytes()], outcome_body(finished))
+        self.seal(Kind::Outcome, &[&id.0, finished.status.as_str().as_bytes()], outcome_body(finished))
     }
 
     /// The signature of the outcome that a job has when its executors were lost too often. Nobody who could sign is
     /// there at that moment, so it is made with the job; the script puts it behind [`lost_body`].
     #[must_use]
     pub fn sign_loss(&self, id: JobId) -> Vec<u8> {
-        let about: [&[u8]; 2] = [&id.0, JobStatus::Dead.as_str().as_bytes()];
-        let body = lost_body();
-        self.sign(|keys| &keys.outcome, &[&self.before(&about, &body), &body]).to_vec()
+        self.seal_outcome(id, &lost()).split_off(lost_body().len())
     }
 
     /// What a job of this status came to.
@@ -168,7 +159,7 @@ impl Signer {
     /// It was not signed.
     pub fn open_outcome(&self, id: JobId, status: JobStatus, sealed: &[u8]) -> Result<Finished, Forged> {
         let about: [&[u8]; 2] = [&id.0, status.as_str().as_bytes()];
-        let mut fields = Cursor::new(self.open(|keys| &keys.outcome, &about, sealed)?);
+        let mut fields = Cursor::new(self.open(Kind::Outcome, &about, sealed)?);
         let result = if status == JobStatus::Succeeded {
             let media_type = MediaType::parse(fields.text()?).ok_or(Forged)?;
             Ok(Payload { media_type, bytes: Arc::from(fields.bytes()?) })
@@ -184,7 +175,7 @@ impl Signer {
     /// A value of a map.
     #[must_use]
     pub fn seal_entry(&self, map: &str, key: &str, value: &[u8]) -> Vec<u8> {
-        self.seal(|keys| &keys.entry, &[map.as_bytes(), key.as_bytes()], value.to_vec())
+        self.seal(Kind::Entry, &[map.as_bytes(), key.as_bytes()], value.to_vec())
     }
 
     /// The value, if it was signed for this map and key.
@@ -192,7 +183,7 @@ impl Signer {
     /// # Errors
     /// It was not.
     pub fn open_entry(&self, map: &str, key: &str, sealed: &[u8]) -> Result<Arc<[u8]>, Forged> {
-        self.open(|keys| &keys.entry, &[map.as_bytes(), key.as_bytes()], sealed).map(Arc::from)
+        self.open(Kind::Entry, &[map.as_bytes(), key.as_bytes()], sealed).map(Arc::from)
     }
 }
 
@@ -213,12 +204,17 @@ fn outcome_body(finished: &Finished) -> Vec<u8> {
     out
 }
 
-/// The outcome of a job whose executors were lost, without its signature: the same for all jobs.
-#[must_use]
-pub fn lost_body() -> Vec<u8> {
+/// The outcome of a job whose executors were lost: the same for all jobs.
+fn lost() -> Finished {
     let detail = "its executor was lost".to_owned();
     let error = JobError { code: Code::DeadLettered, detail, cause: Some(Cause::ExecutorLost) };
-    outcome_body(&Finished { status: JobStatus::Dead, result: Err(error) })
+    Finished { status: JobStatus::Dead, result: Err(error) }
+}
+
+/// Without its signature.
+#[must_use]
+pub fn lost_body() -> Vec<u8> {
+    outcome_body(&lost())
 }
 
 pub(super) fn hex(bytes: &[u8]) -> String {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value as Json, json};
 
 use super::broker::RedisBroker;
-use super::server::{Arguments, Server, or_false};
+use super::server::{Arguments, Sealed, Server, or_false};
 use crate::clock::micros;
 use crate::job::{Change, Entries};
 use crate::ports::{BackendError, KeyValue};
@@ -36,18 +36,15 @@ impl KeyValue for RedisBroker {
     }
 }
 
-/// Keys and values as they stand in a map.
-pub(super) type Sealed = Vec<(Vec<u8>, Vec<u8>)>;
-
 impl Server {
     /// Changes of a map as the functions read them, the values signed.
     pub(super) fn changes(&self, map: &str, changes: &[Change], arguments: &mut Arguments) -> Json {
-        let mut change = |change: &Change| {
-            let sealed = change.value.as_ref().map(|value| self.signer.seal_entry(map, &change.key, value));
-            let key = arguments.add(change.key.as_bytes().to_vec());
+        let changes = changes.iter().map(|Change { key, value }| {
+            let sealed = value.as_ref().map(|value| self.signer.seal_entry(map, key, value));
+            let key = arguments.add(key.as_bytes().to_vec());
             [key, sealed.map_or(0, |sealed| arguments.add(sealed))]
-        };
-        json!(changes.iter().map(&mut change).collect::<Vec<_>>())
+        });
+        json!(changes.collect::<Vec<_>>())
     }
 
     /// A map's entries. One that is not signed is left out: nobody of this deployment wrote it.

@@ -42,9 +42,6 @@ pub(super) struct Heard {
 
 impl Listener {
     /// Takes in what is said within so long to these inboxes, or to all; `None` if it was nothing.
-    ///
-    /// # Errors
-    /// The server cannot be reached.
     pub(super) fn hear(
         &mut self,
         server: &Server,
@@ -63,10 +60,10 @@ impl Listener {
             Some(inbox) => inboxes.contains(&inbox),
             None => !is_new,
         });
-        let wakes = (0..server.groups.len()).map(|group| (format!("wake:{group}"), None));
+        let wakes = (0..server.settings.groups.len()).map(|group| (format!("wake:{group}"), None));
         let inboxes = inboxes.iter().map(|inbox| (format!("inbox:{}", inbox.0), Some(*inbox)));
         for (name, inbox) in wakes.chain(inboxes) {
-            let key = format!("{}{name}", server.prefix);
+            let key = format!("{}{name}", server.settings.prefix);
             if !self.streams.iter().any(|stream| stream.key == key) {
                 self.streams.push(Stream { key, inbox, at: "0-0".into() });
             }
@@ -90,8 +87,7 @@ impl Listener {
         Ok(Some(heard).filter(|heard| heard.lost || heard.looks || !heard.ends.is_empty()))
     }
 
-    /// Waits for what follows: lengths of inboxes, and entries. What was read before is removed from inboxes, in the same
-    /// round trip.
+    /// Waits for what follows. What was read before is removed from inboxes, in the same round trip.
     fn read(&self, wait: Duration, connection: &mut Connection) -> Result<Read, BackendError> {
         let mut pipe = redis::pipe();
         for stream in self.streams.iter().filter(|stream| stream.inbox.is_some()) {

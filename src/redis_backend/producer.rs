@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use serde_json::{Value as Json, json};
@@ -47,17 +48,6 @@ impl Server {
 /// Records that are read together: each comes with its result, which its signature covers.
 const RECORDS_AT_ONCE: usize = 4;
 
-/// For a list that shows no results.
-fn without_result(finished: Arc<Finished>) -> Arc<Finished> {
-    match &finished.result {
-        Ok(payload) => {
-            let payload = Payload { media_type: payload.media_type.clone(), bytes: Arc::from([]) };
-            Arc::new(Finished { status: finished.status, result: Ok(payload) })
-        }
-        Err(_) => finished,
-    }
-}
-
 /// Counts by name; how long each handler's oldest lane is ready, us; node, host, pid, callers and executors of each
 /// process; records; leases.
 type Figures =
@@ -65,11 +55,16 @@ type Figures =
 
 impl Producer for RedisBroker {
     fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Submitted>, BackendError> {
-        self.submit_and_wait(jobs)
+        let (then, answer) = sync_channel(1);
+        self.submit_later(jobs, Box::new(move |answers| drop(then.send(answers))));
+        if !lock(&self.0.state).is_seated {
+            self.0.turn();
+        }
+        answer.recv().map_err(|_| BackendError("redis: nobody takes the turns any more".into()))?
     }
 
     fn submit_later(&self, jobs: Vec<NewJob>, then: Then) {
-        self.0.submit(jobs, then);
+        self.0.change(|state| state.submit(jobs, then));
     }
 
     fn record(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError> {
@@ -137,8 +132,11 @@ impl Producer for RedisBroker {
         let mut out = Vec::with_capacity(ids.len());
         for some in ids.chunks(RECORDS_AT_ONCE) {
             for mut record in self.0.server.records(viewer, some, None)? {
-                if filter.bare {
-                    record.finished = record.finished.map(without_result);
+                if filter.bare
+                    && let Some(Finished { status, result: Ok(payload) }) = record.finished.as_deref()
+                {
+                    let result = Payload { media_type: payload.media_type.clone(), bytes: Arc::from([]) };
+                    record.finished = Some(Arc::new(Finished { status: *status, result: Ok(result) }));
                 }
                 out.push(record);
             }
@@ -156,13 +154,13 @@ impl Producer for RedisBroker {
             sum_micros: count(&format!("{name}:{handler}:sum")),
         };
         let size = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
-        let handlers = server.handlers.iter().map(|spec| {
+        let handlers = server.settings.handlers.iter().map(|spec| {
             let name = &*spec.name;
             let queued = size(count(&format!("queued:{name}")));
             let running = size(count(&format!("running:{name}")));
             HandlerStats {
                 handler: spec.name.clone(),
-                group: server.groups[spec.group].clone(),
+                group: server.settings.groups[spec.group].clone(),
                 paused: paused.split(' ').any(|paused| paused == name),
                 queued,
                 running,
@@ -177,7 +175,8 @@ impl Producer for RedisBroker {
                 queue_wait_seconds: histogram("wait", name),
             }
         });
-        let (mut consumers, mut busy) = (vec![0; server.groups.len()], vec![0; server.groups.len()]);
+        let (mut consumers, mut busy) =
+            (vec![0; server.settings.groups.len()], vec![0; server.settings.groups.len()]);
         // What this process has told of itself may be a second old, or is still to be told.
         let (callers, executors) = lock(&self.0.state).facts();
         let mut webs = vec![(server.host.clone(), Some(std::process::id()), callers, executors)];
@@ -195,9 +194,9 @@ impl Producer for RedisBroker {
                 else {
                     continue;
                 };
-                let Some(name) = server.groups.get(group).cloned() else { continue };
+                let Some(name) = server.settings.groups.get(group).cloned() else { continue };
                 consumers[group] += 1;
-                busy[group] += size(leases).min(server.workers[group]);
+                busy[group] += size(leases).min(server.settings.workers[group]);
                 let (role, host) = ("executor", host.clone());
                 processes.push(ProcessStats { role, group: Some(name), host, pid: None, busy: leases });
             }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::broker::{RedisBroker, Shared};
 use super::connection::PAUSES;
 use super::listener::LISTEN;
+use super::turn::State;
 use crate::bell::lock;
 use crate::clock::Timestamp;
 use crate::job::JobId;
@@ -48,7 +49,7 @@ impl Shared {
                 let waited = self.filled.wait_timeout(state, rest);
                 state = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
             }
-            let is_over = state.is_closed && (state.is_quiet() || state.was_away());
+            let is_over = state.is_closed && (state.next.is_empty() || state.away.is_some());
             drop(state);
             if is_over {
                 return;
@@ -86,9 +87,7 @@ impl Seat for RedisSeat {
     }
 
     fn cut_off(&self) -> Vec<JobId> {
-        let jobs = lock(&self.broker.0.state).cut_off();
-        self.broker.0.filled.notify_one();
-        jobs
+        self.broker.0.change(State::cut_off)
     }
 
     fn name(&self) -> String {
@@ -96,8 +95,7 @@ impl Seat for RedisSeat {
     }
 
     fn succeeds(&self, predecessor: &str) {
-        lock(&self.broker.0.state).left(predecessor);
-        self.broker.0.filled.notify_one();
+        self.broker.0.change(|state| state.next.left.push(predecessor.to_owned()));
     }
 
     fn is_sound(&self) -> bool {
@@ -107,12 +105,10 @@ impl Seat for RedisSeat {
 
 impl Drop for RedisSeat {
     fn drop(&mut self) {
-        let was_away = {
-            let mut state = lock(&self.broker.0.state);
-            state.close(&self.broker.0.server.node);
-            state.was_away()
-        };
-        self.broker.0.filled.notify_one();
+        let was_away = self.broker.0.change(|state| {
+            state.close(self.name());
+            state.away.is_some()
+        });
         // Nobody has time for a server that says nothing; what it knows of this process runs out.
         const PATIENCE: Duration = Duration::from_secs(1);
         let begun = Instant::now();

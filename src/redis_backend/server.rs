@@ -16,7 +16,7 @@ use crate::config::secret::Secret;
 use crate::config::{Redis, Retain};
 use crate::entropy::Entropy;
 use crate::handler::{HandlerSpec, OnDead, Ordering};
-use crate::job::{JobId, JobRecord, JobSpec, JobStatus, WaitingFor};
+use crate::job::{JobId, JobRecord, JobSpec, JobStatus, WaitingFor, state_map};
 use crate::limits::{
     CONTEXT_BYTES, ENDS_AN_ENTRY, FRAME_OVERHEAD_BYTES, INBOX_ENDS, INBOX_RESULT_BYTES, LANE_AFFINITY,
     PROCESS_LIVES, QUEUED_BYTES, RUN_JOBS,
@@ -57,17 +57,12 @@ pub struct Settings {
 
 /// See the module.
 pub(super) struct Server {
+    pub(super) settings: Settings,
     pub(super) link: Link,
     /// The process's name in the deployment.
     pub(super) node: String,
     pub(super) host: String,
-    pub(super) prefix: String,
     pub(super) signer: Signer,
-    pub(super) handlers: Vec<HandlerSpec>,
-    pub(super) groups: Vec<Arc<str>>,
-    pub(super) visibility: Duration,
-    pub(super) workers: Vec<usize>,
-    clock: Clock,
     /// What the functions are told with each call.
     config: String,
     /// Their source, and its digest.
@@ -96,36 +91,34 @@ pub(super) fn or_false<T: Into<Json>>(value: Option<T>) -> Json {
     value.map_or(false.into(), Into::into)
 }
 
+/// Keys and values as they stand in a map.
+pub(super) type Sealed = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// A finished record, or one under way, as the functions give it.
 pub(super) type Row = (String, Vec<u8>, String, u64, Option<u64>, Option<u64>, Vec<u8>, (String, String));
 
 impl Server {
     pub(super) fn new(settings: Settings, envelopes: &[&Secret]) -> Result<Server, String> {
         Ok(Server {
-            config: config(&settings).to_string(),
             link: Link::new(&settings.redis)?,
             node: hex(&Entropy::system().bytes::<8>()),
             host: std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
             signer: Signer::new(envelopes, &settings.prefix),
-            prefix: settings.prefix,
-            workers: settings.workers,
-            visibility: settings.rules.visibility,
-            handlers: settings.handlers,
-            groups: settings.groups,
-            clock: settings.clock,
+            config: config(&settings).to_string(),
             library: library(),
             is_ours: AtomicBool::new(false),
+            settings,
         })
     }
 
     pub(super) fn now(&self) -> Timestamp {
-        self.clock.now()
+        self.settings.clock.now()
     }
 
     /// Says nothing to a server whose jobs are signed with another secret: they would be taken for forged, and ours by others.
     fn recognise(&self) -> Result<(), BackendError> {
         if !self.is_ours.load(Relaxed) {
-            if !self.link.agrees(&self.prefix, &self.signer.checks())? {
+            if !self.link.agrees(&self.settings.prefix, &self.signer.checks())? {
                 return Err(BackendError("redis: its jobs are signed with another secret than ours".into()));
             }
             self.is_ours.store(true, Relaxed);
@@ -157,11 +150,11 @@ impl Server {
         arguments: &mut Arguments,
         connection: &mut Connection,
     ) -> Result<Value, RedisError> {
-        if let Clock::Manual(_) = &self.clock {
+        if let Clock::Manual(_) = &self.settings.clock {
             arguments.what["now"] = self.now().0.into();
         }
         let mut call = redis::cmd("FCALL");
-        call.arg(name).arg(1).arg(&self.prefix).arg(&self.config).arg(arguments.what.to_string());
+        call.arg(name).arg(1).arg(&self.settings.prefix).arg(&self.config).arg(arguments.what.to_string());
         call.arg(&arguments.bytes);
         match call.query(connection) {
             // It is new here, or was flushed.
@@ -178,13 +171,10 @@ impl Server {
         self.call(name, &mut Arguments { what, ..Arguments::default() })
     }
 
-    pub(super) fn spec(&self, name: &str) -> Option<&HandlerSpec> {
-        self.handlers.iter().find(|spec| *spec.name == *name)
-    }
-
     /// A job as the scripts take it.
     pub(super) fn job_json(&self, job: &NewJob, arguments: &mut Arguments) -> Json {
-        let options = self.spec(&job.handler).map(|spec| &spec.options);
+        let spec = self.settings.handlers.iter().find(|spec| spec.name == job.handler);
+        let options = spec.map(|spec| &spec.options);
         let spec = JobSpec {
             id: job.id,
             owner: job.owner.clone(),
@@ -195,16 +185,14 @@ impl Server {
             timeout: job.timeout.or(options.map(|options| options.timeout)).unwrap_or_default(),
             one_line: job.one_line,
         };
-        let lane = match options {
-            Some(options) if options.ordering != Ordering::None => {
-                let key = job.ordering_key.as_deref().unwrap_or_default();
-                format!("{}:{}", job.handler, hex(&Sha256::digest(key)))
-            }
-            Some(_) | None => String::new(),
+        // As its state is named.
+        let lane = match options.is_some_and(|options| options.ordering != Ordering::None) {
+            true => state_map(&job.handler, job.ordering_key.as_deref()).split_off("state:".len()),
+            false => String::new(),
         };
         let mut out = json!({
             "id": job.id.to_string(), "h": *job.handler, "lane": lane, "ow": *job.owner,
-            "in": job.instance.to_string(), "aw": u8::from(job.awaited && job.idempotency.is_none()),
+            "in": job.instance.to_string(), "aw": if job.awaited && job.idempotency.is_none() { "1" } else { "0" },
             "tr": job.trace.id_text(), "nb": micros(job.delay), "pb": job.payload.bytes.len(),
             "env": arguments.add(self.signer.seal_job(&spec, &job.payload)),
             "pl": arguments.add(job.payload.bytes.to_vec()), "x": arguments.add(self.signer.sign_loss(job.id)),
@@ -248,8 +236,7 @@ impl Server {
     }
 }
 
-/// The functions as they stand, but for the check that a negative control has switched off, and the digest by which
-/// another version knows that they are not its own.
+/// The functions as they stand, but for the check that a negative control has switched off, and their digest.
 fn library() -> (String, String) {
     const ENDS: &str = "    finish(c.id, job, c.s, c.r, c.n, delivery)\n";
     let parts = [

@@ -18,33 +18,36 @@ use crate::ports::{BackendError, Ends, JobEnded, Lease, LeaseId, NewJob, OfLease
 
 /// A process says of itself this often that it lives, and looks at what time alone does.
 const TELL_EVERY: Duration = Duration::from_secs(1);
+/// Times that come at once, or never by themselves.
+const AT_ONCE: Timestamp = Timestamp(0);
 const NEVER: Timestamp = Timestamp(u64::MAX);
 
 /// See the module.
+#[derive(Default)]
 pub(super) struct State {
     consumers: IdMap<u64, Books>,
     last_consumer: u64,
     /// What the next call says.
-    next: Draft,
+    pub(super) next: Draft,
     /// There is more room for leases than at the last call.
     has_more_room: bool,
-    /// Jobs whose outcomes are under way, and whether something is that this process waits for.
-    calling: Vec<JobId>,
-    is_calling: bool,
+    /// `Some` while something is under way that this process waits for: the jobs whose outcomes are.
+    calling: Option<Vec<JobId>>,
     /// Jobs whose leases were over before their outcomes could be told.
     untold: Vec<JobId>,
     inboxes: Vec<InboxBooks>,
     /// Groups with room after the last call.
     idle: Vec<usize>,
-    rings: Vec<Bell>,
+    /// Bells to ring, once nobody holds this any more.
+    pub(super) rings: Vec<Bell>,
     /// The service stops: nothing is claimed unless somebody waits.
     is_draining: bool,
-    claims: bool,
+    claims_nothing: bool,
     /// Callers that wait here.
     pub(super) callers: u64,
     tell_at: Timestamp,
     look_at: Timestamp,
-    away: Option<Away>,
+    pub(super) away: Option<Away>,
     pub(super) is_closed: bool,
     /// A thread takes the turns.
     pub(super) is_seated: bool,
@@ -75,14 +78,12 @@ struct InboxBooks {
     bell: Bell,
     ended: VecDeque<JobEnded>,
     lost: bool,
-    /// It was there; should it not be, it has vanished.
-    is_open: bool,
-    /// How often it has.
-    reopened: u64,
+    /// How often it was not there: after the first time it had vanished.
+    opened: u64,
 }
 
 /// The server could not be reached.
-struct Away {
+pub(super) struct Away {
     since: Timestamp,
     again_at: Timestamp,
     pause: Duration,
@@ -107,31 +108,6 @@ pub(super) struct Answer {
     pub(super) opened: Vec<InstanceId>,
 }
 
-impl Default for State {
-    fn default() -> State {
-        State {
-            consumers: IdMap::default(),
-            last_consumer: 0,
-            next: Draft::default(),
-            has_more_room: false,
-            calling: Vec::new(),
-            is_calling: false,
-            untold: Vec::new(),
-            inboxes: Vec::new(),
-            idle: Vec::new(),
-            rings: Vec::new(),
-            is_draining: false,
-            claims: true,
-            callers: 0,
-            tell_at: Timestamp(0),
-            look_at: NEVER,
-            away: None,
-            is_closed: false,
-            is_seated: false,
-        }
-    }
-}
-
 impl State {
     /// An executor of this group; its number.
     pub(super) fn connect(&mut self, group: usize, workers: usize, bell: Bell, now: Timestamp) -> u64 {
@@ -139,21 +115,21 @@ impl State {
         let books = Books::new(group, workers, bell, now);
         self.consumers.insert(self.last_consumer, books);
         // The others are told that there is such an executor.
-        self.tell_at = now;
+        self.tell_at = AT_ONCE;
         self.last_consumer
     }
 
     /// It is gone: leases start in their order, at most one a worker; those behind cannot have started.
-    pub(super) fn disconnect(&mut self, consumer: u64, now: Timestamp) {
+    pub(super) fn disconnect(&mut self, consumer: u64) {
         let Some(books) = self.consumers.remove(&consumer) else { return };
-        self.tell_at = now;
-        for (at, (lease, held)) in books.held.into_iter().enumerate() {
+        self.tell_at = AT_ONCE;
+        for (at, (lease, held)) in books.held.iter().enumerate() {
             let is_lost = at < books.workers;
             if self.is_draining && is_lost {
                 // Nobody here runs it again.
-                self.untold.extend(held.jobs.get(held.at).map(|job| job.id));
+                self.untold.extend(held.running());
             }
-            self.next.releases.push(Named { consumer, lease, own: held.own, is_lost });
+            self.next.releases.push(held.named(consumer, *lease, is_lost));
         }
     }
 
@@ -171,8 +147,8 @@ impl State {
         }
         for lease in requests.releases {
             if let Some(held) = books.held.remove(&lease) {
-                books.owed += 1;
-                self.next.releases.push(Named { consumer, lease, own: held.own, is_lost: false });
+                books.says = true;
+                self.next.releases.push(held.named(consumer, lease, false));
             }
         }
         self.has_more_room |= room > books.room;
@@ -196,21 +172,15 @@ impl State {
     pub(super) fn submit(&mut self, jobs: Vec<NewJob>, then: Then) {
         self.next.submissions.push((jobs, then));
         if let Some(away) = &mut self.away {
-            away.again_at = Timestamp(0);
+            away.again_at = AT_ONCE;
         }
     }
 
     /// Ends are told to this instance from now on.
-    pub(super) fn subscribe(&mut self, instance: InstanceId, bell: Bell, now: Timestamp) {
-        self.inboxes.push(InboxBooks {
-            instance,
-            bell,
-            ended: VecDeque::new(),
-            lost: false,
-            is_open: false,
-            reopened: 0,
-        });
-        self.tell_at = now;
+    pub(super) fn subscribe(&mut self, instance: InstanceId, bell: Bell) {
+        let (ended, lost, opened) = Default::default();
+        self.inboxes.push(InboxBooks { instance, bell, ended, lost, opened });
+        self.tell_at = AT_ONCE;
     }
 
     pub(super) fn unsubscribe(&mut self, instance: InstanceId) {
@@ -218,9 +188,9 @@ impl State {
         self.next.closed.push(instance.to_string());
     }
 
-    /// With how often each was made again.
+    /// With how often each was made.
     pub(super) fn inboxes(&self) -> Vec<(InstanceId, u64)> {
-        self.inboxes.iter().map(|inbox| (inbox.instance, inbox.reopened)).collect()
+        self.inboxes.iter().map(|inbox| (inbox.instance, inbox.opened)).collect()
     }
 
     pub(super) fn take_ends(&mut self, instance: InstanceId, most: usize) -> Ends {
@@ -252,7 +222,9 @@ impl State {
 
     /// What other processes say: of ends, of work.
     pub(super) fn heard(&mut self, heard: Heard) {
-        self.next.looks |= heard.looks;
+        if heard.looks {
+            self.look_at = AT_ONCE;
+        }
         if heard.lost {
             self.lost_ends();
         }
@@ -261,40 +233,35 @@ impl State {
 
     /// The next call does what time alone does (tests; a service does it often enough).
     pub(super) fn sweep(&mut self) {
-        (self.next.looks, self.next.sweeps) = (true, true);
+        (self.look_at, self.next.sweeps) = (AT_ONCE, true);
     }
 
     /// Nothing is claimed any more, and the last that is said is that this process has gone.
-    pub(super) fn close(&mut self, node: &str) {
-        (self.is_closed, self.claims) = (true, false);
-        self.next.left.push(node.to_owned());
+    pub(super) fn close(&mut self, node: String) {
+        (self.is_closed, self.claims_nothing) = (true, true);
+        self.next.left.push(node);
         self.next.closed.extend(self.inboxes.iter().map(|inbox| inbox.instance.to_string()));
-    }
-
-    /// That process's leases are over.
-    pub(super) fn left(&mut self, node: &str) {
-        self.next.left.push(node.to_owned());
     }
 
     /// The service stops; work goes on while somebody waits for it. True once nothing runs here.
     pub(super) fn is_drained(&mut self, callers_wait: bool) -> bool {
-        (self.is_draining, self.claims) = (true, callers_wait);
+        (self.is_draining, self.claims_nothing) = (true, !callers_wait);
         !callers_wait
-            && !self.is_calling
+            && self.calling.is_none()
             && self.next.is_empty()
             && self.consumers.values().all(Books::is_idle)
     }
 
     /// Every lease is given back; the jobs that ran, and those whose outcomes nobody has heard.
     pub(super) fn cut_off(&mut self) -> Vec<JobId> {
-        self.claims = false;
+        self.claims_nothing = true;
         let mut jobs = std::mem::take(&mut self.untold);
-        jobs.append(&mut self.calling);
+        jobs.extend(self.calling.iter_mut().flat_map(std::mem::take));
         jobs.extend(self.next.commits.iter().map(|told| told.commit.job));
         for (consumer, books) in &mut self.consumers {
             for (lease, held) in std::mem::take(&mut books.held) {
-                jobs.extend(held.jobs.get(held.at).map(|job| job.id));
-                self.next.releases.push(Named { consumer: *consumer, lease, own: held.own, is_lost: false });
+                jobs.extend(held.running());
+                self.next.releases.push(held.named(*consumer, lease, false));
             }
         }
         jobs
@@ -302,12 +269,10 @@ impl State {
 
     /// Something is to be said now.
     pub(super) fn is_due(&self) -> bool {
-        self.has_more_room || self.consumers.values().any(|books| books.renews) || !self.next.is_empty()
-    }
-
-    /// Bells to ring, once nobody holds this any more.
-    pub(super) fn take_rings(&mut self) -> Vec<Bell> {
-        std::mem::take(&mut self.rings)
+        self.has_more_room
+            || self.tell_at.min(self.look_at) == AT_ONCE
+            || !self.next.is_empty()
+            || self.consumers.values().any(|books| books.renews)
     }
 
     /// How long nothing need be said.
@@ -324,37 +289,34 @@ impl State {
     /// Takes what is to be said now.
     pub(super) fn compose(&mut self, now: Timestamp) -> Draft {
         let mut draft = std::mem::take(&mut self.next);
-        self.calling = draft.commits.iter().map(|told| told.commit.job).collect();
         self.has_more_room = false;
-        draft.looks |= now >= self.look_at;
+        draft.looks = now >= self.tell_at.min(self.look_at);
+        if draft.looks {
+            self.look_at = NEVER;
+        }
         if now >= self.tell_at && !self.is_closed {
             self.tell_at = now.plus(TELL_EVERY);
             draft.facts = Some(self.facts());
-            draft.looks = true;
-        }
-        if draft.looks {
-            self.look_at = NEVER;
         }
         for (consumer, books) in &mut self.consumers {
             if std::mem::take(&mut books.renews) {
                 books.renewed_at = now;
-                draft.renewals.extend(books.held.iter().map(|(lease, held)| Named {
-                    consumer: *consumer,
-                    lease: *lease,
-                    own: held.own.clone(),
-                    is_lost: false,
-                }));
+                draft
+                    .renewals
+                    .extend(books.held.iter().map(|(lease, held)| held.named(*consumer, *lease, false)));
             }
+            books.waits = std::mem::take(&mut books.says);
             let room = books.room.saturating_sub(books.held.len());
-            if self.claims && room > 0 && !books.is_lost {
+            if !self.claims_nothing && room > 0 && !books.is_lost {
                 let mut used = BTreeMap::new();
                 books.held.values().for_each(|held| *used.entry(held.handler.clone()).or_default() += 1);
-                books.may_get = true;
+                books.waits = true;
                 draft.execs.push(Exec { consumer: *consumer, group: books.group, room, used });
             }
         }
+        let jobs = || draft.commits.iter().map(|told| told.commit.job).collect();
         let says = !(draft.commits.is_empty() && draft.releases.is_empty() && draft.submissions.is_empty());
-        self.is_calling = says || !draft.execs.is_empty();
+        self.calling = (says || !draft.execs.is_empty()).then(jobs);
         draft.idle.clone_from(&self.idle);
         draft.here = self.inboxes.iter().map(|inbox| inbox.instance.to_string()).collect();
         draft
@@ -367,14 +329,9 @@ impl State {
     }
 
     /// A call was answered.
-    pub(super) fn answered(&mut self, commits: &[Told], released: &[Named], answer: Answer, now: Timestamp) {
-        self.is_calling = false;
-        self.calling.clear();
-        for books in self.consumers.values_mut() {
-            if std::mem::take(&mut books.may_get) && books.room == 0 {
-                self.rings.push(books.bell.clone());
-            }
-        }
+    pub(super) fn answered(&mut self, commits: &[Told], answer: Answer, now: Timestamp) {
+        self.calling = None;
+        self.consumers.values_mut().for_each(|books| books.waits = false);
         if let Some(away) = self.away.take() {
             if !self.is_draining {
                 // Their executors have been told; from now on they run again.
@@ -383,17 +340,10 @@ impl State {
             event(log::Level::Info, "backend.back").number("after_ms", millis(now.since(away.since))).emit();
         }
         for (told, held) in commits.iter().zip(answer.held) {
-            told.log(held);
-            if let Some(books) = self.consumers.get_mut(&told.consumer)
-                && books.judged(told, held)
-            {
-                self.rings.push(books.bell.clone());
-            }
-        }
-        for named in released {
-            if let Some(books) = self.consumers.get_mut(&named.consumer) {
-                books.owed = books.owed.saturating_sub(1);
-                self.rings.push(books.bell.clone());
+            if held {
+                told.log();
+            } else if let Some(books) = self.consumers.get_mut(&told.consumer) {
+                books.is_fenced(&told.commit);
             }
         }
         for (consumer, lease, held) in answer.leases {
@@ -402,35 +352,29 @@ impl State {
                     held.jobs.first().iter().for_each(|first| log_job("queue.claimed", first));
                     books.held.insert(lease.id, held);
                     books.out.leases.push(lease);
-                    self.rings.push(books.bell.clone());
                 }
                 // Its executor has gone meanwhile, before it heard of it.
-                None => self.next.releases.push(Named {
-                    consumer,
-                    lease: lease.id,
-                    own: held.own,
-                    is_lost: false,
-                }),
+                None => self.next.releases.push(held.named(consumer, lease.id, false)),
             }
         }
         for lease in answer.over {
-            for books in self.consumers.values_mut().filter(|books| books.held.contains_key(&lease)) {
-                books.is_over(lease);
-                self.rings.push(books.bell.clone());
-            }
+            self.consumers.values_mut().for_each(|books| books.is_over(lease));
         }
         for (consumer, of) in answer.revoked {
             if let Some(books) = self.consumers.get_mut(&consumer) {
                 books.revoke(of);
-                self.rings.push(books.bell.clone());
             }
         }
+        // An executor without room waits for having settled.
+        let should_look = |books: &&Books| !books.out.is_empty() || books.room == 0 && books.is_settled();
+        self.rings.extend(self.consumers.values().filter(should_look).map(|books| books.bell.clone()));
         for (instance, ended) in answer.ends {
             self.ended(instance, ended);
         }
         for inbox in self.inboxes.iter_mut().filter(|inbox| answer.opened.contains(&inbox.instance)) {
-            if std::mem::replace(&mut inbox.is_open, true) {
-                (inbox.lost, inbox.reopened) = (true, inbox.reopened + 1);
+            inbox.opened += 1;
+            if inbox.opened > 1 {
+                inbox.lost = true;
                 self.rings.push(inbox.bell.clone());
             }
         }
@@ -459,44 +403,27 @@ impl State {
             return false;
         }
         away.since = now;
-        self.is_calling = false;
-        self.untold.append(&mut self.calling);
+        self.untold.extend(self.calling.take().into_iter().flatten());
         self.untold.extend(self.next.commits.iter().map(|told| told.commit.job));
         let Draft { submissions, left, closed, .. } = std::mem::take(&mut self.next);
         self.next = Draft { submissions, left, closed, ..Draft::default() };
         for books in self.consumers.values_mut() {
-            (books.is_lost, books.may_get) = (true, false);
-            let running = std::mem::take(&mut books.held).into_values();
-            self.untold.extend(running.filter_map(|held| held.jobs.get(held.at).map(|job| job.id)));
+            books.is_lost = true;
+            self.untold.extend(std::mem::take(&mut books.held).values().filter_map(Held::running));
             self.rings.push(books.bell.clone());
         }
         true
     }
-
-    /// Nothing is to be said.
-    pub(super) fn is_quiet(&self) -> bool {
-        self.next.is_empty()
-    }
-
-    pub(super) fn was_away(&self) -> bool {
-        self.away.is_some()
-    }
-
-    /// Submissions that came while a call failed.
-    pub(super) fn take_submissions(&mut self) -> Vec<(Vec<NewJob>, Then)> {
-        std::mem::take(&mut self.next.submissions)
-    }
 }
 
 impl Draft {
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.commits.is_empty()
             && self.releases.is_empty()
             && self.forged.is_empty()
             && self.left.is_empty()
             && self.closed.is_empty()
             && self.submissions.is_empty()
-            && !self.looks
             && !self.sweeps
     }
 }
@@ -520,9 +447,9 @@ mod tests {
         let handler: Arc<str> = "echo".into();
         let id = LeaseId(1);
         let lease = Lease { id, handler: handler.clone(), state: StateAt::Stateless, jobs: Vec::new() };
-        let held = Held { handler, state: String::new(), own: String::new(), jobs: Vec::new(), at: 0 };
+        let held = Held { handler, own: String::new(), jobs: Vec::new(), at: 0 };
         let answer = Answer { leases: vec![(executor, lease, held)], ..Answer::default() };
-        state.answered(&[], &[], answer, now);
+        state.answered(&[], answer, now);
         assert!(!state.is_settled(executor), "it has not been given it");
         assert_eq!(step(&mut state, 0).leases.len(), 1);
         assert!(state.is_settled(executor));

@@ -14,15 +14,17 @@ use super::conformance::{Backend, START, Settings};
 struct Redis {
     broker: RedisBroker,
     clock: Clock,
+    prefix: String,
 }
 
 /// On a real server, apart from others by its prefix.
 pub fn redis(settings: &Settings) -> Box<dyn Backend> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let clock = Clock::manual(START);
+    let prefix = format!("{{t{}}}:", COUNT.fetch_add(1, Ordering::Relaxed));
     let settings = RedisSettings {
         redis: super::redis::config(),
-        prefix: format!("{{t{}}}:", COUNT.fetch_add(1, Ordering::Relaxed)),
+        prefix: prefix.clone(),
         rules: settings.rules(),
         handlers: settings.handlers.clone(),
         groups: settings.group_names(),
@@ -31,7 +33,7 @@ pub fn redis(settings: &Settings) -> Box<dyn Backend> {
     };
     let secret = Secret::new(std::array::from_fn(|at| u8::try_from(at).expect("a byte"))).expect("a secret");
     let broker = RedisBroker::new(settings, &[&secret]).expect("a sound address");
-    Box::new(Redis { broker, clock })
+    Box::new(Redis { broker, clock, prefix })
 }
 
 impl Backend for Redis {
@@ -68,9 +70,13 @@ impl Backend for Redis {
     }
 
     fn sizes(&self) -> Vec<usize> {
-        let mut kinds: Vec<String> = self.broker.keys().expect("the server is there");
-        kinds.retain(|kind| {
-            !["count", "wake", "idle", "nodes", "node", "inbox", "key"].contains(&kind.as_str())
+        let server = ::redis::Client::open(super::redis::url()).expect("a sound address");
+        let mut raw = server.get_connection().expect("the server is there");
+        let keys = ::redis::cmd("KEYS").arg(format!("{}*", self.prefix)).query(&mut raw);
+        let mut kinds: Vec<String> = keys.expect("the server is there");
+        kinds.retain(|key| {
+            let kind = key[self.prefix.len()..].split(':').next().expect("a kind");
+            !["count", "wake", "idle", "nodes", "node", "inbox", "key"].contains(&kind)
         });
         vec![kinds.len()]
     }

@@ -46,9 +46,9 @@ fn main() -> Result<(), String> {
     let link = Link::new(&server(url.clone())).map_err(|error| error.to_string())?;
     let broker = broker(url)?;
     let seat = broker.sit().map_err(|error| error.to_string())?;
-    let before = calls(&broker)?;
+    let before = calls(&link)?;
     let (finished, times) = run(&broker, callers, Duration::from_secs_f64(seconds))?;
-    let commands = calls(&broker)? - before;
+    let commands = calls(&link)? - before;
     drop(seat);
     link.remove_all(PREFIX).map_err(|error| error.to_string())?;
     let mut micros: Vec<u128> = times.iter().map(Duration::as_micros).collect();
@@ -90,8 +90,12 @@ fn server(url: String) -> Redis {
 }
 
 /// Commands that the server has run, those inside scripts too.
-fn calls(broker: &RedisBroker) -> Result<u64, String> {
-    broker.commands_run().map_err(|error| error.to_string())
+fn calls(link: &Link) -> Result<u64, String> {
+    let text = link.command::<String>(redis::cmd("INFO").arg("commandstats"));
+    let text = text.map_err(|error| error.to_string())?;
+    let counts =
+        text.lines().filter_map(|line| line.split_once(":calls=")?.1.split(',').next()?.parse::<u64>().ok());
+    Ok(counts.sum())
 }
 
 /// Jobs that came back in this time, and how long each took.

@@ -60,12 +60,13 @@ local has_room
 local inboxes, ends, here, ran_out
 
 local function int(x) return string.format('%d', x) end
+-- With 16 digits the order of numbers, and of times, is that of their texts.
+local function digits(n) return string.format('%016d', n) end
 -- A number that stands in Redis. What is none, which only a stranger can have written, is 0: no script ends half-way.
 local function num(text)
   local x = tonumber(text or '0')
   return x and x >= 0 and x <= 2 ^ 53 and x or 0
 end
-local function digits(n) return string.format('%016d', n) end
 local function job_key(id) return P .. 'job:' .. id end
 local function is_free(lane) return not string.find(lane, ':', 1, true) end
 -- The hash that holds a lane's books.
@@ -83,6 +84,7 @@ local function count(field, by) counts[field] = (counts[field] or 0) + by end
 local function figure(field) return num(known[field]) + (counts[field] or 0) end
 local function write_figures()
   local unknown, list = {}, {}
+  if number then sets.fence = int(number) end
   for field in pairs(counts) do
     if not known[field] then unknown[#unknown + 1] = field end
   end
@@ -94,31 +96,37 @@ local function write_figures()
   if #list > 0 then call('HSET', P .. 'count', unpack(list)) end
 end
 
--- "is_new": such a member is nowhere in that set.
+-- "score" is a text; "is_new": such a member is nowhere in that set.
 local function zadd(key, score, member, is_new)
-  adds[key] = adds[key] or {}
-  adds[key][member] = int(score)
-  if is_new then new[key .. member] = true end
+  if not adds[key] then adds[key], new[key] = {}, {} end
+  adds[key][member], new[key][member] = score, is_new
 end
 local function zrem(key, member)
-  if adds[key] then adds[key][member] = nil end
-  if new[key .. member] then return end
+  if adds[key] then
+    adds[key][member] = nil
+    if new[key][member] then return end
+  end
   local list = removes[key] or {}
   removes[key], list[#list + 1] = list, member
 end
+local function append(list, ...)
+  local more, length = {...}, #list
+  for i = 1, #more do list[length + i] = more[i] end
+end
 -- Sets fields of a job; those of one that this call has accepted are written with it.
 local function set_job(id, ...)
-  local fields = jobs[id]
-  if not fields then return call('HSET', job_key(id), ...) end
-  for _, field in ipairs({...}) do fields[#fields + 1] = field end
+  if jobs[id] then append(jobs[id], ...) else call('HSET', job_key(id), ...) end
 end
 local function flush()
   for id, fields in pairs(jobs) do call('HSET', job_key(id), unpack(fields)) end
   for key, list in pairs(removes) do call('ZREM', P .. key, unpack(list)) end
   for key, scores in pairs(adds) do
-    local list = {}
-    for member, score in pairs(scores) do list[#list + 1], list[#list + 2] = score, member end
-    if #list > 0 then call('ZADD', P .. key, unpack(list)) end
+    local list, length = {}, 0
+    for member, score in pairs(scores) do
+      list[length + 1], list[length + 2] = score, member
+      length = length + 2
+    end
+    if length > 0 then call('ZADD', P .. key, unpack(list)) end
     has_added[key] = true
   end
   for inbox, entries in pairs(streams) do
@@ -130,41 +138,47 @@ end
 -- An event of a job, its cause, its trace.
 local function note(name, id, cause, trace) notices[#notices + 1] = {name, id, cause, trace or ''} end
 
--- Durations in the buckets of ports::Histogram.
+-- The names of a handler's figures. Durations are counted in the buckets of ports::Histogram.
 local BOUNDS = {100, 500, 1000, 5000, 10000, 50000, 100000, 500000, 1000000, 5000000, 10000000, 60000000, 300000000}
+local function names_of(h)
+  local names = {wait = {sum = 'wait:' .. h .. ':sum'}, job = {sum = 'job:' .. h .. ':sum'}, finished = 'finished:' .. h .. ':'}
+  for _, name in ipairs({'queued', 'running', 'submitted', 'lanes'}) do names[name] = name .. ':' .. h end
+  for bucket = 0, #BOUNDS do
+    for _, name in ipairs({'wait', 'job'}) do names[name][bucket] = name .. ':' .. h .. ':' .. bucket end
+  end
+  return names
+end
+local function of(h) return H[h] and H[h].names or names_of(h) end
 local function observe(names, micros)
   local bucket = 0
   while bucket < #BOUNDS and micros > BOUNDS[bucket + 1] do bucket = bucket + 1 end
-  count(names .. bucket, 1)
-  count(names .. 'sum', math.max(0, micros))
+  count(names[bucket], 1)
+  count(names.sum, math.max(0, micros))
 end
--- The names of a handler's figures.
-local function names_of(h)
-  return {queued = 'queued:' .. h, running = 'running:' .. h, submitted = 'submitted:' .. h, finished = 'finished:' .. h .. ':',
-    wait = 'wait:' .. h .. ':', job = 'job:' .. h .. ':', lanes = 'lanes:' .. h}
-end
-local function of(h) return H[h] and H[h].names or names_of(h) end
 
--- The last configuration, with what follows from it: names, and the figures that decide something in every call.
-local config, of_text
+-- Configurations by their texts, with what follows from each: names, and the figures that decide something in every call.
+local configs, configs_known = {}, 0
 local function configure(text)
-  config, of_text = cjson.decode(text), text
+  local config = cjson.decode(text)
   config.figures = {'fence', 'queued', 'bytes', 'paused', 'swept', 'ticked'}
   for h, handler in pairs(config.H) do
     handler.names = names_of(h)
     config.figures[#config.figures + 1] = handler.names.queued
   end
+  if configs_known == 16 then configs, configs_known = {}, 0 end
+  configs[text], configs_known = config, configs_known + 1
+  return config
 end
 local function begin(keys, argv)
   if not call then call, pcall, cjson, string, table, math, unpack, pairs, ipairs, tonumber, type = globals() end
-  if argv[1] ~= of_text then configure(argv[1]) end
+  local config = configs[argv[1]] or configure(argv[1])
   P, ARGV, A, H, R = keys[1], argv, cjson.decode(argv[2]), config.H, config.R
   now = A.now
   if not now then
     local clock = call('TIME')
     now = clock[1] * 1000000 + clock[2]
   end
-  now_text = int(now)
+  now_text = digits(now)
   known, sets, counts = {}, {}, {}
   adds, new, removes, streams, jobs, has_added = {}, {}, {}, {}, {}, {}
   notices, rung, urgent, soonest = {}, {}, {}, nil
@@ -222,31 +236,30 @@ end
 
 local function state_map(lane) return 'state:' .. lane end
 
--- Numbers that grow with every use and never repeat, whatever the clock does: fences, leases, places in an order. Written
--- with 16 digits, their order is that of their texts too.
+-- Numbers that grow with every use and never repeat, whatever the clock does: fences, leases, places in an order.
 local function next_number()
   number = math.max(number or num(known.fence), now - 1) + 1
-  sets.fence = int(number)
   return number
 end
 
 -- A job's books as a table.
-local FIELDS = {'h', 'l', 's', 'd', 'st', 'pb', 'in', 'nb', 'aw', 'tr', 'x', 'ls', 'f', 'rm', 'ct', 'cd', 'ik', 'lc', 'lx'}
-local NUMBERS = {'d', 'st', 'pb', 'nb', 'lx'}
 local function read_job(id)
-  local values, job = call('HMGET', job_key(id), unpack(FIELDS)), {}
-  if not values[1] then return nil end
-  for i, field in ipairs(FIELDS) do job[field] = values[i] end
-  for _, field in ipairs(NUMBERS) do job[field] = num(job[field]) end
-  return job
+  local h, l, s, d, st, pb, instances, nb, aw, tr, x, ls, f, rm, ct, cd, ik, lc, lx = unpack(call('HMGET', job_key(id),
+    'h', 'l', 's', 'd', 'st', 'pb', 'in', 'nb', 'aw', 'tr', 'x', 'ls', 'f', 'rm', 'ct', 'cd', 'ik', 'lc', 'lx'))
+  if not h then return nil end
+  return {h = h, l = l, s = s, d = num(d), st = num(st), pb = num(pb), ['in'] = instances, nb = num(nb), aw = aw, tr = tr, x = x,
+    ls = ls, f = f, rm = rm, ct = ct, cd = cd, ik = ik, lc = lc, lx = num(lx)}
 end
 
 -- Enters a lane into its handler's ready set; "head" is its first job's not-before. The fields that its books take.
 local function enter_ready(h, lane, head)
-  local score, member = math.max(head, now), digits(next_number()) .. ':' .. lane
+  local score, member = now_text, digits(next_number()) .. ':' .. lane
+  if head > now then
+    score = digits(head)
+    is_due_in(head - now)
+  elseif not is_paused(h) then ring(conf(h).g) end
   zadd('ready:' .. h, score, member, true)
-  if score > now then is_due_in(score - now) elseif not is_paused(h) then ring(conf(h).g) end
-  return int(score), member
+  return score, member
 end
 
 -- Puts the lane into its handler's ready set if it belongs there, takes it out if not, and removes one with neither
@@ -290,15 +303,16 @@ end
 -- job: {id, h, lane: '' if unordered, ow, in, aw, tr, nb: us from now, env, pl, x: indices, pb, ik, fp}
 local function accept(job)
   local nb, score, member = now + job.nb, '', ''
-  accepted[job.id], jobs[job.id] = job, {}
+  accepted[job.id] = job
   if job.lane == '' then score, member = enter_ready(job.h, job.id, nb) end
-  set_job(job.id, 'env', ARGV[job.env], 'pl', ARGV[job.pl], 'x', ARGV[job.x], 'h', job.h, 'l', job.lane, 's', 'queued', 'd', '0',
-    'nb', int(nb), 'pb', int(job.pb), 'ow', job.ow, 'in', job['in'], 'aw', job.aw, 'tr', job.tr, 'ls', '', 'rs', score, 'rm', member)
+  jobs[job.id] = {'env', ARGV[job.env], 'pl', ARGV[job.pl], 'x', ARGV[job.x], 'h', job.h, 'l', job.lane, 's', 'queued', 'd', '0',
+    'nb', nb == now and now_text or digits(nb), 'pb', int(job.pb), 'ow', job.ow, 'in', job['in'], 'aw', job.aw, 'tr', job.tr, 'ls', '',
+    'rs', score, 'rm', member}
   if job.ik then
     set_job(job.id, 'ik', job.ik, 'fp', job.fp)
     call('SET', P .. 'idem:' .. job.ik, job.id)
   end
-  zadd('all', next_number(), job.id)
+  zadd('all', digits(next_number()), job.id)
   count(of(job.h).submitted, 1)
   enqueue(job.id, job.h, job.lane, job.pb)
   if job.lane == '' then return end
@@ -382,7 +396,7 @@ end
 local function kept(id, job, s, result)
   local class = job.aw == '1' and '1' or '0'
   local member = digits(next_number()) .. ':' .. id .. (job.ik and ':' .. job.ik or '')
-  zadd('kept:' .. class, now + (class == '1' and R.attl or R.ttl), member)
+  zadd('kept:' .. class, digits(now + (class == '1' and R.attl or R.ttl)), member)
   count('keptn', 1)
   has_kept = true
   if not R.limited then return 'kc', class, 'km', member end
@@ -450,9 +464,9 @@ local function finish(id, job, status, r, n, delivery)
   local fields = {'s', status, 'fi', now_text, 'r', result, 'ls', '', 'ct', n, 'cd', delivery}
   local parks = status == 'dead' and conf(h).p and job.l ~= ''
   if not parks then
-    for _, field in ipairs({kept(id, job, status, result)}) do fields[#fields + 1] = field end
+    append(fields, kept(id, job, status, result))
     -- Only then it is never needed again.
-    if status == 'succeeded' then fields[#fields + 1], fields[#fields + 2] = 'pl', '' end
+    if status == 'succeeded' then append(fields, 'pl', '') end
   end
   set_job(id, unpack(fields))
   tell(job['in'], id, status, r)
@@ -479,7 +493,7 @@ local function lease_of(id, job)
 end
 local function member_of(lease) return lease.n .. ' ' .. lease.consumer .. ' ' .. lease.h .. ' ' .. lease.id end
 local function renew(lease)
-  local ends = int(now + R.vis)
+  local ends = digits(now + R.vis)
   zadd('leases', ends, member_of(lease))
   if lease.id ~= '' then call('HSET', job_key(lease.id), 'lx', ends) else call('HSET', P .. 'lease:' .. lease.n, 'x', ends) end
 end

@@ -12,8 +12,7 @@
 -- "renew"    list of {i, n, o}
 -- "left"     processes whose places were taken: their leases are over
 -- "jobs"     jobs to accept, as "accept" takes them; after one that found the queue full none is
--- "execs"    list of {i: its number, g: group, room: leases that it may get, used: its leases by handler, where
---            that counts}
+-- "execs"    list of {i: its number, g: group, room: leases that it may get, used: its leases by handler}
 -- "idle"     groups of which executors of this process had room after the last call
 -- "facts"    what the process says of itself, once a second: names and values
 -- "look"     looks at what time has made ready; "sweep" ends what time has ended, which is done often enough anyhow
@@ -177,19 +176,17 @@ local function due_lanes()
         lanes = call('ZRANGE', P .. key, '-inf', int(now), 'BYSCORE', 'LIMIT', 0, most, 'WITHSCORES')
         if #lanes == 2 * most then takes_all[handler.g] = false end
       end
-      local seen = {}
-      for at = 1, #lanes, 2 do seen[#seen + 1] = {lanes[at], tonumber(lanes[at + 1])} end
-      -- What this call has made ready, and has taken out again, is not in the set as it stands.
-      local gone = {}
+      -- In the order of these texts: since when, then the member. What this call has made ready, and has taken out again, is
+      -- not in the set as it stands.
+      local list, gone, fresh = {}, {}, adds[key] or {}
       for _, member in ipairs(removes[key] or {}) do gone[member] = true end
-      local list = {}
-      for _, entry in ipairs(seen) do
-        if not gone[entry[1]] and not (adds[key] and adds[key][entry[1]]) then list[#list + 1] = entry end
+      for at = 1, #lanes, 2 do
+        if not gone[lanes[at]] and not fresh[lanes[at]] then list[#list + 1] = digits(lanes[at + 1]) .. lanes[at] end
       end
-      for member, score in pairs(adds[key] or {}) do
-        if tonumber(score) <= now then list[#list + 1] = {member, tonumber(score)} end
+      for member, score in pairs(fresh) do
+        if score <= now_text then list[#list + 1] = score .. member end
       end
-      table.sort(list, function(a, b) return a[2] < b[2] or a[2] == b[2] and a[1] < b[1] end)
+      table.sort(list)
       if #list > 0 then due[h] = {lanes = list, at = 1} end
     end
   end
@@ -221,14 +218,14 @@ local function next_lane(due)
     local first, of_first
     for h, of in pairs(due) do
       local entry = of.lanes[of.at]
-      if entry and rooms[H[h].g] > 0 and (not first or entry[2] < first[2] or entry[2] == first[2] and entry[1] < first[1]) then
+      if entry and rooms[H[h].g] > 0 and (not first or entry < first) then
         first, of_first = entry, h
       end
     end
     if not first then return nil end
     due[of_first].at = due[of_first].at + 1
-    local exec = taker(of_first, string.sub(first[1], 18), first[2])
-    if exec then return first[1], of_first, exec end
+    local exec = taker(of_first, string.sub(first, 34), tonumber(string.sub(first, 1, 16)))
+    if exec then return string.sub(first, 17), of_first, exec end
     takes_all[H[of_first].g] = false
     if exec == nil then due[of_first] = nil end
   end
@@ -313,7 +310,7 @@ local function once_more(n, id, number)
 end
 
 local function turn()
-  rooms, takes_all, lease_ends, is_full, has_contexts = {}, {}, int(now + R.vis), false, nil
+  rooms, takes_all, lease_ends, is_full, has_contexts = {}, {}, digits(now + R.vis), false, nil
   for _, exec in ipairs(A.execs) do
     exec.k = consumer(exec.i)
     rooms[exec.g] = (rooms[exec.g] or 0) + exec.room
