@@ -47,7 +47,7 @@ impl Server {
         json!(changes.collect::<Vec<_>>())
     }
 
-    /// A map's entries. One that is not signed is left out: nobody of this deployment wrote it.
+    /// A map's entries, but those that are not signed: nobody of this deployment wrote them.
     pub(super) fn entries(&self, map: &str, sealed: Sealed) -> Entries {
         let opened = sealed.into_iter().filter_map(|(key, value)| {
             let key = String::from_utf8(key).ok()?;

@@ -86,7 +86,7 @@ impl Arguments {
     }
 }
 
-/// What may be absent: JSON's null is something to Lua.
+/// May be absent: JSON's null is something to Lua.
 pub(super) fn or_false<T: Into<Json>>(value: Option<T>) -> Json {
     value.map_or(false.into(), Into::into)
 }
