@@ -216,20 +216,18 @@ mod at_rest {
     use super::*;
     use crate::memory::ExternalState;
     use crate::redis_backend::envelope::Signer;
-    use crate::redis_backend::{Link, RedisBroker, Settings, UNLIMITED};
+    use crate::redis_backend::{Link, RedisBroker, Settings};
 
     impl Deployment {
         pub(super) fn open_at_rest(&self, given: Vec<Secret>, sub_prefix: &str) -> Result<Backend, String> {
             let envelopes = if given.is_empty() { self.root_envelopes()? } else { given };
-            let mut rules = Rules::from_config(&self.config);
-            // A batch bounds its records itself.
-            if sub_prefix.is_empty() {
-                rules.retain = UNLIMITED;
-            }
+            let rules = Rules::from_config(&self.config);
+            // A batch bounds its records itself; others go by their time alone.
+            let keep = (!sub_prefix.is_empty()).then_some(rules.retain.records);
             let (redis, prefix) = (self.platform().redis.clone(), self.prefix() + sub_prefix);
             let (handlers, clock) = (self.specs.clone(), self.clock.clone());
             let (groups, workers) = (self.groups(), self.workers());
-            let settings = Settings { redis, prefix, rules, handlers, groups, clock, workers };
+            let settings = Settings { redis, prefix, rules, keep, handlers, groups, clock, workers };
             let broker = RedisBroker::new(settings, &envelopes.iter().collect::<Vec<_>>())?;
             if !self.jobs_survive_processes() {
                 return Ok(self.mixed(broker));

@@ -53,7 +53,7 @@ impl Run {
             settings.capacity = 40;
             settings.visibility = Duration::from_secs(20);
             settings.result_ttl = Duration::from_secs(100);
-            settings.retain_records = 30;
+            settings.failed_ttl = Duration::from_secs(60);
         });
         let held = |_| Held { consumer: bench.backend.consumer(0, Bell::silent()), leases: Vec::new() };
         let executors = (0..EXECUTORS).map(held).collect();
@@ -284,7 +284,7 @@ impl Run {
         let filter = Filter { limit: 1_000, ..Filter::default() };
         let records = self.bench.backend.producer().list(&Viewer::anonymous(), &filter);
         for record in records.expect("the backend is there") {
-            self.note(format_args!("{} {:?} {}", record.spec.id, record.status, record.deliveries));
+            self.note(format_args!("{} {:?} {} {:?}", record.spec.id, record.status, record.deliveries, record.waiting_for));
         }
         let stats = self.bench.backend.producer().stats().expect("the backend is there");
         let figures = |handler: &cofferdam::ports::HandlerStats| {

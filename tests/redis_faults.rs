@@ -51,6 +51,7 @@ impl Deployment {
             handlers: vec![spec("free", HandlerOptions::default()), spec("serial", HandlerOptions::serial())],
             groups: vec![Arc::from("execution")],
             clock: Clock::manual(Timestamp(1_700_000_000_000_000)),
+            keep: None,
             workers: vec![1],
         };
         let secret =

@@ -6,11 +6,11 @@ use log::Level;
 
 use super::broker::{Broker, ConsumerEntry, ConsumerId, Lease};
 use crate::clock::{Timestamp, micros};
-use crate::job::{Effects, Entries, FollowUp, JobId, JobStatus, Outcome, Payload, Version, context_map};
+use crate::job::{Effects, Entries, JobId, JobStatus, Outcome, Payload, Version, context_map};
 use crate::job_status::JobEvent;
 use crate::limits::{
-    CONTEXT_BYTES, DELAY_MAX, FOLLOW_UP_ROOM, FOLLOW_UPS, LANE_AFFINITY, LEASE_GRACE, LOSSES_TO_BE_ALONE,
-    ORDERING_KEY_BYTES, QUEUED_BYTES, RUN_JOBS,
+    CONTEXT_BYTES, DELAY_MAX, FOLLOW_UP_ROOM, LANE_AFFINITY, LEASE_GRACE, LOSSES_TO_BE_ALONE, QUEUED_BYTES,
+    RUN_JOBS,
 };
 use crate::negative_controls::{Control, is_off};
 use crate::ports::{self, Commit, LeaseId, LeasedJob, OfLease, Requests, StateAt, Step};
@@ -317,38 +317,23 @@ impl Broker {
         }
     }
 
-    /// Why the effects cannot be applied, if they exceed a bound. Executors check before they commit, so this
-    /// catches only one that does not.
+    /// Why the effects cannot be applied, if they exceed a bound.
     fn refuses(&self, commit: &Commit, lane: u64, now: Timestamp) -> Option<JobError> {
-        let Outcome::Succeeded(payload, effects) = &commit.outcome else { return None };
-        // An entry or a payload that does not fit a frame would end each connection that is given its lane.
-        let most = self.rules.max_payload;
-        let mut values = effects.state.iter().chain(&effects.context).filter_map(|it| it.value.as_ref());
+        let Outcome::Succeeded(_, effects) = &commit.outcome else { return None };
         let entry = &self.jobs[&commit.job];
         let (spec, own) = (&entry.record.spec, &self.handlers[entry.handler].spec);
-        let map = self.lanes[&lane].map.as_ref();
-        let state = map.map_or(0, |map| self.maps.bytes_after(map, &effects.state, now));
-        let context = match &*effects.context {
-            [] => 0,
-            changes => self.maps.bytes_after(&context_map(&spec.owner, &spec.trace), changes, now),
-        };
-        let too_long = |job: &FollowUp| {
-            let key = job.ordering_key.as_ref().map_or(0, |key| key.len());
-            key > ORDERING_KEY_BYTES || job.payload.bytes.len() > most || job.delay > DELAY_MAX
-        };
-        let growth = map.map_or(0, |map| self.maps.growth(map, &effects.state, now))
-            + match &*effects.context {
-                [] => 0,
-                changes => self.maps.growth(&context_map(&spec.owner, &spec.trace), changes, now),
-            };
-        let jobs = &effects.follow_ups;
-        let (code, detail) = if payload.bytes.len() > most {
-            (Code::ResultTooLarge, "the result exceeds max_payload_bytes")
-        } else if spec.one_line && payload.bytes.contains(&b'\n') {
-            (Code::HandlerFailed, "the result has a line break, where it must be one line")
-        } else if values.any(|value| value.len() > most) {
-            (Code::StateTooLarge, "a value exceeds max_payload_bytes")
-        } else if map.is_none() && !effects.state.is_empty() {
+        let exceeds = commit.exceeds(spec, &self.rules);
+        if exceeds.is_some() {
+            return exceeds;
+        }
+        let context = (!effects.context.is_empty()).then(|| context_map(&spec.owner, &spec.trace));
+        let map = self.lanes[&lane].map.as_deref();
+        let maps = [(map, &effects.state), (context.as_deref(), &effects.context)];
+        let [state, context] =
+            maps.map(|(map, changes)| map.map_or(0, |map| self.maps.bytes_after(map, changes, now)));
+        let growth = maps.map(|(map, changes)| map.map_or(0, |map| self.maps.growth(map, changes, now)));
+        let (growth, jobs) = (growth[0] + growth[1], &effects.follow_ups);
+        let (code, detail) = if map.is_none() && !effects.state.is_empty() {
             (Code::HandlerFailed, "a handler without ordering has no state")
         } else if state > self.rules.lane_state_max {
             (Code::StateTooLarge, "the lane's state would exceed kv.lane_state_max_bytes")
@@ -356,8 +341,6 @@ impl Broker {
             (Code::StateTooLarge, "the trace's context would exceed 1 MiB")
         } else if growth > 0 && self.maps.held_bytes() + growth > self.rules.states_max {
             (Code::StateTooLarge, "all states and contexts would exceed kv.total_max_bytes")
-        } else if jobs.len() > FOLLOW_UPS || jobs.iter().any(too_long) {
-            (Code::HandlerFailed, "the follow-ups exceed their bounds")
         } else if jobs.iter().any(|job| !self.handler_index.contains_key(&job.handler)) {
             (Code::HandlerFailed, "a follow-up names an unknown handler")
         } else if jobs.iter().any(|job| !own.may_submit_to(&job.handler)) {

@@ -16,7 +16,7 @@ impl Broker {
     pub fn tick(&mut self, now: Timestamp) {
         // Who has lost several at once has lost them together.
         let is_alone = |lease: &Lease| self.holds_one_job(&self.consumers[&lease.consumer].leases);
-        let expired = self.leases.iter().filter(|(_, lease)| lease.expires_at <= now);
+        let expired = self.leases.iter().filter(|(_, lease)| lease.expires_at <= now && now < lease.deadline);
         let mut expired: Vec<(Timestamp, u64, bool)> =
             expired.map(|(number, lease)| (lease.expires_at, *number, is_alone(lease))).collect();
         // In their order, so that the same schedule has the same outcome on every backend.

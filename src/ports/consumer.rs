@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use super::error::BackendError;
-use crate::job::{Entries, JobId, JobSpec, Outcome, Payload, Version};
+use super::rules::Rules;
+use crate::job::{Entries, FollowUp, JobId, JobSpec, Outcome, Payload, Version};
+use crate::limits::{DELAY_MAX, FOLLOW_UPS, ORDERING_KEY_BYTES};
+use crate::problem::{Code, JobError};
 
 /// An executor's side of the broker. Dropping it ends its leases at once. After an error every lease of it must be
 /// taken as ended.
@@ -90,6 +93,33 @@ pub struct Commit {
     /// The state version that the handler saw.
     pub builds_on: Version,
     pub outcome: Outcome,
+}
+
+impl Commit {
+    /// Why its effects cannot be applied, where that can be seen from them alone. Executors check the same before they
+    /// commit, so this catches only one that does not. What does not fit a frame would end each connection that is given it.
+    pub fn exceeds(&self, spec: &JobSpec, rules: &Rules) -> Option<JobError> {
+        let Outcome::Succeeded(payload, effects) = &self.outcome else { return None };
+        let most = rules.max_payload;
+        let mut values = effects.state.iter().chain(&effects.context).filter_map(|it| it.value.as_ref());
+        let too_long = |job: &FollowUp| {
+            let key = job.ordering_key.as_ref().map_or(0, |key| key.len());
+            key > ORDERING_KEY_BYTES || job.payload.bytes.len() > most || job.delay > DELAY_MAX
+        };
+        let jobs = &effects.follow_ups;
+        let (code, detail) = if payload.bytes.len() > most {
+            (Code::ResultTooLarge, "the result exceeds max_payload_bytes")
+        } else if spec.one_line && payload.bytes.contains(&b'\n') {
+            (Code::HandlerFailed, "the result has a line break, where it must be one line")
+        } else if values.any(|value| value.len() > most) {
+            (Code::StateTooLarge, "a value exceeds max_payload_bytes")
+        } else if jobs.len() > FOLLOW_UPS || jobs.iter().any(too_long) {
+            (Code::HandlerFailed, "the follow-ups exceed their bounds")
+        } else {
+            return None;
+        };
+        Some(JobError::new(code, detail))
+    }
 }
 
 /// A job of a lease, as the broker speaks of it.

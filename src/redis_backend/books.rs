@@ -15,8 +15,8 @@ pub(super) struct Named {
     pub(super) consumer: u64,
     pub(super) lease: LeaseId,
     pub(super) own: String,
-    /// It ended with its executor, after its first job had started.
-    pub(super) is_lost: bool,
+    /// How it ends, as scripts/turn.lua takes it; `None`: none of its jobs has begun.
+    pub(super) how: Option<&'static str>,
 }
 
 /// An outcome, with what is known of its job.
@@ -42,7 +42,6 @@ pub(super) struct Exec {
 /// See the module.
 pub(super) struct Books {
     pub(super) group: usize,
-    pub(super) workers: usize,
     pub(super) bell: Bell,
     /// Leases at once.
     pub(super) room: usize,
@@ -67,11 +66,13 @@ pub(super) struct Held {
     pub(super) jobs: Vec<Arc<JobSpec>>,
     /// The one that runs.
     pub(super) at: usize,
+    /// Its executor gets no other meanwhile.
+    pub(super) is_alone: bool,
 }
 
 impl Held {
-    pub(super) fn named(&self, consumer: u64, lease: LeaseId, is_lost: bool) -> Named {
-        Named { consumer, lease, own: self.own.clone(), is_lost }
+    pub(super) fn named(&self, consumer: u64, lease: LeaseId, how: Option<&'static str>) -> Named {
+        Named { consumer, lease, own: self.own.clone(), how }
     }
 
     /// The job that runs, if any.
@@ -91,9 +92,9 @@ impl Told {
 }
 
 impl Books {
-    pub(super) fn new(group: usize, workers: usize, bell: Bell, now: Timestamp) -> Books {
+    pub(super) fn new(group: usize, bell: Bell, now: Timestamp) -> Books {
         let (room, held, says, waits, out, renews, is_lost) = Default::default();
-        Books { group, workers, bell, room, held, says, waits, out, renews, renewed_at: now, is_lost }
+        Books { group, bell, room, held, says, waits, out, renews, renewed_at: now, is_lost }
     }
 
     pub(super) fn told(&mut self, consumer: u64, commit: Commit) -> Told {
@@ -142,6 +143,11 @@ impl Books {
             }
         }
         self.out.revoked.push(of);
+    }
+
+    /// It holds one job: when it is lost, nothing else can be the reason.
+    pub(super) fn has_one_job(&self) -> bool {
+        self.held.values().map(|held| held.jobs.len() - held.at).sum::<usize>() == 1
     }
 
     pub(super) fn is_idle(&self) -> bool {

@@ -69,9 +69,8 @@ impl RedisBroker {
     /// An executor of this group; `bell` rings when a step would bring something.
     #[must_use]
     pub fn consumer(&self, group: usize, bell: Bell) -> RedisConsumer {
-        let workers = self.0.server.settings.workers[group];
         let now = self.0.server.now();
-        let number = self.0.change(|state| state.connect(group, workers, bell, now));
+        let number = self.0.change(|state| state.connect(group, bell, now));
         RedisConsumer { shared: self.0.clone(), number }
     }
 }
@@ -137,6 +136,7 @@ impl Shared {
                 Some("full") => Ok(Submitted::Refused(Refusal::QueueFull)),
                 Some("unknown") => Ok(Submitted::Refused(Refusal::UnknownHandler)),
                 Some("mismatch") => Ok(Submitted::Refused(Refusal::IdempotencyMismatch)),
+                Some("gone") => Ok(Submitted::Refused(Refusal::ResultGone)),
                 // It has joined that one. A record that nobody signed, or that has gone at this moment, keeps the key.
                 Some(id) => {
                     let id = JobId::parse(id).ok_or(BackendError("redis: no id".into()))?;

@@ -8,13 +8,15 @@ use serde_json::{Map, Value as Json, json};
 
 use super::books::{Exec, Held, Named, Told};
 use super::envelope::{Forged, hex};
-use super::server::{Arguments, Sealed, Server};
+use super::server::{Arguments, Sealed, Server, or_false};
 use super::turn::{Answer, Draft};
+use crate::clock::micros;
 use crate::entropy::Entropy;
 use crate::job::{
     Effects, Finished, InstanceId, JobId, JobSpec, JobStatus, Outcome, Payload, Trace, Version, context_map,
     state_map,
 };
+use crate::limits::DELAY_MAX;
 use crate::observe::{event, job_event};
 use crate::ports::{
     BackendError, JobEnded, Lease, LeaseId, LeasedJob, NewJob, OfLease, StateAt, Then, Viewer,
@@ -43,7 +45,7 @@ type Said = (
     Option<u64>,
     Vec<String>,
 );
-type LeaseRow = (u64, u64, String, String, u64, Sealed, Vec<JobRow>, String);
+type LeaseRow = (u64, u64, String, String, u64, Sealed, Vec<JobRow>, String, u8);
 type JobRow = (String, Vec<u8>, u64, u64, Sealed, Vec<u8>);
 
 impl Call {
@@ -59,7 +61,7 @@ impl Call {
         let Sealing { mut arguments, outcomes, .. } = sealing;
         arguments.what = json!({
             "node": server.node, "call": call, "here": draft.here, "closed": draft.closed, "left": draft.left,
-            "commits": commits, "releases": all(&draft.releases, named), "forged": forged,
+            "commits": commits, "releases": all(&draft.releases, named), "gone": draft.gone, "forged": forged,
             "renew": all(&draft.renewals, named), "jobs": jobs, "idle": draft.idle,
             "execs": all(&draft.execs, exec), "look": draft.looks, "sweep": draft.sweeps,
         });
@@ -134,6 +136,7 @@ impl Sealing<'_> {
         let dead = |detail: &String, cause| {
             Err(JobError { code: Code::DeadLettered, detail: detail.clone(), cause: Some(cause) })
         };
+        let exceeds = told.spec.as_ref().and_then(|spec| commit.exceeds(spec, &self.server.settings.rules));
         let (word, status, result) = match &commit.outcome {
             Outcome::Succeeded(payload, _) => ("succeeded", JobStatus::Succeeded, Ok(payload.clone())),
             Outcome::Failed(error) => ("failed", JobStatus::Failed, Err(error.clone())),
@@ -151,19 +154,26 @@ impl Sealing<'_> {
             "v": commit.builds_on.0.to_string(), "s": word, "r": self.seal(id, status, result), "j": jitter,
         });
         if let (Outcome::Succeeded(_, effects), Some(spec)) = (&commit.outcome, &told.spec)
-            && *effects != Effects::default()
+            && (*effects != Effects::default() || exceeds.is_some())
         {
             let refusals = [
                 (Code::HandlerFailed, "a handler without ordering has no state"),
                 (Code::StateTooLarge, "the lane's state would exceed kv.lane_state_max_bytes"),
                 (Code::StateTooLarge, "the trace's context would exceed 1 MiB"),
                 (Code::HandlerFailed, "a follow-up names an unknown handler"),
+                (Code::HandlerFailed, "a follow-up names a handler that this group may not submit to"),
             ];
-            let failed =
-                refusals.map(|(code, text)| self.seal(id, JobStatus::Failed, Err(JobError::new(code, text))));
+            let refusals = refusals.map(|(code, text)| JobError::new(code, text)).into_iter();
+            let failed: Vec<Json> = refusals
+                .chain(exceeds.clone())
+                .map(|error| self.seal(id, JobStatus::Failed, Err(error)))
+                .collect();
+            if exceeds.is_some() {
+                out["bad"] = failed.len().into();
+            }
             let state = state_map(&spec.handler, spec.ordering_key.as_deref());
             let context = context_map(&spec.owner, &spec.trace);
-            out["no"] = failed.to_vec().into();
+            out["no"] = failed.into();
             out["st"] = self.server.changes(&state, &effects.state, &mut self.arguments);
             out["cx"] = self.server.changes(&context, &effects.context, &mut self.arguments);
             out["ctx"] = context.into();
@@ -173,6 +183,9 @@ impl Sealing<'_> {
                 self.server.job_json(&new, &mut self.arguments)
             });
             out["fu"] = follow_ups.collect::<Vec<Json>>().into();
+        }
+        if let Outcome::Retry(_, Some(after)) = commit.outcome {
+            out["after"] = micros(after.min(DELAY_MAX)).into();
         }
         out
     }
@@ -204,8 +217,8 @@ fn all<T>(items: &[T], one: impl Fn(&T) -> Json) -> Vec<Json> {
     items.iter().map(one).collect()
 }
 
-fn named(Named { consumer, lease, own, is_lost }: &Named) -> Json {
-    json!({ "i": consumer, "n": lease.0, "o": own, "lost": is_lost })
+fn named(Named { consumer, lease, own, how }: &Named) -> Json {
+    json!({ "i": consumer, "n": lease.0, "o": own, "how": or_false(*how) })
 }
 
 fn exec(Exec { consumer, group, room, used }: &Exec) -> Json {
@@ -216,7 +229,7 @@ fn exec(Exec { consumer, group, room, used }: &Exec) -> Json {
 impl Server {
     /// A lease that was given, or the first job of it that nobody signed.
     fn lease(&self, row: LeaseRow, answer: &mut Answer) -> Result<(), BackendError> {
-        let (lease, consumer, handler, kind, version, state, jobs, lane) = row;
+        let (lease, consumer, handler, kind, version, state, jobs, lane, alone) = row;
         let (id, handler) = (LeaseId(lease), Arc::<str>::from(handler));
         let is_ordered = kind != "none";
         let own = if is_ordered { String::new() } else { lane.clone() };
@@ -227,7 +240,7 @@ impl Server {
             let opened = opened.and_then(|sealed| sealed.with_payload(payload));
             let opened = opened.and_then(|job| is_of(&job.0, &lane, &handler, is_ordered).map(|()| job));
             let Ok((spec, payload)) = opened else {
-                answer.forged.push((Named { consumer, lease: id, own, is_lost: false }, job, handler));
+                answer.forged.push((Named { consumer, lease: id, own, how: None }, job, handler));
                 return Ok(());
             };
             let context = self.entries(&context_map(&spec.owner, &spec.trace), context);
@@ -244,7 +257,7 @@ impl Server {
             }
         };
         let jobs = leased.iter().map(|job| job.spec.clone()).collect();
-        let held = Held { handler: handler.clone(), own, jobs, at: 0 };
+        let held = Held { handler: handler.clone(), own, jobs, at: 0, is_alone: alone == 1 };
         answer.leases.push((consumer, Lease { id, handler, state, jobs: leased }, held));
         Ok(())
     }

@@ -19,4 +19,4 @@ pub mod vet;
 pub use broker::{RedisBroker, RedisConsumer};
 pub use connection::Link;
 pub use seat::RedisSeat;
-pub use server::{Settings, UNLIMITED};
+pub use server::Settings;

@@ -48,10 +48,16 @@ impl Server {
 /// Records that are read together: each comes with its result, which its signature covers.
 const RECORDS_AT_ONCE: usize = 4;
 
-/// Counts by name; how long each handler's oldest lane is ready, us; node, host, pid, callers and executors of each
-/// process; records; leases.
-type Figures =
-    (HashMap<String, String>, HashMap<String, u64>, Vec<(String, String, u64, u64, String)>, usize, usize);
+/// Counts by name; how long each handler's oldest job waits, us; node, host, pid, callers and executors of each
+/// process; records; leases; idempotency keys.
+type Figures = (
+    HashMap<String, String>,
+    HashMap<String, u64>,
+    Vec<(String, String, u64, u64, String)>,
+    usize,
+    usize,
+    usize,
+);
 
 impl Producer for RedisBroker {
     fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Submitted>, BackendError> {
@@ -146,7 +152,8 @@ impl Producer for RedisBroker {
 
     fn stats(&self) -> Result<Stats, BackendError> {
         let server = &self.0.server;
-        let (counts, ready, nodes, records, leases): Figures = server.ask("stats", json!({}))?;
+        let (counts, waits, nodes, records, leases, idempotency_keys): Figures =
+            server.ask("stats", json!({}))?;
         let count = |name: &str| counts.get(name).and_then(|count| count.parse().ok()).unwrap_or(0);
         let paused = counts.get("paused").map_or("", String::as_str);
         let histogram = |name: &str, handler: &str| Histogram {
@@ -168,7 +175,7 @@ impl Producer for RedisBroker {
                 lanes: size(count(&format!("lanes:{name}")))
                     + if spec.options.ordering == Ordering::None { queued + running } else { 0 },
                 parked: size(count(&format!("parked:{name}"))),
-                oldest: Duration::from_micros(ready.get(name).copied().unwrap_or(0)),
+                oldest: Duration::from_micros(waits.get(name).copied().unwrap_or(0)),
                 submitted: count(&format!("submitted:{name}")),
                 finished: JobStatus::ALL.map(|status| count(&format!("finished:{name}:{}", status.as_str()))),
                 job_seconds: histogram("job", name),
@@ -215,7 +222,7 @@ impl Producer for RedisBroker {
             reconnects: server.link.generation.load(std::sync::atomic::Ordering::Relaxed),
             forged: count("forged"),
             suspects: size(count("suspects")),
-            idempotency_keys: 0,
+            idempotency_keys,
             idempotency_evicted: 0,
             state_bytes: 0,
             records,

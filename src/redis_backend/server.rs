@@ -12,14 +12,14 @@ use sha2::{Digest, Sha256};
 use super::connection::{Link, read};
 use super::envelope::{Signer, hex, lost_body};
 use crate::clock::{Clock, Timestamp, micros};
+use crate::config::Redis;
 use crate::config::secret::Secret;
-use crate::config::{Redis, Retain};
 use crate::entropy::Entropy;
 use crate::handler::{HandlerSpec, OnDead, Ordering};
 use crate::job::{JobId, JobRecord, JobSpec, JobStatus, WaitingFor, state_map};
 use crate::limits::{
-    CONTEXT_BYTES, ENDS_AN_ENTRY, FRAME_OVERHEAD_BYTES, INBOX_ENDS, INBOX_RESULT_BYTES, LANE_AFFINITY,
-    PROCESS_LIVES, QUEUED_BYTES, RUN_JOBS,
+    CONTEXT_BYTES, ENDS_AN_ENTRY, FOLLOW_UP_ROOM, FRAME_OVERHEAD_BYTES, INBOX_ENDS, INBOX_RESULT_BYTES,
+    LANE_AFFINITY, LEASE_GRACE, LOSSES_TO_BE_ALONE, PROCESS_LIVES, QUEUED_BYTES, RUN_JOBS,
 };
 use crate::negative_controls::{Control, is_off};
 use crate::ports::{BackendError, NewJob, Rules};
@@ -33,16 +33,14 @@ const INBOX_LIVES_MS: u64 = 60_000;
 /// Ready lanes of a handler that a claim looks at, beyond those that it has room for.
 const SCAN: usize = 64;
 
-/// Records in Redis go by their time alone (`reply.retain` is memory's).
-pub const UNLIMITED: Retain =
-    Retain { records: 1 << 40, bytes: 1 << 40, failed_records: 1 << 40, failed_bytes: 1 << 40 };
-
 /// What a deployment on Redis is made from.
 pub struct Settings {
     /// Where the server is.
     pub redis: Redis,
     /// Before every key: the deployment's hash tag, and for a deployment inside one more words.
     pub prefix: String,
+    /// Finished records of each class at most; `None`: they go by their time alone (`reply.retain` is memory's).
+    pub keep: Option<usize>,
     /// The bounds and times of the queue.
     pub rules: Rules,
     /// All handlers.
@@ -193,7 +191,7 @@ impl Server {
         let mut out = json!({
             "id": job.id.to_string(), "h": *job.handler, "lane": lane, "ow": *job.owner,
             "in": job.instance.to_string(), "aw": if job.awaited && job.idempotency.is_none() { "1" } else { "0" },
-            "tr": job.trace.id_text(), "nb": micros(job.delay), "pb": job.payload.bytes.len(),
+            "tr": job.trace.id_text(), "nb": micros(job.delay), "to": micros(spec.timeout), "pb": job.payload.bytes.len(),
             "env": arguments.add(self.signer.seal_job(&spec, &job.payload)),
             "pl": arguments.add(job.payload.bytes.to_vec()), "x": arguments.add(self.signer.sign_loss(job.id)),
         });
@@ -273,15 +271,15 @@ fn config(settings: &Settings) -> Json {
         let retry = options.retry.unwrap_or(rules.retry);
         let of = json!({
             "g": group, "c": options.concurrency, "o": is_ordered, "d": deliveries, "p": options.on_dead == OnDead::Park,
-            "fu": follow_ups.as_deref(), "rb": 1_000 * retry.base_ms, "rm": 1_000 * retry.max_ms,
+            "fu": or_false(follow_ups.as_deref()), "rb": 1_000 * retry.base_ms, "rm": 1_000 * retry.max_ms,
         });
         (name.to_string(), of)
     });
     let rules = json!({
         "cap": rules.capacity, "bytes": QUEUED_BYTES, "vis": micros(rules.visibility),
         "ttl": micros(rules.result_ttl), "attl": micros(rules.awaited_ttl),
-        // By time alone, unless a bound is asked for.
-        "limited": rules.retain.records < UNLIMITED.records, "keepn": rules.retain.records, "keepb": rules.retain.bytes,
+        "fttl": micros(rules.failed_ttl), "ittl": micros(rules.idempotency_ttl),
+        "keep": or_false(settings.keep), "alone": LOSSES_TO_BE_ALONE, "grace": micros(LEASE_GRACE), "more": FOLLOW_UP_ROOM,
         "ctx": micros(rules.context_ttl), "ctxm": CONTEXT_BYTES, "lsm": rules.lane_state_max,
         "mp": rules.max_payload, "envelope": rules.max_payload + FRAME_OVERHEAD_BYTES, "tag": crate::mac::MAC_BYTES,
         "run": RUN_JOBS, "scan": SCAN, "aff": micros(LANE_AFFINITY), "groups": settings.groups.len(),

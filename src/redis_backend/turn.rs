@@ -58,6 +58,8 @@ pub(super) struct State {
 pub(super) struct Draft {
     pub(super) commits: Vec<Told>,
     pub(super) releases: Vec<Named>,
+    /// Executors that are lost.
+    pub(super) gone: Vec<u64>,
     pub(super) forged: Vec<(Named, JobId, Arc<str>)>,
     pub(super) left: Vec<String>,
     pub(super) submissions: Vec<(Vec<NewJob>, Then)>,
@@ -110,27 +112,31 @@ pub(super) struct Answer {
 
 impl State {
     /// An executor of this group; its number.
-    pub(super) fn connect(&mut self, group: usize, workers: usize, bell: Bell, now: Timestamp) -> u64 {
+    pub(super) fn connect(&mut self, group: usize, bell: Bell, now: Timestamp) -> u64 {
         self.last_consumer += 1;
-        let books = Books::new(group, workers, bell, now);
+        let books = Books::new(group, bell, now);
         self.consumers.insert(self.last_consumer, books);
         // The others are told that there is such an executor.
         self.tell_at = AT_ONCE;
         self.last_consumer
     }
 
-    /// It is gone: leases start in their order, at most one a worker; those behind cannot have started.
+    /// It is gone. Each job that it held may have been running; when the service stops, that is nobody's fault.
     pub(super) fn disconnect(&mut self, consumer: u64) {
         let Some(books) = self.consumers.remove(&consumer) else { return };
         self.tell_at = AT_ONCE;
-        for (at, (lease, held)) in books.held.iter().enumerate() {
-            let is_lost = at < books.workers;
-            if self.is_draining && is_lost {
-                // Nobody here runs it again.
-                self.untold.extend(held.running());
-            }
-            self.next.releases.push(held.named(consumer, *lease, is_lost));
+        let how = match (self.is_draining, books.has_one_job()) {
+            (true, _) => "cut",
+            (false, true) => "alone",
+            (false, false) => "others",
+        };
+        if self.is_draining {
+            // Nobody here runs them again.
+            self.untold.extend(books.held.values().filter_map(Held::running));
         }
+        let named = books.held.iter().map(|(lease, held)| held.named(consumer, *lease, Some(how)));
+        self.next.releases.extend(named);
+        self.next.gone.push(consumer);
     }
 
     /// Takes what it says; gives what there is for it.
@@ -148,7 +154,7 @@ impl State {
         for lease in requests.releases {
             if let Some(held) = books.held.remove(&lease) {
                 books.says = true;
-                self.next.releases.push(held.named(consumer, lease, false));
+                self.next.releases.push(held.named(consumer, lease, None));
             }
         }
         self.has_more_room |= room > books.room;
@@ -261,7 +267,7 @@ impl State {
         for (consumer, books) in &mut self.consumers {
             for (lease, held) in std::mem::take(&mut books.held) {
                 jobs.extend(held.running());
-                self.next.releases.push(held.named(*consumer, lease, false));
+                self.next.releases.push(held.named(*consumer, lease, Some("cut")));
             }
         }
         jobs
@@ -303,11 +309,12 @@ impl State {
                 books.renewed_at = now;
                 draft
                     .renewals
-                    .extend(books.held.iter().map(|(lease, held)| held.named(*consumer, *lease, false)));
+                    .extend(books.held.iter().map(|(lease, held)| held.named(*consumer, *lease, None)));
             }
             books.waits = std::mem::take(&mut books.says);
             let room = books.room.saturating_sub(books.held.len());
-            if !self.claims_nothing && room > 0 && !books.is_lost {
+            let is_alone = books.held.values().any(|held| held.is_alone);
+            if !self.claims_nothing && room > 0 && !books.is_lost && !is_alone {
                 let mut used = BTreeMap::new();
                 books.held.values().for_each(|held| *used.entry(held.handler.clone()).or_default() += 1);
                 books.waits = true;
@@ -354,7 +361,7 @@ impl State {
                     books.out.leases.push(lease);
                 }
                 // Its executor has gone meanwhile, before it heard of it.
-                None => self.next.releases.push(held.named(consumer, lease.id, false)),
+                None => self.next.releases.push(held.named(consumer, lease.id, None)),
             }
         }
         for lease in answer.over {
@@ -407,9 +414,13 @@ impl State {
         self.untold.extend(self.next.commits.iter().map(|told| told.commit.job));
         let Draft { submissions, left, closed, .. } = std::mem::take(&mut self.next);
         self.next = Draft { submissions, left, closed, ..Draft::default() };
-        for books in self.consumers.values_mut() {
+        for (consumer, books) in &mut self.consumers {
             books.is_lost = true;
-            self.untold.extend(std::mem::take(&mut books.held).values().filter_map(Held::running));
+            let held = std::mem::take(&mut books.held);
+            self.untold.extend(held.values().filter_map(Held::running));
+            // They may be found running still, which is not their jobs' fault.
+            let named = held.iter().map(|(lease, held)| held.named(*consumer, *lease, Some("seat")));
+            self.next.releases.extend(named);
             self.rings.push(books.bell.clone());
         }
         true
@@ -437,7 +448,7 @@ mod tests {
     #[test]
     fn an_executor_is_settled_only_once_no_lease_is_on_its_way_to_it() {
         let (mut state, now) = (State::default(), Timestamp(1));
-        let executor = state.connect(0, 1, Bell::silent(), now);
+        let executor = state.connect(0, Bell::silent(), now);
         let step = |state: &mut State, room| state.step(executor, Requests::default(), room).unwrap();
         step(&mut state, 1);
         assert!(state.is_settled(executor));
@@ -447,7 +458,7 @@ mod tests {
         let handler: Arc<str> = "echo".into();
         let id = LeaseId(1);
         let lease = Lease { id, handler: handler.clone(), state: StateAt::Stateless, jobs: Vec::new() };
-        let held = Held { handler, own: String::new(), jobs: Vec::new(), at: 0 };
+        let held = Held { handler, own: String::new(), jobs: Vec::new(), at: 0, is_alone: false };
         let answer = Answer { leases: vec![(executor, lease, held)], ..Answer::default() };
         state.answered(&[], answer, now);
         assert!(!state.is_settled(executor), "it has not been given it");

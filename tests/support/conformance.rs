@@ -26,6 +26,8 @@ use cofferdam::ports::{
 use cofferdam::problem::{Code, JobError};
 use cofferdam::{HandlerOptions, OnDead};
 
+#[allow(dead_code, reason = "what is kept in memory alone")]
+pub mod bounds;
 pub mod commits;
 pub mod ends;
 pub mod lanes;
@@ -656,14 +658,10 @@ macro_rules! conformance {
             an_unknown_handler_is_refused
             a_full_queue_refuses_but_not_follow_ups_and_redeliveries
             follow_ups_find_room_up_to_twice_the_capacity_and_the_first_always
-            all_states_and_contexts_together_are_bounded
             a_result_that_must_be_one_line_is_one
             the_age_of_what_waits_is_seen_behind_a_head_that_is_delayed_or_parked
             jobs_of_one_call_are_accepted_or_refused_each
             an_awaited_record_goes_earlier_unless_it_has_a_key
-            records_beyond_the_number_kept_go_oldest_first
-            records_beyond_the_bytes_kept_go_oldest_first
-            a_record_larger_than_all_that_is_kept_is_answered_and_goes_with_the_next_end
             nothing_is_kept_for_ever
             a_lane_whose_state_was_removed_is_not_kept
             others_jobs_are_not_there

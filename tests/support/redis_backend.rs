@@ -29,6 +29,7 @@ pub fn redis(settings: &Settings) -> Box<dyn Backend> {
         handlers: settings.handlers.clone(),
         groups: settings.group_names(),
         clock: clock.clone(),
+        keep: None,
         workers: vec![64; settings.groups],
     };
     let secret = Secret::new(std::array::from_fn(|at| u8::try_from(at).expect("a byte"))).expect("a secret");

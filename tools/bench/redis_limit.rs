@@ -71,6 +71,7 @@ fn broker(url: String) -> Result<RedisBroker, String> {
         handlers: vec![spec("echo"), spec("sleep")],
         groups: vec!["execution".into()],
         clock: Clock::system(),
+        keep: None,
         workers: vec![ROOM],
     };
     RedisBroker::new(settings, &[&Secret::generate()?.envelope()?])

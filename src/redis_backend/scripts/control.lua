@@ -5,7 +5,7 @@
 -- "records" {ids, in: an instance that hears of their ends, or absent}: their records
 -- "pause"   {h, on}: whether there is such a handler
 -- "list"    {h, s, most}: ids, newest first
--- "stats"   {}: figures as a flat list; how long each handler's oldest lane is ready, us; nodes; records; leases
+-- "stats"   {}: figures as a flat list; how long each handler's oldest job waits, us; nodes; records; leases; idempotency keys
 -- "load"    {map, ttl}: a flat list of entries; "get" {map, key: index}: a value or nil; "apply" {map, ch: changes, ttl};
 -- "delete"  {map}; ttl in us or absent
 -- "ow"      sees this owner's jobs only; absent: all
@@ -18,11 +18,11 @@ local function sees(id)
   return owner and (not A.ow or owner == A.ow)
 end
 
-local function waiting(id, h, l, nb, d)
+local function waiting(id, h, l, nb, dl)
   if is_paused(h) then return {'paused', ''} end
   local head = l ~= '' and call('LINDEX', P .. 'q:' .. l, 0)
   if head and head ~= id then return {'lane', head} end
-  if nb > now then return {d > 0 and 'backoff' or 'delay', int(nb)} end
+  if nb > now then return {dl > 0 and 'backoff' or 'delay', int(nb)} end
   local executor = conf(h).g and ' ' .. int(conf(h).g) .. ':'
   for _, node in ipairs(call('ZRANGE', P .. 'nodes', 0, -1)) do
     local executors = ' ' .. (call('HGET', P .. 'node:' .. node, 'ex') or '')
@@ -33,26 +33,26 @@ end
 
 local function record(id)
   if not sees(id) or call('HSTRLEN', job_key(id), 'r') > R.envelope then return false end
-  local env, s, d, st, fi, r, h, l, nb = unpack(call('HMGET', job_key(id), 'env', 's', 'd', 'st', 'fi', 'r', 'h', 'l', 'nb'))
-  local why = s == 'queued' and waiting(id, h, l, num(nb), num(d)) or {'', ''}
+  local env, s, d, st, fi, r, h, l, nb, dl =
+    unpack(call('HMGET', job_key(id), 'env', 's', 'd', 'st', 'fi', 'r', 'h', 'l', 'nb', 'dl'))
+  local why = s == 'queued' and waiting(id, h, l, num(nb), num(dl)) or {'', ''}
   return {id, env, s or '', int(num(d)), st and int(num(st)), fi and int(num(fi)), r or '', why}
 end
 
-local ended = {succeeded = 1, failed = 1, cancelled = 1, timed_out = 1, dead = 1}
-
-local function unpark(id, lane)
+local function unpark(id, h, lane)
   if call('HEXISTS', P .. 'lane:' .. lane, 'pk') == 1 and call('LINDEX', P .. 'q:' .. lane, 0) == id then
     call('HDEL', P .. 'lane:' .. lane, 'pk')
+    count(of(h).parked, -1)
     return true
   end
 end
 
 local function cancel(id)
   local job = read_job(id)
-  if ended[job.s] then
-    if job.l ~= '' and unpark(id, job.l) then
+  if ENDED[job.s] then
+    if job.l ~= '' and unpark(id, job.h, job.l) then
       call('LPOP', P .. 'q:' .. job.l)
-      call('HSET', job_key(id), kept(id, job, job.s, call('HGET', job_key(id), 'r')))
+      call('HSET', job_key(id), kept(id, job, job.s))
       make_ready(job.l)
     end
     return
@@ -61,7 +61,7 @@ local function cancel(id)
   finish(id, job, 'cancelled', ARGV[A.r], '', '')
   if lease then
     revoke(lease, id)
-    if job.s == 'running' then end_lease(lease)
+    if job.s == 'running' then end_lease(lease, true)
     else
       local at = string.find(lease.run, id, 1, true)
       call('HSET', P .. 'lease:' .. lease.n, 'run', string.sub(lease.run, 1, at - 1) .. string.sub(lease.run, at + 32))
@@ -74,13 +74,14 @@ local function retry(id)
   local h, l, bytes = unpack(call('HMGET', job_key(id), 'h', 'l', 'pb'))
   bytes = num(bytes)
   forget(id)
-  call('HSET', job_key(id), 's', 'queued', 'd', '0', 'nb', int(now), 'aw', '0', 'ls', '', 'rm', '', 'rc', A.call)
-  call('HDEL', job_key(id), 'st', 'fi', 'r', 'ct', 'cd')
-  if l ~= '' and unpark(id, l) then
+  call('HSET', job_key(id), 's', 'queued', 'd', '0', 'nb', now_text, 'ws', now_text, 'aw', '0', 'ls', '', 'rm', '', 'rc', A.call)
+  call('HDEL', job_key(id), 'dl', 'st', 'fi', 'r', 'ct', 'cd')
+  if l ~= '' and unpark(id, h, l) then
+    zadd(of(h).waits, now_text, id)
     count('queued', 1)
     count(of(h).queued, 1)
     count('bytes', bytes)
-  else enqueue(id, h, l, bytes) end
+  else enqueue(id, h, l, bytes, now_text) end
   make_ready(l == '' and id or l)
 end
 
@@ -102,6 +103,7 @@ local function pause(h, on)
       for id in each(string.sub(lease.run, 33)) do
         revoke(lease, id)
         call('HSET', job_key(id), 'ls', '')
+        may_have_begun(id)
       end
       call('HSET', P .. 'lease:' .. n, 'run', first_of(lease.run))
     end
@@ -117,7 +119,7 @@ callable('retry', function()
   if not sees(A.id) then return {false, false} end
   local s, by = unpack(call('HMGET', job_key(A.id), 's', 'rc'))
   if by ~= A.call then
-    if not ended[s] or s == 'succeeded' then return {s, false} end
+    if not ENDED[s] or s == 'succeeded' then return {s, false} end
     retry(A.id)
   end
   return done({false, record(A.id)})
@@ -127,7 +129,7 @@ callable('records', function()
   local out = {}
   for i, id in ipairs(A.ids) do
     out[i] = record(id)
-    if A['in'] and out[i] and not ended[out[i][3]] then watch(id, call('HGET', job_key(id), 'in'), A['in']) end
+    if A['in'] and out[i] and not ENDED[out[i][3]] then watch(id, call('HGET', job_key(id), 'in'), A['in']) end
   end
   return out
 end)
@@ -157,7 +159,7 @@ end)
 callable('stats', function()
   local ready, nodes = {}, {}
   for h in pairs(H) do
-    local first = call('ZRANGE', P .. 'ready:' .. h, 0, 0, 'WITHSCORES')[2]
+    local first = call('ZRANGE', P .. 'waits:' .. h, 0, 0, 'WITHSCORES')[2]
     ready[#ready + 1] = h
     ready[#ready + 1] = first and int(math.max(0, now - tonumber(first))) or '0'
   end
@@ -165,7 +167,7 @@ callable('stats', function()
     local host, pid, waiters, executors = unpack(call('HMGET', P .. 'node:' .. node, 'host', 'pid', 'waiters', 'ex'))
     nodes[#nodes + 1] = {node, host or '', int(num(pid)), int(num(waiters)), executors or ''}
   end
-  return {call('HGETALL', P .. 'count'), ready, nodes, call('ZCARD', P .. 'all'), call('ZCARD', P .. 'leases')}
+  return {call('HGETALL', P .. 'count'), ready, nodes, call('ZCARD', P .. 'all'), call('ZCARD', P .. 'leases'), call('ZCARD', P .. 'idems')}
 end)
 
 callable('load', function() return map_load(A.map, A.ttl) end)

@@ -4,33 +4,38 @@
 -- ARGV[1]  JSON: the configuration, the same in every call of a process: H and R
 -- ARGV[2]  JSON: what the function itself wants, and "now" us in place of the server's time (tests)
 -- ARGV[3…] bytes that are not text, named from ARGV[2] by their index
--- H        the handlers by name: {g: group, d: max deliveries, o: ordered, p: parks, c: concurrency}
+-- H        the handlers by name: {g: group, d: max deliveries, o: ordered, p: parks, c: concurrency, rb, rm: backoff's base and
+--          most, us, fu: names of the handlers that its group may submit to, or false: all}
 -- R        the rules (see server.rs)
 --
 -- Keys, after the prefix:
 --   job:ID      hash   env(elope), pl (payload, empty once it has succeeded), x (signature of "executor lost"), h, l(ane; '' for an unordered job, which is
---                      a lane of its own), s(tatus), d(eliveries), f(ence), nb, st(arted), fi(nished), r(esult), ls (its lease or ''),
+--                      a lane of its own), s(tatus), d(eliveries that count), dl (the number that its last start was told), lo + sl (how often its
+--                      executor, and its process, were lost with it), f(ence), to (timeout), nb, ws (since when it waits),
+--                      st(arted), fi(nished), r(esult), ls (its lease or ''),
 --                      ct + cd (last commit's lease and delivery), pb (payload bytes), ow(ner), in(stances: 16 characters each,
 --                      a space between), aw(aited),
---                      ik + fp (idempotency), tr(ace), kc + km (class and member as a kept record), kb (its bytes, where
---                      they count), rc (the call that retried it);
---                      of an unordered job also rs + rm as of a lane, and of its lease lc, lx (consumer, end)
+--                      tr(ace), kc + km (class and member as a kept record), rc (the call that retried it);
+--                      of an unordered job also rs + rm as of a lane, and of its lease lc, lx, ly (consumer, end, deadline)
 --   q:LANE      list   an ordered lane's jobs in submission order
 --   lane:LANE   hash   of an ordered lane: h, ls (live lease or ''), v(ersion), mk (who knows the state), pk (parked),
---                      ca(utious), rs + rm (place in the ready set: score and member)
+--                      rs + rm (place in the ready set: score and member)
 --   ready:H     zset   lanes that can be claimed from that time on, us; member = number, ":", lane
---   lease:N     hash   of an ordered lane: c(onsumer), l(ane), h, run (its jobs' ids, 32 characters each), x (end)
+--   waits:H     zset   queued jobs -> since when each could have run, but for what hinders it
+--   lease:N     hash   of an ordered lane: c(onsumer), l(ane), h, run (its jobs' ids, 32 characters each), x (end, unless it is
+--                      renewed), y (deadline of the job that runs)
 --   leases      zset   "N consumer handler job" -> end; the job's id only of an unordered one
 --   node:ID     hash   of a web process: host, pid, waiters, ex (its executors: "group:leases", a space between), call + claims
 --                      (its last turn that claimed, and what), rv (something is revoked); nodes zset -> end, unless renewed;
 --                      a consumer is NODE, ".", number of the executor; revoked:ID list of "number lease job"
 --   idle:G      set    nodes with room for leases of this group
 --   m:MAP       hash   entries; mx zset MAP -> end; mb hash MAP -> bytes
---   idem:…      string job of an idempotency key
---   kept:0, 1   zset   finished records (number of the end, ":", job, and ":", idempotency scope) -> end of their time
+--   idem:…      string job of an idempotency key, and the fingerprint of its payload; idems zset … -> end of its time
+--   kept:0 … 2  zset   finished records (number of the end, ":", job) -> end of their time: succeeded, the same and awaited, others
 --   quarantine:ID      a job that nobody of the deployment signed, for a week
 --   all         zset   records -> number of submission
---   count       hash   figures; fence: the last number; paused: names, each with a space at both ends; swept, ticked: when
+--   count       hash   figures; fence: the last number; paused: names, each with a space at both ends; swept, ticked: when;
+--                      waits: executors that are kept free for a job that runs alone, "consumer group lane;" each
 --   inbox:I     stream ends of jobs for an instance, several an entry; wake:G stream, wakes other processes for a group
 --   key                made from the prefix and the secret: whoever has another secret sees it
 --
@@ -39,9 +44,9 @@
 
 -- While a library is loaded there are no globals; afterwards each costs a search.
 local function globals()
-  return redis.call, redis.pcall, cjson, string, table, math, unpack, pairs, ipairs, tonumber, type
+  return redis.call, redis.pcall, redis.sha1hex, cjson, string, table, math, unpack, pairs, ipairs, next, tonumber, type
 end
-local call, pcall, cjson, string, table, math, unpack, pairs, ipairs, tonumber, type
+local call, pcall, sha1hex, cjson, string, table, math, unpack, pairs, ipairs, next, tonumber, type
 
 -- What a call has to itself: "begin" makes all of it anew, whatever the call before came to.
 local P, ARGV, A, H, R, now, now_text
@@ -72,7 +77,7 @@ local function is_free(lane) return not string.find(lane, ':', 1, true) end
 -- The hash that holds a lane's books.
 local function book(lane) return is_free(lane) and job_key(lane) or P .. 'lane:' .. lane end
 -- What is known of a handler that no process of this configuration has.
-local NOBODY = {d = 1, o = false, p = false, c = 0}
+local NOBODY = {d = 1, o = false, p = false, c = 0, rb = 0, rm = 0}
 local function conf(h) return H[h] or NOBODY end
 local function given(field) return field and field ~= '' end
 
@@ -142,7 +147,7 @@ local function note(name, id, cause, trace) notices[#notices + 1] = {name, id, c
 local BOUNDS = {100, 500, 1000, 5000, 10000, 50000, 100000, 500000, 1000000, 5000000, 10000000, 60000000, 300000000}
 local function names_of(h)
   local names = {wait = {sum = 'wait:' .. h .. ':sum'}, job = {sum = 'job:' .. h .. ':sum'}, finished = 'finished:' .. h .. ':'}
-  for _, name in ipairs({'queued', 'running', 'submitted', 'lanes'}) do names[name] = name .. ':' .. h end
+  for _, name in ipairs({'queued', 'running', 'submitted', 'lanes', 'parked', 'waits'}) do names[name] = name .. ':' .. h end
   for bucket = 0, #BOUNDS do
     for _, name in ipairs({'wait', 'job'}) do names[name][bucket] = name .. ':' .. h .. ':' .. bucket end
   end
@@ -160,8 +165,13 @@ end
 local configs, configs_known = {}, 0
 local function configure(text)
   local config = cjson.decode(text)
-  config.figures = {'fence', 'queued', 'bytes', 'paused', 'swept', 'ticked'}
+  config.figures = {'fence', 'queued', 'bytes', 'paused', 'swept', 'ticked', 'suspects', 'waits'}
   for h, handler in pairs(config.H) do
+    if handler.fu then
+      local may = {}
+      for _, name in ipairs(handler.fu) do may[name] = true end
+      handler.fu = may
+    end
     handler.names = names_of(h)
     config.figures[#config.figures + 1] = handler.names.queued
   end
@@ -170,7 +180,7 @@ local function configure(text)
   return config
 end
 local function begin(keys, argv)
-  if not call then call, pcall, cjson, string, table, math, unpack, pairs, ipairs, tonumber, type = globals() end
+  if not call then call, pcall, sha1hex, cjson, string, table, math, unpack, pairs, ipairs, next, tonumber, type = globals() end
   local config = configs[argv[1]] or configure(argv[1])
   P, ARGV, A, H, R = keys[1], argv, cjson.decode(argv[2]), config.H, config.R
   now = A.now
@@ -244,11 +254,13 @@ end
 
 -- A job's books as a table.
 local function read_job(id)
-  local h, l, s, d, st, pb, instances, nb, aw, tr, x, ls, f, rm, ct, cd, ik, lc, lx = unpack(call('HMGET', job_key(id),
-    'h', 'l', 's', 'd', 'st', 'pb', 'in', 'nb', 'aw', 'tr', 'x', 'ls', 'f', 'rm', 'ct', 'cd', 'ik', 'lc', 'lx'))
+  local h, l, s, d, dl, lo, sl, st, pb, instances, nb, ws, to, aw, tr, x, ls, f, rm, ct, cd, lc, lx, ly = unpack(call('HMGET',
+    job_key(id), 'h', 'l', 's', 'd', 'dl', 'lo', 'sl', 'st', 'pb', 'in', 'nb', 'ws', 'to', 'aw', 'tr', 'x', 'ls', 'f', 'rm', 'ct',
+    'cd', 'lc', 'lx', 'ly'))
   if not h then return nil end
-  return {h = h, l = l, s = s, d = num(d), st = num(st), pb = num(pb), ['in'] = instances, nb = num(nb), aw = aw, tr = tr, x = x,
-    ls = ls, f = f, rm = rm, ct = ct, cd = cd, ik = ik, lc = lc, lx = num(lx)}
+  return {h = h, l = l, s = s, d = num(d), dl = num(dl), lo = num(lo), sl = num(sl), st = num(st), pb = num(pb), ['in'] = instances,
+    nb = num(nb), ws = num(ws), to = num(to), aw = aw, tr = tr, x = x, ls = ls, f = f, rm = rm, ct = ct, cd = cd, lc = lc,
+    lx = num(lx), ly = num(ly)}
 end
 
 -- Enters a lane into its handler's ready set; "head" is its first job's not-before. The fields that its books take.
@@ -290,8 +302,9 @@ local function make_ready(lane)
   call('HSET', key, 'rs', score, 'rm', member)
 end
 
--- Enters a queued job at the tail of its lane.
-local function enqueue(id, h, l, bytes)
+-- Enters a queued job at the tail of its lane; it waits since "since", a text.
+local function enqueue(id, h, l, bytes, since, is_new)
+  zadd(of(h).waits, since, id, is_new)
   count('queued', 1)
   count(of(h).queued, 1)
   count('bytes', bytes)
@@ -300,109 +313,108 @@ local function enqueue(id, h, l, bytes)
   call('RPUSH', P .. 'q:' .. l, id)
 end
 
--- job: {id, h, lane: '' if unordered, ow, in, aw, tr, nb: us from now, env, pl, x: indices, pb, ik, fp}
+-- job: {id, h, lane: '' if unordered, ow, in, aw, tr, nb: us from now, to: us, env, pl, x: indices, pb, ik, fp}
 local function accept(job)
   local nb, score, member = now + job.nb, '', ''
+  local since = nb == now and now_text or digits(nb)
   accepted[job.id] = job
   if job.lane == '' then score, member = enter_ready(job.h, job.id, nb) end
   jobs[job.id] = {'env', ARGV[job.env], 'pl', ARGV[job.pl], 'x', ARGV[job.x], 'h', job.h, 'l', job.lane, 's', 'queued', 'd', '0',
-    'nb', nb == now and now_text or digits(nb), 'pb', int(job.pb), 'ow', job.ow, 'in', job['in'], 'aw', job.aw, 'tr', job.tr, 'ls', '',
-    'rs', score, 'rm', member}
+    'nb', since, 'ws', since, 'to', int(job.to), 'pb', int(job.pb), 'ow', job.ow, 'in', job['in'], 'aw', job.aw, 'tr', job.tr,
+    'ls', '', 'rs', score, 'rm', member}
   if job.ik then
-    set_job(job.id, 'ik', job.ik, 'fp', job.fp)
-    call('SET', P .. 'idem:' .. job.ik, job.id)
+    call('SET', P .. 'idem:' .. job.ik, job.id .. ' ' .. job.fp)
+    zadd('idems', digits(now + R.ittl), job.ik)
   end
   zadd('all', digits(next_number()), job.id)
   count(of(job.h).submitted, 1)
-  enqueue(job.id, job.h, job.lane, job.pb)
+  enqueue(job.id, job.h, job.lane, job.pb, since, true)
   if job.lane == '' then return end
   call('HSET', job_key(job.id), unpack(jobs[job.id]))
   jobs[job.id] = nil
   make_ready(job.lane)
 end
 
--- The fields of a job whose delivery starts, for its hash.
-local function started(h, deliveries, not_before)
+-- The fields of a job whose delivery starts, for its hash. "number" is that of the start before, "deliveries" those that count.
+local function started(id, h, number, deliveries, not_before)
   local names = of(h)
+  zrem(names.waits, id)
   count('queued', -1)
   count(names.queued, -1)
   count(names.running, 1)
-  if deliveries == 0 then observe(names.wait, now - not_before) else count('redelivered', 1) end
-  return 's', 'running', 'st', now_text, 'd', int(deliveries + 1)
+  if number == 0 then observe(names.wait, now - not_before) else count('redelivered', 1) end
+  return 's', 'running', 'st', now_text, 'd', int(deliveries + 1), 'dl', int(number + 1)
 end
 
 -- A running job is queued again; it never left its lane.
-local function requeue(id, h, not_before, deliveries)
-  call('HSET', job_key(id), 's', 'queued', 'nb', int(not_before), 'ls', '', 'd', int(deliveries))
-  count(of(h).running, -1)
-  count(of(h).queued, 1)
+local function requeue(id, job, not_before)
+  local names = of(job.h)
+  zadd(names.waits, digits(job.ws), id)
+  call('HSET', job_key(id), 's', 'queued', 'nb', digits(not_before), 'ls', '', 'd', int(job.d), 'dl', int(job.dl))
+  count(names.running, -1)
+  count(names.queued, 1)
   count('queued', 1)
 end
 
--- Finished records, by their time to live, and where that is asked for within a number and a size, oldest first.
+-- Finished records, by their time to live.
+local KEPT = {'0', '1', '2'}
 local function forget(id)
-  local class, member, bytes = unpack(call('HMGET', job_key(id), 'kc', 'km', 'kb'))
+  local class, member = unpack(call('HMGET', job_key(id), 'kc', 'km'))
   if class then
     zrem('kept:' .. class, member)
-    call('HDEL', job_key(id), 'kc', 'km', 'kb')
-    count('keptn', -1)
-    count('keptb', -num(bytes))
+    call('HDEL', job_key(id), 'kc', 'km')
   end
 end
 local function drop(class, members)
   local keys, ids = {}, {}
   for i, member in ipairs(members) do
     ids[i] = string.sub(member, 18, 49)
-    keys[#keys + 1] = job_key(ids[i])
-    if #member > 49 then keys[#keys + 1] = P .. 'idem:' .. string.sub(member, 51) end
+    keys[i] = job_key(ids[i])
   end
+  if #members == 0 then return end
   call('DEL', unpack(keys))
   call('ZREM', P .. 'all', unpack(ids))
   call('ZREM', P .. 'kept:' .. class, unpack(members))
 end
 local function drop_expired(most)
-  for class = 0, 1 do
-    local members = call('ZRANGE', P .. 'kept:' .. class, '-inf', int(now), 'BYSCORE', 'LIMIT', 0, most)
-    if #members > 0 then
-      if R.limited then
-        for _, member in ipairs(members) do
-          count('keptb', -num(call('HGET', job_key(string.sub(member, 18, 49)), 'kb')))
-        end
-      end
-      count('keptn', -#members)
-      drop(class, members)
-    end
+  for _, class in ipairs(KEPT) do
+    drop(class, call('ZRANGE', P .. 'kept:' .. class, '-inf', int(now), 'BYSCORE', 'LIMIT', 0, most))
   end
 end
-local function drop_too_many(most)
-  if not known.keptn or not known.keptb then look_up({'keptn', 'keptb'}) end
-  local kept, bytes = figure('keptn'), figure('keptb')
-  for _ = 1, most do
-    if kept <= 1 or (kept <= R.keepn and bytes <= R.keepb) then return end
-    local oldest, of
-    for class = 0, 1 do
-      local first = call('ZRANGE', P .. 'kept:' .. class, '-inf', '+inf', 'BYSCORE', 'LIMIT', 0, 1)[1]
-      if first and (not oldest or first < oldest) then oldest, of = first, class end
-    end
-    if not oldest then return end
-    local size = num(call('HGET', job_key(string.sub(oldest, 18, 49)), 'kb'))
-    kept, bytes = kept - 1, bytes - size
-    count('keptn', -1)
-    count('keptb', -size)
-    drop(of, {oldest})
-  end
+local function drop_too_many()
+  for _, class in ipairs(KEPT) do drop(class, call('ZRANGE', P .. 'kept:' .. class, 0, -1 - R.keep)) end
 end
 -- The fields of a record that is kept from now on, for its hash.
-local function kept(id, job, s, result)
-  local class = job.aw == '1' and '1' or '0'
-  local member = digits(next_number()) .. ':' .. id .. (job.ik and ':' .. job.ik or '')
-  zadd('kept:' .. class, digits(now + (class == '1' and R.attl or R.ttl)), member)
-  count('keptn', 1)
+local function kept(id, job, s)
+  local class = s ~= 'succeeded' and '2' or job.aw == '1' and '1' or '0'
+  local member = digits(next_number()) .. ':' .. id
   has_kept = true
-  if not R.limited then return 'kc', class, 'km', member end
-  local bytes = 512 + #result + (s == 'succeeded' and 0 or job.pb)
-  count('keptb', bytes)
-  return 'kc', class, 'km', member, 'kb', int(bytes)
+  zadd('kept:' .. class, digits(now + (class == '2' and R.fttl or class == '1' and R.attl or R.ttl)), member)
+  return 'kc', class, 'km', member
+end
+
+local ENDED = {succeeded = 1, failed = 1, cancelled = 1, timed_out = 1, dead = 1}
+
+-- An idempotency key whose time is up goes, unless its job has not ended: then it is kept for as long again.
+local function expire_key(ik)
+  local id = string.sub(call('GET', P .. 'idem:' .. ik) or '', 1, 32)
+  local s = call('HGET', job_key(id), 's')
+  if s and not ENDED[s] then
+    zadd('idems', digits(now + R.ittl), ik)
+    return
+  end
+  call('DEL', P .. 'idem:' .. ik)
+  zrem('idems', ik)
+end
+-- The job of a key, and the fingerprint of its payload.
+local function job_of_key(ik)
+  local bound = call('GET', P .. 'idem:' .. ik)
+  if bound and num(call('ZSCORE', P .. 'idems', ik)) <= now then
+    flush()
+    expire_key(ik)
+    bound = call('GET', P .. 'idem:' .. ik)
+  end
+  if bound then return string.match(bound, '^(%x+) (%x+)$') end
 end
 
 -- One more instance hears of a job's end.
@@ -456,6 +468,7 @@ local function finish(id, job, status, r, n, delivery)
     count(names.running, -1)
     observe(names.job, now - job.st)
   else
+    zrem(names.waits, id)
     count(names.queued, -1)
     count('queued', -1)
   end
@@ -464,13 +477,21 @@ local function finish(id, job, status, r, n, delivery)
   local fields = {'s', status, 'fi', now_text, 'r', result, 'ls', '', 'ct', n, 'cd', delivery}
   local parks = status == 'dead' and conf(h).p and job.l ~= ''
   if not parks then
-    append(fields, kept(id, job, status, result))
+    append(fields, kept(id, job, status))
     -- Only then it is never needed again.
     if status == 'succeeded' then append(fields, 'pl', '') end
   end
+  if job.lo > 0 then
+    count('suspects', -1)
+    -- An executor may have been kept free for it.
+    ring(conf(h).g)
+  end
+  if job.lo + job.sl > 0 then append(fields, 'lo', '0', 'sl', '0') end
   set_job(id, unpack(fields))
   tell(job['in'], id, status, r)
-  if parks then call('HSET', P .. 'lane:' .. job.l, 'pk', 1)
+  if parks then
+    count(names.parked, 1)
+    call('HSET', P .. 'lane:' .. job.l, 'pk', 1)
   elseif job.l ~= '' then call('LREM', P .. 'q:' .. job.l, 1, id)
   elseif given(job.rm) and job.s == 'queued' then zrem('ready:' .. h, job.rm) end
 end
@@ -480,11 +501,11 @@ local function read_lease(n, id, job)
   if given(id) then
     job = job or read_job(id)
     if not job or job.ls ~= n then return nil end
-    return {n = n, id = id, consumer = job.lc, lane = id, h = job.h, run = id, ends = job.lx, job = job}
+    return {n = n, id = id, consumer = job.lc, lane = id, h = job.h, run = id, ends = job.lx, deadline = job.ly}
   end
-  local consumer, lane, h, run, ends = unpack(call('HMGET', P .. 'lease:' .. n, 'c', 'l', 'h', 'run', 'x'))
+  local consumer, lane, h, run, ends, deadline = unpack(call('HMGET', P .. 'lease:' .. n, 'c', 'l', 'h', 'run', 'x', 'y'))
   if not lane then return nil end
-  return {n = n, id = '', consumer = consumer, lane = lane, h = h, run = run, ends = num(ends)}
+  return {n = n, id = '', consumer = consumer, lane = lane, h = h, run = run, ends = num(ends), deadline = num(deadline)}
 end
 -- The lease that a job is in.
 local function lease_of(id, job)
@@ -493,7 +514,7 @@ local function lease_of(id, job)
 end
 local function member_of(lease) return lease.n .. ' ' .. lease.consumer .. ' ' .. lease.h .. ' ' .. lease.id end
 local function renew(lease)
-  local ends = digits(now + R.vis)
+  local ends = digits(math.min(now + R.vis, lease.deadline))
   zadd('leases', ends, member_of(lease))
   if lease.id ~= '' then call('HSET', job_key(lease.id), 'lx', ends) else call('HSET', P .. 'lease:' .. lease.n, 'x', ends) end
 end
@@ -515,43 +536,79 @@ local function remove_lease(lease)
   for id in each(lease.run) do call('HSET', job_key(id), 'ls', '') end
 end
 
+-- A later job of a run that ends: the number that its handler may have been told is not told again.
+local function may_have_begun(id) call('HINCRBY', job_key(id), 'dl', 1) end
+
 -- Ends a lease before its last commit, whatever its running job came to: that has been told before, or it is queued again,
--- uncounted. Nobody knows the lane's state now.
-local function end_lease(lease)
+-- uncounted. "has_begun": its jobs may have. Nobody knows the lane's state now.
+local function end_lease(lease, has_begun)
   remove_lease(lease)
   if lease.id == '' then call('HDEL', P .. 'lane:' .. lease.lane, 'mk') end
   local id = first_of(lease.run)
   local job = id and read_job(id)
-  if job and job.s == 'running' then requeue(id, job.h, now, job.d - 1) end
+  if job and job.s == 'running' then
+    job.d, job.dl = job.d - 1, job.dl - (has_begun and 0 or 1)
+    requeue(id, job, now)
+  end
+  if has_begun then for later in each(string.sub(lease.run, 33)) do may_have_begun(later) end end
   make_ready(lease.lane)
 end
 
--- A delivery that came to nothing: queued again after a backoff, or dead. "jitter" is between 0 and 1, from outside.
-local function again(id, job, cause, dead, jitter, n, delivery)
-  if job.d >= conf(job.h).d then
+-- A delivery that came to nothing: queued again after a backoff or "after" us, or dead. "jitter" is between 0 and 1.
+local function again(id, job, cause, dead, jitter, n, delivery, after)
+  local of_handler = conf(job.h)
+  if job.d >= of_handler.d or job.lo + job.sl >= 2 * of_handler.d then
     count('dead', 1)
     finish(id, job, 'dead', dead, n, delivery)
     note('queue.dead', id, cause, job.tr)
     return
   end
-  local backoff = 0
-  if cause ~= 'executor_lost' then backoff = math.floor(math.min(R.rm, R.rb * 2 ^ math.min(job.d - 1, 20)) * jitter) end
-  requeue(id, job.h, now + backoff, job.d)
+  if not after then
+    local tries = cause == 'executor_lost' and job.lo - 1 or job.d
+    after = tries < 1 and 0 or math.floor(math.min(of_handler.rm, of_handler.rb * 2 ^ math.min(tries - 1, 32)) * jitter)
+  end
+  requeue(id, job, now + after)
   call('HSET', job_key(id), 'ct', n, 'cd', delivery)
   note('queue.redelivered', id, cause, job.tr)
 end
 
--- The lease's executor is lost: its running job counts as delivered, and runs of this lane are short now.
-local function lose_lease(lease)
+-- The same, where no outcome came and so no jitter: the id is as random.
+local function lost_again(id, job)
+  local jitter = tonumber(string.sub(sha1hex(id .. job.lo), 1, 8), 16) / 2 ^ 32
+  again(id, job, 'executor_lost', R.lost .. job.x, jitter, '', '')
+end
+
+-- The lease's holder is lost, and each of its jobs may have been running. "how": 'alone' if the executor had no other job,
+-- which then was the reason, and counts; 'others' if it had, of which each is a suspect; 'seat' if its whole process has gone,
+-- which says nothing about them.
+local function lose_lease(lease, how)
   remove_lease(lease)
-  if lease.id == '' then
-    call('HDEL', P .. 'lane:' .. lease.lane, 'mk')
-    call('HSET', P .. 'lane:' .. lease.lane, 'ca', 1)
+  if lease.id == '' then call('HDEL', P .. 'lane:' .. lease.lane, 'mk') end
+  for id in each(lease.run) do
+    local job = read_job(id)
+    if job and not ENDED[job.s] then
+      local losses = how == 'seat' and 'sl' or 'lo'
+      job[losses] = job[losses] + 1
+      call('HSET', job_key(id), losses, int(job[losses]))
+      if losses == 'lo' and job.lo == 1 then count('suspects', 1) end
+      if job.s == 'queued' then may_have_begun(id)
+      else
+        if how ~= 'alone' then job.d = job.d - 1 end
+        if losses == 'lo' and job.lo == R.alone then note('job.suspect', id, 'executor_lost', job.tr) end
+        lost_again(id, job)
+      end
+    end
   end
+  make_ready(lease.lane)
+end
+
+-- Ends a lease whose executor says what cannot hold, or nothing. The delivery counts: else such an executor could have the job
+-- again for ever.
+local function disbelieve(lease)
   local id = first_of(lease.run)
   local job = id and read_job(id)
-  if job and job.s == 'running' then again(id, job, 'executor_lost', R.lost .. job.x, 0, '', '') end
-  make_ready(lease.lane)
+  if job and job.s == 'running' then lost_again(id, job) end
+  end_lease(lease, true)
 end
 
 -- "work" for each of these members of the set "leases" whose lease is there.
@@ -573,8 +630,10 @@ end
 -- now ("env" and "r", indices), that says so in its place, and whoever waits is told.
 local function quarantine(id, h, lane, env, r)
   local key = job_key(id)
-  local job = pcall('HMGET', key, 'pb', 'rm', 'in', 'aw')
+  local job = pcall('HMGET', key, 'pb', 'rm', 'in', 'aw', 'lo')
   if job.err then job = {} end
+  zrem(of(h).waits, id)
+  if num(job[5]) > 0 then count('suspects', -1) end
   count('queued', -1)
   count(of(h).queued, -1)
   count('bytes', -num(job[1]))
@@ -589,7 +648,7 @@ local function quarantine(id, h, lane, env, r)
   if not env then return zrem('all', id) end
   local record = {aw = job[4] or '', pb = 0}
   call('HSET', key, 'env', ARGV[env], 'pl', '', 'h', h, 'l', '', 's', 'dead', 'd', '0', 'nb', now_text, 'pb', '0', 'ow', '', 'in', '',
-    'aw', record.aw, 'tr', '', 'fi', now_text, 'r', ARGV[r], 'ls', '', kept(id, record, 'dead', ARGV[r]))
+    'aw', record.aw, 'tr', '', 'fi', now_text, 'r', ARGV[r], 'ls', '', kept(id, record, 'dead'))
   count(of(h).finished .. 'dead', 1)
   tell(job[3] or '', id, 'dead', r)
 end
@@ -604,31 +663,76 @@ local function revoke(lease, id)
   urgent[conf(lease.h).g or ''] = true
 end
 
+-- Executors that are kept free for a job that runs alone: by consumer, its group and the lane.
+local function kept_free()
+  local waits = {}
+  for consumer, group, lane in string.gmatch(sets.waits or known.waits, '(%S+) (%d+) ([^;]+);') do
+    waits[consumer] = {g = tonumber(group), lane = lane}
+  end
+  return waits
+end
+local function keep_free(waits)
+  local list = {}
+  for consumer, at in pairs(waits) do list[#list + 1] = consumer .. ' ' .. int(at.g) .. ' ' .. at.lane .. ';' end
+  sets.waits = table.concat(list)
+end
+-- These consumers, whose names begin so, are gone. Others may take what they were kept free for.
+local function free(prefix)
+  if #(sets.waits or known.waits) < 2 then return end
+  local waits = kept_free()
+  for consumer, at in pairs(waits) do
+    if string.sub(consumer .. ' ', 1, #prefix) == prefix then
+      waits[consumer] = nil
+      for _, handler in pairs(H) do if handler.g == at.g then ring(at.g) end end
+    end
+  end
+  keep_free(waits)
+end
+
 -- A process is gone.
 local function forget_node(id)
+  free(id .. '.')
   call('DEL', P .. 'node:' .. id, P .. 'revoked:' .. id)
   call('ZREM', P .. 'nodes', id)
   for g = 0, R.groups - 1 do call('SREM', P .. 'idle:' .. int(g), id) end
 end
 
--- Leases that ran out, records whose time is up, maps that nobody met again. Bounded, so that no call is long. Executors
--- are told: those of this process by its answer.
+-- How many leases each consumer has.
+local function leases_by_consumer()
+  local counts = {}
+  for _, member in ipairs(call('ZRANGE', P .. 'leases', 0, -1)) do
+    local consumer = string.match(member, '^%S+ (%S+)') or ''
+    counts[consumer] = (counts[consumer] or 0) + 1
+  end
+  return counts
+end
+
+-- Leases that ran out, records and keys whose time is up, maps that nobody met again. Bounded, so that no call is long.
+-- Executors are told: those of this process by its answer.
 local function sweep()
   flush()
-  each_lease(call('ZRANGE', P .. 'leases', '-inf', int(now), 'BYSCORE', 'LIMIT', 0, 64), function(lease)
+  local expired = call('ZRANGE', P .. 'leases', '-inf', int(now), 'BYSCORE', 'LIMIT', 0, 64)
+  local held = #expired > 0 and leases_by_consumer()
+  local overdue = {}
+  each_lease(expired, function(lease)
     count('expired', 1)
-    if A.node and string.find(lease.consumer, A.node .. '.', 1, true) == 1 then ran_out[#ran_out + 1] = lease.n
+    local node = string.match(lease.consumer, '^(%x+)%.') or ''
+    if A.node == node then ran_out[#ran_out + 1] = lease.n
     else for id in each(lease.run) do revoke(lease, id) end end
-    lose_lease(lease)
+    if lease.deadline <= now then overdue[#overdue + 1] = lease
+    elseif A.node ~= node and num(call('ZSCORE', P .. 'nodes', node)) <= now then lose_lease(lease, 'seat')
+    else lose_lease(lease, held[lease.consumer] == 1 and #lease.run == 32 and 'alone' or 'others') end
   end)
+  for _, lease in ipairs(overdue) do disbelieve(lease) end
   for _, id in ipairs(call('ZRANGE', P .. 'nodes', '-inf', int(now), 'BYSCORE', 'LIMIT', 0, 16)) do forget_node(id) end
   for _, name in ipairs(call('ZRANGE', P .. 'mx', '-inf', int(now), 'BYSCORE', 'LIMIT', 0, 64)) do map_free(name) end
   drop_expired(512)
+  for _, ik in ipairs(call('ZRANGE', P .. 'idems', '-inf', int(now), 'BYSCORE', 'LIMIT', 0, 64)) do expire_key(ik) end
 end
 
 -- More is due than one sweep takes.
 local function is_due()
-  for _, set in ipairs({'leases', 'mx', 'kept:0', 'kept:1'}) do
+  for _, set in ipairs({'leases', 'mx', 'idems', 'kept:0', 'kept:1', 'kept:2'}) do
     if call('ZCOUNT', P .. set, '-inf', int(now)) > 0 then return true end
   end
   return false
@@ -637,7 +741,7 @@ end
 -- "takes_all": groups of which this call has taken all that is ready.
 local function done(answer, takes_all)
   flush()
-  if has_kept and R.limited then drop_too_many(64) end
+  if has_kept and R.keep then drop_too_many() end
   for group in pairs(rung) do
     if urgent[group] or not (takes_all and takes_all[group]) and call('SCARD', P .. 'idle:' .. int(group)) > (has_room[group] and 1 or 0) then
       call('XADD', P .. 'wake:' .. int(group), 'MAXLEN', '~', 64, '*', 'w', '1')

@@ -5,21 +5,26 @@
 --            that it has no more
 -- "commits"  list of {i: number of the executor, n: lease, id, d: delivery, v: version it builds on, s: status or "retry" or "crashed",
 --            r: index of the signed outcome (for retry and crashed: that of a dead job), j: jitter 0 to 1,
+--            after: us that a retry asks for, or absent, bad: index in "no" of why it cannot hold, or absent,
 --            st, cx: changes {index of key, index of value or 0}, lane state and context, ctx: the context's map,
 --            fu: follow-ups as "accept" takes jobs, no: indices of the signed failures, see "refused"}
--- "releases" list of {i, n, o: the job of an unordered lease or "", lost: true if it ended with its executor}
+-- "releases" list of {i, n, o: the job of an unordered lease or "", how: absent if its jobs have not begun, "cut" if they may have,
+--            else as "lose_lease" takes it}
 -- "forged"   list of {i, n, o, id, env, r}: a job of this lease that nobody of the deployment signed, and its record
 -- "renew"    list of {i, n, o}
 -- "left"     processes whose places were taken: their leases are over
 -- "jobs"     jobs to accept, as "accept" takes them; after one that found the queue full none is
--- "execs"    list of {i: its number, g: group, room: leases that it may get, used: its leases by handler}
+-- "gone"     numbers of executors that are lost
+-- "execs"    list of {i: its number, g: group, room: leases that it may get, used: its leases by handler}; one whose job runs
+--            alone is not there
 -- "idle"     groups of which executors of this process had room after the last call
 -- "facts"    what the process says of itself, once a second: names and values
 -- "look"     looks at what time has made ready; "sweep" ends what time has ended, which is done often enough anyhow
 -- Answers    {commits: list of "committed" | "again" | "fenced",
---             jobs: list of "new", "full", "unknown", "mismatch", or the id of the job that has the key, whose end the
---             submitter's instance hears of,
---             leases: list of {n, number of the executor, h, kind, version, state, jobs: list of {id, env, d, f, context, pl}, lane},
+--             jobs: list of "new", "full", "unknown", "mismatch", "gone", or the id of the job that has the key, whose end
+--             the submitter's instance hears of,
+--             leases: list of {n, number of the executor, h, kind, version, state, jobs: list of {id, env, d, f, context, pl}, lane,
+--             1 if it runs alone},
 --             over: numbers of leases that ran out, revoked: list of {number of the executor, lease, job},
 --             ends: see "tell", notices: list of {event, id, cause, trace}, groups with room now,
 --             us until something is ready by time or nil, inboxes that were not there}
@@ -27,8 +32,8 @@
 
 -- By group: leases that this call may give, and of which it has taken all that is ready. The time to which it leases.
 local rooms, takes_all, lease_ends
--- A job found the queue full; there are contexts, or nil before it was asked.
-local is_full, has_contexts
+-- A job found the queue full; there are contexts, or nil before it was asked. See "kept_free".
+local is_full, has_contexts, waits
 
 -- An executor of this process, as all processes know it.
 local function consumer(number) return A.node .. '.' .. int(number) end
@@ -46,30 +51,42 @@ local function too_late(c, job)
   return 'fenced'
 end
 
-local function follow_ups_known(c)
-  for _, job in ipairs(c.fu or {}) do if not H[job.h] then return false end end
-  return true
+-- True if what the outcome submits finds no room. The first job of an outcome always does, since it comes in the place of the
+-- one that submits it.
+local function has_no_room(c, job)
+  local jobs, bytes = c.fu or {}, 0
+  for _, follow_up in ipairs(jobs) do bytes = bytes + follow_up.pb end
+  if #jobs == 0 or #jobs == 1 and bytes <= job.pb then return false end
+  local fits = #jobs == 1 or figure('queued') + #jobs <= R.more * R.cap
+  return not fits or figure('bytes') + bytes > R.more * R.bytes
 end
 
 -- Why the effects cannot be applied, as an index of the failure in "no"; 0 if they can.
-local function refused(c, lane)
+local function refused(c, lane, h)
+  if c.bad then return c.bad end
   if c.s ~= 'succeeded' then return 0 end
   if c.st and #c.st > 0 then
     if is_free(lane) then return 1 end
     if map_bytes_after(state_map(lane), c.st) > R.lsm then return 2 end
   end
   if c.cx and #c.cx > 0 and map_bytes_after(c.ctx, c.cx) > R.ctxm then return 3 end
-  return follow_ups_known(c) and 0 or 4
+  local why, may = 0, conf(h).fu
+  for _, job in ipairs(c.fu or {}) do
+    if not H[job.h] then return 4 end
+    if may and not may[job.h] then why = 5 end
+  end
+  return why
 end
 
 local function next_of_run(lease)
   lease.run = string.sub(lease.run, 33)
   local following = first_of(lease.run)
   if following then
-    call('HSET', P .. 'lease:' .. lease.n, 'run', lease.run)
-    renew(lease)
     local job = read_job(following)
-    call('HSET', job_key(following), started(job.h, job.d, job.nb))
+    lease.deadline = now + job.to + R.grace
+    call('HSET', P .. 'lease:' .. lease.n, 'run', lease.run, 'y', digits(lease.deadline))
+    renew(lease)
+    call('HSET', job_key(following), started(following, job.h, job.dl, job.d, job.nb))
     return
   end
   remove_lease(lease)
@@ -88,15 +105,25 @@ local function commit(c)
   if not lease or lease.consumer ~= consumer(c.i) or lease.ends <= now then return too_late(c, job) end
   local lane, ordered = lease.lane, lease.id == ''
   local version = ordered and version_of(lane)
-  if not job or first_of(lease.run) ~= c.id or job.d ~= c.d or (ordered and version ~= c.v) then
+  if not job or first_of(lease.run) ~= c.id or job.dl ~= c.d or (ordered and version ~= c.v) then
     local answer = too_late(c, job)
-    if answer == 'fenced' then end_lease(lease) end
+    if answer == 'fenced' then disbelieve(lease) end
     return answer
   end
-  local why = refused(c, lane)
   local goes_on, delivery = false, int(c.d)
+  if c.s == 'succeeded' and has_no_room(c, job) then
+    -- Nobody's fault: again after a backoff, uncounted.
+    local backoff = math.floor(math.min(conf(job.h).rm, conf(job.h).rb * 2 ^ math.min(job.d - 1, 32)) * c.j)
+    job.d = job.d - 1
+    requeue(c.id, job, now + backoff)
+    call('HSET', job_key(c.id), 'ct', c.n, 'cd', delivery)
+    note('queue.redelivered', c.id, 'queue_full', job.tr)
+    end_lease(lease, true)
+    return 'committed'
+  end
+  local why = refused(c, lane, job.h)
   if why > 0 then finish(c.id, job, 'failed', c.no[why], c.n, delivery)
-  elseif c.s == 'retry' then again(c.id, job, 'retries_exhausted', c.r, c.j, c.n, delivery)
+  elseif c.s == 'retry' then again(c.id, job, 'retries_exhausted', c.r, c.j, c.n, delivery, c.after)
   elseif c.s == 'crashed' then again(c.id, job, 'handler_crashed', c.r, c.j, c.n, delivery)
   else
     if c.s == 'succeeded' then
@@ -110,13 +137,11 @@ local function commit(c)
         accept(follow_up)
       end
     end
-    if c.s == 'succeeded' or c.s == 'failed' then
-      if ordered then call('HDEL', P .. 'lane:' .. lane, 'ca') end
-      goes_on = true
-    end
+    goes_on = c.s == 'succeeded' or c.s == 'failed'
     finish(c.id, job, c.s, c.r, c.n, delivery)
   end
-  if goes_on then next_of_run(lease) else end_lease(lease) end
+  -- An executor goes on with the run before it knows what became of an outcome, but not after these.
+  if goes_on then next_of_run(lease) else end_lease(lease, c.s ~= 'retry' and c.s ~= 'crashed') end
   return 'committed'
 end
 
@@ -129,16 +154,16 @@ end
 local function submit(job)
   if not H[job.h] then return 'unknown' end
   if accepted[job.id] or call('EXISTS', job_key(job.id)) == 1 then return 'new' end
-  local other = job.ik and call('GET', P .. 'idem:' .. job.ik)
-  local fp, instances = false, false
-  if other then
-    flush()
-    fp, instances = unpack(call('HMGET', job_key(other), 'fp', 'in'))
-  end
-  if fp then
-    if fp ~= job.fp then return 'mismatch' end
-    watch(other, instances, job['in'])
-    return other
+  if job.ik then
+    local other, fp = job_of_key(job.ik)
+    if other then
+      flush()
+      local instances = call('HGET', job_key(other), 'in')
+      if fp ~= job.fp then return 'mismatch' end
+      if not instances then return 'gone' end
+      watch(other, instances, job['in'])
+      return other
+    end
   end
   if is_full or figure('queued') >= R.cap or figure('bytes') + job.pb > R.bytes then
     is_full = true
@@ -193,6 +218,60 @@ local function due_lanes()
   return due
 end
 
+-- True if the lane can be claimed, by an executor that has nothing else meanwhile.
+local function runs_alone(lane)
+  if figure('suspects') <= 0 then return false end
+  local head = is_free(lane) and lane or call('LINDEX', P .. 'q:' .. lane, 0)
+  return head and num(call('HGET', job_key(head), 'lo')) >= R.alone
+end
+local function is_busy(exec)
+  for _, leases in pairs(exec.used) do if leases > 0 then return true end end
+  return false
+end
+-- It gets nothing in this call.
+local function has_none(exec)
+  rooms[exec.g] = rooms[exec.g] - exec.room
+  exec.room = 0
+end
+
+-- An executor that is kept free stays so while the lane that it waits for can be claimed.
+local function keep_waiting()
+  if #known.waits < 2 and not sets.waits then return end
+  waits = kept_free()
+  for _, exec in ipairs(A.execs) do
+    local at = waits[exec.k]
+    if at then
+      local h, member, score = unpack(call('HMGET', book(at.lane), 'h', 'rm', 'rs'))
+      if is_busy(exec) and given(member) and num(score) <= now and not is_paused(h) and runs_alone(at.lane) then has_none(exec)
+      else waits[exec.k] = nil end
+    end
+  end
+  keep_free(waits)
+end
+
+-- Who takes a lane that runs alone: one that has no lease. If there is none, one is kept free for it, of each group at most one
+-- at a time: the others go on.
+local function taker_alone(h, lane)
+  local group, limit, best = H[h].g, H[h].c, nil
+  for _, exec in ipairs(A.execs) do
+    if exec.g == group and exec.room > 0 and (limit == 0 or (exec.used[h] or 0) < limit) then
+      if not is_busy(exec) then
+        has_none(exec)
+        -- Another may be kept free for it.
+        ring(next(waits) and group)
+        return exec
+      end
+      best = best or exec
+    end
+  end
+  if not best then return nil end
+  for k, at in pairs(waits) do if at.g == group and k ~= best.k then return false end end
+  waits[best.k] = {g = group, lane = lane}
+  keep_free(waits)
+  has_none(best)
+  return false
+end
+
 -- Who takes this lane: the executor that knows its state, else the one with the most room. A lane whose state an executor
 -- elsewhere knows is left to that for a moment, if it has room: false. Nil: nobody here can take one of this handler.
 local function taker(h, lane, score)
@@ -224,24 +303,27 @@ local function next_lane(due)
     end
     if not first then return nil end
     due[of_first].at = due[of_first].at + 1
-    local exec = taker(of_first, string.sub(first, 34), tonumber(string.sub(first, 1, 16)))
-    if exec then return string.sub(first, 17), of_first, exec end
+    local lane, exec, alone = string.sub(first, 34), nil, false
+    if runs_alone(lane) then exec, alone = taker_alone(of_first, lane), true
+    else exec = taker(of_first, lane, tonumber(string.sub(first, 1, 16))) end
+    if exec then return string.sub(first, 17), of_first, exec, alone end
     takes_all[H[of_first].g] = false
     if exec == nil then due[of_first] = nil end
   end
 end
 
--- The jobs of an ordered lane's next lease: how many depends on what went wrong before, and on what fits a frame.
+-- The jobs of an ordered lane's next lease: how many depends on what fits a frame. One that is a suspect comes by itself, and
+-- so does one that is to be delivered once: none behind it can have begun when it is lost.
 local function run_of(lane, h)
-  local most = (H[h].d == 1 or call('HEXISTS', P .. 'lane:' .. lane, 'ca') == 1) and 1 or R.run
   local run, bytes = {}, 0
-  for _, id in ipairs(call('LRANGE', P .. 'q:' .. lane, 0, most - 1)) do
+  for _, id in ipairs(call('LRANGE', P .. 'q:' .. lane, 0, (H[h].d == 1 and 1 or R.run) - 1)) do
     if not is_sound(id) then quarantine(id, h, lane)
     else
-      local nb, pb = unpack(call('HMGET', job_key(id), 'nb', 'pb'))
+      local nb, pb, losses = unpack(call('HMGET', job_key(id), 'nb', 'pb', 'lo'))
       bytes = bytes + num(pb)
-      if #run > 0 and (num(nb) > now or bytes > R.mp) then break end
+      if #run > 0 and (num(nb) > now or bytes > R.mp or num(losses) > 0) then break end
       run[#run + 1] = id
+      if num(losses) > 0 then break end
     end
   end
   return run
@@ -253,7 +335,7 @@ local function leased(id, env, tr, ow, payload, delivery, fence)
   return {id, env, delivery, fence, context, payload or ''}
 end
 
-local function claim(member, h, exec)
+local function claim(member, h, exec, alone)
   local lane = string.sub(member, 18)
   local free, job = is_free(lane), accepted[lane]
   zrem('ready:' .. h, member)
@@ -273,25 +355,34 @@ local function claim(member, h, exec)
     version = int(num(v))
     call('HSET', P .. 'lane:' .. lane, 'ls', n, 'rm', '')
     if maker == exec.k then kind = 'known' else kind, state = 'whole', map_load(state_map(lane)) end
-    call('HSET', P .. 'lease:' .. n, 'c', exec.k, 'l', lane, 'h', h, 'run', table.concat(run), 'x', lease_ends)
   end
-  local jobs = {}
+  local jobs, ends, deadline = {}, lease_ends, nil
   for i, id in ipairs(run) do
-    local d, nb, env, tr, ow, payload
-    if job then d, nb, env, tr, ow, payload = 0, now + job.nb, ARGV[job.env], job.tr, job.ow, ARGV[job.pl]
-    else d, nb, env, tr, ow, payload = unpack(call('HMGET', job_key(id), 'd', 'nb', 'env', 'tr', 'ow', 'pl')) end
+    local d, dl, nb, to, env, tr, ow, payload
+    if job then d, dl, nb, to, env, tr, ow, payload = 0, 0, now + job.nb, job.to, ARGV[job.env], job.tr, job.ow, ARGV[job.pl]
+    else d, dl, nb, to, env, tr, ow, payload = unpack(call('HMGET', job_key(id), 'd', 'dl', 'nb', 'to', 'env', 'tr', 'ow', 'pl')) end
     -- What a stranger has left out is judged by whoever verifies the rest.
-    d, nb, tr, ow = num(d), num(nb), tr or '', ow or ''
+    d, dl, nb, to, tr, ow = num(d), num(dl), num(nb), num(to), tr or '', ow or ''
     local fence = int(i == 1 and first or next_number())
-    if free then set_job(id, 'ls', n, 'f', fence, 'rm', '', 'lc', exec.k, 'lx', lease_ends, started(h, d, nb))
-    elseif i == 1 then set_job(id, 'ls', n, 'f', fence, started(h, d, nb))
+    if i == 1 then
+      deadline = digits(now + to + R.grace)
+      ends = deadline < ends and deadline or ends
+    end
+    if free then set_job(id, 'ls', n, 'f', fence, 'rm', '', 'lc', exec.k, 'lx', ends, 'ly', deadline, started(id, h, dl, d, nb))
+    elseif i == 1 then set_job(id, 'ls', n, 'f', fence, started(id, h, dl, d, nb))
     else set_job(id, 'ls', n, 'f', fence) end
-    jobs[i] = leased(id, env or '', tr, ow, payload, d + 1, fence)
+    jobs[i] = leased(id, env or '', tr, ow, payload, dl + 1, fence)
   end
-  zadd('leases', lease_ends, n .. ' ' .. exec.k .. ' ' .. h .. ' ' .. (free and lane or ''))
-  exec.room, exec.used[h] = exec.room - 1, (exec.used[h] or 0) + 1
-  rooms[exec.g] = rooms[exec.g] - 1
-  return {n, exec.i, h, kind, version, state, jobs, lane}
+  if not free then
+    call('HSET', P .. 'lease:' .. n, 'c', exec.k, 'l', lane, 'h', h, 'run', table.concat(run), 'x', ends, 'y', deadline)
+  end
+  zadd('leases', ends, n .. ' ' .. exec.k .. ' ' .. h .. ' ' .. (free and lane or ''))
+  exec.used[h] = (exec.used[h] or 0) + 1
+  if not alone then
+    exec.room = exec.room - 1
+    rooms[exec.g] = rooms[exec.g] - 1
+  end
+  return {n, exec.i, h, kind, version, state, jobs, lane, alone and 1 or 0}
 end
 
 -- A lease that this call has claimed before its answer was lost.
@@ -303,14 +394,15 @@ local function once_more(n, id, number)
     kind, version, state = 'whole', version_of(lease.lane), map_load(state_map(lease.lane))
   end
   for job in each(lease.run) do
-    local d, f, s, env, tr, ow, payload = unpack(call('HMGET', job_key(job), 'd', 'f', 's', 'env', 'tr', 'ow', 'pl'))
-    jobs[#jobs + 1] = leased(job, env or '', tr or '', ow or '', payload, num(d) + (s == 'running' and 0 or 1), int(num(f)))
+    local dl, f, s, env, tr, ow, payload = unpack(call('HMGET', job_key(job), 'dl', 'f', 's', 'env', 'tr', 'ow', 'pl'))
+    jobs[#jobs + 1] = leased(job, env or '', tr or '', ow or '', payload, num(dl) + (s == 'running' and 0 or 1), int(num(f)))
   end
-  return {n, tonumber(number), lease.h, kind, version, state, jobs, lease.lane}
+  local alone = num(call('HGET', job_key(first_of(lease.run)), 'lo')) >= R.alone
+  return {n, tonumber(number), lease.h, kind, version, state, jobs, lease.lane, alone and 1 or 0}
 end
 
 local function turn()
-  rooms, takes_all, lease_ends, is_full, has_contexts = {}, {}, digits(now + R.vis), false, nil
+  rooms, takes_all, lease_ends, is_full, has_contexts, waits = {}, {}, digits(now + R.vis), false, nil, {}
   for _, exec in ipairs(A.execs) do
     exec.k = consumer(exec.i)
     rooms[exec.g] = (rooms[exec.g] or 0) + exec.room
@@ -321,12 +413,14 @@ local function turn()
   for i, c in ipairs(A.commits) do results[i] = commit(c) end
   for _, named in ipairs(A.releases) do
     local lease = own(named)
-    if lease and named.lost then lose_lease(lease) elseif lease then end_lease(lease) end
+    if lease and named.how and named.how ~= 'cut' then lose_lease(lease, named.how)
+    elseif lease then end_lease(lease, named.how == 'cut') end
   end
+  for _, number in ipairs(A.gone) do free(consumer(number) .. ' ') end
   for _, named in ipairs(A.forged) do
     local lease = own(named)
     if lease then
-      end_lease(lease)
+      end_lease(lease, false)
       quarantine(named.id, lease.h, lease.lane, named.env, named.r)
       if lease.id == '' then make_ready(lease.lane) end
     end
@@ -344,7 +438,7 @@ local function turn()
     for _, member in ipairs(call('ZRANGE', P .. 'leases', 0, -1)) do
       if string.find(member, ' ' .. gone .. '.', 1, true) then mine[#mine + 1] = member end
     end
-    each_lease(mine, end_lease)
+    each_lease(mine, function(lease) lose_lease(lease, 'seat') end)
     forget_node(gone)
   end
   if A.sweep or now >= num(known.swept) + R.sweep then
@@ -361,11 +455,12 @@ local function turn()
     for n, id, number in string.gmatch(claims, '(%d+):(%x*):(%d+)') do leases[#leases + 1] = once_more(n, id, number) end
   else
     for group in pairs(rooms) do takes_all[group] = true end
+    keep_waiting()
     local due, claimed = due_lanes(), {}
     while true do
-      local member, h, exec = next_lane(due)
+      local member, h, exec, alone = next_lane(due)
       if not member then break end
-      local lease = claim(member, h, exec)
+      local lease = claim(member, h, exec, alone)
       if lease then
         leases[#leases + 1] = lease
         claimed[#leases] = lease[1] .. ':' .. (lease[4] == 'none' and lease[8] or '') .. ':' .. exec.i
