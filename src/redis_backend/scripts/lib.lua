@@ -589,11 +589,11 @@ local function lose_lease(lease, how)
     if job and not ENDED[job.s] then
       local losses = how == 'seat' and 'sl' or 'lo'
       job[losses] = job[losses] + 1
-      call('HSET', job_key(id), losses, int(job[losses]))
+      if how ~= 'alone' and job.s == 'running' then job.d = job.d - 1 end
+      call('HSET', job_key(id), losses, int(job[losses]), 'd', int(job.d))
       if losses == 'lo' and job.lo == 1 then count('suspects', 1) end
       if job.s == 'queued' then may_have_begun(id)
       else
-        if how ~= 'alone' then job.d = job.d - 1 end
         if losses == 'lo' and job.lo == R.alone then note('job.suspect', id, 'executor_lost', job.tr) end
         lost_again(id, job)
       end
@@ -724,7 +724,9 @@ local function sweep()
     else lose_lease(lease, held[lease.consumer] == 1 and #lease.run == 32 and 'alone' or 'others') end
   end)
   for _, lease in ipairs(overdue) do disbelieve(lease) end
-  for _, id in ipairs(call('ZRANGE', P .. 'nodes', '-inf', int(now), 'BYSCORE', 'LIMIT', 0, 16)) do forget_node(id) end
+  for _, id in ipairs(call('ZRANGE', P .. 'nodes', '-inf', int(now), 'BYSCORE', 'LIMIT', 0, 16)) do
+    if id ~= A.node then forget_node(id) end
+  end
   for _, name in ipairs(call('ZRANGE', P .. 'mx', '-inf', int(now), 'BYSCORE', 'LIMIT', 0, 64)) do map_free(name) end
   drop_expired(512)
   for _, ik in ipairs(call('ZRANGE', P .. 'idems', '-inf', int(now), 'BYSCORE', 'LIMIT', 0, 64)) do expire_key(ik) end
