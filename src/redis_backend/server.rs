@@ -125,7 +125,7 @@ impl Server {
         Ok(())
     }
 
-    /// Calls a function, once more if its connection breaks: then it is told that it may have heard this before.
+    /// Calls a function, once more if its connection breaks: then it is told so.
     pub(super) fn call<T: FromRedisValue>(
         &self,
         name: &str,
@@ -191,10 +191,11 @@ impl Server {
         };
         let mut out = json!({
             "id": job.id.to_string(), "h": *job.handler, "lane": lane, "ow": *job.owner,
-            "in": job.instance.to_string(), "aw": if job.awaited && job.idempotency.is_none() { "1" } else { "0" },
-            "tr": job.trace.id_text(), "nb": micros(job.delay), "pb": job.payload.bytes.len(),
+            "in": job.instance.to_string(), "tr": job.trace.id_text(), "nb": micros(job.delay),
+            "aw": if job.awaited && job.idempotency.is_none() { "1" } else { "0" },
+            "pb": job.payload.bytes.len(), "pl": arguments.add(job.payload.bytes.to_vec()),
             "env": arguments.add(self.signer.seal_job(&spec, &job.payload)),
-            "pl": arguments.add(job.payload.bytes.to_vec()), "x": arguments.add(self.signer.sign_loss(job.id)),
+            "x": arguments.add(self.signer.sign_loss(job.id)),
         });
         if let Some(idempotency) = &job.idempotency {
             let scope = [&*job.owner, &*job.handler, &*idempotency.key].join("\0");
@@ -270,7 +271,8 @@ fn config(settings: &Settings) -> Json {
         let deliveries = options.max_deliveries.unwrap_or(rules.max_deliveries);
         let is_ordered = options.ordering != Ordering::None;
         let of = json!({
-            "g": group, "c": options.concurrency, "o": is_ordered, "d": deliveries, "p": options.on_dead == OnDead::Park,
+            "g": group, "c": options.concurrency, "o": is_ordered, "d": deliveries,
+            "p": options.on_dead == OnDead::Park,
         });
         (name.to_string(), of)
     });
@@ -279,9 +281,11 @@ fn config(settings: &Settings) -> Json {
         "rb": micros(rules.retry_base), "rm": micros(rules.retry_max),
         "ttl": micros(rules.result_ttl), "attl": micros(rules.awaited_ttl),
         // By time alone, unless a bound is asked for.
-        "limited": rules.retain.records < UNLIMITED.records, "keepn": rules.retain.records, "keepb": rules.retain.bytes,
+        "limited": rules.retain.records < UNLIMITED.records,
+        "keepn": rules.retain.records, "keepb": rules.retain.bytes,
         "ctx": micros(rules.context_ttl), "ctxm": CONTEXT_BYTES, "lsm": rules.lane_state_max,
-        "mp": rules.max_payload, "envelope": rules.max_payload + FRAME_OVERHEAD_BYTES, "tag": crate::mac::MAC_BYTES,
+        "mp": rules.max_payload, "envelope": rules.max_payload + FRAME_OVERHEAD_BYTES,
+        "tag": crate::mac::MAC_BYTES,
         "run": RUN_JOBS, "scan": SCAN, "aff": micros(LANE_AFFINITY), "groups": settings.groups.len(),
         "entries": INBOX_ENDS / ENDS_AN_ENTRY, "ends": ENDS_AN_ENTRY, "small": INBOX_RESULT_BYTES,
         "inbox": INBOX_LIVES_MS, "con": micros(PROCESS_LIVES), "quarantine": QUARANTINE_MS,
