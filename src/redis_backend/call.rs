@@ -105,7 +105,7 @@ impl Call {
         Ok((answer, submitted))
     }
 
-    /// Its jobs are taken out of it: their callers do not wait for a server that is away, or has no memory for them.
+    /// Takes its jobs out: their callers do not wait for a server that is away, or has no memory for them.
     pub(super) fn take_submissions(&mut self) -> Vec<(Vec<NewJob>, Then)> {
         self.arguments.what["jobs"] = json!([]);
         std::mem::take(&mut self.submissions)

@@ -85,7 +85,7 @@ impl Arguments {
     }
 }
 
-/// May be absent: JSON's null is something to Lua.
+/// Absent: to Lua, JSON's null is something.
 pub(super) fn or_false<T: Into<Json>>(value: Option<T>) -> Json {
     value.map_or(false.into(), Into::into)
 }
