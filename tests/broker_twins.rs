@@ -284,7 +284,10 @@ impl Run {
         let filter = Filter { limit: 1_000, ..Filter::default() };
         let records = self.bench.backend.producer().list(&Viewer::anonymous(), &filter);
         for record in records.expect("the backend is there") {
-            self.note(format_args!("{} {:?} {} {:?}", record.spec.id, record.status, record.deliveries, record.waiting_for));
+            self.note(format_args!(
+                "{} {:?} {} {:?}",
+                record.spec.id, record.status, record.deliveries, record.waiting_for
+            ));
         }
         let stats = self.bench.backend.producer().stats().expect("the backend is there");
         let figures = |handler: &cofferdam::ports::HandlerStats| {

@@ -75,7 +75,7 @@ impl Call {
         Call { arguments, commits: draft.commits, submissions: draft.submissions, outcomes }
     }
 
-    /// Says it. The second value has one answer a job. After an error nothing is known of what the server did.
+    /// Says it; also one answer a job. After an error nothing is known of what the server did.
     pub(super) fn say(&mut self, server: &Server) -> Result<(Answer, Vec<String>), BackendError> {
         let function = if self.submissions.is_empty() { "turn" } else { "submit" };
         let (results, submitted, leases, over, revoked, ends, notices, idle, due, opened): Said =
@@ -107,7 +107,7 @@ impl Call {
         Ok((answer, submitted))
     }
 
-    /// Its jobs are taken out of it: their callers do not wait for a server that is away, or has no memory for them.
+    /// Takes its jobs out: their callers do not wait for a server that is away, or has no memory for them.
     pub(super) fn take_submissions(&mut self) -> Vec<(Vec<NewJob>, Then)> {
         self.arguments.what["jobs"] = json!([]);
         std::mem::take(&mut self.submissions)
@@ -150,8 +150,9 @@ impl Sealing<'_> {
         #[allow(clippy::cast_precision_loss, reason = "a jitter between 0 and 1")]
         let jitter = self.entropy.up_to(1 << 20) as f64 / f64::from(1 << 20);
         let mut out = json!({
-            "i": told.consumer, "n": commit.lease.0, "o": told.own, "id": id.to_string(), "d": commit.delivery,
-            "v": commit.builds_on.0.to_string(), "s": word, "r": self.seal(id, status, result), "j": jitter,
+            "i": told.consumer, "n": commit.lease.0, "o": told.own,
+            "id": id.to_string(), "d": commit.delivery, "v": commit.builds_on.0.to_string(),
+            "s": word, "r": self.seal(id, status, result), "j": jitter,
         });
         if let (Outcome::Succeeded(_, effects), Some(spec)) = (&commit.outcome, &told.spec)
             && (*effects != Effects::default() || exceeds.is_some())

@@ -84,7 +84,7 @@ impl Arguments {
     }
 }
 
-/// May be absent: JSON's null is something to Lua.
+/// Absent: to Lua, JSON's null is something.
 pub(super) fn or_false<T: Into<Json>>(value: Option<T>) -> Json {
     value.map_or(false.into(), Into::into)
 }
@@ -124,7 +124,7 @@ impl Server {
         Ok(())
     }
 
-    /// Calls a function, once more if its connection breaks: then it is told that it may have heard this before.
+    /// Calls a function, once more if its connection breaks: then it is told so.
     pub(super) fn call<T: FromRedisValue>(
         &self,
         name: &str,
@@ -190,10 +190,11 @@ impl Server {
         };
         let mut out = json!({
             "id": job.id.to_string(), "h": *job.handler, "lane": lane, "ow": *job.owner,
-            "in": job.instance.to_string(), "aw": if job.awaited && job.idempotency.is_none() { "1" } else { "0" },
-            "tr": job.trace.id_text(), "nb": micros(job.delay), "to": micros(spec.timeout), "pb": job.payload.bytes.len(),
+            "in": job.instance.to_string(), "tr": job.trace.id_text(), "nb": micros(job.delay),
+            "aw": if job.awaited && job.idempotency.is_none() { "1" } else { "0" }, "to": micros(spec.timeout),
+            "pb": job.payload.bytes.len(), "pl": arguments.add(job.payload.bytes.to_vec()),
             "env": arguments.add(self.signer.seal_job(&spec, &job.payload)),
-            "pl": arguments.add(job.payload.bytes.to_vec()), "x": arguments.add(self.signer.sign_loss(job.id)),
+            "x": arguments.add(self.signer.sign_loss(job.id)),
         });
         if let Some(idempotency) = &job.idempotency {
             let scope = [&*job.owner, &*job.handler, &*idempotency.key].join("\0");
@@ -270,8 +271,9 @@ fn config(settings: &Settings) -> Json {
         let is_ordered = options.ordering != Ordering::None;
         let retry = options.retry.unwrap_or(rules.retry);
         let of = json!({
-            "g": group, "c": options.concurrency, "o": is_ordered, "d": deliveries, "p": options.on_dead == OnDead::Park,
-            "fu": or_false(follow_ups.as_deref()), "rb": 1_000 * retry.base_ms, "rm": 1_000 * retry.max_ms,
+            "g": group, "c": options.concurrency, "o": is_ordered, "d": deliveries,
+            "p": options.on_dead == OnDead::Park, "fu": or_false(follow_ups.as_deref()),
+            "rb": 1_000 * retry.base_ms, "rm": 1_000 * retry.max_ms,
         });
         (name.to_string(), of)
     });
@@ -279,9 +281,11 @@ fn config(settings: &Settings) -> Json {
         "cap": rules.capacity, "bytes": QUEUED_BYTES, "vis": micros(rules.visibility),
         "ttl": micros(rules.result_ttl), "attl": micros(rules.awaited_ttl),
         "fttl": micros(rules.failed_ttl), "ittl": micros(rules.idempotency_ttl),
-        "keep": or_false(settings.keep), "alone": LOSSES_TO_BE_ALONE, "grace": micros(LEASE_GRACE), "more": FOLLOW_UP_ROOM,
+        "keep": or_false(settings.keep), "alone": LOSSES_TO_BE_ALONE, "grace": micros(LEASE_GRACE),
+        "more": FOLLOW_UP_ROOM,
         "ctx": micros(rules.context_ttl), "ctxm": CONTEXT_BYTES, "lsm": rules.lane_state_max,
-        "mp": rules.max_payload, "envelope": rules.max_payload + FRAME_OVERHEAD_BYTES, "tag": crate::mac::MAC_BYTES,
+        "mp": rules.max_payload, "envelope": rules.max_payload + FRAME_OVERHEAD_BYTES,
+        "tag": crate::mac::MAC_BYTES,
         "run": RUN_JOBS, "scan": SCAN, "aff": micros(LANE_AFFINITY), "groups": settings.groups.len(),
         "entries": INBOX_ENDS / ENDS_AN_ENTRY, "ends": ENDS_AN_ENTRY, "small": INBOX_RESULT_BYTES,
         "inbox": INBOX_LIVES_MS, "con": micros(PROCESS_LIVES), "quarantine": QUARANTINE_MS,

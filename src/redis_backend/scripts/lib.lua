@@ -620,9 +620,10 @@ local function each_lease(members, work)
   end
 end
 
--- What is in a job's place can be looked at: a hash, with an envelope of a job's size. Whoever can write here may have put
--- anything there.
+-- What is in a job's place can be looked at: an id, and a hash with an envelope of a job's size. Whoever can write here may
+-- have put anything there.
 local function is_sound(id)
+  if #id ~= 32 or string.find(id, '[^0-9a-f]') then return false end
   local length = pcall('HSTRLEN', job_key(id), 'env')
   return type(length) == 'number' and length > 0 and length <= R.envelope and call('HSTRLEN', job_key(id), 'pl') <= R.mp
 end
