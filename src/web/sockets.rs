@@ -61,11 +61,14 @@ impl ClientSockets {
     }
 
     /// One of the clients' sockets is ready; false if it is none of them.
-    pub fn on_event(&mut self, token: usize, event: &Event) -> bool {
+    pub fn on_event(&mut self, token: usize, event: &Event, gate: &mut Gate) -> bool {
         let Some(client) = self.clients.get_mut(&token) else { return false };
         client.ended |= event.is_read_closed();
         if event.is_readable() || event.is_read_closed() {
             self.unread.insert(token);
+        }
+        if event.is_writable() && !gate.unsent(token).is_empty() {
+            gate.clients.touched.push(token);
         }
         true
     }
@@ -156,8 +159,7 @@ impl ClientSockets {
         }
     }
 
-    /// The same of one client.
-    pub fn flush(&mut self, token: usize, gate: &mut Gate) {
+    fn flush(&mut self, token: usize, gate: &mut Gate) {
         loop {
             let Some(client) = self.clients.get_mut(&token) else { return };
             let unsent = gate.unsent(token);
