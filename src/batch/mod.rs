@@ -142,9 +142,6 @@ impl Parts<'_> {
 const INSTANCE: InstanceId = InstanceId(1);
 
 /// The output; not the input, which would be emptied.
-///
-/// # Errors
-/// The file cannot be written.
 pub fn open_output(input: Option<&Path>, output: Option<&Path>) -> Result<impl Write + use<>, BatchError> {
     const BUFFER_BYTES: usize = 256 << 10;
     let with_buffer = |output: Box<dyn Write>| BufWriter::with_capacity(BUFFER_BYTES, output);
@@ -228,9 +225,6 @@ struct Submitter<'a> {
 
 impl Submitter<'_> {
     /// Submits a chunk; true if there is more to do at once.
-    ///
-    /// # Errors
-    /// The backend has refused for so long that it will not change its mind.
     fn submit(&mut self, pump: &mut Pump, source: &mut Source) -> Result<bool, BatchError> {
         /// A backend that restarts, or fails over, is back by then.
         const FOR_GOOD: Duration = Duration::from_secs(60);

@@ -1,5 +1,4 @@
-//! The web process's one event loop around the gate: clients, the broker, the channel's connections, the inner server's,
-//! and the commander.
+//! The web process's one event loop around the gate: clients, the broker, the channel's connections, and the commander.
 
 use std::ops::ControlFlow;
 use std::path::Path;
