@@ -142,29 +142,22 @@ impl Parts<'_> {
 const INSTANCE: InstanceId = InstanceId(1);
 
 /// The output; not the input, which would be emptied.
-///
-/// # Errors
-/// The file cannot be written.
 pub fn open_output(input: Option<&Path>, output: Option<&Path>) -> Result<impl Write + use<>, BatchError> {
     const BUFFER_BYTES: usize = 256 << 10;
-    let path = output.filter(|path| *path != Path::new("-"));
-    let file = |path: Option<&Path>| {
-        let meta = std::fs::metadata(path?).ok().filter(std::fs::Metadata::is_file)?;
+    let with_buffer = |output: Box<dyn Write>| BufWriter::with_capacity(BUFFER_BYTES, output);
+    let Some(path) = output.filter(|path| *path != Path::new("-")) else {
+        return Ok(with_buffer(Box::new(std::io::stdout().lock())));
+    };
+    let failed = |why: String| BatchError::Usage(format!("--output {}: {why}", path.display()));
+    let file = |path: &Path| {
+        let meta = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file)?;
         Some((meta.dev(), meta.ino()))
     };
-    if let Some(to) = path
-        && file(input).is_some_and(|input| file(path) == Some(input))
-    {
-        return Err(BatchError::Usage(format!("--output {}: is the input", to.display())));
+    if input.and_then(file).is_some_and(|input| file(path) == Some(input)) {
+        return Err(failed("is the input".into()));
     }
-    let output: Box<dyn Write> = match path {
-        None => Box::new(std::io::stdout().lock()),
-        Some(path) => {
-            let failed = |error| BatchError::Usage(format!("--output {}: {error}", path.display()));
-            Box::new(std::fs::File::create(path).map_err(failed)?)
-        }
-    };
-    Ok(BufWriter::with_capacity(BUFFER_BYTES, output))
+    let file = std::fs::File::create(path).map_err(|error| failed(error.to_string()))?;
+    Ok(with_buffer(Box::new(file)))
 }
 
 /// The input, read ahead by a thread of its own: a source that is slow holds up no result.
@@ -232,9 +225,6 @@ struct Submitter<'a> {
 
 impl Submitter<'_> {
     /// Submits a chunk; true if there is more to do at once.
-    ///
-    /// # Errors
-    /// The backend has refused for so long that it will not change its mind.
     fn submit(&mut self, pump: &mut Pump, source: &mut Source) -> Result<bool, BatchError> {
         /// A backend that restarts, or fails over, is back by then.
         const FOR_GOOD: Duration = Duration::from_secs(60);

@@ -1,4 +1,4 @@
-//! All client connections: their buffers, where each stands and until when it may stand there, and how answers leave. Pure.
+//! All client connections: buffers, where each stands and until when it may, and how answers leave. Pure.
 //!
 //! ```text
 //!            head whole       body whole                            answer

@@ -56,10 +56,7 @@ impl Commander {
         }
     }
 
-    /// What came since the last call; a signal tells to drain.
-    ///
-    /// # Errors
-    /// The supervisor is gone: so is this process.
+    /// What came since the last call; a signal tells to drain. Without its supervisor this process ends.
     pub fn hear(&mut self) -> Result<Vec<ToChild>, String> {
         match self {
             Commander::Signals { stop, hangup, notifier, graceful, stops } => {

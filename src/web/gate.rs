@@ -61,7 +61,7 @@ impl Gate {
         let cancelling = cancelling.map(|spec| spec.name.clone()).collect();
         Gate {
             clients: Clients::new(settings.web.limits, counters.clone()),
-            waiters: Waiters::new(settings.web.max_inflight, cancelling, counters),
+            waiters: Waiters { cancelling, counters, ..Waiters::default() },
             settings,
             entropy,
             questions: Vec::new(),
@@ -196,13 +196,13 @@ impl Gate {
 
     /// When [`Gate::tick`] has something to do.
     pub fn next_due(&self) -> Timestamp {
-        self.clients.next_due.min(self.waiters.look_at)
+        self.waiters.look_at.map_or(self.clients.next_due, |at| at.min(self.clients.next_due))
     }
 
     /// Ends what is past its deadline, and goes on with what had to wait.
     pub fn tick(&mut self) {
         let now = self.clients.now;
-        if now >= self.waiters.look_at {
+        if self.waiters.look_at.is_some_and(|at| now >= at) {
             self.look_for_unsure();
         }
         // They are looked through only when one of them is due.

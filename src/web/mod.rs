@@ -1,8 +1,8 @@
 //! The web process: the gate that meets strangers, and the routes behind it.
 //!
 //! Pure: [`http1`], [`chunked`], [`routes`], `submission`, [`respond`], and [`gate::Gate`] with its clients, requests,
-//! waiters and batches. With I/O: [`WebProcess`] (the one event loop), its sockets, its calls of the broker, the inner
-//! server's pages, and the pool of connections to it. What web knows of jobs are the ports.
+//! waiters and batches. With I/O: [`WebProcess`] (the one event loop), its sockets, its calls of the broker and of the
+//! inner server. What web knows of jobs are the ports.
 
 pub mod calls;
 pub mod chunked;

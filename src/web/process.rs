@@ -1,5 +1,4 @@
-//! The web process's one event loop around the gate: clients, the broker, the channel's connections, the inner server's,
-//! and the commander.
+//! The web process's one event loop around the gate: clients, the broker, the channel's connections, and the commander.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -146,11 +145,7 @@ impl WebProcess {
                 LISTENER => self.sockets.accepting = true,
                 CHANNEL => self.channel.iter_mut().for_each(ChannelServer::on_connect),
                 COMMANDER => is_commanded = true,
-                Token(token) if self.sockets.on_event(token, event) => {
-                    if event.is_writable() {
-                        self.sockets.flush(token, &mut self.gate);
-                    }
-                }
+                Token(token) if self.sockets.on_event(token, event, &mut self.gate) => {}
                 Token(token) => {
                     if let Some(channel) = &mut self.channel {
                         channel.on_event(token, event, now_ms);

@@ -66,7 +66,6 @@ impl Answer {
     }
 
     /// Adds a header. Name and value are ours or validated.
-    #[must_use]
     pub fn with(mut self, name: &str, value: impl Display) -> Answer {
         let _ = write!(self.headers, "{name}: {value}\r\n");
         self
@@ -102,7 +101,6 @@ pub fn reason(status: u16) -> &'static str {
 }
 
 /// `Date` in the preferred format (RFC 9110, 5.6.7).
-#[must_use]
 pub fn http_date(now: Timestamp) -> String {
     const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
     const MONTHS: [&str; 12] =

@@ -53,9 +53,6 @@ pub const LABELS: [&str; 14] = [
 ];
 
 /// The route of a method and target, and its name in the metric. `HEAD` is `GET` without the body.
-///
-/// # Errors
-/// No such resource, no such method on it, or an id that is none.
 pub fn route(method: &str, target: &str) -> Result<(Route, &'static str), Refused> {
     const GET: &str = "GET, HEAD";
     const ANY: &str = "GET, HEAD, DELETE, POST";
@@ -95,7 +92,6 @@ pub fn route(method: &str, target: &str) -> Result<(Route, &'static str), Refuse
 }
 
 /// The value of a query parameter, as it stands: none of ours needs escapes. The first one counts.
-#[must_use]
 pub fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
     query.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -104,9 +100,6 @@ pub fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
 }
 
 /// A browser's guards: with them no web page can submit jobs, whatever name resolves to us.
-///
-/// # Errors
-/// The `Host` is not served here, or the request comes from a foreign page.
 pub fn check_browser(head: &Head, allowed_hosts: &[String]) -> Result<(), Refused> {
     let host = head.header("host")?.unwrap_or_default();
     if !(host.is_empty() && !head.is_1_1 || is_served(host, allowed_hosts)) {

@@ -24,8 +24,7 @@ pub struct ClientSockets {
     clients: IdMap<usize, Client>,
     /// Those whose sockets may have bytes that were not read.
     unread: BTreeSet<usize>,
-    clients_max: usize,
-    per_ip_max: usize,
+    limits: WebLimits,
     /// Somebody may be waiting to be accepted.
     pub accepting: bool,
     /// Accepting is tried again then, after the kernel had nothing to give.
@@ -52,8 +51,7 @@ impl ClientSockets {
             listener,
             clients: IdMap::default(),
             unread: BTreeSet::new(),
-            clients_max: limits.connections.min(allowed),
-            per_ip_max: limits.connections_per_ip,
+            limits: WebLimits { connections: limits.connections.min(allowed), ..*limits },
             accepting: true,
             accept_at: Timestamp(0),
             buffer: Box::new([0; READ_BYTES]),
@@ -61,11 +59,14 @@ impl ClientSockets {
     }
 
     /// One of the clients' sockets is ready; false if it is none of them.
-    pub fn on_event(&mut self, token: usize, event: &Event) -> bool {
+    pub fn on_event(&mut self, token: usize, event: &Event, gate: &mut Gate) -> bool {
         let Some(client) = self.clients.get_mut(&token) else { return false };
         client.ended |= event.is_read_closed();
         if event.is_readable() || event.is_read_closed() {
             self.unread.insert(token);
+        }
+        if event.is_writable() && !gate.unsent(token).is_empty() {
+            gate.clients.touched.push(token);
         }
         true
     }
@@ -84,7 +85,7 @@ impl ClientSockets {
     pub fn accept(&mut self, registry: &Registry, next_token: &mut usize, gate: &mut Gate, now: Timestamp) {
         const PAUSE: Duration = Duration::from_millis(100);
         for _ in 0..ACCEPTS_A_TURN {
-            if !self.accepting || now < self.accept_at || self.clients.len() >= self.clients_max {
+            if !self.accepting || now < self.accept_at || self.clients.len() >= self.limits.connections {
                 return;
             }
             let (mut stream, peer) = match self.listener.accept() {
@@ -100,7 +101,7 @@ impl ClientSockets {
             };
             let ip = peer.ip();
             let of_this_ip = || self.clients.values().filter(|client| client.ip == ip).count();
-            if !ip.is_loopback() && of_this_ip() >= self.per_ip_max {
+            if !ip.is_loopback() && of_this_ip() >= self.limits.connections_per_ip {
                 continue; // Dropped: closed without a word.
             }
             let _ = stream.set_nodelay(true);
@@ -156,8 +157,7 @@ impl ClientSockets {
         }
     }
 
-    /// The same of one client.
-    pub fn flush(&mut self, token: usize, gate: &mut Gate) {
+    fn flush(&mut self, token: usize, gate: &mut Gate) {
         loop {
             let Some(client) = self.clients.get_mut(&token) else { return };
             let unsent = gate.unsent(token);
@@ -191,7 +191,7 @@ impl ClientSockets {
         if self.unread.iter().any(|token| gate.readable_bytes(*token) > 0) {
             return Duration::ZERO;
         }
-        if self.accepting && self.clients.len() < self.clients_max {
+        if self.accepting && self.clients.len() < self.limits.connections {
             return self.accept_at.since(now);
         }
         Duration::MAX

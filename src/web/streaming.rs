@@ -32,7 +32,7 @@ impl Gate {
                 return self.clients.refuse(number, refused);
             }
         };
-        if self.waiters.is_full() {
+        if self.waiters.count >= self.settings.web.max_inflight {
             return self.clients.refuse(number, TOO_MANY_WAITERS);
         }
         let running = self.clients.conns.values().map(|conn| match &conn.phase {

@@ -16,40 +16,30 @@ use crate::problem::Code;
 pub const TOO_MANY_WAITERS: Refused = refused(Code::TooManyWaiters, "web.max_inflight callers are waiting");
 
 /// Who waits for which job; a batch is entered once a line.
+#[derive(Default)]
 pub struct Waiters {
     pub by_job: IdMap<JobId, Vec<usize>>,
     /// Callers of single jobs.
     pub count: usize,
-    most: usize,
     /// Jobs that were accepted and whose last caller left before the reply: it will be late.
     pub left: IdMap<JobId, Trace>,
     /// Jobs whose ends may have gone unheard, and could not be looked for; they are looked for again then.
     pub unsure: Vec<JobId>,
     /// When [`Gate::look_for_unsure`] has something to do.
-    pub look_at: Timestamp,
+    pub look_at: Option<Timestamp>,
     /// Handlers whose jobs are cancelled when their last caller hangs up.
     pub cancelling: Arc<[Arc<str>]>,
     pub counters: Arc<Counters>,
 }
 
 impl Waiters {
-    pub fn new(most: usize, cancelling: Arc<[Arc<str>]>, counters: Arc<Counters>) -> Waiters {
-        let (by_job, left, unsure) = Default::default();
-        let look_at = Timestamp(u64::MAX);
-        Waiters { by_job, count: 0, most, left, unsure, look_at, cancelling, counters }
-    }
-
     /// Whether these have ended could not be found out.
     pub fn cannot_tell(&mut self, jobs: Vec<JobId>, now: Timestamp) {
         const AGAIN: Duration = Duration::from_secs(1);
         if !jobs.is_empty() {
             self.unsure.extend(jobs);
-            self.look_at = self.look_at.min(now.plus(AGAIN));
+            self.look_at.get_or_insert(now.plus(AGAIN));
         }
-    }
-
-    pub fn is_full(&self) -> bool {
-        self.count >= self.most
     }
 
     /// The job's end is to be told to this connection.

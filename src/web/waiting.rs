@@ -64,7 +64,7 @@ impl Gate {
     /// it may have ended before the answer is here. False: it was refused.
     fn begin_asking(&mut self, number: usize, job: JobId, kind: Kind, wait: Duration) -> bool {
         let is_awaited = kind != Kind::Acceptance;
-        if is_awaited && self.waiters.is_full() {
+        if is_awaited && self.waiters.count >= self.settings.web.max_inflight {
             self.clients.refuse(number, TOO_MANY_WAITERS);
             return false;
         }
@@ -313,7 +313,7 @@ impl Gate {
 
     /// Looks again for those that could not be looked for.
     pub(super) fn look_for_unsure(&mut self) {
-        self.waiters.look_at = NEVER;
+        self.waiters.look_at = None;
         let mut jobs = std::mem::take(&mut self.waiters.unsure);
         jobs.retain(|job| self.waiters.by_job.contains_key(job));
         self.questions.push(Question::Ended(jobs));
