@@ -45,7 +45,7 @@ where
 /// Handlers with their code, for a pool of workers.
 pub type Handlers = Vec<(HandlerSpec, Arc<dyn Handler>)>;
 
-/// The handlers of a binary with their own options, by name. A name is 1 to 64 of `a-z A-Z 0-9 _ - .`
+/// The handlers of a binary with their own options, by name. A name is 1 to 64 of `a-z A-Z 0-9 _ -`.
 pub type Registry = BTreeMap<String, (HandlerOptions, Arc<dyn Handler>)>;
 
 /// The job that a handler does.
