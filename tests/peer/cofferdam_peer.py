@@ -272,7 +272,7 @@ class Connection:
         run = self.runs[lease]
         job, lane = run.jobs.pop(0), self.lanes.get(run.lane)
         body = {"job": job["id"], "delivery": job["delivery"], "builds_on": 0 if run.stateless else lane[0]}
-        body["outcome"] = {"is": outcome, "code": command.get("code"), "detail": command.get("detail", "")}
+        body["outcome"] = {"is": outcome, "code": command.get("code"), "detail": command.get("detail", ""), "after_ms": command.get("after_ms", 0)}
         parts, media = [], None
         if outcome == "succeeded":
             effects = self.effects(command)
