@@ -16,6 +16,12 @@ pub enum Control {
     LaneOrder,
     /// Effects and terminal status take hold together.
     AtomicCommit,
+    /// A lane's state must be as it was signed, as a whole.
+    StateSum,
+    /// An idempotency key must name a job that was submitted with it.
+    IdempotencyScope,
+    /// A job that was lost with others twice runs alone, and only a loss alone counts.
+    Suspects,
     /// A caller that hangs up leaves the waiter table.
     Waiters,
 }

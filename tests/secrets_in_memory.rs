@@ -200,7 +200,7 @@ fn an_executor_of_a_deployment_on_redis_holds_its_channel_key_and_none_that_redi
     for secret in &secrets {
         let secret = Secret::new(*secret.expose()).expect("a secret");
         for key in [secret.envelope().expect("a secret"), secret] {
-            let sealed = Signer::new(&[&key], prefix).seal_job(&spec, &Payload::json(*b"1"));
+            let sealed = Signer::new(&[&key], prefix).seal_job(&spec, &Payload::json(*b"1"), &[]);
             assert!(matches!(signer.open_job(spec.id, &sealed), Err(Forged)));
         }
     }

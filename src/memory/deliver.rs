@@ -59,7 +59,7 @@ impl Broker {
 
     /// True if these leases are one, of one job: when their executor is lost, nothing else can be the reason.
     pub(super) fn holds_one_job(&self, leases: &[u64]) -> bool {
-        matches!(leases, [number] if self.leases[number].jobs.len() == 1)
+        matches!(leases, [number] if self.leases[number].jobs.len() == 1) || is_off(Control::Suspects)
     }
 
     /// See [`ports::Consumer::step`].
@@ -289,7 +289,7 @@ impl Broker {
         let bytes: usize = jobs.iter().map(|job| job.payload.bytes.len()).sum();
         let replaces = jobs.len() <= 1 && bytes <= self.jobs[&commit.job].payload_bytes();
         let fits = queued + jobs.len() <= FOLLOW_UP_ROOM * self.rules.capacity || jobs.len() <= 1;
-        !replaces && !(fits && live_bytes + bytes <= FOLLOW_UP_ROOM * QUEUED_BYTES)
+        !(replaces || fits && live_bytes + bytes <= FOLLOW_UP_ROOM * QUEUED_BYTES)
     }
 
     /// A delivery that succeeded, but whose outcome has no room now: again after a backoff, uncounted.

@@ -7,6 +7,7 @@ use super::error::BackendError;
 use super::replies::JobEnded;
 use crate::entropy::Entropy;
 use crate::job::{FollowUp, InstanceId, JobId, JobRecord, JobSpec, JobStatus, Payload, Trace};
+use crate::named::named;
 use crate::problem::Code;
 
 /// The submitting side of the broker.
@@ -242,6 +243,20 @@ pub struct HandlerStats {
     pub queue_wait_seconds: Histogram,
 }
 
+named! {
+    /// What was found where jobs are kept, and nobody of the deployment signed.
+    Forged {
+        /// A job: it is put aside, and dead.
+        Job = "job",
+        /// A lane's state, or a number that fences follow: the lane is parked, the number made again.
+        State = "state",
+        /// An idempotency key that names a job which was not submitted with it: it is refused.
+        Key = "key",
+        /// The end of a job: nobody is told.
+        End = "end",
+    }
+}
+
 /// A process of a deployment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProcessStats {
@@ -279,8 +294,8 @@ pub struct Stats {
     pub leases_renewed: u64,
     pub leases_lost: u64,
     pub reconnects: u64,
-    /// Jobs that nobody of the deployment signed.
-    pub forged: u64,
+    /// What nobody of the deployment signed, in the order of [`Forged::ALL`].
+    pub forged: [u64; Forged::ALL.len()],
     /// Jobs whose executor was lost while they may have been running, and that have not ended since.
     pub suspects: usize,
     /// Idempotency keys that are kept, and that went before their time.

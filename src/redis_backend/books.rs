@@ -26,6 +26,8 @@ pub(super) struct Told {
     pub(super) spec: Option<Arc<JobSpec>>,
     /// The job of an unordered lease, or nothing.
     pub(super) own: String,
+    /// Its lane's state.
+    pub(super) map: String,
     /// It starts with this outcome.
     next: Option<Arc<JobSpec>>,
 }
@@ -63,6 +65,8 @@ pub(super) struct Held {
     pub(super) handler: Arc<str>,
     /// The job of an unordered lease, or nothing.
     pub(super) own: String,
+    /// Its lane's state.
+    pub(super) map: String,
     pub(super) jobs: Vec<Arc<JobSpec>>,
     /// The one that runs.
     pub(super) at: usize,
@@ -101,11 +105,13 @@ impl Books {
         self.says = true;
         let (lease, job) = (commit.lease, commit.job);
         let goes_on = matches!(commit.outcome, Outcome::Succeeded(..) | Outcome::Failed(_));
-        let mut told = Told { consumer, commit, spec: None, own: String::new(), next: None };
+        let (own, map) = (String::new(), String::new());
+        let mut told = Told { consumer, commit, spec: None, own, map, next: None };
         if let Some(held) = self.held.get_mut(&lease) {
             let at = held.jobs.iter().position(|spec| spec.id == job).unwrap_or(held.jobs.len());
             told.spec = held.jobs.get(at).cloned();
             told.own.clone_from(&held.own);
+            told.map.clone_from(&held.map);
             told.next = held.jobs.get(at + 1).filter(|_| goes_on).cloned();
             held.at = at + 1;
             if told.next.is_none() {

@@ -7,13 +7,14 @@ use super::call::{Call, pushed};
 use super::connection::is_full;
 use super::listener::Listener;
 use super::server::{Server, Settings};
+use super::sums::Sums;
 use super::turn::State;
 use crate::bell::{Bell, lock};
 use crate::config::secret::Secret;
 use crate::entropy::Entropy;
 use crate::job::{InstanceId, JobId};
 use crate::ports::{
-    BackendError, Consumer, Ends, Inbox, NewJob, Refusal, Replies, Requests, Step, Submitted, Then, Viewer,
+    BackendError, Consumer, Ends, Inbox, NewJob, Refusal, Replies, Requests, Step, Submitted, Then,
 };
 
 /// A process's handle to a deployment's broker; all clones are one.
@@ -27,7 +28,7 @@ pub(super) struct Shared {
     /// Rings when there is something to say.
     pub(super) filled: Condvar,
     /// Held by who takes a turn; with a call whose answer was lost: it may have been heard.
-    turn: Mutex<(Entropy, Option<Call>)>,
+    turn: Mutex<(Entropy, Sums, Option<Call>)>,
     listener: Mutex<Listener>,
 }
 
@@ -41,7 +42,7 @@ impl RedisBroker {
             server: Server::new(settings, envelopes)?,
             state: Mutex::default(),
             filled: Condvar::new(),
-            turn: Mutex::new((Entropy::system(), None)),
+            turn: Mutex::new((Entropy::system(), Sums::default(), None)),
             listener: Mutex::default(),
         })))
     }
@@ -98,12 +99,12 @@ impl Shared {
 
     /// Says what there is to say, and what was in doubt before that.
     pub(super) fn turn(&self) {
-        let (entropy, in_doubt) = &mut *lock(&self.turn);
+        let (entropy, sums, in_doubt) = &mut *lock(&self.turn);
         let mut call = in_doubt.take().unwrap_or_else(|| {
             let draft = lock(&self.state).compose(self.server.now());
-            Call::new(draft, &self.server, entropy)
+            Call::new(draft, &self.server, entropy, sums)
         });
-        let error = match call.say(&self.server) {
+        let error = match call.say(&self.server, sums) {
             Ok((answer, submitted)) => {
                 let now = self.server.now();
                 self.change(|state| state.answered(&call.commits, answer, now));
@@ -140,7 +141,7 @@ impl Shared {
                 // It has joined that one. A record that nobody signed, or that has gone at this moment, keeps the key.
                 Some(id) => {
                     let id = JobId::parse(id).ok_or(BackendError("redis: no id".into()))?;
-                    let record = self.server.find(&Viewer::anonymous(), id)?;
+                    let record = self.server.joined(job, id)?;
                     Ok(record.map_or(Submitted::Refused(Refusal::IdempotencyMismatch), |record| {
                         Submitted::Existing(Box::new(record))
                     }))

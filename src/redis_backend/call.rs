@@ -7,19 +7,20 @@ use std::time::Duration;
 use serde_json::{Map, Value as Json, json};
 
 use super::books::{Exec, Held, Named, Told};
-use super::envelope::{Forged, hex};
+use super::envelope::{self, hex};
 use super::server::{Arguments, Sealed, Server, or_false};
+use super::sums::Sums;
 use super::turn::{Answer, Draft};
 use crate::clock::micros;
 use crate::entropy::Entropy;
 use crate::job::{
-    Effects, Finished, InstanceId, JobId, JobSpec, JobStatus, Outcome, Payload, Trace, Version, context_map,
-    state_map,
+    Change, Effects, Entries, Finished, InstanceId, JobId, JobSpec, JobStatus, Outcome, Payload, Trace,
+    Version, context_map, state_map,
 };
 use crate::limits::DELAY_MAX;
 use crate::observe::{event, job_event};
 use crate::ports::{
-    BackendError, JobEnded, Lease, LeaseId, LeasedJob, NewJob, OfLease, StateAt, Then, Viewer,
+    BackendError, Forged, JobEnded, Lease, LeaseId, LeasedJob, NewJob, OfLease, StateAt, Then, Viewer,
 };
 use crate::problem::{Cause, Code, JobError};
 
@@ -44,24 +45,27 @@ type Said = (
     Vec<usize>,
     Option<u64>,
     Vec<String>,
+    Vec<String>,
 );
-type LeaseRow = (u64, u64, String, String, u64, Sealed, Vec<JobRow>, String, u8);
+type LeaseRow = (u64, u64, String, String, u64, Sealed, Vec<JobRow>, String, u8, Vec<u8>);
 type JobRow = (String, Vec<u8>, u64, u64, Sealed, Vec<u8>);
 
 impl Call {
-    pub(super) fn new(draft: Draft, server: &Server, entropy: &mut Entropy) -> Call {
-        let mut sealing =
-            Sealing { server, entropy, arguments: Arguments::default(), outcomes: HashMap::new() };
+    pub(super) fn new(draft: Draft, server: &Server, entropy: &mut Entropy, sums: &mut Sums) -> Call {
+        let (arguments, outcomes) = Default::default();
+        let mut sealing = Sealing { server, entropy, sums, arguments, outcomes };
         let commits: Vec<Json> = draft.commits.iter().map(|told| sealing.commit(told)).collect();
         let forged = draft.forged.iter().map(|(named, job, handler)| sealing.forged(named, *job, handler));
         let forged: Vec<Json> = forged.collect();
+        let bury: Vec<Json> = draft.bury.iter().map(|job| sealing.buried(*job)).collect();
         let jobs = draft.submissions.iter().flat_map(|(jobs, _)| jobs);
         let jobs: Vec<Json> = jobs.map(|job| server.job_json(job, &mut sealing.arguments)).collect();
         let call = hex(&sealing.entropy.bytes::<8>());
         let Sealing { mut arguments, outcomes, .. } = sealing;
         arguments.what = json!({
             "node": server.node, "call": call, "here": draft.here, "closed": draft.closed, "left": draft.left,
-            "commits": commits, "releases": all(&draft.releases, named), "gone": draft.gone, "forged": forged,
+            "commits": commits, "releases": all(&draft.releases, named), "gone": draft.gone,
+            "forged": forged, "bury": bury,
             "renew": all(&draft.renewals, named), "jobs": jobs, "idle": draft.idle,
             "execs": all(&draft.execs, exec), "look": draft.looks, "sweep": draft.sweeps,
         });
@@ -76,11 +80,21 @@ impl Call {
     }
 
     /// Says it; also one answer a job. After an error nothing is known of what the server did.
-    pub(super) fn say(&mut self, server: &Server) -> Result<(Answer, Vec<String>), BackendError> {
+    pub(super) fn say(
+        &mut self,
+        server: &Server,
+        sums: &mut Sums,
+    ) -> Result<(Answer, Vec<String>), BackendError> {
         let function = if self.submissions.is_empty() { "turn" } else { "submit" };
-        let (results, submitted, leases, over, revoked, ends, notices, idle, due, opened): Said =
+        let (results, submitted, leases, over, revoked, ends, notices, idle, due, opened, dying): Said =
             server.call(function, &mut self.arguments)?;
-        notices.iter().for_each(log_notice);
+        notices.iter().for_each(|notice| server.log(notice));
+        for (told, result) in self.commits.iter().zip(&results) {
+            if result != "committed" {
+                // What was signed for it does not stand there.
+                sums.forget(&told.map);
+            }
+        }
         let mut answer = Answer {
             was_repeated: results.iter().any(|result| result == "again"),
             held: results.iter().map(|result| result != "fenced").collect(),
@@ -88,10 +102,11 @@ impl Call {
             idle,
             due: due.map(Duration::from_micros),
             opened: opened.iter().filter_map(|text| instance(text)).collect(),
+            dying: dying.iter().filter_map(|id| JobId::parse(id)).collect(),
             ..Answer::default()
         };
         for lease in leases {
-            server.lease(lease, &mut answer)?;
+            server.lease(lease, sums, &mut answer)?;
         }
         let revoked = revoked.into_iter().filter_map(|(consumer, lease, job)| {
             Some((consumer, OfLease { lease: LeaseId(lease), job: JobId::parse(&job)? }))
@@ -118,6 +133,7 @@ impl Call {
 struct Sealing<'a> {
     server: &'a Server,
     entropy: &'a mut Entropy,
+    sums: &'a mut Sums,
     arguments: Arguments,
     outcomes: HashMap<usize, Arc<Finished>>,
 }
@@ -172,10 +188,13 @@ impl Sealing<'_> {
             if exceeds.is_some() {
                 out["bad"] = failed.len().into();
             }
-            let state = state_map(&spec.handler, spec.ordering_key.as_deref());
             let context = context_map(&spec.owner, &spec.trace);
             out["no"] = failed.into();
-            out["st"] = self.server.changes(&state, &effects.state, &mut self.arguments);
+            if !effects.state.is_empty() {
+                let signature = self.sums.change(&self.server.signer, &told.map, &effects.state);
+                out["sg"] = or_false(signature.map(|signature| self.arguments.add(signature.to_vec())));
+            }
+            out["st"] = raw_changes(&effects.state, &mut self.arguments);
             out["cx"] = self.server.changes(&context, &effects.context, &mut self.arguments);
             out["ctx"] = context.into();
             let follow_ups = effects.follow_ups.iter().map(|job| {
@@ -191,8 +210,20 @@ impl Sealing<'_> {
         out
     }
 
-    /// A job that nobody signed gets a record that says so, under a signature of ours.
-    fn forged(&mut self, named: &Named, job: JobId, handler: &Arc<str>) -> Json {
+    /// The end of a job whose executors were lost too often.
+    fn buried(&mut self, job: JobId) -> Json {
+        let detail = "its executor was lost".to_owned();
+        let error = JobError { code: Code::DeadLettered, detail, cause: Some(Cause::ExecutorLost) };
+        json!({ "id": job.to_string(), "r": self.seal(job, JobStatus::Dead, Err(error)) })
+    }
+
+    /// A job that nobody signed gets a record that says so, under a signature of ours; a lane whose state is forged is parked.
+    fn forged(&mut self, named: &Named, job: Option<JobId>, handler: &Arc<str>) -> Json {
+        let mut out = self::named(named);
+        let Some(job) = job else {
+            out["st"] = true.into();
+            return out;
+        };
         let error =
             JobError::new(Code::DeadLettered, "nobody of this deployment signed this job: it was put aside");
         let spec = JobSpec {
@@ -205,13 +236,21 @@ impl Sealing<'_> {
             timeout: Duration::ZERO,
             one_line: false,
         };
-        let envelope = self.server.signer.seal_job(&spec, &Payload::json(*b""));
-        let mut out = self::named(named);
+        let envelope = self.server.signer.seal_job(&spec, &Payload::json(*b""), &[]);
         out["id"] = job.to_string().into();
         out["env"] = self.arguments.add(envelope).into();
         out["r"] = self.seal(job, JobStatus::Dead, Err(error));
         out
     }
+}
+
+/// Changes of a lane's state as the functions read them.
+fn raw_changes(changes: &[Change], arguments: &mut Arguments) -> Json {
+    let changes = changes.iter().map(|Change { key, value }| {
+        let key = arguments.add(key.as_bytes().to_vec());
+        [key, value.as_ref().map_or(0, |value| arguments.add(value.to_vec()))]
+    });
+    changes.map(|change| json!(change)).collect()
 }
 
 fn all<T>(items: &[T], one: impl Fn(&T) -> Json) -> Vec<Json> {
@@ -229,8 +268,8 @@ fn exec(Exec { consumer, group, room, used }: &Exec) -> Json {
 
 impl Server {
     /// A lease that was given, or the first job of it that nobody signed.
-    fn lease(&self, row: LeaseRow, answer: &mut Answer) -> Result<(), BackendError> {
-        let (lease, consumer, handler, kind, version, state, jobs, lane, alone) = row;
+    fn lease(&self, row: LeaseRow, sums: &mut Sums, answer: &mut Answer) -> Result<(), BackendError> {
+        let (lease, consumer, handler, kind, version, state, jobs, lane, alone, signature) = row;
         let (id, handler) = (LeaseId(lease), Arc::<str>::from(handler));
         let is_ordered = kind != "none";
         let own = if is_ordered { String::new() } else { lane.clone() };
@@ -241,7 +280,7 @@ impl Server {
             let opened = opened.and_then(|sealed| sealed.with_payload(payload));
             let opened = opened.and_then(|job| is_of(&job.0, &lane, &handler, is_ordered).map(|()| job));
             let Ok((spec, payload)) = opened else {
-                answer.forged.push((Named { consumer, lease: id, own, how: None }, job, handler));
+                answer.forged.push((Named { consumer, lease: id, own, how: None }, Some(job), handler));
                 return Ok(());
             };
             let context = self.entries(&context_map(&spec.owner, &spec.trace), context);
@@ -249,16 +288,32 @@ impl Server {
             leased.push(LeasedJob { spec: Arc::new(spec), payload, delivery, fence, context });
         }
         let Some(first) = leased.first() else { return Ok(()) };
+        let map = state_map(&handler, first.spec.ordering_key.as_deref());
+        let named = |how| Named { consumer, lease: id, own: own.clone(), how };
         let state = match kind.as_str() {
             "none" => StateAt::Stateless,
-            "known" => StateAt::Known(Version(version)),
+            "known" if sums.is_known(&map, lease) => StateAt::Known(Version(version)),
+            "known" => {
+                // It comes again, with the whole state.
+                answer.unknown.push(named(None));
+                return Ok(());
+            }
             _ => {
-                let map = state_map(&handler, first.spec.ordering_key.as_deref());
-                StateAt::Whole(Version(version), self.entries(&map, state))
+                let text = |(key, value): (Vec<u8>, Vec<u8>)| {
+                    Some((String::from_utf8(key).ok()?.into(), value.into()))
+                };
+                let entries: Option<Entries> = state.into_iter().map(text).collect();
+                let is_whole =
+                    |entries: &Entries| sums.is_whole(&self.signer, &map, entries, &signature, lease);
+                let Some(entries) = entries.filter(is_whole) else {
+                    answer.forged.push((named(None), None, handler));
+                    return Ok(());
+                };
+                StateAt::Whole(Version(version), entries)
             }
         };
         let jobs = leased.iter().map(|job| job.spec.clone()).collect();
-        let held = Held { handler: handler.clone(), own, jobs, at: 0, is_alone: alone == 1 };
+        let held = Held { handler: handler.clone(), own, map, jobs, at: 0, is_alone: alone == 1 };
         answer.leases.push((consumer, Lease { id, handler, state, jobs: leased }, held));
         Ok(())
     }
@@ -275,12 +330,20 @@ impl Server {
             true => self.find(&Viewer::anonymous(), job).ok().flatten().and_then(|record| record.finished),
             false => self.signer.open_outcome(job, status, sealed).ok().map(Arc::new),
         };
-        if finished.is_none() {
-            log::warn!(
-                "job {job}: an outcome that is gone, or that nobody of this deployment signed, is dropped"
-            );
+        if finished.is_none() && !sealed.is_empty() {
+            self.forgeries.found(Forged::End, &job.to_string());
         }
         finished
+    }
+
+    fn log(&self, (name, job, cause, trace): &(String, String, String, String)) {
+        let level = match name.as_str() {
+            "queue.forged" => return self.forgeries.say(Forged::Job, job, cause),
+            "state.forged" => return self.forgeries.say(Forged::State, job, cause),
+            "queue.dead" => log::Level::Warn,
+            _ => log::Level::Info,
+        };
+        event(level, name).field("trace_id", trace).field("job_id", job).field("cause", cause).emit();
     }
 }
 
@@ -289,24 +352,15 @@ fn instance(text: &str) -> Option<InstanceId> {
 }
 
 /// A signed job in another handler's lane, or in that of another key, is as good as forged.
-fn is_of(spec: &JobSpec, lane: &str, handler: &str, is_ordered: bool) -> Result<(), Forged> {
+fn is_of(spec: &JobSpec, lane: &str, handler: &str, is_ordered: bool) -> Result<(), envelope::Forged> {
     let own = match is_ordered {
         true => state_map(handler, spec.ordering_key.as_deref()) == format!("state:{lane}"),
         false => spec.id.to_string() == lane,
     };
-    if own && *spec.handler == *handler { Ok(()) } else { Err(Forged) }
+    if own && *spec.handler == *handler { Ok(()) } else { Err(envelope::Forged) }
 }
 
 /// A job has entered its lane.
 pub(super) fn pushed(job: &NewJob) {
     job_event(log::Level::Debug, "queue.pushed", &job.trace, job.id).emit();
-}
-
-fn log_notice((name, job, cause, trace): &(String, String, String, String)) {
-    let level = match name.as_str() {
-        "queue.forged" => log::Level::Error,
-        "queue.dead" => log::Level::Warn,
-        _ => log::Level::Info,
-    };
-    event(level, name).field("trace_id", trace).field("job_id", job).field("cause", cause).emit();
 }

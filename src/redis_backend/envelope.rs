@@ -4,16 +4,20 @@
 //! deployment's prefix, what it belongs to, and the body, each with its length before it; the key is
 //! HKDF("cofferdam/1 envelope", R, kind, 32). Web processes are given its first half, never R; executors nothing of it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
+use super::sums::Sum;
 use crate::clock::{Timestamp, micros};
 use crate::codec::{Cursor, Malformed, put_bytes, put_length, put_text};
 use crate::config::secret::Secret;
-use crate::job::{Finished, JobId, JobSpec, JobStatus, MediaType, Payload, Trace};
+use crate::job::{Entries, Finished, JobId, JobSpec, JobStatus, MediaType, Payload, Trace};
 use crate::mac::{MAC_BYTES, MacKey, hkdf_expand};
+use crate::negative_controls::{Control, is_off};
+use crate::ports::Idempotency;
 use crate::problem::{Cause, Code, JobError};
 
 /// What is not signed by a process of this deployment.
@@ -30,7 +34,7 @@ impl From<Malformed> for Forged {
 pub struct Signer {
     prefix: String,
     /// A key of each kind a secret, at least one secret: the first signs, all of them verify.
-    keys: Vec<[MacKey; 4]>,
+    keys: Vec<[MacKey; 6]>,
 }
 
 /// What a key is for.
@@ -40,11 +44,18 @@ enum Kind {
     Outcome,
     Entry,
     Check,
+    Tag,
+    State,
 }
+
+/// What an entry adds to the sum that its state is signed by.
+pub type Tag = [u8; MAC_BYTES];
 
 /// A job whose signature held.
 pub struct SealedJob {
     pub spec: JobSpec,
+    /// Of its idempotency key and payload, see [`idempotency_digest`]; nothing without a key.
+    pub idempotency: Vec<u8>,
     media_type: MediaType,
     payload_hash: [u8; 32],
 }
@@ -68,14 +79,14 @@ impl Signer {
     pub fn new(envelopes: &[&Secret], prefix: &str) -> Signer {
         let keys = envelopes.iter().map(|envelope| {
             let key = |kind: &[u8]| MacKey::new(&*hkdf_expand::<32>(envelope.expose(), &[kind]));
-            [key(b"job"), key(b"outcome"), key(b"entry"), key(b"check")]
+            [key(b"job"), key(b"outcome"), key(b"entry"), key(b"check"), key(b"tag"), key(b"state")]
         });
         Signer { prefix: prefix.to_owned(), keys: keys.collect() }
     }
 
     /// What processes that have one of these secrets know each other by; the first's stands in Redis.
     pub fn checks(&self) -> Vec<String> {
-        let check = |keys: &[MacKey; 4]| hex(&keys[Kind::Check as usize].sign(&[self.prefix.as_bytes()]));
+        let check = |keys: &[MacKey; 6]| hex(&keys[Kind::Check as usize].sign(&[self.prefix.as_bytes()]));
         self.keys.iter().map(check).collect()
     }
 
@@ -103,7 +114,7 @@ impl Signer {
     /// A job as it is accepted. Its payload stands beside it, and is signed by its hash: who looks at a record need not
     /// read it.
     #[must_use]
-    pub fn seal_job(&self, spec: &JobSpec, payload: &Payload) -> Vec<u8> {
+    pub fn seal_job(&self, spec: &JobSpec, payload: &Payload, idempotency: &[u8]) -> Vec<u8> {
         let mut out = Vec::with_capacity(256);
         put_text(&mut out, &spec.owner);
         put_text(&mut out, &spec.handler);
@@ -116,6 +127,7 @@ impl Signer {
         out.push(u8::from(spec.one_line));
         put_text(&mut out, payload.media_type.as_str());
         out.extend_from_slice(&Sha256::digest(&payload.bytes));
+        put_bytes(&mut out, idempotency);
         self.seal(Kind::Job, &[&spec.id.0], out)
     }
 
@@ -135,22 +147,28 @@ impl Signer {
         let one_line = fields.u8()? == 1;
         let media_type = MediaType::parse(fields.text()?).ok_or(Forged)?;
         let payload_hash = fields.array()?;
+        let idempotency = fields.bytes()?.to_vec();
         fields.finish()?;
         let spec = JobSpec { id, owner, handler, ordering_key, trace, submitted_at, timeout, one_line };
-        Ok(SealedJob { spec, media_type, payload_hash })
+        Ok(SealedJob { spec, idempotency, media_type, payload_hash })
     }
 
     /// How a delivery ended.
     #[must_use]
     pub fn seal_outcome(&self, id: JobId, finished: &Finished) -> Vec<u8> {
-        self.seal(Kind::Outcome, &[&id.0, finished.status.as_str().as_bytes()], outcome_body(finished))
-    }
-
-    /// The signature of the outcome that a job has when its executors were lost too often. Nobody who could sign is
-    /// there at that moment, so it is made with the job; the script puts it behind [`lost_body`].
-    #[must_use]
-    pub fn sign_loss(&self, id: JobId) -> Vec<u8> {
-        self.seal_outcome(id, &lost()).split_off(lost_body().len())
+        let mut out = Vec::new();
+        match &finished.result {
+            Ok(payload) => {
+                put_text(&mut out, payload.media_type.as_str());
+                put_bytes(&mut out, &payload.bytes);
+            }
+            Err(error) => {
+                put_text(&mut out, error.code.as_str());
+                put_text(&mut out, &error.detail);
+                put_text(&mut out, error.cause.map_or("", Cause::as_str));
+            }
+        }
+        self.seal(Kind::Outcome, &[&id.0, finished.status.as_str().as_bytes()], out)
     }
 
     /// What a job of this status came to.
@@ -178,6 +196,47 @@ impl Signer {
         self.seal(Kind::Entry, &[map.as_bytes(), key.as_bytes()], value.to_vec())
     }
 
+    /// What an entry of a lane's state adds to its sum.
+    #[must_use]
+    pub fn tag(&self, map: &str, key: &str, value: &[u8]) -> Tag {
+        self.tag_by(&self.keys[0], map, key, value)
+    }
+
+    fn tag_by(&self, keys: &[MacKey; 6], map: &str, key: &str, value: &[u8]) -> Tag {
+        keys[Kind::Tag as usize].sign(&[&self.before(&[map.as_bytes(), key.as_bytes()], value), value])
+    }
+
+    /// The signature of a lane's whole state, whose entries' tags have this sum.
+    #[must_use]
+    pub(super) fn sign_state(&self, map: &str, sum: Sum) -> Tag {
+        let sum = sum.to_bytes();
+        self.keys[0][Kind::State as usize].sign(&[&self.before(&[map.as_bytes()], &sum), &sum])
+    }
+
+    /// The tags of a lane's state, if that is the one that was signed. One that is empty may have no signature: it is that of
+    /// a lane that nobody has used.
+    #[must_use]
+    pub(super) fn tags_of(
+        &self,
+        map: &str,
+        entries: &Entries,
+        signature: &[u8],
+    ) -> Option<HashMap<Arc<str>, Tag>> {
+        let tags_by = |keys: &[MacKey; 6]| -> HashMap<Arc<str>, Tag> {
+            let tags = entries.iter().map(|(key, value)| (key.clone(), self.tag_by(keys, map, key, value)));
+            tags.collect()
+        };
+        let is_signed_by = |keys: &&[MacKey; 6]| {
+            let sum = Sum::of(tags_by(keys).values()).to_bytes();
+            let parts: [&[u8]; 2] = [&self.before(&[map.as_bytes()], &sum), &sum];
+            keys[Kind::State as usize].verify(&parts, signature)
+        };
+        let is_unused = entries.is_empty() && signature.is_empty();
+        let holds =
+            is_unused || is_off(Control::StateSum) || self.keys.iter().any(|keys| is_signed_by(&keys));
+        holds.then(|| tags_by(&self.keys[0]))
+    }
+
     /// The value, if it was signed for this map and key.
     ///
     /// # Errors
@@ -187,34 +246,13 @@ impl Signer {
     }
 }
 
-/// An outcome without its signature.
-fn outcome_body(finished: &Finished) -> Vec<u8> {
-    let mut out = Vec::new();
-    match &finished.result {
-        Ok(payload) => {
-            put_text(&mut out, payload.media_type.as_str());
-            put_bytes(&mut out, &payload.bytes);
-        }
-        Err(error) => {
-            put_text(&mut out, error.code.as_str());
-            put_text(&mut out, &error.detail);
-            put_text(&mut out, error.cause.map_or("", Cause::as_str));
-        }
-    }
-    out
-}
-
-/// The outcome of a job whose executors were lost: the same for all jobs.
-fn lost() -> Finished {
-    let detail = "its executor was lost".to_owned();
-    let error = JobError { code: Code::DeadLettered, detail, cause: Some(Cause::ExecutorLost) };
-    Finished { status: JobStatus::Dead, result: Err(error) }
-}
-
-/// Without its signature.
+/// What binds an idempotency key, in the scope of its owner and handler, to the payload that it was first used with.
 #[must_use]
-pub fn lost_body() -> Vec<u8> {
-    outcome_body(&lost())
+pub fn idempotency_digest(owner: &str, handler: &str, idempotency: &Idempotency) -> Vec<u8> {
+    let mut out = Vec::new();
+    [owner, handler, &idempotency.key].iter().for_each(|part| put_text(&mut out, part));
+    out.extend_from_slice(&idempotency.fingerprint);
+    Sha256::digest(&out).to_vec()
 }
 
 pub(super) fn hex(bytes: &[u8]) -> String {

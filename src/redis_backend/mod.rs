@@ -8,11 +8,13 @@ mod broker;
 mod call;
 mod connection;
 pub mod envelope;
+mod forgeries;
 mod kv;
 mod listener;
 mod producer;
 mod seat;
 mod server;
+mod sums;
 mod turn;
 pub mod vet;
 

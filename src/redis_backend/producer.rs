@@ -15,7 +15,7 @@ use crate::entropy::Entropy;
 use crate::handler::Ordering;
 use crate::job::{Finished, InstanceId, JobId, JobRecord, JobStatus, Payload};
 use crate::ports::{
-    BackendError, Filter, HandlerStats, Histogram, JobEnded, NewJob, ProcessStats, Producer, Stats,
+    BackendError, Filter, Forged, HandlerStats, Histogram, JobEnded, NewJob, ProcessStats, Producer, Stats,
     Submitted, Then, Viewer,
 };
 use crate::problem::{Code, JobError};
@@ -220,7 +220,12 @@ impl Producer for RedisBroker {
             leases_renewed: count("renewed"),
             leases_lost: count("expired"),
             reconnects: server.link.generation.load(std::sync::atomic::Ordering::Relaxed),
-            forged: count("forged"),
+            forged: [
+                count("forged"),
+                count("forged:state"),
+                server.forgeries.count(Forged::Key),
+                server.forgeries.count(Forged::End),
+            ],
             suspects: size(count("suspects")),
             idempotency_keys,
             idempotency_evicted: 0,

@@ -10,7 +10,8 @@ use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
 
 use super::connection::{Link, read};
-use super::envelope::{Signer, hex, lost_body};
+use super::envelope::{Signer, hex, idempotency_digest};
+use super::forgeries::Forgeries;
 use crate::clock::{Clock, Timestamp, micros};
 use crate::config::Redis;
 use crate::config::secret::Secret;
@@ -22,7 +23,7 @@ use crate::limits::{
     LANE_AFFINITY, LEASE_GRACE, LOSSES_TO_BE_ALONE, PROCESS_LIVES, QUEUED_BYTES, RUN_JOBS,
 };
 use crate::negative_controls::{Control, is_off};
-use crate::ports::{BackendError, NewJob, Rules};
+use crate::ports::{BackendError, Forged, NewJob, Rules};
 
 /// How long a forged job is kept for whoever wants to look at it: a week.
 const QUARANTINE_MS: u64 = 7 * 24 * 3_600_000;
@@ -67,6 +68,7 @@ pub(super) struct Server {
     library: (String, String),
     /// It was found to know our secret.
     is_ours: AtomicBool,
+    pub(super) forgeries: Forgeries,
 }
 
 /// ARGV of a call behind the configuration: what is wanted, and bytes that it names by their index.
@@ -105,6 +107,7 @@ impl Server {
             config: config(&settings).to_string(),
             library: library(),
             is_ours: AtomicBool::new(false),
+            forgeries: Forgeries::default(),
             settings,
         })
     }
@@ -188,20 +191,38 @@ impl Server {
             true => state_map(&job.handler, job.ordering_key.as_deref()).split_off("state:".len()),
             false => String::new(),
         };
+        let key = job.idempotency.as_ref();
+        let digest = key.map(|key| idempotency_digest(&job.owner, &job.handler, key)).unwrap_or_default();
         let mut out = json!({
             "id": job.id.to_string(), "h": *job.handler, "lane": lane, "ow": *job.owner,
             "in": job.instance.to_string(), "tr": job.trace.id_text(), "nb": micros(job.delay),
             "aw": if job.awaited && job.idempotency.is_none() { "1" } else { "0" }, "to": micros(spec.timeout),
             "pb": job.payload.bytes.len(), "pl": arguments.add(job.payload.bytes.to_vec()),
-            "env": arguments.add(self.signer.seal_job(&spec, &job.payload)),
-            "x": arguments.add(self.signer.sign_loss(job.id)),
+            "env": arguments.add(self.signer.seal_job(&spec, &job.payload, &digest)),
         });
-        if let Some(idempotency) = &job.idempotency {
+        if let Some(idempotency) = key {
             let scope = [&*job.owner, &*job.handler, &*idempotency.key].join("\0");
             out["ik"] = hex(&Sha256::digest(scope)).into();
             out["fp"] = hex(&idempotency.fingerprint).into();
         }
         out
+    }
+
+    /// The record of the job that an idempotency key names, if that was submitted with this key and payload.
+    pub(super) fn joined(&self, job: &NewJob, id: JobId) -> Result<Option<JobRecord>, BackendError> {
+        let rows: Vec<Option<Row>> =
+            self.ask("records", json!({ "ids": [id.to_string()], "in": false, "ow": false }))?;
+        let row = rows.into_iter().next().flatten();
+        let sealed = row.as_ref().and_then(|row| self.signer.open_job(id, &row.1).ok());
+        let is_its_own = |key| {
+            let digest = idempotency_digest(&job.owner, &job.handler, key);
+            sealed.is_some_and(|sealed| sealed.idempotency == digest) || is_off(Control::IdempotencyScope)
+        };
+        if job.idempotency.as_ref().is_some_and(is_its_own) {
+            return Ok(self.record(row));
+        }
+        self.forgeries.found(Forged::Key, &id.to_string());
+        Ok(None)
     }
 
     /// `None` where there is no such job. What is not signed is as good as not there.
@@ -252,7 +273,7 @@ fn library() -> (String, String) {
             Control::AtomicCommit,
             ENDS,
             "    if c.d > 1 then finish(c.id, job, c.s, c.r, c.n, delivery)\n\
-             else again(c.id, job, 'executor_lost', '', 0, '', ''); goes_on = false end\n",
+             else again(c.id, job, 'executor_lost', nil, 0, '', ''); goes_on = false end\n",
         ),
     ] {
         if is_off(control) {
@@ -289,7 +310,7 @@ fn config(settings: &Settings) -> Json {
         "run": RUN_JOBS, "scan": SCAN, "aff": micros(LANE_AFFINITY), "groups": settings.groups.len(),
         "entries": INBOX_ENDS / ENDS_AN_ENTRY, "ends": ENDS_AN_ENTRY, "small": INBOX_RESULT_BYTES,
         "inbox": INBOX_LIVES_MS, "con": micros(PROCESS_LIVES), "quarantine": QUARANTINE_MS,
-        "sweep": micros(SWEEP_EVERY), "lost": String::from_utf8_lossy(&lost_body()),
+        "sweep": micros(SWEEP_EVERY),
     });
     json!({ "H": handlers.collect::<serde_json::Map<_, _>>(), "R": rules })
 }

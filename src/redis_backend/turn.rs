@@ -60,7 +60,9 @@ pub(super) struct Draft {
     pub(super) releases: Vec<Named>,
     /// Executors that are lost.
     pub(super) gone: Vec<u64>,
-    pub(super) forged: Vec<(Named, JobId, Arc<str>)>,
+    pub(super) forged: Vec<Forgery>,
+    /// Jobs whose ends are to be signed: their executors were lost too often.
+    pub(super) bury: Vec<JobId>,
     pub(super) left: Vec<String>,
     pub(super) submissions: Vec<(Vec<NewJob>, Then)>,
     pub(super) renewals: Vec<Named>,
@@ -93,13 +95,19 @@ pub(super) struct Away {
     cause: String,
 }
 
+/// A lease whose job, of this handler, nobody of the deployment signed; or, without a job, its lane's state.
+pub(super) type Forgery = (Named, Option<JobId>, Arc<str>);
+
 /// What a call has answered.
 #[derive(Default)]
 pub(super) struct Answer {
     pub(super) held: Vec<bool>,
     pub(super) was_repeated: bool,
     pub(super) leases: Vec<(u64, Lease, Held)>,
-    pub(super) forged: Vec<(Named, JobId, Arc<str>)>,
+    pub(super) forged: Vec<Forgery>,
+    pub(super) dying: Vec<JobId>,
+    /// Leases on a state that is not known here any more: they are given back.
+    pub(super) unknown: Vec<Named>,
     pub(super) over: Vec<LeaseId>,
     pub(super) revoked: Vec<(u64, OfLease)>,
     pub(super) ends: Vec<(InstanceId, JobEnded)>,
@@ -389,6 +397,8 @@ impl State {
             self.lost_ends();
         }
         self.next.forged.extend(answer.forged);
+        self.next.bury.extend(answer.dying);
+        self.next.releases.extend(answer.unknown);
         self.idle = answer.idle;
         if let Some(due) = answer.due {
             self.look_at = self.look_at.min(now.plus(due));
@@ -432,6 +442,7 @@ impl Draft {
         self.commits.is_empty()
             && self.releases.is_empty()
             && self.forged.is_empty()
+            && self.bury.is_empty()
             && self.left.is_empty()
             && self.closed.is_empty()
             && self.submissions.is_empty()
@@ -458,7 +469,14 @@ mod tests {
         let handler: Arc<str> = "echo".into();
         let id = LeaseId(1);
         let lease = Lease { id, handler: handler.clone(), state: StateAt::Stateless, jobs: Vec::new() };
-        let held = Held { handler, own: String::new(), jobs: Vec::new(), at: 0, is_alone: false };
+        let held = Held {
+            handler,
+            own: String::new(),
+            map: String::new(),
+            jobs: Vec::new(),
+            at: 0,
+            is_alone: false,
+        };
         let answer = Answer { leases: vec![(executor, lease, held)], ..Answer::default() };
         state.answered(&[], answer, now);
         assert!(!state.is_settled(executor), "it has not been given it");

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::channel::Reject;
 use crate::job::JobStatus;
 use crate::observe::metrics::Counters;
-use crate::ports::{HandlerStats, Histogram, Stats};
+use crate::ports::{Forged, HandlerStats, Histogram, Stats};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -56,7 +56,9 @@ pub fn metrics_text(counters: &Counters, stats: &Stats, groups: &[String]) -> St
         page.family(name, help, [(String::new(), number)]);
     }
     let help = "What nobody of the deployment signed, and was put aside.";
-    page.family("forged_total", help, [(label("what", "job"), stats.forged)]);
+    let forged = Forged::ALL.into_iter().zip(stats.forged);
+    let forged = forged.map(|(what, count)| (label("what", what.as_str()), count));
+    page.family("forged_total", help, forged);
     let frames = [("in", &counters.frames_in), ("out", &counters.frames_out)];
     let frames = frames.map(|(direction, count)| (label("direction", direction), load(count)));
     page.family("ipc_frames_total", "Frames on the channel.", frames);

@@ -19,7 +19,7 @@ local function sees(id)
 end
 
 local function waiting(id, h, l, nb, dl)
-  if is_paused(h) then return {'paused', ''} end
+  if is_paused(h) or l ~= '' and call('HGET', P .. 'lane:' .. l, 'pk') == 'forged' then return {'paused', ''} end
   local head = l ~= '' and call('LINDEX', P .. 'q:' .. l, 0)
   if head and head ~= id then return {'lane', head} end
   if nb > now then return {dl > 0 and 'backoff' or 'delay', int(nb)} end
@@ -91,6 +91,7 @@ local function pause(h, on)
       local from, to = string.find(known.paused, ' ' .. h .. ' ', 1, true)
       sets.paused = string.sub(known.paused, 1, from - 1) .. string.sub(known.paused, to + 1)
     end
+    look_at_forged(h)
     ring(H[h].g)
     return
   end
@@ -172,5 +173,5 @@ end)
 
 callable('load', function() return map_load(A.map, A.ttl) end)
 callable('get', function() return map_lives(A.map) and call('HGET', P .. 'm:' .. A.map, ARGV[A.key]) end)
-callable('apply', function() map_apply(A.map, A.ch, A.ttl) end)
+callable('apply', function() map_apply(A.map, A.ch, R.tag, A.ttl) end)
 callable('delete', function() map_free(A.map) end)

@@ -9,18 +9,22 @@
 -- R        the rules (see server.rs)
 --
 -- Keys, after the prefix:
---   job:ID      hash   env(elope), pl (payload, empty once it has succeeded), x (signature of "executor lost"), h, l(ane; '' for an unordered job, which is
+--   job:ID      hash   env(elope), pl (payload, empty once it has succeeded), h, l(ane; '' for an unordered job, which is
 --                      a lane of its own), s(tatus), d(eliveries that count), dl (the number that its last start was told), lo + sl (how often its
---                      executor, and its process, were lost with it), f(ence), to (timeout), nb, ws (since when it waits),
+--                      executor, and its process, were lost with it), by (its end is to be signed;
+--                      its lane's place in the order afterwards), f(ence), to (timeout), nb, ws (since when it waits),
 --                      st(arted), fi(nished), r(esult), ls (its lease or ''),
 --                      ct + cd (last commit's lease and delivery), pb (payload bytes), ow(ner), in(stances: 16 characters each,
 --                      a space between), aw(aited),
 --                      tr(ace), kc + km (class and member as a kept record), rc (the call that retried it);
 --                      of an unordered job also rs + rm as of a lane, and of its lease lc, lx, ly (consumer, end, deadline)
 --   q:LANE      list   an ordered lane's jobs in submission order
---   lane:LANE   hash   of an ordered lane: h, ls (live lease or ''), v(ersion), mk (who knows the state), pk (parked),
---                      rs + rm (place in the ready set: score and member)
+--   lane:LANE   hash   of an ordered lane: h, ls (live lease or ''), v(ersion), mk (who knows the state), pk (parked:
+--                      by a dead head, or 'forged' if its state is not what was signed),
+--                      sg (signature of its whole state), rs + rm (place in the ready set: score and member)
 --   ready:H     zset   lanes that can be claimed from that time on, us; member = number, ":", lane
+--   dying       zset   jobs whose executors were lost too often: a process signs their ends with its next call
+--   forged:H    set    lanes whose states are not what was signed
 --   waits:H     zset   queued jobs -> since when each could have run, but for what hinders it
 --   lease:N     hash   of an ordered lane: c(onsumer), l(ane), h, run (its jobs' ids, 32 characters each), x (end, unless it is
 --                      renewed), y (deadline of the job that runs)
@@ -165,7 +169,7 @@ end
 local configs, configs_known = {}, 0
 local function configure(text)
   local config = cjson.decode(text)
-  config.figures = {'fence', 'queued', 'bytes', 'paused', 'swept', 'ticked', 'suspects', 'waits'}
+  config.figures = {'fence', 'queued', 'bytes', 'paused', 'swept', 'ticked', 'suspects', 'waits', 'dying'}
   for h, handler in pairs(config.H) do
     if handler.fu then
       local may = {}
@@ -220,20 +224,20 @@ local function map_load(name, ttl)
   if ttl and call('ZSCORE', P .. 'mx', name) then call('ZADD', P .. 'mx', int(now + ttl), name) end
   return entries
 end
--- Changes: a list of {index of the key in ARGV, index of the value, or 0 to remove}.
-local function map_bytes_after(name, changes)
+-- Changes: a list of {index of the key in ARGV, index of the value, or 0 to remove}; each value has a tag of so many bytes.
+local function map_bytes_after(name, changes, tag)
   local lives = map_lives(name)
   local bytes = lives and num(call('HGET', P .. 'mb', name)) or 0
   for _, change in ipairs(changes) do
     local key = ARGV[change[1]]
     local old = lives and call('HSTRLEN', P .. 'm:' .. name, key) or 0
-    if old > 0 then bytes = bytes - #key - old + R.tag end
-    if change[2] > 0 then bytes = bytes + #key + #ARGV[change[2]] - R.tag end
+    if old > 0 then bytes = bytes - #key - old + tag end
+    if change[2] > 0 then bytes = bytes + #key + #ARGV[change[2]] - tag end
   end
   return bytes
 end
-local function map_apply(name, changes, ttl)
-  local bytes = map_bytes_after(name, changes)
+local function map_apply(name, changes, tag, ttl)
+  local bytes = map_bytes_after(name, changes, tag)
   if not map_lives(name) then map_free(name) end
   for _, change in ipairs(changes) do
     if change[2] > 0 then call('HSET', P .. 'm:' .. name, ARGV[change[1]], ARGV[change[2]])
@@ -248,24 +252,35 @@ local function state_map(lane) return 'state:' .. lane end
 
 -- Numbers that grow with every use and never repeat, whatever the clock does: fences, leases, places in an order.
 local function next_number()
-  number = math.max(number or num(known.fence), now - 1) + 1
+  if not number then
+    local last = num(known.fence)
+    -- Of a day in the future only a stranger can have made it: outside systems would refuse all that comes after it.
+    if last > now + 86400 * 1000000 then
+      count('forged:state', 1)
+      note('state.forged', '', 'fence')
+      last = 0
+    end
+    number = math.max(last, now - 1)
+  end
+  number = number + 1
   return number
 end
 
 -- A job's books as a table.
 local function read_job(id)
-  local h, l, s, d, dl, lo, sl, st, pb, instances, nb, ws, to, aw, tr, x, ls, f, rm, ct, cd, lc, lx, ly = unpack(call('HMGET',
-    job_key(id), 'h', 'l', 's', 'd', 'dl', 'lo', 'sl', 'st', 'pb', 'in', 'nb', 'ws', 'to', 'aw', 'tr', 'x', 'ls', 'f', 'rm', 'ct',
+  local h, l, s, d, dl, lo, sl, st, pb, instances, nb, ws, to, aw, tr, by, ls, f, rm, ct, cd, lc, lx, ly = unpack(call('HMGET',
+    job_key(id), 'h', 'l', 's', 'd', 'dl', 'lo', 'sl', 'st', 'pb', 'in', 'nb', 'ws', 'to', 'aw', 'tr', 'by', 'ls', 'f', 'rm', 'ct',
     'cd', 'lc', 'lx', 'ly'))
   if not h then return nil end
   return {h = h, l = l, s = s, d = num(d), dl = num(dl), lo = num(lo), sl = num(sl), st = num(st), pb = num(pb), ['in'] = instances,
-    nb = num(nb), ws = num(ws), to = num(to), aw = aw, tr = tr, x = x, ls = ls, f = f, rm = rm, ct = ct, cd = cd, lc = lc,
+    nb = num(nb), ws = num(ws), to = num(to), aw = aw, tr = tr, by = by, ls = ls, f = f, rm = rm, ct = ct, cd = cd, lc = lc,
     lx = num(lx), ly = num(ly)}
 end
 
--- Enters a lane into its handler's ready set; "head" is its first job's not-before. The fields that its books take.
-local function enter_ready(h, lane, head)
-  local score, member = now_text, digits(next_number()) .. ':' .. lane
+-- Enters a lane into its handler's ready set; "head" is its first job's not-before, "place" a number that was kept for it, or
+-- nil. The fields that its books take.
+local function enter_ready(h, lane, head, place)
+  local score, member = now_text, (place or digits(next_number())) .. ':' .. lane
   if head > now then
     score = digits(head)
     is_due_in(head - now)
@@ -276,12 +291,13 @@ end
 
 -- Puts the lane into its handler's ready set if it belongs there, takes it out if not, and removes one with neither
 -- jobs nor state.
-local function make_ready(lane)
+local function make_ready(lane, place)
   local key, free = book(lane), is_free(lane)
-  local h, lease, parked, score, member, s, nb = unpack(call('HMGET', key, 'h', 'ls', 'pk', 'rs', 'rm', 's', 'nb'))
+  local h, lease, parked, score, member, s, nb, dying = unpack(call('HMGET', key, 'h', 'ls', 'pk', 'rs', 'rm', 's', 'nb', 'by'))
   if not h then return end
   local head = not given(lease) and not parked and (free and s == 'queued' or not free and call('LINDEX', P .. 'q:' .. lane, 0))
-  if not head then
+  if head and not free then nb, dying = unpack(call('HMGET', job_key(head), 'nb', 'by')) end
+  if not head or dying then
     if given(member) then
       zrem('ready:' .. h, member)
       call('HSET', key, 'rm', '')
@@ -292,13 +308,13 @@ local function make_ready(lane)
     end
     return
   end
-  nb = num(free and nb or call('HGET', job_key(head), 'nb'))
+  nb = num(nb)
   if given(member) then
     score = num(score)
     if score >= nb and (score <= now or score == nb) then return end
     zrem('ready:' .. h, member)
   end
-  score, member = enter_ready(h, lane, nb)
+  score, member = enter_ready(h, lane, nb, place)
   call('HSET', key, 'rs', score, 'rm', member)
 end
 
@@ -313,13 +329,13 @@ local function enqueue(id, h, l, bytes, since, is_new)
   call('RPUSH', P .. 'q:' .. l, id)
 end
 
--- job: {id, h, lane: '' if unordered, ow, in, aw, tr, nb: us from now, to: us, env, pl, x: indices, pb, ik, fp}
+-- job: {id, h, lane: '' if unordered, ow, in, aw, tr, nb: us from now, to: us, env, pl: indices, pb, ik, fp}
 local function accept(job)
   local nb, score, member = now + job.nb, '', ''
   local since = nb == now and now_text or digits(nb)
   accepted[job.id] = job
   if job.lane == '' then score, member = enter_ready(job.h, job.id, nb) end
-  jobs[job.id] = {'env', ARGV[job.env], 'pl', ARGV[job.pl], 'x', ARGV[job.x], 'h', job.h, 'l', job.lane, 's', 'queued', 'd', '0',
+  jobs[job.id] = {'env', ARGV[job.env], 'pl', ARGV[job.pl], 'h', job.h, 'l', job.lane, 's', 'queued', 'd', '0',
     'nb', since, 'ws', since, 'to', int(job.to), 'pb', int(job.pb), 'ow', job.ow, 'in', job['in'], 'aw', job.aw, 'tr', job.tr,
     'ls', '', 'rs', score, 'rm', member}
   if job.ik then
@@ -487,6 +503,11 @@ local function finish(id, job, status, r, n, delivery)
     ring(conf(h).g)
   end
   if job.lo + job.sl > 0 then append(fields, 'lo', '0', 'sl', '0') end
+  if job.by then
+    count('dying', -1)
+    zrem('dying', id)
+    call('HDEL', job_key(id), 'by')
+  end
   set_job(id, unpack(fields))
   tell(job['in'], id, status, r)
   if parks then
@@ -554,14 +575,21 @@ local function end_lease(lease, has_begun)
   make_ready(lease.lane)
 end
 
--- A delivery that came to nothing: queued again after a backoff or "after" us, or dead. "jitter" is between 0 and 1.
+-- A delivery that came to nothing: queued again after a backoff or "after" us, or dead. "jitter" is between 0 and 1, "dead" the
+-- signed outcome of a dead job. Without one it is dead once a process has signed that: until then it holds its place.
 local function again(id, job, cause, dead, jitter, n, delivery, after)
   local of_handler = conf(job.h)
   if job.d >= of_handler.d or job.lo + job.sl >= 2 * of_handler.d then
-    count('dead', 1)
-    finish(id, job, 'dead', dead, n, delivery)
-    note('queue.dead', id, cause, job.tr)
-    return
+    if dead then
+      count('dead', 1)
+      finish(id, job, 'dead', dead, n, delivery)
+      note('queue.dead', id, cause, job.tr)
+      return
+    end
+    count('dying', 1)
+    zadd('dying', now_text, id)
+    call('HSET', job_key(id), 'by', digits(next_number()))
+    after = 0
   end
   if not after then
     local tries = cause == 'executor_lost' and job.lo - 1 or job.d
@@ -575,7 +603,7 @@ end
 -- The same, where no outcome came and so no jitter: the id is as random.
 local function lost_again(id, job)
   local jitter = tonumber(string.sub(sha1hex(id .. job.lo), 1, 8), 16) / 2 ^ 32
-  again(id, job, 'executor_lost', R.lost .. job.x, jitter, '', '')
+  again(id, job, 'executor_lost', nil, jitter, '', '')
 end
 
 -- The lease's holder is lost, and each of its jobs may have been running. "how": 'alone' if the executor had no other job,
@@ -652,6 +680,40 @@ local function quarantine(id, h, lane, env, r)
     'aw', record.aw, 'tr', '', 'fi', now_text, 'r', ARGV[r], 'ls', '', kept(id, record, 'dead'))
   count(of(h).finished .. 'dead', 1)
   tell(job[3] or '', id, 'dead', r)
+end
+
+-- What is in an ordered lane's places can be looked at: a list, a hash, and a state of a lane's size. Whoever can write here
+-- may have put anything there.
+local function is_sound_lane(lane)
+  local name = state_map(lane)
+  for _, key in ipairs({P .. 'm:' .. name, P .. 'lane:' .. lane}) do
+    if type(pcall('HLEN', key)) ~= 'number' then return false end
+  end
+  if type(pcall('LLEN', P .. 'q:' .. lane)) ~= 'number' then return false end
+  local taken = call('MEMORY', 'USAGE', P .. 'm:' .. name) or 0
+  local counted = math.min(num(call('HGET', P .. 'mb', name)), R.lsm) + 128 * call('HLEN', P .. 'm:' .. name)
+  return taken <= 2 * counted + 2 ^ 20
+end
+-- A lane whose state is not what was signed runs nothing: not on less, not on more. It is looked at again when its handler is
+-- resumed.
+local function park_forged(lane, h)
+  if pcall('HSET', P .. 'lane:' .. lane, 'pk', 'forged').err then
+    call('DEL', P .. 'lane:' .. lane)
+    call('HSET', P .. 'lane:' .. lane, 'h', h, 'pk', 'forged')
+  end
+  call('SADD', P .. 'forged:' .. h, lane)
+  count(of(h).parked, 1)
+  count('forged:state', 1)
+  note('state.forged', '', 'lane')
+  make_ready(lane)
+end
+local function look_at_forged(h)
+  for _, lane in ipairs(call('SMEMBERS', P .. 'forged:' .. h)) do
+    call('HDEL', P .. 'lane:' .. lane, 'pk')
+    count(of(h).parked, -1)
+    make_ready(lane)
+  end
+  call('DEL', P .. 'forged:' .. h)
 end
 
 -- Tells a lease's executor to stop or leave out a job.

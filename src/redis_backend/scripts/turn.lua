@@ -6,11 +6,14 @@
 -- "commits"  list of {i: number of the executor, n: lease, id, d: delivery, v: version it builds on, s: status or "retry" or "crashed",
 --            r: index of the signed outcome (for retry and crashed: that of a dead job), j: jitter 0 to 1,
 --            after: us that a retry asks for, or absent, bad: index in "no" of why it cannot hold, or absent,
---            st, cx: changes {index of key, index of value or 0}, lane state and context, ctx: the context's map,
+--            st, cx: changes {index of key, index of value or 0}, lane state and context, sg: index of the signature of the
+--            whole state after them, or absent if that could not be made, ctx: the context's map,
 --            fu: follow-ups as "accept" takes jobs, no: indices of the signed failures, see "refused"}
 -- "releases" list of {i, n, o: the job of an unordered lease or "", how: absent if its jobs have not begun, "cut" if they may have,
 --            else as "lose_lease" takes it}
--- "forged"   list of {i, n, o, id, env, r}: a job of this lease that nobody of the deployment signed, and its record
+-- "forged"   list of {i, n, o, id, env, r}: a job of this lease that nobody of the deployment signed, and its record; or
+--            of {i, n, o, st: true}: the state of its lane is not what was signed
+-- "bury"     list of {id, r}: the signed ends of jobs that were dying
 -- "renew"    list of {i, n, o}
 -- "left"     processes whose places were taken: their leases are over
 -- "jobs"     jobs to accept, as "accept" takes them; after one that found the queue full none is
@@ -20,14 +23,14 @@
 -- "idle"     groups of which executors of this process had room after the last call
 -- "facts"    what the process says of itself, once a second: names and values
 -- "look"     looks at what time has made ready; "sweep" ends what time has ended, which is done often enough anyhow
--- Answers    {commits: list of "committed" | "again" | "fenced",
+-- Answers    {commits: list of "committed" | "again" | "refused" (it held, but nothing of its effects) | "fenced",
 --             jobs: list of "new", "full", "unknown", "mismatch", "gone", or the id of the job that has the key, whose end
 --             the submitter's instance hears of,
 --             leases: list of {n, number of the executor, h, kind, version, state, jobs: list of {id, env, d, f, context, pl}, lane,
---             1 if it runs alone},
+--             1 if it runs alone, signature of the state},
 --             over: numbers of leases that ran out, revoked: list of {number of the executor, lease, job},
 --             ends: see "tell", notices: list of {event, id, cause, trace}, groups with room now,
---             us until something is ready by time or nil, inboxes that were not there}
+--             us until something is ready by time or nil, inboxes that were not there, dying jobs}
 -- Repeatable: commits that held are "again", jobs that are there are "new", and the same leases are given once more.
 
 -- By group: leases that this call may give, and of which it has taken all that is ready. The time to which it leases.
@@ -67,9 +70,9 @@ local function refused(c, lane, h)
   if c.s ~= 'succeeded' then return 0 end
   if c.st and #c.st > 0 then
     if is_free(lane) then return 1 end
-    if map_bytes_after(state_map(lane), c.st) > R.lsm then return 2 end
+    if map_bytes_after(state_map(lane), c.st, 0) > R.lsm then return 2 end
   end
-  if c.cx and #c.cx > 0 and map_bytes_after(c.ctx, c.cx) > R.ctxm then return 3 end
+  if c.cx and #c.cx > 0 and map_bytes_after(c.ctx, c.cx, R.tag) > R.ctxm then return 3 end
   local why, may = 0, conf(h).fu
   for _, job in ipairs(c.fu or {}) do
     if not H[job.h] then return 4 end
@@ -110,7 +113,12 @@ local function commit(c)
     if answer == 'fenced' then disbelieve(lease) end
     return answer
   end
-  local goes_on, delivery = false, int(c.d)
+  local goes_on, delivery, changes = false, int(c.d), c.st and #c.st > 0
+  if changes and ordered and not c.sg then
+    -- Its process does not know the state that this builds on any more.
+    end_lease(lease, true)
+    return too_late(c, job)
+  end
   if c.s == 'succeeded' and has_no_room(c, job) then
     -- Nobody's fault: again after a backoff, uncounted.
     local backoff = math.floor(math.min(conf(job.h).rm, conf(job.h).rb * 2 ^ math.min(job.d - 1, 32)) * c.j)
@@ -119,7 +127,7 @@ local function commit(c)
     call('HSET', job_key(c.id), 'ct', c.n, 'cd', delivery)
     note('queue.redelivered', c.id, 'queue_full', job.tr)
     end_lease(lease, true)
-    return 'committed'
+    return 'refused'
   end
   local why = refused(c, lane, job.h)
   if why > 0 then finish(c.id, job, 'failed', c.no[why], c.n, delivery)
@@ -127,11 +135,11 @@ local function commit(c)
   elseif c.s == 'crashed' then again(c.id, job, 'handler_crashed', c.r, c.j, c.n, delivery)
   else
     if c.s == 'succeeded' then
-      if c.st and #c.st > 0 then
-        call('HSET', P .. 'lane:' .. lane, 'v', int(num(job.f)))
-        map_apply(state_map(lane), c.st)
+      if changes then
+        call('HSET', P .. 'lane:' .. lane, 'v', int(num(job.f)), 'sg', ARGV[c.sg])
+        map_apply(state_map(lane), c.st, 0)
       end
-      if c.cx and #c.cx > 0 then map_apply(c.ctx, c.cx, R.ctx) end
+      if c.cx and #c.cx > 0 then map_apply(c.ctx, c.cx, R.tag, R.ctx) end
       for _, follow_up in ipairs(c.fu or {}) do
         follow_up['in'] = job['in']
         accept(follow_up)
@@ -142,7 +150,21 @@ local function commit(c)
   end
   -- An executor goes on with the run before it knows what became of an outcome, but not after these.
   if goes_on then next_of_run(lease) else end_lease(lease, c.s ~= 'retry' and c.s ~= 'crashed') end
-  return 'committed'
+  return why > 0 and 'refused' or 'committed'
+end
+
+-- A job whose executors were lost too often is dead, now that somebody has signed that.
+local function bury(id, r)
+  local job = read_job(id)
+  if not job or not job.by then
+    -- Its record has gone, or another process was first.
+    zrem('dying', id)
+    return
+  end
+  count('dead', 1)
+  finish(id, job, 'dead', r, '', '')
+  note('queue.dead', id, 'executor_lost', job.tr)
+  if job.l ~= '' then make_ready(job.l, job.by) end
 end
 
 -- The lease, if it is this consumer's.
@@ -343,7 +365,11 @@ local function claim(member, h, exec, alone)
     quarantine(lane, h, lane)
     return nil
   end
-  local run, kind, version, state = free and {lane} or run_of(lane, h), 'none', '0', {}
+  if not free and not is_sound_lane(lane) then
+    park_forged(lane, h)
+    return nil
+  end
+  local run, kind, version, state, signature = free and {lane} or run_of(lane, h), 'none', '0', {}, ''
   if #run == 0 then
     make_ready(lane)
     return nil
@@ -351,8 +377,8 @@ local function claim(member, h, exec, alone)
   local first = next_number()
   local n = digits(first)
   if not free then
-    local maker, v = unpack(call('HMGET', P .. 'lane:' .. lane, 'mk', 'v'))
-    version = int(num(v))
+    local maker, v, sg = unpack(call('HMGET', P .. 'lane:' .. lane, 'mk', 'v', 'sg'))
+    version, signature = int(num(v)), sg or ''
     call('HSET', P .. 'lane:' .. lane, 'ls', n, 'rm', '')
     if maker == exec.k then kind = 'known' else kind, state = 'whole', map_load(state_map(lane)) end
   end
@@ -382,23 +408,24 @@ local function claim(member, h, exec, alone)
     exec.room = exec.room - 1
     rooms[exec.g] = rooms[exec.g] - 1
   end
-  return {n, exec.i, h, kind, version, state, jobs, lane, alone and 1 or 0}
+  return {n, exec.i, h, kind, version, state, jobs, lane, alone and 1 or 0, signature}
 end
 
 -- A lease that this call has claimed before its answer was lost.
 local function once_more(n, id, number)
   local lease = read_lease(n, id)
   if not lease or lease.consumer ~= A.node .. '.' .. number or lease.ends <= now then return nil end
-  local kind, version, state, jobs = 'none', '0', {}, {}
+  local kind, version, state, jobs, signature = 'none', '0', {}, {}, ''
   if lease.id == '' then
     kind, version, state = 'whole', version_of(lease.lane), map_load(state_map(lease.lane))
+    signature = call('HGET', P .. 'lane:' .. lease.lane, 'sg') or ''
   end
   for job in each(lease.run) do
     local dl, f, s, env, tr, ow, payload = unpack(call('HMGET', job_key(job), 'dl', 'f', 's', 'env', 'tr', 'ow', 'pl'))
     jobs[#jobs + 1] = leased(job, env or '', tr or '', ow or '', payload, num(dl) + (s == 'running' and 0 or 1), int(num(f)))
   end
   local alone = num(call('HGET', job_key(first_of(lease.run)), 'lo')) >= R.alone
-  return {n, tonumber(number), lease.h, kind, version, state, jobs, lease.lane, alone and 1 or 0}
+  return {n, tonumber(number), lease.h, kind, version, state, jobs, lease.lane, alone and 1 or 0, signature}
 end
 
 local function turn()
@@ -410,6 +437,7 @@ local function turn()
   for _, instance in ipairs(A.here) do here[instance] = true end
   local results, submitted, leases, over, revoked, news = {}, {}, {}, {}, {}, {}
   for _, instance in ipairs(A.closed) do call('DEL', P .. 'inbox:' .. instance) end
+  for _, dead in ipairs(A.bury) do bury(dead.id, dead.r) end
   for i, c in ipairs(A.commits) do results[i] = commit(c) end
   for _, named in ipairs(A.releases) do
     local lease = own(named)
@@ -419,7 +447,10 @@ local function turn()
   for _, number in ipairs(A.gone) do free(consumer(number) .. ' ') end
   for _, named in ipairs(A.forged) do
     local lease = own(named)
-    if lease then
+    if lease and named.st then
+      end_lease(lease, false)
+      park_forged(lease.lane, lease.h)
+    elseif lease then
       end_lease(lease, false)
       quarantine(named.id, lease.h, lease.lane, named.env, named.r)
       if lease.id == '' then make_ready(lease.lane) end
@@ -503,7 +534,8 @@ local function turn()
   end
   if #news > 0 then call('HSET', node, unpack(news)) end
   done(nil, takes_all)
-  return {results, submitted, leases, over, revoked, ends, notices, idle, soonest and int(math.max(0, soonest)) or false, opened}
+  local dying = figure('dying') > 0 and call('ZRANGE', P .. 'dying', 0, 15) or {}
+  return {results, submitted, leases, over, revoked, ends, notices, idle, soonest and int(math.max(0, soonest)) or false, opened, dying}
 end
 
 callable('turn', turn)

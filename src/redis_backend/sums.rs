@@ -1,0 +1,186 @@
+//! What a signature over a lane's whole state needs, kept up to date by what commits change. Pure.
+//!
+//! A state is signed as one: over the sum of its entries' tags modulo 2^256, each an HMAC of map, key and value that nobody
+//! else can compute and that stands nowhere (an additive multiset hash; Bellare and Micciancio, "A New Paradigm for
+//! Collision-free Hashing", 1997). So an entry that is altered, removed, added or taken from another time is noticed, and a
+//! commit costs as much as it changes. Only a whole older state under its own signature passes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use super::envelope::{Signer, Tag};
+use crate::job::{Change, Entries};
+
+/// Entries of all states that are remembered, beyond which those leased longest ago go: some 30 MB.
+const ENTRIES_MAX: usize = 1 << 18;
+
+/// The states that executors of this process know.
+#[derive(Default)]
+pub(super) struct Sums {
+    maps: HashMap<String, Known>,
+    /// By the number of the last lease.
+    order: BTreeMap<u64, String>,
+    entries: usize,
+}
+
+struct Known {
+    lease: u64,
+    tags: HashMap<Arc<str>, Tag>,
+    sum: Sum,
+}
+
+/// A number of 256 bits, the lowest word first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Sum([u64; 4]);
+
+impl Sum {
+    pub(super) fn of<'a>(tags: impl IntoIterator<Item = &'a Tag>) -> Sum {
+        tags.into_iter().fold(Sum::default(), |sum, tag| sum.plus(tag))
+    }
+
+    fn plus(self, tag: &Tag) -> Sum {
+        self.combined(tag, |word, other, carry| {
+            let (sum, first) = word.overflowing_add(other);
+            let (sum, second) = sum.overflowing_add(u64::from(carry));
+            (sum, first || second)
+        })
+    }
+
+    fn minus(self, tag: &Tag) -> Sum {
+        self.combined(tag, |word, other, borrow| {
+            let (difference, first) = word.overflowing_sub(other);
+            let (difference, second) = difference.overflowing_sub(u64::from(borrow));
+            (difference, first || second)
+        })
+    }
+
+    fn combined(self, tag: &Tag, combine: impl Fn(u64, u64, bool) -> (u64, bool)) -> Sum {
+        let (words, _) = tag.as_chunks();
+        let (mut out, mut carry) = (self.0, false);
+        for (word, other) in out.iter_mut().zip(words) {
+            (*word, carry) = combine(*word, u64::from_le_bytes(*other), carry);
+        }
+        Sum(out)
+    }
+
+    pub(super) fn to_bytes(self) -> [u8; 32] {
+        let mut out = [0; 32];
+        let chunks = out.chunks_exact_mut(8).zip(self.0);
+        chunks.for_each(|(chunk, word)| chunk.copy_from_slice(&word.to_le_bytes()));
+        out
+    }
+}
+
+impl Sums {
+    /// A lease has brought the whole state. False: it is not what the deployment signed.
+    pub(super) fn is_whole(
+        &mut self,
+        signer: &Signer,
+        map: &str,
+        entries: &Entries,
+        signature: &[u8],
+        lease: u64,
+    ) -> bool {
+        self.forget(map);
+        let Some(tags) = signer.tags_of(map, entries, signature) else { return false };
+        self.entries += tags.len();
+        let sum = Sum::of(tags.values());
+        self.maps.insert(map.to_owned(), Known { lease, tags, sum });
+        self.order.insert(lease, map.to_owned());
+        while self.entries > ENTRIES_MAX && self.maps.len() > 1 {
+            let Some((_, oldest)) = self.order.pop_first() else { break };
+            self.forget(&oldest);
+        }
+        true
+    }
+
+    /// A lease builds on the state as it is known here. False: it is not.
+    pub(super) fn is_known(&mut self, map: &str, lease: u64) -> bool {
+        let Some(known) = self.maps.get_mut(map) else { return false };
+        self.order.remove(&std::mem::replace(&mut known.lease, lease));
+        self.order.insert(lease, map.to_owned());
+        true
+    }
+
+    /// The signature of the state with these changes, which are remembered. `None`: what it was before is not known.
+    pub(super) fn change(&mut self, signer: &Signer, map: &str, changes: &[Change]) -> Option<Tag> {
+        let known = self.maps.get_mut(map)?;
+        self.entries -= known.tags.len();
+        for Change { key, value } in changes {
+            let old = match value {
+                Some(value) => {
+                    let tag = signer.tag(map, key, value);
+                    known.sum = known.sum.plus(&tag);
+                    known.tags.insert(key.clone(), tag)
+                }
+                None => known.tags.remove(key),
+            };
+            known.sum = old.iter().fold(known.sum, |sum, tag| sum.minus(tag));
+        }
+        self.entries += known.tags.len();
+        Some(signer.sign_state(map, known.sum))
+    }
+
+    /// What is known of it is not so.
+    pub(super) fn forget(&mut self, map: &str) {
+        if let Some(known) = self.maps.remove(map) {
+            self.order.remove(&known.lease);
+            self.entries -= known.tags.len();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::secret::Secret;
+
+    fn signer() -> Signer {
+        let secret = Secret::new(std::array::from_fn(|at| u8::try_from(at).unwrap())).unwrap();
+        Signer::new(&[&secret], "{p}:")
+    }
+
+    fn entries(pairs: &[(&str, &str)]) -> Entries {
+        pairs.iter().map(|(key, value)| (Arc::from(*key), Arc::from(value.as_bytes()))).collect()
+    }
+
+    fn change(key: &str, value: Option<&str>) -> Change {
+        Change { key: key.into(), value: value.map(|value| Arc::from(value.as_bytes())) }
+    }
+
+    #[test]
+    fn what_commits_change_gives_the_signature_of_the_whole_and_anything_else_does_not_hold() {
+        let (signer, mut sums) = (signer(), Sums::default());
+        assert!(sums.is_whole(&signer, "m", &entries(&[]), b"", 1), "a lane begins empty and unsigned");
+        let first = sums.change(&signer, "m", &[change("a", Some("1")), change("b", Some("2"))]).unwrap();
+        let second = sums.change(&signer, "m", &[change("a", Some("3")), change("c", Some("4"))]).unwrap();
+        let third = sums.change(&signer, "m", &[change("b", None), change("never", None)]).unwrap();
+        let (then, now) = ([("a", "1"), ("b", "2")], [("a", "3"), ("c", "4")]);
+        let holds = |map: &str, pairs: &[(&str, &str)], signature: &[u8]| {
+            Sums::default().is_whole(&signer, map, &entries(pairs), signature, 1)
+        };
+        assert!(holds("m", &then, &first), "a whole older state passes");
+        assert!(holds("m", &[("a", "3"), ("b", "2"), ("c", "4")], &second));
+        assert!(holds("m", &now, &third));
+        for (map, pairs, signature) in [
+            ("m", &now[..1], &third[..]),
+            ("m", &[("a", "3"), ("c", "5")], &third),
+            ("m", &[("a", "1"), ("c", "4")], &third),
+            ("m", &[("a", "3"), ("c", "4"), ("b", "2")], &third),
+            ("m", &[("c", "3"), ("a", "4")], &third),
+            ("m", &now, &second),
+            ("m", &now, b""),
+            ("m", &[], &third),
+            ("other", &now, &third),
+        ] {
+            assert!(!holds(map, pairs, signature), "{map} {pairs:?}");
+        }
+    }
+
+    #[test]
+    fn sums_carry_and_borrow() {
+        let (one, all) = (std::array::from_fn(|at| u8::from(at == 0)), [0xFF; 32]);
+        assert_eq!(Sum::of([&all, &one]), Sum::default());
+        assert_eq!(Sum::default().minus(&one).to_bytes(), all);
+    }
+}
