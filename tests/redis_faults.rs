@@ -10,7 +10,7 @@ use cofferdam::config::secret::Secret;
 use cofferdam::handler::HandlerSpec;
 use cofferdam::job::{Change, InstanceId, JobId, JobStatus, Outcome, Payload, Trace, Version};
 use cofferdam::ports::{
-    Commit, Consumer, KeyValue, Lease, NewJob, Producer, Requests, Rules, Step, Submitted, Viewer,
+    Commit, Consumer, KeyValue, Lease, NewJob, Producer, Requests, Rules, StateAt, Step, Submitted, Viewer,
 };
 use cofferdam::redis_backend::{RedisBroker, RedisConsumer, Settings};
 
@@ -64,20 +64,9 @@ impl Deployment {
     fn submit(&mut self, handler: &str) -> JobId {
         self.last += 1;
         let id = JobId([self.last; 16]);
-        let job = NewJob {
-            id,
-            owner: "".into(),
-            handler: handler.into(),
-            ordering_key: None,
-            payload: Payload::json(vec![b'0' + self.last % 10]),
-            trace: Trace { id: id.0, span: [1; 8] },
-            delay: Duration::ZERO,
-            timeout: None,
-            idempotency: None,
-            awaited: false,
-            one_line: false,
-            instance: InstanceId(1),
-        };
+        let payload = Payload::json(vec![b'0' + self.last % 10]);
+        let trace = Trace { id: id.0, span: [1; 8] };
+        let job = NewJob { id, handler: handler.into(), payload, trace, ..deployment_job() };
         let answers = self.broker.submit(vec![job]).expect("the server is there");
         assert_eq!(answers, [Submitted::New]);
         id
@@ -104,6 +93,24 @@ impl Deployment {
     }
 }
 
+/// A job for the handler without ordering.
+fn deployment_job() -> NewJob {
+    NewJob {
+        id: JobId([0xFF; 16]),
+        owner: "".into(),
+        handler: "free".into(),
+        ordering_key: None,
+        payload: Payload::json(*b"1"),
+        trace: Trace { id: [1; 16], span: [1; 8] },
+        delay: Duration::ZERO,
+        timeout: None,
+        idempotency: None,
+        awaited: false,
+        one_line: false,
+        instance: InstanceId(1),
+    }
+}
+
 struct Executor {
     broker: RedisBroker,
     consumer: RedisConsumer,
@@ -120,10 +127,11 @@ impl Executor {
     }
 }
 
+/// The next lease, also where one that was forged came before it.
 fn lease(executor: &mut Executor) -> Option<Lease> {
-    let step = executor.step(Vec::new(), 1);
+    let lease = (0..3).find_map(|_| executor.step(Vec::new(), 1).leases.pop());
     assert!(executor.step(Vec::new(), 0).is_empty());
-    step.leases.into_iter().next()
+    lease
 }
 
 /// Ready is who has executors: a process knows its own at once, not only once it has told the others.
@@ -216,6 +224,188 @@ fn r8_a_job_that_nobody_of_the_deployment_signed_is_never_run_and_holds_up_nobod
     deployment.set("m:m", "k", "theirs");
     assert_eq!(deployment.broker.get("m", "k"), Ok(None));
     assert_eq!(deployment.broker.load("m", None), Ok(cofferdam::job::Entries::new()));
+}
+
+/// As a stranger: a hash as it stands.
+fn map(deployment: &mut Deployment, key: &str) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let key = format!("{}{key}", deployment.prefix);
+    redis::cmd("HGETALL").arg(key).query(&mut deployment.raw).expect("the server is there")
+}
+
+fn put(deployment: &mut Deployment, key: &str, entries: &[(Vec<u8>, Vec<u8>)]) {
+    let key = format!("{}{key}", deployment.prefix);
+    redis::cmd("DEL").arg(&key).exec(&mut deployment.raw).expect("the server is there");
+    for (name, value) in entries {
+        redis::cmd("HSET")
+            .arg(&key)
+            .arg(name)
+            .arg(value)
+            .exec(&mut deployment.raw)
+            .expect("the server is there");
+    }
+}
+
+/// Sets these keys of the serial lane's state.
+fn commit_state(deployment: &mut Deployment, pairs: &[(&str, &str)]) {
+    let id = deployment.submit("serial");
+    let mut executor = deployment.executor();
+    let lease = lease(&mut executor).expect("the lane is free");
+    let builds_on = match &lease.state {
+        StateAt::Whole(version, _) | StateAt::Known(version) => *version,
+        StateAt::Stateless => panic!("it has a state"),
+    };
+    let change =
+        |(key, value): &(&str, &str)| Change { key: (*key).into(), value: Some(Arc::from(value.as_bytes())) };
+    let state = pairs.iter().map(change).collect();
+    let effects = cofferdam::job::Effects { state, ..Default::default() };
+    let outcome = Outcome::Succeeded(Payload::json(*b"1"), effects);
+    let delivery = lease.jobs[0].delivery;
+    let commit = Commit { lease: lease.id, job: id, delivery, builds_on, outcome };
+    assert!(executor.step(vec![commit], 0).fenced.is_empty());
+    assert_eq!(deployment.status(id), Some(JobStatus::Succeeded));
+}
+
+#[test]
+fn s1_a_state_that_is_not_as_it_was_signed_is_never_built_on() {
+    let _turn = TURN.lock();
+    let mut deployment = Deployment::new("s1");
+    let lane = cofferdam::job::state_map("serial", None);
+    let (state, books) = (format!("m:{lane}"), format!("lane:{}", lane.trim_start_matches("state:")));
+    commit_state(&mut deployment, &[("a", "1"), ("b", "2")]);
+    let (older, older_books) = (map(&mut deployment, &state), map(&mut deployment, &books));
+    commit_state(&mut deployment, &[("a", "3"), ("c", "4")]);
+    let good = map(&mut deployment, &state);
+    let without =
+        |key: &str| good.iter().filter(|(name, _)| name != key.as_bytes()).cloned().collect::<Vec<_>>();
+    let with = |key: &str, value: &str| {
+        let mut entries = without(key);
+        entries.push((key.into(), value.into()));
+        entries
+    };
+    let mut expected = 0;
+    for forged in [with("a", "1"), with("a", "2"), without("b"), with("d", "5"), Vec::new()] {
+        put(&mut deployment, &state, &forged);
+        let waits = deployment.submit("serial");
+        let other = deployment.submit("free");
+        let mut executor = deployment.executor();
+        let held = lease(&mut executor).expect("others go on");
+        assert_eq!(held.jobs[0].spec.id, other, "{forged:?}");
+        assert!(finish(&mut executor, &held, "1"));
+        assert!(lease(&mut executor).is_none(), "the lane is parked: {forged:?}");
+        expected += 1;
+        let stats = deployment.broker.stats().expect("the server is there");
+        let parked: usize = stats.handlers.iter().map(|handler| handler.parked).sum();
+        assert_eq!((stats.forged, parked), ([0, expected, 0, 0], 1));
+        assert_eq!(deployment.status(waits), Some(JobStatus::Queued));
+        // Once the state is what it was, and somebody says so, the lane goes on.
+        put(&mut deployment, &state, &good);
+        assert_eq!(deployment.broker.pause("serial", false), Ok(true));
+        let held = lease(&mut executor).expect("the lane goes on");
+        let StateAt::Whole(builds_on, entries) = &held.state else { panic!("{:?}", held.state) };
+        assert_eq!((held.jobs[0].spec.id, entries.len()), (waits, 3));
+        let outcome = Outcome::Succeeded(Payload::json(*b"1"), Default::default());
+        let delivery = held.jobs[0].delivery;
+        let commit = Commit { lease: held.id, job: waits, delivery, builds_on: *builds_on, outcome };
+        assert!(executor.step(vec![commit], 0).fenced.is_empty());
+        assert_eq!(deployment.broker.stats().expect("the server is there").handlers[1].parked, 0);
+    }
+    // A whole older state under its own signature is what a writer can still bring back.
+    put(&mut deployment, &state, &older);
+    put(&mut deployment, &books, &older_books);
+    commit_state(&mut deployment, &[("a", "9")]);
+}
+
+#[test]
+fn s2_an_idempotency_key_that_names_anothers_job_is_refused_and_counted() {
+    let _turn = TURN.lock();
+    let mut deployment = Deployment::new("s2");
+    let victim = deployment.submit("free");
+    let mut executor = deployment.executor();
+    let held = lease(&mut executor).expect("a job");
+    assert!(finish(&mut executor, &held, "\"a secret of another caller\""));
+    let with_key = |id: u8, fingerprint: u8| {
+        let key = cofferdam::ports::Idempotency { key: "k".into(), fingerprint: [fingerprint; 32] };
+        NewJob { id: JobId([id; 16]), idempotency: Some(key), ..deployment_job() }
+    };
+    let answer = |deployment: &Deployment, job| {
+        deployment.broker.submit(vec![job]).expect("the server is there").remove(0)
+    };
+    assert_eq!(answer(&deployment, with_key(100, 1)), Submitted::New);
+    // The stranger points the key at another job, under the fingerprint of this payload.
+    let keys: Vec<String> =
+        redis::cmd("KEYS").arg(format!("{}idem:*", deployment.prefix)).query(&mut deployment.raw).unwrap();
+    let bound: String = redis::cmd("GET").arg(&keys[0]).query(&mut deployment.raw).unwrap();
+    let (_, fingerprint) = bound.split_once(' ').expect("an id and a fingerprint");
+    redis::cmd("SET").arg(&keys[0]).arg(format!("{victim} {fingerprint}")).exec(&mut deployment.raw).unwrap();
+    let refused = Submitted::Refused(cofferdam::ports::Refusal::IdempotencyMismatch);
+    assert_eq!(answer(&deployment, with_key(101, 1)), refused);
+    assert_eq!(deployment.broker.stats().expect("the server is there").forged, [0, 0, 1, 0]);
+}
+
+#[test]
+fn s3_what_stands_in_a_lanes_place_stops_that_lane_alone_and_fences_do_not_leave_their_day() {
+    let _turn = TURN.lock();
+    let mut deployment = Deployment::new("s3");
+    commit_state(&mut deployment, &[("a", "1")]);
+    let lane = cofferdam::job::state_map("serial", None);
+    let lane = lane.trim_start_matches("state:").to_owned();
+    let mut executor = deployment.executor();
+    for (key, value) in [
+        (format!("q:{lane}"), "a string"),
+        (format!("m:state:{lane}"), "a string"),
+        (format!("lane:{lane}"), "a string"),
+    ] {
+        deployment.submit("serial");
+        let free = deployment.submit("free");
+        let key = format!("{}{key}", deployment.prefix);
+        redis::cmd("SET").arg(&key).arg(value).exec(&mut deployment.raw).expect("the server is there");
+        let held = lease(&mut executor).expect("others go on");
+        assert_eq!(held.jobs[0].spec.id, free, "{key}");
+        assert!(finish(&mut executor, &held, "1"));
+        assert!(lease(&mut executor).is_none());
+        redis::cmd("FLUSHALL").exec(&mut deployment.raw).expect("the server is there");
+        executor = deployment.executor();
+    }
+    // Time here is 1,700,000,000 s: a fence is between the last one and a day from now.
+    for forged in ["9007199254740992", "18014398509481984", "-1", "nan", "1e400"] {
+        deployment.set("count", "fence", forged);
+        deployment.submit("free");
+        let held = lease(&mut executor).expect("a job");
+        let fence = held.jobs[0].fence;
+        assert!((1_700_000_000_000_000..1_700_086_400_000_000).contains(&fence), "{forged}: {fence}");
+        assert!(finish(&mut executor, &held, "1"));
+    }
+}
+
+#[test]
+fn s4_no_end_of_a_job_is_signed_before_it_has_ended_so() {
+    let _turn = TURN.lock();
+    let mut deployment = Deployment::new("s4");
+    let job = deployment.submit("free");
+    let before = map(&mut deployment, &format!("job:{job}"));
+    let envelope = before.iter().find(|(name, _)| name == b"env").expect("it is signed").1.clone();
+    // Whatever stands in the job is no outcome of it, in any status.
+    for (name, value) in &before {
+        for status in ["succeeded", "failed", "dead", "timed_out", "cancelled"] {
+            deployment.set(&format!("job:{job}"), "s", status);
+            deployment.set(&format!("job:{job}"), "r", value);
+            assert_eq!(deployment.status(job), None, "{:?} as {status}", String::from_utf8_lossy(name));
+        }
+    }
+    put(&mut deployment, &format!("job:{job}"), &before);
+    // It is dead once it was lost as often as it may be, and somebody who can sign has heard of that.
+    for _ in 0..3 {
+        let mut executor = deployment.executor();
+        assert!(lease(&mut executor).is_some());
+        drop(executor);
+        deployment.broker.settle().expect("the server is there");
+    }
+    assert_eq!(deployment.status(job), Some(JobStatus::Dead));
+    assert_eq!(
+        map(&mut deployment, &format!("job:{job}")).iter().find(|(name, _)| name == b"env").unwrap().1,
+        envelope
+    );
+    assert!(map(&mut deployment, "dying").is_empty());
 }
 
 #[test]

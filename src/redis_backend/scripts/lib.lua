@@ -697,7 +697,7 @@ end
 -- A lane whose state is not what was signed runs nothing: not on less, not on more. It is looked at again when its handler is
 -- resumed.
 local function park_forged(lane, h)
-  if pcall('HSET', P .. 'lane:' .. lane, 'pk', 'forged').err then
+  if type(pcall('HSET', P .. 'lane:' .. lane, 'pk', 'forged')) ~= 'number' then
     call('DEL', P .. 'lane:' .. lane)
     call('HSET', P .. 'lane:' .. lane, 'h', h, 'pk', 'forged')
   end

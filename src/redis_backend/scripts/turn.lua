@@ -326,7 +326,11 @@ local function next_lane(due)
     if not first then return nil end
     due[of_first].at = due[of_first].at + 1
     local lane, exec, alone = string.sub(first, 34), nil, false
-    if runs_alone(lane) then exec, alone = taker_alone(of_first, lane), true
+    if not is_free(lane) and not is_sound_lane(lane) then
+      zrem('ready:' .. of_first, string.sub(first, 17))
+      park_forged(lane, of_first)
+      exec = false
+    elseif runs_alone(lane) then exec, alone = taker_alone(of_first, lane), true
     else exec = taker(of_first, lane, tonumber(string.sub(first, 1, 16))) end
     if exec then return string.sub(first, 17), of_first, exec, alone end
     takes_all[H[of_first].g] = false
@@ -363,10 +367,6 @@ local function claim(member, h, exec, alone)
   zrem('ready:' .. h, member)
   if free and not job and not is_sound(lane) then
     quarantine(lane, h, lane)
-    return nil
-  end
-  if not free and not is_sound_lane(lane) then
-    park_forged(lane, h)
     return nil
   end
   local run, kind, version, state, signature = free and {lane} or run_of(lane, h), 'none', '0', {}, ''
