@@ -246,10 +246,12 @@ fn r8_what_a_stranger_altered_or_relabelled_neither_runs_nor_answers() {
     }
     service.record_when(&good, "succeeded");
     service.record_when(&mine, "succeeded");
-    until("all three are told", PATIENCE, || {
-        let forged = told(&service, "queue.forged");
-        [&altered, &swapped, &relabelled].iter().all(|id| forged.contains(id)).then_some(())
+    // Each is counted; the log hears of one a second at most.
+    until("all three are counted", PATIENCE, || {
+        (service.metric("forged_total{what=\"job\"}") == 3.0).then_some(())
     });
+    let named = told(&service, "queue.forged");
+    assert!([&altered, &swapped, &relabelled].iter().any(|id| named.contains(id)), "{named:?}");
     for id in [&altered, &swapped, &relabelled] {
         let record = service.record(id);
         assert_eq!((&record["status"], &record["deliveries"]), (&json!("dead"), &json!(0)), "{record}");
@@ -388,6 +390,35 @@ fn r8_forged_and_repeated_doorbells_answer_nobody() {
     assert_eq!(service.metric("reply_waiters"), 1.0, "it waits on");
     pause(&service, "sleep", "resume");
     assert_eq!(client.read().text(), r#"{"slept_ms":0}"#);
+    goes_on(&service);
+}
+
+#[test]
+fn s5_ten_thousand_forged_ends_are_counted_and_the_log_hears_of_one_a_second() {
+    if !can_serve() {
+        return;
+    }
+    let deployment = Deployment::new("flood");
+    let service = deployment.serve(&cofferdam(), &WATCHED);
+    let mut raw = deployment.raw();
+    let inbox = until("web's inbox", PATIENCE, || {
+        let keys: Vec<String> = ::redis::cmd("KEYS").arg("{flood}:inbox:*").query(&mut raw).expect("keys");
+        keys.into_iter().next()
+    });
+    let begun = std::time::Instant::now();
+    let mut pipe = ::redis::pipe();
+    for number in 0..10_000_u32 {
+        let id = format!("{number:032x}");
+        pipe.cmd("XADD").arg(&inbox).arg("*").arg(&["j", &id, "s", "succeeded", "r", "forged"]).ignore();
+    }
+    pipe.exec(&mut raw).expect("the server is there");
+    until("each is counted", PATIENCE, || {
+        (service.metric("forged_total{what=\"end\"}") == 10_000.0).then_some(())
+    });
+    assert_eq!(service.post("/v1/jobs/echo", r#"{"k":"b"}"#).status, 200, "others are served");
+    let lines = service.stderr().matches("state.forged").count();
+    let most = 2 + usize::try_from(begun.elapsed().as_secs()).expect("it is short");
+    assert!((1..=most).contains(&lines), "{lines} lines, at most {most}");
     goes_on(&service);
 }
 
