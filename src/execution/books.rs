@@ -78,8 +78,7 @@ impl Books {
     }
 
     /// How many leases it takes at once: one for each worker that is free or has one, so that no lease waits here while
-    /// another executor is idle. While jobs are short a few more: they wait for microseconds, and the broker knows that
-    /// only the oldest, one a worker, can have started.
+    /// another executor is idle. While jobs are short a few more: they wait for microseconds.
     pub fn room(&self, jobs_are_short: bool) -> usize {
         let most = if jobs_are_short { self.workers.max(LEASES_OF_SHORT_JOBS) } else { self.workers };
         let over = self.over().count();

@@ -7,6 +7,7 @@
 mod consumer;
 mod error;
 mod fitness;
+mod forged;
 mod key_value;
 mod producer;
 mod replies;
@@ -16,10 +17,11 @@ mod seat;
 pub use consumer::{Commit, Consumer, Lease, LeaseId, LeasedJob, OfLease, Requests, StateAt, Step};
 pub use error::BackendError;
 pub use fitness::Fitness;
+pub use forged::Forged;
 pub use key_value::KeyValue;
 pub use producer::{
-    Filter, Forged, HandlerStats, Histogram, Idempotency, NewJob, ProcessStats, Producer, Refusal, Stats,
-    Submitted, Then, Viewer,
+    Filter, HandlerStats, Histogram, Idempotency, NewJob, ProcessStats, Producer, Refusal, Stats, Submitted,
+    Then, Viewer,
 };
 pub use replies::{Ends, Inbox, JobEnded, Replies};
 pub use rules::Rules;

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::error::BackendError;
+use super::forged::Forged;
 use super::replies::JobEnded;
 use crate::entropy::Entropy;
 use crate::job::{FollowUp, InstanceId, JobId, JobRecord, JobSpec, JobStatus, Payload, Trace};
-use crate::named::named;
 use crate::problem::Code;
 
 /// The submitting side of the broker.
@@ -241,20 +241,6 @@ pub struct HandlerStats {
     pub job_seconds: Histogram,
     /// From acceptance (or not-before) to the first start.
     pub queue_wait_seconds: Histogram,
-}
-
-named! {
-    /// What was found where jobs are kept, and nobody of the deployment signed.
-    Forged {
-        /// A job: it is put aside, and dead.
-        Job = "job",
-        /// A lane's state, or a number that fences follow: the lane is parked, the number made again.
-        State = "state",
-        /// An idempotency key that names a job which was not submitted with it: it is refused.
-        Key = "key",
-        /// The end of a job: nobody is told.
-        End = "end",
-    }
 }
 
 /// A process of a deployment.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use super::sums::Sum;
+use super::sum::{Sum, Tag};
 use crate::clock::{Timestamp, micros};
 use crate::codec::{Cursor, Malformed, put_bytes, put_length, put_text};
 use crate::config::secret::Secret;
@@ -47,9 +47,6 @@ enum Kind {
     Tag,
     State,
 }
-
-/// What an entry adds to the sum that its state is signed by.
-pub type Tag = [u8; MAC_BYTES];
 
 /// A job whose signature held.
 pub struct SealedJob {

@@ -14,6 +14,7 @@ mod listener;
 mod producer;
 mod seat;
 mod server;
+mod sum;
 mod sums;
 mod turn;
 pub mod vet;
