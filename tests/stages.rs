@@ -1,0 +1,56 @@
+//! docs/stages.md names keys, rooms and tests that are there.
+
+use std::path::Path;
+
+/// Of each row of the page's tables: the texts in backticks of its cells.
+fn rows() -> Vec<Vec<Vec<&'static str>>> {
+    let quoted = |cell: &'static str| cell.split('`').skip(1).step_by(2).collect();
+    let page = include_str!("../docs/stages.md");
+    let rows = page
+        .lines()
+        .filter(|line| line.starts_with("| ") && !line.starts_with("| item") && line.contains('`'));
+    rows.map(|row| row.split(" | ").map(quoted).collect()).collect()
+}
+
+#[test]
+fn every_key_of_the_page_is_a_key_of_the_configuration() {
+    let schema = include_str!("../src/config/schema.rs");
+    for key in rows().iter().flat_map(|row| row[1].clone()) {
+        let last = key.rsplit('.').next().expect("a name");
+        let is_key = |line: &str| {
+            line.trim_start().strip_prefix(last).is_some_and(|rest| rest.starts_with([':', ' ']))
+        };
+        assert!(schema.lines().any(is_key), "{key} is no key");
+    }
+}
+
+#[test]
+fn every_room_of_the_page_is_there() {
+    for room in rows().iter().flat_map(|row| row[2].clone()) {
+        assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(room).is_dir(), "{room} is no room");
+    }
+}
+
+#[test]
+fn every_test_of_the_page_is_there_in_the_file_that_is_named_before_it() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let read = |path: std::path::PathBuf| std::fs::read_to_string(&path).unwrap_or_default();
+    let mut seen = 0;
+    for row in rows() {
+        let mut text = String::new();
+        for name in &row[3] {
+            let file =
+                if *name == "conformance" { "conformance_memory.rs".into() } else { format!("{name}.rs") };
+            if folder.join(&file).is_file() {
+                let laws = ["bounds", "commits", "ends", "lanes", "lives", "maps", "records"];
+                let laws = laws.map(|law| read(folder.join(format!("support/conformance/{law}.rs"))));
+                text = if *name == "conformance" { laws.concat() } else { read(folder.join(&file)) };
+                continue;
+            }
+            let test = name.rsplit("::").next().expect("a name");
+            assert!(text.contains(&format!("fn {test}(")), "{name} is no test of the file before it");
+            seen += 1;
+        }
+    }
+    assert!(seen > 30, "{seen} tests are named");
+}
