@@ -84,5 +84,5 @@ pub mod web;
 pub use app::App;
 pub use clock::Timestamp;
 pub use execution::{Handler, Job, JobContext, StagedMap};
-pub use handler::{HandlerError, HandlerOptions, OnDead, Ordering};
+pub use handler::{HandlerError, HandlerOptions, OnDead, Ordering, Retry};
 pub use job::{JobId, MediaType, Payload, Trace};

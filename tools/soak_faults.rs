@@ -9,7 +9,7 @@ use rustix::process::Signal;
 
 use super::service::{Answer, Client, Service, is_alive, kill, request, signal};
 use super::soak_callers::{CALLERS, burst, connect};
-use super::soak_ledger::{BY_ITSELF, RECOVERY, Random, Round, STRANGER, locked};
+use super::soak_ledger::{BY_ITSELF, RECOVERY, Random, Round, STRANGER, TERMINAL, locked};
 
 /// What `execution_ipc.heartbeat_ms` is set to; three missed, and a process counts as dead.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -96,7 +96,7 @@ impl<'a> Attacker<'a> {
     }
 
     pub fn attack(&mut self, kind: Kind) {
-        let choice = self.random.within(0, if kind == Kind::Steady { 13 } else { 18 });
+        let choice = self.random.within(0, if kind == Kind::Steady { 15 } else { 20 });
         let (what, taken) = match choice {
             0..3 => self.kill_executors(1),
             3 => self.kill_executors(EXECUTORS),
@@ -109,8 +109,9 @@ impl<'a> Attacker<'a> {
             10 => self.flood(),
             11 => self.burst(),
             12 => self.mass_hang_up(),
-            13..16 => self.kill_web(),
-            16 => self.kill_web_and_an_executor(),
+            13..15 => self.poison(),
+            15..18 => self.kill_web(),
+            18 => self.kill_web_and_an_executor(),
             _ => self.stop_web_until_it_is_replaced(),
         };
         self.recovered(&what, &taken);
@@ -136,6 +137,28 @@ impl<'a> Attacker<'a> {
         // On a loaded machine one that was killed counts as running for a moment.
         within(TAKEN_AS_DEAD, || !killed.iter().any(|pid| is_alive(*pid)));
         (format!("{count} executors killed"), Taken { executors: killed, web: false })
+    }
+
+    /// A job that ends its process, again and again until it is dead. Everybody else's job succeeds: their callers see to that.
+    fn poison(&mut self) -> (String, Taken) {
+        let executors = self.executors.clone();
+        self.round.ledger.count("poisonous jobs");
+        let submitted = Client::try_to(self.round.address).ok().and_then(|mut client| {
+            client.send(request("POST", "/v1/jobs/poison", &["Prefer: respond-async"], "{}"));
+            client.try_read(Duration::from_secs(10)).ok()
+        });
+        let id = submitted.and_then(|answer| answer.json()["id"].as_str().map(str::to_owned));
+        let Some(id) = id else { return ("a poisonous job refused".into(), Taken::default()) };
+        self.log(&format!("poison {id}"));
+        let is_dead = || {
+            let record =
+                get(self.round.address, &format!("/v1/jobs/{id}?wait=1")).map(|answer| answer.json());
+            record.is_some_and(|record| record["error"]["cause"] == "executor_lost")
+        };
+        if !within(TAKEN_AS_DEAD, is_dead) {
+            self.round.ledger.broken(TERMINAL, &format!("poison {id} is not dead"));
+        }
+        ("a poisonous job".into(), Taken { executors, web: false })
     }
 
     fn stop(&mut self, who: &str, pid: u32, time: Duration) {

@@ -2,11 +2,11 @@
 //!
 //! `count` (a lane a key) and `tally` (one lane) add one to their lane's state and say what it is now, with the
 //! payload's `id`. An effect that took place twice, or not at all, leaves a gap or a number that was given twice.
-//! `flaky` fails its first deliveries as its payload says, by `Retry` or by a panic.
+//! `flaky` fails its first deliveries as its payload says, by `Retry` or by a panic. `poison` ends its process.
 
 use std::process::ExitCode;
 
-use cofferdam::{App, HandlerError, HandlerOptions, Job, JobContext, Payload};
+use cofferdam::{App, HandlerError, HandlerOptions, Job, JobContext, Payload, Retry};
 use serde_json::{Value, json};
 
 /// Whether this process is to be the service, not the tool that attacks it.
@@ -15,10 +15,13 @@ pub fn is_role(word: &str) -> bool {
 }
 
 pub fn main() -> ExitCode {
+    let retry = Some(Retry { base_ms: 20, max_ms: 100 });
+    let poison = HandlerOptions { max_deliveries: Some(2), retry, ..HandlerOptions::default() };
     App::new()
         .handler_with("count", HandlerOptions::keyed("/key"), count)
         .handler_with("tally", HandlerOptions::serial(), count)
         .handler("flaky", flaky)
+        .handler_with("poison", poison, |_: &Job, _: &mut JobContext| std::process::abort())
         .main()
 }
 
