@@ -229,8 +229,7 @@ impl Broker {
         } else {
             self.totals.redelivered += 1;
         }
-        let trace = record.spec.trace;
-        self.note(Level::Debug, "queue.claimed", id, trace, "");
+        self.note(Level::Debug, "queue.claimed", id, "");
     }
 
     /// Judges one commit, each check first, each change after all of them. False: fenced off, nothing took effect.
@@ -261,8 +260,7 @@ impl Broker {
         // An executor goes on with the run before it knows what became of an outcome, but not after these.
         let rest = if publishes { Rest::MayHaveBegun } else { Rest::NotBegun };
         if publishes {
-            let trace = self.jobs[&commit.job].record.spec.trace;
-            self.note(Level::Debug, "reply.published", commit.job, trace, "");
+            self.note(Level::Debug, "reply.published", commit.job, "");
         }
         let goes_on = match refused {
             None => self.apply(commit.job, commit.outcome, now),
@@ -289,17 +287,15 @@ impl Broker {
         let bytes: usize = jobs.iter().map(|job| job.payload.bytes.len()).sum();
         let replaces = jobs.len() <= 1 && bytes <= self.jobs[&commit.job].payload_bytes();
         let fits = queued + jobs.len() <= FOLLOW_UP_ROOM * self.rules.capacity || jobs.len() <= 1;
-        !replaces && !(fits && live_bytes + bytes <= FOLLOW_UP_ROOM * QUEUED_BYTES)
+        !(replaces || fits && live_bytes + bytes <= FOLLOW_UP_ROOM * QUEUED_BYTES)
     }
 
     /// A delivery that succeeded, but whose outcome has no room now: again after a backoff, uncounted.
     fn put_off(&mut self, job: JobId, now: Timestamp) {
-        let entry = &self.jobs[&job];
-        let (deliveries, trace) = (entry.record.deliveries, entry.record.spec.trace);
-        let backoff = self.backoff(job, deliveries);
+        let backoff = self.backoff(job, self.jobs[&job].record.deliveries);
         self.requeue(job, JobEvent::GiveBack, now.plus(backoff));
         self.jobs.entry(job).and_modify(|entry| entry.record.deliveries -= 1);
-        self.note(Level::Info, "queue.redelivered", job, trace, Code::QueueFull.as_str());
+        self.retried(job, Code::QueueFull.as_str(), "", now);
     }
 
     /// Ends a lease whose executor says what cannot hold, or nothing. The delivery counts: else such an executor could have
@@ -312,9 +308,7 @@ impl Broker {
 
     fn fence_off(&mut self, commit: &Commit) {
         self.totals.late += 1;
-        if let Some(trace) = self.jobs.get(&commit.job).map(|entry| entry.record.spec.trace) {
-            self.note(Level::Info, "reply.late_dropped", commit.job, trace, "fenced");
-        }
+        self.note(Level::Info, "reply.late_dropped", commit.job, "fenced");
     }
 
     /// Why the effects cannot be applied, if they exceed a bound.
@@ -401,13 +395,13 @@ impl Broker {
     /// A delivery that came to nothing: queued again after a backoff or its own time, or dead.
     fn again(&mut self, job: JobId, cause: Cause, detail: String, after: Option<Duration>, now: Timestamp) {
         let entry = &self.jobs[&job];
-        let (deliveries, losses, trace) = (entry.record.deliveries, entry.losses, entry.record.spec.trace);
+        let (deliveries, losses) = (entry.record.deliveries, entry.losses);
         let most = self.max_deliveries(entry.handler);
+        let error = JobError { code: Code::DeadLettered, detail, cause: Some(cause) };
         if deliveries >= most || losses >= most.saturating_mul(2) {
             self.totals.dead += 1;
-            let error = JobError { code: Code::DeadLettered, detail, cause: Some(cause) };
             self.finish(job, JobEvent::Exhaust, Err(error), now);
-            self.note(Level::Warn, "queue.dead", job, trace, cause.as_str());
+            self.note(Level::Debug, "queue.dead", job, cause.as_str());
             return;
         }
         let backoff = match cause {
@@ -417,7 +411,7 @@ impl Broker {
             Cause::RetriesExhausted | Cause::HandlerCrashed => self.backoff(job, deliveries),
         };
         self.requeue(job, JobEvent::Again, now.plus(backoff));
-        self.note(Level::Info, "queue.redelivered", job, trace, cause.as_str());
+        self.retried(job, cause.so_far(), error.reason(), now);
     }
 
     fn backoff(&mut self, job: JobId, tries: u32) -> Duration {
@@ -512,9 +506,8 @@ impl Broker {
                 continue;
             }
             entry.record.deliveries -= u32::from(!is_alone);
-            let (losses, trace) = (entry.losses, entry.record.spec.trace);
-            if losses == LOSSES_TO_BE_ALONE {
-                self.note(Level::Info, "job.suspect", job, trace, Cause::ExecutorLost.as_str());
+            if entry.losses == LOSSES_TO_BE_ALONE {
+                self.note(Level::Info, "job.suspect", job, Cause::ExecutorLost.as_str());
             }
             self.again(job, Cause::ExecutorLost, "its executor was lost".into(), None, now);
         }

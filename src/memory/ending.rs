@@ -56,6 +56,12 @@ impl Broker {
         result: Result<Payload, JobError>,
         now: Timestamp,
     ) {
+        let after = self.jobs.get(&id).and_then(|entry| entry.record.status.after(event));
+        if let (Some(JobStatus::Failed | JobStatus::TimedOut | JobStatus::Dead), Err(error)) =
+            (after, &result)
+        {
+            self.failed(id, error, now);
+        }
         let Some(entry) = self.jobs.get_mut(&id) else { return };
         let before = entry.record.status;
         let Some(queue) = entry.on(event, &mut self.handlers) else { return };

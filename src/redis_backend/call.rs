@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use log::Level;
 use serde_json::{Map, Value as Json, json};
 
 use super::books::{Exec, Held, Named, Told};
@@ -17,7 +18,7 @@ use crate::job::{
     state_map,
 };
 use crate::limits::DELAY_MAX;
-use crate::observe::{event, job_event};
+use crate::observe::{Delivery, event, job_event};
 use crate::ports::{
     BackendError, JobEnded, Lease, LeaseId, LeasedJob, NewJob, OfLease, StateAt, Then, Viewer,
 };
@@ -40,11 +41,13 @@ type Said = (
     Vec<u64>,
     Vec<(u64, u64, String)>,
     Vec<(String, String, String, usize, Vec<u8>)>,
-    Vec<(String, String, String, String)>,
+    Vec<Notice>,
     Vec<usize>,
     Option<u64>,
     Vec<String>,
 );
+/// Event, job, cause, trace, handler; delivery, us that it took, index of the outcome.
+type Notice = (String, String, String, String, String, u64, u64, usize);
 type LeaseRow = (u64, u64, String, String, u64, Sealed, Vec<JobRow>, String, u8);
 type JobRow = (String, Vec<u8>, u64, u64, Sealed, Vec<u8>);
 
@@ -80,7 +83,7 @@ impl Call {
         let function = if self.submissions.is_empty() { "turn" } else { "submit" };
         let (results, submitted, leases, over, revoked, ends, notices, idle, due, opened): Said =
             server.call(function, &mut self.arguments)?;
-        notices.iter().for_each(log_notice);
+        notices.iter().for_each(|notice| self.log(notice));
         let mut answer = Answer {
             was_repeated: results.iter().any(|result| result == "again"),
             held: results.iter().map(|result| result != "fenced").collect(),
@@ -105,6 +108,33 @@ impl Call {
         });
         answer.ends = ends.collect();
         Ok((answer, submitted))
+    }
+
+    fn log(&self, (name, job, cause, trace, handler, number, micros, index): &Notice) {
+        let error = self.outcomes.get(index).and_then(|finished| finished.result.as_ref().err());
+        let delivery = || Delivery {
+            number: u32::try_from(*number).unwrap_or(u32::MAX),
+            took: Duration::from_micros(*micros),
+            reason: error.map_or("", JobError::reason).to_owned(),
+        };
+        let said = |level, name, cause| {
+            let said = event(level, name).field("trace_id", trace).field("job_id", job);
+            said.field("handler", handler).field("cause", cause)
+        };
+        match name.as_str() {
+            "job.failed" => {
+                let cause = error.map_or(cause.as_str(), |error| error.word());
+                said(Level::Warn, name, cause).delivery(&delivery()).emit();
+            }
+            "queue.redelivered" => {
+                let cause = Cause::parse(cause).map_or(cause.as_str(), |cause| cause.so_far());
+                said(Level::Debug, name, cause).emit();
+                said(Level::Info, "job.retried", cause).delivery(&delivery()).emit();
+            }
+            "queue.dead" => said(Level::Debug, name, cause).emit(),
+            "queue.forged" => said(Level::Error, name, cause).emit(),
+            _ => said(Level::Info, name, cause).emit(),
+        }
     }
 
     /// Takes its jobs out: their callers do not wait for a server that is away, or has no memory for them.
@@ -299,14 +329,5 @@ fn is_of(spec: &JobSpec, lane: &str, handler: &str, is_ordered: bool) -> Result<
 
 /// A job has entered its lane.
 pub(super) fn pushed(job: &NewJob) {
-    job_event(log::Level::Debug, "queue.pushed", &job.trace, job.id).emit();
-}
-
-fn log_notice((name, job, cause, trace): &(String, String, String, String)) {
-    let level = match name.as_str() {
-        "queue.forged" => log::Level::Error,
-        "queue.dead" => log::Level::Warn,
-        _ => log::Level::Info,
-    };
-    event(level, name).field("trace_id", trace).field("job_id", job).field("cause", cause).emit();
+    job_event(Level::Debug, "queue.pushed", &job.trace, job.id, &job.handler).emit();
 }

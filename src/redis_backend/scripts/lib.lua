@@ -140,8 +140,13 @@ local function flush()
   adds, new, removes, streams, jobs = {}, {}, {}, {}, {}
 end
 
--- An event of a job, its cause, its trace.
-local function note(name, id, cause, trace) notices[#notices + 1] = {name, id, cause, trace or ''} end
+-- An event of a job and its cause; of the job its trace and handler, of its last delivery the number and how long it took, us.
+-- "r" is the outcome that led to it, if it is an index in ARGV.
+local function note(name, id, cause, job, r)
+  job = job or {}
+  notices[#notices + 1] = {name, id, cause, job.tr or '', job.h or '', int(job.dl or 0), int(math.max(0, now - (job.st or now))),
+    type(r) == 'number' and r or 0}
+end
 
 -- The names of a handler's figures. Durations are counted in the buckets of ports::Histogram.
 local BOUNDS = {100, 500, 1000, 5000, 10000, 50000, 100000, 500000, 1000000, 5000000, 10000000, 60000000, 300000000}
@@ -487,6 +492,7 @@ local function finish(id, job, status, r, n, delivery)
     ring(conf(h).g)
   end
   if job.lo + job.sl > 0 then append(fields, 'lo', '0', 'sl', '0') end
+  if status ~= 'succeeded' and status ~= 'cancelled' then note('job.failed', id, 'executor_lost', job, r) end
   set_job(id, unpack(fields))
   tell(job['in'], id, status, r)
   if parks then
@@ -560,7 +566,7 @@ local function again(id, job, cause, dead, jitter, n, delivery, after)
   if job.d >= of_handler.d or job.lo + job.sl >= 2 * of_handler.d then
     count('dead', 1)
     finish(id, job, 'dead', dead, n, delivery)
-    note('queue.dead', id, cause, job.tr)
+    note('queue.dead', id, cause, job)
     return
   end
   if not after then
@@ -569,7 +575,7 @@ local function again(id, job, cause, dead, jitter, n, delivery, after)
   end
   requeue(id, job, now + after)
   call('HSET', job_key(id), 'ct', n, 'cd', delivery)
-  note('queue.redelivered', id, cause, job.tr)
+  note('queue.redelivered', id, cause, job, dead)
 end
 
 -- The same, where no outcome came and so no jitter: the id is as random.
@@ -594,7 +600,7 @@ local function lose_lease(lease, how)
       if losses == 'lo' and job.lo == 1 then count('suspects', 1) end
       if job.s == 'queued' then may_have_begun(id)
       else
-        if losses == 'lo' and job.lo == R.alone then note('job.suspect', id, 'executor_lost', job.tr) end
+        if losses == 'lo' and job.lo == R.alone then note('job.suspect', id, 'executor_lost', job) end
         lost_again(id, job)
       end
     end
