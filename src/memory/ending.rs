@@ -56,9 +56,10 @@ impl Broker {
         result: Result<Payload, JobError>,
         now: Timestamp,
     ) {
-        let after = self.jobs.get(&id).and_then(|entry| entry.record.status.after(event));
-        if let (Some(JobStatus::Failed | JobStatus::TimedOut | JobStatus::Dead), Err(error)) =
-            (after, &result)
+        if let Err(error) = &result
+            && let Some(entry) = self.jobs.get(&id)
+            && let Some(JobStatus::Failed | JobStatus::TimedOut | JobStatus::Dead) =
+                entry.record.status.after(event)
         {
             self.failed(id, error, now);
         }

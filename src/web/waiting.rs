@@ -395,6 +395,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::clock::Timestamp;
     use crate::config::SinkMode;
     use crate::entropy::Entropy;
     use crate::handler::{HandlerOptions, HandlerSpec};
@@ -472,6 +473,46 @@ mod tests {
         gate.reply(job(ticket), &finished);
         assert_eq!(gate.waiters.len(), 0);
         assert_eq!(gate.clients.counters.reply_late.load(Ordering::Relaxed), 1);
+    }
+
+    /// Whatever can be said of it, the id of a job that was or may have been accepted is told, and so is what is known.
+    #[test]
+    fn answers_that_leave_a_job_in_doubt_name_it_and_say_so() {
+        let assert_told = |gate: &Gate, status: &str, job: JobId, words: &str| {
+            let answer = String::from_utf8_lossy(gate.unsent(1)).into_owned();
+            let id = format!("\r\ncofferdam-job-id: {job}\r\n");
+            assert!(answer.starts_with(status) && answer.contains(&id) && answer.contains(words), "{answer}");
+        };
+        let away = || BackendError("away".into());
+        for (record, words) in
+            [(Ok(None), "no record of it any more"), (Err(away()), "cannot be found out now")]
+        {
+            let mut gate = gate();
+            let Question::Submit(ticket, _) = ask(&mut gate, 1, SUBMIT) else { panic!("it submits") };
+            gate.answered(Answered::Submitted(ticket.clone(), Ok(vec![Submitted::New])));
+            gate.begin_turn(Timestamp(11_000_000));
+            gate.tick();
+            let Some(Question::Record(asker, ..)) = gate.take_questions().pop() else { panic!("it looks") };
+            gate.answered(Answered::Record(asker, record));
+            assert_told(&gate, "HTTP/1.1 504 ", job(ticket), words);
+        }
+        for prefer in ["", "Prefer: respond-async\r\n", "Prefer: wait=9\r\n"] {
+            let submit = SUBMIT.replace("Content-Length", &format!("{prefer}Content-Length"));
+            let mut away_gate = gate();
+            let Question::Submit(ticket, _) = ask(&mut away_gate, 1, &submit) else { panic!("it submits") };
+            away_gate.answered(Answered::Submitted(ticket.clone(), Err(away())));
+            assert_told(&away_gate, "HTTP/1.1 503 ", job(ticket), "may have been accepted");
+            let mut gate = gate();
+            let Question::Submit(ticket, _) = ask(&mut gate, 1, &submit) else { panic!("it submits") };
+            gate.drain();
+            gate.cut_off();
+            assert_told(&gate, "HTTP/1.1 503 ", job(ticket), "before it was known if the job was accepted");
+        }
+        let (mut gate, id) = (gate(), JobId([10; 16]));
+        let get = format!("GET /v1/jobs/{id}?wait=5 HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        let Question::Record(asker, ..) = ask(&mut gate, 1, &get) else { panic!("it looks") };
+        gate.answered(Answered::Record(asker, Err(away())));
+        assert_told(&gate, "HTTP/1.1 503 ", id, "backend_unavailable");
     }
 
     /// An end that is heard before the answer to the submission waits for it; both come out once.
