@@ -139,12 +139,6 @@ impl Entry {
         self.payload.as_ref().map_or(0, |payload| payload.bytes.len())
     }
 
-    /// Its last delivery, which came to nothing.
-    fn came_to(&self, reason: &str, now: Timestamp) -> Delivery {
-        let took = now.since(self.record.started_at.unwrap_or(now));
-        Delivery { number: self.delivery, took, reason: reason.to_owned() }
-    }
-
     /// Takes the job to its next status, and counts it there. `None`: the event changes nothing.
     pub(super) fn on<'a>(
         &mut self,
@@ -458,32 +452,37 @@ impl Broker {
     }
 
     pub(super) fn note(&mut self, level: Level, event: &'static str, job: JobId, cause: &'static str) {
-        self.note_of(level, event, job, cause, |_| None);
+        self.tell(level, event, job, cause, None);
     }
 
     /// A delivery has come to nothing: the job is to run again.
     pub(super) fn retried(&mut self, job: JobId, cause: &'static str, reason: &str, now: Timestamp) {
         self.note(Level::Debug, "queue.redelivered", job, cause);
-        self.note_of(Level::Info, "job.retried", job, cause, |entry| Some(entry.came_to(reason, now)));
+        self.tell(Level::Info, "job.retried", job, cause, Some((reason, now)));
     }
 
     pub(super) fn failed(&mut self, job: JobId, error: &JobError, now: Timestamp) {
-        let (cause, reason) = (error.word(), error.reason());
-        self.note_of(Level::Warn, "job.failed", job, cause, |entry| Some(entry.came_to(reason, now)));
+        self.tell(Level::Warn, "job.failed", job, error.word(), Some((error.reason(), now)));
     }
 
-    fn note_of(
+    fn tell(
         &mut self,
         level: Level,
         event: &'static str,
         job: JobId,
         cause: &'static str,
-        delivery: impl FnOnce(&Entry) -> Option<Delivery>,
+        failure: Option<(&str, Timestamp)>,
     ) {
         if level <= self.log_level
             && let Some(entry) = self.jobs.get(&job)
         {
-            let (spec, delivery) = (entry.record.spec.clone(), delivery(entry));
+            let started_at = |now| entry.record.started_at.unwrap_or(now);
+            let delivery = failure.map(|(reason, now)| Delivery {
+                number: entry.delivery,
+                took: now.since(started_at(now)),
+                reason: reason.to_owned(),
+            });
+            let spec = entry.record.spec.clone();
             self.signals.notices.push(Notice { level, event, spec, cause, delivery });
         }
     }

@@ -11,6 +11,7 @@ mod external_state;
 mod idempotency;
 mod invariants;
 mod kv;
+mod leases;
 mod records;
 mod shared;
 mod timers;

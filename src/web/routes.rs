@@ -114,21 +114,21 @@ pub fn route(method: &str, target: &str) -> Result<(Route, &'static str), Refuse
 /// A query with a parameter that is not understood is refused: a caller who asks for a delay under another name wants no job
 /// that runs at once.
 fn check_query(query: &str, label: &str) -> Result<(), Refused> {
-    let known: &[&str] = match label {
-        "submit" => &["delay_ms", "timeout_ms"],
-        "batch" => &["sink_mode"],
-        "record" => &["wait"],
-        "list" => &["status", "handler", "limit", "after"],
-        _ => &[],
+    let (known, detail): (&[&str], _) = match label {
+        "submit" => {
+            (&["delay_ms", "timeout_ms"], "the query parameters here are delay_ms and timeout_ms, each once")
+        }
+        "batch" => (&["sink_mode"], "the query parameter here is sink_mode, once"),
+        "record" => (&["wait"], "the query parameter here is wait, once"),
+        "list" => (
+            &["status", "handler", "limit", "after"],
+            "the query parameters here are status, handler, limit and after, each once",
+        ),
+        _ => (&[], "there are no query parameters here"),
     };
-    if parameters(query).any(|(name, _)| !known.contains(&name)) {
-        return Err(refused(Code::BadRequest, "this resource has no such query parameter"));
-    }
-    let is_repeated = |known: &&str| parameters(query).filter(|(name, _)| name == known).count() > 1;
-    if known.iter().any(is_repeated) {
-        return Err(refused(Code::BadRequest, "a query parameter is repeated"));
-    }
-    Ok(())
+    let count = |known: &str| parameters(query).filter(|(name, _)| *name == known).count();
+    let is_fine = |(name, _): (&str, &str)| known.contains(&name) && count(name) == 1;
+    if parameters(query).all(is_fine) { Ok(()) } else { Err(refused(Code::BadRequest, detail)) }
 }
 
 /// Names and values as they stand: none of ours needs escapes.
