@@ -983,6 +983,7 @@ fn r1_who_waits_for_a_record_while_the_server_is_away_is_answered_in_time() {
     let begun = Instant::now();
     let answer = gives_up.read();
     assert!(matches!(answer.status, 200 | 503), "{answer:?}");
+    assert_eq!(answer.header("cofferdam-job-id"), Some(id.as_str()), "{answer:?}");
     assert!(begun.elapsed() < Duration::from_secs(4), "it took {:?}", begun.elapsed());
     server.up();
     let record = waits.read().json();

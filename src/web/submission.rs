@@ -205,8 +205,7 @@ mod tests {
         for (headers, query) in [
             ("Prefer: wait=soon\r\n", ""),
             ("Prefer: wait=\r\n", ""),
-            ("Prefer: wait=\"5\r\n", ""),
-            ("Prefer: wait=5 seconds\r\n", ""),
+            ("Prefer: wait=5 s\r\n", ""),
             ("Idempotency-Key: \r\n", ""),
             ("Idempotency-Key: a b\r\n", ""),
             ("Idempotency-Key: \"a\r\n", ""),
@@ -245,8 +244,7 @@ mod tests {
             ("Prefer: respond-async;foo=bar\r\n", Kind::Acceptance),
             ("Prefer: ,respond-async ; foo ; ; bar = \"a,b;\\\"wait=7\",\r\n", Kind::Acceptance),
             ("Prefer: wait = 1\r\n", within(1, false)),
-            ("Prefer: WAIT=\"1\";x=\"a,b\"\r\n", within(1, false)),
-            ("Prefer: foo;wait=1\r\n", Kind::Result),
+            ("Prefer: WAIT=\"1\";x=\"a,b\", foo;wait=2\r\n", within(1, false)),
             ("Prefer: wait=99999999999999999999\r\n", within(u64::MAX, false)),
         ] {
             assert_eq!(read(headers, "", HandlerOptions::default(), "").unwrap().0, kind, "{headers:?}");

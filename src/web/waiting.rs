@@ -307,12 +307,11 @@ impl Gate {
             (Kind::Acceptance | Kind::Result | Kind::Record, record) => {
                 let detail = match record {
                     Ok(Some(_)) => {
-                        "the job was accepted and goes on: ask by its id, or repeat the request with the same \
-                         Idempotency-Key"
+                        "the job was accepted and goes on: ask by its id, or repeat with the same key"
                     }
                     Ok(None) => "the job was accepted, and there is no record of it any more",
                     Err(_) => {
-                        "the job was accepted; what became of it cannot be found out now: ask by its id later"
+                        "the job was accepted; what became of it cannot be found out now: ask by its id"
                     }
                 };
                 Answer::refusal(Code::ReplyTimeout, detail, &trace)
@@ -508,11 +507,6 @@ mod tests {
             gate.cut_off();
             assert_told(&gate, "HTTP/1.1 503 ", job(ticket), "before it was known if the job was accepted");
         }
-        let (mut gate, id) = (gate(), JobId([10; 16]));
-        let get = format!("GET /v1/jobs/{id}?wait=5 HTTP/1.1\r\nHost: localhost\r\n\r\n");
-        let Question::Record(asker, ..) = ask(&mut gate, 1, &get) else { panic!("it looks") };
-        gate.answered(Answered::Record(asker, Err(away())));
-        assert_told(&gate, "HTTP/1.1 503 ", id, "backend_unavailable");
     }
 
     /// An end that is heard before the answer to the submission waits for it; both come out once.
