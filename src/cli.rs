@@ -11,9 +11,9 @@ use crate::batch::{BatchError, BatchOptions};
 use crate::clock::Clock;
 use crate::config::{self, Loaded, SinkMode, Source};
 use crate::deployment::{Deployment, own_options};
-use crate::execution::Registry;
+use crate::execution::{Registry, running_job};
 use crate::exit::{Exit, complain, ended, say};
-use crate::observe::log_writer;
+use crate::observe::{job_event, log_writer};
 use crate::ports::Fitness;
 use crate::process::control_socket::Role;
 use crate::roles;
@@ -47,8 +47,9 @@ pub fn main(registry: &Registry) -> ExitCode {
     std::panic::set_hook(Box::new(|info| {
         let at = info.location().map(ToString::to_string).unwrap_or_default();
         let thread = std::thread::current().name().unwrap_or("main").to_owned();
-        if thread.starts_with("worker-") {
-            log::warn!("a handler panicked at {at}");
+        if let Some(job) = running_job() {
+            let panicked = job_event(log::Level::Warn, "job.panicked", &job.trace, job.id, &job.handler);
+            panicked.field("at", &at).emit();
         } else {
             complain(&format!("internal error: thread {thread} panicked at {at}: {info}"));
         }

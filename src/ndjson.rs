@@ -181,6 +181,11 @@ impl Pump {
         self.done == self.next_number
     }
 
+    /// The handler of all lines.
+    pub fn handler(&self) -> &Arc<str> {
+        &self.handler.name
+    }
+
     /// Jobs that have not ended.
     pub fn jobs_in_flight(&self) -> Vec<JobId> {
         self.in_flight.keys().copied().collect()

@@ -82,6 +82,16 @@ named! {
     }
 }
 
+impl Cause {
+    /// Its name where the delivery was not the last one.
+    pub fn so_far(self) -> &'static str {
+        match self {
+            Cause::RetriesExhausted => "handler_retry",
+            Cause::HandlerCrashed | Cause::ExecutorLost => self.as_str(),
+        }
+    }
+}
+
 /// Why a job has no result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobError {
@@ -95,6 +105,16 @@ pub struct JobError {
 impl JobError {
     pub fn new(code: Code, detail: impl Into<String>) -> JobError {
         JobError { code, detail: detail.into(), cause: None }
+    }
+
+    /// In a word.
+    pub fn word(&self) -> &'static str {
+        self.cause.map_or(self.code.as_str(), Cause::as_str)
+    }
+
+    /// What the log may be told of the detail: not what a panic says, which may hold a payload.
+    pub fn reason(&self) -> &str {
+        if self.cause == Some(Cause::HandlerCrashed) { "" } else { &self.detail }
     }
 }
 

@@ -286,7 +286,7 @@ impl Run {
         }
         let filter = Filter { limit: 1_000, ..Filter::default() };
         let records = self.bench.backend.producer().list(&Viewer::anonymous(), &filter);
-        for record in records.expect("the backend is there") {
+        for record in records.expect("the backend is there").records {
             self.note(format_args!(
                 "{} {:?} {} {:?}",
                 record.spec.id, record.status, record.deliveries, record.waiting_for

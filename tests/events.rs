@@ -73,6 +73,7 @@ impl Profile {
             let ours = lines.filter(|line| line["trace_id"] == trace && line["event"] != "log");
             ours.map(|line| {
                 assert!(line["job_id"].as_str().is_some_and(|id| id.len() == 32), "{line}");
+                assert!(line["handler"].as_str().is_some_and(|name| !name.is_empty()), "{line}");
                 let name = line["event"].as_str().expect("a name").to_owned();
                 let cause = line["cause"].as_str().map_or(String::new(), |cause| format!(" {cause}"));
                 (name + &cause, millis(line["ts"].as_str().expect("a time")))
@@ -85,6 +86,28 @@ impl Profile {
         // What comes behind the last one by another way.
         std::thread::sleep(Duration::from_millis(60));
         of_trace()
+    }
+
+    /// At info and above nothing else is told of a trace's job than these: level, event, delivery, cause, reason.
+    #[track_caller]
+    fn assert_told(&self, trace: &str, handler: &str, expected: &[(&str, &str, u64, &str, Option<&str>)]) {
+        let text = self.service.stderr();
+        let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let told = lines.filter(|line| {
+            line["trace_id"] == trace && line["level"] != "debug" && line["event"] != "job.panicked"
+        });
+        let told: Vec<Value> = told.collect();
+        assert_eq!(told.len(), expected.len(), "{told:?}");
+        for (line, (level, event, delivery, cause, reason)) in told.iter().zip(expected) {
+            let words = ["level", "event", "handler", "cause"].map(|name| line[name].as_str());
+            assert_eq!(words, [Some(*level), Some(event), Some(handler), Some(cause)], "{line}");
+            assert_eq!(
+                (line["delivery"].as_u64(), line["reason"].as_str()),
+                (Some(*delivery), *reason),
+                "{line}"
+            );
+            assert!(line["duration_ms"].as_u64().is_some_and(|ms| ms < 5_000), "{line}");
+        }
     }
 
     /// Exactly these, in an order that their times allow.
@@ -130,25 +153,59 @@ fn scenarios(profile: &mut Profile) {
 
     let (trace, mut client) = profile.ask("/v1/jobs/flaky", &[], "2");
     assert_eq!(client.read().text(), "2");
-    let again = ["queue.claimed", "queue.redelivered retries_exhausted"];
+    let again = ["queue.claimed", "queue.redelivered handler_retry", "job.retried handler_retry"];
     let ends = ["queue.claimed", "reply.published", "reply.delivered"];
     profile.assert_events(&trace, &and(&[&again[..], &ends].concat()));
+    profile.assert_told(&trace, "flaky", &[("info", "job.retried", 1, "handler_retry", Some("not yet"))]);
 
     let (trace, mut client) = profile.ask("/v1/jobs/flaky", &[], "9");
     assert_eq!(client.read().code(), "dead_lettered");
-    let dies = ["queue.claimed", "queue.dead retries_exhausted", "reply.delivered"];
+    let exhausted = ["job.failed retries_exhausted", "queue.dead retries_exhausted"];
+    let dies = [&["queue.claimed"][..], &exhausted, &["reply.delivered"]].concat();
     profile.assert_events(&trace, &and(&[&again[..], &again, &dies].concat()));
+    let not_yet = Some("not yet");
+    let told = [
+        ("info", "job.retried", 1, "handler_retry", not_yet),
+        ("info", "job.retried", 2, "handler_retry", not_yet),
+        ("warn", "job.failed", 3, "retries_exhausted", not_yet),
+    ];
+    profile.assert_told(&trace, "flaky", &told);
+
+    let (trace, mut client) = profile.ask("/v1/jobs/sleep", &[], MARKER);
+    assert_eq!(client.read().code(), "handler_failed");
+    let fails = ["queue.claimed", "reply.published", "job.failed handler_failed", "reply.delivered"];
+    profile.assert_events(&trace, &and(&fails));
+    let why = Some(r#"sleep takes {"ms":N}"#);
+    profile.assert_told(&trace, "sleep", &[("warn", "job.failed", 1, "handler_failed", why)]);
+
+    // What a panic says may hold a payload.
+    let (trace, mut client) = profile.ask("/v1/jobs/panics", &[], MARKER);
+    assert_eq!(client.read().code(), "dead_lettered");
+    let again = ["queue.claimed", "job.panicked", "queue.redelivered handler_crashed"];
+    let again = [&again[..], &["job.retried handler_crashed"]].concat();
+    let dies = ["queue.claimed", "job.panicked", "job.failed handler_crashed", "queue.dead handler_crashed"];
+    let dies = [&dies[..], &["reply.delivered"]].concat();
+    profile.assert_events(&trace, &and(&[&again[..], &again, &dies].concat()));
+    let told = [1, 2].map(|number| ("info", "job.retried", number, "handler_crashed", None));
+    profile.assert_told(
+        &trace,
+        "panics",
+        &[&told[..], &[("warn", "job.failed", 3, "handler_crashed", None)]].concat(),
+    );
 
     let (trace, mut client) = profile.ask("/v1/jobs/sleep?timeout_ms=100", &[], r#"{"ms":5000}"#);
     assert_eq!(client.read().code(), "handler_timed_out");
-    profile.assert_events(&trace, &success);
+    let times_out = ["queue.claimed", "reply.published", "job.failed handler_timed_out", "reply.delivered"];
+    profile.assert_events(&trace, &and(&times_out));
+    let why = Some("the handler's timeout passed");
+    profile.assert_told(&trace, "sleep", &[("warn", "job.failed", 1, "handler_timed_out", why)]);
 
     // The executor is lost while it runs.
     let (trace, mut client) = profile.ask("/v1/jobs/sleep", &[], r#"{"ms":400}"#);
     service::running(&profile.service, 1);
     kill(profile.service.child("executor"));
     assert_eq!(client.read().status, 200);
-    let lost = ["queue.claimed", "queue.redelivered executor_lost"];
+    let lost = ["queue.claimed", "queue.redelivered executor_lost", "job.retried executor_lost"];
     profile.assert_events(&trace, &and(&[&lost[..], &ends].concat()));
 
     // The caller's time passes before the job's.

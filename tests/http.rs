@@ -12,6 +12,7 @@ use std::collections::HashSet;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
+use program::example;
 use serde_json::{Value, json};
 use service::{Answer, Client, NoAnswer, PATIENCE, Service, request, until};
 
@@ -375,8 +376,18 @@ fn a_large_body_that_is_refused_does_not_hide_the_answer() {
 fn bad_parameters_are_bad_request() {
     let service = Service::start(&[KEYED_ECHO]);
     let body = r#"{"k":1}"#;
-    let rows: [(&str, &[&str], &str); 20] = [
+    let rows: [(&str, &[&str], &str); 29] = [
         ("/v1/jobs/echo?delay_ms=-1", &[], body),
+        // It would run at once.
+        ("/v1/jobs/echo?delay=60000", &[], body),
+        ("/v1/jobs/echo?delay_ms=0&delay_ms=60000", &[], body),
+        ("/v1/jobs/echo?Delay_ms=60000", &[], body),
+        ("/v1/jobs/echo?timeout_ms=1000&", &[], body),
+        ("/v1/batch/echo?sink_mode=completion&sink_mode=completion", &[], body),
+        ("/v1/batch/echo?delay_ms=1", &[], body),
+        ("/v1/handlers/echo/pause?for=1", &[], ""),
+        ("/v1/jobs/echo", &["Prefer: wait=5;x=\"y"], body),
+        ("/v1/jobs/echo", &["Idempotency-Key: caf\u{e9}"], body),
         ("/v1/jobs/echo?delay_ms=", &[], body),
         ("/v1/jobs/echo?delay_ms=soon", &[], body),
         ("/v1/jobs/echo?delay_ms=604800001", &[], body),
@@ -411,12 +422,50 @@ fn bad_parameters_are_bad_request() {
     assert_problem(&service.request("POST", "/v1/jobs/echo", &[&long], body), 400, "bad_request");
     let long = format!("Ordering-Key: {}", "k".repeat(257));
     assert_problem(&service.request("POST", "/v1/jobs/echo", &[&long], body), 400, "bad_request");
-    for target in ["/v1/jobs?limit=0", "/v1/jobs?limit=1001", "/v1/jobs?limit=x", "/v1/jobs?status=lost"] {
+    for target in [
+        "/v1/jobs?limit=0",
+        "/v1/jobs?limit=1001",
+        "/v1/jobs?limit=x",
+        "/v1/jobs?status=lost",
+        "/v1/jobs?state=dead",
+        "/v1/jobs?after=yesterday",
+        "/v1/jobs?after=99999999999999999-00000000000000000000000000000000",
+        "/v1/stats?x=1",
+        "/metrics?name=x",
+        "/healthz?x",
+        "/?utm=1",
+    ] {
         assert_problem(&service.get(target), 400, "bad_request");
     }
     let id = service.submit("/v1/jobs/echo", &["Ordering-Key: a"], body);
     assert_problem(&service.get(&format!("/v1/jobs/{id}?wait=soon")), 400, "bad_request");
+    assert_problem(&service.get(&format!("/v1/jobs/{id}?wait=1&wait=2")), 400, "bad_request");
+    assert_eq!(service.get(&format!("/v1/jobs/{id}?wait=99999999999999999999")).status, 200, "it is clamped");
     assert_eq!(service.metric("jobs_submitted_total{handler=\"echo\"}"), 1.0, "no refused one was submitted");
+}
+
+/// Three customers whose names differ in one letter of Latin-1 do not share a lane, or a job.
+#[test]
+fn a_key_that_is_not_utf_8_is_bad_request_and_names_nobody() {
+    let service = Service::start(&[KEYED_ECHO]);
+    for name in ["Ordering-Key", "Idempotency-Key", "Prefer"] {
+        for letter in [0xE8, 0xE9, 0xFF] {
+            let head =
+                format!("POST /v1/jobs/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 7\r\n{name}: caf");
+            let mut bytes = head.into_bytes();
+            bytes.push(letter);
+            bytes.extend_from_slice(b"\r\n\r\n{\"k\":1}");
+            let mut client = service.connect();
+            client.send(bytes);
+            assert_problem(&client.read(), 400, "bad_request");
+        }
+    }
+    assert_eq!(service.metric("jobs_submitted_total{handler=\"echo\"}"), 0.0);
+    // In UTF-8 they are two.
+    for key in ["caf\u{e8}", "caf\u{e9}"] {
+        let id = service.submit("/v1/jobs/echo", &[&format!("Ordering-Key: {key}")], "x");
+        assert_eq!(service.record(&id)["ordering_key"], key);
+    }
 }
 
 // ---- refusals of jobs ----
@@ -740,8 +789,23 @@ fn prefer_wait_gives_the_result_in_time_and_202_after_it() {
         );
     }
     // Clamped to the reply timeout, and the answer says what was applied.
-    let clamped = service.request("POST", "/v1/jobs/echo", &["Prefer: wait=999999"], "x");
-    assert_eq!((clamped.status, clamped.header("preference-applied")), (200, Some("wait=30")), "{clamped:?}");
+    for prefer in ["Prefer: wait=999999", "Prefer: wait = \"99999999999999999999\";x=\"a,b\""] {
+        let clamped = service.request("POST", "/v1/jobs/echo", &[prefer], "x");
+        let applied = (clamped.status, clamped.header("preference-applied"));
+        assert_eq!(applied, (200, Some("wait=30")), "{clamped:?}");
+    }
+    // Asynchronous unless it is done in time.
+    let both = ["Prefer: respond-async, wait=1"];
+    let begun = Instant::now();
+    let late = service.request("POST", "/v1/jobs/sleep", &both, r#"{"ms":2500}"#);
+    assert!((900..2_400).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
+    let in_time = service.request("POST", "/v1/jobs/sleep", &both, r#"{"ms":100}"#);
+    assert_eq!((late.status, in_time.status), (202, 200), "{late:?} {in_time:?}");
+    for answer in [late, in_time] {
+        assert_eq!(answer.header("preference-applied"), Some("respond-async, wait=1"));
+    }
+    let first = service.request("POST", "/v1/jobs/sleep", &["Prefer: wait=0, wait=20"], r#"{"ms":2500}"#);
+    assert_eq!((first.status, first.header("preference-applied")), (202, Some("wait=0")), "{first:?}");
     let ignored = service.request("POST", "/v1/jobs/echo", &["Prefer: handling=lenient"], "x");
     assert_eq!((ignored.status, ignored.header("preference-applied")), (200, None));
 }
@@ -889,6 +953,78 @@ fn lists_are_newest_first_and_filtered() {
     assert_eq!(list("?handler=echo&limit=1"), newest[2..3]);
     assert_eq!(list("?handler=nobody"), [""; 0]);
     assert_eq!(list("?status=dead"), [""; 0]);
+    // Page by page.
+    let (mut pages, mut after) = (Vec::new(), String::new());
+    loop {
+        let query = format!("?limit=3&after={after}");
+        pages.extend(list(&query));
+        let next = service.get(&format!("/v1/jobs{query}")).json()["next"].clone();
+        let Some(next) = next.as_str() else { break };
+        next.clone_into(&mut after);
+    }
+    assert_eq!(pages, newest);
+}
+
+#[test]
+fn u1_an_idempotency_key_outlives_its_record_and_many_other_requests_without_a_second_run() {
+    let few = r#"runtime.platform.reply.retain={"records":20,"bytes":1000000,"failed_records":20,"failed_bytes":1000000}"#;
+    let service = Service::start(&[few]);
+    let ask = |key: &str, body: &str| {
+        service.request("POST", "/v1/jobs/echo", &[&format!("Idempotency-Key: {key}")], body)
+    };
+    let submitted = || service.metric("jobs_submitted_total{handler=\"echo\"}");
+    let id = job_id(&ask("order-17", "once"));
+    let replayed = ask("order-17", "once");
+    assert_eq!((replayed.status, job_id(&replayed), replayed.text()), (200, id.clone(), "once".into()));
+    for number in 0..100 {
+        assert_eq!(service.post("/v1/jobs/echo", "x").status, 200);
+        assert_eq!(ask(&format!("other-{number}"), "x").status, 200);
+    }
+    assert_problem(&service.get(&format!("/v1/jobs/{id}")), 404, "unknown_job");
+    let before = submitted();
+    for _ in 0..2 {
+        assert_problem(&ask("order-17", "once"), 409, "result_gone");
+    }
+    let asynchronous = ["Idempotency-Key: order-17", "Prefer: respond-async"];
+    let gone = service.request("POST", "/v1/jobs/echo", &asynchronous, "once");
+    assert_problem(&gone, 409, "result_gone");
+    assert!(gone.json()["detail"].as_str().expect("words").contains("does not run again"), "{gone:?}");
+    assert_problem(&ask("order-17", "another"), 422, "idempotency_mismatch");
+    assert_eq!((before, submitted()), (201.0, 201.0), "no second run");
+    assert_eq!(service.metric("idempotency_keys"), 101.0);
+    assert_eq!(service.metric("idempotency_evicted_total"), 0.0);
+}
+
+#[test]
+fn u2_a_dead_job_is_there_with_payload_and_cause_after_many_successes_and_runs_when_retried() {
+    let few = r#"runtime.platform.reply.retain={"records":20,"bytes":1000000,"failed_records":20,"failed_bytes":1000000}"#;
+    let service = Service::of(&example("embedder"), &[few, "runtime.platform.queue.max_deliveries=1"]);
+    // Its caller waited, which changes nothing.
+    let dead = service.request("POST", "/v1/jobs/flaky", &["Content-Type: text/plain"], "5");
+    assert_problem(&dead, 500, "dead_lettered");
+    let id = job_id(&dead);
+    let succeeded: Vec<String> = (0..200).map(|_| job_id(&service.post("/v1/jobs/echo", "x"))).collect();
+    assert_problem(&service.get(&format!("/v1/jobs/{}/payload", succeeded[0])), 404, "unknown_job");
+    let gone = service.get(&format!("/v1/jobs/{}/payload", succeeded[199]));
+    assert_problem(&gone, 404, "not_found");
+    assert_eq!(job_id(&gone), succeeded[199]);
+    let list = service.get("/v1/jobs?status=dead").json();
+    assert_eq!((&list["jobs"][0]["id"], &list["next"]), (&json!(id), &Value::Null), "{list}");
+    let record = service.record(&id);
+    let error = &record["error"];
+    assert_eq!(
+        (&error["cause"], &error["detail"]),
+        (&json!("retries_exhausted"), &json!("not yet")),
+        "{record}"
+    );
+    let payload = service.get(&format!("/v1/jobs/{id}/payload"));
+    assert_eq!((payload.status, payload.text(), job_id(&payload)), (200, "5".into(), id.clone()));
+    assert_eq!(payload.header("content-type"), Some("text/plain"));
+    assert_eq!(payload.header("x-content-type-options"), Some("nosniff"));
+    assert_eq!(payload.header("content-security-policy"), Some("sandbox"));
+    assert_eq!(service.post(&format!("/v1/jobs/{id}/retry"), "").status, 202);
+    let again = service.record_when(&id, "dead");
+    assert!(again["started_at"].as_str() > record["started_at"].as_str(), "it has run: {again}");
 }
 
 #[test]
@@ -1069,12 +1205,21 @@ fn metrics_are_well_formed_and_every_promised_series_exists_from_the_start() {
         "workers_busy",
         "process_restarts_total",
         "process_recycled_total",
+        "lanes_parked",
+        "suspects",
+        "idempotency_keys",
+        "idempotency_evicted_total",
+        "state_bytes",
+        "forged_total",
         "http_requests_total",
         "build_info",
     ];
     for name in promised {
         assert!(text.contains(&format!("# TYPE cofferdam_{name} ")), "{name} has a type");
         assert!(text.contains(&format!("\ncofferdam_{name}")), "{name} has a series");
+    }
+    for what in ["job", "state", "key", "end"] {
+        assert!(text.contains(&format!("cofferdam_forged_total{{what=\"{what}\"}} 0\n")), "{what}");
     }
     for route in cofferdam::web::routes::LABELS {
         let series = format!("cofferdam_http_requests_total{{route=\"{route}\",status=\"200\"}} ");

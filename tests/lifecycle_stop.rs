@@ -271,6 +271,40 @@ fn p12_a_delayed_job_that_cannot_start_in_time_does_not_hold_up_the_drain() {
     }
 }
 
+/// Whoever has sent half a body, before the drain or in it, is answered and holds it up no longer.
+#[test]
+fn p12_half_a_body_is_answered_and_does_not_hold_up_the_drain() {
+    for mode in [INLINE, SUPERVISED] {
+        let service = Service::start(&[mode, "runtime.platform.lifecycle.graceful_timeout_ms=9000"]);
+        let half = |target: &str| {
+            let mut client = service.connect();
+            client.send(format!("{target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nhalf"));
+            client
+        };
+        let mut chunked = service.connect();
+        chunked.send(
+            "POST /v1/jobs/echo HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nha",
+        );
+        let mut clients = vec![half("POST /v1/jobs/echo"), half("GET /healthz"), chunked];
+        let mut working = sleeper(&service, 1_000);
+        waiters(&service, 1.0);
+        let begun = Instant::now();
+        service.terminate();
+        until("it drains", PATIENCE, || (service.get("/readyz").status == 503).then_some(()));
+        clients.extend([half("POST /v1/jobs/echo"), half("GET /v1/stats"), half("DELETE /v1/jobs/echo")]);
+        for client in &mut clients[..5] {
+            let answer = client.read();
+            assert_eq!((answer.status, answer.code().as_str()), (503, "draining"), "{answer:?}");
+            client.assert_closed();
+        }
+        assert_eq!(clients[5].read().code(), "unknown_job", "what the head alone decides is said first");
+        assert_eq!(working.read().status, 200);
+        let ended = service.ended();
+        assert_ended(&ended.status, &ended.stderr, Some(0));
+        assert!(begun.elapsed() < Duration::from_secs(4), "{mode}: {:?}", begun.elapsed());
+    }
+}
+
 #[test]
 fn p12_an_executor_killed_during_the_drain_is_replaced_and_its_job_finishes() {
     let trial = Trial::start(&[]);

@@ -1,14 +1,16 @@
 //! The README's tour works as printed: each of its commands runs against a real service, only the address and the
-//! way to the binary are put in.
+//! way to the binary are put in. docs/http.md names every route and every code.
 
 mod support {
     pub mod program;
     pub mod service;
 }
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
+use cofferdam::problem::Code;
 use support::program::{self, Folder};
 use support::service::{PATIENCE, Service, until};
 
@@ -77,6 +79,36 @@ fn every_command_of_the_tour_does_what_the_text_says() {
     assert_eq!(of(r"1\n2\n3"), ["1\n2\n3\n", "1\n2\n3\n"]);
     assert_eq!(of("fund_load")[0].lines().count(), 1_000);
     assert!(of("check")[0].contains("web.max_inflight = 100 (from --set)"));
+}
+
+/// What stands between backquotes and begins with a method, without its query.
+fn requests(text: &str) -> BTreeSet<String> {
+    let quoted = text.split('`').skip(1).step_by(2);
+    let methods = ["GET /", "POST /", "DELETE /"];
+    let requests = quoted.filter(|quoted| methods.iter().any(|method| quoted.starts_with(method)));
+    requests.map(|request| request.split('?').next().unwrap_or_default().to_owned()).collect()
+}
+
+#[test]
+fn the_http_document_has_every_route_and_every_code_with_its_status() {
+    let document = include_str!("../docs/http.md");
+    let routes = include_str!("../src/web/routes.rs").lines().filter(|line| line.contains("///"));
+    let routes = requests(&routes.collect::<Vec<_>>().join("\n"));
+    assert!(routes.len() > 15, "{routes:?}");
+    assert_eq!(requests(document), routes);
+    let errors = document.split("| code | status | when |").nth(1).expect("a table of errors");
+    let rows = errors.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
+    let rows: Vec<(String, u16)> = rows
+        .take_while(|(code, _)| Code::parse(code).is_some())
+        .map(|(code, rest)| (code.to_owned(), rest[..3].parse().expect("a status")))
+        .collect();
+    let codes: Vec<(String, u16)> =
+        Code::ALL.iter().map(|code| (code.as_str().to_owned(), code.status())).collect();
+    let sorted = |mut rows: Vec<(String, u16)>| {
+        rows.sort();
+        rows
+    };
+    assert_eq!(sorted(rows), sorted(codes));
 }
 
 /// A program of the chapter that runs until it is killed.

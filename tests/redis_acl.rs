@@ -77,7 +77,9 @@ fn the_user_of_the_guide_is_enough() {
     assert_eq!(web.request("POST", &format!("/v1/jobs/{id}/retry"), &[], "").status, 202);
     assert_eq!(web.request("POST", "/v1/handlers/sleep/resume", &[], "").status, 200);
     assert_eq!(web.get(&format!("/v1/jobs/{id}?wait=20")).json()["status"], "succeeded");
-    assert_eq!(web.get("/v1/jobs?limit=5").status, 200);
+    let next = web.get("/v1/jobs?limit=5").json()["next"].as_str().expect("there are more").to_owned();
+    assert_eq!(web.get(&format!("/v1/jobs?limit=5&after={next}")).status, 200);
+    assert_eq!(web.get(&format!("/v1/jobs/{id}/payload")).code(), "not_found");
     assert_eq!(web.get("/metrics").status, 200);
     // A running job is cancelled; a lost executor's are delivered again; a job that nobody signed is put aside.
     let long = web.submit("/v1/jobs/sleep", &[], r#"{"ms":60000}"#);

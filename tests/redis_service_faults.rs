@@ -403,7 +403,10 @@ struct Cuttable {
 }
 
 fn cuttable() -> Cuttable {
-    let server = Server::start(&[]);
+    cuttable_of(Server::start(&[]))
+}
+
+fn cuttable_of(server: Server) -> Cuttable {
     let proxy = Proxy::to(&server.socket());
     let service = Deployment::at(&proxy.url()).serve_of(&example("embedder"), &[]);
     let sound = Sound::before(&service);
@@ -443,6 +446,85 @@ fn r2_a_submission_that_is_cut_twice_is_503_and_its_key_finds_the_one_job() {
     assert_eq!(again.header("idempotency-replayed"), Some("true"), "{again:?}");
     assert_counted(&mut counters(&service, 1, 0), 2);
     sound.over(service);
+}
+
+/// Whoever asks by the id that the answer names is told the truth: the job runs, or there is none.
+#[test]
+fn u5_an_outage_in_the_middle_of_a_submission_names_the_id_and_asking_by_it_tells_the_truth() {
+    let Cuttable { mut server, proxy, service, sound } = cuttable_of(Server::start(&DURABLE));
+    let unavailable = |headers: &[&str]| {
+        let answer = service.request("POST", "/v1/jobs/count", headers, "0");
+        assert_unavailable(&answer);
+        let detail = answer.json()["detail"].as_str().expect("words").to_owned();
+        assert!(detail.contains("may have been accepted"), "{detail}");
+        answer.header("cofferdam-job-id").expect("an id").to_owned()
+    };
+    for (number, headers) in [&[][..], &["Prefer: respond-async"], &["Prefer: wait=5"]].iter().enumerate() {
+        proxy.cut(Cut { times: 2, ..SUBMIT });
+        let id = unavailable(headers);
+        let record = service.get(&format!("/v1/jobs/{id}?wait=5")).json();
+        assert_eq!((&record["status"], &record["result"]), (&"succeeded".into(), &(number + 1).into()));
+    }
+    // Never heard of it.
+    server.kill();
+    let lost = ["Idempotency-Key: lost"].as_slice();
+    let id = unavailable(lost);
+    let asked = service.get(&format!("/v1/jobs/{id}"));
+    assert_unavailable(&asked);
+    assert_eq!(asked.header("cofferdam-job-id"), Some(id.as_str()), "nothing is known of it");
+    server.up();
+    until("it is ready by itself", BACK, || (service.get("/readyz").status == 200).then_some(()));
+    assert_eq!(service.get(&format!("/v1/jobs/{id}")).code(), "unknown_job");
+    assert_text(&service.request("POST", "/v1/jobs/count", lost, "0"), "4");
+    sound.over(service);
+}
+
+#[test]
+fn metrics_and_stats_answer_while_the_server_is_away_and_the_log_tells_of_it_once() {
+    let mut server = Server::start(&[]);
+    let deployment = Deployment::on(&server);
+    let service = deployment.serve(&["observability.log=json", SHORT_LEASE]);
+    assert_text(&service.post("/v1/jobs/echo", "1"), "1");
+    assert_eq!(service.metric("backend_up"), 1.0);
+    server.kill();
+    let begun = Instant::now();
+    until("it is not ready", PATIENCE, || (service.get("/readyz").status == 503).then_some(()));
+    for _ in 0..3 {
+        let metrics = service.get("/metrics");
+        assert_eq!(metrics.status, 200, "{metrics:?}");
+        let text = metrics.text();
+        for line in [
+            "cofferdam_backend_up 0\n",
+            "cofferdam_reply_waiters 0\n",
+            "route=\"submit\",status=\"200\"} 1\n",
+        ] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
+        assert!(!text.contains("jobs_submitted_total"), "a counter never falls to 0: {text}");
+        let stats = service.get("/v1/stats");
+        assert_eq!(stats.status, 200, "{stats:?}");
+        let stats = stats.json();
+        assert_eq!(stats["groups"][0]["executors"], 1, "{stats}");
+        assert!(stats["backend_error"].is_string() && stats.get("totals").is_none(), "{stats}");
+        std::thread::sleep(LEASE);
+    }
+    server.up();
+    until("it is ready by itself", BACK, || (service.get("/readyz").status == 200).then_some(()));
+    let away = begun.elapsed();
+    assert_eq!(service.metric("backend_up"), 1.0);
+    assert!(service.get("/v1/stats").json()["totals"].is_object());
+    let back = || service.stderr().contains(r#""event":"backend.back""#).then_some(());
+    until("the log tells that it is back", PATIENCE, back);
+    let log = service.stderr();
+    let events = |name: &str| {
+        log.lines().filter(|line| line.contains(&format!(r#""event":"{name}""#))).collect::<Vec<_>>()
+    };
+    assert_eq!((events("backend.away").len(), events("backend.back").len()), (1, 1), "{log}");
+    let line: serde_json::Value = serde_json::from_str(events("backend.back")[0]).expect("an object");
+    let after = Duration::from_millis(line["after_ms"].as_u64().expect("a time"));
+    assert!(after >= 2 * LEASE && after <= away + LEASE, "{after:?} of {away:?}");
+    let ended = service.stop();
+    assert_ended(&ended.status, &ended.stderr, Some(0));
 }
 
 #[test]
@@ -901,6 +983,7 @@ fn r1_who_waits_for_a_record_while_the_server_is_away_is_answered_in_time() {
     let begun = Instant::now();
     let answer = gives_up.read();
     assert!(matches!(answer.status, 200 | 503), "{answer:?}");
+    assert_eq!(answer.header("cofferdam-job-id"), Some(id.as_str()), "{answer:?}");
     assert!(begun.elapsed() < Duration::from_secs(4), "it took {:?}", begun.elapsed());
     server.up();
     let record = waits.read().json();

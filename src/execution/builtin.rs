@@ -26,7 +26,7 @@ struct Sleep {
 /// `{"ms":N}`: waits that long, or until it is cancelled; returns `{"slept_ms":N}`.
 fn sleep(job: &Job, cx: &mut JobContext) -> Result<Payload, HandlerError> {
     let Sleep { ms } = serde_json::from_slice(&job.payload().bytes)
-        .map_err(|error| HandlerError::Fail(format!("sleep takes {{\"ms\":N}}: {error}")))?;
+        .map_err(|_| HandlerError::Fail(r#"sleep takes {"ms":N}"#.into()))?;
     if !cx.sleep(Duration::from_millis(ms)) {
         return Err(HandlerError::Fail("cancelled while sleeping".into()));
     }

@@ -13,6 +13,7 @@
 //! [`deck::LOOK_EVERY`](super::deck); at most `workers` handlers run at once; leases begin in the order of their frames;
 //! an outcome is handed over once, in its run's order, before the run's end.
 
+use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -26,10 +27,19 @@ use super::run::{Done, Run, RunMaps, RunStop};
 use crate::bell::{Bell, lock};
 use crate::clock::{Clock, Timestamp};
 use crate::handler::HandlerError;
-use crate::job::Outcome;
+use crate::job::{JobSpec, Outcome};
 use crate::limits::ERROR_DETAIL_BYTES;
 use crate::ports::{BackendError, Consumer, LeasedJob, Rules};
 use crate::problem::{Code, JobError};
+
+thread_local! {
+    static RUNNING: RefCell<Option<Arc<JobSpec>>> = const { RefCell::new(None) };
+}
+
+/// The job that a handler runs on this thread.
+pub fn running_job() -> Option<Arc<JobSpec>> {
+    RUNNING.with_borrow(Option::clone)
+}
 
 /// What the leader does besides the books: its broker, and whoever may stop it.
 pub trait Helm: Send + 'static {
@@ -258,7 +268,9 @@ impl<H: Helm> Crew<H> {
         let (handlers, staging) = (&self.outfit.handlers, Staging::default());
         let mut cx = JobContext { job: &job.0, maps, stop, deadline, spec, handlers, staging };
         // What a panicking handler leaves behind is its own: our maps change only in `commit` below.
+        RUNNING.set(Some(job.0.spec.clone()));
         let said = catch_unwind(AssertUnwindSafe(|| code.handle(&job, &mut cx)));
+        RUNNING.take();
         let payload = match said {
             Ok(Ok(payload)) => payload,
             Ok(Err(HandlerError::Retry(detail))) => return Outcome::Retry(clip(detail), None),

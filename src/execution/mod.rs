@@ -12,5 +12,5 @@ mod run;
 
 pub use books::Books;
 pub use context::{Handler, Handlers, Job, JobContext, Registry, StagedMap};
-pub use crew::{Engine, Health, Helm, Outfit, start};
+pub use crew::{Engine, Health, Helm, Outfit, running_job, start};
 pub use run::{Done, Run, RunMaps, RunStop};

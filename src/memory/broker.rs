@@ -20,12 +20,14 @@ use crate::clock::Timestamp;
 use crate::entropy::Entropy;
 use crate::handler::{HandlerSpec, Ordering};
 use crate::job::{
-    FollowUp, IdMap, InstanceId, JobId, JobRecord, JobSpec, JobStatus, Payload, Trace, Version, state_map,
+    FollowUp, IdMap, InstanceId, JobId, JobRecord, JobSpec, JobStatus, Payload, Version, state_map,
 };
 use crate::job_status::JobEvent;
 use crate::limits::QUEUED_BYTES;
 use crate::negative_controls::{Control, is_off};
+use crate::observe::Delivery;
 use crate::ports::{Ends, HandlerStats, Idempotency, NewJob, OfLease, Refusal, Rules, Stats, Submitted};
+use crate::problem::JobError;
 
 /// Names a connected executor; never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -37,12 +39,12 @@ pub struct Notice {
     pub level: Level,
     /// The event's name.
     pub event: &'static str,
-    /// Which job.
-    pub job: JobId,
-    /// Its trace.
-    pub trace: Trace,
+    /// Of which job.
+    pub spec: Arc<JobSpec>,
     /// What led to it, in a word.
     pub cause: &'static str,
+    /// `Some` iff a delivery has come to nothing.
+    pub delivery: Option<Delivery>,
 }
 
 /// Who should look again.
@@ -357,21 +359,17 @@ impl Broker {
             watchers: Vec::new(),
             place: None,
         };
+        let mut evicts = false;
         if let Some(Idempotency { key, fingerprint }) = new.idempotency {
             let JobSpec { owner, handler, .. } = &*entry.record.spec;
             let scope = (owner.clone(), handler.clone(), key);
-            if self.idempotency.bind(scope, Bound { job: new.id, fingerprint }, now) {
-                self.note(
-                    Level::Warn,
-                    "idempotency.evicted",
-                    new.id,
-                    new.trace,
-                    "more than reply.idempotency_keys",
-                );
-            }
+            evicts = self.idempotency.bind(scope, Bound { job: new.id, fingerprint }, now);
         }
-        self.note(Level::Debug, "queue.pushed", new.id, new.trace, "");
         self.jobs.insert(new.id, entry);
+        if evicts {
+            self.note(Level::Warn, "idempotency.evicted", new.id, "more than reply.idempotency_keys");
+        }
+        self.note(Level::Debug, "queue.pushed", new.id, "");
         self.submissions.insert((now, new.id));
         self.enqueue(lane, new.id, now);
     }
@@ -453,16 +451,39 @@ impl Broker {
         self.accept(handler, new, now);
     }
 
-    pub(super) fn note(
+    pub(super) fn note(&mut self, level: Level, event: &'static str, job: JobId, cause: &'static str) {
+        self.tell(level, event, job, cause, None);
+    }
+
+    /// A delivery has come to nothing: the job is to run again.
+    pub(super) fn retried(&mut self, job: JobId, cause: &'static str, reason: &str, now: Timestamp) {
+        self.note(Level::Debug, "queue.redelivered", job, cause);
+        self.tell(Level::Info, "job.retried", job, cause, Some((reason, now)));
+    }
+
+    pub(super) fn failed(&mut self, job: JobId, error: &JobError, now: Timestamp) {
+        self.tell(Level::Warn, "job.failed", job, error.word(), Some((error.reason(), now)));
+    }
+
+    fn tell(
         &mut self,
         level: Level,
         event: &'static str,
         job: JobId,
-        trace: Trace,
         cause: &'static str,
+        failure: Option<(&str, Timestamp)>,
     ) {
-        if level <= self.log_level {
-            self.signals.notices.push(Notice { level, event, job, trace, cause });
+        if level <= self.log_level
+            && let Some(entry) = self.jobs.get(&job)
+        {
+            let started_at = |now| entry.record.started_at.unwrap_or(now);
+            let delivery = failure.map(|(reason, now)| Delivery {
+                number: entry.delivery,
+                took: now.since(started_at(now)),
+                reason: reason.to_owned(),
+            });
+            let spec = entry.record.spec.clone();
+            self.signals.notices.push(Notice { level, event, spec, cause, delivery });
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Commands: cancel, retry, pause. What an operator or a caller does to jobs that were accepted.
 
 use super::broker::Broker;
-use super::lease_end::Rest;
+use super::leases::Rest;
 use crate::clock::Timestamp;
 use crate::job::{JobId, JobRecord, JobStatus};
 use crate::job_status::JobEvent;

@@ -1,14 +1,17 @@
 //! Delivering: claims and commits.
 
+use std::time::Duration;
+
 use log::Level;
 
 use super::broker::{Broker, ConsumerEntry, ConsumerId, Lease};
-use super::lease_end::Rest;
-use crate::clock::Timestamp;
+use super::leases::Rest;
+use crate::clock::{Timestamp, micros};
 use crate::job::{Effects, Entries, JobId, Outcome, Payload, Version, context_map};
 use crate::job_status::JobEvent;
 use crate::limits::{
-    CONTEXT_BYTES, FOLLOW_UP_ROOM, LANE_AFFINITY, LEASE_GRACE, LOSSES_TO_BE_ALONE, QUEUED_BYTES, RUN_JOBS,
+    CONTEXT_BYTES, DELAY_MAX, FOLLOW_UP_ROOM, LANE_AFFINITY, LEASE_GRACE, LOSSES_TO_BE_ALONE, QUEUED_BYTES,
+    RUN_JOBS,
 };
 use crate::negative_controls::{Control, is_off};
 use crate::ports::{self, Commit, LeaseId, LeasedJob, OfLease, Requests, StateAt, Step};
@@ -44,6 +47,11 @@ impl Broker {
         for number in consumer.leases {
             self.lose_lease(number, is_alone, now);
         }
+    }
+
+    /// True if these leases are one, of one job: when their executor is lost, nothing else can be the reason.
+    pub(super) fn holds_one_job(&self, leases: &[u64]) -> bool {
+        matches!(leases, [number] if self.leases[number].jobs.len() == 1) || is_off(Control::Suspects)
     }
 
     /// See [`ports::Consumer::step`].
@@ -165,7 +173,7 @@ impl Broker {
     }
 
     /// By when its executor must have said what came of this job, if that starts now.
-    fn deadline(&self, job: JobId, now: Timestamp) -> Timestamp {
+    pub(super) fn deadline(&self, job: JobId, now: Timestamp) -> Timestamp {
         now.plus(self.jobs[&job].record.spec.timeout).plus(LEASE_GRACE)
     }
 
@@ -201,7 +209,7 @@ impl Broker {
     }
 
     /// A delivery counts when it starts.
-    fn start(&mut self, id: JobId, now: Timestamp) {
+    pub(super) fn start(&mut self, id: JobId, now: Timestamp) {
         let Some(entry) = self.jobs.get_mut(&id) else { return };
         let Some(queue) = entry.on(JobEvent::Start, &mut self.handlers) else { return };
         entry.delivery += 1;
@@ -213,8 +221,7 @@ impl Broker {
         } else {
             self.totals.redelivered += 1;
         }
-        let trace = record.spec.trace;
-        self.note(Level::Debug, "queue.claimed", id, trace, "");
+        self.note(Level::Debug, "queue.claimed", id, "");
     }
 
     /// Judges one commit, each check first, each change after all of them. False: fenced off, nothing took effect.
@@ -245,8 +252,7 @@ impl Broker {
         // An executor goes on with the run before it knows what became of an outcome, but not after these.
         let rest = if publishes { Rest::MayHaveBegun } else { Rest::NotBegun };
         if publishes {
-            let trace = self.jobs[&commit.job].record.spec.trace;
-            self.note(Level::Debug, "reply.published", commit.job, trace, "");
+            self.note(Level::Debug, "reply.published", commit.job, "");
         }
         let goes_on = match refused {
             None => self.apply(commit.job, commit.outcome, now),
@@ -276,11 +282,25 @@ impl Broker {
         !(replaces || fits && live_bytes + bytes <= FOLLOW_UP_ROOM * QUEUED_BYTES)
     }
 
+    /// A delivery that succeeded, but whose outcome has no room now: again after a backoff, uncounted.
+    fn put_off(&mut self, job: JobId, now: Timestamp) {
+        let backoff = self.backoff(job, self.jobs[&job].record.deliveries);
+        self.requeue(job, JobEvent::GiveBack, now.plus(backoff));
+        self.jobs.entry(job).and_modify(|entry| entry.record.deliveries -= 1);
+        self.retried(job, Code::QueueFull.as_str(), "", now);
+    }
+
+    /// Ends a lease whose executor says what cannot hold, or nothing. The delivery counts: else such an executor could have
+    /// the job again for ever.
+    pub(super) fn disbelieve(&mut self, number: u64, why: &str, now: Timestamp) {
+        let running = self.leases[&number].jobs[0];
+        self.again(running, Cause::ExecutorLost, why.into(), None, now);
+        self.end_lease(number, Rest::MayHaveBegun, now);
+    }
+
     fn fence_off(&mut self, commit: &Commit) {
         self.totals.late += 1;
-        if let Some(trace) = self.jobs.get(&commit.job).map(|entry| entry.record.spec.trace) {
-            self.note(Level::Info, "reply.late_dropped", commit.job, trace, "fenced");
-        }
+        self.note(Level::Info, "reply.late_dropped", commit.job, "fenced");
     }
 
     /// Why the effects cannot be applied, if they exceed a bound.
@@ -364,32 +384,45 @@ impl Broker {
         }
     }
 
-    /// The run's first job is done: its next one starts, or the lease is complete.
-    fn next_of_run(&mut self, number: u64, now: Timestamp) {
-        let Some(lease) = self.leases.get_mut(&number) else { return };
-        lease.jobs.pop_front();
-        lease.expires_at = now.plus(self.rules.visibility);
-        match lease.jobs.front().copied() {
-            Some(next) => {
-                let deadline = self.deadline(next, now);
-                self.leases.entry(number).and_modify(|lease| lease.deadline = deadline);
-                self.start(next, now);
-            }
-            None => {
-                let Some(lease) = self.remove_lease(number) else { return };
-                // Complete: whoever ran it holds the lane's state as it is now.
-                self.lanes.entry(lease.lane).and_modify(|lane| lane.maker = Some(lease.consumer));
-                self.make_ready(lease.lane, now);
-            }
+    /// A delivery that came to nothing: queued again after a backoff or its own time, or dead.
+    pub(super) fn again(
+        &mut self,
+        job: JobId,
+        cause: Cause,
+        detail: String,
+        after: Option<Duration>,
+        now: Timestamp,
+    ) {
+        let entry = &self.jobs[&job];
+        let (deliveries, losses) = (entry.record.deliveries, entry.losses);
+        let most = self.max_deliveries(entry.handler);
+        let error = JobError { code: Code::DeadLettered, detail, cause: Some(cause) };
+        if deliveries >= most || losses >= most.saturating_mul(2) {
+            self.totals.dead += 1;
+            self.finish(job, JobEvent::Exhaust, Err(error), now);
+            self.note(Level::Debug, "queue.dead", job, cause.as_str());
+            return;
         }
+        let backoff = match cause {
+            _ if after.is_some() => after.unwrap_or_default().min(DELAY_MAX),
+            Cause::ExecutorLost if losses < LOSSES_TO_BE_ALONE => Duration::ZERO,
+            Cause::ExecutorLost => self.backoff(job, losses - 1),
+            Cause::RetriesExhausted | Cause::HandlerCrashed => self.backoff(job, deliveries),
+        };
+        self.requeue(job, JobEvent::Again, now.plus(backoff));
+        self.retried(job, cause.so_far(), error.reason(), now);
     }
 
-    /// See [`ports::Consumer::extend`].
-    pub fn extend(&mut self, id: ConsumerId, now: Timestamp) {
-        let Some(consumer) = self.consumers.get(&id) else { return };
-        for number in &consumer.leases {
-            let expires_at = now.plus(self.rules.visibility);
-            self.leases.entry(*number).and_modify(|lease| lease.expires_at = expires_at);
+    fn backoff(&mut self, job: JobId, tries: u32) -> Duration {
+        let retry = self.handlers[self.jobs[&job].handler].spec.options.retry.unwrap_or(self.rules.retry);
+        Duration::from_micros(self.entropy.up_to(micros(retry.backoff(tries))))
+    }
+
+    /// A running job is queued again; it never left its lane.
+    pub(super) fn requeue(&mut self, job: JobId, event: JobEvent, not_before: Timestamp) {
+        let Some(entry) = self.jobs.get_mut(&job) else { return };
+        if entry.on(event, &mut self.handlers).is_some() {
+            entry.not_before = not_before;
         }
     }
 }

@@ -56,6 +56,13 @@ impl Broker {
         result: Result<Payload, JobError>,
         now: Timestamp,
     ) {
+        if let Err(error) = &result
+            && let Some(entry) = self.jobs.get(&id)
+            && let Some(JobStatus::Failed | JobStatus::TimedOut | JobStatus::Dead) =
+                entry.record.status.after(event)
+        {
+            self.failed(id, error, now);
+        }
         let Some(entry) = self.jobs.get_mut(&id) else { return };
         let before = entry.record.status;
         let Some(queue) = entry.on(event, &mut self.handlers) else { return };

@@ -11,7 +11,7 @@ mod external_state;
 mod idempotency;
 mod invariants;
 mod kv;
-mod lease_end;
+mod leases;
 mod records;
 mod shared;
 mod timers;

@@ -7,11 +7,11 @@ use std::time::Duration;
 use super::broker::{Broker, ConsumerId, Notice};
 use crate::bell::Bell;
 use crate::clock::{Clock, Timestamp};
-use crate::job::{Change, Entries, InstanceId, JobId, JobRecord, JobStatus};
+use crate::job::{Change, Entries, InstanceId, JobId, JobRecord, JobStatus, Payload};
 use crate::observe::job_event;
 use crate::ports::{
-    BackendError, Consumer, Ends, Filter, Inbox, KeyValue, NewJob, Producer, Refusal, Replies, Requests,
-    Seat, Stats, Step, Submitted, Viewer,
+    BackendError, Consumer, Ends, Filter, Inbox, KeyValue, Listed, NewJob, Producer, Refusal, Replies,
+    Requests, Seat, Stats, Step, Submitted, Viewer,
 };
 
 /// A handle to the memory backend; all clones are one broker.
@@ -57,8 +57,12 @@ impl MemoryBroker {
         // Nobody is woken into a lock that is still held.
         drop(state);
         due.iter().for_each(Bell::ring);
-        for Notice { level, event, job, trace, cause } in signals.notices {
-            job_event(level, event, &trace, job).field("cause", cause).emit();
+        for Notice { level, event, spec, cause, delivery } in signals.notices {
+            let said = job_event(level, event, &spec.trace, spec.id, &spec.handler).field("cause", cause);
+            match delivery {
+                Some(delivery) => said.delivery(&delivery).emit(),
+                None => said.emit(),
+            }
         }
         answer
     }
@@ -135,7 +139,11 @@ impl Producer for MemoryBroker {
         Ok(self.with(|broker, _| broker.pause(handler, paused)))
     }
 
-    fn list(&self, viewer: &Viewer, filter: &Filter) -> Result<Vec<JobRecord>, BackendError> {
+    fn payload(&self, viewer: &Viewer, id: JobId) -> Result<Option<Option<Payload>>, BackendError> {
+        Ok(self.with(|broker, _| broker.payload(viewer, id)))
+    }
+
+    fn list(&self, viewer: &Viewer, filter: &Filter) -> Result<Listed, BackendError> {
         Ok(self.with(|broker, now| broker.list(viewer, filter, now)))
     }
 

@@ -2,8 +2,8 @@
 
 use super::broker::{Broker, HandlerQueue};
 use crate::clock::Timestamp;
-use crate::job::{JobId, JobRecord, JobStatus, WaitingFor};
-use crate::ports::{Filter, HandlerStats, Stats, Viewer};
+use crate::job::{JobId, JobRecord, JobStatus, Payload, WaitingFor};
+use crate::ports::{Filter, HandlerStats, Listed, Place, Stats, Viewer};
 
 impl Broker {
     /// The record of a job that the viewer may see.
@@ -36,17 +36,30 @@ impl Broker {
         if self.totals.consumers[queue.spec.group] == 0 { WaitingFor::Executor } else { WaitingFor::Workers }
     }
 
+    /// See [`crate::ports::Producer::payload`].
+    #[must_use]
+    pub fn payload(&self, viewer: &Viewer, id: JobId) -> Option<Option<Payload>> {
+        let entry = self.jobs.get(&id).filter(|entry| viewer.sees(&entry.record.spec.owner))?;
+        Some(entry.payload.clone())
+    }
+
     /// Records that the viewer may see, newest submission first.
     #[must_use]
-    pub fn list(&self, viewer: &Viewer, filter: &Filter, now: Timestamp) -> Vec<JobRecord> {
-        let newest = self.submissions.iter().rev().map(|(_, id)| (*id, &self.jobs[id].record));
-        newest
+    pub fn list(&self, viewer: &Viewer, filter: &Filter, now: Timestamp) -> Listed {
+        let after = filter.after.map_or((Timestamp(u64::MAX), JobId([u8::MAX; 16])), |place| {
+            (Timestamp(place.number), place.job)
+        });
+        let newest = self.submissions.range(..after).rev().map(|(_, id)| (*id, &self.jobs[id].record));
+        let records: Vec<JobRecord> = newest
             .filter(|(_, record)| viewer.sees(&record.spec.owner))
             .filter(|(_, record)| filter.status.is_none_or(|status| status == record.status))
             .filter(|(_, record)| filter.handler.as_ref().is_none_or(|name| **name == *record.spec.handler))
             .take(filter.limit)
             .map(|(id, _)| self.record_of(id, now))
-            .collect()
+            .collect();
+        let last = records.last().filter(|_| records.len() == filter.limit).map(|record| &record.spec);
+        let next = last.map(|spec| Place { number: spec.submitted_at.0, job: spec.id });
+        Listed { records, next }
     }
 
     /// The figures now.

@@ -8,9 +8,11 @@ pub mod metrics;
 
 use std::fmt::{Display, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use log::Level;
 
+use crate::clock::millis;
 use crate::job::{JobId, Trace};
 use crate::problem::json_text;
 
@@ -31,13 +33,23 @@ pub fn event(level: Level, name: &str) -> Event {
 }
 
 /// The same of a job. Its ids are not even written down while its level is filtered out.
-pub fn job_event<'a>(level: Level, name: &str, trace: impl Into<Option<&'a Trace>>, job: JobId) -> Event {
+pub fn job_event(level: Level, name: &str, trace: &Trace, job: JobId, handler: &str) -> Event {
     let event = event(level, name);
     if event.line.is_none() {
         return event;
     }
-    let trace = trace.into().map(Trace::id_text).unwrap_or_default();
-    event.field("trace_id", &trace).field("job_id", &job.to_string())
+    event.field("trace_id", &trace.id_text()).field("job_id", &job.to_string()).field("handler", handler)
+}
+
+/// What is told of a delivery that brought no result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// As the handler was told.
+    pub number: u32,
+    /// From its start.
+    pub took: Duration,
+    /// In the handler's own words, or ours. Nothing of a panic, whose words may hold a payload.
+    pub reason: String,
 }
 
 /// An event that is being written.
@@ -60,6 +72,14 @@ impl Event {
     /// Adds a number.
     pub fn number(self, name: &str, value: u64) -> Event {
         self.put(name, value)
+    }
+
+    /// Adds what is known of a delivery that brought no result.
+    pub fn delivery(self, of: &Delivery) -> Event {
+        const REASON_CHARS: usize = 256;
+        let reason: String = of.reason.chars().take(REASON_CHARS).collect();
+        let event = self.number("delivery", of.number.into()).number("duration_ms", millis(of.took));
+        event.field("reason", &reason)
     }
 
     fn put(mut self, name: &str, value: impl Display) -> Event {

@@ -1,5 +1,6 @@
 //! [`Producer`]: how jobs are submitted, looked at and commanded.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,9 +59,13 @@ pub trait Producer: Send + Sync {
     /// Holds or lets go the queued jobs of a handler; false if there is no such handler.
     fn pause(&self, handler: &str, paused: bool) -> Result<bool, BackendError>;
 
-    /// Records, newest submission first.
-    fn list(&self, viewer: &Viewer, filter: &Filter) -> Result<Vec<JobRecord>, BackendError>;
+    /// The payload of a job that the viewer may see. `Some(None)`: it is not kept any more, since the job has succeeded.
+    fn payload(&self, viewer: &Viewer, id: JobId) -> Result<Option<Option<Payload>>, BackendError>;
 
+    /// Records, newest submission first.
+    fn list(&self, viewer: &Viewer, filter: &Filter) -> Result<Listed, BackendError>;
+
+    /// Where the backend cannot be reached, what this process knows itself.
     fn stats(&self) -> Result<Stats, BackendError>;
 }
 
@@ -186,8 +191,41 @@ pub struct Filter {
     pub handler: Option<String>,
     /// At most so many, newest first.
     pub limit: usize,
+    /// Only those that were submitted before the job of this place.
+    pub after: Option<Place>,
     /// Results are not looked at: they may be left out.
     pub bare: bool,
+}
+
+/// A page of records.
+#[derive(Debug, Default)]
+pub struct Listed {
+    pub records: Vec<JobRecord>,
+    /// The last one's place; `None`: there are no more.
+    pub next: Option<Place>,
+}
+
+/// A job's place in the order of submissions. It stays when the job's record goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub number: u64,
+    pub job: JobId,
+}
+
+impl Place {
+    /// Reads what its [`fmt::Display`] writes.
+    pub fn parse(text: &str) -> Option<Place> {
+        let (number, job) = text.split_once('-')?;
+        // As large as a number can be in every backend.
+        let number = number.parse().ok().filter(|number| *number < 1 << 53)?;
+        Some(Place { number, job: JobId::parse(job)? })
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}-{}", self.number, self.job)
+    }
 }
 
 /// Counts of durations below each of [`Histogram::BOUNDS`].
@@ -260,6 +298,8 @@ pub struct ProcessStats {
 /// The broker's figures.
 #[derive(Clone, Debug, Default)]
 pub struct Stats {
+    /// `Some`: the backend cannot be reached. Of all figures only those of this process's executors and connections are there.
+    pub away: Option<BackendError>,
     /// One a handler, in the order of the registry.
     pub handlers: Vec<HandlerStats>,
     /// Deliveries beyond a job's first.

@@ -162,5 +162,5 @@ impl Books {
 }
 
 pub(super) fn log_job(name: &str, spec: &JobSpec) {
-    job_event(log::Level::Debug, name, &spec.trace, spec.id).emit();
+    job_event(log::Level::Debug, name, &spec.trace, spec.id, &spec.handler).emit();
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use log::Level;
 use serde_json::{Map, Value as Json, json};
 
 use super::books::{Exec, Held, Named, Told};
@@ -18,7 +19,7 @@ use crate::job::{
     Version, context_map, state_map,
 };
 use crate::limits::DELAY_MAX;
-use crate::observe::{event, job_event};
+use crate::observe::{Delivery, event, job_event};
 use crate::ports::{
     BackendError, Forged, JobEnded, Lease, LeaseId, LeasedJob, NewJob, OfLease, StateAt, Then, Viewer,
 };
@@ -41,12 +42,14 @@ type Said = (
     Vec<u64>,
     Vec<(u64, u64, String)>,
     Vec<(String, String, String, usize, Vec<u8>)>,
-    Vec<(String, String, String, String)>,
+    Vec<Notice>,
     Vec<usize>,
     Option<u64>,
     Vec<String>,
     Vec<String>,
 );
+/// Event, job, cause, trace, handler; delivery, us that it took, index of the outcome.
+type Notice = (String, String, String, String, String, u64, u64, usize);
 type LeaseRow = (u64, u64, String, String, u64, Sealed, Vec<JobRow>, String, u8, Vec<u8>);
 type JobRow = (String, Vec<u8>, u64, u64, Sealed, Vec<u8>);
 
@@ -88,7 +91,7 @@ impl Call {
         let function = if self.submissions.is_empty() { "turn" } else { "submit" };
         let (results, submitted, leases, over, revoked, ends, notices, idle, due, opened, dying): Said =
             server.call(function, &mut self.arguments)?;
-        notices.iter().for_each(|notice| server.log(notice));
+        notices.iter().for_each(|notice| self.log(server, notice));
         for (told, result) in self.commits.iter().zip(&results) {
             if result != "committed" {
                 // What was signed for it does not stand there.
@@ -120,6 +123,34 @@ impl Call {
         });
         answer.ends = ends.collect();
         Ok((answer, submitted))
+    }
+
+    fn log(&self, server: &Server, (name, job, cause, trace, handler, number, micros, index): &Notice) {
+        let error = self.outcomes.get(index).and_then(|finished| finished.result.as_ref().err());
+        let delivery = || Delivery {
+            number: u32::try_from(*number).unwrap_or(u32::MAX),
+            took: Duration::from_micros(*micros),
+            reason: error.map_or("", JobError::reason).to_owned(),
+        };
+        let said = |level, name, cause| {
+            let said = event(level, name).field("trace_id", trace).field("job_id", job);
+            said.field("handler", handler).field("cause", cause)
+        };
+        match name.as_str() {
+            "job.failed" => {
+                let cause = error.map_or(cause.as_str(), |error| error.word());
+                said(Level::Warn, name, cause).delivery(&delivery()).emit();
+            }
+            "queue.redelivered" => {
+                let cause = Cause::parse(cause).map_or(cause.as_str(), |cause| cause.so_far());
+                said(Level::Debug, name, cause).emit();
+                said(Level::Info, "job.retried", cause).delivery(&delivery()).emit();
+            }
+            "queue.dead" => said(Level::Debug, name, cause).emit(),
+            "queue.forged" => server.forgeries.say(Forged::Job, job, cause),
+            "state.forged" => server.forgeries.say(Forged::State, job, cause),
+            _ => said(Level::Info, name, cause).emit(),
+        }
     }
 
     /// Takes its jobs out: their callers do not wait for a server that is away, or has no memory for them.
@@ -335,16 +366,6 @@ impl Server {
         }
         finished
     }
-
-    fn log(&self, (name, job, cause, trace): &(String, String, String, String)) {
-        let level = match name.as_str() {
-            "queue.forged" => return self.forgeries.say(Forged::Job, job, cause),
-            "state.forged" => return self.forgeries.say(Forged::State, job, cause),
-            "queue.dead" => log::Level::Warn,
-            _ => log::Level::Info,
-        };
-        event(level, name).field("trace_id", trace).field("job_id", job).field("cause", cause).emit();
-    }
 }
 
 fn instance(text: &str) -> Option<InstanceId> {
@@ -362,5 +383,5 @@ fn is_of(spec: &JobSpec, lane: &str, handler: &str, is_ordered: bool) -> Result<
 
 /// A job has entered its lane.
 pub(super) fn pushed(job: &NewJob) {
-    job_event(log::Level::Debug, "queue.pushed", &job.trace, job.id).emit();
+    job_event(Level::Debug, "queue.pushed", &job.trace, job.id, &job.handler).emit();
 }

@@ -15,8 +15,8 @@ use crate::entropy::Entropy;
 use crate::handler::Ordering;
 use crate::job::{Finished, InstanceId, JobId, JobRecord, JobStatus, Payload};
 use crate::ports::{
-    BackendError, Filter, Forged, HandlerStats, Histogram, JobEnded, NewJob, ProcessStats, Producer, Stats,
-    Submitted, Then, Viewer,
+    BackendError, Filter, Forged, HandlerStats, Histogram, JobEnded, Listed, NewJob, Place, ProcessStats,
+    Producer, Stats, Submitted, Then, Viewer,
 };
 use crate::problem::{Code, JobError};
 
@@ -128,13 +128,26 @@ impl Producer for RedisBroker {
         self.0.server.ask("pause", json!({ "h": handler, "on": paused }))
     }
 
-    fn list(&self, viewer: &Viewer, filter: &Filter) -> Result<Vec<JobRecord>, BackendError> {
+    fn payload(&self, viewer: &Viewer, id: JobId) -> Result<Option<Option<Payload>>, BackendError> {
+        let what = json!({ "id": id.to_string(), "ow": owner(viewer) });
+        let row: Option<(Vec<u8>, Option<Vec<u8>>)> = self.0.server.ask("payload", what)?;
+        let Some((envelope, payload)) = row else { return Ok(None) };
+        // A job that nobody signed is as good as none.
+        let Ok(sealed) = self.0.server.signer.open_job(id, &envelope) else { return Ok(None) };
+        let Some(payload) = payload else { return Ok(Some(None)) };
+        Ok(sealed.with_payload(payload).ok().map(|(_, payload)| Some(payload)))
+    }
+
+    fn list(&self, viewer: &Viewer, filter: &Filter) -> Result<Listed, BackendError> {
         let (handler, status) = (filter.handler.as_deref(), filter.status.map(JobStatus::as_str));
         let what = json!({
             "most": filter.limit, "h": or_false(handler), "s": or_false(status), "ow": owner(viewer),
+            "after": filter.after.map(|place| place.number),
         });
-        let ids: Vec<String> = self.0.server.ask("list", what)?;
+        let (ids, last): (Vec<String>, Option<u64>) = self.0.server.ask("list", what)?;
         let ids: Vec<JobId> = ids.iter().filter_map(|id| JobId::parse(id)).collect();
+        let next = ids.last().filter(|_| ids.len() == filter.limit);
+        let next = next.zip(last).map(|(job, number)| Place { number, job: *job });
         let mut out = Vec::with_capacity(ids.len());
         for some in ids.chunks(RECORDS_AT_ONCE) {
             for mut record in self.0.server.records(viewer, some, None)? {
@@ -147,13 +160,16 @@ impl Producer for RedisBroker {
                 out.push(record);
             }
         }
-        Ok(out)
+        Ok(Listed { records: out, next })
     }
 
     fn stats(&self) -> Result<Stats, BackendError> {
         let server = &self.0.server;
-        let (counts, waits, nodes, records, leases, idempotency_keys): Figures =
-            server.ask("stats", json!({}))?;
+        let (figures, away): (Figures, _) = match server.ask("stats", json!({})) {
+            Ok(figures) => (figures, None),
+            Err(error) => (Figures::default(), Some(error)),
+        };
+        let (counts, waits, nodes, records, leases, idempotency_keys) = figures;
         let count = |name: &str| counts.get(name).and_then(|count| count.parse().ok()).unwrap_or(0);
         let paused = counts.get("paused").map_or("", String::as_str);
         let histogram = |name: &str, handler: &str| Histogram {
@@ -209,6 +225,7 @@ impl Producer for RedisBroker {
             }
         }
         Ok(Stats {
+            away,
             handlers: handlers.collect(),
             redelivered: count("redelivered"),
             dead: count("dead"),

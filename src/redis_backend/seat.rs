@@ -12,7 +12,7 @@ use crate::clock::Timestamp;
 use crate::job::JobId;
 use crate::ports::Seat;
 
-/// The log hears of a server that is away this often at most.
+/// The log hears of a server that cannot be heard this often at most.
 const SAY_EVERY: Duration = Duration::from_secs(5);
 
 /// The threads of a seat. Dropping it gives back what the process still has, if the server hears of it.
@@ -65,7 +65,9 @@ impl Shared {
                 pause = PAUSES[0];
                 continue;
             };
-            if said_at.is_none_or(|at| at.elapsed() > SAY_EVERY) {
+            // Of an outage the turns tell; this is for who may take turns, and not listen.
+            let is_away = pause < PAUSES[1] || lock(&self.state).away.is_some();
+            if !is_away && said_at.is_none_or(|at| at.elapsed() > SAY_EVERY) {
                 said_at = Some(Instant::now());
                 log::warn!("the backend is not heard for now: {error}");
             }

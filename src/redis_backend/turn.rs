@@ -89,6 +89,8 @@ struct InboxBooks {
 /// The server could not be reached.
 pub(super) struct Away {
     since: Timestamp,
+    /// Since then nobody's lease can have ended without a word.
+    leases_since: Timestamp,
     again_at: Timestamp,
     pause: Duration,
     /// As the log knows it.
@@ -408,18 +410,20 @@ impl State {
 
     /// A call has failed. True: for so long that nothing of it can count any more.
     pub(super) fn is_away(&mut self, error: &BackendError, visibility: Duration, now: Timestamp) -> bool {
-        let new = || Away { since: now, again_at: now, pause: PAUSES[0], cause: String::new() };
-        let away = self.away.get_or_insert_with(new);
-        if away.cause != error.0 {
+        let away = self.away.get_or_insert_with(|| {
             event(log::Level::Warn, "backend.away").field("cause", &error.0).emit();
+            Away { since: now, leases_since: now, again_at: now, pause: PAUSES[0], cause: error.0.clone() }
+        });
+        if away.cause != error.0 {
+            log::info!("the backend is still away: {error}");
             away.cause.clone_from(&error.0);
         }
         away.again_at = now.plus(away.pause);
         away.pause = (away.pause * 2).min(PAUSES[1]);
-        if now.since(away.since) <= visibility {
+        if now.since(away.leases_since) <= visibility {
             return false;
         }
-        away.since = now;
+        away.leases_since = now;
         self.untold.extend(self.calling.take().into_iter().flatten());
         self.untold.extend(self.next.commits.iter().map(|told| told.commit.job));
         let Draft { submissions, left, closed, .. } = std::mem::take(&mut self.next);

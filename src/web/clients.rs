@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::chunked::Chunked;
-use super::http1::{Head, Refused};
+use super::http1::{Head, Refused, refused};
 use super::questions::Asker;
 use super::respond::{Answer, http_date, reason};
 use super::routes::Route;
@@ -26,6 +26,7 @@ use crate::job::{IdMap, Trace};
 use crate::ndjson::Pump;
 use crate::observe::event;
 use crate::observe::metrics::Counters;
+use crate::problem::Code;
 
 /// Answers that a client has not read yet; beyond it no further request of the connection is begun.
 pub const OUTPUT_BYTES: usize = 256 << 10;
@@ -35,6 +36,9 @@ const READ_AHEAD_BYTES: usize = 64 << 10;
 const LINGER_MS: u64 = 2_000;
 /// What is waited for without a deadline of ours.
 pub const NEVER: Timestamp = Timestamp(u64::MAX);
+
+/// While the service stops no job is accepted, and nobody waits for the rest of a request.
+pub const DRAINING: Refused = refused(Code::Draining, "the service is shutting down");
 
 /// One connection.
 #[derive(Default)]

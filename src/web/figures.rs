@@ -12,53 +12,27 @@ use crate::ports::{Forged, HandlerStats, Histogram, Stats};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Each metric once; what `/v1/stats` shows of it as well is in [`stats_json`].
+/// Each metric once; what `/v1/stats` shows of it as well is in [`stats_json`]. While the backend is away its series are
+/// left out: a counter that shows 0 would look as if it had begun anew.
 pub fn metrics_text(counters: &Counters, stats: &Stats, groups: &[String]) -> String {
     let mut page = Page::default();
     page.family("build_info", "The version that is running.", [(label("version", VERSION), 1)]);
-    let handlers = || stats.handlers.iter().map(|of| (label("handler", &of.handler), of));
-    let submitted = handlers().map(|(handler, of)| (handler, of.submitted));
-    page.family("jobs_submitted_total", "Jobs accepted.", submitted);
-    let terminal = || JobStatus::ALL.into_iter().filter(|status| status.is_terminal());
-    let finished = handlers().flat_map(|(handler, of)| {
-        terminal()
-            .map(move |status| (labels(&handler, "status", status.as_str()), of.finished[status as usize]))
-    });
-    page.family("jobs_finished_total", "Jobs that reached a terminal status.", finished);
-    page.histograms("job_seconds", "From a delivery's start to its commit.", stats, |of| &of.job_seconds);
-    let help = "From when a job could run to its first start.";
-    page.histograms("queue_wait_seconds", help, stats, |of| &of.queue_wait_seconds);
-    // A queue is a handler's.
-    let queues = || stats.handlers.iter().map(|of| (label("queue", &of.handler), of));
-    page.family("queue_depth", "Jobs waiting or delayed.", queues().map(|(queue, of)| (queue, of.queued)));
-    let oldest = queues().map(|(queue, of)| (queue, of.oldest.as_secs_f64()));
-    page.family("queue_oldest_seconds", "How long the oldest job that could run has waited.", oldest);
+    page.single("backend_up", "1 while the broker can be reached.", u64::from(stats.away.is_none()));
+    if stats.away.is_none() {
+        page.broker(counters, stats);
+    }
     for (name, help, number) in [
-        ("queue_redelivered_total", "Deliveries beyond a job's first.", stats.redelivered),
-        ("queue_dead_total", "Jobs that used up their deliveries.", stats.dead),
         ("reply_waiters", "Callers waiting for a reply.", load(&counters.waiters)),
         ("reply_timeouts_total", "Waits that ended by their deadline.", load(&counters.reply_timeouts)),
         ("reply_cancelled_total", "Waits whose caller hung up.", load(&counters.reply_cancelled)),
-        (
-            "reply_late_total",
-            "Replies whose callers had gone, and commits that were fenced off.",
-            load(&counters.reply_late) + stats.late,
-        ),
-        ("reply_duplicate_total", "Replies and commits that came twice.", stats.duplicate),
-        ("lease_renewals_total", "Leases of running jobs that were renewed.", stats.leases_renewed),
-        ("leases_expired_total", "Leases that ran out: their executors were lost.", stats.leases_lost),
         (
             "backend_reconnects_total",
             "Connections to the backend that broke and were replaced.",
             stats.reconnects,
         ),
     ] {
-        page.family(name, help, [(String::new(), number)]);
+        page.single(name, help, number);
     }
-    let help = "What nobody of the deployment signed, and was put aside.";
-    let forged = Forged::ALL.into_iter().zip(stats.forged);
-    let forged = forged.map(|(what, count)| (label("what", what.as_str()), count));
-    page.family("forged_total", help, forged);
     let frames = [("in", &counters.frames_in), ("out", &counters.frames_out)];
     let frames = frames.map(|(direction, count)| (label("direction", direction), load(count)));
     page.family("ipc_frames_total", "Frames on the channel.", frames);
@@ -111,6 +85,60 @@ impl Page {
         }
     }
 
+    fn single(&mut self, name: &str, help: &str, value: u64) {
+        self.family(name, help, [(String::new(), value)]);
+    }
+
+    /// What the broker counts.
+    fn broker(&mut self, counters: &Counters, stats: &Stats) {
+        let handlers = || stats.handlers.iter().map(|of| (label("handler", &of.handler), of));
+        let submitted = handlers().map(|(handler, of)| (handler, of.submitted));
+        self.family("jobs_submitted_total", "Jobs accepted.", submitted);
+        let terminal = || JobStatus::ALL.into_iter().filter(|status| status.is_terminal());
+        let finished = handlers().flat_map(|(handler, of)| {
+            terminal().map(move |status| {
+                (labels(&handler, "status", status.as_str()), of.finished[status as usize])
+            })
+        });
+        self.family("jobs_finished_total", "Jobs that reached a terminal status.", finished);
+        self.histograms("job_seconds", "From a delivery's start to its commit.", stats, |of| &of.job_seconds);
+        let help = "From when a job could run to its first start.";
+        self.histograms("queue_wait_seconds", help, stats, |of| &of.queue_wait_seconds);
+        // A queue is a handler's.
+        let queues = || stats.handlers.iter().map(|of| (label("queue", &of.handler), of));
+        let depth = queues().map(|(queue, of)| (queue, of.queued));
+        self.family("queue_depth", "Jobs waiting or delayed.", depth);
+        let oldest = queues().map(|(queue, of)| (queue, of.oldest.as_secs_f64()));
+        let help = "Age of the oldest job that waits for anything but its caller's own delay.";
+        self.family("queue_oldest_seconds", help, oldest);
+        let parked = handlers().map(|(handler, of)| (handler, of.parked));
+        self.family("lanes_parked", "Lanes that a dead head holds.", parked);
+        let late = load(&counters.reply_late) + stats.late;
+        let help = "Replies whose callers had gone, and commits that were fenced off.";
+        self.single("reply_late_total", help, late);
+        for (name, help, number) in [
+            ("queue_redelivered_total", "Deliveries beyond a job's first.", stats.redelivered),
+            ("queue_dead_total", "Jobs that used up their deliveries.", stats.dead),
+            ("reply_duplicate_total", "Replies and commits that came twice.", stats.duplicate),
+            ("lease_renewals_total", "Leases of running jobs that were renewed.", stats.leases_renewed),
+            ("leases_expired_total", "Leases that ran out: their executors were lost.", stats.leases_lost),
+            ("suspects", "Jobs whose executor was lost while they may have run.", stats.suspects as u64),
+            ("idempotency_keys", "Idempotency keys that are kept.", stats.idempotency_keys as u64),
+            (
+                "idempotency_evicted_total",
+                "Idempotency keys that went before their time.",
+                stats.idempotency_evicted,
+            ),
+            ("state_bytes", "What lane states and contexts take in memory.", stats.state_bytes as u64),
+        ] {
+            self.single(name, help, number);
+        }
+        let help = "What nobody of the deployment signed, and was put aside.";
+        let forged = Forged::ALL.into_iter().zip(stats.forged);
+        let forged = forged.map(|(what, count)| (label("what", what.as_str()), count));
+        self.family("forged_total", help, forged);
+    }
+
     fn head(&mut self, name: &str, kind: &str, help: &str) {
         let _ = writeln!(self.0, "# HELP cofferdam_{name} {help}\n# TYPE cofferdam_{name} {kind}");
     }
@@ -139,36 +167,43 @@ impl Page {
     }
 }
 
-/// The page at `/v1/stats`.
+/// The page at `/v1/stats`. While the backend is away, what it counts is left out.
 pub fn stats_json(profile: &str, counters: &Counters, stats: &Stats, groups: &[String]) -> Value {
     let groups = groups.iter().zip(&stats.consumers);
     let groups = groups.map(|(name, executors)| json!({ "name": name, "executors": executors }));
-    let handlers = stats.handlers.iter().map(|of| {
-        json!({
-            "name": *of.handler, "group": *of.group, "paused": of.paused, "queued": of.queued,
-            "running": of.running, "lanes": of.lanes, "submitted": of.submitted,
-            "oldest_seconds": of.oldest.as_secs_f64(),
-        })
-    });
     let processes = stats.processes.iter().map(|of| {
         let group = of.group.as_deref();
         json!({ "role": of.role, "group": group, "host": of.host, "pid": of.pid, "busy": of.busy })
     });
-    let sum = |of: fn(&HandlerStats) -> u64| stats.handlers.iter().map(of).sum::<u64>();
-    json!({
+    let mut page = json!({
         "profile": profile,
         "version": VERSION,
-        "handlers": handlers.collect::<Vec<_>>(),
+        "backend_error": stats.away.as_ref().map(|error| &error.0),
         "groups": groups.collect::<Vec<_>>(),
         "processes": processes.collect::<Vec<_>>(),
         "waiters": load(&counters.waiters),
-        "totals": {
-            "queued": sum(|handler| handler.queued as u64),
-            "running": sum(|handler| handler.running as u64),
-            "lanes": sum(|handler| handler.lanes as u64),
-            "submitted": sum(|handler| handler.submitted),
-            "redelivered": stats.redelivered, "dead": stats.dead, "late": stats.late,
-            "duplicate": stats.duplicate, "records": stats.records, "leases": stats.leases,
-        },
-    })
+    });
+    if stats.away.is_some() {
+        return page;
+    }
+    let handlers = stats.handlers.iter().map(|of| {
+        json!({
+            "name": *of.handler, "group": *of.group, "paused": of.paused, "queued": of.queued,
+            "running": of.running, "lanes": of.lanes, "parked": of.parked, "submitted": of.submitted,
+            "oldest_seconds": of.oldest.as_secs_f64(),
+        })
+    });
+    page["handlers"] = handlers.collect();
+    let sum = |of: fn(&HandlerStats) -> u64| stats.handlers.iter().map(of).sum::<u64>();
+    page["totals"] = json!({
+        "queued": sum(|handler| handler.queued as u64),
+        "running": sum(|handler| handler.running as u64),
+        "lanes": sum(|handler| handler.lanes as u64),
+        "submitted": sum(|handler| handler.submitted),
+        "redelivered": stats.redelivered, "dead": stats.dead, "late": stats.late,
+        "duplicate": stats.duplicate, "records": stats.records, "leases": stats.leases,
+        "suspects": stats.suspects, "idempotency_keys": stats.idempotency_keys,
+        "state_bytes": stats.state_bytes,
+    });
+    page
 }

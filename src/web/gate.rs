@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::clients::{Clients, Conn, Current, Incoming, NEVER, Phase};
+use super::clients::{Clients, Conn, Current, DRAINING, Incoming, NEVER, Phase};
 use super::http1::refused;
 use super::questions::{Answered, Question, Ticket};
 use super::routes::LABELS;
@@ -168,7 +168,7 @@ impl Gate {
     pub fn answered(&mut self, answered: Answered) {
         match answered {
             Answered::Submitted(Ticket { asker, single }, answers) => match single {
-                Some((job, trace)) => self.submitted(asker, job, trace, answers),
+                Some(single) => self.submitted(asker, &single, answers),
                 None => self.lines_submitted(asker, answers),
             },
             Answered::Record(asker, record) => self.record_is_there(asker, record),
@@ -252,7 +252,7 @@ impl Gate {
         self.clients.counters.draining.store(true, std::sync::atomic::Ordering::Relaxed);
         // Half a body can only be refused: nobody waits for the rest of it.
         for number in self.clients.in_phase(|phase| matches!(phase, Phase::Body(_))) {
-            self.refuse_and_close(number, refused(Code::Draining, "the service is shutting down"));
+            self.refuse_and_close(number, DRAINING);
         }
     }
 

@@ -123,7 +123,7 @@ fn respond(request: Request, pages: &Pages) {
     let answer = match route(request.method().as_str(), request.url()) {
         Ok((Route::Inner(inner), _)) => {
             let query = request.url().split_once('?').map_or("", |(_, query)| query);
-            pages.answer(&inner, query, &trace)
+            Ok(pages.answer(&inner, query, &trace))
         }
         Ok((Route::Submit(_) | Route::Batch(_) | Route::Wait(_) | Route::Alive, _)) | Err(_) => {
             Err(JobError::new(Code::InternalError, "this request should not have come here"))

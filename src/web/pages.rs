@@ -10,7 +10,7 @@ use super::submission::number;
 use crate::job::{JobRecord, JobStatus, Trace};
 use crate::limits::LIST_RECORDS;
 use crate::observe::metrics::Counters;
-use crate::ports::{BackendError, Filter, HandlerStats, Producer, Stats, Viewer};
+use crate::ports::{BackendError, Filter, HandlerStats, Listed, Place, Producer, Stats, Viewer};
 use crate::problem::{Code, JobError, json_text};
 
 /// What the routes look at.
@@ -28,7 +28,18 @@ pub struct Pages {
 }
 
 impl Pages {
-    pub fn answer(&self, route: &Inner, query: &str, trace: &Trace) -> Result<Answer, JobError> {
+    /// Whatever it says of a job that there is, or may be, carries that job's id.
+    pub fn answer(&self, route: &Inner, query: &str, trace: &Trace) -> Answer {
+        let page = self.page(route, query, trace);
+        let is_known = !matches!(&page, Err(JobError { code: Code::UnknownJob, .. }));
+        let answer = page.unwrap_or_else(|error| Answer::problem(&error, trace));
+        match route.job() {
+            Some(id) if is_known => answer.with("cofferdam-job-id", id),
+            Some(_) | None => answer,
+        }
+    }
+
+    fn page(&self, route: &Inner, query: &str, trace: &Trace) -> Result<Answer, JobError> {
         let (producer, viewer) = (&self.producer, Viewer::anonymous());
         match route {
             Inner::Record(id) => shown(producer.record(&viewer, *id)?),
@@ -37,19 +48,26 @@ impl Pages {
                 let record = producer.record(&viewer, *id)?.ok_or_else(unknown_job)?;
                 let none = || JobError::new(Code::NotFinished, "the job has not ended");
                 let finished = record.finished.ok_or_else(none)?;
-                Ok(Answer::finished(&finished, trace).with("cofferdam-job-id", id))
+                Ok(Answer::finished(&finished, trace))
+            }
+            Inner::Payload(id) => {
+                let payload = producer.payload(&viewer, *id)?.ok_or_else(unknown_job)?;
+                let gone =
+                    || JobError::new(Code::NotFound, "the payload of a job that succeeded is not kept");
+                Ok(Answer::foreign(&payload.ok_or_else(gone)?))
             }
             Inner::List => {
-                let records = producer.list(&viewer, &filter(query)?)?;
+                let Listed { records, next } = producer.list(&viewer, &filter(query)?)?;
                 let records: Vec<String> = records.iter().map(record_json_without_result).collect();
-                Ok(Answer::json(200, format!(r#"{{"jobs":[{}]}}"#, records.join(","))))
+                let next = next.map_or("null".into(), |place| format!(r#""{place}""#));
+                Ok(Answer::json(200, format!(r#"{{"jobs":[{}],"next":{next}}}"#, records.join(","))))
             }
             Inner::Retry(id) => {
                 let detail = "only a dead, failed, timed-out or cancelled job can be retried";
                 let retried = producer.retry(&viewer, *id)?.ok_or_else(unknown_job)?;
                 let record = retried.map_err(|_| JobError::new(Code::NotRetryable, detail))?;
                 let answer = Answer::json(202, record_json(&record));
-                Ok(answer.with("location", format_args!("/v1/jobs/{id}")).with("cofferdam-job-id", id))
+                Ok(answer.with("location", format_args!("/v1/jobs/{id}")))
             }
             Inner::Pause(name, paused) => match producer.pause(name, *paused)? {
                 true => {
@@ -77,6 +95,9 @@ impl Pages {
         if self.counters.draining.load(Ordering::Relaxed) {
             return Err(JobError::new(Code::Draining, "the service is shutting down"));
         }
+        if let Some(error) = stats.away.clone() {
+            return Err(error.into());
+        }
         let mut groups = self.groups.iter().zip(&stats.consumers);
         match groups.find(|(_, executors)| **executors == 0) {
             None => Ok(Answer::json(200, r#"{"status":"ready"}"#.into())),
@@ -94,8 +115,10 @@ impl Pages {
             format!("<tr><td>{handler}</td><td>{paused}</td>{numbers}</tr>")
         };
         let rows = match self.producer.stats() {
+            Ok(Stats { away: Some(error), .. }) | Err(error) => {
+                format!("<tr><td colspan=5>{}</td></tr>", error.0.replace('<', "&lt;"))
+            }
             Ok(stats) => stats.handlers.iter().map(row).collect::<String>(),
-            Err(error) => format!("<tr><td colspan=5>{}</td></tr>", error.0.replace('<', "&lt;")),
         };
         let body =
             format!(include_str!("index.html"), profile = self.profile, address = self.address, rows = rows);
@@ -116,12 +139,16 @@ fn filter(query: &str) -> Result<Filter, JobError> {
     let limit = number(given("limit").unwrap_or("100")).and_then(|limit| usize::try_from(limit).ok());
     let limit = limit.filter(|limit| (1..=LIST_RECORDS).contains(limit));
     let limit = limit.ok_or_else(|| bad("limit is a number from 1 to 1000"))?;
-    Ok(Filter { status, handler: given("handler").map(str::to_owned), limit, bare: true })
+    let after = match given("after") {
+        None => None,
+        Some(text) => Some(Place::parse(text).ok_or_else(|| bad("after is the next of another page"))?),
+    };
+    Ok(Filter { status, handler: given("handler").map(str::to_owned), limit, after, bare: true })
 }
 
 fn shown(record: Option<JobRecord>) -> Result<Answer, JobError> {
     let record = record.ok_or_else(unknown_job)?;
-    Ok(Answer::json(200, record_json(&record)).with("cofferdam-job-id", record.spec.id))
+    Ok(Answer::json(200, record_json(&record)))
 }
 
 fn unknown_job() -> JobError {

@@ -16,11 +16,19 @@ pub struct Asker {
 }
 
 /// What a submission's answer comes back with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ticket {
     pub asker: Asker,
     /// `Some` iff it is one request's only job, not lines of a batch.
-    pub single: Option<(JobId, Trace)>,
+    pub single: Option<Single>,
+}
+
+/// The job of one request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Single {
+    pub job: JobId,
+    pub trace: Trace,
+    pub handler: Arc<str>,
 }
 
 /// A question of the gate.

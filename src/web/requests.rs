@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::chunked::Chunked;
-use super::clients::{Current, Incoming, OUTPUT_BYTES, Phase};
+use super::clients::{Current, DRAINING, Incoming, OUTPUT_BYTES, Phase};
 use super::gate::Gate;
 use super::http1::{Head, Refused, parse_head, refused};
 use super::questions::{PageRequest, Question};
@@ -92,7 +92,7 @@ impl Gate {
                 return Err(refused(Code::LengthRequired, "a submission needs Content-Length or chunks"));
             }
             if self.clients.draining {
-                return Err(refused(Code::Draining, "the service is shutting down"));
+                return Err(DRAINING);
             }
             if is_batch && !head.is_1_1 {
                 let detail = "a batch's results are chunked, which needs HTTP/1.1";
@@ -121,6 +121,10 @@ impl Gate {
         };
         conn.input.drain(..used);
         let Some(body) = whole else {
+            if self.clients.draining {
+                self.refuse_and_close(number, DRAINING);
+                return true;
+            }
             self.make_body_room(number);
             return false;
         };

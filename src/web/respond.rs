@@ -51,12 +51,16 @@ impl Answer {
     /// How a job ended, for the caller who waited for it.
     pub fn finished(finished: &Finished, trace: &Trace) -> Answer {
         match &finished.result {
-            Ok(payload) => Answer::new(200, payload.media_type.as_str(), payload.bytes.clone())
-                // A handler's bytes are foreign: no browser may guess their type or run them.
-                .with("x-content-type-options", "nosniff")
-                .with("content-security-policy", "sandbox"),
+            Ok(payload) => Answer::foreign(payload),
             Err(error) => Answer::problem(error, trace),
         }
+    }
+
+    /// Bytes of a handler or a caller: no browser may guess their type or run them.
+    pub fn foreign(payload: &Payload) -> Answer {
+        Answer::new(200, payload.media_type.as_str(), payload.bytes.clone())
+            .with("x-content-type-options", "nosniff")
+            .with("content-security-policy", "sandbox")
     }
 
     /// 202: accepted, not waited for.

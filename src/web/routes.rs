@@ -15,7 +15,7 @@ pub enum Route {
     Batch(String),
     /// `GET /v1/jobs/{id}?wait=N`
     Wait(JobId),
-    /// `GET /healthz`, `/livez`
+    /// `GET /healthz` and `GET /livez`
     Alive,
     /// Answered by a route that renders or may block.
     Inner(Inner),
@@ -28,13 +28,15 @@ pub enum Inner {
     Record(JobId),
     /// `GET /v1/jobs/{id}/result`
     Result(JobId),
+    /// `GET /v1/jobs/{id}/payload`
+    Payload(JobId),
     /// `GET /v1/jobs`
     List,
     /// `DELETE /v1/jobs/{id}`
     Cancel(JobId),
     /// `POST /v1/jobs/{id}/retry`
     Retry(JobId),
-    /// `POST /v1/handlers/{name}/pause` and `/resume`
+    /// `POST /v1/handlers/{name}/pause` and `POST /v1/handlers/{name}/resume`
     Pause(String, bool),
     /// `GET /v1/stats`
     Stats,
@@ -46,10 +48,26 @@ pub enum Inner {
     Index,
 }
 
+impl Inner {
+    /// The job that it is about.
+    pub fn job(&self) -> Option<JobId> {
+        match self {
+            Inner::Record(id)
+            | Inner::Result(id)
+            | Inner::Payload(id)
+            | Inner::Cancel(id)
+            | Inner::Retry(id) => Some(*id),
+            Inner::List | Inner::Pause(..) | Inner::Stats | Inner::Ready | Inner::Metrics | Inner::Index => {
+                None
+            }
+        }
+    }
+}
+
 /// The names of the routes in the metric.
-pub const LABELS: [&str; 14] = [
-    "submit", "batch", "record", "healthz", "result", "list", "cancel", "retry", "pause", "resume", "stats",
-    "readyz", "metrics", "index",
+pub const LABELS: [&str; 15] = [
+    "submit", "batch", "record", "healthz", "result", "payload", "list", "cancel", "retry", "pause",
+    "resume", "stats", "readyz", "metrics", "index",
 ];
 
 /// The route of a method and target, and its name in the metric. `HEAD` is `GET` without the body.
@@ -77,6 +95,7 @@ pub fn route(method: &str, target: &str) -> Result<(Route, &'static str), Refuse
         }
         (["v1", "jobs", id], _) => (ANY, "record", of_job(id, Inner::Record)),
         (["v1", "jobs", id, "result"], _) => (GET, "result", of_job(id, Inner::Result)),
+        (["v1", "jobs", id, "payload"], _) => (GET, "payload", of_job(id, Inner::Payload)),
         (["v1", "jobs", id, "retry"], _) => ("POST", "retry", of_job(id, Inner::Retry)),
         (["v1", "handlers", name, "pause"], _) => ("POST", "pause", pause(name, true)),
         (["v1", "handlers", name, "resume"], _) => ("POST", "resume", pause(name, false)),
@@ -88,15 +107,39 @@ pub fn route(method: &str, target: &str) -> Result<(Route, &'static str), Refuse
         return Err(Refused { allow: Some(allow), ..refused });
     }
     let route = route.ok_or(refused(Code::UnknownJob, "there is no job of this id"))?;
+    check_query(query, label)?;
     Ok((route, label))
 }
 
-/// The value of a query parameter, as it stands: none of ours needs escapes. The first one counts.
+/// A query with a parameter that is not understood is refused: a caller who asks for a delay under another name wants no job
+/// that runs at once.
+fn check_query(query: &str, label: &str) -> Result<(), Refused> {
+    let (known, detail): (&[&str], _) = match label {
+        "submit" => {
+            (&["delay_ms", "timeout_ms"], "the query parameters here are delay_ms and timeout_ms, each once")
+        }
+        "batch" => (&["sink_mode"], "the query parameter here is sink_mode, once"),
+        "record" => (&["wait"], "the query parameter here is wait, once"),
+        "list" => (
+            &["status", "handler", "limit", "after"],
+            "the query parameters here are status, handler, limit and after, each once",
+        ),
+        _ => (&[], "there are no query parameters here"),
+    };
+    let count = |known: &str| parameters(query).filter(|(name, _)| *name == known).count();
+    let is_fine = |(name, _): (&str, &str)| known.contains(&name) && count(name) == 1;
+    if parameters(query).all(is_fine) { Ok(()) } else { Err(refused(Code::BadRequest, detail)) }
+}
+
+/// Names and values as they stand: none of ours needs escapes.
+fn parameters(query: &str) -> impl Iterator<Item = (&str, &str)> {
+    let pairs = query.split('&').filter(|_| !query.is_empty());
+    pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+}
+
+/// The value of a query parameter.
 pub fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
-    query.split('&').find_map(|pair| {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (key == name).then_some(value)
-    })
+    parameters(query).find_map(|(known, value)| (known == name).then_some(value))
 }
 
 /// A browser's guards: with them no web page can submit jobs, whatever name resolves to us.
@@ -145,10 +188,12 @@ mod tests {
             ("GET", &format!("/v1/jobs/{id}?wait=3"), "record"),
             ("GET", &format!("/v1/jobs/{id}/result"), "result"),
             ("DELETE", &format!("/v1/jobs/{id}"), "cancel"),
+            ("GET", &format!("/v1/jobs/{id}/payload"), "payload"),
             ("POST", &format!("/v1/jobs/{id}/retry"), "retry"),
             ("POST", "/v1/handlers/echo/pause", "pause"),
             ("POST", "/v1/handlers/echo/resume", "resume"),
-            ("GET", "/v1/jobs?limit=3", "list"),
+            ("GET", "/v1/jobs?limit=3&after=", "list"),
+            ("GET", "/metrics?", "metrics"),
             ("GET", "/v1/stats", "stats"),
             ("HEAD", "/healthz", "healthz"),
             ("GET", "/livez", "healthz"),
@@ -165,6 +210,14 @@ mod tests {
             ("GET", "/nothing", 404),
             ("GET", "/v1/jobs/not-an-id", 404),
             ("GET", "/v1/jobs/", 404),
+            ("POST", "/v1/jobs/echo?delay=60000", 400),
+            ("POST", "/v1/jobs/echo?delay_ms=1&", 400),
+            ("POST", "/v1/jobs/echo?delay_ms=1&delay_ms=1", 400),
+            ("POST", "/v1/jobs/echo?delay%5Fms=1", 400),
+            ("POST", "/v1/jobs/echo?wait=1", 400),
+            ("POST", "/v1/batch/echo?delay_ms=1", 400),
+            ("GET", "/v1/jobs?limit=3&limit=4", 400),
+            ("GET", "/healthz?x", 400),
         ] {
             assert_eq!(route(method, target).unwrap_err().code.status(), status, "{method} {target}");
         }

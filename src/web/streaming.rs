@@ -123,7 +123,7 @@ impl Gate {
     /// Nobody takes the results any more.
     pub(super) fn batch_hung_up(&mut self, number: usize, batch: &Batch, trace: Trace) {
         for job in batch.pump.jobs_in_flight() {
-            if self.waiters.withdraw(number, job, Some(trace)) {
+            if self.waiters.withdraw(number, job, Some((trace, batch.pump.handler().clone()))) {
                 self.abandon(job);
             }
         }

@@ -1,5 +1,6 @@
 //! A submission's headers and query, read into a job and a way to answer. Pure.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use super::http1::{Head, Refused, refused};
 use super::routes::parameter;
 use super::waiters::Kind;
 use crate::handler::HandlerSpec;
-use crate::job::{InstanceId, JobId, MediaType, Payload, Trace};
+use crate::job::{InstanceId, JobId, MediaType, Payload, Trace, is_token_byte};
 use crate::limits::{DELAY_MAX, IDEMPOTENCY_KEY_BYTES};
 use crate::ports::{Idempotency, NewJob};
 use crate::problem::Code;
@@ -72,30 +73,81 @@ pub fn number(text: &str) -> Option<u64> {
     text.parse().ok().filter(|_| is_number)
 }
 
-/// `Prefer` (RFC 7240): what is not understood is ignored, as the RFC says.
-fn prefer(head: &Head) -> Result<Kind, Refused> {
-    let mut found = Kind::Result;
-    for value in head.values("prefer") {
-        for preference in value?.split(',').map(str::trim) {
-            let (name, value) = preference.split_once('=').unwrap_or((preference, ""));
-            if name.eq_ignore_ascii_case("respond-async") {
-                return Ok(Kind::Acceptance);
-            }
-            if name.eq_ignore_ascii_case("wait") {
-                let seconds = number(value.trim().trim_matches('"'));
-                let seconds = seconds.ok_or(refused(Code::BadRequest, "Prefer: wait takes whole seconds"))?;
-                found = Kind::ResultOrAccepted(seconds);
-            }
-        }
-    }
-    Ok(found)
+/// Decimal digits; more than there will ever be stand for the most.
+pub fn seconds(text: &str) -> Option<u64> {
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| text.parse().unwrap_or(u64::MAX))
 }
 
-/// The key bare or as a quoted string (RFC 8941, 3.3.3), and the fingerprint of what it stands for.
+/// `Prefer` (RFC 7240). A preference or parameter that is not known is read over; of several alike the first counts.
+fn prefer(head: &Head) -> Result<Kind, Refused> {
+    const BAD: Refused =
+        refused(Code::BadRequest, "Prefer is malformed, or its wait is no whole number of seconds");
+    let (mut respond_async, mut wait) = (false, None);
+    for value in head.values("prefer") {
+        let skipped = |text| str::trim_start_matches(text, [' ', '\t', ',']);
+        let mut rest = skipped(value?);
+        while !rest.is_empty() {
+            let (name, word, after) = preference(rest).ok_or(BAD)?;
+            respond_async |= name.eq_ignore_ascii_case("respond-async");
+            if name.eq_ignore_ascii_case("wait") {
+                wait.get_or_insert(word);
+            }
+            rest = skipped(after);
+        }
+    }
+    let Some(word) = wait else { return Ok(if respond_async { Kind::Acceptance } else { Kind::Result }) };
+    Ok(Kind::ResultOrAccepted { seconds: seconds(&word).ok_or(BAD)?, respond_async })
+}
+
+/// The first preference of a list, its word, and what stands behind its parameters: nothing, or a comma.
+fn preference(text: &str) -> Option<(&str, Cow<'_, str>, &str)> {
+    let (name, word, mut rest) = pair(text)?;
+    while let Some(parameter) = rest.trim_start().strip_prefix(';') {
+        let parameter = parameter.trim_start();
+        // One may be empty.
+        rest = pair(parameter).map_or(parameter, |(_, _, rest)| rest);
+    }
+    let rest = rest.trim_start();
+    (rest.is_empty() || rest.starts_with(',')).then_some((name, word, rest))
+}
+
+/// A token, the token or quoted string behind its `=` if there is one, and the rest.
+fn pair(text: &str) -> Option<(&str, Cow<'_, str>, &str)> {
+    let (name, rest) = token(text)?;
+    let Some(word) = rest.trim_start().strip_prefix('=').map(str::trim_start) else {
+        return Some((name, Cow::Borrowed(""), rest));
+    };
+    let (word, rest) = match word.strip_prefix('"') {
+        Some(text) => quoted(text).map(|(word, rest)| (Cow::Owned(word), rest))?,
+        None => token(word).map(|(word, rest)| (Cow::Borrowed(word), rest))?,
+    };
+    Some((name, word, rest))
+}
+
+fn token(text: &str) -> Option<(&str, &str)> {
+    let end = text.bytes().position(|byte| !is_token_byte(byte)).unwrap_or(text.len());
+    (end > 0).then(|| text.split_at(end))
+}
+
+/// What a string stands for, from behind its first quote, and what comes behind its last one (RFC 8941, 3.3.3).
+fn quoted(text: &str) -> Option<(String, &str)> {
+    let (mut word, mut chars) = (String::new(), text.char_indices());
+    while let Some((at, char)) = chars.next() {
+        word.push(match char {
+            '"' => return Some((word, &text[at + 1..])),
+            '\\' => chars.next().map(|(_, escaped)| escaped).filter(|char| matches!(char, '"' | '\\'))?,
+            char => char,
+        });
+    }
+    None
+}
+
+/// The key bare or as a quoted string, and the fingerprint of what it stands for.
 fn fingerprint(text: &str, of: &MediaType, key: Option<&str>, body: &[u8]) -> Result<Idempotency, Refused> {
     const BAD: Refused = refused(Code::BadRequest, "Idempotency-Key is 1 to 255 visible ASCII characters");
     let unquoted = match text.strip_prefix('"') {
-        Some(rest) => rest.strip_suffix('"').ok_or(BAD)?.replace("\\\"", "\"").replace("\\\\", "\\"),
+        Some(rest) => quoted(rest).filter(|(_, rest)| rest.is_empty()).ok_or(BAD)?.0,
         None => text.to_owned(),
     };
     let visible = unquoted.bytes().all(|byte| byte.is_ascii_graphic());
@@ -140,8 +192,6 @@ mod tests {
     fn preferences_keys_and_limits_are_read_or_refused() {
         let plain = HandlerOptions::default;
         assert_eq!(read("Prefer: respond-async\r\n", "", plain(), "").unwrap().0, Kind::Acceptance);
-        let wait = read("Prefer: foo, wait=3\r\n", "", plain(), "").unwrap().0;
-        assert_eq!(wait, Kind::ResultOrAccepted(3));
         for (bare, quoted) in [("k", "\"k\""), ("a\\", "\"a\\\\\"")] {
             let key = |text: &str| {
                 read(&format!("Idempotency-Key: {text}\r\n"), "", plain(), "x")
@@ -154,9 +204,15 @@ mod tests {
         }
         for (headers, query) in [
             ("Prefer: wait=soon\r\n", ""),
+            ("Prefer: wait=\r\n", ""),
+            ("Prefer: wait=5 s\r\n", ""),
             ("Idempotency-Key: \r\n", ""),
             ("Idempotency-Key: a b\r\n", ""),
             ("Idempotency-Key: \"a\r\n", ""),
+            ("Idempotency-Key: \"a\\\"\r\n", ""),
+            ("Idempotency-Key: \"a\"b\"\r\n", ""),
+            ("Idempotency-Key: \"\\a\"\r\n", ""),
+            ("Idempotency-Key: caf\u{e9}\r\n", ""),
             ("", "?delay_ms=604800001"),
             ("", "?delay_ms=-1"),
             ("", "?timeout_ms=30001"),
@@ -172,5 +228,26 @@ mod tests {
             Some("w")
         );
         assert!(read("", "", keyed, "{}").is_err());
+    }
+
+    #[test]
+    fn preferences_are_read_by_their_grammar_and_the_first_of_several_counts() {
+        let within = |seconds, respond_async| Kind::ResultOrAccepted { seconds, respond_async };
+        for (headers, kind) in [
+            ("", Kind::Result),
+            ("Prefer: handling=lenient\r\n", Kind::Result),
+            ("Prefer: foo, wait=3\r\n", within(3, false)),
+            ("Prefer: respond-async, wait=5\r\n", within(5, true)),
+            ("Prefer: wait=5\r\nPrefer: Respond-Async\r\n", within(5, true)),
+            ("Prefer: wait=1, wait=20\r\n", within(1, false)),
+            ("Prefer: wait=1\r\nPrefer: wait=soon\r\n", within(1, false)),
+            ("Prefer: respond-async;foo=bar\r\n", Kind::Acceptance),
+            ("Prefer: ,respond-async ; foo ; ; bar = \"a,b;\\\"wait=7\",\r\n", Kind::Acceptance),
+            ("Prefer: wait = 1\r\n", within(1, false)),
+            ("Prefer: WAIT=\"1\";x=\"a,b\", foo;wait=2\r\n", within(1, false)),
+            ("Prefer: wait=99999999999999999999\r\n", within(u64::MAX, false)),
+        ] {
+            assert_eq!(read(headers, "", HandlerOptions::default(), "").unwrap().0, kind, "{headers:?}");
+        }
     }
 }

@@ -22,7 +22,7 @@ pub struct Waiters {
     /// Callers of single jobs.
     pub count: usize,
     /// Jobs that were accepted and whose last caller left before the reply: it will be late.
-    pub left: IdMap<JobId, Trace>,
+    pub left: IdMap<JobId, Late>,
     /// Jobs whose ends may have gone unheard, and could not be looked for; they are looked for again then.
     pub unsure: Vec<JobId>,
     /// When [`Gate::look_for_unsure`] has something to do.
@@ -31,6 +31,9 @@ pub struct Waiters {
     pub cancelling: Arc<[Arc<str>]>,
     pub counters: Arc<Counters>,
 }
+
+/// What is known of a job whose reply will be late: its trace and its handler.
+pub type Late = (Trace, Arc<str>);
 
 impl Waiters {
     /// Whether these have ended could not be found out.
@@ -48,15 +51,14 @@ impl Waiters {
         self.by_job.entry(job).or_default().push(number);
     }
 
-    /// It is not, any more; true if nobody else wants to hear of it. With its trace the reply of a job that was accepted
-    /// will be late.
-    pub fn withdraw(&mut self, number: usize, job: JobId, late: Option<Trace>) -> bool {
+    /// It is not, any more; true if nobody else wants to hear of it. `late`: it was accepted, and its reply will be late.
+    pub fn withdraw(&mut self, number: usize, job: JobId, late: Option<Late>) -> bool {
         let Some(callers) = self.by_job.get_mut(&job) else { return false };
         callers.retain(|other| *other != number);
         let is_last = callers.is_empty();
         if is_last {
             self.by_job.remove(&job);
-            self.left.extend(late.map(|trace| (job, trace)));
+            self.left.extend(late.map(|late| (job, late)));
         }
         is_last
     }
@@ -70,10 +72,10 @@ impl Waiters {
     pub fn take(&mut self, job: JobId) -> Vec<usize> {
         let callers = self.by_job.remove(&job);
         if callers.is_none()
-            && let Some(trace) = self.left.remove(&job)
+            && let Some((trace, handler)) = self.left.remove(&job)
         {
             self.counters.reply_late.fetch_add(1, Ordering::Relaxed);
-            said("reply.late_dropped", job, &trace, "waiter_gone");
+            said("reply.late_dropped", job, &trace, &handler, "waiter_gone");
         }
         callers.unwrap_or_default()
     }
@@ -87,6 +89,8 @@ impl Waiters {
 /// A caller that waits for a job, or for its acceptance alone.
 pub struct Waiting {
     pub job: JobId,
+    /// Empty until it is known.
+    pub handler: Arc<str>,
     pub kind: Kind,
     pub stage: Stage,
     /// When the wait is over.
@@ -103,8 +107,8 @@ pub enum Kind {
     Acceptance,
     /// The handler's output; past the deadline 504.
     Result,
-    /// The handler's output; past the deadline 202 (`Prefer: wait`, so many seconds).
-    ResultOrAccepted(u64),
+    /// The handler's output; past the deadline 202 (`Prefer: wait`, alone or with `respond-async`).
+    ResultOrAccepted { seconds: u64, respond_async: bool },
     /// The record, as it is at the end or at the deadline.
     Record,
 }
@@ -128,8 +132,9 @@ impl Waiting {
         answer = answer.with("cofferdam-job-id", self.job);
         match self.kind {
             Kind::Acceptance => answer.with("preference-applied", "respond-async"),
-            Kind::ResultOrAccepted(seconds) => {
-                answer.with("preference-applied", format_args!("wait={seconds}"))
+            Kind::ResultOrAccepted { seconds, respond_async } => {
+                let first = if respond_async { "respond-async, " } else { "" };
+                answer.with("preference-applied", format_args!("{first}wait={seconds}"))
             }
             Kind::Result | Kind::Record => answer,
         }
@@ -137,6 +142,6 @@ impl Waiting {
 }
 
 /// A boundary event of a reply.
-pub fn said(name: &str, job: JobId, trace: &Trace, cause: &str) {
-    job_event(log::Level::Debug, name, trace, job).field("cause", cause).emit();
+pub fn said(name: &str, job: JobId, trace: &Trace, handler: &str, cause: &str) {
+    job_event(log::Level::Debug, name, trace, job, handler).field("cause", cause).emit();
 }

@@ -15,14 +15,14 @@ use std::time::Duration;
 use super::clients::{NEVER, Phase};
 use super::gate::Gate;
 use super::http1::{Head, refused};
-use super::questions::{Asker, Question, Ticket};
+use super::questions::{Asker, Question, Single, Ticket};
 use super::respond::{Answer, record_json};
 use super::routes::{Inner, parameter};
 use super::submission;
 use super::waiters::{Kind, Stage, TOO_MANY_WAITERS, Waiting, said};
 use crate::job::{Finished, JobId, JobRecord, Trace};
-use crate::observe::{event, job_event};
-use crate::ports::{BackendError, Submitted};
+use crate::observe::job_event;
+use crate::ports::{BackendError, Refusal, Submitted};
 use crate::problem::Code;
 
 impl Gate {
@@ -36,33 +36,42 @@ impl Gate {
         };
         let most = self.settings.reply_timeout;
         let (kind, wait) = match kind {
-            Kind::ResultOrAccepted(seconds) => {
+            Kind::ResultOrAccepted { seconds, respond_async } => {
                 let wait = Duration::from_secs(seconds).min(most);
-                (Kind::ResultOrAccepted(wait.as_secs()), wait)
+                (Kind::ResultOrAccepted { seconds: wait.as_secs(), respond_async }, wait)
             }
             Kind::Acceptance | Kind::Result | Kind::Record => (kind, most),
         };
-        if self.begin_asking(number, id, kind, wait) {
-            self.questions.push(Question::Submit(Ticket { asker, single: Some((id, trace)) }, vec![job]));
+        let handler = job.handler.clone();
+        if self.begin_asking(number, id, handler.clone(), kind, wait) {
+            let single = Some(Single { job: id, trace, handler });
+            self.questions.push(Question::Submit(Ticket { asker, single }, vec![job]));
         }
     }
 
     pub(super) fn wait_for_record(&mut self, number: usize, head: &Head, job: JobId) {
-        let Some(seconds) = parameter(head.query(), "wait").and_then(submission::number) else {
+        let Some(seconds) = parameter(head.query(), "wait").and_then(submission::seconds) else {
             return self.clients.refuse(number, refused(Code::BadRequest, "wait takes whole seconds"));
         };
         let wait = Duration::from_secs(seconds).min(self.settings.reply_timeout);
         if wait.is_zero() {
             return self.ask_pages(number, Inner::Record(job), "GET", format!("/v1/jobs/{job}"));
         }
-        if self.begin_asking(number, job, Kind::Record, wait) {
+        if self.begin_asking(number, job, Arc::default(), Kind::Record, wait) {
             self.ask_for_record(number, Stage::Asked);
         }
     }
 
     /// The request waits for the broker's answer. A caller who will wait for the job is entered at once: elsewhere
     /// it may have ended before the answer is here. False: it was refused.
-    fn begin_asking(&mut self, number: usize, job: JobId, kind: Kind, wait: Duration) -> bool {
+    fn begin_asking(
+        &mut self,
+        number: usize,
+        job: JobId,
+        handler: Arc<str>,
+        kind: Kind,
+        wait: Duration,
+    ) -> bool {
         let is_awaited = kind != Kind::Acceptance;
         if is_awaited && self.waiters.count >= self.settings.web.max_inflight {
             self.clients.refuse(number, TOO_MANY_WAITERS);
@@ -76,7 +85,8 @@ impl Gate {
         // The backend's own time-outs end this.
         conn.deadline = NEVER;
         let until = self.clients.now.plus(wait);
-        let waiting = Waiting { job, kind, stage: Stage::Asked, until, ended: None, is_replayed: false };
+        let (stage, ended, is_replayed) = (Stage::Asked, None, false);
+        let waiting = Waiting { job, handler, kind, stage, until, ended, is_replayed };
         conn.phase = Phase::Waiting(Box::new(waiting));
         true
     }
@@ -104,14 +114,15 @@ impl Gate {
         let conn = self.clients.conns.get_mut(&number)?;
         let Phase::Waiting(waiting) = std::mem::replace(&mut conn.phase, Phase::Head) else { return None };
         let trace = conn.current.trace;
-        let late = (end == End::TimedOut).then_some(trace);
+        let late = (end == End::TimedOut).then(|| (trace, waiting.handler.clone()));
+        let is_late = late.is_some();
         if waiting.kind != Kind::Acceptance {
             self.waiters.count(-1);
             self.waiters.withdraw(number, waiting.job, late);
         }
-        if late.is_some() {
+        if is_late {
             self.waiters.counters.reply_timeouts.fetch_add(1, Ordering::Relaxed);
-            said("reply.timed_out", waiting.job, &trace, "");
+            said("reply.timed_out", waiting.job, &trace, &waiting.handler, "");
         }
         Some((*waiting, trace))
     }
@@ -130,22 +141,22 @@ impl Gate {
     pub(super) fn submitted(
         &mut self,
         asker: Asker,
-        job: JobId,
-        trace: Trace,
+        single: &Single,
         answers: Result<Vec<Submitted>, BackendError>,
     ) {
-        let number = asker.conn;
+        let (number, Single { job, trace, handler }) = (asker.conn, single);
+        let job = *job;
         let no_answer = || BackendError("the broker gave no answer".into());
         let answer = answers.and_then(|mut answers| answers.pop().ok_or_else(no_answer));
         let is_new = answer == Ok(Submitted::New);
         if is_new {
-            job_event(log::Level::Debug, "ingress.accepted", &trace, job).emit();
+            job_event(log::Level::Debug, "ingress.accepted", trace, job, handler).emit();
         }
         let asks_still = |waiting: &&mut Waiting| waiting.job == job && waiting.stage == Stage::Asked;
         let Some(waiting) = self.waiting(asker).filter(asks_still) else {
             // Who asked has hung up meanwhile: the reply will be late, or the job goes along.
             if is_new {
-                self.waiters.left.insert(job, trace);
+                self.waiters.left.insert(job, (*trace, handler.clone()));
                 self.abandon(job);
             }
             return;
@@ -165,17 +176,25 @@ impl Gate {
                 record.status.as_str()
             }
             Ok(Submitted::Refused(refusal)) => {
-                return self.refuse_wait(number, refusal.code(), "the job was not accepted");
+                let detail = match refusal {
+                    Refusal::ResultGone => {
+                        "the job of this Idempotency-Key has ended and its result is gone; it does not run again"
+                    }
+                    Refusal::UnknownHandler | Refusal::QueueFull | Refusal::IdempotencyMismatch => {
+                        "the job was not accepted"
+                    }
+                };
+                return self.refuse_wait(number, refusal.code(), detail);
             }
             Err(error) => {
                 let code = Code::BackendUnavailable;
-                let rejected = event(log::Level::Warn, "ingress.rejected").field("code", code.as_str());
-                rejected.field("cause", &error.0).emit();
+                let rejected = job_event(log::Level::Warn, "ingress.rejected", trace, job, handler);
+                rejected.field("code", code.as_str()).field("cause", &error.0).emit();
                 self.end_wait(number, End::Answered);
                 // Nothing is known of what became of the submission; its id is told, so that it can be asked for.
                 let detail = "the backend cannot be reached; the job may have been accepted: ask by its id, or repeat the \
                               request with the same Idempotency-Key";
-                let answer = Answer::refusal(code, detail, &trace).with("cofferdam-job-id", job);
+                let answer = Answer::refusal(code, detail, trace).with("cofferdam-job-id", job);
                 return self.clients.answer(number, &answer);
             }
         };
@@ -196,7 +215,7 @@ impl Gate {
             None => self.clients.set_deadline(number, until),
             Some(_) if waiting.kind == Kind::Record => self.ask_for_record(number, Stage::Looking),
             Some(finished) => {
-                said("reply.delivered", waiting.job, &conn.current.trace, "");
+                said("reply.delivered", waiting.job, &conn.current.trace, &waiting.handler, "");
                 self.answer_finished(number, &finished);
             }
         }
@@ -212,6 +231,11 @@ impl Gate {
     fn tell_end(&mut self, number: usize, job: JobId, finished: &Arc<Finished>) {
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };
         let trace = conn.current.trace;
+        let handler = match &conn.phase {
+            Phase::Waiting(waiting) => waiting.handler.clone(),
+            Phase::Streaming(batch) => batch.pump.handler().clone(),
+            Phase::Head | Phase::Body(_) | Phase::Inner | Phase::Closing => return,
+        };
         match &mut conn.phase {
             // Its caller is told first that it was accepted.
             Phase::Waiting(waiting) if waiting.stage == Stage::Asked => {
@@ -230,52 +254,66 @@ impl Gate {
             }
             Phase::Head | Phase::Body(_) | Phase::Inner | Phase::Closing => return,
         }
-        said("reply.delivered", job, &trace, "");
+        said("reply.delivered", job, &trace, &handler, "");
     }
 
     /// A record is there: of a job that is to be waited for, or whose wait is over.
     pub(super) fn record_is_there(&mut self, asker: Asker, record: Result<Option<JobRecord>, BackendError>) {
         let number = asker.conn;
         let Some(waiting) = self.waiting(asker) else { return };
+        if let Ok(Some(record)) = &record {
+            waiting.handler.clone_from(&record.spec.handler);
+        }
         let goes_on = matches!(&record, Ok(Some(record)) if !record.status.is_terminal());
         match (waiting.stage, waiting.kind) {
             // Its end has been told meanwhile, or another look is under way.
             (Stage::Accepted, _) => {}
             (Stage::Asked, _) if goes_on => self.is_accepted(number),
             (Stage::Asked | Stage::Looking, Kind::Record) => self.show_record(number, record),
-            (Stage::Asked | Stage::Looking, Kind::Acceptance | Kind::Result | Kind::ResultOrAccepted(_)) => {
-                self.time_is_up(number, record.ok().flatten())
-            }
+            (
+                Stage::Asked | Stage::Looking,
+                Kind::Acceptance | Kind::Result | Kind::ResultOrAccepted { .. },
+            ) => self.time_is_up(number, record),
         }
     }
 
     /// The record is the answer, as it stands now.
     fn show_record(&mut self, number: usize, record: Result<Option<JobRecord>, BackendError>) {
-        let (code, detail) = match record {
-            Ok(Some(record)) => {
-                let end = if record.status.is_terminal() { End::Answered } else { End::TimedOut };
-                let Some((waiting, _)) = self.end_wait(number, end) else { return };
-                let answer = Answer::json(200, record_json(&record));
-                return self.clients.answer(number, &waiting.with_headers(answer));
+        let goes_on = matches!(&record, Ok(Some(record)) if !record.status.is_terminal());
+        let end = if goes_on { End::TimedOut } else { End::Answered };
+        let Some((waiting, trace)) = self.end_wait(number, end) else { return };
+        let answer = match record {
+            Ok(Some(record)) => Answer::json(200, record_json(&record)),
+            Ok(None) => {
+                let refused = refused(Code::UnknownJob, "there is no job of this id");
+                return self.clients.refuse(number, refused);
             }
-            Ok(None) => (Code::UnknownJob, "there is no job of this id"),
-            Err(_) => (Code::BackendUnavailable, "the backend cannot be reached"),
+            Err(_) => Answer::refusal(Code::BackendUnavailable, "the backend cannot be reached", &trace),
         };
-        self.refuse_wait(number, code, detail);
+        self.clients.answer(number, &waiting.with_headers(answer));
     }
 
     /// A caller's time is up: with the result, if the job has ended unheard; else with what is known.
-    fn time_is_up(&mut self, number: usize, record: Option<JobRecord>) {
-        if let Some(finished) = record.as_ref().and_then(|record| record.finished.as_ref()) {
+    fn time_is_up(&mut self, number: usize, record: Result<Option<JobRecord>, BackendError>) {
+        if let Ok(Some(JobRecord { finished: Some(finished), .. })) = &record {
             return self.answer_finished(number, finished);
         }
         let Some((waiting, trace)) = self.end_wait(number, End::TimedOut) else { return };
-        let answer = match waiting.kind {
-            Kind::ResultOrAccepted(_) => {
+        let answer = match (waiting.kind, record) {
+            (Kind::ResultOrAccepted { .. }, record) => {
+                let record = record.ok().flatten();
                 Answer::accepted(waiting.job, record.map_or("queued", |record| record.status.as_str()))
             }
-            Kind::Acceptance | Kind::Result | Kind::Record => {
-                let detail = "the job goes on; its record tells when it ends";
+            (Kind::Acceptance | Kind::Result | Kind::Record, record) => {
+                let detail = match record {
+                    Ok(Some(_)) => {
+                        "the job was accepted and goes on: ask by its id, or repeat with the same key"
+                    }
+                    Ok(None) => "the job was accepted, and there is no record of it any more",
+                    Err(_) => {
+                        "the job was accepted; what became of it cannot be found out now: ask by its id"
+                    }
+                };
                 Answer::refusal(Code::ReplyTimeout, detail, &trace)
             }
         };
@@ -290,8 +328,9 @@ impl Gate {
         self.waiters.counters.reply_cancelled.fetch_add(1, Ordering::Relaxed);
         self.waiters.count(-1);
         // Of a job that was asked for nothing is known: it may be refused, or be another one. The answer tells.
-        let late = (waiting.stage != Stage::Asked).then_some(trace);
-        if self.waiters.withdraw(number, waiting.job, late) && late.is_some() {
+        let is_accepted = waiting.stage != Stage::Asked;
+        let late = is_accepted.then(|| (trace, waiting.handler.clone()));
+        if self.waiters.withdraw(number, waiting.job, late) && is_accepted {
             self.abandon(waiting.job);
         }
     }
@@ -321,17 +360,20 @@ impl Gate {
 
     /// The drain's deadline has passed: who still waits is told what becomes of the job.
     pub fn cut_off(&mut self) {
-        let detail = match self.settings.jobs_survive_processes {
-            true => {
-                "the service has stopped before the job ended; it goes on elsewhere, or when the service is back"
-            }
-            false => "the service has stopped before the job ended; jobs in memory are gone with it",
+        let fate = match self.settings.jobs_survive_processes {
+            true => "it goes on elsewhere, or when the service is back",
+            false => "jobs in memory are gone with it",
         };
-        let waits =
-            |phase: &Phase| matches!(phase, Phase::Waiting(waiting) if waiting.kind != Kind::Acceptance);
-        for number in self.clients.in_phase(waits) {
+        for number in self.clients.in_phase(|phase| matches!(phase, Phase::Waiting(_))) {
             let Some((waiting, trace)) = self.end_wait(number, End::Answered) else { continue };
-            let answer = Answer::refusal(Code::Draining, detail, &trace);
+            let before = match (waiting.stage, waiting.kind) {
+                (Stage::Asked, Kind::Acceptance | Kind::Result | Kind::ResultOrAccepted { .. }) => {
+                    "it was known if the job was accepted; if so,"
+                }
+                (Stage::Asked, Kind::Record) | (Stage::Accepted | Stage::Looking, _) => "the job ended;",
+            };
+            let detail = format!("the service has stopped before {before} {fate}");
+            let answer = Answer::refusal(Code::Draining, &detail, &trace);
             self.clients.answer(number, &waiting.with_headers(answer));
         }
     }
@@ -352,6 +394,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::clock::Timestamp;
     use crate::config::SinkMode;
     use crate::entropy::Entropy;
     use crate::handler::{HandlerOptions, HandlerSpec};
@@ -390,7 +433,7 @@ mod tests {
     }
 
     fn job(ticket: Ticket) -> JobId {
-        ticket.single.expect("it is a single job").0
+        ticket.single.expect("it is a single job").job
     }
 
     const SUBMIT: &str = "POST /v1/jobs/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nx";
@@ -422,13 +465,48 @@ mod tests {
         let mut gate = gate();
         let Question::Submit(ticket, _) = ask(&mut gate, 1, SUBMIT) else { panic!("it submits") };
         gate.close(1);
-        gate.answered(Answered::Submitted(ticket, Ok(vec![Submitted::New])));
+        gate.answered(Answered::Submitted(ticket.clone(), Ok(vec![Submitted::New])));
         assert_eq!(gate.waiters.len(), 1);
         let status = crate::job::JobStatus::Succeeded;
         let finished = Arc::new(Finished { status, result: Ok(Payload::json(*b"1")) });
         gate.reply(job(ticket), &finished);
         assert_eq!(gate.waiters.len(), 0);
         assert_eq!(gate.clients.counters.reply_late.load(Ordering::Relaxed), 1);
+    }
+
+    /// Whatever can be said of it, the id of a job that was or may have been accepted is told, and so is what is known.
+    #[test]
+    fn answers_that_leave_a_job_in_doubt_name_it_and_say_so() {
+        let assert_told = |gate: &Gate, status: &str, job: JobId, words: &str| {
+            let answer = String::from_utf8_lossy(gate.unsent(1)).into_owned();
+            let id = format!("\r\ncofferdam-job-id: {job}\r\n");
+            assert!(answer.starts_with(status) && answer.contains(&id) && answer.contains(words), "{answer}");
+        };
+        let away = || BackendError("away".into());
+        for (record, words) in
+            [(Ok(None), "no record of it any more"), (Err(away()), "cannot be found out now")]
+        {
+            let mut gate = gate();
+            let Question::Submit(ticket, _) = ask(&mut gate, 1, SUBMIT) else { panic!("it submits") };
+            gate.answered(Answered::Submitted(ticket.clone(), Ok(vec![Submitted::New])));
+            gate.begin_turn(Timestamp(11_000_000));
+            gate.tick();
+            let Some(Question::Record(asker, ..)) = gate.take_questions().pop() else { panic!("it looks") };
+            gate.answered(Answered::Record(asker, record));
+            assert_told(&gate, "HTTP/1.1 504 ", job(ticket), words);
+        }
+        for prefer in ["", "Prefer: respond-async\r\n", "Prefer: wait=9\r\n"] {
+            let submit = SUBMIT.replace("Content-Length", &format!("{prefer}Content-Length"));
+            let mut away_gate = gate();
+            let Question::Submit(ticket, _) = ask(&mut away_gate, 1, &submit) else { panic!("it submits") };
+            away_gate.answered(Answered::Submitted(ticket.clone(), Err(away())));
+            assert_told(&away_gate, "HTTP/1.1 503 ", job(ticket), "may have been accepted");
+            let mut gate = gate();
+            let Question::Submit(ticket, _) = ask(&mut gate, 1, &submit) else { panic!("it submits") };
+            gate.drain();
+            gate.cut_off();
+            assert_told(&gate, "HTTP/1.1 503 ", job(ticket), "before it was known if the job was accepted");
+        }
     }
 
     /// An end that is heard before the answer to the submission waits for it; both come out once.
@@ -438,7 +516,7 @@ mod tests {
         let Question::Submit(ticket, _) = ask(&mut gate, 1, SUBMIT) else { panic!("it submits") };
         let status = crate::job::JobStatus::Succeeded;
         let finished = Arc::new(Finished { status, result: Ok(Payload::json(*b"17")) });
-        gate.reply(job(ticket), &finished);
+        gate.reply(job(ticket.clone()), &finished);
         assert!(gate.unsent(1).is_empty());
         gate.answered(Answered::Submitted(ticket, Ok(vec![Submitted::New])));
         let answer = String::from_utf8_lossy(gate.unsent(1)).into_owned();

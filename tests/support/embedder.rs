@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         .handler_with("count", HandlerOptions::serial(), count)
         .handler_with("flaky", once.clone(), flaky)
         .handler_with("stubborn", once.clone(), stubborn)
+        .handler_with("panics", once.clone(), panics)
         .handler_with("wall", once, wall)
         .main()
 }
@@ -63,6 +64,11 @@ fn flaky(job: &Job, cx: &mut JobContext) -> Result<Payload, HandlerError> {
 fn stubborn(job: &Job, _: &mut JobContext) -> Result<Payload, HandlerError> {
     std::thread::sleep(ms(job)?);
     Ok(Payload::json(b"true".to_vec()))
+}
+
+/// Panics with its payload in its words.
+fn panics(job: &Job, _: &mut JobContext) -> Result<Payload, HandlerError> {
+    panic!("{}", String::from_utf8_lossy(&job.payload().bytes))
 }
 
 /// The wall clock's seconds, as its process sees them.

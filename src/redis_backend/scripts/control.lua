@@ -4,7 +4,8 @@
 -- "retry"   {id, call: this call's name}: the status of a job that cannot be retried or nil, its record
 -- "records" {ids, in: an instance that hears of their ends, or absent}: their records
 -- "pause"   {h, on}: whether there is such a handler
--- "list"    {h, s, most}: ids, newest first
+-- "payload" {id}: its envelope, and its payload unless that is not kept any more
+-- "list"    {h, s, most, after: a number of submission}: ids, newest first, of those before it; the number of the last one
 -- "stats"   {}: figures as a flat list; how long each handler's oldest job waits, us; nodes; records; leases; idempotency keys
 -- "load"    {map, ttl}: a flat list of entries; "get" {map, key: index}: a value or nil; "apply" {map, ch: changes, ttl};
 -- "delete"  {map}; ttl in us or absent
@@ -141,20 +142,27 @@ callable('pause', function()
   return done(true)
 end)
 
+callable('payload', function()
+  if not sees(A.id) then return false end
+  local env, s, payload = unpack(call('HMGET', job_key(A.id), 'env', 's', 'pl'))
+  return {env, s ~= 'succeeded' and payload}
+end)
+
 callable('list', function()
-  local out, from = {}, 0
+  local out, last, from = {}, false, type(A.after) == 'number' and '(' .. int(A.after) or '+inf'
   while #out < A.most do
-    local ids = call('ZREVRANGE', P .. 'all', from, from + 255)
-    if #ids == 0 then break end
-    from = from + #ids
-    for _, id in ipairs(ids) do
+    local members = call('ZRANGE', P .. 'all', from, '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, 256, 'WITHSCORES')
+    if #members == 0 then break end
+    from = '(' .. members[#members]
+    for at = 1, #members, 2 do
+      local id = members[at]
       if #out < A.most and sees(id) then
         local h, s = unpack(call('HMGET', job_key(id), 'h', 's'))
-        if (not A.h or A.h == h) and (not A.s or A.s == s) then out[#out + 1] = id end
+        if (not A.h or A.h == h) and (not A.s or A.s == s) then out[#out + 1], last = id, tonumber(members[at + 1]) end
       end
     end
   end
-  return out
+  return {out, last}
 end)
 
 callable('stats', function()

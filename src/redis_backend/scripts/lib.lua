@@ -144,8 +144,13 @@ local function flush()
   adds, new, removes, streams, jobs = {}, {}, {}, {}, {}
 end
 
--- An event of a job, its cause, its trace.
-local function note(name, id, cause, trace) notices[#notices + 1] = {name, id, cause, trace or ''} end
+-- An event of a job and its cause; of the job its trace and handler, of its last delivery the number and how long it took, us.
+-- "r" is the outcome that led to it, if it is an index in ARGV.
+local function note(name, id, cause, job, r)
+  job = job or {}
+  notices[#notices + 1] = {name, id, cause, job.tr or '', job.h or '', int(job.dl or 0), int(math.max(0, now - (job.st or now))),
+    type(r) == 'number' and r or 0}
+end
 
 -- The names of a handler's figures. Durations are counted in the buckets of ports::Histogram.
 local BOUNDS = {100, 500, 1000, 5000, 10000, 50000, 100000, 500000, 1000000, 5000000, 10000000, 60000000, 300000000}
@@ -508,6 +513,7 @@ local function finish(id, job, status, r, n, delivery)
     zrem('dying', id)
     call('HDEL', job_key(id), 'by')
   end
+  if status ~= 'succeeded' and status ~= 'cancelled' then note('job.failed', id, 'executor_lost', job, r) end
   set_job(id, unpack(fields))
   tell(job['in'], id, status, r)
   if parks then
@@ -583,13 +589,14 @@ local function again(id, job, cause, dead, jitter, n, delivery, after)
     if dead then
       count('dead', 1)
       finish(id, job, 'dead', dead, n, delivery)
-      note('queue.dead', id, cause, job.tr)
+      note('queue.dead', id, cause, job)
       return
     end
     count('dying', 1)
     zadd('dying', now_text, id)
-    call('HSET', job_key(id), 'by', digits(next_number()))
-    after = 0
+    requeue(id, job, now)
+    call('HSET', job_key(id), 'by', digits(next_number()), 'ct', n, 'cd', delivery)
+    return
   end
   if not after then
     local tries = cause == 'executor_lost' and job.lo - 1 or job.d
@@ -597,7 +604,7 @@ local function again(id, job, cause, dead, jitter, n, delivery, after)
   end
   requeue(id, job, now + after)
   call('HSET', job_key(id), 'ct', n, 'cd', delivery)
-  note('queue.redelivered', id, cause, job.tr)
+  note('queue.redelivered', id, cause, job, dead)
 end
 
 -- The same, where no outcome came and so no jitter: the id is as random.
@@ -622,7 +629,7 @@ local function lose_lease(lease, how)
       if losses == 'lo' and job.lo == 1 then count('suspects', 1) end
       if job.s == 'queued' then may_have_begun(id)
       else
-        if losses == 'lo' and job.lo == R.alone then note('job.suspect', id, 'executor_lost', job.tr) end
+        if losses == 'lo' and job.lo == R.alone then note('job.suspect', id, 'executor_lost', job) end
         lost_again(id, job)
       end
     end

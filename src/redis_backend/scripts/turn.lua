@@ -29,7 +29,7 @@
 --             leases: list of {n, number of the executor, h, kind, version, state, jobs: list of {id, env, d, f, context, pl}, lane,
 --             1 if it runs alone, signature of the state},
 --             over: numbers of leases that ran out, revoked: list of {number of the executor, lease, job},
---             ends: see "tell", notices: list of {event, id, cause, trace}, groups with room now,
+--             ends: see "tell", notices: see "note", groups with room now,
 --             us until something is ready by time or nil, inboxes that were not there, dying jobs}
 -- Repeatable: commits that held are "again", jobs that are there are "new", and the same leases are given once more.
 
@@ -46,11 +46,11 @@ local function version_of(lane) return int(num(call('HGET', P .. 'lane:' .. lane
 local function too_late(c, job)
   if A.again and job and job.ct == c.n and tonumber(job.cd) == c.d then
     count('duplicate', 1)
-    note('reply.duplicate_dropped', c.id, 'repeated', job.tr)
+    note('reply.duplicate_dropped', c.id, 'repeated', job)
     return 'again'
   end
   count('late', 1)
-  if job then note('reply.late_dropped', c.id, 'fenced', job.tr) end
+  if job then note('reply.late_dropped', c.id, 'fenced', job) end
   return 'fenced'
 end
 
@@ -125,7 +125,7 @@ local function commit(c)
     job.d = job.d - 1
     requeue(c.id, job, now + backoff)
     call('HSET', job_key(c.id), 'ct', c.n, 'cd', delivery)
-    note('queue.redelivered', c.id, 'queue_full', job.tr)
+    note('queue.redelivered', c.id, 'queue_full', job)
     end_lease(lease, true)
     return 'refused'
   end
@@ -163,7 +163,7 @@ local function bury(id, r)
   end
   count('dead', 1)
   finish(id, job, 'dead', r, '', '')
-  note('queue.dead', id, 'executor_lost', job.tr)
+  note('queue.dead', id, 'executor_lost', job)
   if job.l ~= '' then make_ready(job.l, job.by) end
 end
 

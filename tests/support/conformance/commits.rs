@@ -209,7 +209,7 @@ fn what_took_hold(bench: &Bench, inbox: &mut dyn cofferdam::ports::Inbox, lease:
 
 fn all(bench: &Bench) -> Vec<cofferdam::job::JobRecord> {
     let filter = cofferdam::ports::Filter { limit: 1000, ..cofferdam::ports::Filter::default() };
-    bench.backend.producer().list(&Viewer::anonymous(), &filter).expect("the backend is there")
+    bench.backend.producer().list(&Viewer::anonymous(), &filter).expect("the backend is there").records
 }
 
 fn subscribed(bench: &Bench) -> Box<dyn cofferdam::ports::Inbox> {

@@ -351,7 +351,8 @@ pub fn others_jobs_are_not_there(make: Make) {
         (Viewer::anonymous(), true),
     ] {
         assert_eq!(producer.record(&viewer, job).unwrap().is_some(), sees, "{viewer:?}");
-        assert_eq!(producer.list(&viewer, &filter).unwrap().len(), usize::from(sees), "{viewer:?}");
+        assert_eq!(producer.list(&viewer, &filter).unwrap().records.len(), usize::from(sees), "{viewer:?}");
+        assert_eq!(producer.payload(&viewer, job).unwrap().is_some(), sees, "{viewer:?}");
         assert_eq!(producer.retry(&viewer, job).unwrap().is_some(), sees, "{viewer:?}");
         if !sees {
             assert_eq!(producer.cancel(&viewer, job).unwrap(), None, "{viewer:?}");
@@ -371,8 +372,9 @@ pub fn a_list_is_newest_first_filtered_and_limited(make: Make) {
     bench.executor().finish_everything();
     let d = submit("free");
     let list = |status, handler: Option<&str>, limit| -> Vec<JobId> {
-        let filter = Filter { status, handler: handler.map(str::to_owned), limit, bare: false };
-        let records = bench.backend.producer().list(&Viewer::anonymous(), &filter).unwrap();
+        let handler = handler.map(str::to_owned);
+        let filter = Filter { status, handler, limit, ..Filter::default() };
+        let records = bench.backend.producer().list(&Viewer::anonymous(), &filter).unwrap().records;
         records.iter().for_each(|record| assert_eq!(*record, bench.record(record.spec.id)));
         records.iter().map(|record| record.spec.id).collect()
     };
@@ -383,6 +385,53 @@ pub fn a_list_is_newest_first_filtered_and_limited(make: Make) {
     assert_eq!(list(Some(JobStatus::Succeeded), Some("free"), 10), [c, a]);
     assert_eq!(list(Some(JobStatus::Dead), None, 10), []);
     assert_eq!(list(None, Some("unheard of"), 10), []);
+}
+
+pub fn pages_of_a_list_follow_one_another_whatever_comes_and_goes_between_them(make: Make) {
+    let bench = Bench::new(make);
+    for _ in 0..4 {
+        bench.pass(SECOND);
+        // Some come at the same time.
+        bench.submit_many("free", 2);
+        bench.submit_to("serial");
+    }
+    let list = |after, limit| {
+        let filter = Filter { handler: Some("free".into()), limit, after, ..Filter::default() };
+        let listed = bench.backend.producer().list(&Viewer::anonymous(), &filter).unwrap();
+        let jobs: Vec<JobId> = listed.records.iter().map(|record| record.spec.id).collect();
+        (jobs, listed.next)
+    };
+    let (all, next) = list(None, 100);
+    assert_eq!((all.len(), next), (8, None), "there are no more");
+    let (first, next) = list(None, 3);
+    assert_eq!(first, all[..3]);
+    // The record that the next page follows goes meanwhile, and others come.
+    bench.cancel(first[2]);
+    bench.pass(1200 * SECOND);
+    assert_eq!(bench.find(first[2]), None);
+    bench.submit_to("free");
+    let (second, next) = list(next, 3);
+    assert_eq!(second, all[3..6]);
+    let (third, next) = list(next, 2);
+    assert_eq!(third, all[6..]);
+    assert_eq!(list(next, 2), (Vec::new(), None));
+}
+
+pub fn a_payload_is_there_until_its_job_has_succeeded(make: Make) {
+    let bench = Bench::new(make);
+    let payload = |job| bench.backend.producer().payload(&Viewer::anonymous(), job).unwrap();
+    let new = bench.job("free");
+    let job = bench.submit(new.clone());
+    assert_eq!(payload(job), Some(Some(new.payload.clone())));
+    let mut executor = bench.executor();
+    let lease = executor.lease();
+    assert_eq!(payload(job), Some(Some(new.payload.clone())));
+    assert_eq!(executor.say(&lease, 0, failed()), COMMITTED);
+    assert_eq!(payload(job), Some(Some(new.payload)));
+    assert!(bench.retry(job).is_ok());
+    assert_eq!(executor.finish_everything(), [job]);
+    assert_eq!(payload(job), Some(None));
+    assert_eq!(payload(JobId([7; 16])), None);
 }
 
 pub fn a_record_says_what_its_job_waits_for(make: Make) {

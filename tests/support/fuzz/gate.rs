@@ -8,11 +8,11 @@ use cofferdam::clock::Timestamp;
 use cofferdam::config::SinkMode;
 use cofferdam::entropy::Entropy;
 use cofferdam::handler::{HandlerOptions, HandlerSpec};
-use cofferdam::job::{Finished, InstanceId, JobId, JobRecord, JobStatus};
+use cofferdam::job::{Finished, InstanceId, JobId, JobRecord, JobStatus, Payload};
 use cofferdam::limits::{DELAY_MAX, IDEMPOTENCY_KEY_BYTES, MEDIA_TYPE_BYTES, ORDERING_KEY_BYTES};
 use cofferdam::observe::metrics::Counters;
 use cofferdam::ports::{
-    BackendError, Ends, Filter, JobEnded, NewJob, Producer, Refusal, Stats, Submitted, Viewer,
+    BackendError, Ends, Filter, JobEnded, Listed, NewJob, Producer, Refusal, Stats, Submitted, Viewer,
 };
 use cofferdam::web::calls::answer;
 use cofferdam::web::gate::{Gate, Settings};
@@ -210,8 +210,12 @@ impl Producer for Book {
         Ok(false)
     }
 
-    fn list(&self, _: &Viewer, _: &Filter) -> Result<Vec<JobRecord>, BackendError> {
-        Ok(Vec::new())
+    fn payload(&self, _: &Viewer, _: JobId) -> Result<Option<Option<Payload>>, BackendError> {
+        Ok(None)
+    }
+
+    fn list(&self, _: &Viewer, _: &Filter) -> Result<Listed, BackendError> {
+        Ok(Listed::default())
     }
 
     fn stats(&self) -> Result<Stats, BackendError> {
