@@ -22,11 +22,10 @@
 //! ARCHITECTURE.md is the map of the rooms; docs/protocol.md describes the channel.
 #![forbid(unsafe_code)]
 
-/// The code in these documents compiles, and what can run does.
+/// The code in this document compiles, and what can run does.
 #[cfg(doctest)]
-#[doc = include_str!("../README.md")]
 #[doc = include_str!("../docs/embedding.md")]
-mod documents {}
+mod document {}
 
 pub mod app;
 pub(crate) mod codec;

@@ -25,7 +25,8 @@ use super::context::{Handler, Handlers, Job, JobContext, Staging};
 use super::run::{RunMaps, RunStop};
 use crate::clock::Clock;
 use crate::handler::{HandlerError, HandlerOptions, HandlerSpec};
-use crate::job::{Entries, JobId, JobSpec, Payload, Trace, Version};
+pub use crate::job::FollowUp;
+use crate::job::{Effects, Entries, JobId, JobSpec, Payload, Trace, Version};
 use crate::ports::{LeasedJob, Rules};
 
 /// A job, and what its handler finds.
@@ -51,16 +52,6 @@ pub struct Tried {
     pub context: BTreeMap<String, Vec<u8>>,
     /// The jobs that it submits; none, unless it succeeded.
     pub follow_ups: Vec<FollowUp>,
-}
-
-/// A job that a handler has submitted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the arguments of `JobContext::submit`")]
-pub struct FollowUp {
-    pub handler: String,
-    pub payload: Payload,
-    pub key: Option<String>,
-    pub delay: Duration,
 }
 
 impl Trial {
@@ -154,20 +145,14 @@ impl Trial {
         });
         let (result, effects) = match committed {
             Ok((payload, effects)) => (Ok(payload), effects),
-            Err(error) => (Err(error), crate::job::Effects::default()),
+            Err(error) => (Err(error), Effects::default()),
         };
-        let follow_ups = effects.follow_ups.into_iter().map(|job| FollowUp {
-            handler: job.handler.to_string(),
-            payload: job.payload,
-            key: job.ordering_key.as_deref().map(str::to_owned),
-            delay: job.delay,
-        });
         let context = maps.traces.get(&trace.id).unwrap_or(&job.0.context);
         Tried {
             result,
             state: in_order(&maps.state),
             context: in_order(context),
-            follow_ups: follow_ups.collect(),
+            follow_ups: effects.follow_ups,
         }
     }
 }
