@@ -647,6 +647,25 @@ fn u7_what_a_batch_has_on_redis_goes_with_it_however_it_ends() {
 }
 
 #[test]
+fn u7_a_backend_that_refuses_for_good_ends_a_batch_with_its_reason() {
+    let server = Server::start(&[]);
+    let deployment = Deployment::on(&server);
+    let mut command = deployment.command(&cofferdam(), "batch", &[]);
+    let mut child = command.args(["--handler", "sleep"]).spawn().expect("the binary");
+    let mut stdin = child.stdin.take().expect("its input");
+    stdin.write_all(&b"{\"ms\":1}\n{\"ms\":200}\n".repeat(500)).expect("it reads");
+    let mut first = [0; 15];
+    child.stdout.as_mut().expect("its output").read_exact(&mut first).expect("the first result");
+    // Everything is submitted by now, so that nothing but the silence tells.
+    let _: () = server.ask(&["CONFIG", "SET", "requirepass", "changed"]);
+    let begun = Instant::now();
+    let output = program::wait(child);
+    drop(stdin);
+    assert_said(&output, 1, &["cofferdam: the backend: redis: ", "password_file"]);
+    assert!(begun.elapsed() < Duration::from_secs(25), "it took {:?}", begun.elapsed());
+}
+
+#[test]
 fn r10_keys_after_a_hundred_thousand_jobs_are_those_after_ten() {
     const AT_ONCE: usize = 10_000;
     let server = Server::start(&[]);

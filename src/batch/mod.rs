@@ -23,7 +23,7 @@ use crate::exit::Exit;
 use crate::handler::HandlerSpec;
 use crate::job::{InstanceId, Trace};
 use crate::ndjson::Pump;
-use crate::ports::{Ends, JobEnded, Producer};
+use crate::ports::{Ends, Fitness, JobEnded, Producer};
 use crate::process::hygiene;
 use progress::Progress;
 
@@ -119,8 +119,8 @@ pub struct Parts<'a> {
     pub bell: Bell,
     /// Keeps what the batch stands on; why nobody runs jobs any more, if it is so.
     pub failed: &'a dyn Fn() -> Option<String>,
-    /// Why the backend cannot be used as it is, if it is so; it is reached for that.
-    pub unfit: &'a dyn Fn() -> Option<String>,
+    /// What the backend says of itself; it is reached for that.
+    pub fitness: &'a dyn Fn() -> Result<Option<Fitness>, String>,
     /// How often it was told to stop since the last call.
     pub stops: &'a mut dyn FnMut() -> usize,
     /// After the first time what was read may take so long; after the second none.
@@ -148,8 +148,8 @@ impl Parts<'_> {
         pump.number_from(self.before + 1);
         let (again_at, refusing_since, pause) = (Instant::now(), None, Duration::ZERO);
         let producer = &*self.backend.producer;
-        let unfit = self.unfit;
-        let mut submitter = Submitter { producer, entropy, again_at, refusing_since, pause, unfit };
+        let mut submitter = Submitter { producer, entropy, again_at, refusing_since, pause };
+        let mut silence = Silence { asked: Instant::now(), bad_since: None };
         let (mut is_unsure, mut cut_off_at) = (false, None);
         loop {
             self.bell.answer();
@@ -205,7 +205,8 @@ impl Parts<'_> {
                 }
                 (Ok(()), None) => {}
             }
-            if let Some(reason) = (self.failed)() {
+            let unheard = if is_quiet { silence.says(self.fitness) } else { None };
+            if let Some(reason) = (self.failed)().or(unheard) {
                 return Err(BatchError::Failed(reason));
             }
             // Nobody else may look after time in this process.
@@ -328,6 +329,35 @@ impl Source {
     }
 }
 
+/// A backend that restarts, or fails over, is back by then.
+const AWAY_FOR_GOOD: Duration = Duration::from_secs(60);
+
+/// While nothing is heard of any line, the backend is asked now and then whether anything can be.
+struct Silence {
+    asked: Instant,
+    /// `Some` iff its last answer was bad.
+    bad_since: Option<Instant>,
+}
+
+impl Silence {
+    /// Why no line will be heard of any more, if it is so.
+    fn says(&mut self, fitness: &dyn Fn() -> Result<Option<Fitness>, String>) -> Option<String> {
+        const EVERY: Duration = Duration::from_secs(5);
+        if self.asked.elapsed() < EVERY {
+            return None;
+        }
+        let bad = match fitness() {
+            Ok(Some(Fitness::Unfit(why))) | Err(why) => Some((why, EVERY)),
+            Ok(Some(Fitness::Away(why))) => Some((why, AWAY_FOR_GOOD)),
+            Ok(Some(Fitness::Fit(_)) | None) => None,
+        };
+        self.asked = Instant::now();
+        self.bad_since = bad.is_some().then(|| self.bad_since.unwrap_or(self.asked));
+        let lasts = self.bad_since.map(|since| since.elapsed()).unwrap_or_default();
+        bad.filter(|(_, most)| lasts >= *most).map(|(why, _)| format!("the backend: {why}"))
+    }
+}
+
 /// Submits lines. A full queue is waited out, and so is a backend that is away: a batch never gets `queue_full`, and every
 /// call is safe to repeat.
 struct Submitter<'a> {
@@ -338,15 +368,11 @@ struct Submitter<'a> {
     /// How long the backend has refused everything, and when it is asked again.
     refusing_since: Option<Instant>,
     pause: Duration,
-    unfit: &'a dyn Fn() -> Option<String>,
 }
 
 impl Submitter<'_> {
     /// Submits a chunk; true if there is more to do at once.
     fn submit(&mut self, pump: &mut Pump, source: &mut Source) -> Result<bool, BatchError> {
-        /// A backend that restarts, or fails over, is back by then; one that says itself that it cannot be used gets less.
-        const FOR_GOOD: Duration = Duration::from_secs(60);
-        const UNFIT_FOR_GOOD: Duration = Duration::from_secs(5);
         let now = Instant::now();
         if now < self.again_at {
             return Ok(false);
@@ -366,11 +392,8 @@ impl Submitter<'_> {
                 if self.refusing_since.is_none() {
                     log::warn!("no line can be submitted for now: {error}");
                 }
-                let refusing = now - *self.refusing_since.get_or_insert(now);
-                let unfit = if refusing > UNFIT_FOR_GOOD { (self.unfit)() } else { None };
-                if refusing > FOR_GOOD || unfit.is_some() {
-                    let why = unfit.unwrap_or_else(|| error.to_string());
-                    return Err(BatchError::Failed(format!("the backend: {why}")));
+                if now - *self.refusing_since.get_or_insert(now) > AWAY_FOR_GOOD {
+                    return Err(BatchError::Failed(format!("the backend: {error}")));
                 }
                 self.pause = (2 * self.pause).clamp(Duration::from_millis(10), Duration::from_secs(1));
             }

@@ -19,7 +19,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::context::{Handler, Handlers, Job, JobContext, Staging};
 use super::run::{RunMaps, RunStop};
@@ -163,6 +162,8 @@ fn in_order(map: &Entries) -> BTreeMap<String, Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn chain(job: &Job, cx: &mut JobContext) -> Result<Payload, HandlerError> {

@@ -18,7 +18,6 @@ use crate::config::secret::Secret;
 use crate::deployment::{Backend, Deployment};
 use crate::entropy::Entropy;
 use crate::limits::{BATCH_COMMAND_LINES, SUB_LIVES};
-use crate::ports::Fitness;
 use crate::process::hygiene::{self, Signals, drain_bytes, hear_hangup};
 use crate::process::reactor::Reactor;
 use crate::supervisor::fleet::{Fleet, FleetEvent};
@@ -73,10 +72,7 @@ pub fn run(deployment: &Deployment, options: &BatchOptions) -> Result<Summary, B
             sub.renew();
             failed()
         },
-        unfit: &|| match deployment.fitness() {
-            Ok(Some(Fitness::Unfit(why))) | Err(why) => Some(why),
-            Ok(_) => None,
-        },
+        fitness: &|| deployment.fitness(),
         stops: &mut || {
             hear_hangup(&mut signals.hangup);
             drain_bytes(&mut signals.stop)
