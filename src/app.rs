@@ -3,13 +3,12 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use crate::execution::{Handler, Registry, builtin};
+use crate::cli::Program;
+use crate::execution::{Handler, builtin};
 use crate::handler::{HandlerOptions, is_handler_name};
 
 /// A binary with handlers: register them, then call [`App::main`].
-pub struct App {
-    registry: Registry,
-}
+pub struct App(Program);
 
 impl Default for App {
     fn default() -> App {
@@ -20,7 +19,12 @@ impl Default for App {
 impl App {
     /// With the built-in handlers `echo` and `sleep`.
     pub fn new() -> App {
-        App { registry: builtin::registry() }
+        App(Program {
+            registry: builtin::registry(),
+            worker_start: None,
+            name: env!("CARGO_PKG_NAME").into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        })
     }
 
     /// Registers a handler; a second one of the same name takes its place.
@@ -44,12 +48,28 @@ impl App {
         handler: impl Handler + 'static,
     ) -> App {
         assert!(is_handler_name(name), "a handler's name is 1 to 64 of a-z, A-Z, 0-9, _ and -: {name:?}");
-        self.registry.insert(name.to_owned(), (options, Arc::new(handler)));
+        self.0.registry.insert(name.to_owned(), (options, Arc::new(handler)));
+        self
+    }
+
+    /// What `--help` and `--version` call this binary.
+    #[must_use]
+    pub fn about(mut self, name: &str, version: &str) -> App {
+        (self.0.name, self.0.version) = (name.into(), version.into());
+        self
+    }
+
+    /// Runs once in each process that runs handlers, before its first job: the place for a pool of connections or a model.
+    /// After an error the process ends, with that as its last words. [`main`](App::main) itself runs in the supervisor and in web
+    /// as well, see docs/embedding.md.
+    #[must_use]
+    pub fn on_worker_start(mut self, start: impl Fn() -> Result<(), String> + Send + Sync + 'static) -> App {
+        self.0.worker_start = Some(Arc::new(start));
         self
     }
 
     /// The command line, from the arguments to the exit code.
     pub fn main(self) -> ExitCode {
-        crate::cli::main(&self.registry)
+        crate::cli::main(&self.0)
     }
 }

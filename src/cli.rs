@@ -1,8 +1,8 @@
 //! Arguments to a command, and a command's end to an exit code.
 
 use std::ffi::OsString;
-use std::io::{IsTerminal, Read, Write};
-use std::net::TcpStream;
+use std::io::{ErrorKind, IsTerminal, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,38 +11,27 @@ use crate::batch::{BatchError, BatchOptions};
 use crate::clock::Clock;
 use crate::config::{self, Loaded, SinkMode, Source};
 use crate::deployment::{Deployment, own_options};
-use crate::execution::{Registry, running_job};
+use crate::execution::{Registry, WorkerStart, running_job};
 use crate::exit::{Exit, complain, ended, say};
 use crate::observe::{job_event, log_writer};
 use crate::ports::Fitness;
 use crate::process::control_socket::Role;
-use crate::roles;
-
-const USAGE: &str = "\
-usage: cofferdam COMMAND [OPTIONS]
-
-  serve     run the job service: supervisor, web, executors
-  batch     NDJSON lines through a handler: --handler NAME [--input FILE|-] [--output FILE|-]
-            [--sink-mode source_seq|completion] [--progress auto|always|never]
-  check     validate the config and print what it comes to [--json]
-  keygen    a new secret, 32 random bytes as hex [--output FILE]
-  health    exit 0 if a running service is ready [--url URL]
-  web       serve without executors (Redis backends)
-  executor  serve for the executors of these groups, all by default (Redis backends) [--group G]...
-  token     a new bearer token: NAME [--scopes submit,read,admin] [--handlers A,B]
-
-options of serve, batch, check, web and executor:
-  --config FILE      a JSON config file (or COFFERDAM_CONFIG)
-  --set PATH=VALUE   one value, such as web.bind=127.0.0.1:0; may be repeated, later wins
-
-  --help, --version
-";
+use crate::{roles, usage};
 
 /// Names the config file where `--config` does not.
 const CONFIG_VARIABLE: &str = "COFFERDAM_CONFIG";
 
+/// A binary: its handlers, and what its users see of it.
+pub struct Program {
+    pub registry: Registry,
+    /// What each process that runs handlers does first.
+    pub worker_start: Option<WorkerStart>,
+    pub name: String,
+    pub version: String,
+}
+
 /// The whole command line.
-pub fn main(registry: &Registry) -> ExitCode {
+pub fn main(program: &Program) -> ExitCode {
     // A handler's panic becomes its job's error; its text may hold a payload and is not for the log.
     std::panic::set_hook(Box::new(|info| {
         let at = info.location().map(ToString::to_string).unwrap_or_default();
@@ -57,7 +46,7 @@ pub fn main(registry: &Registry) -> ExitCode {
     let arguments: Result<Vec<String>, _> = std::env::args_os().skip(1).map(OsString::into_string).collect();
     let exit = arguments
         .map_err(|bad| format!("an argument is not UTF-8: {}", bad.display()))
-        .and_then(|arguments| run(&arguments, registry))
+        .and_then(|arguments| run(&arguments, program))
         .unwrap_or_else(|message| {
             complain(&message);
             Exit::Usage
@@ -67,33 +56,37 @@ pub fn main(registry: &Registry) -> ExitCode {
 }
 
 /// Runs a command; an error is bad usage or a bad config.
-fn run(arguments: &[String], registry: &Registry) -> Result<Exit, String> {
+fn run(arguments: &[String], program: &Program) -> Result<Exit, String> {
+    let Program { registry, worker_start, name, version } = program;
+    let overview = || usage::overview().replace("cofferdam", name);
     let Some(command) = arguments.first().map(String::as_str) else {
-        say(std::io::stderr(), USAGE);
+        say(std::io::stderr(), &overview());
         return Ok(Exit::Usage);
     };
     let wants_help = arguments.iter().any(|argument| argument == "--help" || argument == "-h");
     if wants_help || command == "help" {
-        say(std::io::stdout(), USAGE);
+        let of = if command == "help" { arguments.get(1).map_or("", |of| of) } else { command };
+        let page = usage::page(of).map(|page| page.replace("cofferdam", name));
+        say(std::io::stdout(), &page.unwrap_or_else(overview));
         return Ok(Exit::Done);
     }
     if matches!(command, "--version" | "-V") {
-        say(std::io::stdout(), concat!("cofferdam ", env!("CARGO_PKG_VERSION"), "\n"));
+        say(std::io::stdout(), &format!("{name} {version}\n"));
         return Ok(Exit::Done);
     }
     let mut options = Options::new(&arguments[1..]);
     if let Some(role) = Role::parse(command).filter(|_| options.flag("--supervised")) {
         options.finish()?;
-        return Ok(roles::run_child(role, registry));
+        return Ok(roles::run_child(role, registry, worker_start.as_ref()));
     }
     match command {
-        "serve" => serve(&options.load(registry)?, registry, None),
-        "batch" => run_batch(&mut options, registry),
-        "check" => check(&mut options, registry),
+        "serve" => serve(&options.load(registry)?, program, None),
+        "batch" => run_batch(&mut options, program),
+        "check" => check(&mut options, program),
         "keygen" => keygen(&mut options),
-        "health" => health(&mut options),
-        "web" => serve(&options.load_of_many(registry)?, registry, Some(&[])),
-        "executor" => run_executor(&mut options, registry),
+        "health" => health(&mut options, registry),
+        "web" => serve(&options.load_of_many(registry)?, program, Some(&[])),
+        "executor" => run_executor(&mut options, program),
         "token" => Err("token: bearer tokens are not built yet".into()),
         unknown => Err(format!("there is no command {unknown}; see --help")),
     }
@@ -143,22 +136,29 @@ impl Options {
     fn load(&mut self, registry: &Registry) -> Result<Loaded, String> {
         let mut environment = Vec::new();
         for (name, value) in std::env::vars_os() {
-            let Ok(name) = name.into_string() else { continue };
-            if name.starts_with("COFFERDAM_") && (name.contains("__") || name == CONFIG_VARIABLE) {
-                let value = value.into_string().map_err(|_| format!("{name}: its value is not UTF-8"))?;
-                environment.push((name, value));
+            let Some(name) = name.into_string().ok().filter(|name| name.starts_with("COFFERDAM_")) else {
+                continue;
+            };
+            match value.into_string() {
+                Ok(value) => environment.push((name, value)),
+                Err(_) if name.contains("__") || name == CONFIG_VARIABLE => {
+                    return Err(format!("{name}: its value is not UTF-8"));
+                }
+                Err(_) => {}
             }
         }
-        let named = environment.iter().find(|(name, _)| name == CONFIG_VARIABLE);
+        let named = environment.iter().find(|(name, file)| name == CONFIG_VARIABLE && !file.is_empty());
         let file = self.value("--config")?.or_else(|| named.map(|(_, file)| file.clone()));
         let sets = self.values("--set")?;
         let source = Source { file: file.map(PathBuf::from), environment, sets };
         self.finish()?;
-        config::load(&source, &own_options(registry)).map_err(|issues| {
+        let loaded = config::load(&source, &own_options(registry)).map_err(|issues| {
             let lines: String = issues.iter().map(|issue| format!("\n  {issue}")).collect();
             let (count, plural) = (issues.len(), if issues.len() == 1 { "" } else { "s" });
             format!("the config has {count} error{plural}:{lines}")
-        })
+        })?;
+        loaded.warnings.iter().for_each(|warning| complain(warning));
+        Ok(loaded)
     }
 
     /// The same for one of many processes: its broker must be where the others find it.
@@ -179,15 +179,17 @@ impl Options {
 }
 
 /// What to run from, and what its backend says of itself. Refuses what is not built yet, cannot be read or cannot be used.
-fn deploy(loaded: &Loaded, registry: &Registry) -> Result<(Deployment, Option<Fitness>), String> {
+fn deploy(loaded: &Loaded, program: &Program) -> Result<(Deployment, Option<Fitness>), String> {
     let unbuilt = config::unbuilt(&loaded.config, &loaded.value);
     if !unbuilt.is_empty() {
         return Err(format!("this config is valid but cannot be started:\n  {}", unbuilt.join("\n  ")));
     }
     if let Some(file) = &loaded.config.runtime.platform.execution_ipc.auth.secret_file {
-        drop(config::secret::Secret::read(Path::new(file))?);
+        let read = config::secret::Secret::read(Path::new(file));
+        drop(read.map_err(|why| format!("runtime.platform.execution_ipc.auth.secret_file: {why}"))?);
     }
-    let deployment = Deployment::new(loaded, registry, Clock::system());
+    let mut deployment = Deployment::new(loaded, &program.registry, Clock::system());
+    deployment.worker_start = program.worker_start.clone();
     match deployment.fitness()? {
         Some(Fitness::Unfit(why)) => {
             Err(format!("runtime.platform.redis: this server cannot be used: {why}"))
@@ -197,8 +199,8 @@ fn deploy(loaded: &Loaded, registry: &Registry) -> Result<(Deployment, Option<Fi
 }
 
 /// The same, where the log has begun. A backend that is away now is waited for later.
-fn start(loaded: &Loaded, registry: &Registry, role: &'static str) -> Result<Deployment, String> {
-    let (deployment, fitness) = deploy(loaded, registry)?;
+fn start(loaded: &Loaded, program: &Program, role: &'static str) -> Result<Deployment, String> {
+    let (deployment, fitness) = deploy(loaded, program)?;
     let role = if role == "serve" && deployment.is_inline() { "inline" } else { role };
     log_writer::start(deployment.config.observability.log, role);
     match fitness {
@@ -210,14 +212,14 @@ fn start(loaded: &Loaded, registry: &Registry, role: &'static str) -> Result<Dep
 }
 
 /// `serve`, and what has a supervisor and only some of the executors.
-fn serve(loaded: &Loaded, registry: &Registry, groups: Option<&[String]>) -> Result<Exit, String> {
-    Ok(ended(roles::serve(&start(loaded, registry, "serve")?, groups)))
+fn serve(loaded: &Loaded, program: &Program, groups: Option<&[String]>) -> Result<Exit, String> {
+    Ok(ended(roles::serve(&start(loaded, program, "serve")?, groups)))
 }
 
 /// `executor`: `serve` for some executors, whose web process strangers need not reach.
-fn run_executor(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
+fn run_executor(options: &mut Options, program: &Program) -> Result<Exit, String> {
     let named = options.values("--group")?;
-    let mut loaded = options.load_of_many(registry)?;
+    let mut loaded = options.load_of_many(&program.registry)?;
     if !loaded.origins.contains_key("web.bind") {
         loaded.config.web.bind = "127.0.0.1:0".into();
         loaded.value["web"]["bind"] = "127.0.0.1:0".into();
@@ -227,10 +229,10 @@ fn run_executor(options: &mut Options, registry: &Registry) -> Result<Exit, Stri
     if named.iter().any(|name| !known.contains(&name.as_str())) {
         return Err(format!("executor: --group is one of {}", known.join(", ")));
     }
-    serve(&loaded, registry, Some(&*named).filter(|named| !named.is_empty()))
+    serve(&loaded, program, Some(&*named).filter(|named| !named.is_empty()))
 }
 
-fn run_batch(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
+fn run_batch(options: &mut Options, program: &Program) -> Result<Exit, String> {
     let handler = options.value("--handler")?.ok_or("batch needs --handler NAME")?;
     let sink_mode = match options.value("--sink-mode")?.as_deref() {
         None => None,
@@ -246,25 +248,34 @@ fn run_batch(options: &mut Options, registry: &Registry) -> Result<Exit, String>
     };
     let input = options.value("--input")?.map(PathBuf::from);
     let output = options.value("--output")?.map(PathBuf::from);
-    let deployment = start(&options.load(registry)?, registry, "batch")?;
-    let end =
-        roles::run_batch(&deployment, &BatchOptions { handler, input, output, sink_mode, shows_progress });
+    let resume = options.value("--resume")?.unwrap_or_else(|| "0".into());
+    let resume = resume.parse().map_err(|_| format!("--resume is a number of lines, not {resume}"))?;
+    let deployment = start(&options.load(&program.registry)?, program, "batch")?;
+    let options = BatchOptions { handler, input, output, sink_mode, shows_progress, resume };
+    let end = roles::run_batch(&deployment, &options);
     log_writer::settle();
     match end {
-        Ok(summary) if summary.failed == 0 => Ok(Exit::Done),
-        Ok(summary) => Ok(ended(Err(format!("{} of {} lines failed", summary.failed, summary.done)))),
+        Ok(summary) => {
+            summary.complaints(resume).iter().for_each(|complaint| complain(complaint));
+            Ok(summary.exit())
+        }
         Err(BatchError::Usage(message)) => Err(message),
         Err(BatchError::Failed(message)) => Ok(ended(Err(message))),
     }
 }
 
-fn check(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
+fn check(options: &mut Options, program: &Program) -> Result<Exit, String> {
+    if options.flag("--reference") {
+        options.finish()?;
+        say(std::io::stdout(), &config::reference());
+        return Ok(Exit::Done);
+    }
     let as_json = options.flag("--json");
-    let loaded = options.load(registry)?;
+    let loaded = options.load(&program.registry)?;
     let text =
         if as_json { format!("{:#}\n", config::normalised(&loaded)) } else { config::summary(&loaded) };
     say(std::io::stdout(), &text);
-    match deploy(&loaded, registry)?.1 {
+    match deploy(&loaded, program)?.1 {
         Some(Fitness::Fit(promise)) if !as_json => say(std::io::stdout(), &format!("{promise}\n")),
         Some(Fitness::Away(why)) => return Ok(ended(Err(format!("the backend cannot be reached: {why}")))),
         Some(Fitness::Fit(_) | Fitness::Unfit(_)) | None => {}
@@ -279,25 +290,47 @@ fn keygen(options: &mut Options) -> Result<Exit, String> {
     Ok(ended(made.map(|()| Exit::Done).map_err(|message| format!("keygen: {message}"))))
 }
 
-/// `health`: asks a running service whether it is ready.
-fn health(options: &mut Options) -> Result<Exit, String> {
-    let url = options.value("--url")?.unwrap_or_else(|| "http://127.0.0.1:8080".into());
-    options.finish()?;
-    let address = url.strip_prefix("http://").ok_or("--url must begin with http://")?;
-    let address = address.split('/').next().unwrap_or_default();
-    let end = match ask_ready(address) {
+/// `health`: asks a running service, the one of this configuration unless a URL is given, whether it is ready.
+fn health(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
+    let address = match options.value("--url")? {
+        Some(url) => {
+            options.finish()?;
+            let rest = url.strip_prefix("http://").ok_or("--url must begin with http://")?;
+            rest.split('/').next().unwrap_or_default().to_owned()
+        }
+        None => reachable(&options.load(registry)?.config.web.bind)?,
+    };
+    let end = match ask_ready(&address) {
         Ok(answer) if answer.starts_with("HTTP/1.1 200 ") => Ok(Exit::Done),
         Ok(answer) => {
             let body = answer.split_once("\r\n\r\n").map_or(&*answer, |(_, body)| body);
             Err(format!("health: {address} is not ready: {body}"))
+        }
+        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+            Err(format!("health: {address}: no answer within {} s", PATIENCE.as_secs()))
         }
         Err(error) => Err(format!("health: {address}: {error}")),
     };
     Ok(ended(end))
 }
 
+/// Where a service that is bound to this address answers on its own host.
+fn reachable(bind: &str) -> Result<String, String> {
+    let mut address: SocketAddr = bind.parse().map_err(|_| format!("web.bind: {bind} is no address"))?;
+    if address.port() == 0 {
+        return Err("health: web.bind is any free port; say which with --url".into());
+    }
+    if address.ip().is_unspecified() {
+        let (v4, v6) = (IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST));
+        address.set_ip(if address.is_ipv4() { v4 } else { v6 });
+    }
+    Ok(address.to_string())
+}
+
+/// What `health` waits for a service.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 fn ask_ready(address: &str) -> std::io::Result<String> {
-    const PATIENCE: Duration = Duration::from_secs(5);
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;

@@ -11,7 +11,7 @@ use crate::clock::Clock;
 use crate::config::secret::Secret;
 use crate::config::{Config, Loaded, Platform, Retain};
 use crate::entropy::Entropy;
-use crate::execution::{Handlers, Outfit, Registry};
+use crate::execution::{Handlers, Outfit, Registry, WorkerStart};
 use crate::handler::{HandlerSpec, OwnOptions};
 use crate::memory::MemoryBroker;
 use crate::memory::broker::Broker;
@@ -48,6 +48,8 @@ pub struct Deployment {
     /// Name, group and options of each handler.
     pub specs: Vec<HandlerSpec>,
     pub clock: Clock,
+    /// What each process that runs handlers does first.
+    pub worker_start: Option<WorkerStart>,
 }
 
 impl Deployment {
@@ -64,7 +66,8 @@ impl Deployment {
             let follow_ups = named.iter().all(|name| name != "*").then(|| Arc::from(&**named));
             HandlerSpec { follow_ups, ..HandlerSpec::new(&**name, group, options.clone()) }
         });
-        Deployment { specs: specs.collect(), config, config_text, registry: registry.clone(), clock }
+        let (specs, registry) = (specs.collect(), registry.clone());
+        Deployment { specs, config, config_text, registry, clock, worker_start: None }
     }
 
     /// The one that the supervisor has, made again from the normalised config.
@@ -188,6 +191,12 @@ impl Deployment {
         deployment
     }
 
+    /// Does what a process that runs handlers does first.
+    pub fn start_workers(&self) -> Result<(), String> {
+        let started = self.worker_start.as_ref().map_or(Ok(()), |start| start());
+        started.map_err(|why| format!("on_worker_start: {why}"))
+    }
+
     /// What the executors of a group work with. Every process has the code of all handlers.
     pub fn outfit(&self, workers: usize, bell: Bell) -> Outfit {
         let with_code = |spec: &HandlerSpec| Some((spec.clone(), self.registry.get(&*spec.name)?.1.clone()));
@@ -209,11 +218,15 @@ impl Deployment {
 
     /// Removes what a deployment inside this one has left behind.
     pub fn remove(&self, _sub_prefix: &str) {}
+
+    /// Lets what a deployment inside this one has live on.
+    pub fn renew(&self, _sub_prefix: &str) {}
 }
 
 #[cfg(feature = "redis")]
 mod at_rest {
     use super::*;
+    use crate::limits::SUB_LIVES;
     use crate::memory::ExternalState;
     use crate::redis_backend::envelope::Signer;
     use crate::redis_backend::{Link, RedisBroker, Settings};
@@ -291,7 +304,20 @@ mod at_rest {
             let removed = Link::new(&self.platform().redis)
                 .and_then(|link| link.remove_all(&prefix).map_err(|error| error.to_string()));
             if let Err(error) = removed {
-                log::warn!("the batch has left keys behind, which begin with {prefix}: {error}");
+                log::warn!("the batch has left keys behind for a while, which begin with {prefix}: {error}");
+            }
+        }
+
+        /// Lets what a deployment inside this one has live on: all of it has a life, in case its process is killed.
+        pub fn renew(&self, sub_prefix: &str) {
+            if !self.jobs_survive_processes() {
+                return;
+            }
+            let prefix = self.prefix() + sub_prefix;
+            let renewed = Link::new(&self.platform().redis)
+                .and_then(|link| link.renew_all(&prefix, SUB_LIVES).map_err(|error| error.to_string()));
+            if let Err(error) = renewed {
+                log::warn!("the batch could not renew its keys, which begin with {prefix}: {error}");
             }
         }
     }

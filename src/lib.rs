@@ -22,6 +22,11 @@
 //! ARCHITECTURE.md is the map of the rooms; docs/protocol.md describes the channel.
 #![forbid(unsafe_code)]
 
+/// The code in this document compiles, and what can run does.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/embedding.md")]
+mod document {}
+
 pub mod app;
 pub(crate) mod codec;
 pub mod handler;
@@ -79,10 +84,12 @@ pub mod roles;
 #[doc(hidden)]
 pub mod supervisor;
 #[doc(hidden)]
+pub mod usage;
+#[doc(hidden)]
 pub mod web;
 
 pub use app::App;
 pub use clock::Timestamp;
-pub use execution::{Handler, Job, JobContext, StagedMap};
+pub use execution::{Handler, Job, JobContext, StagedMap, testing};
 pub use handler::{HandlerError, HandlerOptions, OnDead, Ordering, Retry};
 pub use job::{JobId, MediaType, Payload, Trace};

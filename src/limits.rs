@@ -44,6 +44,9 @@ pub const ENDS_AN_ENTRY: usize = 16;
 /// A process of the Redis profile is taken for alive this long after its last word; each looks once a second.
 pub const PROCESS_LIVES: Duration = Duration::from_secs(5);
 
+/// What a batch has in Redis goes after this time if its process is killed; one that lives renews it three times meanwhile.
+pub const SUB_LIVES: Duration = Duration::from_secs(3_600);
+
 /// Revoked leases waiting to be told to one executor, before it counts as lost.
 /// Every job of a lease for each of the most workers that a group may have.
 pub const REVOKED_LEASES: usize = RUN_JOBS * 4_096;

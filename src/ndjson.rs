@@ -9,7 +9,7 @@ use crate::entropy::Entropy;
 use crate::handler::HandlerSpec;
 use crate::job::{Finished, IdMap, InstanceId, JobId, Payload, Trace};
 use crate::ports::{BackendError, NewJob, Refusal, Submitted};
-use crate::problem::{Code, JobError, document};
+use crate::problem::{Code, JobError, document_of_line};
 
 /// A line's number and the job that it is, also when it is submitted again.
 type Line = (u64, NewJob);
@@ -36,6 +36,10 @@ pub struct Pump {
     pub done: u64,
     /// Lines whose answer is a problem object.
     pub failed: u64,
+    /// The number of the first of them; the lowest, not the one that was told first.
+    pub first_failed: Option<u64>,
+    /// The number of the first line, for people.
+    first_number: u64,
 }
 
 impl Pump {
@@ -59,7 +63,14 @@ impl Pump {
             results: IdMap::default(),
             done: 0,
             failed: 0,
+            first_failed: None,
+            first_number: 1,
         }
+    }
+
+    /// The first line has this number, where it is told.
+    pub fn number_from(&mut self, first: u64) {
+        self.first_number = first;
     }
 
     /// The jobs to submit next: those that found no room, then those of lines from `next`, some `most` in all; none
@@ -148,7 +159,9 @@ impl Pump {
 
     fn refuse(&mut self, line: u64, error: &JobError) {
         self.failed += 1;
-        self.push(line, format!("{}\n", document(error, None)).into_bytes());
+        let number = self.first_number + line;
+        self.first_failed = Some(self.first_failed.map_or(number, |first| first.min(number)));
+        self.push(line, format!("{}\n", document_of_line(error, number)).into_bytes());
     }
 
     /// A job has ended; one that is none of these lines, or was heard of before, changes nothing.

@@ -140,6 +140,14 @@ pub fn document(error: &JobError, trace_id: Option<&str>) -> String {
     out
 }
 
+/// The same of one line of many: its number tells which, in whatever order the answers come.
+pub fn document_of_line(error: &JobError, line: u64) -> String {
+    let mut out = document(error, None);
+    out.pop();
+    let _ = write!(out, r#","line":{line}}}"#);
+    out
+}
+
 /// `text` as a JSON string.
 pub fn json_text(text: &str) -> String {
     serde_json::Value::from(text).to_string()

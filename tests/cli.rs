@@ -8,12 +8,15 @@ mod program;
 
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
 
-use program::{DEADLINE, Folder, cofferdam, command, run, shown, wait};
+use program::{DEADLINE, Folder, cofferdam, command, example, run, shown, wait};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 fn cli<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Command {
@@ -53,17 +56,40 @@ const COMMANDS: [&str; 8] = ["serve", "web", "executor", "batch", "check", "keyg
 
 #[test]
 fn help_names_every_command_on_standard_output() {
-    for arguments in
-        [&["--help"][..], &["-h"], &["help"], &["batch", "--help"], &["serve", "--set", "--help"]]
-    {
+    for arguments in [&["--help"][..], &["-h"], &["help"], &["nonsense", "--help"]] {
         let output = run_cli(arguments);
         assert_code(&output, 0);
         assert_eq!(stderr(&output), "");
         let is_named = |name: &&str| stdout(&output).lines().any(|line| line.trim_start().starts_with(name));
         assert!(COMMANDS.iter().all(is_named), "{}", shown(&output));
     }
+}
+
+#[test]
+fn every_command_has_help_of_its_own_with_defaults_an_example_and_exit_codes() {
     for name in COMMANDS {
-        assert_code(&run_cli(&[name, "--help"]), 0);
+        let output = run_cli(&[name, "--help"]);
+        assert_code(&output, 0);
+        assert_eq!(stderr(&output), "");
+        for part in [
+            &*format!("usage: cofferdam {name} "),
+            &format!("\nexample: cofferdam {name} "),
+            "\n  2  bad usage",
+        ] {
+            assert!(stdout(&output).contains(part), "{part:?}: {}", shown(&output));
+        }
+        let has_options = stdout(&output).contains("\n  --");
+        assert!(!has_options || stdout(&output).contains("default: "), "{}", shown(&output));
+        for same in [&["help", name][..], &[name, "-h"], &[name, "--set", "--help"]] {
+            assert_eq!(stdout(&run_cli(same)), stdout(&output), "{same:?}");
+        }
+    }
+    // Every option that a command takes is on its page.
+    let page = stdout(&run_cli(&["batch", "--help"])).to_owned();
+    for option in
+        ["--handler", "--input", "--output", "--sink-mode", "--progress", "--resume", "--config", "--set"]
+    {
+        assert!(page.contains(&format!("\n  {option} ")), "{option}: {page}");
     }
 }
 
@@ -110,6 +136,10 @@ fn what_is_not_a_command_or_an_option_of_it_is_bad_usage() {
         (&["batch", "--handler", "echo", "--sink-mode", "random"], "random"),
         (&["batch", "--handler", "echo", "--progress", "often"], "often"),
         (&["batch", "--handler", "echo", "input.txt"], "input.txt"),
+        (&["batch", "--handler", "echo", "--resume", "-1"], "--resume is a number of lines, not -1"),
+        (&["check", "--reference", "--json"], "--json"),
+        (&["health", "--url", "http://127.0.0.1:1", "--config", "x"], "--config"),
+        (&["health", "--set", "web.bind=127.0.0.1:0"], "--url"),
         (&["token", "name"], "not built yet"),
     ] {
         assert_usage_error(&run_cli(arguments), complaint);
@@ -169,8 +199,8 @@ fn check_json_is_the_whole_config_and_the_profile() {
         ("/profile", json!("supervised-memory")),
         ("/version", json!(1)),
         ("/runtime/platform/bootstrap/mode", json!("process_supervisor")),
-        ("/runtime/platform/queue/retry", json!({"base_ms": 200, "max_ms": 60_000})),
-        ("/runtime/platform/reply/retain", json!({"records": 10_000, "bytes": 67_108_864})),
+        ("/runtime/platform/queue/retry", json!({"base_ms": 1_000, "max_ms": 3_600_000})),
+        ("/runtime/platform/reply/retain/failed_bytes", json!(67_108_864)),
         ("/runtime/platform/execution_ipc/auth/secret_mode", json!("generated")),
         ("/runtime/platform/process_groups/0/name", json!("execution")),
         ("/runtime/platform/lifecycle/restart/policy", json!("on_failure")),
@@ -285,6 +315,66 @@ fn the_config_file_comes_from_the_option_else_from_the_environment() {
     assert_usage_error(
         &run(check().env("COFFERDAM_CONFIG", folder.path("missing")), b""),
         "missing: cannot be read",
+    );
+}
+
+#[test]
+fn u10_an_empty_config_variable_is_none_and_one_that_means_nothing_is_told_once() {
+    let output = run(cli(["check"]).env("COFFERDAM_CONFIG", ""), b"");
+    assert_code(&output, 0);
+    assert_eq!(stderr(&output), "");
+    let output = run(cli(["check"]).env("COFFERDAM_WEB_BIND", "127.0.0.1:1"), b"");
+    assert_code(&output, 0);
+    assert_eq!(
+        stderr(&output),
+        "cofferdam: COFFERDAM_WEB_BIND means nothing; COFFERDAM_WEB__BIND would set web.bind\n"
+    );
+    let output = run(cli(["check"]).env("COFFERDAM_WEB__BNT", "127.0.0.1:1"), b"");
+    assert_usage_error(
+        &output,
+        "web.bnt: is an unknown key (got a string from COFFERDAM_WEB__BNT; expected web.bind",
+    );
+}
+
+#[test]
+fn health_asks_the_service_of_its_configuration() {
+    let folder = Folder::new();
+    // Nobody listens there, and the complaint says where it has asked.
+    let file = folder.file("config.json", r#"{"web":{"bind":"127.0.0.1:1"}}"#);
+    for (command, asked) in [
+        (&mut cli(["health"]), "127.0.0.1:8080"),
+        (cli(["health"]).env("COFFERDAM_CONFIG", &file), "127.0.0.1:1"),
+        (cli(["health", "--config"]).arg(&file), "127.0.0.1:1"),
+        (cli(["health", "--config"]).arg(&file).env("COFFERDAM_WEB__BIND", "127.0.0.1:2"), "127.0.0.1:2"),
+        (&mut cli(["health", "--set", "web.bind=[::1]:2"]), "[::1]:2"),
+        (cli(["health", "--url", "http://127.0.0.1:3"]).env("COFFERDAM_CONFIG", &file), "127.0.0.1:3"),
+    ] {
+        let output = run(command, b"");
+        // A service of somebody else's may be at the default port.
+        if asked != "127.0.0.1:8080" {
+            assert_code(&output, 1);
+            assert!(
+                stderr(&output).starts_with(&format!("cofferdam: health: {asked}: ")),
+                "{}",
+                shown(&output)
+            );
+        }
+    }
+    assert_usage_error(&run(cli(["health"]).env("COFFERDAM_WEB__BIND", "nowhere"), b""), "web.bind");
+}
+
+#[test]
+fn u12_the_configuration_reference_is_what_check_prints() {
+    let output = run_cli(&["check", "--reference"]);
+    assert_code(&output, 0);
+    let page = include_str!("../docs/configuration.md");
+    let table = page.find("| key |").map(|at| &page[at..]);
+    assert!(
+        table == Some(stdout(&output)),
+        "docs/configuration.md is another one: put `cofferdam check --reference` below its head"
+    );
+    assert!(
+        stdout(&output).contains("| `web.bind` | string | `\"127.0.0.1:8080\"` | an IP address and a port")
     );
 }
 
@@ -576,7 +666,7 @@ fn an_output_that_is_the_input_is_refused_and_the_input_survives() {
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_ends_the_batch_quietly_and_soon() {
+fn u7_a_reader_that_has_seen_enough_ends_the_batch_soon_with_exit_1_and_a_count() {
     let mut child = batch("echo", &[]).spawn().expect("the binary");
     let mut stdin = child.stdin.take().expect("its input");
     let mut stdout = child.stdout.take().expect("its output");
@@ -590,9 +680,22 @@ fn a_reader_that_has_seen_enough_ends_the_batch_quietly_and_soon() {
     assert!(numbered(10).starts_with(&head));
     drop(stdout);
     let output = wait(child);
-    assert_code(&output, 0);
-    assert_eq!(stderr(&output), "");
+    assert_code(&output, 1);
+    assert!(stderr(&output).starts_with(UNREAD), "{}", shown(&output));
+    assert_eq!(stderr(&output).lines().count(), 1, "{}", shown(&output));
     feeder.join().expect("its input is closed");
+}
+
+/// What is said where the output's reader has gone, with a count behind it.
+const UNREAD: &str = "cofferdam: the output's reader has gone: at most ";
+
+#[test]
+fn u7_a_reader_that_goes_after_all_was_written_is_no_failure() {
+    let mut child = batch("echo", &[]).spawn().expect("the binary");
+    child.stdin.take().expect("its input").write_all(b"a\nb\n").expect("it reads");
+    let mut both = [0; 4];
+    child.stdout.take().expect("its output").read_exact(&mut both).expect("both lines");
+    assert_code(&wait(child), 0);
 }
 
 #[test]
@@ -607,21 +710,251 @@ fn a_closed_output_ends_the_batch_even_while_a_line_runs_for_long() {
     drop(stdout);
     let feeder = std::thread::spawn(move || while stdin.write_all(b"{\"ms\":0}\n").is_ok() {});
     let output = wait(child);
-    assert_code(&output, 0);
-    assert_eq!(stderr(&output), "");
+    assert_code(&output, 1);
+    assert!(stderr(&output).starts_with(UNREAD), "{}", shown(&output));
     feeder.join().expect("its input is closed");
 }
 
 #[test]
-fn an_output_that_cannot_be_written_is_a_failure() {
+fn u7_a_full_disk_is_a_failure_and_its_words_are_the_only_ones() {
     // Every write to this device says that the disk is full.
     let Ok(full) = std::fs::OpenOptions::new().write(true).open("/dev/full") else {
         let _ = writeln!(std::io::stderr(), "SKIPPED: there is no /dev/full here");
         return;
     };
-    let output = run(batch("echo", &[]).stdout(Stdio::from(full)), b"a\n");
-    assert_code(&output, 1);
-    assert!(stderr(&output).contains("the output cannot be written"), "{}", shown(&output));
+    for mode in [INLINE, PROCESSES] {
+        let mut command = cli(["batch", "--handler", "echo", "--set", mode]);
+        let output = run(command.stdout(full.try_clone().expect("a copy")), &numbered(20_000));
+        assert_code(&output, 1);
+        assert!(
+            stderr(&output).starts_with("cofferdam: the output cannot be written: "),
+            "{}",
+            shown(&output)
+        );
+        assert_eq!(stderr(&output).lines().count(), 1, "{}", shown(&output));
+    }
+}
+
+const PROCESSES: &str = "runtime.platform.bootstrap.mode=process_supervisor";
+
+/// Sends these signals, a moment apart, once the first result is there.
+fn stopped(mut command: Command, input: &[u8], signals: &[Signal]) -> (Output, Vec<u8>) {
+    let mut child = command.spawn().expect("the binary");
+    let mut stdin = child.stdin.take().expect("its input");
+    let mut stdout = BufReader::new(child.stdout.take().expect("its output"));
+    stdin.write_all(input).expect("it reads");
+    let mut all = Vec::new();
+    stdout.read_until(b'\n', &mut all).expect("the first result");
+    let pid = Pid::from_child(&child);
+    for signal in signals {
+        kill_process(pid, *signal).expect("it runs");
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    let rest = std::thread::spawn(move || {
+        stdout.read_to_end(&mut all).expect("the others");
+        all
+    });
+    // Its input stays open: only the signal can end it.
+    let deadline = Instant::now() + DEADLINE;
+    while child.try_wait().expect("our child").is_none() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    drop(stdin);
+    (wait(child), rest.join().expect("its output"))
+}
+
+#[test]
+fn u7_a_signal_stops_reading_and_what_was_read_is_finished_and_said() {
+    for mode in [INLINE, PROCESSES] {
+        for signal in [Signal::INT, Signal::TERM] {
+            let command = cli(["batch", "--handler", "sleep", "--set", mode]);
+            let (output, results) = stopped(command, &b"{\"ms\":300}\n".repeat(12), &[signal]);
+            assert_code(&output, 1);
+            assert_eq!(results, b"{\"slept_ms\":300}\n".repeat(12), "{mode} {signal:?}");
+            let said = "cofferdam: stopped: line 12 was the last that is done; go on with --resume 12\n";
+            assert_eq!(stderr(&output), said, "{mode} {signal:?}");
+        }
+    }
+}
+
+#[test]
+fn u7_a_second_signal_or_the_drains_deadline_cuts_lines_off_with_exit_4() {
+    let lines = b"{\"ms\":1}\n{\"ms\":600000}\n{\"ms\":1}\n";
+    let long = "handlers.sleep.timeout_ms=3600000";
+    let none = "runtime.platform.lifecycle.drain_inflight=false";
+    for mode in [INLINE, PROCESSES] {
+        for (more, signals) in [(long, &[Signal::INT, Signal::TERM][..]), (none, &[Signal::TERM])] {
+            let sets = ["batch", "--handler", "sleep", "--set", mode, "--set", long, "--set", more];
+            let (output, results) = stopped(cli(sets), lines, signals);
+            assert_code(&output, 4);
+            assert_eq!(results, b"{\"slept_ms\":1}\n", "what is written is whole, and the first");
+            let said = "stopped, and later lines were cut off: line 1 was the last that is done; go on with --resume 1";
+            assert!(stderr(&output).contains(said), "{}", shown(&output));
+        }
+    }
+    let sets = ["batch", "--handler", "sleep", "--set", INLINE, "--set", none, "--sink-mode", "completion"];
+    let (output, _) = stopped(cli(sets), lines, &[Signal::TERM]);
+    assert_code(&output, 4);
+    assert!(stderr(&output).contains("not the first ones of the input"), "{}", shown(&output));
+}
+
+#[test]
+fn u7_a_batch_goes_on_where_it_was() {
+    let folder = Folder::new();
+    let input = numbered(2_000);
+    let from = folder.file("in", &input);
+    let first_700: usize = input.split_inclusive(|byte| *byte == b'\n').take(700).map(<[u8]>::len).sum();
+    let to = folder.file("out", &input[..first_700]);
+    let (from, to) = (from.to_str().expect("text"), to.to_str().expect("text"));
+    assert!(batch_of("echo", &["--input", from, "--resume", "700"], b"") == input[first_700..]);
+    assert!(batch_of("echo", &["--input", from, "--output", to, "--resume", "700"], b"") == b"");
+    assert!(std::fs::read(to).expect("the output") == input);
+    assert!(batch_of("echo", &["--input", from, "--resume", "2000"], b"") == b"");
+    for (resume, to, complaint) in [
+        ("2001", "-", "the input has less than 2001 lines"),
+        ("1", folder.file("cut", "whole\nhalf").to_str().expect("text"), "its last line is not whole"),
+    ] {
+        let more = ["--input", from, "--output", to, "--resume", resume];
+        assert_usage_error(&run(&mut batch("echo", &more), b""), complaint);
+    }
+    assert_eq!(std::fs::read(folder.path("cut")).expect("the output"), b"whole\nhalf");
+}
+
+#[test]
+fn u7_failed_lines_carry_their_number_in_every_order() {
+    let input = b"{\"ms\":1}\nbad\n{\"ms\":1}\nbad\n";
+    for (more, numbers, first) in [
+        (&["--sink-mode", "completion"][..], [2, 4], "2 of 4 lines failed, the first is line 2"),
+        (&["--resume", "0"], [2, 4], "2 of 4 lines failed, the first is line 2"),
+    ] {
+        let output = run(&mut batch("sleep", more), input);
+        assert_code(&output, 1);
+        let failed: Vec<Value> = stdout(&output)
+            .lines()
+            .filter(|line| line.contains("urn:"))
+            .map(|line| problem(line.as_bytes()))
+            .collect();
+        assert_eq!(
+            failed.iter().map(|problem| problem["line"].as_u64()).collect::<Vec<_>>(),
+            numbers.map(Some)
+        );
+        assert!(stderr(&output).contains(first), "{}", shown(&output));
+    }
+    // Lines keep their numbers when the first ones are passed over.
+    let output = run(&mut batch("sleep", &["--resume", "2"]), input);
+    assert_eq!(problem(output.stdout.split(|byte| *byte == b'\n').nth(1).expect("a line"))["line"], 4);
+    assert!(stderr(&output).contains("1 of 2 lines failed, the first is line 4"), "{}", shown(&output));
+}
+
+#[test]
+fn u7_the_bar_counts_lines_that_are_done_not_bytes_that_were_read() {
+    let folder = Folder::new();
+    let input = folder.file("in", b"{\"ms\":100}\n".repeat(48));
+    let more = ["--progress", "always", "--input", input.to_str().expect("text")];
+    let output = run(&mut batch("sleep", &more), b"");
+    assert_code(&output, 0);
+    let drawn: Vec<&str> = stderr(&output).split('\r').filter(|line| line.contains('%')).collect();
+    assert!(drawn.len() > 2, "{drawn:?}");
+    for line in drawn {
+        let number = |end: &str| -> u64 {
+            let text = line.split(end).next().and_then(|text| text.trim_end().rsplit(' ').next());
+            text.and_then(|text| text.parse().ok())
+                .unwrap_or_else(|| panic!("no number before {end:?} in {line:?}"))
+        };
+        let (percent, done) = (number("%"), number(" done"));
+        assert!((100 * done / 48).abs_diff(percent) <= 1, "{line:?}");
+    }
+}
+
+#[test]
+fn u6_what_a_handler_prints_goes_to_standard_error_and_blocks_nobody() {
+    let text = b"1\n1000000\n2\n";
+    for mode in [INLINE, PROCESSES] {
+        for to_file in [false, true] {
+            let folder = Folder::new();
+            let to = folder.path("out");
+            let mut command = command(&example("embedder"), ["batch", "--handler", "print", "--set", mode]);
+            if to_file {
+                command.arg("--output").arg(&to);
+            }
+            let begun = Instant::now();
+            let output = run(&mut command, text);
+            assert_code(&output, 0);
+            let data = if to_file { std::fs::read(to).expect("the output") } else { output.stdout.clone() };
+            assert_eq!(String::from_utf8_lossy(&data), String::from_utf8_lossy(text), "{mode}");
+            assert!(begun.elapsed() < Duration::from_secs(10), "it took {:?}", begun.elapsed());
+            for printed in ["printed 1 .", "printed 2 ..", "printed 1000000 ..."] {
+                assert!(stderr(&output).contains(printed), "{mode}: {printed}");
+            }
+        }
+    }
+}
+
+#[test]
+fn u6_a_service_prints_its_ready_line_and_nothing_of_its_handlers() {
+    for mode in [INLINE, PROCESSES] {
+        let mut command =
+            command(&example("embedder"), ["serve", "--set", mode, "--set", "web.bind=127.0.0.1:0"]);
+        let mut child = command.spawn().expect("the embedder");
+        let mut ready = String::new();
+        let mut stdout = BufReader::new(child.stdout.take().expect("its output"));
+        stdout.read_line(&mut ready).expect("the ready line");
+        let address =
+            ready.strip_prefix("ready http://").and_then(|rest| rest.split(' ').next()).expect("an address");
+        let errors = std::thread::spawn({
+            let mut stderr = child.stderr.take().expect("its errors");
+            move || {
+                let mut text = Vec::new();
+                stderr.read_to_end(&mut text).expect("its errors");
+                String::from_utf8_lossy(&text).into_owned()
+            }
+        });
+        for (payload, answer) in [("1000000", "1000000"), ("7", "7")] {
+            let mut stream = TcpStream::connect(address).expect("it serves");
+            let length = payload.len();
+            write!(
+                stream,
+                "POST /v1/jobs/print HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+                 Content-Length: {length}\r\n\r\n{payload}"
+            )
+            .expect("a request");
+            let mut text = String::new();
+            stream.read_to_string(&mut text).expect("an answer");
+            assert!(
+                text.starts_with("HTTP/1.1 200 ") && text.ends_with(&format!("\r\n\r\n{answer}")),
+                "{mode}: {text}"
+            );
+        }
+        kill_process(Pid::from_child(&child), Signal::TERM).expect("it runs");
+        let mut rest = String::new();
+        stdout.read_to_string(&mut rest).expect("its output");
+        assert_eq!(rest, "", "{mode}: nothing but the ready line");
+        assert_code(&wait(child), 0);
+        let errors = errors.join().expect("its errors");
+        assert!(errors.contains("printed 7 .......") && errors.contains("printed 1000000 ..."), "{mode}");
+    }
+}
+
+#[test]
+fn what_a_worker_needs_is_made_once_in_each_process_that_runs_handlers() {
+    for mode in [INLINE, PROCESSES] {
+        let batch = || command(&example("embedder"), ["batch", "--handler", "starts", "--set", mode]);
+        let output = run(&mut batch(), b"1\n2\n3\n");
+        assert_code(&output, 0);
+        assert_eq!(stdout(&output), "1\n1\n1\n", "{mode}");
+        let restart = ["--set", "runtime.platform.lifecycle.restart.max_restarts=0"];
+        let output = run(batch().args(restart).env("COFFERDAM_TEST_START", "no database"), b"1\n");
+        assert_code(&output, 1);
+        assert!(stderr(&output).contains("on_worker_start: no database"), "{}", shown(&output));
+    }
+}
+
+#[test]
+fn an_embedders_binary_says_its_own_name_and_version() {
+    let run = |arguments: &[&str]| run(&mut command(&example("embedder"), arguments), b"");
+    assert_eq!(stdout(&run(&["--version"])), "embedder 9.8.7\n");
+    assert!(stdout(&run(&["--help"])).starts_with("usage: embedder COMMAND"));
+    assert!(stdout(&run(&["batch", "--help"])).contains("\nexample: embedder batch "));
 }
 
 #[test]

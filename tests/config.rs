@@ -55,7 +55,8 @@ fn word(path: &str, words: &[&str]) -> Row {
 }
 
 fn text(path: &str, default: Option<&str>, good: &[&str], bad: &[&str]) -> Row {
-    let wrong_types = [json!(1), json!(true), json!(["a"]), json!({"a": 1}), json!("")];
+    // Digits and words are texts where they stand behind `--set`: u10_digits….
+    let wrong_types = [json!(["a"]), json!({"a": 1}), json!("")];
     Row {
         path: path.into(),
         default: json!(default),
@@ -92,17 +93,23 @@ fn platform_rows() -> Vec<Row> {
         backend("queue.backend"),
         int("queue.capacity", 10_000, 1, 1_000_000),
         int("queue.visibility_timeout_ms", 30_000, 100, 3_600_000),
-        int("queue.max_deliveries", 5, 1, 1_000),
-        int("queue.retry.base_ms", 200, 1, 60_000),
-        Row { good: vec![json!(200), json!(86_400_000)], ..int("queue.retry.max_ms", 60_000, 1, 1) },
+        int("queue.max_deliveries", 16, 1, 1_000),
+        int("queue.retry.base_ms", 1_000, 1, 60_000),
+        Row { good: vec![json!(1_000), json!(86_400_000)], ..int("queue.retry.max_ms", 3_600_000, 1, 1) },
         backend("kv.backend"),
         int("kv.context_ttl_seconds", 3_600, 1, 864_000),
         backend("reply.backend"),
         int("reply.timeout_ms", 30_000, 1, 3_600_000),
         int("reply.result_ttl_seconds", 600, 1, 864_000),
         int("reply.awaited_ttl_seconds", 30, 1, 864_000),
+        int("reply.failed_ttl_seconds", 604_800, 1, 8_640_000),
+        int("reply.idempotency_ttl_seconds", 86_400, 1, 864_000),
+        int("reply.idempotency_keys", 200_000, 1, 10_000_000),
         int("reply.retain.records", 10_000, 1, 10_000_000),
         int("reply.retain.bytes", 67_108_864, 1, 8 << 30),
+        int("reply.retain.failed_records", 10_000, 1, 10_000_000),
+        int("reply.retain.failed_bytes", 67_108_864, 1, 8 << 30),
+        int("kv.total_max_bytes", 268_435_456, 1_024, 8 << 30),
         int("kv.lane_state_max_bytes", 67_108_864, 1_024, 8 << 30),
         text(
             "redis.url",
@@ -130,7 +137,7 @@ fn platform_rows() -> Vec<Row> {
         Row {
             path: "process_groups".into(),
             default: json!([{"name": "execution", "processes": 1, "workers": 8, "handlers": ["*"],
-                             "max_jobs": 0, "max_rss_mb": 0}]),
+                             "max_jobs": 0, "max_rss_mb": 0, "follow_ups": ["*"]}]),
             good: Vec::new(),
             bad: vec![json!([]), json!({}), json!("execution"), json!(1)],
         },
@@ -194,7 +201,7 @@ fn web_rows() -> Vec<Row> {
         int("limits.header_bytes", 16_384, 1, 65_536),
         int("limits.header_timeout_ms", 5_000, 1, 60_000),
         int("limits.body_timeout_ms", 15_000, 1, 600_000),
-        int("limits.idle_timeout_ms", 60_000, 1, 600_000),
+        int("limits.idle_timeout_ms", 75_000, 1, 600_000),
         int("limits.write_timeout_ms", 30_000, 1, 600_000),
     ]
 }
@@ -461,8 +468,10 @@ fn every_rule_between_keys_allows_one_side_and_refuses_the_other() {
         (&["web.max_batch_bytes=1048575"], Some("web.max_batch_bytes")),
         (&["web.max_batch_bytes=1048576"], None),
         // The first backoff is not beyond the last.
-        (&["runtime.platform.queue.retry.base_ms=60001"], Some("runtime.platform.queue.retry.base_ms")),
-        (&["runtime.platform.queue.retry.base_ms=60000"], None),
+        (&["runtime.platform.queue.retry.base_ms=3600001"], Some("runtime.platform.queue.retry.base_ms")),
+        (&["runtime.platform.queue.retry.base_ms=3600000"], None),
+        (&[r#"handlers.echo.retry={"base_ms":3,"max_ms":2}"#], Some("handlers.echo.retry.base_ms")),
+        (&[r#"handlers.echo.retry={"base_ms":2,"max_ms":2}"#], None),
         // Inline is one process.
         (&[two], None),
         (&[inline, two], Some("runtime.platform.process_groups.0.processes")),
@@ -502,6 +511,8 @@ fn process_groups_are_named_once_and_every_handler_is_in_exactly_one() {
         (r#"[{"name":"a","handlers":"*"}]"#, &[".0.handlers"]),
         (r#"[{"name":"a","threads":8}]"#, &[".0.threads"]),
         (r#"[{"name":"a","handlers":["*","nobody"]}]"#, &[".0.handlers"]),
+        (r#"[{"name":"a","follow_ups":["*","echo"]}]"#, &[]),
+        (r#"[{"name":"a","follow_ups":["echo","nobody"]}]"#, &[".0.follow_ups"]),
         (r#"[{"name":"a","handlers":["echo"]}]"#, &["handlers.sleep"]),
         (r#"[{"name":"a"},{"name":"b","handlers":["echo"]}]"#, &["handlers.echo"]),
         (r#"[{"name":"a"},{"name":"b"}]"#, &["handlers.echo", "handlers.sleep"]),
@@ -699,6 +710,108 @@ fn a_file_that_cannot_be_read_or_is_no_json_object_is_refused_by_its_name() {
     drop(load_file("{}").expect("an empty object is a config"));
 }
 
+#[test]
+fn u10_a_key_that_stands_twice_is_refused_by_its_path_wherever_it_stands() {
+    for (file, path) in [
+        (r#"{"web":{"max_inflight":7},"web":{"bind":"127.0.0.1:9"}}"#, "web"),
+        (r#"{"web":{"bind":"127.0.0.1:9","bind":"127.0.0.1:9"}}"#, "web.bind"),
+        (r#"{"web":{"bind":"127.0.0.1:9","b\u0069nd":"127.0.0.1:8"}}"#, "web.bind"),
+        (r#"{"handlers":{"echo":{"timeout_ms":1},"echo":{}}}"#, "handlers.echo"),
+        (
+            r#"{"runtime":{"platform":{"process_groups":[{"name":"a"},{"name":"b","name":"c","handlers":[]}]}}}"#,
+            "runtime.platform.process_groups.1.name",
+        ),
+    ] {
+        let issues = load_file(file).err().unwrap_or_else(|| panic!("{file} is accepted"));
+        let messages: Vec<String> = issues.iter().map(ToString::to_string).collect();
+        assert_eq!(issues.len(), 1, "{messages:?}");
+        assert!(messages[0].starts_with(&format!("{path}: stands twice (got")), "{messages:?}");
+        assert!(messages[0].contains("from the file"), "{messages:?}");
+        assert!(is_well_formed(&messages[0]), "{messages:?}");
+    }
+    assert_refused_at("web.limits.connections", &[r#"web.limits={"connections":1,"connections":2}"#]);
+    drop(load_file(r#"{"web":{"bind":"127.0.0.1:9"},"observability":{"log":"json"}}"#).expect("one each"));
+}
+
+#[test]
+fn u10_an_unknown_key_names_the_nearest_known_one_and_everything_wrong_where_it_came_from() {
+    let folder = Folder::new();
+    let file = folder.file("config.json", r#"{"web":{"bnd":"x"},"queue":{},"version":2}"#);
+    let environment = vec![("COFFERDAM_WEB__MAX_INFLGHT".into(), "9".into())];
+    let source = Source { file: Some(file), environment, ..sets(["colour=red", "handlers.echo.timeout=1"]) };
+    let messages = refused(&source);
+    for (start, parts) in [
+        ("web.bnd: ", ["a string from the file;", "web.bind or another known key"]),
+        ("queue: ", ["an object from the file;", "runtime.platform.queue or another known key"]),
+        ("version: ", ["got 2 from the file;", "expected 1"]),
+        ("web.max_inflght: ", ["a number from COFFERDAM_WEB__MAX_INFLGHT;", "web.max_inflight or another"]),
+        ("colour: ", ["a string from --set;", "expected no such key"]),
+        ("handlers.echo.timeout: ", ["a number from --set;", "handlers.echo.timeout_ms or another"]),
+    ] {
+        let found = messages.iter().find(|message| message.starts_with(start));
+        let found = found.unwrap_or_else(|| panic!("no {start} in {messages:#?}"));
+        assert!(parts.iter().all(|part| found.contains(part)), "{found}");
+        assert!(is_well_formed(found), "{found}");
+    }
+    assert_eq!(messages.len(), 6, "{messages:#?}");
+}
+
+#[test]
+fn u10_digits_true_and_null_given_for_a_text_are_that_text() {
+    for path in ["runtime.platform.redis.username", "runtime.platform.redis.key_prefix"] {
+        for text in ["123", "007", "1e3", "true", "null", "18446744073709551616"] {
+            let loaded = accepted(&sets([format!("{path}={text}")]));
+            assert_eq!(*at(&loaded.value, path), text, "{path}");
+            let name = format!("COFFERDAM_{}", path.to_uppercase().replace('.', "__"));
+            let source = Source { environment: vec![(name, text.into())], ..Source::default() };
+            assert_eq!(*at(&accepted(&source).value, path), text, "{path}");
+        }
+        // A text that is quoted is what is quoted; a list is none.
+        let loaded = accepted(&sets([format!(r#"{path}="12""#)]));
+        assert_eq!(*at(&loaded.value, path), "12");
+        assert_refused_at(path, &[&format!("{path}=[1]")]);
+    }
+    // A file says what it means, and numbers stay numbers.
+    let issues = load_file(r#"{"runtime":{"platform":{"redis":{"username":1}}}}"#).expect_err("a number");
+    assert_eq!(issues[0].path, "runtime.platform.redis.username");
+    assert_eq!(accepted(&sets(["web.max_inflight=7"])).config.web.max_inflight, 7);
+}
+
+#[test]
+fn u10_paths_in_a_file_are_relative_to_it_and_others_are_as_they_are_given() {
+    let folder = Folder::new();
+    let file = folder.file(
+        "config.json",
+        r#"{"runtime":{"platform":{"redis":{"password_file":"p"},"execution_ipc":{"auth":{"secret_file":"../s"}}}},
+            "web":{"auth":{"token_file":"/etc/t"}},"handlers":{"prog":{"command":["x"],"dir":"d"}}}"#,
+    );
+    let loaded = accepted(&Source { file: Some(file.clone()), ..Source::default() });
+    let platform = &loaded.config.runtime.platform;
+    let is_at = |path: &Option<String>, name: &str| path.as_deref() == folder.path(name).to_str();
+    assert!(is_at(&platform.redis.password_file, "p"), "{:?}", platform.redis.password_file);
+    assert!(is_at(&platform.execution_ipc.auth.secret_file, "../s"));
+    assert_eq!(loaded.config.web.auth.token_file.as_deref(), Some("/etc/t"));
+    assert_eq!(loaded.value["handlers"]["prog"]["dir"].as_str(), folder.path("d").to_str());
+    let over = Source { file: Some(file), ..sets(["runtime.platform.redis.password_file=here"]) };
+    let password = accepted(&over).config.runtime.platform.redis.password_file;
+    assert_eq!(password.as_deref(), Some("here"), "relative to the working directory");
+}
+
+#[test]
+fn u10_a_variable_that_is_a_key_but_for_its_underscores_is_told() {
+    let environment = |name: &str| Source {
+        environment: vec![(name.to_owned(), "127.0.0.1:1".to_owned())],
+        ..Source::default()
+    };
+    let warnings = accepted(&environment("COFFERDAM_WEB_BIND")).warnings;
+    assert_eq!(warnings, ["COFFERDAM_WEB_BIND means nothing; COFFERDAM_WEB__BIND would set web.bind"]);
+    let deep = accepted(&environment("COFFERDAM_RUNTIME_PLATFORM_QUEUE_RETRY_BASE_MS")).warnings;
+    assert!(deep[0].contains("COFFERDAM_RUNTIME__PLATFORM__QUEUE__RETRY__BASE_MS"), "{deep:?}");
+    for name in ["COFFERDAM_WEB__BIND", "COFFERDAM_CONFIG", "COFFERDAM_JOB_ID", "OTHER_WEB_BIND"] {
+        assert_eq!(accepted(&environment(name)).warnings, [""; 0], "{name}");
+    }
+}
+
 // --- Handlers ---
 
 #[test]
@@ -786,7 +899,7 @@ fn a_programs_options_have_their_ranges_and_defaults() {
         ("command", vec![r#"[]"#, r#"[""]"#, r#"["a",1]"#, r#""prog""#, "{}", r#"["a\u0000b"]"#]),
         ("mode", vec!["twice", "1"]),
         ("env", vec![r#"["K=V"]"#, r#"{"K":1}"#, "K=V"]),
-        ("dir", vec!["1", r#""""#]),
+        ("dir", vec!["[1]", r#""""#]),
         ("max_output_bytes", vec!["0", "x"]),
         ("stop_grace_ms", vec!["-1"]),
         ("uid", vec!["root", "-1"]),

@@ -16,6 +16,7 @@ mod redis_server;
 mod service;
 
 use std::collections::BTreeSet;
+use std::io::{Read, Write};
 use std::process::Output;
 use std::time::{Duration, Instant};
 
@@ -609,6 +610,62 @@ fn batch_on_redis_gives_the_lines_in_order_and_leaves_no_key() {
         assert_eq!((lines[0], lines[1], lines[3]), ("1", "2", "3"), "{text}");
         assert_eq!(server.keys(), [""; 0], "it leaves nothing");
     }
+}
+
+#[test]
+fn u7_what_a_batch_has_on_redis_goes_with_it_however_it_ends() {
+    let server = Server::start(&[]);
+    let deployment = Deployment::on(&server);
+    let inline = "runtime.platform.bootstrap.mode=inline";
+    let supervised = "runtime.platform.bootstrap.mode=process_supervisor";
+    for mode in [inline, supervised] {
+        for end in [Signal::TERM, Signal::KILL] {
+            let mut command = deployment.command(&cofferdam(), "batch", &[mode]);
+            let mut child = command.args(["--handler", "sleep"]).spawn().expect("the binary");
+            let mut stdin = child.stdin.take().expect("its input");
+            stdin.write_all(&b"{\"ms\":1}\n{\"ms\":500}\n".repeat(20)).expect("it reads");
+            let mut first = [0; 15];
+            child.stdout.as_mut().expect("its output").read_exact(&mut first).expect("the first result");
+            let keys = server.keys();
+            assert!(keys.len() > 20, "{keys:?}");
+            signal(child.id(), end);
+            drop(stdin);
+            let output = program::wait(child);
+            match end {
+                Signal::TERM => {
+                    assert_said(&output, 1, &["stopped: line 40 was the last that is done"]);
+                    assert_eq!(server.keys(), [""; 0], "it leaves nothing");
+                }
+                _ => {
+                    // Nobody was there to remove them: each has a life, and none is longer than an hour.
+                    let lives: Vec<(String, i64)> = server.lives();
+                    assert!(lives.len() > 20, "{lives:?}");
+                    let ends = |life: i64| (1..=3_600_000).contains(&life);
+                    assert!(lives.iter().all(|(_, life)| ends(*life)), "{lives:?}");
+                    let _: () = server.ask(&["FLUSHALL"]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn u7_a_backend_that_refuses_for_good_ends_a_batch_with_its_reason() {
+    let server = Server::start(&[]);
+    let deployment = Deployment::on(&server);
+    let mut command = deployment.command(&cofferdam(), "batch", &[]);
+    let mut child = command.args(["--handler", "sleep"]).spawn().expect("the binary");
+    let mut stdin = child.stdin.take().expect("its input");
+    stdin.write_all(&b"{\"ms\":1}\n{\"ms\":200}\n".repeat(500)).expect("it reads");
+    let mut first = [0; 15];
+    child.stdout.as_mut().expect("its output").read_exact(&mut first).expect("the first result");
+    // Everything is submitted by now, so that nothing but the silence tells.
+    let _: () = server.ask(&["CONFIG", "SET", "requirepass", "changed"]);
+    let begun = Instant::now();
+    let output = program::wait(child);
+    drop(stdin);
+    assert_said(&output, 1, &["cofferdam: the backend: redis: ", "password_file"]);
+    assert!(begun.elapsed() < Duration::from_secs(25), "it took {:?}", begun.elapsed());
 }
 
 #[test]

@@ -11,7 +11,7 @@ pub struct Lines {
     /// `Some` iff it is a regular file.
     pub(super) size: Option<u64>,
     max_bytes: usize,
-    /// Bytes read so far, for the progress bar.
+    /// Bytes read so far, of those that are not skipped.
     pub consumed: u64,
 }
 
@@ -48,6 +48,17 @@ impl Lines {
         Lines { reader, size, max_bytes, consumed: 0 }
     }
 
+    /// Passes over the first lines, as if the rest were all; false if there are fewer.
+    pub fn skip(&mut self, count: u64) -> Result<bool> {
+        for _ in 0..count {
+            if self.next_line()? == Line::End {
+                return Ok(false);
+            }
+        }
+        self.size = self.size.map(|size| size.saturating_sub(std::mem::take(&mut self.consumed)));
+        Ok(true)
+    }
+
     /// True if the next line is here without waiting for the source.
     pub(super) fn has_buffered_line(&self) -> bool {
         self.reader.buffer().contains(&b'\n')
@@ -80,6 +91,22 @@ mod tests {
         let reader = BufReader::with_capacity(capacity, Box::new(text) as Box<dyn Read + Send>);
         let mut lines = Lines::new(reader, None, 4);
         std::iter::from_fn(|| Some(lines.next_line().unwrap()).filter(|line| *line != Line::End)).collect()
+    }
+
+    #[test]
+    fn lines_that_are_skipped_do_not_count() {
+        let text = &b"ab\n\nabcde\nx"[..];
+        for (count, next, consumed) in
+            [(0, Line::Whole(b"ab".to_vec()), 3), (3, Line::Whole(b"x".to_vec()), 1)]
+        {
+            let mut lines = Lines::new(BufReader::new(Box::new(text)), Some(11), 4);
+            assert!(lines.skip(count).unwrap());
+            assert_eq!((lines.next_line().unwrap(), lines.consumed), (next, consumed));
+        }
+        let mut lines = Lines::new(BufReader::new(Box::new(text)), Some(11), 4);
+        assert!(lines.skip(4).unwrap());
+        assert_eq!((lines.next_line().unwrap(), lines.size), (Line::End, Some(0)));
+        assert!(!Lines::new(BufReader::new(Box::new(text)), None, 4).skip(5).unwrap());
     }
 
     #[test]

@@ -6,7 +6,8 @@
 mod input;
 mod progress;
 
-use std::io::{BufWriter, ErrorKind, Write};
+use std::collections::VecDeque;
+use std::io::{BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
@@ -18,10 +19,12 @@ use crate::bell::Bell;
 use crate::config::SinkMode;
 use crate::deployment::Backend;
 use crate::entropy::Entropy;
+use crate::exit::Exit;
 use crate::handler::HandlerSpec;
 use crate::job::{InstanceId, Trace};
 use crate::ndjson::Pump;
-use crate::ports::{Ends, JobEnded, Producer};
+use crate::ports::{Ends, Fitness, JobEnded, Producer};
+use crate::process::hygiene;
 use progress::Progress;
 
 /// The command's own options. `-` or nothing is standard input or output.
@@ -33,6 +36,8 @@ pub struct BatchOptions {
     /// Overrides `runtime.ordering.sink_mode`.
     pub sink_mode: Option<SinkMode>,
     pub shows_progress: bool,
+    /// So many lines were done before: they are passed over, and the output file is gone on with.
+    pub resume: u64,
 }
 
 /// How a batch ended.
@@ -42,6 +47,55 @@ pub struct Summary {
     pub done: u64,
     /// Of them, those whose answer is a problem object.
     pub failed: u64,
+    /// The number of the first of those; the first line of the input is 1.
+    pub first_failed: Option<u64>,
+    pub end: End,
+}
+
+/// Why it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// All lines are done.
+    All,
+    /// It was told to stop; the first lines of the input are done, and no others.
+    Stopped,
+    /// The same, and lines that had begun were cut off. True: those that are done are the first of the input.
+    CutOff(bool),
+    /// Nobody reads the output any more.
+    Unread,
+}
+
+impl Summary {
+    pub fn exit(&self) -> Exit {
+        match self.end {
+            End::All if self.failed == 0 => Exit::Done,
+            End::All | End::Stopped | End::Unread => Exit::Failed,
+            End::CutOff(_) => Exit::CutOff,
+        }
+    }
+
+    /// What a user should know, where not all is well. So many lines were done before.
+    pub fn complaints(&self, before: u64) -> Vec<String> {
+        let Summary { done, failed, first_failed, end } = *self;
+        let first =
+            first_failed.map(|line| format!("{failed} of {done} lines failed, the first is line {line}"));
+        let done = before + done;
+        let go_on = format!("line {done} was the last that is done; go on with --resume {done}");
+        first
+            .into_iter()
+            .chain(match end {
+                End::All => None,
+                End::Stopped => Some(format!("stopped: {go_on}")),
+                End::CutOff(true) => Some(format!("stopped, and later lines were cut off: {go_on}")),
+                End::CutOff(false) => Some(format!(
+                    "stopped, and lines were cut off: {done} are done, and not the first ones of the input"
+                )),
+                End::Unread => {
+                    Some(format!("the output's reader has gone: at most {done} lines were written, not all"))
+                }
+            })
+            .collect()
+    }
 }
 
 /// What went wrong with the batch itself.
@@ -63,8 +117,16 @@ pub struct Parts<'a> {
     pub backend: &'a Backend,
     /// Of this thread.
     pub bell: Bell,
-    /// Why nobody runs jobs any more, if it is so.
+    /// Keeps what the batch stands on; why nobody runs jobs any more, if it is so.
     pub failed: &'a dyn Fn() -> Option<String>,
+    /// What the backend says of itself; it is reached for that.
+    pub fitness: &'a dyn Fn() -> Result<Option<Fitness>, String>,
+    /// How often it was told to stop since the last call.
+    pub stops: &'a mut dyn FnMut() -> usize,
+    /// After the first time what was read may take so long; after the second none.
+    pub patience: Duration,
+    /// Lines that were passed over.
+    pub before: u64,
 }
 
 /// Lines of one submission at most: the broker's lock is taken once for them.
@@ -83,12 +145,19 @@ impl Parts<'_> {
         let mut entropy = Entropy::system();
         let trace = Trace { id: entropy.bytes(), span: entropy.bytes() };
         let mut pump = Pump::new(self.handler, self.mode, self.window, trace, INSTANCE);
+        pump.number_from(self.before + 1);
         let (again_at, refusing_since, pause) = (Instant::now(), None, Duration::ZERO);
         let producer = &*self.backend.producer;
         let mut submitter = Submitter { producer, entropy, again_at, refusing_since, pause };
-        let mut is_unsure = false;
+        let mut silence = Silence { asked: Instant::now(), bad_since: None };
+        let (mut is_unsure, mut cut_off_at) = (false, None);
         loop {
             self.bell.answer();
+            for _ in 0..(self.stops)() {
+                source.stop();
+                let patience = if cut_off_at.is_some() { Duration::ZERO } else { self.patience };
+                cut_off_at = Some(Instant::now() + patience);
+            }
             let Ends { mut ended, lost } = inbox.take(usize::MAX);
             if lost || is_unsure {
                 let (found, unsure) = producer.ended(&pump.jobs_in_flight());
@@ -108,24 +177,36 @@ impl Parts<'_> {
                 written = output.write_all(&line);
             }
             let is_over = source.end.is_some() && pump.is_idle();
-            if is_over || is_quiet {
+            let is_cut_off = !is_over && cut_off_at.is_some_and(|at| at <= Instant::now());
+            if is_over || is_quiet || is_cut_off {
                 written = written.and_then(|()| output.flush());
             }
-            let summary = Summary { done: pump.done, failed: pump.failed };
-            if let Err(error) = written {
-                if error.kind() != ErrorKind::BrokenPipe {
+            let end = match &written {
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => Some(End::Unread),
+                Err(_) | Ok(()) if is_cut_off => Some(End::CutOff(self.mode == SinkMode::SourceSeq)),
+                Err(_) | Ok(()) => {
+                    is_over.then_some(if cut_off_at.is_some() { End::Stopped } else { End::All })
+                }
+            };
+            let Pump { done, failed, first_failed, .. } = pump;
+            let summary = Summary { done, failed, first_failed, end: end.unwrap_or(End::All) };
+            if written.is_err() || is_cut_off {
+                // What runs is cut off on purpose: a line a job about lost leases would tell nobody anything.
+                log::set_max_level(log::LevelFilter::Off);
+            }
+            progress.draw(&summary, source.bytes_of(pump.done), end.is_some());
+            match (written, end) {
+                (Err(error), None | Some(End::All | End::Stopped | End::CutOff(_))) => {
                     return Err(BatchError::Failed(format!("the output cannot be written: {error}")));
                 }
-                // A reader that has seen enough, such as `head`, is no failure. What runs is cut off on purpose: a line
-                // a job about lost leases would tell nobody anything.
-                log::set_max_level(log::LevelFilter::Off);
-                return Ok(summary);
+                (_, Some(_)) => {
+                    let read = source.end.filter(|_| is_over).unwrap_or(Ok(()));
+                    return read.map(|()| summary).map_err(BatchError::Failed);
+                }
+                (Ok(()), None) => {}
             }
-            progress.draw(&summary, source.bytes, is_over);
-            if is_over && let Some(end) = source.end {
-                return end.map(|()| summary).map_err(BatchError::Failed);
-            }
-            if let Some(reason) = (self.failed)() {
+            let unheard = if is_quiet { silence.says(self.fitness) } else { None };
+            if let Some(reason) = (self.failed)().or(unheard) {
                 return Err(BatchError::Failed(reason));
             }
             // Nobody else may look after time in this process.
@@ -141,30 +222,46 @@ impl Parts<'_> {
 
 const INSTANCE: InstanceId = InstanceId(1);
 
-/// The output; not the input, which would be emptied.
-pub fn open_output(input: Option<&Path>, output: Option<&Path>) -> Result<impl Write + use<>, BatchError> {
+/// The output; not the input, which would be emptied. One that is gone on with must end with a whole line.
+pub fn open_output(options: &BatchOptions) -> Result<impl Write + use<>, BatchError> {
     const BUFFER_BYTES: usize = 256 << 10;
     let with_buffer = |output: Box<dyn Write>| BufWriter::with_capacity(BUFFER_BYTES, output);
-    let Some(path) = output.filter(|path| *path != Path::new("-")) else {
-        return Ok(with_buffer(Box::new(std::io::stdout().lock())));
+    let Some(path) = options.output.as_deref().filter(|path| *path != Path::new("-")) else {
+        return Ok(with_buffer(hygiene::data()));
     };
     let failed = |why: String| BatchError::Usage(format!("--output {}: {why}", path.display()));
     let file = |path: &Path| {
         let meta = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file)?;
-        Some((meta.dev(), meta.ino()))
+        Some((meta.dev(), meta.ino(), meta.len()))
     };
-    if input.and_then(file).is_some_and(|input| file(path) == Some(input)) {
+    let there = file(path);
+    if there.is_some() && options.input.as_deref().and_then(file) == there {
         return Err(failed("is the input".into()));
     }
-    let file = std::fs::File::create(path).map_err(|error| failed(error.to_string()))?;
+    let goes_on = options.resume > 0;
+    let mut open = std::fs::File::options();
+    open.create(true).write(true).truncate(!goes_on).read(goes_on && there.is_some());
+    let mut file = open.open(path).map_err(|error| failed(error.to_string()))?;
+    if goes_on && there.is_some_and(|(.., size)| size > 0) {
+        let mut last = [0];
+        let read = file.seek(SeekFrom::End(-1)).and_then(|_| file.read_exact(&mut last));
+        read.map_err(|error| failed(error.to_string()))?;
+        if last != *b"\n" {
+            return Err(failed(
+                "its last line is not whole: remove that, and --resume after the line before".into(),
+            ));
+        }
+    }
     Ok(with_buffer(Box::new(file)))
 }
 
 /// The input, read ahead by a thread of its own: a source that is slow holds up no result.
 struct Source {
     lines: Receiver<(Result<Line, String>, u64)>,
-    /// Bytes that were read.
-    bytes: u64,
+    /// Of each line that was taken and is not done: how many bytes were read with it.
+    taken: VecDeque<u64>,
+    /// Lines that are done, and the bytes that were read with the last of them.
+    done: (u64, u64),
     /// `Some` iff there is nothing more to read.
     end: Option<Result<(), String>>,
 }
@@ -187,7 +284,22 @@ impl Source {
         };
         let thread = std::thread::Builder::new().name("reader".into()).spawn(read);
         thread.map_err(|error| BatchError::Failed(format!("the reader's thread: {error}")))?;
-        Ok(Source { lines: here, bytes: 0, end: None })
+        Ok(Source { lines: here, taken: VecDeque::new(), done: (0, 0), end: None })
+    }
+
+    /// No line is taken any more.
+    fn stop(&mut self) {
+        self.end.get_or_insert(Ok(()));
+    }
+
+    /// Bytes of the lines that are done. As they finish is near enough, in whichever order that is.
+    fn bytes_of(&mut self, done: u64) -> u64 {
+        while self.done.0 < done
+            && let Some(bytes) = self.taken.pop_front()
+        {
+            self.done = (self.done.0 + 1, bytes);
+        }
+        self.done.1
     }
 
     /// The next line, if it is here; over its limit, it is an error.
@@ -197,17 +309,52 @@ impl Source {
         }
         let (line, bytes) = match self.lines.try_recv() {
             Err(TryRecvError::Empty) => return None,
-            Err(TryRecvError::Disconnected) => (Err("the reader's thread has ended".into()), self.bytes),
+            Err(TryRecvError::Disconnected) => (Err("the reader's thread has ended".into()), 0),
             Ok(read) => read,
         };
-        self.bytes = bytes;
-        match line {
-            Ok(Line::Whole(bytes)) => return Some(Ok(bytes)),
-            Ok(Line::TooLong) => return Some(Err("max_payload_bytes")),
-            Ok(Line::End) => self.end = Some(Ok(())),
-            Err(error) => self.end = Some(Err(error)),
+        let line = match line {
+            Ok(Line::Whole(bytes)) => Ok(bytes),
+            Ok(Line::TooLong) => Err("max_payload_bytes"),
+            Ok(Line::End) => {
+                self.end = Some(Ok(()));
+                return None;
+            }
+            Err(error) => {
+                self.end = Some(Err(error));
+                return None;
+            }
+        };
+        self.taken.push_back(bytes);
+        Some(line)
+    }
+}
+
+/// A backend that restarts, or fails over, is back by then.
+const AWAY_FOR_GOOD: Duration = Duration::from_secs(60);
+
+/// While nothing is heard of any line, the backend is asked now and then whether anything can be.
+struct Silence {
+    asked: Instant,
+    /// `Some` iff its last answer was bad.
+    bad_since: Option<Instant>,
+}
+
+impl Silence {
+    /// Why no line will be heard of any more, if it is so.
+    fn says(&mut self, fitness: &dyn Fn() -> Result<Option<Fitness>, String>) -> Option<String> {
+        const EVERY: Duration = Duration::from_secs(5);
+        if self.asked.elapsed() < EVERY {
+            return None;
         }
-        None
+        let bad = match fitness() {
+            Ok(Some(Fitness::Unfit(why))) | Err(why) => Some((why, EVERY)),
+            Ok(Some(Fitness::Away(why))) => Some((why, AWAY_FOR_GOOD)),
+            Ok(Some(Fitness::Fit(_)) | None) => None,
+        };
+        self.asked = Instant::now();
+        self.bad_since = bad.is_some().then(|| self.bad_since.unwrap_or(self.asked));
+        let lasts = self.bad_since.map(|since| since.elapsed()).unwrap_or_default();
+        bad.filter(|(_, most)| lasts >= *most).map(|(why, _)| format!("the backend: {why}"))
     }
 }
 
@@ -226,8 +373,6 @@ struct Submitter<'a> {
 impl Submitter<'_> {
     /// Submits a chunk; true if there is more to do at once.
     fn submit(&mut self, pump: &mut Pump, source: &mut Source) -> Result<bool, BatchError> {
-        /// A backend that restarts, or fails over, is back by then.
-        const FOR_GOOD: Duration = Duration::from_secs(60);
         let now = Instant::now();
         if now < self.again_at {
             return Ok(false);
@@ -247,7 +392,7 @@ impl Submitter<'_> {
                 if self.refusing_since.is_none() {
                     log::warn!("no line can be submitted for now: {error}");
                 }
-                if now - *self.refusing_since.get_or_insert(now) > FOR_GOOD {
+                if now - *self.refusing_since.get_or_insert(now) > AWAY_FOR_GOOD {
                     return Err(BatchError::Failed(format!("the backend: {error}")));
                 }
                 self.pause = (2 * self.pause).clamp(Duration::from_millis(10), Duration::from_secs(1));

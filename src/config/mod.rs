@@ -4,17 +4,21 @@
 //! the normalised form, redaction. Not in scope: acting on any of it. Files are read in [`sources`] and
 //! [`secret`] alone; the rest is pure.
 
+mod issue;
+mod reference;
 mod schema;
 pub mod secret;
 pub mod sources;
 mod validate;
 
+pub use issue::{Issue, Origin};
+pub use reference::reference;
 pub use schema::{
     Config, Ipc, Kv, Lifecycle, LogFormat, Observability, Platform, ProcessGroup, Queue, Redis, Reply,
     Restart, Retain, SinkMode, Web, WebLimits,
 };
-pub use sources::{Loaded, Origin, Source, load};
-pub use validate::{Issue, NO_REDIS, unbuilt};
+pub use sources::{Loaded, Source, load};
+pub use validate::{NO_REDIS, unbuilt};
 
 use std::collections::BTreeMap;
 
@@ -70,12 +74,7 @@ pub fn summary(loaded: &Loaded) -> String {
     }
     for (path, origin) in &loaded.origins {
         let shown = value.pointer(&format!("/{}", path.replace('.', "/"))).map(Value::to_string);
-        let from = match origin {
-            Origin::File => "the file",
-            Origin::Environment(name) => name,
-            Origin::CommandLine => "--set",
-        };
-        lines.push(format!("  {path} = {} (from {from})", shown.unwrap_or_default()));
+        lines.push(format!("  {path} = {} (from {origin})", shown.unwrap_or_default()));
     }
     lines.join("\n") + "\n"
 }

@@ -1,6 +1,6 @@
 //! The configuration's keys as a table: each once, with its type, default and allowed values. The typed configuration and
 //! what the validator walks are both made of it.
-#![allow(missing_docs, reason = "each field is named as its key")]
+#![allow(missing_docs, reason = "a section says what it is by its keys")]
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -19,16 +19,18 @@ pub(super) enum Kind {
     OneOf(&'static [&'static str]),
     /// A text that passes.
     Text(fn(&str) -> bool, &'static str),
-    /// Any value that passes.
-    Is(fn(&Value) -> bool, &'static str),
+    /// Where a file or folder is. In a config file, relative to that.
+    Path,
+    /// Any value that passes, by the name of its type.
+    Is(&'static str, fn(&Value) -> bool, &'static str),
     /// The same for what has no default: its `null` is judged, where other keys take it for "not given".
-    Shape(fn(&Value) -> bool, &'static str),
+    Shape(&'static str, fn(&Value) -> bool, &'static str),
     /// An object that is always there.
     Section(&'static [Key]),
     /// An object that may be absent.
     Optional(&'static [Key]),
 }
-use Kind::{Int, Is, OneOf, Optional, Section, Shape, Text};
+use Kind::{Int, Is, OneOf, Optional, Path, Section, Shape, Text};
 
 #[derive(Clone, Copy)]
 pub(super) struct Key {
@@ -36,23 +38,32 @@ pub(super) struct Key {
     /// `null` where the key may be absent.
     pub(super) default: fn() -> Value,
     pub(super) kind: Kind,
+    /// Its documentation in the table below: what people read of it.
+    pub(super) meaning: &'static str,
 }
 
 macro_rules! keys {
-    ($($name:ident = $default:tt, $kind:expr;)*) => {
-        &[$(Key { name: stringify!($name), default: || json!($default), kind: $kind },)*]
+    ($($(#[doc = $meaning:literal])* $name:ident = $default:tt, $kind:expr;)*) => {
+        &[$(Key {
+            name: stringify!($name),
+            default: || json!($default),
+            kind: $kind,
+            meaning: concat!($($meaning),*),
+        },)*]
     };
 }
 
 /// A typed section of the configuration, whose fields are in their ranges once the validator has passed them.
 macro_rules! section {
-    ($(#[$attribute:meta])* $section:ident { $($name:ident: $type:ty = $default:tt, $kind:expr;)* }) => {
+    ($(#[$attribute:meta])* $section:ident {
+        $($(#[doc = $meaning:literal])* $name:ident: $type:ty = $default:tt, $kind:expr;)*
+    }) => {
         #[derive(Clone, Debug, Deserialize)]
         $(#[$attribute])*
-        pub struct $section { $(pub $name: $type,)* }
+        pub struct $section { $($(#[doc = $meaning])* pub $name: $type,)* }
 
         impl $section {
-            pub(super) const KEYS: &[Key] = keys! { $($name = $default, $kind;)* };
+            pub(super) const KEYS: &[Key] = keys! { $($(#[doc = $meaning])* $name = $default, $kind;)* };
         }
     };
 }
@@ -62,9 +73,9 @@ const COUNT: Kind = Int(1, MAX);
 const MILLIS: Kind = COUNT;
 const FROM_0: Kind = Int(0, MAX);
 const BACKEND: Kind = OneOf(&["memory", "redis"]);
-const BOOL: Kind = Is(Value::is_boolean, "true or false");
-const TEXTS: Kind = Is(are_texts, "a list of strings, none empty");
-const FILE: Kind = Text(|text| !text.is_empty(), "a string that is not empty");
+const BOOL: Kind = Is("bool", Value::is_boolean, "true or false");
+const TEXTS: Kind = Is("list", are_texts, "a list of strings, none empty");
+const WORD: Kind = Text(|text| !text.is_empty(), "a string that is not empty");
 const ADDRESS: Kind = Text(
     |text| text.parse::<SocketAddr>().is_ok(),
     "an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080",
@@ -77,21 +88,28 @@ const PREFIX: Kind = Text(is_key_prefix, "1 to 32 of a-z, 0-9, _ and -");
 const NAME: Kind = Text(is_handler_name, "1 to 64 of a-z, A-Z, 0-9, _ and -");
 const REDIS_URL: Kind =
     Text(is_redis_url, "redis://HOST:PORT/DB, rediss://… or redis+unix://PATH, without user and password");
-const GROUPS: Kind =
-    Is(|value| value.as_array().is_some_and(|list| !list.is_empty()), "a list of at least one process group");
-const OBJECT: Kind = Shape(Value::is_object, "an object");
-const ORDERING: Kind = Shape(is_ordering, r#""none", "serial" or {"key":"/json/pointer"}"#);
-const COMMAND: Kind = Shape(is_command, "a list of strings: the program and its arguments");
+const GROUPS: Kind = Is(
+    "list",
+    |value| value.as_array().is_some_and(|list| !list.is_empty()),
+    "a list of at least one process group",
+);
+const OBJECT: Kind = Shape("object", Value::is_object, "an object");
+const ORDERING: Kind =
+    Shape("string or object", is_ordering, r#""none", "serial" or {"key":"/json/pointer"}"#);
+const COMMAND: Kind = Shape("list", is_command, "a list of strings: the program and its arguments");
 const TEXT_MAP: Kind = Shape(
+    "object",
     |value| value.as_object().is_some_and(|map| map.values().all(Value::is_string)),
     "an object of strings",
 );
 
 section! { Config {
+    /// The version of this format.
     version: u32 = 1, Int(1, 1);
     runtime: Runtime = {}, Section(Runtime::KEYS);
     web: Web = {}, Section(Web::KEYS);
     observability: Observability = {}, Section(Observability::KEYS);
+    /// Options of each handler by its name; a name that is not registered needs a `command`.
     handlers: BTreeMap<String, HandlerOptions> = {}, OBJECT;
 }}
 section! { Runtime {
@@ -99,6 +117,7 @@ section! { Runtime {
     ordering: Sink = {}, Section(Sink::KEYS);
 }}
 section! { Sink {
+    /// Which order the results of a batch come in: that of its lines, or as they finish.
     sink_mode: SinkMode = "source_seq", OneOf(&["source_seq", "completion"]);
 }}
 section! { Platform {
@@ -108,144 +127,231 @@ section! { Platform {
     reply: Reply = {}, Section(Reply::KEYS);
     redis: Redis = {}, Section(Redis::KEYS);
     execution_ipc: Ipc = {}, Section(Ipc::KEYS);
+    /// Groups of executor processes; every handler is in exactly one.
     process_groups: Vec<ProcessGroup> = [{"name": "execution"}], GROUPS;
     lifecycle: Lifecycle = {}, Section(Lifecycle::KEYS);
 }}
 section! { Bootstrap {
+    /// Supervisor, web and executors as processes; or all of it in one process, without a supervisor.
     mode: String = "process_supervisor", OneOf(&["inline", "process_supervisor"]);
 }}
 section! { Queue {
+    /// Where jobs are kept.
     backend: String = "memory", BACKEND;
+    /// Jobs that wait or are delayed; beyond it submissions are refused. Redeliveries never are, and follow-ups may use as much again.
     capacity: usize = 10_000, COUNT;
+    /// How long the lease of a running job lives; its process renews it, so it limits no job.
     visibility_timeout_ms: u64 = 30_000, Int(100, MAX);
+    /// Deliveries of a job before it is dead, for handlers that do not say.
     max_deliveries: u32 = 16, COUNT;
     retry: Retry = {}, Section(RETRY_KEYS);
 }}
 section! { Kv {
+    /// Where lane states and contexts are kept.
     backend: String = "memory", BACKEND;
+    /// How long a trace's context is kept after its last use.
     context_ttl_seconds: u64 = 3_600, COUNT;
+    /// The most that the state of one lane takes; a job that would exceed it fails.
     lane_state_max_bytes: usize = 67_108_864, Int(1_024, 1 << 40);
+    /// Memory only: the most that all states and contexts take together; a job that would exceed it fails.
     total_max_bytes: usize = 268_435_456, Int(1_024, 1 << 40);
 }}
 section! { Reply {
+    /// Where records and results are kept: the backend of the queue.
     backend: String = "memory", BACKEND;
+    /// How long a caller waits for a result, from the arrival of its request; also the most that `wait` gives.
     timeout_ms: u64 = 30_000, MILLIS;
+    /// How long the record of a job that succeeded is kept.
     result_ttl_seconds: u64 = 600, COUNT;
+    /// The same where the caller waited and gave no idempotency key.
     awaited_ttl_seconds: u64 = 30, COUNT;
+    /// How long a failed, dead, timed-out or cancelled record is kept, with its payload.
     failed_ttl_seconds: u64 = 604_800, COUNT;
+    /// How long an idempotency key is kept, from its first use.
     idempotency_ttl_seconds: u64 = 86_400, COUNT;
+    /// Memory only: keys that are kept; beyond it the oldest go, counted and logged.
     idempotency_keys: usize = 200_000, COUNT;
     retain: Retain = {}, Section(Retain::KEYS);
 }}
 section! { #[derive(Copy)] Retain {
+    /// Memory only: records of jobs that succeeded; beyond it the oldest go.
     records: usize = 10_000, COUNT;
+    /// The same in bytes.
     bytes: usize = 67_108_864, Int(1, 1 << 40);
+    /// Memory only: records of jobs that did not succeed; beyond it the oldest go.
     failed_records: usize = 10_000, COUNT;
+    /// The same in bytes.
     failed_bytes: usize = 67_108_864, Int(1, 1 << 40);
 }}
 section! { Redis {
+    /// The server, without user and password. `rediss://` is not built in: use a TLS tunnel.
     url: String = "redis://127.0.0.1:6379/0", REDIS_URL;
-    username: Option<String> = null, FILE;
-    password_file: Option<String> = null, FILE;
+    /// The user of the server's access list; none is the default user.
+    username: Option<String> = null, WORD;
+    /// A file with the password, one line.
+    password_file: Option<String> = null, Path;
+    /// What every key begins with: one deployment, one prefix.
     key_prefix: String = "cofferdam", PREFIX;
+    /// How long a connection may take.
     connect_timeout_ms: u64 = 2_000, MILLIS;
+    /// How long an answer may take.
     response_timeout_ms: u64 = 5_000, MILLIS;
 }}
 section! { Ipc {
+    /// How executors reach web.
     transport: String = "tcp_local", OneOf(&["tcp_local"]);
+    /// The address of the channel's listener.
     bind_host: String = "127.0.0.1", LOOPBACK;
+    /// Its port; 0 is any free one.
     bind_port: u16 = 0, Int(0, 65_535);
+    /// The most that a payload, a result or a value of a state takes.
     max_payload_bytes: usize = 1_048_576, Int(1_024, 67_108_864);
     auth: IpcAuth = {}, Section(IpcAuth::KEYS);
+    /// How often processes say that they live; one that misses three is lost.
     heartbeat_ms: u64 = 2_000, Int(100, 3_600_000);
 }}
 section! { IpcAuth {
+    /// Every frame is signed.
     mode: String = "hmac", OneOf(&["hmac"]);
+    /// A secret for this run alone, or the one of `secret_file`. The default is `static` where there is a file.
     secret_mode: String = null, OneOf(&["generated", "static"]);
-    secret_file: Option<String> = null, FILE;
+    /// 64 hex digits, as `keygen` writes them; on a second line the secret before, which verifies and does not sign. Others must not be able to read it.
+    secret_file: Option<String> = null, Path;
+    /// How each connection's keys are derived.
     kdf: String = "hkdf_sha256", OneOf(&["hkdf_sha256"]);
+    /// How old a frame may be.
     ttl_seconds: u64 = 30, Int(1, 3_600);
+    /// Handshake nonces of the last 10 seconds that a group remembers; while it is full handshakes are refused.
     nonce_cache_size: usize = 4_096, Int(16, 1 << 20);
 }}
 section! { ProcessGroup {
+    /// Unique, and needed.
     name: String = null, NAME;
+    /// Executor processes.
     processes: usize = 1, Int(1, 1_024);
+    /// Worker threads of each: so many handlers run at once.
     workers: usize = 8, Int(1, 4_096);
+    /// Names of handlers that the group runs, or `*` for all.
     handlers: Vec<String> = ["*"], TEXTS;
+    /// A process is replaced after so many jobs; 0 is never.
     max_jobs: u64 = 0, Int(0, 1 << 40);
+    /// A process is replaced when it holds more memory; 0 is never.
     max_rss_mb: u64 = 0, FROM_0;
+    /// Names of handlers that its jobs may submit to, or `*` for all.
     follow_ups: Vec<String> = ["*"], TEXTS;
 }}
 section! { Lifecycle {
+    /// How long all processes may take to be ready; else exit 3.
     ready_timeout_ms: u64 = 10_000, MILLIS;
+    /// How long a drain lets jobs finish; what is cut off is named, exit 4.
     graceful_timeout_ms: u64 = 10_000, FROM_0;
+    /// False is a drain of no time.
     drain_inflight: bool = true, BOOL;
     restart: Restart = {}, Section(Restart::KEYS);
 }}
 section! { Restart {
+    /// Whether a process that ends is replaced.
     policy: String = "on_failure", OneOf(&["on_failure", "never"]);
+    /// Ends within the window that no job can have caused; more of them end everything with exit 1.
     max_restarts: usize = 5, FROM_0;
+    /// How long an end counts; also the longest backoff.
     window_ms: u64 = 60_000, MILLIS;
+    /// The wait before a process is replaced that ended by itself; doubled for each of its ends within the window.
     backoff_ms: u64 = 100, MILLIS;
 }}
 section! { Web {
+    /// The public address; port 0 is any free one, and the ready line says which.
     bind: String = "127.0.0.1:8080", ADDRESS;
+    /// Callers that wait for a result; beyond it 429.
     max_inflight: usize = 4_096, COUNT;
+    /// The most that a request's body takes; at most `max_payload_bytes`.
     max_body_bytes: usize = 1_048_576, COUNT;
+    /// The most that the body of a batch takes; at least `max_body_bytes`.
     max_batch_bytes: usize = 16_777_216, COUNT;
+    /// Names accepted in `Host` besides IP addresses and `localhost`.
     allowed_hosts: Vec<String> = [], TEXTS;
     auth: WebAuth = {}, Section(WebAuth::KEYS);
     limits: WebLimits = {}, Section(WebLimits::KEYS);
 }}
 section! { WebAuth {
+    /// `none` is for loopback alone. `bearer` is not built yet.
     mode: String = "none", OneOf(&["none", "bearer"]);
-    token_file: Option<String> = null, FILE;
+    /// A line a token; `bearer` needs it.
+    token_file: Option<String> = null, Path;
 }}
 section! { #[derive(Copy)] WebLimits {
+    /// Connections at once; cut to what the limit of descriptors allows.
     connections: usize = 4_096, COUNT;
+    /// The same for one address; loopback is not counted.
     connections_per_ip: usize = 256, COUNT;
+    /// The most that a request's head takes.
     header_bytes: usize = 16_384, COUNT;
+    /// How long a head may take.
     header_timeout_ms: u64 = 5_000, MILLIS;
+    /// How long a body may take.
     body_timeout_ms: u64 = 15_000, MILLIS;
+    /// How long a connection may be idle between requests.
     idle_timeout_ms: u64 = 75_000, MILLIS;
+    /// How long a client may read nothing of its answer.
     write_timeout_ms: u64 = 30_000, MILLIS;
 }}
 section! { Observability {
+    /// Log lines for people, or a JSON object a line; on standard error.
     log: LogFormat = "text", OneOf(&["text", "json"]);
 }}
 
 const RETRY_KEYS: &[Key] = keys! {
+    /// The most that the first backoff takes; it doubles with each delivery. The backoff is drawn from 0 to that.
     base_ms = 1_000, MILLIS;
+    /// The most that any backoff takes.
     max_ms = 3_600_000, MILLIS;
 };
 
 /// Options of any handler. None has a default here: a handler brings its own ([`HandlerOptions`]).
 pub(super) const HANDLER_KEYS: &[Key] = keys! {
+    /// How long one delivery may take.
     timeout_ms = null, MILLIS;
+    /// Jobs at once in one process; 0 is no limit.
     concurrency = null, FROM_0;
+    /// Deliveries before a job is dead; none: `queue.max_deliveries`.
     max_deliveries = null, COUNT;
     retry = null, Optional(RETRY_KEYS);
+    /// Cancel a job when its last waiting caller hangs up.
     cancel_on_disconnect = null, BOOL;
+    /// What a dead job does to its ordered lane: the next job goes on, or the lane waits until the dead one is retried or deleted.
     on_dead = null, OneOf(&["continue", "park"]);
+    /// Which jobs wait for each other: none, all, or those whose payload has the same value at a JSON pointer.
     ordering = null, ORDERING;
 };
 
 /// Options of a handler that is a program, beside those.
 pub(super) const COMMAND_KEYS: &[Key] = keys! {
+    /// A program and its arguments. Programs are not built yet.
     command = null, COMMAND;
+    /// Its environment.
     env = null, TEXT_MAP;
     limits = null, Optional(COMMAND_LIMIT_KEYS);
+    /// A process a job, or a process a worker.
     mode = "once", OneOf(&["once", "worker"]);
-    dir = null, FILE;
+    /// Its working directory.
+    dir = null, Path;
+    /// The most that it may write.
     max_output_bytes = 1_048_576, Int(1, 67_108_864);
+    /// How long it may take to stop before it is killed.
     stop_grace_ms = 2_000, FROM_0;
+    /// The user that it runs as.
     uid = null, FROM_0;
+    /// The group that it runs as.
     gid = null, FROM_0;
 };
 const COMMAND_LIMIT_KEYS: &[Key] = keys! {
+    /// Its memory.
     memory_mb = null, COUNT;
+    /// Its time on a processor.
     cpu_seconds = null, COUNT;
+    /// Its processes.
     processes = null, COUNT;
+    /// Its open files.
     open_files = null, COUNT;
 };
 
@@ -278,38 +384,85 @@ impl Lifecycle {
     }
 }
 
+/// What a path in prose says for a handler's name and for a group's place.
+pub(super) const ANY_NAME: &str = ".NAME";
+const ANY_PLACE: &str = "[]";
+
 impl Key {
     /// The key at a dotted path.
     pub(super) fn at(path: &str) -> Option<&'static Key> {
-        let (mut keys, mut found) = (Config::KEYS, None);
-        for name in path.split('.') {
-            let key = keys.iter().find(|key| key.name == name)?;
-            keys = if let Section(keys) = key.kind { keys } else { &[] };
-            found = Some(key);
+        let (mut keys, mut found) = (Config::KEYS.iter().collect::<Vec<_>>(), None);
+        let mut parts = path.split('.');
+        while let Some(name) = parts.next() {
+            let key = keys.into_iter().find(|key| key.name == name)?;
+            if !key.behind().is_empty() {
+                parts.next();
+            }
+            (keys, found) = (key.members(), Some(key));
         }
         found
     }
 
+    /// The keys inside.
+    pub(super) fn members(&self) -> Vec<&'static Key> {
+        match (self.kind, self.name) {
+            (Section(keys) | Optional(keys), _) => keys.iter().collect(),
+            (_, "handlers") if self.behind() == ANY_NAME => HANDLER_KEYS.iter().chain(COMMAND_KEYS).collect(),
+            (_, "process_groups") => ProcessGroup::KEYS.iter().collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// What stands between its path and that of a member.
+    pub(super) fn behind(&self) -> &'static str {
+        match (self.kind, self.name) {
+            (Shape(..), "handlers") => ANY_NAME,
+            (_, "process_groups") => ANY_PLACE,
+            _ => "",
+        }
+    }
+
+    /// A text, which in the environment and behind `--set` may look like something else.
+    pub(super) fn is_text(&self) -> bool {
+        matches!(self.kind, OneOf(_) | Text(..) | Path)
+    }
+
     /// What a refusal says was expected; `None` if the value is allowed.
     pub(super) fn refuses(&self, value: &Value) -> Option<String> {
-        let (is_allowed, expected) = match self.kind {
-            Int(min, max) => {
-                let range =
-                    if min == max { format!("{min}") } else { format!("a whole number from {min} to {max}") };
-                (value.as_u64().is_some_and(|number| (min..=max).contains(&number)), range)
-            }
+        let is_allowed = match self.kind {
+            Int(min, max) => value.as_u64().is_some_and(|number| (min..=max).contains(&number)),
+            OneOf(words) => value.as_str().is_some_and(|word| words.contains(&word)),
+            Text(passes, _) => value.as_str().is_some_and(passes),
+            Path => value.as_str().is_some_and(|text| !text.is_empty()),
+            Is(_, passes, _) | Shape(_, passes, _) => passes(value),
+            Section(_) | Optional(_) => value.is_object(),
+        };
+        (!is_allowed).then(|| self.expected())
+    }
+
+    /// Its allowed values, in words.
+    pub(super) fn expected(&self) -> String {
+        match self.kind {
+            Int(min, max) if min == max => format!("{min}"),
+            Int(min, max) => format!("a whole number from {min} to {max}"),
             OneOf(words) => {
                 let quoted: Vec<String> = words.iter().map(|word| json!(word).to_string()).collect();
-                (value.as_str().is_some_and(|word| words.contains(&word)), quoted.join(" or "))
+                quoted.join(" or ")
             }
-            Text(passes, expected) => match value.as_str() {
-                Some(text) => (passes(text), expected.into()),
-                None => (false, "a string".into()),
-            },
-            Is(passes, expected) | Shape(passes, expected) => (passes(value), expected.into()),
-            Section(_) | Optional(_) => (value.is_object(), "an object".into()),
-        };
-        (!is_allowed).then_some(expected)
+            Path => "a path that is not empty".into(),
+            Text(_, expected) | Is(_, _, expected) | Shape(_, _, expected) => expected.into(),
+            Section(_) | Optional(_) => "an object".into(),
+        }
+    }
+
+    /// The name of its type.
+    pub(super) fn type_name(&self) -> &'static str {
+        match self.kind {
+            Int(..) => "int",
+            OneOf(_) | Text(..) | Path => "string",
+            Is(name, ..) | Shape(name, ..) => name,
+            Section(_) | Optional(_) => "object",
+        }
     }
 }
 

@@ -1,12 +1,16 @@
 //! Where values come from: defaults, the file, the environment, `--set`. Later wins; origins are kept.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::{Path, PathBuf};
 
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::schema::{Config, Key};
-use super::validate::{self, Issue};
+use super::issue::{Issue, Origin, inside};
+use super::schema::{Config, Key, Kind};
+use super::{reference, validate};
 use crate::handler::OwnOptions;
 
 /// What a user gave.
@@ -19,16 +23,6 @@ pub struct Source {
     pub sets: Vec<String>,
 }
 
-/// Where a value that is not a default came from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origin {
-    File,
-    /// This variable.
-    Environment(String),
-    /// A `--set`.
-    CommandLine,
-}
-
 /// A configuration that passed.
 #[derive(Clone, Debug)]
 pub struct Loaded {
@@ -37,6 +31,8 @@ pub struct Loaded {
     pub value: Value,
     /// Of each path whose value is not a default.
     pub origins: Origins,
+    /// What is no error, and most likely not what was meant.
+    pub warnings: Vec<String>,
 }
 
 type Origins = BTreeMap<String, Origin>;
@@ -44,23 +40,30 @@ type Origins = BTreeMap<String, Origin>;
 /// Reads, merges and checks everything; an error is all that is wrong, in one list. `handlers` are the registered
 /// ones with their own options.
 pub fn load(source: &Source, handlers: &OwnOptions) -> Result<Loaded, Vec<Issue>> {
-    let (mut issues, mut layers) = (Vec::new(), Vec::new());
+    let (mut issues, mut layers, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
     if let Some(path) = &source.file {
-        match read_file(path) {
+        match read_file(path, &mut issues) {
             Ok(value) => layers.push((value, Origin::File)),
             Err(issue) => issues.push(issue),
         }
     }
     for (name, value) in &source.environment {
-        // `COFFERDAM_WEB__BIND` is `web.bind`; names without `__` are not config paths.
-        let path = name.strip_prefix("COFFERDAM_").filter(|rest| rest.contains("__"));
-        let path = path.map(|rest| rest.to_ascii_lowercase().replace("__", "."));
-        layers.extend(path.map(|path| (nested(&path, value), Origin::Environment(name.clone()))));
+        let Some(rest) = name.strip_prefix("COFFERDAM_") else { continue };
+        if rest.contains("__") {
+            // `COFFERDAM_WEB__BIND` is `web.bind`; names without `__` are not config paths.
+            let path = rest.to_ascii_lowercase().replace("__", ".");
+            let origin = Origin::Environment(name.clone());
+            layers.push((nested(&path, value, &origin, &mut issues), origin));
+        } else if let Some(path) = reference::paths().iter().find(|path| in_capitals(path, "_") == *rest) {
+            let meant = in_capitals(path, "__");
+            warnings.push(format!("{name} means nothing; COFFERDAM_{meant} would set {path}"));
+        }
     }
     for set in &source.sets {
         match set.split_once('=') {
             Some((path, value)) if path.split('.').all(|part| !part.is_empty()) => {
-                layers.push((nested(path, value), Origin::CommandLine));
+                let origin = Origin::CommandLine;
+                layers.push((nested(path, value, &origin, &mut issues), origin));
             }
             Some(_) | None => issues.push(Issue::new("--set", "is malformed", set, "PATH=VALUE")),
         }
@@ -77,29 +80,117 @@ pub fn load(source: &Source, handlers: &OwnOptions) -> Result<Loaded, Vec<Issue>
         Ok(config) => {
             validate::cross_rules(&config, &mut issues);
             if issues.is_empty() {
-                return Ok(Loaded { config, value, origins });
+                return Ok(Loaded { config, value, origins, warnings });
             }
         }
+    }
+    for issue in issues.iter_mut().filter(|issue| issue.origin.is_none()) {
+        issue.origin = origin_of(&issue.path, &origins).cloned();
     }
     Err(issues)
 }
 
-fn read_file(path: &Path) -> Result<Value, Issue> {
+fn in_capitals(path: &str, dot: &str) -> String {
+    path.to_ascii_uppercase().replace('.', dot)
+}
+
+/// Where the value at this path came from, or one inside, or the one that it is inside of.
+fn origin_of<'a>(path: &str, origins: &'a Origins) -> Option<&'a Origin> {
+    let within = format!("{path}.");
+    let inside = || origins.range(within.clone()..).next().filter(|(at, _)| at.starts_with(&within));
+    let around = || path.rmatch_indices('.').find_map(|(end, _)| origins.get(&path[..end]));
+    origins.get(path).or_else(|| inside().map(|(_, origin)| origin)).or_else(around)
+}
+
+/// A config file's object. Paths in it are relative to its folder.
+fn read_file(path: &Path, issues: &mut Vec<Issue>) -> Result<Value, Issue> {
     let at = path.display().to_string();
     let text = std::fs::read_to_string(path)
         .map_err(|error| Issue::new(&at, "cannot be read", &error.to_string(), "a readable JSON file"))?;
-    let value = serde_json::from_str::<Value>(&text)
+    let mut value = parse(&text, "", &Origin::File, issues)
         .map_err(|error| Issue::new(&at, "is not JSON", &error.to_string(), "a JSON object"))?;
-    let not_an_object = || Issue::new(&at, "is not an object", "another kind", "a JSON object");
-    Some(value).filter(Value::is_object).ok_or_else(not_an_object)
+    if !value.is_object() {
+        return Err(Issue::new(&at, "is not an object", "another kind", "a JSON object"));
+    }
+    if let Some(folder) = std::path::absolute(path).ok().as_deref().and_then(Path::parent) {
+        make_absolute(&mut value, &Config::KEYS.iter().collect::<Vec<_>>(), folder);
+    }
+    Ok(value)
 }
 
-/// The path as objects around a value, which is JSON or else a string. A path far deeper than the schema must not use up
-/// the stack: its tail stays one name, which no key has.
-fn nested(path: &str, value: &str) -> Value {
+fn make_absolute(value: &mut Value, keys: &[&Key], folder: &Path) {
+    for key in keys {
+        let Some(value) = value.get_mut(key.name) else { continue };
+        if let (Kind::Path, Some(path)) = (key.kind, value.as_str().filter(|path| !path.is_empty())) {
+            *value = json!(folder.join(path));
+        }
+        let members = key.members();
+        match (value, key.behind()) {
+            (value, "") => make_absolute(value, &members, folder),
+            (Value::Object(map), _) => map.values_mut().for_each(|one| make_absolute(one, &members, folder)),
+            (Value::Array(list), _) => list.iter_mut().for_each(|one| make_absolute(one, &members, folder)),
+            _ => {}
+        }
+    }
+}
+
+/// JSON as serde reads it, which of keys that stand twice takes the last; those are issues.
+fn parse(text: &str, at: &str, origin: &Origin, issues: &mut Vec<Issue>) -> serde_json::Result<Value> {
+    let (value, before) = (serde_json::from_str(text)?, issues.len());
+    find_doubled(serde_json::from_str(text)?, at, issues);
+    issues[before..].iter_mut().for_each(|issue| issue.origin = Some(origin.clone()));
+    Ok(value)
+}
+
+fn find_doubled(text: &RawValue, at: &str, issues: &mut Vec<Issue>) {
+    if let Ok(Members(members)) = serde_json::from_str(text.get()) {
+        let mut names = BTreeSet::new();
+        for (name, value) in members {
+            let path = inside(at, &name);
+            find_doubled(value, &path, issues);
+            if !names.insert(name) {
+                issues.push(Issue::new(&path, "stands twice", "a second value", "one"));
+            }
+        }
+    } else if let Ok(list) = serde_json::from_str::<Vec<&RawValue>>(text.get()) {
+        let places = list.iter().enumerate();
+        places.for_each(|(place, value)| find_doubled(value, &inside(at, &place.to_string()), issues));
+    }
+}
+
+/// Every member of an object, in order.
+struct Members<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de> Deserialize<'de> for Members<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Members<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(Members(members))
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
+}
+
+/// The path as objects around a value, which is JSON or else a string; where a text is wanted, only what can be none is
+/// JSON. A path far deeper than the schema must not use up the stack: its tail stays one name, which no key has.
+fn nested(path: &str, text: &str, origin: &Origin, issues: &mut Vec<Issue>) -> Value {
     const PARTS: usize = 16;
     let parts: Vec<&str> = path.splitn(PARTS, '.').collect();
-    let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
+    let wants_text = Key::at(path).is_some_and(Key::is_text);
+    let may_be = |value: &Value| !wants_text || value.is_string() || value.is_array() || value.is_object();
+    let value = parse(text, path, origin, issues).ok().filter(may_be).unwrap_or_else(|| Value::from(text));
     parts.iter().rev().fold(value, |inner, part| json!({ *part: inner }))
 }
 
@@ -108,10 +199,14 @@ fn merge(base: &mut Value, layer: Value, path: &str, origin: &Origin, origins: &
     match (base, layer) {
         (Value::Object(base), Value::Object(layer)) => {
             for (name, value) in layer {
-                let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                let path = inside(path, &name);
                 let slot = base.entry(name).or_insert(Value::Null);
                 if value.is_object() && !slot.is_object() {
                     *slot = json!({});
+                }
+                if value == json!({}) && Key::at(&path).is_none() {
+                    // Nothing inside will say where it came from.
+                    origins.insert(path.clone(), origin.clone());
                 }
                 merge(slot, value, &path, origin, origins);
             }

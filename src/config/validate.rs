@@ -1,32 +1,13 @@
 //! Fills in the defaults and finds everything that is wrong, in one pass over the given values.
 
-use std::fmt;
 use std::net::SocketAddr;
 
 use serde_json::{Map, Value, json};
 
+use super::issue::{Issue, inside};
+use super::reference::meant;
 use super::schema::{COMMAND_KEYS, Config, HANDLER_KEYS, Key, Kind, ProcessGroup};
-use crate::handler::{HandlerOptions, OwnOptions, is_handler_name};
-
-/// One thing that is wrong.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Issue {
-    /// The dotted path.
-    pub path: String,
-    text: String,
-}
-
-impl Issue {
-    pub(super) fn new(path: &str, what: &str, got: &str, expected: &str) -> Issue {
-        Issue { path: path.into(), text: format!("{what} (got {got}; expected {expected})") }
-    }
-}
-
-impl fmt::Display for Issue {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.path, self.text)
-    }
-}
+use crate::handler::{HandlerOptions, OwnOptions, Retry, is_handler_name};
 
 /// The normalised value of what was given. Where it is wrong, the issue is added and the default stands in,
 /// so that one run finds everything.
@@ -50,7 +31,9 @@ fn section(given: Option<&Value>, at: &str, keys: &[Key], issues: &mut Vec<Issue
     let given = given.and_then(Value::as_object);
     for (name, value) in given.into_iter().flatten() {
         if keys.iter().all(|key| key.name != name) {
-            issues.push(Issue::new(&inside(at, name), "is an unknown key", kind_of(value), "no such key"));
+            let expected = meant(at, name, keys).map(|meant| format!("{meant} or another known key"));
+            let expected = expected.as_deref().unwrap_or("no such key");
+            issues.push(Issue::new(&inside(at, name), "is an unknown key", kind_of(value), expected));
         }
     }
     let mut out = Map::new();
@@ -89,10 +72,6 @@ fn object(given: &Value, at: &str, keys: &[Key], issues: &mut Vec<Issue>) -> Val
         issues.push(Issue::new(at, "is not allowed", &shown(given), "an object"));
     }
     section(Some(given).filter(|given| given.is_object()), at, keys, issues)
-}
-
-fn inside(at: &str, name: &str) -> String {
-    if at.is_empty() { name.into() } else { format!("{at}.{name}") }
 }
 
 fn shown(value: &Value) -> String {
@@ -145,16 +124,15 @@ fn handlers(given: &Value, registered: &OwnOptions, issues: &mut Vec<Issue>) -> 
             let known = registered.keys().cloned().collect::<Vec<_>>().join(", ");
             let expected = format!("one of {known}, or a \"command\"");
             issues.push(Issue::new(&at, "is no known handler", kind_of(options), &expected));
-        } else if let Some(options) = handler(&at, options, own.cloned().unwrap_or_default(), issues) {
-            out.insert(name.clone(), options);
+        } else {
+            out.insert(name.clone(), handler(&at, options, own.cloned().unwrap_or_default(), issues));
         }
     }
     Value::Object(out)
 }
 
-/// A handler's own options with what the config says laid over them; `None` if some of that is wrong.
-fn handler(at: &str, given: &Value, own: HandlerOptions, issues: &mut Vec<Issue>) -> Option<Value> {
-    let before = issues.len();
+/// A handler's own options with what the config says, as far as that is right, laid over them.
+fn handler(at: &str, given: &Value, own: HandlerOptions, issues: &mut Vec<Issue>) -> Value {
     let mut keys = HANDLER_KEYS.to_vec();
     if given.get("command").is_some() {
         keys.extend_from_slice(COMMAND_KEYS);
@@ -164,7 +142,7 @@ fn handler(at: &str, given: &Value, own: HandlerOptions, issues: &mut Vec<Issue>
     for (key, value) in said.as_object().into_iter().flatten() {
         options[key] = value.clone();
     }
-    (issues.len() == before).then_some(options)
+    options
 }
 
 /// The rules between keys.
@@ -191,8 +169,6 @@ pub(super) fn cross_rules(config: &Config, issues: &mut Vec<Issue>) {
     of_platform(queue != reply, "reply.backend", "must be that of the queue", json!(reply), queue);
     let (is_apart, what) = (queue == "redis" && kv != "redis", "must be redis when the queue is");
     of_platform(is_apart, "kv.backend", what, json!(kv), "redis");
-    let (base, max) = (platform.queue.retry.base_ms, platform.queue.retry.max_ms);
-    of_platform(base > max, "queue.retry.base_ms", "is more than max_ms", json!(base), "at most max_ms");
     let is_open = web.bind.parse::<SocketAddr>().is_ok_and(|address| !address.ip().is_loopback());
     let has_bearer = web.auth.mode == "bearer";
     let expected = "a loopback address, or web.auth.mode=bearer";
@@ -208,6 +184,13 @@ pub(super) fn cross_rules(config: &Config, issues: &mut Vec<Issue>) {
     rule(body > payload, "web.max_body_bytes", what, json!(body), &expected);
     let expected = format!("at least web.max_body_bytes, {body}");
     rule(batch < body, "web.max_batch_bytes", "is less than one body", json!(batch), &expected);
+    let of_handlers = config.handlers.iter().map(|(name, own)| (format!("handlers.{name}"), own.retry));
+    let of_queue = ("runtime.platform.queue".to_owned(), Some(platform.queue.retry));
+    for (at, retry) in of_handlers.chain([of_queue]) {
+        let Some(Retry { base_ms, max_ms }) = retry else { continue };
+        let (path, expected) = (format!("{at}.retry.base_ms"), format!("at most max_ms, {max_ms}"));
+        rule(base_ms > max_ms, &path, "is more than max_ms", json!(base_ms), &expected);
+    }
     group_rules(config, issues);
 }
 
@@ -220,10 +203,12 @@ fn group_rules(config: &Config, issues: &mut Vec<Issue>) {
             let got = group.processes.to_string();
             issues.push(Issue::new(&format!("{at}.processes"), "inline runs one process", &got, "1"));
         }
-        let unknown = |name: &&String| *name != "*" && !config.handlers.contains_key(*name);
-        for name in group.handlers.iter().filter(unknown) {
-            let expected = "a known handler or \"*\"";
-            issues.push(Issue::new(&format!("{at}.handlers"), "names no handler", name, expected));
+        let handlers = group.handlers.iter().map(|name| ("handlers", name));
+        for (key, name) in handlers.chain(group.follow_ups.iter().map(|name| ("follow_ups", name))) {
+            if name != "*" && !config.handlers.contains_key(name) {
+                let expected = "a known handler or \"*\"";
+                issues.push(Issue::new(&format!("{at}.{key}"), "names no handler", name, expected));
+            }
         }
     }
     for handler in config.handlers.keys() {

@@ -48,6 +48,9 @@ pub type Handlers = Vec<(HandlerSpec, Arc<dyn Handler>)>;
 /// The handlers of a binary with their own options, by name. A name is 1 to 64 of `a-z A-Z 0-9 _ -`.
 pub type Registry = BTreeMap<String, (HandlerOptions, Arc<dyn Handler>)>;
 
+/// What a process does before its first job.
+pub type WorkerStart = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
 /// The job that a handler does.
 #[derive(Clone, Debug)]
 pub struct Job(pub(super) LeasedJob);

@@ -9,8 +9,9 @@ mod context;
 mod crew;
 mod deck;
 mod run;
+pub mod testing;
 
 pub use books::Books;
-pub use context::{Handler, Handlers, Job, JobContext, Registry, StagedMap};
+pub use context::{Handler, Handlers, Job, JobContext, Registry, StagedMap, WorkerStart};
 pub use crew::{Engine, Health, Helm, Outfit, running_job, start};
 pub use run::{Done, Run, RunMaps, RunStop};

@@ -1,10 +1,10 @@
 //! What every process does first: no core dumps, no reading of its memory, standard streams in order, signals.
 
 use std::fs::File;
-use std::io::{Read, Result};
+use std::io::{Read, Result, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use mio::net::UnixStream;
 use rustix::process::{
@@ -58,11 +58,25 @@ pub fn take_stdin() -> Result<OwnedFd> {
     Ok(copy)
 }
 
-/// The same with standard output.
+/// The same with standard output, where standard error takes its place: what a handler prints is no data.
 pub fn take_stdout() -> Result<OwnedFd> {
     let copy = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?;
-    rustix::stdio::dup2_stdout(File::options().write(true).open("/dev/null")?)?;
+    rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
     Ok(copy)
+}
+
+/// What standard output was, where handlers may print in this process.
+static DATA: OnceLock<File> = OnceLock::new();
+
+/// From now on data goes out through [`data`] alone: what is printed goes to standard error.
+pub fn set_data_apart() -> Result<()> {
+    let _ = DATA.set(File::from(take_stdout()?));
+    Ok(())
+}
+
+/// Where data goes; no lock of standard output is held.
+pub fn data() -> Box<dyn Write + Send> {
+    DATA.get().map_or_else(|| Box::new(std::io::stdout()) as _, |file| Box::new(file) as _)
 }
 
 /// Signals as bytes on sockets that an event loop can watch.

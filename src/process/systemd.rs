@@ -5,6 +5,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
+use super::hygiene;
 use crate::exit::say;
 use crate::observe::event;
 
@@ -37,7 +38,7 @@ impl Notifier {
     pub fn ready(&mut self, address: &str) {
         let pid = std::process::id();
         let line = format!("ready http://{address} pid={pid}");
-        say(std::io::stdout(), &format!("{line}\n"));
+        say(hygiene::data(), &format!("{line}\n"));
         event(log::Level::Info, "lifecycle.ready").field("line", &line).emit();
         self.say(&format!("READY=1\nSTATUS={line}\nMAINPID={pid}\n"));
     }

@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 
 use super::vet::judge;
 use crate::bell::lock;
+use crate::clock::millis;
 use crate::config::Redis;
 use crate::ports::{BackendError, Fitness};
 
@@ -140,13 +141,33 @@ impl Link {
     /// # Errors
     /// The server cannot be reached; what was removed stays removed.
     pub fn remove_all(&self, prefix: &str) -> Result<(), BackendError> {
+        self.each(prefix, |keys| self.command(redis::cmd("UNLINK").arg(keys)).map(|_: Value| ()))
+    }
+
+    /// Gives them all so long to live.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn renew_all(&self, prefix: &str, life: Duration) -> Result<(), BackendError> {
+        self.each(prefix, |keys| {
+            let mut all = redis::pipe();
+            keys.iter().for_each(|key| _ = all.cmd("PEXPIRE").arg(key).arg(millis(life)));
+            self.call(|connection| all.query(connection)).map(|_| ())
+        })
+    }
+
+    fn each(
+        &self,
+        prefix: &str,
+        work: impl Fn(&[String]) -> Result<(), BackendError>,
+    ) -> Result<(), BackendError> {
         let mut cursor = "0".to_owned();
         loop {
             let mut scan = redis::cmd("SCAN");
             scan.arg(&cursor).arg("MATCH").arg(format!("{prefix}*")).arg("COUNT").arg(1_000);
             let (next, keys): (String, Vec<String>) = self.command(&scan)?;
             if !keys.is_empty() {
-                let _: Value = self.command(redis::cmd("UNLINK").arg(keys))?;
+                work(&keys)?;
             }
             if next == "0" {
                 return Ok(());

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use super::connection::{Link, read};
 use super::envelope::{Signer, hex, idempotency_digest};
 use super::forgeries::Forgeries;
-use crate::clock::{Clock, Timestamp, micros};
+use crate::clock::{Clock, Timestamp, micros, millis};
 use crate::config::Redis;
 use crate::config::secret::Secret;
 use crate::entropy::Entropy;
@@ -20,7 +20,7 @@ use crate::handler::{HandlerSpec, OnDead, Ordering};
 use crate::job::{JobId, JobRecord, JobSpec, JobStatus, WaitingFor, state_map};
 use crate::limits::{
     CONTEXT_BYTES, ENDS_AN_ENTRY, FOLLOW_UP_ROOM, FRAME_OVERHEAD_BYTES, INBOX_ENDS, INBOX_RESULT_BYTES,
-    LANE_AFFINITY, LEASE_GRACE, LOSSES_TO_BE_ALONE, PROCESS_LIVES, QUEUED_BYTES, RUN_JOBS,
+    LANE_AFFINITY, LEASE_GRACE, LOSSES_TO_BE_ALONE, PROCESS_LIVES, QUEUED_BYTES, RUN_JOBS, SUB_LIVES,
 };
 use crate::negative_controls::{Control, is_off};
 use crate::ports::{BackendError, Forged, NewJob, Rules};
@@ -121,6 +121,10 @@ impl Server {
         if !self.is_ours.load(Relaxed) {
             if !self.link.agrees(&self.settings.prefix, &self.signer.checks())? {
                 return Err(BackendError("redis: its jobs are signed with another secret than ours".into()));
+            }
+            if self.settings.keep.is_some() {
+                // No function has written this one.
+                self.link.renew_all(&self.settings.prefix, SUB_LIVES)?;
             }
             self.is_ours.store(true, Relaxed);
         }
@@ -302,7 +306,7 @@ fn config(settings: &Settings) -> Json {
         "cap": rules.capacity, "bytes": QUEUED_BYTES, "vis": micros(rules.visibility),
         "ttl": micros(rules.result_ttl), "attl": micros(rules.awaited_ttl),
         "fttl": micros(rules.failed_ttl), "ittl": micros(rules.idempotency_ttl),
-        "keep": or_false(settings.keep), "alone": LOSSES_TO_BE_ALONE, "grace": micros(LEASE_GRACE),
+        "keep": or_false(settings.keep), "life": or_false(settings.keep.map(|_| millis(SUB_LIVES))), "alone": LOSSES_TO_BE_ALONE, "grace": micros(LEASE_GRACE),
         "more": FOLLOW_UP_ROOM,
         "ctx": micros(rules.context_ttl), "ctxm": CONTEXT_BYTES, "lsm": rules.lane_state_max,
         "mp": rules.max_payload, "envelope": rules.max_payload + FRAME_OVERHEAD_BYTES,

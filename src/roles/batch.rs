@@ -1,10 +1,11 @@
 //! `batch`: the batch process has the broker's seat, as web has in a service; its executors are threads of it, or
 //! processes that one more thread hosts.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mio::Token;
 
@@ -16,8 +17,8 @@ use crate::clock::monotonic_millis;
 use crate::config::secret::Secret;
 use crate::deployment::{Backend, Deployment};
 use crate::entropy::Entropy;
-use crate::limits::BATCH_COMMAND_LINES;
-use crate::process::hygiene;
+use crate::limits::{BATCH_COMMAND_LINES, SUB_LIVES};
+use crate::process::hygiene::{self, Signals, drain_bytes, hear_hangup};
 use crate::process::reactor::Reactor;
 use crate::supervisor::fleet::{Fleet, FleetEvent};
 
@@ -31,15 +32,26 @@ pub fn run(deployment: &Deployment, options: &BatchOptions) -> Result<Summary, B
     let unknown = || BatchError::Usage(format!("--handler: there is no handler {}", options.handler));
     let handler = handler.ok_or_else(unknown)?;
     let max_payload = deployment.platform().execution_ipc.max_payload_bytes;
-    let lines = Lines::open(options.input.as_deref(), max_payload).map_err(BatchError::Usage)?;
-    let output = batch::open_output(options.input.as_deref(), options.output.as_deref())?;
+    let mut lines = Lines::open(options.input.as_deref(), max_payload).map_err(BatchError::Usage)?;
+    let resume = options.resume;
+    match lines.skip(resume) {
+        Ok(true) => {}
+        Ok(false) => {
+            return Err(BatchError::Usage(format!("--resume: the input has less than {resume} lines")));
+        }
+        Err(error) => return Err(BatchError::Failed(format!("the input: {error}"))),
+    }
+    let failed = |error: std::io::Error| BatchError::Failed(error.to_string());
+    hygiene::set_data_apart().map_err(failed)?;
+    let output = batch::open_output(options)?;
+    let mut signals = Signals::take().map_err(failed)?;
 
     let window = BATCH_COMMAND_LINES.min(deployment.platform().queue.capacity);
     let deployment = &deployment.for_batch(window);
     // A deployment of its own, that starts from empty state and leaves none.
     let prefix = format!("batch-{:016x}:", Entropy::system().up_to(u64::MAX));
-    let left_behind = SubDeployment { deployment, prefix };
-    let backend = &deployment.open(Vec::new(), &left_behind.prefix).map_err(BatchError::Failed)?;
+    let sub = SubDeployment { deployment, prefix, renewed: Cell::new(Instant::now()) };
+    let backend = &deployment.open(Vec::new(), &sub.prefix).map_err(BatchError::Failed)?;
     let bell = Bell::for_this_thread();
     // Both end with what looks after them, which is before the backend and what is left behind there.
     let failed: Box<dyn Fn() -> Option<String>> = if deployment.is_inline() {
@@ -49,9 +61,25 @@ pub fn run(deployment: &Deployment, options: &BatchOptions) -> Result<Summary, B
         let host = ExecutorHost::start(deployment, backend).map_err(BatchError::Failed)?;
         Box::new(move || host.failure.get().cloned())
     };
-    let mode = options.sink_mode.unwrap_or(deployment.config.runtime.ordering.sink_mode);
-    let (shows_progress, failed) = (options.shows_progress, &*failed);
-    let parts = batch::Parts { handler, mode, window, shows_progress, backend, bell, failed };
+    let parts = batch::Parts {
+        handler,
+        mode: options.sink_mode.unwrap_or(deployment.config.runtime.ordering.sink_mode),
+        window,
+        shows_progress: options.shows_progress,
+        backend,
+        bell,
+        failed: &|| {
+            sub.renew();
+            failed()
+        },
+        fitness: &|| deployment.fitness(),
+        stops: &mut || {
+            hear_hangup(&mut signals.hangup);
+            drain_bytes(&mut signals.stop)
+        },
+        patience: Duration::from_millis(deployment.platform().lifecycle.patience_ms()),
+        before: resume,
+    };
     parts.run(lines, output)
 }
 
@@ -59,6 +87,17 @@ pub fn run(deployment: &Deployment, options: &BatchOptions) -> Result<Summary, B
 struct SubDeployment<'a> {
     deployment: &'a Deployment,
     prefix: String,
+    renewed: Cell<Instant>,
+}
+
+impl SubDeployment<'_> {
+    /// Lets it live on, now and then.
+    fn renew(&self) {
+        if self.renewed.get().elapsed() > SUB_LIVES / 3 {
+            self.renewed.set(Instant::now());
+            self.deployment.renew(&self.prefix);
+        }
+    }
 }
 
 impl Drop for SubDeployment<'_> {

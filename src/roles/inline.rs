@@ -21,6 +21,7 @@ pub struct InlineExecutors {
 
 /// Starts a crew for each group. `changed` rings when one of them has ended.
 pub fn start(deployment: &Deployment, backend: &Backend, changed: &Bell) -> Result<InlineExecutors, String> {
+    deployment.start_workers()?;
     let stop = Arc::new(AtomicBool::new(false));
     let mut crews = Vec::new();
     for (index, group) in deployment.platform().process_groups.iter().enumerate() {

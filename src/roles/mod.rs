@@ -10,7 +10,7 @@ pub use batch::run as run_batch;
 pub use serve::serve;
 
 use crate::deployment::Deployment;
-use crate::execution::Registry;
+use crate::execution::{Registry, WorkerStart};
 use crate::exit::Exit;
 use crate::observe::{event, log_writer};
 use crate::process::control_socket::{Bundle, ControlSocket, Role};
@@ -24,13 +24,17 @@ struct Child {
 }
 
 /// The whole life of such a process; what went wrong is said on standard error.
-pub fn run_child(role: Role, registry: &Registry) -> Exit {
+pub fn run_child(role: Role, registry: &Registry, worker_start: Option<&WorkerStart>) -> Exit {
     let serve = match role {
         Role::Web => web::serve_web,
         Role::Executor => executor::serve_executor,
     };
     let role = role.as_str();
-    begin_child(role, registry).and_then(serve).unwrap_or_else(|message| {
+    let begun = begin_child(role, registry).map(|mut child| {
+        child.deployment.worker_start = worker_start.cloned();
+        child
+    });
+    begun.and_then(serve).unwrap_or_else(|message| {
         log_writer::say(format!("cofferdam {role}: {message}\n"));
         Exit::Failed
     })

@@ -10,14 +10,14 @@ use crate::config::secret::Secret;
 use crate::deployment::Deployment;
 use crate::exit::Exit;
 use crate::observe::event;
-use crate::process::hygiene::{Signals, keep_secrets, raise_descriptor_limit, take_stdout};
+use crate::process::hygiene::{Signals, keep_secrets, raise_descriptor_limit, set_data_apart, take_stdout};
 use crate::process::listener::listen;
 use crate::process::private_dir::PrivateDir;
 use crate::web::{Commander, WebProcess};
 
 pub(super) fn serve_web(child: Child) -> Result<Exit, String> {
     let Child { mut bundle, control, deployment } = child;
-    // The public listener came as standard output: nothing may write to it from now on.
+    // The public listener came as standard output, which is standard error from now on.
     let listener = TcpListener::from(take_stdout().map_err(|error| error.to_string())?);
     // Behind the channel secrets of the groups: what is signed with at rest.
     let envelopes = bundle.secrets.split_off(deployment.groups().len());
@@ -43,6 +43,7 @@ fn try_serve_inline(deployment: &Deployment) -> Result<Exit, String> {
     super::say_starting(deployment);
     // A secret may be here, and handlers are.
     keep_secrets().map_err(io)?;
+    set_data_apart().map_err(io)?;
     raise_descriptor_limit();
     let signals = Signals::take().map_err(io)?;
     let listener = listen(&deployment.config.web)?;

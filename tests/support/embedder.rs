@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cofferdam::{App, HandlerError, HandlerOptions, Job, JobContext, Payload};
@@ -27,12 +28,31 @@ fn main() -> ExitCode {
     }
     let once = HandlerOptions::default();
     App::new()
+        .about("embedder", "9.8.7")
+        .on_worker_start(|| {
+            STARTS.fetch_add(1, Ordering::SeqCst);
+            std::env::var("COFFERDAM_TEST_START").map_or(Ok(()), Err)
+        })
+        .handler_with("print", once.clone(), print)
+        .handler_with("starts", once.clone(), |_: &Job, _: &mut JobContext| {
+            Ok(Payload::json(STARTS.load(Ordering::SeqCst).to_string().into_bytes()))
+        })
         .handler_with("count", HandlerOptions::serial(), count)
         .handler_with("flaky", once.clone(), flaky)
         .handler_with("stubborn", once.clone(), stubborn)
         .handler_with("panics", once.clone(), panics)
         .handler_with("wall", once, wall)
         .main()
+}
+
+/// How often this process has begun to run handlers.
+static STARTS: AtomicUsize = AtomicUsize::new(0);
+
+/// Prints its payload, and so many bytes more, and returns the payload.
+fn print(job: &Job, _: &mut JobContext) -> Result<Payload, HandlerError> {
+    let text = String::from_utf8_lossy(&job.payload().bytes).into_owned();
+    println!("printed {text} {}", ".".repeat(text.parse().unwrap_or(0)));
+    Ok(job.payload().clone())
 }
 
 fn ms(job: &Job) -> Result<Duration, HandlerError> {

@@ -192,6 +192,12 @@ impl Server {
         keys.sort_unstable();
         keys
     }
+
+    /// All keys with what is left of their lives, in ms; negative: for ever.
+    #[track_caller]
+    pub fn lives(&self) -> Vec<(String, i64)> {
+        self.keys().into_iter().map(|key| (key.clone(), self.ask(&["PTTL", &key]))).collect()
+    }
 }
 
 impl Drop for Server {

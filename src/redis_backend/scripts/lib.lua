@@ -52,6 +52,14 @@ local function globals()
 end
 local call, pcall, sha1hex, cjson, string, table, math, unpack, pairs, ipairs, next, tonumber, type
 
+-- Of a deployment inside another one (R.life, ms) every key has a life: "done" gives it to those that the call has named.
+local plain, named
+local function noting(...)
+  local _, key = ...
+  if key then named[key] = true end
+  return plain(...)
+end
+
 -- What a call has to itself: "begin" makes all of it anew, whatever the call before came to.
 local P, ARGV, A, H, R, now, now_text
 -- Figures as they are, as they are to be, and by how much they change.
@@ -192,6 +200,8 @@ local function begin(keys, argv)
   if not call then call, pcall, sha1hex, cjson, string, table, math, unpack, pairs, ipairs, next, tonumber, type = globals() end
   local config = configs[argv[1]] or configure(argv[1])
   P, ARGV, A, H, R = keys[1], argv, cjson.decode(argv[2]), config.H, config.R
+  plain, named = plain or call, {}
+  call = R.life and noting or plain
   now = A.now
   if not now then
     local clock = call('TIME')
@@ -820,6 +830,9 @@ local function done(answer, takes_all)
     end
   end
   write_figures()
+  if R.life then
+    for key in pairs(named) do plain('PEXPIRE', key, R.life) end
+  end
   return answer
 end
 
