@@ -187,6 +187,7 @@ fn deploy(loaded: &Loaded, registry: &Registry) -> Result<(Deployment, Option<Fi
         drop(config::secret::Secret::read(Path::new(file))?);
     }
     let deployment = Deployment::new(loaded, registry, Clock::system());
+    deployment.platform().process_groups.iter().try_for_each(|group| deployment.account(group).map(drop))?;
     match deployment.fitness()? {
         Some(Fitness::Unfit(why)) => {
             Err(format!("runtime.platform.redis: this server cannot be used: {why}"))

@@ -9,7 +9,7 @@ use crate::channel::keys::GroupSecret;
 use crate::channel::{ChannelServer, ServerConfig};
 use crate::clock::Clock;
 use crate::config::secret::Secret;
-use crate::config::{Config, Loaded, Platform, Retain};
+use crate::config::{Config, Loaded, Platform, ProcessGroup, Retain};
 use crate::entropy::Entropy;
 use crate::execution::{Handlers, Outfit, Registry};
 use crate::handler::{HandlerSpec, OwnOptions};
@@ -17,6 +17,7 @@ use crate::memory::MemoryBroker;
 use crate::memory::broker::Broker;
 use crate::observe::metrics::Counters;
 use crate::ports::{Consumer, Fitness, Producer, Replies, Rules, Seat};
+use crate::process::account::Account;
 use crate::process::control_socket::Bundle;
 
 /// The options that registered handlers bring along, for the config's defaults.
@@ -77,6 +78,12 @@ impl Deployment {
     /// The bundle of an executor of this group: its channel secret, and nothing that signs anything at rest.
     pub fn executor_bundle(&self, root: &Secret, group: usize) -> Bundle {
         self.bundle(group, vec![GroupSecret::derive(root, &self.groups()[group])], Path::new(""))
+    }
+
+    /// The user that executors of this group run as; `None`: ours.
+    pub fn account(&self, group: &ProcessGroup) -> Result<Option<Account>, String> {
+        let found = group.user.as_ref().map(Account::find).transpose();
+        found.map_err(|why| format!("process group {}: user: {why}", group.name))
     }
 
     /// The bundle of a web process: the channel secrets of all groups, and what is signed with at rest, where that is

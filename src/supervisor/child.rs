@@ -13,6 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use zeroize::Zeroizing;
 
 use crate::observe::log_writer;
+use crate::process::account::Account;
 use crate::process::control_socket::{ControlSocket, Role, ToChild, ToParent};
 
 /// A child that has closed its control socket has this long to end by itself.
@@ -23,6 +24,8 @@ pub struct Place {
     pub role: Role,
     pub name: String,
     pub bundle: Zeroizing<Vec<u8>>,
+    /// Of its processes; `None`: ours.
+    pub account: Option<Account>,
     /// Web's.
     pub listener: Option<TcpListener>,
 }
@@ -60,6 +63,10 @@ impl ChildProcess {
         command.arg0(std::env::args_os().next().unwrap_or_else(|| "cofferdam".into()));
         command.args([place.role.as_str(), "--supervised"]).process_group(0);
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(stdout).stderr(Stdio::piped());
+        if let Some(Account { user, group }) = place.account {
+            // Root's supplementary groups go with this as well, see `CommandExt::uid`.
+            command.uid(user).gid(group);
+        }
         FOR_THE_SUPERVISOR.iter().for_each(|name| _ = command.env_remove(name));
         let mut child = command.spawn()?;
         // `Command` keeps the child's end open until it is dropped; then the end of file can come.
