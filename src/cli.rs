@@ -200,7 +200,7 @@ fn deploy(loaded: &Loaded, registry: &Registry) -> Result<(Deployment, Option<Fi
 fn start(loaded: &Loaded, registry: &Registry, role: &'static str) -> Result<Deployment, String> {
     let (deployment, fitness) = deploy(loaded, registry)?;
     let role = if role == "serve" && deployment.is_inline() { "inline" } else { role };
-    log_writer::start(deployment.config.observability.log, role);
+    log_writer::start(deployment.config.observability.log, role, "");
     match fitness {
         Some(Fitness::Fit(promise)) => log::info!("{promise}"),
         Some(Fitness::Away(why)) => log::warn!("the backend is away, and is waited for: {why}"),

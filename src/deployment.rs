@@ -120,7 +120,9 @@ impl Deployment {
     fn bundle(&self, group: usize, secrets: Vec<GroupSecret>, private_dir: &Path) -> Bundle {
         let clock_offset = if let Clock::System { offset } = self.clock { offset } else { 0 };
         let (group, config) = (u16::try_from(group).unwrap_or(u16::MAX), self.config_text.to_string());
-        Bundle { group, clock_offset, config, secrets, private_dir: private_dir.display().to_string() }
+        let log_mark = u128::from_be_bytes(Entropy::system().bytes());
+        let private_dir = private_dir.display().to_string();
+        Bundle { group, clock_offset, log_mark, config, secrets, private_dir }
     }
 
     pub fn platform(&self) -> &Platform {

@@ -80,21 +80,27 @@ impl Fleet {
     }
 
     /// Adds a place, whose child is started with the next tick.
-    fn add(&mut self, place: Place) {
-        self.places.push(place);
+    fn add(
+        &mut self,
+        role: Role,
+        name: &str,
+        bundle: &Bundle,
+        account: Option<Account>,
+        listener: Option<TcpListener>,
+    ) {
+        let (name, log_mark, bundle) = (name.to_owned(), bundle.log_mark(), bundle.encode());
+        self.places.push(Place { role, name, bundle, log_mark, account, listener });
         self.add_child(self.places.len() - 1, Life::new());
     }
 
     /// Web's place.
     pub fn add_web(&mut self, bundle: &Bundle, listener: TcpListener) {
-        let (role, listener) = (Role::Web, Some(listener));
-        self.add(Place { role, name: "web".into(), bundle: bundle.encode(), account: None, listener });
+        self.add(Role::Web, "web", bundle, None, Some(listener));
     }
 
     /// One executor of a group, which runs as this user, or as we do.
     pub fn add_executor(&mut self, group: &str, bundle: &Bundle, account: Option<Account>) {
-        let (role, name) = (Role::Executor, group.to_owned());
-        self.add(Place { role, name, bundle: bundle.encode(), account, listener: None });
+        self.add(Role::Executor, group, bundle, account, None);
     }
 
     fn add_child(&mut self, place: usize, life: Life) {
