@@ -367,6 +367,8 @@ class Connection:
 class Executor:
     """The peer's loop: one connection after the other, and commands in between."""
 
+    connection_type = Connection
+
     def __init__(self, args):
         with open(args.secret_file, encoding="ascii") as file:
             root = bytes.fromhex(file.readline().strip())
@@ -386,7 +388,7 @@ class Executor:
             self.backoff = min(self.backoff * 2, BACKOFF_MOST_MS)
 
     def one_connection(self):
-        self.connection = connection = Connection(self.args, self.keys)
+        self.connection = connection = self.connection_type(self.args, self.keys)
         with connection.socket, selectors.DefaultSelector() as selector:
             connection.shake_hands()
             connection.tick()
@@ -445,7 +447,7 @@ class Executor:
                     tell("replayed", bytes=len(other.recv(M2_SIZE)))
 
 
-def main():
+def main(executor_type=Executor):
     parser = argparse.ArgumentParser()
     modes = parser.add_subparsers(dest="mode", required=True)
     modes.add_parser("vectors").add_argument("file")
@@ -461,7 +463,7 @@ def main():
     executor.add_argument("--lane-state-max", type=int, default=64 << 20)
     executor.add_argument("--again", action="store_true", help="connect again when cut")
     args = parser.parse_args()
-    return check_vectors(args.file) if args.mode == "vectors" else Executor(args).run()
+    return check_vectors(args.file) if args.mode == "vectors" else executor_type(args).run()
 
 
 if __name__ == "__main__":
