@@ -61,7 +61,10 @@ fn a_second_implementation_agrees_with_every_vector_of_the_document() {
 
 #[test]
 fn outcomes_of_the_peer_reach_their_callers() {
-    let (known, _) = Known::busy(&cofferdam(), &["runtime.platform.queue.retry.base_ms=1"]);
+    let (known, _) = Known::busy(
+        &cofferdam(),
+        &["runtime.platform.queue.retry.base_ms=1", "runtime.platform.queue.max_deliveries=5"],
+    );
     let mut peer = known.peer(&["--room=1"]);
     assert_eq!(known.service.get("/v1/stats").json()["groups"][0]["executors"], 2);
 
@@ -320,7 +323,8 @@ fn what_the_peer_gives_back_comes_again_uncounted_and_what_it_is_told_to_stop_do
         assert_eq!((cancel["job"] == lease["jobs"][0]["id"], &cancel["lease"]), (running, &lease["lease"]));
     }
     let lease = peer.take_run();
-    assert_eq!(payloads(&lease), ["d 1"]);
+    // It may have begun behind the one that was stopped: a start never shares its number.
+    assert_eq!(payloads(&lease), ["d 2"]);
     peer.commit(&lease, succeeded("D"));
     let statuses: Vec<Value> = ids.iter().map(|id| service.record(id)["status"].clone()).collect();
     assert_eq!(statuses, ["succeeded", "cancelled", "cancelled", "succeeded"]);

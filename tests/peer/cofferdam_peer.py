@@ -27,6 +27,7 @@ from wire import (  # noqa: E402
 
 WRITE_S, STDIN = 10, 0
 BACKOFF_MS, BACKOFF_MOST_MS = 10, 1_000
+BY_ITS_BACKOFF = 0
 ENDS_THE_LEASE = ("retry", "crashed", "timed_out")
 EMPTY, NO_PAYLOAD = {"state": [], "context": [], "follow_ups": []}, {"media": "a/b", "data": b""}
 TOO_LATE = {"is": "failed", "code": "handler_failed", "detail": "too late"}
@@ -273,6 +274,7 @@ class Connection:
         job, lane = run.jobs.pop(0), self.lanes.get(run.lane)
         body = {"job": job["id"], "delivery": job["delivery"], "builds_on": 0 if run.stateless else lane[0]}
         body["outcome"] = {"is": outcome, "code": command.get("code"), "detail": command.get("detail", "")}
+        body["outcome"]["after_ms"] = command.get("after_ms", BY_ITS_BACKOFF)
         parts, media = [], None
         if outcome == "succeeded":
             effects = self.effects(command)
