@@ -57,24 +57,14 @@ fn peak(known: &Known) -> u64 {
 
 /// The other group's callers are answered while this is done, nearly always within the bound, and never much later.
 fn others_go_on<T>(known: &Known, bound: Duration, work: impl FnOnce() -> T) -> T {
-    others_are_answered(known, bound, work, |answer| {
-        assert_eq!((answer.status, &*answer.text()), (200, "1"), "{answer:?}");
-    })
-}
-
-fn others_are_answered<T>(
-    known: &Known,
-    bound: Duration,
-    work: impl FnOnce() -> T,
-    judge: impl Fn(&Answer) + Sync,
-) -> T {
     let done = AtomicBool::new(false);
     let (result, mut took) = std::thread::scope(|scope| {
         let caller = scope.spawn(|| {
             let mut took = Vec::new();
             while !done.load(Ordering::Relaxed) {
                 let begun = Instant::now();
-                judge(&known.service.post("/v1/jobs/echo", "1"));
+                let answer = known.service.post("/v1/jobs/echo", "1");
+                assert_eq!((answer.status, &*answer.text()), (200, "1"), "{answer:?}");
                 took.push(begun.elapsed());
                 std::thread::sleep(Duration::from_millis(5));
             }
@@ -93,12 +83,6 @@ fn others_are_answered<T>(
         "95 % within {most:?}, all within {worst:?}"
     );
     result
-}
-
-/// While follow-ups fill the queue, whoever submits is told so at once, with a time to come again.
-fn done_or_full(answer: &Answer) {
-    let is_full = answer.code() == "queue_full" && answer.header("retry-after").is_some();
-    assert!(answer.status == 200 || is_full, "{answer:?}");
 }
 
 /// A caller of the hostile group's handler, and the lease that the peer gets for it.
@@ -174,7 +158,7 @@ fn most_queued(known: &Known, look_for: Duration) -> u64 {
 }
 
 #[test]
-fn e2_follow_ups_without_end_stay_within_twice_the_capacity_and_hold_up_no_answer_and_no_lane() {
+fn e2_follow_ups_without_end_stay_within_their_room_and_keep_no_caller_out() {
     const CAPACITY: u64 = 2_000;
     let (known, sleep) = started(&["runtime.platform.queue.capacity=2000"]);
     let before = peak(&known);
@@ -188,13 +172,13 @@ fn e2_follow_ups_without_end_stay_within_twice_the_capacity_and_hold_up_no_answe
         });
         most_queued(&known, Duration::from_secs(5))
     };
-    let most = others_are_answered(&known, Duration::from_millis(250), work, done_or_full);
+    let most = others_go_on(&known, Duration::from_millis(250), work);
     // Every first follow-up has its place: one for each lease that the peer has at once.
-    assert!(most > CAPACITY && most <= 2 * CAPACITY + 16, "{most} queued");
+    assert!(most > CAPACITY / 2 && most <= 2 * CAPACITY + 16, "{most} queued");
     let grown = peak(&known) - before;
     println!("{most} queued, {} MiB more", grown / MIB);
     assert!(grown <= 2 * CAPACITY * 4_096 + SLACK, "{grown} bytes more");
-    // Once the hostile one is gone, what it has left runs like any other, and everybody is accepted again.
+    // Once the hostile one is gone, what it has left runs like any other, as everybody else's.
     drop(peer);
     let cancelled = known.service.request("DELETE", &format!("/v1/jobs/{sleep}"), &[], "");
     assert_eq!(cancelled.status, 200, "{cancelled:?}");
@@ -203,15 +187,15 @@ fn e2_follow_ups_without_end_stay_within_twice_the_capacity_and_hold_up_no_answe
 }
 
 #[test]
-fn e2_a_handler_that_follows_itself_up_twice_fills_the_room_of_follow_ups_and_holds_up_no_answer() {
+fn e2_a_handler_that_follows_itself_up_twice_fills_the_room_of_follow_ups_and_keeps_no_caller_out() {
     const CAPACITY: u64 = 500;
     let known = start(&["runtime.platform.queue.capacity=500"]);
     assert_eq!(count(&known), "1");
     known.service.submit("/v1/jobs/twice", &[], "1");
     let look = || most_queued(&known, Duration::from_secs(4));
-    let most = others_are_answered(&known, Duration::from_millis(500), look, done_or_full);
+    let most = others_go_on(&known, Duration::from_millis(500), look);
     // What an executor had at once, 64 short jobs, is put back where it was.
-    assert!(most > CAPACITY && most <= 2 * CAPACITY + 64, "{most} queued");
+    assert!(most > CAPACITY / 2 && most <= CAPACITY + 64, "{most} queued");
 }
 
 #[test]
