@@ -123,14 +123,14 @@ fn batch(handler: &str, poisonous: bool, more: &[String]) -> (Option<i32>, Vec<u
 
 #[test]
 fn q3_a_line_that_aborts_is_its_problem_object_and_the_other_bytes_are_as_without_it_in_each_run() {
-    let mut profiles = vec![vec![processes(2)]];
+    let memory = vec![processes(2)];
     #[cfg(feature = "redis")]
-    let mut kept = None;
+    let deployment = can_serve().then(|| Deployment::new("poison-batch"));
     #[cfg(feature = "redis")]
-    if can_serve() {
-        let own = kept.insert(Deployment::new("poison-batch")).sets(&[]);
-        profiles.push(own.into_iter().chain([processes(2)]).collect());
-    }
+    let redis = deployment.as_ref().map(|own| own.sets(&[&processes(2)]));
+    #[cfg(not(feature = "redis"))]
+    let redis = None;
+    let profiles: Vec<Vec<String>> = [Some(memory), redis].into_iter().flatten().collect();
     for (more, handler) in
         profiles.iter().flat_map(|more| ["poison", "poison-lane"].map(|handler| (more, handler)))
     {
