@@ -190,6 +190,7 @@ fn deploy(loaded: &Loaded, program: &Program) -> Result<(Deployment, Option<Fitn
     }
     let mut deployment = Deployment::new(loaded, &program.registry, Clock::system());
     deployment.worker_start = program.worker_start.clone();
+    deployment.platform().process_groups.iter().try_for_each(|group| deployment.account(group).map(drop))?;
     match deployment.fitness()? {
         Some(Fitness::Unfit(why)) => {
             Err(format!("runtime.platform.redis: this server cannot be used: {why}"))
@@ -202,7 +203,7 @@ fn deploy(loaded: &Loaded, program: &Program) -> Result<(Deployment, Option<Fitn
 fn start(loaded: &Loaded, program: &Program, role: &'static str) -> Result<Deployment, String> {
     let (deployment, fitness) = deploy(loaded, program)?;
     let role = if role == "serve" && deployment.is_inline() { "inline" } else { role };
-    log_writer::start(deployment.config.observability.log, role);
+    log_writer::start(deployment.config.observability.log, role, "");
     match fitness {
         Some(Fitness::Fit(promise)) => log::info!("{promise}"),
         Some(Fitness::Away(why)) => log::warn!("the backend is away, and is waited for: {why}"),

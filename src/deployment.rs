@@ -9,7 +9,7 @@ use crate::channel::keys::GroupSecret;
 use crate::channel::{ChannelServer, ServerConfig};
 use crate::clock::Clock;
 use crate::config::secret::Secret;
-use crate::config::{Config, Loaded, Platform, Retain};
+use crate::config::{Config, Loaded, Platform, ProcessGroup, Retain};
 use crate::entropy::Entropy;
 use crate::execution::{Handlers, Outfit, Registry, WorkerStart};
 use crate::handler::{HandlerSpec, OwnOptions};
@@ -17,6 +17,7 @@ use crate::memory::MemoryBroker;
 use crate::memory::broker::Broker;
 use crate::observe::metrics::Counters;
 use crate::ports::{Consumer, Fitness, Producer, Replies, Rules, Seat};
+use crate::process::account::Account;
 use crate::process::control_socket::Bundle;
 
 /// The options that registered handlers bring along, for the config's defaults.
@@ -82,6 +83,12 @@ impl Deployment {
         self.bundle(group, vec![GroupSecret::derive(root, &self.groups()[group])], Path::new(""))
     }
 
+    /// The user that executors of this group run as; `None`: ours.
+    pub fn account(&self, group: &ProcessGroup) -> Result<Option<Account>, String> {
+        let found = group.user.as_ref().map(Account::find).transpose();
+        found.map_err(|why| format!("process group {}: user: {why}", group.name))
+    }
+
     /// The bundle of a web process: the channel secrets of all groups, and what is signed with at rest, where that is
     /// used.
     pub fn web_bundle(&self, roots: &[Secret], private_dir: &Path) -> Result<Bundle, String> {
@@ -116,7 +123,9 @@ impl Deployment {
     fn bundle(&self, group: usize, secrets: Vec<GroupSecret>, private_dir: &Path) -> Bundle {
         let clock_offset = if let Clock::System { offset } = self.clock { offset } else { 0 };
         let (group, config) = (u16::try_from(group).unwrap_or(u16::MAX), self.config_text.to_string());
-        Bundle { group, clock_offset, config, secrets, private_dir: private_dir.display().to_string() }
+        let log_mark = u128::from_be_bytes(Entropy::system().bytes());
+        let private_dir = private_dir.display().to_string();
+        Bundle { group, clock_offset, log_mark, config, secrets, private_dir }
     }
 
     pub fn platform(&self) -> &Platform {

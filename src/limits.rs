@@ -21,12 +21,9 @@ pub const LANE_AFFINITY: Duration = Duration::from_millis(20);
 /// Jobs may be delayed so far into the future, by callers and by other jobs: a delayed job holds its lane.
 pub const DELAY_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// Payload bytes of all queued jobs: 10,000 jobs (the default capacity) of 25 KiB.
+/// Payload bytes of all queued jobs of callers: 10,000 jobs (the default capacity) of 25 KiB. Follow-ups may have as many jobs
+/// and bytes again: neither keeps the other out, and what was accepted from callers can end.
 pub const QUEUED_BYTES: usize = 256 << 20;
-
-/// Follow-ups find room up to so many times `queue.capacity` and [`QUEUED_BYTES`]: what was accepted from callers must be
-/// able to end.
-pub const FOLLOW_UP_ROOM: usize = 2;
 
 /// Request bodies that are being read, over all connections.
 pub const BODY_BYTES: usize = 64 << 20;

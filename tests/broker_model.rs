@@ -316,6 +316,7 @@ impl Schedule {
         assert_eq!(unknown.len(), expected.len(), "follow-ups come with their commit, or not at all");
         for (id, new) in unknown.into_iter().zip(expected) {
             self.model.accept(&NewJob { id, ..new });
+            self.model.known_follow_ups.push(id);
         }
     }
 

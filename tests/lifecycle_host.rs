@@ -123,7 +123,8 @@ fn p13_a_log_that_is_not_read_holds_up_nobody_and_what_it_lost_is_counted() {
         let log = log.join().expect("no panic").expect("text");
         assert_ended(&output.status, &log, Some(0));
         let lost = log.lines().filter_map(|line| {
-            line.strip_suffix(" log lines were lost: standard error was not read in time")
+            let (_, message) = line.split_once(r#""event":"log","message":""#)?;
+            message.strip_suffix(r#" log lines were lost: standard error was not read in time"}"#)
         });
         let lost: usize = lost.map(|count| count.parse::<usize>().expect("a count")).sum();
         let accepted = log.lines().filter(|line| line.contains(r#""event":"ingress.accepted""#)).count();

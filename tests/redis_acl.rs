@@ -37,7 +37,7 @@ impl Site {
     }
 
     fn words(&self, first: &[&str], name: &str) -> Vec<String> {
-        let password = self.folder.file("password", "right\n");
+        let password = self.folder.private_file("password", "right\n");
         let own = on_redis(&self.server.url(), &self.folder, SECRET);
         let others = [
             format!("runtime.platform.redis.username={name}"),

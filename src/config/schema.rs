@@ -88,6 +88,7 @@ const PREFIX: Kind = Text(is_key_prefix, "1 to 32 of a-z, 0-9, _ and -");
 const NAME: Kind = Text(is_handler_name, "1 to 64 of a-z, A-Z, 0-9, _ and -");
 const REDIS_URL: Kind =
     Text(is_redis_url, "redis://HOST:PORT/DB, rediss://… or redis+unix://PATH, without user and password");
+const USER: Kind = Is("string or integer", is_user, "a user's name or number");
 const GROUPS: Kind = Is(
     "list",
     |value| value.as_array().is_some_and(|list| !list.is_empty()),
@@ -237,6 +238,8 @@ section! { ProcessGroup {
     max_jobs: u64 = 0, Int(0, 1 << 40);
     /// A process is replaced when it holds more memory; 0 is never.
     max_rss_mb: u64 = 0, FROM_0;
+    /// The user whose executors they are, a name or a number; another than ours needs root.
+    user: Option<Value> = null, USER;
     /// Names of handlers that its jobs may submit to, or `*` for all.
     follow_ups: Vec<String> = ["*"], TEXTS;
 }}
@@ -482,6 +485,11 @@ fn is_redis_url(text: &str) -> bool {
 fn are_texts(value: &Value) -> bool {
     let is_text = |value: &Value| value.as_str().is_some_and(|text| !text.is_empty());
     value.as_array().is_some_and(|list| list.iter().all(is_text))
+}
+
+fn is_user(value: &Value) -> bool {
+    let is_name = |name: &str| !name.is_empty() && !name.contains([':', '\n']);
+    value.as_str().is_some_and(is_name) || value.as_u64().is_some_and(|number| number < MAX)
 }
 
 fn is_ordering(value: &Value) -> bool {

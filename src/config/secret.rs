@@ -2,9 +2,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
+use rustix::fs::OFlags;
+use rustix::process::geteuid;
 use zeroize::Zeroizing;
 
 use crate::job::{parse_hex, write_hex};
@@ -32,16 +34,8 @@ impl Secret {
     /// Reads a file that nobody else can read: 64 hex digits, and on a second line those of the secret before, if that is
     /// still to be known.
     pub fn read(path: &Path) -> Result<(Secret, Option<Secret>), String> {
-        let at = path.display();
-        let unreadable = |error| format!("{at}: cannot be read: {error}");
-        let file = File::open(path).map_err(unreadable)?;
-        let mode = file.metadata().map_err(unreadable)?.mode() & 0o777;
-        if mode & 0o077 != 0 {
-            return Err(format!("{at}: others can read or write it (mode {mode:03o}): chmod 600 it"));
-        }
-        let mut text = Zeroizing::new(Vec::with_capacity(160));
-        file.take(160).read_to_end(&mut text).map_err(unreadable)?;
-        Secret::parse(&text).map_err(|error| format!("{at}: {error}"))
+        let text = read_private(path)?;
+        Secret::parse(&text).map_err(|error| format!("{}: {error}", path.display()))
     }
 
     /// The same from its text; an error says what is wrong, never what is in it.
@@ -68,6 +62,50 @@ impl Secret {
         &self.0
     }
 }
+
+/// Reads a file that is ours and that nobody else can read or write. Where a service manager keeps what it hands to this
+/// service ([`CREDENTIALS`]), it may be root's, and its group may read it: systemd lets us in by an access list, whose
+/// mask is shown in the place of the group. A symbolic link is followed, as mounted secrets are links; its target is judged.
+pub fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
+    /// A secret of two lines has 130 bytes; passwords may be longer.
+    const MOST_BYTES: u64 = 4_096;
+    let at = path.display();
+    let unreadable = |error| format!("{at}: cannot be read: {error}");
+    // Opening a FIFO would wait for its writer.
+    let not_waiting = OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = File::options().read(true).custom_flags(not_waiting.bits().cast_signed()).open(path);
+    let file = file.map_err(unreadable)?;
+    let about = file.metadata().map_err(unreadable)?;
+    let (kind, mode, own) = (about.file_type(), about.mode() & 0o777, geteuid().as_raw());
+    let given = std::env::var_os(CREDENTIALS).and_then(|folder| Path::new(&folder).canonicalize().ok());
+    let is_given = given.is_some_and(|folder| path.canonicalize().is_ok_and(|path| path.starts_with(folder)));
+    let (owners, closed) = if is_given { ([own, 0], 0o037) } else { ([own; 2], 0o077) };
+    if !kind.is_file() {
+        let what = if kind.is_dir() {
+            "a directory"
+        } else if kind.is_fifo() {
+            "a FIFO"
+        } else {
+            "a device"
+        };
+        return Err(format!("{at}: is {what}, not a regular file"));
+    }
+    if !owners.contains(&about.uid()) {
+        return Err(format!("{at}: belongs to user {}, not to {own}, who runs this: chown it", about.uid()));
+    }
+    if mode & closed != 0 {
+        return Err(format!("{at}: others can read or write it (mode {mode:03o}): chmod 600 it"));
+    }
+    let mut text = Zeroizing::new(Vec::with_capacity(MOST_BYTES as usize + 1));
+    file.take(MOST_BYTES + 1).read_to_end(&mut text).map_err(unreadable)?;
+    if text.len() as u64 > MOST_BYTES {
+        return Err(format!("{at}: is longer than {MOST_BYTES} bytes"));
+    }
+    Ok(text)
+}
+
+/// Names the folder of the files that a service manager hands to this service.
+const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 
 /// Writes a new secret, as hex, to a new file of mode 0600, or to standard output.
 pub fn keygen(output: Option<&Path>) -> Result<(), String> {

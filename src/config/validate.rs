@@ -241,10 +241,13 @@ pub fn unbuilt(config: &Config, value: &Value) -> Vec<String> {
         let what = format!("handlers.{name}.command: programs as handlers are not built yet");
         refuse(options.get("command").is_some(), what);
     }
-    for ProcessGroup { name, max_jobs, max_rss_mb, .. } in &platform.process_groups {
+    for ProcessGroup { name, max_jobs, max_rss_mb, user, .. } in &platform.process_groups {
         let what = "inline, no process can be replaced; use 0 for max_jobs, max_rss_mb";
         let recycles = platform.bootstrap.mode == "inline" && (*max_jobs > 0 || *max_rss_mb > 0);
         refuse(recycles, format!("process group {name}: {what}"));
+        let what = "inline, executors are threads of this process and run as its user";
+        let is_another = platform.bootstrap.mode == "inline" && user.is_some();
+        refuse(is_another, format!("process group {name}: user: {what}"));
     }
     out
 }

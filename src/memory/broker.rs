@@ -104,6 +104,8 @@ pub(super) struct HandlerQueue {
     pub(super) waiting: BTreeSet<(Timestamp, JobId)>,
     /// Payload bytes of its jobs that have not ended.
     pub(super) live_bytes: usize,
+    /// Its follow-ups that have not ended, and their payload bytes.
+    pub(super) follow_ups: (usize, usize),
     /// As they are told, but for the group's name and the oldest job.
     pub(super) figures: HandlerStats,
 }
@@ -126,6 +128,8 @@ pub(super) struct Entry {
     /// When it could have run first: accepted, and after its caller's own delay.
     pub(super) waits_since: Timestamp,
     pub(super) awaited: bool,
+    /// Another job has submitted it.
+    pub(super) is_follow_up: bool,
     /// Who submitted it, and hears of its end.
     pub(super) instance: InstanceId,
     /// Who else hears of it.
@@ -158,6 +162,10 @@ impl Entry {
             S::Running => queue.figures.running -= 1,
             S::Succeeded | S::Failed | S::Cancelled | S::TimedOut | S::Dead => {
                 queue.live_bytes += self.payload_bytes();
+                if self.is_follow_up {
+                    queue.follow_ups.0 += 1;
+                    queue.follow_ups.1 += self.payload_bytes();
+                }
             }
         }
         match after {
@@ -168,6 +176,10 @@ impl Entry {
             S::Running => queue.figures.running += 1,
             S::Succeeded | S::Failed | S::Cancelled | S::TimedOut | S::Dead => {
                 queue.live_bytes -= self.payload_bytes();
+                if self.is_follow_up {
+                    queue.follow_ups.0 -= 1;
+                    queue.follow_ups.1 -= self.payload_bytes();
+                }
                 queue.figures.finished[after as usize] += 1;
             }
         }
@@ -238,6 +250,7 @@ impl Broker {
             ready: BTreeMap::new(),
             waiting: BTreeSet::new(),
             live_bytes: 0,
+            follow_ups: (0, 0),
         };
         Broker {
             rules,
@@ -301,8 +314,9 @@ impl Broker {
                 Submitted::Refused(Refusal::ResultGone)
             };
         }
-        let (queued, bytes) = self.queued();
-        if queued >= self.rules.capacity || bytes + new.payload.bytes.len() > QUEUED_BYTES {
+        let ((queued, bytes), (follow_ups, their_bytes)) = self.waiting();
+        let bytes = bytes - their_bytes + new.payload.bytes.len();
+        if queued >= self.rules.capacity + follow_ups || bytes > QUEUED_BYTES {
             return Submitted::Refused(Refusal::QueueFull);
         }
         self.accept(handler, new, now);
@@ -320,10 +334,18 @@ impl Broker {
         self.idempotency.expire(now, has_ended);
     }
 
-    /// Jobs that wait, and the payload bytes of all that have not ended.
-    pub(super) fn queued(&self) -> (usize, usize) {
-        let each = self.handlers.iter().map(|queue| (queue.figures.queued, queue.live_bytes));
-        each.fold((0, 0), |(jobs, bytes), (own, own_bytes)| (jobs + own, bytes + own_bytes))
+    /// Jobs that wait, and the payload bytes of all that have not ended; then follow-ups that have not ended, and theirs. Each
+    /// kind has room of its own, so that jobs that follow themselves up keep no caller out.
+    pub(super) fn waiting(&self) -> ((usize, usize), (usize, usize)) {
+        let add = |to: &mut (usize, usize), (jobs, bytes)| {
+            to.0 += jobs;
+            to.1 += bytes;
+        };
+        self.handlers.iter().fold(Default::default(), |(mut all, mut follow_ups), queue| {
+            add(&mut all, (queue.figures.queued, queue.live_bytes));
+            add(&mut follow_ups, queue.follow_ups);
+            (all, follow_ups)
+        })
     }
 
     fn accept(&mut self, handler: usize, new: NewJob, now: Timestamp) {
@@ -355,6 +377,7 @@ impl Broker {
             not_before,
             waits_since: not_before,
             awaited: new.awaited && new.idempotency.is_none(),
+            is_follow_up: false,
             instance: new.instance,
             watchers: Vec::new(),
             place: None,
@@ -448,7 +471,11 @@ impl Broker {
     ) {
         let Some(&handler) = self.handler_index.get(&job.handler) else { return };
         let new = NewJob::follow_up(parent, job, instance, &mut self.entropy);
+        let (id, bytes) = (new.id, new.payload.bytes.len());
         self.accept(handler, new, now);
+        self.jobs.entry(id).and_modify(|entry| entry.is_follow_up = true);
+        let follow_ups = &mut self.handlers[handler].follow_ups;
+        *follow_ups = (follow_ups.0 + 1, follow_ups.1 + bytes);
     }
 
     pub(super) fn note(&mut self, level: Level, event: &'static str, job: JobId, cause: &'static str) {

@@ -10,8 +10,7 @@ use crate::clock::{Timestamp, micros};
 use crate::job::{Effects, Entries, JobId, Outcome, Payload, Version, context_map};
 use crate::job_status::JobEvent;
 use crate::limits::{
-    CONTEXT_BYTES, DELAY_MAX, FOLLOW_UP_ROOM, LANE_AFFINITY, LEASE_GRACE, LOSSES_TO_BE_ALONE, QUEUED_BYTES,
-    RUN_JOBS,
+    CONTEXT_BYTES, DELAY_MAX, LANE_AFFINITY, LEASE_GRACE, LOSSES_TO_BE_ALONE, QUEUED_BYTES, RUN_JOBS,
 };
 use crate::negative_controls::{Control, is_off};
 use crate::ports::{self, Commit, LeaseId, LeasedJob, OfLease, Requests, StateAt, Step};
@@ -275,11 +274,11 @@ impl Broker {
     fn has_no_room_for(&self, commit: &Commit) -> bool {
         let Outcome::Succeeded(_, effects) = &commit.outcome else { return false };
         let jobs = &effects.follow_ups;
-        let (queued, live_bytes) = self.queued();
+        let (_, (follow_ups, live_bytes)) = self.waiting();
         let bytes: usize = jobs.iter().map(|job| job.payload.bytes.len()).sum();
         let replaces = jobs.len() <= 1 && bytes <= self.jobs[&commit.job].payload_bytes();
-        let fits = queued + jobs.len() <= FOLLOW_UP_ROOM * self.rules.capacity || jobs.len() <= 1;
-        !(replaces || fits && live_bytes + bytes <= FOLLOW_UP_ROOM * QUEUED_BYTES)
+        let fits = follow_ups + jobs.len() <= self.rules.capacity || jobs.len() <= 1;
+        !(replaces || fits && live_bytes + bytes <= QUEUED_BYTES)
     }
 
     /// A delivery that succeeded, but whose outcome has no room now: again after a backoff, uncounted.

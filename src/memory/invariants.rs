@@ -78,8 +78,11 @@ impl Broker {
             let parked = self.lanes.values().filter(|lane| lane.handler == index && lane.parked).count();
             assert_eq!(queue.figures.parked, parked, "parked lanes");
             let live = own.clone().filter(|entry| !entry.record.status.is_terminal());
-            let bytes: usize = live.map(|entry| entry.payload_bytes()).sum();
+            let bytes: usize = live.clone().map(|entry| entry.payload_bytes()).sum();
             assert_eq!(queue.live_bytes, bytes, "bytes of jobs that have not ended");
+            let follow_ups = live.filter(|entry| entry.is_follow_up);
+            let follow_ups = follow_ups.fold((0, 0), |sum, entry| (sum.0 + 1, sum.1 + entry.payload_bytes()));
+            assert_eq!(queue.follow_ups, follow_ups, "follow-ups that have not ended, and their bytes");
         }
         let suspects = self.jobs.values().filter(|entry| entry.losses > 0);
         assert!(suspects.clone().all(|entry| !entry.record.status.is_terminal()), "an end clears a job");

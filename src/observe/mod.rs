@@ -16,6 +16,29 @@ use crate::clock::millis;
 use crate::job::{JobId, Trace};
 use crate::problem::json_text;
 
+/// True if a text can stand in a line as it is: visible ASCII, no quote.
+fn is_plain(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"')
+}
+
+/// True for what a terminal does not show, but obeys: control characters, and those that turn the direction of writing.
+fn is_hidden(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// As a JSON string, in which everything hidden is an escape.
+fn quoted(text: &str) -> String {
+    let json = json_text(text);
+    if !json.contains(is_hidden) {
+        return json;
+    }
+    let escape = |out: String, c| match is_hidden(c) {
+        true => out + &format!("\\u{:04x}", u32::from(c)),
+        false => out + c.encode_utf8(&mut [0; 4]),
+    };
+    json.chars().fold(String::new(), escape)
+}
+
 /// The target of events, so that the formatter knows that the message is a list of fields.
 const EVENT_TARGET: &str = "cofferdam::event";
 
@@ -65,8 +88,7 @@ impl Event {
         if value.is_empty() || self.line.is_none() {
             return self;
         }
-        let is_plain = !is_json() && !value.contains([' ', '"', '\n']);
-        if is_plain { self.put(name, value) } else { self.put(name, json_text(value)) }
+        if is_json() || !is_plain(value) { self.put(name, quoted(value)) } else { self.put(name, value) }
     }
 
     /// Adds a number.

@@ -198,6 +198,8 @@ pub struct Bundle {
     pub group: u16,
     /// The deployment's clock.
     pub clock_offset: u64,
+    /// Of this child's own log lines.
+    pub log_mark: u128,
     /// The normalised config.
     pub config: String,
     /// An executor's channel secret; for web those of all groups, then what is signed with at rest, where that is used.
@@ -212,6 +214,7 @@ impl Bundle {
         let mut body = Zeroizing::new(Vec::with_capacity(64 + self.config.len() + 32 * self.secrets.len()));
         body.extend_from_slice(&self.group.to_be_bytes());
         body.extend_from_slice(&self.clock_offset.to_be_bytes());
+        body.extend_from_slice(&self.log_mark.to_be_bytes());
         for text in [&self.config, &self.private_dir] {
             put_bytes(&mut body, text.as_bytes());
         }
@@ -219,9 +222,16 @@ impl Bundle {
         framed(&body)
     }
 
+    /// What this child's own log lines begin with, so that its supervisor can tell them from what a handler prints: random,
+    /// and in nobody else's hands.
+    pub fn log_mark(&self) -> String {
+        format!("{:032x} ", self.log_mark)
+    }
+
     fn decode(body: &[u8]) -> Result<Bundle, Malformed> {
         let mut fields = Cursor::new(body);
         let (group, clock_offset) = (fields.u16()?, fields.u64()?);
+        let log_mark = u128::from_be_bytes(fields.array()?);
         let mut text = || String::from_utf8(fields.bytes()?.to_vec()).map_err(|_| Malformed);
         let (config, private_dir) = (text()?, text()?);
         let mut secrets = Vec::new();
@@ -230,7 +240,7 @@ impl Bundle {
             secret.zeroize();
         }
         fields.finish()?;
-        Ok(Bundle { group, clock_offset, config, secrets, private_dir })
+        Ok(Bundle { group, clock_offset, log_mark, config, secrets, private_dir })
     }
 
     /// Reads the bundle at a child's start; then the socket is the child's control.

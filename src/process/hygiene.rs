@@ -5,25 +5,58 @@ use std::io::{Read, Result, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use mio::net::UnixStream;
 use rustix::process::{
-    DumpableBehavior, Resource, Rlimit, Signal, getrlimit, set_child_subreaper, set_dumpable_behavior,
-    set_parent_process_death_signal, setrlimit,
+    DumpableBehavior, Pid, Resource, Rlimit, Signal, WaitOptions, getrlimit, set_child_subreaper,
+    set_dumpable_behavior, set_parent_process_death_signal, setrlimit, waitpid,
 };
+use rustix::thread::set_no_new_privs;
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::low_level::pipe;
 
-/// Before a process reads a secret: nobody else may read its memory, and it leaves no core behind.
+/// Before a process reads a secret: nobody else may read its memory, it leaves no core behind, and no program that it or
+/// its handlers start has more rights than it has itself.
 pub fn keep_secrets() -> Result<()> {
+    set_no_new_privs(true)?;
     let none = Rlimit { current: Some(0), maximum: Some(0) };
     setrlimit(Resource::Core, none)?;
     Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
-/// Orphans of this process's descendants come to it.
+/// Orphans of this process's descendants come to it, which is to [`reap_orphans`]. A process that runs handlers is none:
+/// nobody could tell an orphan there from a program that a handler has started and waits for.
 pub fn become_subreaper() -> Result<()> {
     Ok(set_child_subreaper(Some(rustix::process::getpid()))?)
+}
+
+/// Takes the orphans that have ended off the process table: each by its number, never "any child", and none of `own`,
+/// whose statuses others wait for.
+pub fn reap_orphans(own: &[u32]) {
+    let pids = children().into_iter().filter(|pid| !own.contains(pid));
+    for pid in pids.filter_map(|pid| Pid::from_raw(i32::try_from(pid).ok()?)) {
+        let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+    }
+}
+
+/// All processes whose parent is this one. The lists of children (proc_pid_task(5)) are not in every kernel; without them
+/// each process is asked for its parent.
+fn children() -> Vec<u32> {
+    let numbers = |text: String| -> Vec<u32> {
+        text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+    };
+    let listed = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("children")).map(numbers);
+    let entries = |path| std::fs::read_dir(path).into_iter().flatten().flatten();
+    if let Ok(lists) = entries("/proc/self/task").map(listed).collect::<Result<Vec<_>>>() {
+        return lists.concat();
+    }
+    let parent = format!("\nPPid:\t{}\n", std::process::id());
+    let is_child = |entry: &std::fs::DirEntry| {
+        std::fs::read_to_string(entry.path().join("status")).is_ok_and(|status| status.contains(&parent))
+    };
+    let pids = |entry: std::fs::DirEntry| entry.file_name().to_str()?.parse().ok();
+    entries("/proc").filter(is_child).filter_map(pids).collect()
 }
 
 /// What a child does before it reads its bundle, and so a secret.
@@ -32,7 +65,8 @@ pub fn begin_child() -> Result<()> {
     // It dies with the thread that spawned it, even if its control socket should outlive it.
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // Its signals are its supervisor's to give: those sent to a whole group or by a terminal change nothing.
-    ignore(&[SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2])
+    // And whoever started the service may have ignored the end of children, which handlers wait for.
+    ignore(&[SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2, SIGCHLD])
 }
 
 /// Ten thousand callers need as many descriptors; the hard limit stays the administrator's.
@@ -45,10 +79,13 @@ pub fn raise_descriptor_limit() -> u64 {
 
 /// Resident memory of this process, in MiB (`VmRSS`, proc_pid_status(5)).
 pub fn resident_mb() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    let kib: u64 = own_status("VmRSS:")?.strip_suffix(" kB")?.parse().ok()?;
     Some(kib / 1_024)
+}
+
+fn own_status(field: &str) -> Option<String> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    status.lines().find_map(|line| Some(line.strip_prefix(field)?.trim().to_owned()))
 }
 
 /// Takes standard input over as a close-on-exec copy and puts `/dev/null` in its place.
@@ -96,11 +133,38 @@ impl Signals {
             let (ours, end) = StdStream::pair()?;
             ours.set_nonblocking(true)?;
             signals.iter().try_for_each(|signal| pipe::register(*signal, end.try_clone()?).map(drop))?;
+            look_for_blocked(signals, end)?;
             Ok(UnixStream::from_std(ours))
         };
         ignore(&[SIGUSR1, SIGUSR2])?;
         Ok(Signals { stop: on(&[SIGTERM, SIGINT])?, child: on(&[SIGCHLD])?, hangup: on(&[SIGHUP])? })
     }
+}
+
+/// A launcher may have blocked signals, which its programs inherit: they would be deaf to SIGTERM. A blocked signal waits
+/// where it can be seen (`ShdPnd`, proc_pid_status(5)); each of these is said once.
+fn look_for_blocked(signals: &[i32], mut end: StdStream) -> Result<()> {
+    const LOOK_EVERY: Duration = Duration::from_millis(250);
+    let wanted = signals.iter().fold(0, |mask, signal| mask | 1_u64 << (signal - 1));
+    let of = move |field| {
+        let mask = own_status(field).and_then(|mask| u64::from_str_radix(&mask, 16).ok());
+        mask.unwrap_or(0) & wanted
+    };
+    if of("SigBlk:") == 0 {
+        return Ok(());
+    }
+    let look = move || {
+        let mut said = 0;
+        loop {
+            let waiting = of("ShdPnd:") & !said;
+            said |= waiting;
+            if (0..waiting.count_ones()).any(|_| end.write_all(&[0]).is_err()) {
+                return;
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(look).map(drop)
 }
 
 /// How many bytes, that is signals, were there.

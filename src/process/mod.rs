@@ -1,6 +1,7 @@
 //! What any of our processes needs of its host: signals, hygiene, a service manager, the control socket to its parent,
 //! the bundle that it is born with, the public listener, and a private directory.
 
+pub mod account;
 pub mod control_socket;
 pub mod hygiene;
 pub mod listener;

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use redis::io::tcp::TcpSettings;
 use redis::{Client, Connection, ErrorKind, FromRedisValue, IntoConnectionInfo, RedisError, Value};
-use zeroize::Zeroizing;
 
 use super::vet::judge;
 use crate::bell::lock;
 use crate::clock::millis;
 use crate::config::Redis;
+use crate::config::secret::read_private;
 use crate::ports::{BackendError, Fitness};
 
 /// Between two tries of a server that is away: doubling, from the first to the second.
@@ -43,9 +43,10 @@ impl Link {
         let info = url.into_connection_info().map_err(|error| format!("{at}.url: {error}"))?;
         let mut login = info.redis_settings().clone().set_skip_set_lib_name();
         if let Some(file) = &config.password_file {
-            let unreadable = |error| format!("{at}.password_file {file}: {error}");
-            let text = Zeroizing::new(std::fs::read_to_string(Path::new(file)).map_err(unreadable)?);
-            login = login.set_password(text.strip_suffix('\n').unwrap_or(&text));
+            let unusable = |error| format!("{at}.password_file: {error}");
+            let bytes = read_private(Path::new(file)).map_err(unusable)?;
+            let text = std::str::from_utf8(&bytes).map_err(|_| unusable(format!("{file}: is not UTF-8")))?;
+            login = login.set_password(text.strip_suffix('\n').unwrap_or(text));
         }
         if let Some(name) = &config.username {
             login = login.set_username(name);

@@ -19,8 +19,8 @@ use crate::entropy::Entropy;
 use crate::handler::{HandlerSpec, OnDead, Ordering};
 use crate::job::{JobId, JobRecord, JobSpec, JobStatus, WaitingFor, state_map};
 use crate::limits::{
-    CONTEXT_BYTES, ENDS_AN_ENTRY, FOLLOW_UP_ROOM, FRAME_OVERHEAD_BYTES, INBOX_ENDS, INBOX_RESULT_BYTES,
-    LANE_AFFINITY, LEASE_GRACE, LOSSES_TO_BE_ALONE, PROCESS_LIVES, QUEUED_BYTES, RUN_JOBS, SUB_LIVES,
+    CONTEXT_BYTES, ENDS_AN_ENTRY, FRAME_OVERHEAD_BYTES, INBOX_ENDS, INBOX_RESULT_BYTES, LANE_AFFINITY,
+    LEASE_GRACE, LOSSES_TO_BE_ALONE, PROCESS_LIVES, QUEUED_BYTES, RUN_JOBS, SUB_LIVES,
 };
 use crate::negative_controls::{Control, is_off};
 use crate::ports::{BackendError, Forged, NewJob, Rules};
@@ -306,8 +306,8 @@ fn config(settings: &Settings) -> Json {
         "cap": rules.capacity, "bytes": QUEUED_BYTES, "vis": micros(rules.visibility),
         "ttl": micros(rules.result_ttl), "attl": micros(rules.awaited_ttl),
         "fttl": micros(rules.failed_ttl), "ittl": micros(rules.idempotency_ttl),
-        "keep": or_false(settings.keep), "life": or_false(settings.keep.map(|_| millis(SUB_LIVES))), "alone": LOSSES_TO_BE_ALONE, "grace": micros(LEASE_GRACE),
-        "more": FOLLOW_UP_ROOM,
+        "keep": or_false(settings.keep), "life": or_false(settings.keep.map(|_| millis(SUB_LIVES))),
+        "alone": LOSSES_TO_BE_ALONE, "grace": micros(LEASE_GRACE),
         "ctx": micros(rules.context_ttl), "ctxm": CONTEXT_BYTES, "lsm": rules.lane_state_max,
         "mp": rules.max_payload, "envelope": rules.max_payload + FRAME_OVERHEAD_BYTES,
         "tag": crate::mac::MAC_BYTES,

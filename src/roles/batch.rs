@@ -158,7 +158,7 @@ fn host(
     let io = |error: std::io::Error| error.to_string();
     let platform = deployment.platform();
     let mut fleet = Fleet::new(platform, reactor.registry().try_clone().map_err(io)?, FIRST_CHILD);
-    add_executors(&mut fleet, deployment, None, &roots[0]);
+    add_executors(&mut fleet, deployment, None, &roots[0])?;
     let secrets = deployment.group_secrets(&roots[0]);
     drop(roots);
     let mut channel = deployment.channel(secrets, backend, Arc::default(), reactor.bell())?;

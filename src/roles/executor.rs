@@ -13,7 +13,7 @@ use crate::config::ProcessGroup;
 use crate::execution::{self, Engine, Health, Helm};
 use crate::exit::Exit;
 use crate::process::control_socket::{ControlSocket, Leaving, ToChild, ToParent};
-use crate::process::hygiene::{become_subreaper, resident_mb, take_stdout};
+use crate::process::hygiene::{resident_mb, take_stdout};
 use crate::process::reactor::Reactor;
 
 const CONTROL: Token = Token(0);
@@ -22,7 +22,6 @@ const CHANNEL: Token = Token(1);
 pub(super) fn serve_executor(child: Child) -> Result<Exit, String> {
     let Child { mut bundle, mut control, deployment } = child;
     let io = |error: std::io::Error| error.to_string();
-    become_subreaper().map_err(io)?;
     // What handlers print goes where their other words go.
     drop(take_stdout().map_err(io)?);
     deployment.start_workers()?;

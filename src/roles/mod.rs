@@ -46,7 +46,7 @@ fn begin_child(role: &'static str, registry: &Registry) -> Result<Child, String>
     hygiene::begin_child().map_err(io)?;
     let (bundle, control) = Bundle::receive(hygiene::take_stdin().map_err(io)?)?;
     let deployment = Deployment::from_bundle(&bundle, registry)?;
-    log_writer::start(deployment.config.observability.log, role);
+    log_writer::start(deployment.config.observability.log, role, &bundle.log_mark());
     Ok(Child { bundle, control, deployment })
 }
 

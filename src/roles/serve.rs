@@ -11,7 +11,7 @@ use crate::config::secret::Secret;
 use crate::deployment::Deployment;
 use crate::exit::Exit;
 use crate::observe::{event, log_writer};
-use crate::process::control_socket::{Role, ToChild};
+use crate::process::control_socket::ToChild;
 use crate::process::hygiene::{self, Signals, drain_bytes, hear_hangup};
 use crate::process::listener::listen;
 use crate::process::private_dir::PrivateDir;
@@ -49,8 +49,8 @@ pub fn serve(deployment: &Deployment, groups: Option<&[String]>) -> Result<Exit,
     let reactor = Reactor::new(64)?;
     let mut fleet = Fleet::new(platform, reactor.registry().try_clone().map_err(io)?, FIRST_CHILD);
     let web = deployment.web_bundle(&roots, private_dir.path())?;
-    fleet.add(Role::Web, "web", &web, Some(listener));
-    add_executors(&mut fleet, deployment, groups, &roots[0]);
+    fleet.add_web(&web, listener);
+    add_executors(&mut fleet, deployment, groups, &roots[0])?;
     drop(roots);
     reactor.watch(&mut signals.stop, STOP)?;
     reactor.watch(&mut signals.child, CHILD)?;
@@ -71,13 +71,15 @@ pub(super) fn add_executors(
     deployment: &Deployment,
     groups: Option<&[String]>,
     root: &Secret,
-) {
+) -> Result<(), String> {
     for (index, group) in deployment.platform().process_groups.iter().enumerate() {
         let is_wanted = groups.is_none_or(|names| names.contains(&group.name));
         for _ in 0..if is_wanted { group.processes } else { 0 } {
-            fleet.add(Role::Executor, &group.name, &deployment.executor_bundle(root, index), None);
+            let account = deployment.account(group)?;
+            fleet.add_executor(&group.name, &deployment.executor_bundle(root, index), account);
         }
     }
+    Ok(())
 }
 
 struct Supervisor {

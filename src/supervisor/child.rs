@@ -13,6 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use zeroize::Zeroizing;
 
 use crate::observe::log_writer;
+use crate::process::account::Account;
 use crate::process::control_socket::{ControlSocket, Role, ToChild, ToParent};
 
 /// A child that has closed its control socket has this long to end by itself.
@@ -23,6 +24,10 @@ pub struct Place {
     pub role: Role,
     pub name: String,
     pub bundle: Zeroizing<Vec<u8>>,
+    /// With which its own log lines begin.
+    pub log_mark: String,
+    /// Of its processes; `None`: ours.
+    pub account: Option<Account>,
     /// Web's.
     pub listener: Option<TcpListener>,
 }
@@ -60,16 +65,21 @@ impl ChildProcess {
         command.arg0(std::env::args_os().next().unwrap_or_else(|| "cofferdam".into()));
         command.args([place.role.as_str(), "--supervised"]).process_group(0);
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(stdout).stderr(Stdio::piped());
+        if let Some(Account { user, group }) = place.account {
+            // Root's supplementary groups go with this as well, see `CommandExt::uid`.
+            command.uid(user).gid(group);
+        }
         FOR_THE_SUPERVISOR.iter().for_each(|name| _ = command.env_remove(name));
         let mut child = command.spawn()?;
         // `Command` keeps the child's end open until it is dropped; then the end of file can come.
         drop(command);
         let mut control = ControlSocket::new(mio::net::UnixStream::from_std(ours));
         control.send_bytes(&place.bundle);
+        let child_pid = child.id();
         let pipe = child.stderr.take().ok_or(ErrorKind::BrokenPipe.into());
         let watched = pipe.and_then(|pipe| {
             registry.register(&mut control.stream, token, Interest::READABLE | Interest::WRITABLE)?;
-            ChildStderr::new(pipe, registry, token)
+            ChildStderr::new(pipe, registry, token, (place.role, place.log_mark.clone(), child_pid))
         });
         let stderr = watched.inspect_err(|_| {
             let _ = child.kill().and_then(|()| child.wait());
@@ -147,19 +157,22 @@ const LAST_CHARS: usize = 400;
 /// What one child writes to its standard error: passed on line by line, the last one remembered.
 pub struct ChildStderr {
     pipe: BufReader<Receiver>,
+    /// Whose it is: its role, the mark of its own log lines, its number.
+    whose: (Role, String, u32),
     line: Vec<u8>,
-    last: Vec<u8>,
+    last: String,
     /// More was there than one turn takes; no event need tell of it.
     more: bool,
 }
 
 impl ChildStderr {
     /// Watches the pipe of a child.
-    fn new(pipe: Pipe, registry: &Registry, token: Token) -> Result<ChildStderr> {
+    fn new(pipe: Pipe, registry: &Registry, token: Token, whose: (Role, String, u32)) -> Result<ChildStderr> {
         let mut pipe = Receiver::from(pipe);
         pipe.set_nonblocking(true)?;
         registry.register(&mut pipe, token, Interest::READABLE)?;
-        Ok(ChildStderr { pipe: BufReader::new(pipe), line: Vec::new(), last: Vec::new(), more: false })
+        let (line, last, more) = Default::default();
+        Ok(ChildStderr { pipe: BufReader::new(pipe), whose, line, last, more })
     }
 
     /// Passes on what has come.
@@ -184,21 +197,20 @@ impl ChildStderr {
 
     /// The last line that was not empty, for a message; what is not printable is replaced.
     pub fn last(&self) -> String {
-        let text = String::from_utf8_lossy(&self.last);
         let printable = |c: char| if c.is_control() { ' ' } else { c };
-        text.trim().chars().take(LAST_CHARS).map(printable).collect()
+        self.last.trim().chars().take(LAST_CHARS).map(printable).collect()
     }
 
     fn end_line(&mut self) {
-        let mut line = std::mem::take(&mut self.line);
-        if !line.trim_ascii().is_empty() {
-            self.last.clone_from(&line);
+        let line = std::mem::take(&mut self.line);
+        let line = String::from_utf8_lossy(line.trim_ascii_end());
+        if line.is_empty() {
+            return;
         }
-        if !line.is_empty() {
-            if !line.ends_with(b"\n") {
-                line.push(b'\n');
-            }
-            log_writer::pass_on(line);
-        }
+        let (role, mark, pid) = &self.whose;
+        let marked = line.strip_prefix(mark.as_str());
+        let text = marked.unwrap_or(&line);
+        log_writer::pass_on(text, marked.is_some(), role.as_str(), *pid);
+        text.clone_into(&mut self.last);
     }
 }

@@ -15,11 +15,16 @@ use super::child_state::{Action, Event, How, Life, State, may_say};
 use crate::config::Platform;
 use crate::job::JobId;
 use crate::observe::event;
+use crate::process::account::Account;
 use crate::process::control_socket::{Bundle, Leaving, Role, ToChild, ToParent};
+use crate::process::hygiene::reap_orphans;
 
 /// Processes of one place that finish their jobs while their successor serves. At the bound the successor stays until
 /// one of them has ended, so that short limits and long jobs cannot fill the host with processes.
 const MOST_LEAVING: usize = 2;
+
+/// Orphans of executors that have ended stay in the process table for so long.
+const ORPHANS_WAIT_MS: u64 = 1_000;
 
 /// What the owner of a fleet should know.
 pub enum FleetEvent {
@@ -58,6 +63,8 @@ pub struct Fleet {
     next_token: usize,
     /// When it last looked at its children.
     looked_ms: u64,
+    /// When it last looked for orphans.
+    reaped_ms: u64,
     /// Where the broker listens, while it does.
     channel: Option<ToChild>,
     /// What its owner has not been told yet.
@@ -67,15 +74,33 @@ pub struct Fleet {
 impl Fleet {
     /// Empty; its children's sockets are registered there, with tokens from `next_token` on.
     pub fn new(platform: &Platform, registry: Registry, next_token: usize) -> Fleet {
-        let (places, children, looked_ms, channel, happened) = Default::default();
+        let (places, children, looked_ms, reaped_ms, channel, happened) = Default::default();
         let platform = platform.clone();
-        Fleet { places, children, platform, registry, next_token, looked_ms, channel, happened }
+        Fleet { places, children, platform, registry, next_token, looked_ms, reaped_ms, channel, happened }
     }
 
     /// Adds a place, whose child is started with the next tick.
-    pub fn add(&mut self, role: Role, name: &str, bundle: &Bundle, listener: Option<TcpListener>) {
-        self.places.push(Place { role, name: name.into(), bundle: bundle.encode(), listener });
+    fn add(
+        &mut self,
+        role: Role,
+        name: &str,
+        bundle: &Bundle,
+        account: Option<Account>,
+        listener: Option<TcpListener>,
+    ) {
+        let (name, log_mark, bundle) = (name.to_owned(), bundle.log_mark(), bundle.encode());
+        self.places.push(Place { role, name, bundle, log_mark, account, listener });
         self.add_child(self.places.len() - 1, Life::new());
+    }
+
+    /// Web's place.
+    pub fn add_web(&mut self, bundle: &Bundle, listener: TcpListener) {
+        self.add(Role::Web, "web", bundle, None, Some(listener));
+    }
+
+    /// One executor of a group, which runs as this user, or as we do.
+    pub fn add_executor(&mut self, group: &str, bundle: &Bundle, account: Option<Account>) {
+        self.add(Role::Executor, group, bundle, account, None);
     }
 
     fn add_child(&mut self, place: usize, life: Life) {
@@ -125,6 +150,10 @@ impl Fleet {
     /// Starts who is due, pings, and ends who is silent.
     pub fn tick(&mut self, now_ms: u64) {
         self.reap(now_ms);
+        if now_ms >= self.reaped_ms + ORPHANS_WAIT_MS {
+            self.reaped_ms = now_ms;
+            reap_orphans(&self.processes());
+        }
         // It looks at least at every heartbeat. One that was stopped itself has heard nobody meanwhile, and that
         // says nothing about them.
         let looked_ms = std::mem::replace(&mut self.looked_ms, now_ms);
@@ -182,6 +211,10 @@ impl Fleet {
                 }
             }
         }
+    }
+
+    fn processes(&self) -> Vec<u32> {
+        self.children.iter().filter_map(|child| Some(child.process.as_ref()?.child.id())).collect()
     }
 
     /// Looks at each child by its own number: waiting for "any child" would steal others' statuses. What one said before
@@ -245,7 +278,8 @@ impl Fleet {
             let ping_ms = process.map(|process| process.pinged_ms + self.platform.execution_ipc.heartbeat_ms);
             [at_once, ping_ms, child.life.due_ms()].into_iter().flatten().min()
         };
-        self.children.iter().filter_map(due).min().unwrap_or(u64::MAX).saturating_sub(now_ms)
+        let orphans_ms = self.reaped_ms + ORPHANS_WAIT_MS;
+        self.children.iter().filter_map(due).min().unwrap_or(u64::MAX).min(orphans_ms).saturating_sub(now_ms)
     }
 
     /// Lets the child leave that has asked to, if there is a place for it. One whose workers are taken serves nobody:

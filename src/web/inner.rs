@@ -15,18 +15,41 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use tiny_http::{Header, Request, Response, Server, StatusCode};
+use zeroize::Zeroizing;
 
 use super::pages::Pages;
 use super::questions::{Answered, Back, PageRequest};
 use super::respond::Answer;
 use super::routes::{Inner, Route, route};
 use crate::bell::lock;
-use crate::job::Trace;
+use crate::entropy::Entropy;
+use crate::job::{Trace, write_hex};
 use crate::limits::{INNER_CONNECTIONS, INNER_HANGS, INNER_QUEUE, INNER_RESERVED};
+use crate::mac::MacKey;
 use crate::problem::{Code, JobError};
 
 /// The header that carries the request's trace inwards.
 const TRACE_HEADER: &str = "traceparent";
+
+/// The header that tells the gate's requests from those of anybody else who finds the socket: other processes of our user.
+const PASS_HEADER: &str = "cofferdam-gate";
+
+/// What that header says: 32 random bytes of this process, as hex.
+struct Pass(Zeroizing<String>);
+
+impl Pass {
+    fn new() -> Pass {
+        let mut text = Zeroizing::new(String::with_capacity(64));
+        let _ = write_hex(&mut *text, &Entropy::system().bytes::<32>());
+        Pass(text)
+    }
+
+    /// In constant time: macs under a key that is this one are compared.
+    fn is(&self, shown: &str) -> bool {
+        let key = MacKey::new(self.0.as_bytes());
+        key.verify(&[self.0.as_bytes()], &key.sign(&[shown.as_bytes()]))
+    }
+}
 
 /// The connections, each with a thread of its own.
 pub struct Pool {
@@ -40,12 +63,12 @@ impl Pool {
     /// Serves the pages on `socket` for the life of the process, and connects.
     pub fn open(pages: Pages, socket: &Path, back: &Back) -> Result<Pool, Box<dyn Error + Send + Sync>> {
         let server = Server::from_listener(UnixListener::bind(socket)?, None)?;
-        let (server, pages) = (Arc::new(server), Arc::new(pages));
+        let (server, pages, pass) = (Arc::new(server), Arc::new(pages), Arc::new(Pass::new()));
         for index in 0..INNER_CONNECTIONS + INNER_RESERVED {
-            let (server, pages) = (server.clone(), pages.clone());
+            let (server, pages, pass) = (server.clone(), pages.clone(), pass.clone());
             let serve = move || {
                 while let Ok(request) = server.recv() {
-                    respond(request, &pages);
+                    respond(request, &pages, &pass);
                 }
             };
             Builder::new().name(format!("pages-{index}")).spawn(serve)?;
@@ -59,7 +82,8 @@ impl Pool {
                 // starves connections that come together.
                 let stream = connect(socket)?;
                 let (requests, socket, back) = (requests.clone(), socket.to_owned(), back.clone());
-                let work = move || work(stream, &requests, &socket, &back);
+                let pass = pass.clone();
+                let work = move || work(stream, &requests, &socket, &pass, &back);
                 threads.push(Builder::new().name("inner".into()).spawn(work)?);
             }
             IoResult::Ok(queue)
@@ -95,10 +119,16 @@ fn connect(socket: &Path) -> IoResult<UnixStream> {
     Ok(stream)
 }
 
-fn work(mut stream: UnixStream, requests: &Mutex<Receiver<PageRequest>>, socket: &Path, back: &Back) {
+fn work(
+    mut stream: UnixStream,
+    requests: &Mutex<Receiver<PageRequest>>,
+    socket: &Path,
+    pass: &Pass,
+    back: &Back,
+) {
     loop {
         let Ok(request) = lock(requests).recv() else { return };
-        let answered = match exchange(&mut stream, &rebuilt(&request)) {
+        let answered = match exchange(&mut stream, &rebuilt(&request, pass)) {
             Ok(answer) => Answered::Page(request.asker, answer),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 return log::error!("the inner server does not answer");
@@ -117,17 +147,19 @@ fn work(mut stream: UnixStream, requests: &Mutex<Receiver<PageRequest>>, socket:
     }
 }
 
-fn respond(request: Request, pages: &Pages) {
-    let trace = request.headers().iter().find(|header| header.field.equiv(TRACE_HEADER));
-    let trace = trace.and_then(|header| Trace::parse(header.value.as_str())).unwrap_or_default();
+fn respond(request: Request, pages: &Pages, pass: &Pass) {
+    let header = |name| {
+        request.headers().iter().find(|header| header.field.equiv(name)).map(|header| header.value.as_str())
+    };
+    let trace = header(TRACE_HEADER).and_then(Trace::parse).unwrap_or_default();
+    let is_of_the_gate = header(PASS_HEADER).is_some_and(|shown| pass.is(shown));
     let answer = match route(request.method().as_str(), request.url()) {
-        Ok((Route::Inner(inner), _)) => {
+        Ok((Route::Inner(inner), _)) if is_of_the_gate => {
             let query = request.url().split_once('?').map_or("", |(_, query)| query);
             Ok(pages.answer(&inner, query, &trace))
         }
-        Ok((Route::Submit(_) | Route::Batch(_) | Route::Wait(_) | Route::Alive, _)) | Err(_) => {
-            Err(JobError::new(Code::InternalError, "this request should not have come here"))
-        }
+        Ok((Route::Inner(_) | Route::Submit(_) | Route::Batch(_) | Route::Wait(_) | Route::Alive, _))
+        | Err(_) => Err(JobError::new(Code::InternalError, "this request should not have come here")),
     };
     let answer = answer.unwrap_or_else(|error| Answer::problem(&error, &trace));
     let headers = answer.headers.lines().filter_map(|line| Header::from_str(line).ok()).collect();
@@ -154,11 +186,14 @@ fn exchange(stream: &mut UnixStream, request: &str) -> IoResult<Answer> {
 }
 
 /// The request as the gate understood it: nothing that the client wrote frames it.
-fn rebuilt(request: &PageRequest) -> String {
+fn rebuilt(request: &PageRequest, Pass(pass): &Pass) -> Zeroizing<String> {
     let PageRequest { method, target, trace, .. } = request;
     format!(
-        "{method} {target} HTTP/1.1\r\nHost: inner\r\n{TRACE_HEADER}: {trace}\r\nContent-Length: 0\r\n\r\n"
+        "{method} {target} HTTP/1.1\r\nHost: inner\r\n{TRACE_HEADER}: {trace}\r\n{PASS_HEADER}: {}\r\n\
+         Content-Length: 0\r\n\r\n",
+        **pass
     )
+    .into()
 }
 
 /// tiny_http's answer, once it is whole: always with a Content-Length, as we never let it choose chunks.

@@ -27,6 +27,7 @@ from wire import (  # noqa: E402
 
 WRITE_S, STDIN = 10, 0
 BACKOFF_MS, BACKOFF_MOST_MS = 10, 1_000
+BY_ITS_BACKOFF = 0
 ENDS_THE_LEASE = ("retry", "crashed", "timed_out")
 EMPTY, NO_PAYLOAD = {"state": [], "context": [], "follow_ups": []}, {"media": "a/b", "data": b""}
 TOO_LATE = {"is": "failed", "code": "handler_failed", "detail": "too late"}
@@ -272,7 +273,8 @@ class Connection:
         run = self.runs[lease]
         job, lane = run.jobs.pop(0), self.lanes.get(run.lane)
         body = {"job": job["id"], "delivery": job["delivery"], "builds_on": 0 if run.stateless else lane[0]}
-        body["outcome"] = {"is": outcome, "code": command.get("code"), "detail": command.get("detail", ""), "after_ms": command.get("after_ms", 0)}
+        body["outcome"] = {"is": outcome, "code": command.get("code"), "detail": command.get("detail", "")}
+        body["outcome"]["after_ms"] = command.get("after_ms", BY_ITS_BACKOFF)
         parts, media = [], None
         if outcome == "succeeded":
             effects = self.effects(command)
@@ -367,6 +369,8 @@ class Connection:
 class Executor:
     """The peer's loop: one connection after the other, and commands in between."""
 
+    connection_type = Connection
+
     def __init__(self, args):
         with open(args.secret_file, encoding="ascii") as file:
             root = bytes.fromhex(file.readline().strip())
@@ -386,7 +390,7 @@ class Executor:
             self.backoff = min(self.backoff * 2, BACKOFF_MOST_MS)
 
     def one_connection(self):
-        self.connection = connection = Connection(self.args, self.keys)
+        self.connection = connection = self.connection_type(self.args, self.keys)
         with connection.socket, selectors.DefaultSelector() as selector:
             connection.shake_hands()
             connection.tick()
@@ -445,7 +449,7 @@ class Executor:
                     tell("replayed", bytes=len(other.recv(M2_SIZE)))
 
 
-def main():
+def main(executor_type=Executor):
     parser = argparse.ArgumentParser()
     modes = parser.add_subparsers(dest="mode", required=True)
     modes.add_parser("vectors").add_argument("file")
@@ -461,7 +465,7 @@ def main():
     executor.add_argument("--lane-state-max", type=int, default=64 << 20)
     executor.add_argument("--again", action="store_true", help="connect again when cut")
     args = parser.parse_args()
-    return check_vectors(args.file) if args.mode == "vectors" else Executor(args).run()
+    return check_vectors(args.file) if args.mode == "vectors" else executor_type(args).run()
 
 
 if __name__ == "__main__":

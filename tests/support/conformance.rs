@@ -658,6 +658,7 @@ macro_rules! conformance {
             an_unknown_handler_is_refused
             a_full_queue_refuses_but_not_follow_ups_and_redeliveries
             follow_ups_find_room_up_to_twice_the_capacity_and_the_first_always
+            follow_ups_take_no_callers_place_and_give_their_own_back
             a_result_that_must_be_one_line_is_one
             the_age_of_what_waits_is_seen_behind_a_head_that_is_delayed_or_parked
             jobs_of_one_call_are_accepted_or_refused_each

@@ -87,6 +87,8 @@ pub struct Model {
     pub ended: Vec<(JobId, JobStatus)>,
     /// Follow-ups of commits, whose ids are not known yet; they are in their lanes already.
     pub follow_ups: Vec<NewJob>,
+    /// Those whose ids are known.
+    pub known_follow_ups: Vec<JobId>,
     pub last_fence: u64,
     /// All that were ever given: none is given again.
     pub given: BTreeSet<LeaseId>,
@@ -135,6 +137,12 @@ impl Model {
         self.jobs.iter().filter(|job| job.status == JobStatus::Queued).count()
     }
 
+    /// They take no caller's place.
+    fn live_follow_ups(&self) -> usize {
+        let is_live = |id: &&JobId| self.job(**id).is_some_and(|job| !job.status.is_terminal());
+        self.known_follow_ups.iter().filter(is_live).count()
+    }
+
     /// How many entries of jobs, lanes, leases and idempotency keys there should be.
     pub fn sizes(&self) -> [usize; 4] {
         [self.jobs.len(), self.lanes.len(), self.held.len(), self.keys.len()]
@@ -155,7 +163,7 @@ impl Model {
                 (true, None) => Accepted::Refused(Refusal::ResultGone),
             };
         }
-        if self.queued() >= self.capacity {
+        if self.queued() >= self.capacity + self.live_follow_ups() {
             return Accepted::Refused(Refusal::QueueFull);
         }
         self.accept(new);

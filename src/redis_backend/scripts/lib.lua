@@ -14,7 +14,7 @@
 --                      executor, and its process, were lost with it), by (its end is to be signed;
 --                      its lane's place in the order afterwards), f(ence), to (timeout), nb, ws (since when it waits),
 --                      st(arted), fi(nished), r(esult), ls (its lease or ''),
---                      ct + cd (last commit's lease and delivery), pb (payload bytes), ow(ner), in(stances: 16 characters each,
+--                      ct + cd (last commit's lease and delivery), pb (payload bytes), fu (1: another job submitted it), ow(ner), in(stances: 16 characters each,
 --                      a space between), aw(aited),
 --                      tr(ace), kc + km (class and member as a kept record), rc (the call that retried it);
 --                      of an unordered job also rs + rm as of a lane, and of its lease lc, lx, ly (consumer, end, deadline)
@@ -182,7 +182,8 @@ end
 local configs, configs_known = {}, 0
 local function configure(text)
   local config = cjson.decode(text)
-  config.figures = {'fence', 'queued', 'bytes', 'paused', 'swept', 'ticked', 'suspects', 'waits', 'dying'}
+  config.figures = {'fence', 'queued', 'bytes', 'follow_ups', 'their_bytes', 'paused', 'swept', 'ticked', 'suspects',
+    'waits', 'dying'}
   for h, handler in pairs(config.H) do
     if handler.fu then
       local may = {}
@@ -283,13 +284,13 @@ end
 
 -- A job's books as a table.
 local function read_job(id)
-  local h, l, s, d, dl, lo, sl, st, pb, instances, nb, ws, to, aw, tr, by, ls, f, rm, ct, cd, lc, lx, ly = unpack(call('HMGET',
+  local h, l, s, d, dl, lo, sl, st, pb, instances, nb, ws, to, aw, tr, by, ls, f, rm, ct, cd, lc, lx, ly, fu = unpack(call('HMGET',
     job_key(id), 'h', 'l', 's', 'd', 'dl', 'lo', 'sl', 'st', 'pb', 'in', 'nb', 'ws', 'to', 'aw', 'tr', 'by', 'ls', 'f', 'rm', 'ct',
-    'cd', 'lc', 'lx', 'ly'))
+    'cd', 'lc', 'lx', 'ly', 'fu'))
   if not h then return nil end
   return {h = h, l = l, s = s, d = num(d), dl = num(dl), lo = num(lo), sl = num(sl), st = num(st), pb = num(pb), ['in'] = instances,
     nb = num(nb), ws = num(ws), to = num(to), aw = aw, tr = tr, by = by, ls = ls, f = f, rm = rm, ct = ct, cd = cd, lc = lc,
-    lx = num(lx), ly = num(ly)}
+    lx = num(lx), ly = num(ly), fu = fu}
 end
 
 -- Enters a lane into its handler's ready set; "head" is its first job's not-before, "place" a number that was kept for it, or
@@ -333,12 +334,21 @@ local function make_ready(lane, place)
   call('HSET', key, 'rs', score, 'rm', member)
 end
 
+-- A job begins or ends its life, by 1 or -1: "fu" is given if another job has submitted it.
+local function count_live(bytes, fu, by)
+  count('bytes', by * bytes)
+  if given(fu) then
+    count('follow_ups', by)
+    count('their_bytes', by * bytes)
+  end
+end
+
 -- Enters a queued job at the tail of its lane; it waits since "since", a text.
-local function enqueue(id, h, l, bytes, since, is_new)
+local function enqueue(id, h, l, bytes, fu, since, is_new)
   zadd(of(h).waits, since, id, is_new)
   count('queued', 1)
   count(of(h).queued, 1)
-  count('bytes', bytes)
+  count_live(bytes, fu, 1)
   if l == '' then return end
   if call('HSETNX', P .. 'lane:' .. l, 'h', h) == 1 then count(of(h).lanes, 1) end
   call('RPUSH', P .. 'q:' .. l, id)
@@ -352,14 +362,14 @@ local function accept(job)
   if job.lane == '' then score, member = enter_ready(job.h, job.id, nb) end
   jobs[job.id] = {'env', ARGV[job.env], 'pl', ARGV[job.pl], 'h', job.h, 'l', job.lane, 's', 'queued', 'd', '0',
     'nb', since, 'ws', since, 'to', int(job.to), 'pb', int(job.pb), 'ow', job.ow, 'in', job['in'], 'aw', job.aw, 'tr', job.tr,
-    'ls', '', 'rs', score, 'rm', member}
+    'ls', '', 'rs', score, 'rm', member, 'fu', job.fu or ''}
   if job.ik then
     call('SET', P .. 'idem:' .. job.ik, job.id .. ' ' .. job.fp)
     zadd('idems', digits(now + R.ittl), job.ik)
   end
   zadd('all', digits(next_number()), job.id)
   count(of(job.h).submitted, 1)
-  enqueue(job.id, job.h, job.lane, job.pb, since, true)
+  enqueue(job.id, job.h, job.lane, job.pb, job.fu, since, true)
   if job.lane == '' then return end
   call('HSET', job_key(job.id), unpack(jobs[job.id]))
   jobs[job.id] = nil
@@ -503,7 +513,7 @@ local function finish(id, job, status, r, n, delivery)
     count(names.queued, -1)
     count('queued', -1)
   end
-  count('bytes', -job.pb)
+  count_live(job.pb, job.fu, -1)
   count(names.finished .. status, 1)
   local fields = {'s', status, 'fi', now_text, 'r', result, 'ls', '', 'ct', n, 'cd', delivery}
   local parks = status == 'dead' and conf(h).p and job.l ~= ''
@@ -676,13 +686,13 @@ end
 -- now ("env" and "r", indices), that says so in its place, and whoever waits is told.
 local function quarantine(id, h, lane, env, r)
   local key = job_key(id)
-  local job = pcall('HMGET', key, 'pb', 'rm', 'in', 'aw', 'lo')
+  local job = pcall('HMGET', key, 'pb', 'rm', 'in', 'aw', 'lo', 'fu')
   if job.err then job = {} end
   zrem(of(h).waits, id)
   if num(job[5]) > 0 then count('suspects', -1) end
   count('queued', -1)
   count(of(h).queued, -1)
-  count('bytes', -num(job[1]))
+  count_live(num(job[1]), job[6], -1)
   count('forged', 1)
   note('queue.forged', id, 'forged')
   if not is_free(lane) then call('LREM', P .. 'q:' .. lane, 1, id)

@@ -60,8 +60,8 @@ local function has_no_room(c, job)
   local jobs, bytes = c.fu or {}, 0
   for _, follow_up in ipairs(jobs) do bytes = bytes + follow_up.pb end
   if #jobs == 0 or #jobs == 1 and bytes <= job.pb then return false end
-  local fits = #jobs == 1 or figure('queued') + #jobs <= R.more * R.cap
-  return not fits or figure('bytes') + bytes > R.more * R.bytes
+  local fits = #jobs == 1 or figure('follow_ups') + #jobs <= R.cap
+  return not fits or figure('their_bytes') + bytes > R.bytes
 end
 
 -- Why the effects cannot be applied, as an index of the failure in "no"; 0 if they can.
@@ -141,7 +141,7 @@ local function commit(c)
       end
       if c.cx and #c.cx > 0 then map_apply(c.ctx, c.cx, R.tag, R.ctx) end
       for _, follow_up in ipairs(c.fu or {}) do
-        follow_up['in'] = job['in']
+        follow_up['in'], follow_up.fu = job['in'], '1'
         accept(follow_up)
       end
     end
@@ -187,7 +187,7 @@ local function submit(job)
       return other
     end
   end
-  if is_full or figure('queued') >= R.cap or figure('bytes') + job.pb > R.bytes then
+  if is_full or figure('queued') >= R.cap + figure('follow_ups') or figure('bytes') - figure('their_bytes') + job.pb > R.bytes then
     is_full = true
     return 'full'
   end

@@ -138,6 +138,34 @@ pub fn follow_ups_find_room_up_to_twice_the_capacity_and_the_first_always(make: 
     assert_eq!(bench.status(ids(&lease)[0]), JobStatus::Queued, "but does not fork");
 }
 
+pub fn follow_ups_take_no_callers_place_and_give_their_own_back(make: Make) {
+    let bench = Bench::with(make, |settings| settings.capacity = 4);
+    let follow_ups = vec![follow_up("free"); 4];
+    let parent = bench.submit_to("serial2");
+    let mut executor = bench.executor();
+    let lease = executor.lease();
+    bench.pause("free", true);
+    let four = || succeeded_with(Effects { follow_ups: follow_ups.clone(), ..Effects::default() });
+    assert_eq!(executor.say(&lease, 0, four()), COMMITTED);
+    let full = || bench.try_submit(bench.job("free")) == Submitted::Refused(Refusal::QueueFull);
+    let callers = bench.submit_many("serial", 4);
+    assert!(full(), "callers have the whole capacity, and no more");
+    // Those of a second outcome find room once the first ones have ended, not sooner.
+    bench.cancel(callers[3]);
+    let second = bench.submit_to("serial2");
+    let lease = executor.leases(2).into_iter().find(|lease| ids(lease) == [second]).expect("it is leased");
+    assert_eq!(executor.say(&lease, 0, four()), COMMITTED);
+    assert_eq!((bench.status(parent), bench.status(second)), (JobStatus::Succeeded, JobStatus::Queued));
+    bench.pause("free", false);
+    executor.finish_everything();
+    bench.pass(SECOND);
+    executor.finish_everything();
+    let third = bench.submit_to("serial2");
+    let lease = executor.lease();
+    assert_eq!(executor.say(&lease, 0, four()), COMMITTED);
+    assert_eq!(bench.status(third), JobStatus::Succeeded);
+}
+
 pub fn a_result_that_must_be_one_line_is_one(make: Make) {
     let bench = Bench::new(make);
     let job = bench.submit(NewJob { one_line: true, ..bench.job("free") });
