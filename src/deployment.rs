@@ -62,7 +62,7 @@ impl Deployment {
     fn of(config: Config, config_text: Arc<str>, registry: &Registry, clock: Clock) -> Deployment {
         let groups = &config.runtime.platform.process_groups;
         let specs = config.handlers.iter().map(|(name, options)| {
-            let group = groups.iter().position(|group| group.runs(name)).unwrap_or(0);
+            let group = config.runtime.platform.groups_of(name).first().copied().unwrap_or(0);
             let named = &groups[group].follow_ups;
             let follow_ups = named.iter().all(|name| name != "*").then(|| Arc::from(&**named));
             HandlerSpec { follow_ups, ..HandlerSpec::new(&**name, group, options.clone()) }

@@ -518,7 +518,8 @@ fn process_groups_are_named_once_and_every_handler_is_in_exactly_one() {
         (r#"[{"name":"a","follow_ups":["*","echo"]}]"#, &[]),
         (r#"[{"name":"a","follow_ups":["echo","nobody"]}]"#, &[".0.follow_ups"]),
         (r#"[{"name":"a","handlers":["echo"]}]"#, &["handlers.sleep"]),
-        (r#"[{"name":"a"},{"name":"b","handlers":["echo"]}]"#, &["handlers.echo"]),
+        (r#"[{"name":"a"},{"name":"b","handlers":["echo"]}]"#, &[]),
+        (r#"[{"name":"a","handlers":["echo"]},{"name":"b","handlers":["echo"]}]"#, &["handlers.echo", "handlers.sleep"]),
         (r#"[{"name":"a"},{"name":"b"}]"#, &["handlers.echo", "handlers.sleep"]),
     ];
     for (groups, expected) in rows {
@@ -537,12 +538,14 @@ fn process_groups_are_named_once_and_every_handler_is_in_exactly_one() {
 fn a_group_says_what_it_runs() {
     let groups = r#"[{"name":"a","handlers":["echo"],"workers":2},{"name":"b","handlers":["sleep"]}]"#;
     let loaded = accepted(&sets([format!("runtime.platform.process_groups={groups}")]));
-    let [a, b] = &loaded.config.runtime.platform.process_groups[..] else { panic!("two groups") };
+    let platform = &loaded.config.runtime.platform;
+    let [a, b] = &platform.process_groups[..] else { panic!("two groups") };
     assert_eq!((a.workers, a.processes, b.workers, b.max_jobs), (2, 1, 8, 0));
-    assert_eq!(
-        (a.runs("echo"), a.runs("sleep"), b.runs("echo"), b.runs("sleep")),
-        (true, false, false, true)
-    );
+    assert_eq!(["echo", "sleep"].map(|name| platform.groups_of(name)), [[0], [1]]);
+    // What no other group names.
+    let groups = r#"[{"name":"a"},{"name":"b","handlers":["sleep"]}]"#;
+    let loaded = accepted(&sets([format!("runtime.platform.process_groups={groups}")]));
+    assert_eq!(["echo", "sleep"].map(|name| loaded.config.runtime.platform.groups_of(name)), [[0], [1]]);
 }
 
 // --- All at once ---

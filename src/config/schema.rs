@@ -232,7 +232,7 @@ section! { ProcessGroup {
     processes: usize = 1, Int(1, 1_024);
     /// Worker threads of each: so many handlers run at once.
     workers: usize = 8, Int(1, 4_096);
-    /// Names of handlers that the group runs, or `*` for all.
+    /// Names of handlers that the group runs, or `*` for all that no other group names.
     handlers: Vec<String> = ["*"], TEXTS;
     /// A process is replaced after so many jobs; 0 is never.
     max_jobs: u64 = 0, Int(0, 1 << 40);
@@ -374,9 +374,15 @@ pub enum LogFormat {
     Json,
 }
 
-impl ProcessGroup {
-    pub fn runs(&self, handler: &str) -> bool {
-        self.handlers.iter().any(|name| name == "*" || name == handler)
+impl Platform {
+    /// The process groups, by index, that run this handler: those that name it, else those with `*`.
+    pub fn groups_of(&self, handler: &str) -> Vec<usize> {
+        let that_say = |word: &str| -> Vec<usize> {
+            let groups = self.process_groups.iter().enumerate();
+            groups.filter(|(_, group)| group.handlers.iter().any(|name| name == word)).map(|(at, _)| at).collect()
+        };
+        let named = that_say(handler);
+        if named.is_empty() { that_say("*") } else { named }
     }
 }
 

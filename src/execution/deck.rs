@@ -39,6 +39,8 @@ struct State {
     parked: Vec<Thread>,
     /// Handlers under way, those whose run is over too.
     running: usize,
+    /// A run was begun since the leader last took what was said: it may not know that run's deadline.
+    has_begun: bool,
     /// Somebody has the helm and will look at all this before waiting.
     is_led: bool,
     /// Since when it is not, or when the last run was begun.
@@ -97,7 +99,9 @@ impl Deck {
 
     /// What was said since the last call.
     pub fn take_done(&self) -> Vec<Done> {
-        std::mem::take(&mut lock(&self.books).done)
+        let mut state = lock(&self.books);
+        state.has_begun = false;
+        std::mem::take(&mut state.done)
     }
 
     /// Something came of a run at that time; at its end its handler has returned. True if the leader should be woken for it.
@@ -170,9 +174,11 @@ impl Deck {
         None
     }
 
-    /// How long the leader may wait: not long where runs wait behind jobs that are taken for short.
+    /// How long the leader may wait: not long where runs wait behind jobs that are taken for short, or one has begun whose
+    /// deadline it has not heard of.
     pub fn rest(&self, most: Duration) -> Duration {
-        if lock(&self.books).runs.is_empty() { most } else { most.min(LOOK_EVERY) }
+        let state = lock(&self.books);
+        if state.runs.is_empty() && !state.has_begun { most } else { most.min(LOOK_EVERY) }
     }
 
     /// Have jobs behind which runs wait turned out long?
@@ -210,6 +216,7 @@ impl State {
         }
         let run = self.runs.pop_front()?;
         self.running += 1;
+        self.has_begun = true;
         self.left_at = now;
         Some(run)
     }

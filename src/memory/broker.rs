@@ -224,6 +224,8 @@ pub(super) struct ConsumerEntry {
     pub(super) leases: Vec<u64>,
     /// Its one lease is of a job that runs alone.
     pub(super) is_alone: bool,
+    /// Its last lease was: it goes on with such jobs while there are any, so that others wait for its leases to end once.
+    pub(super) prefers_alone: bool,
     /// A lane whose head runs alone: this executor takes no other lease, and that one once it has none.
     pub(super) waits_for: Option<u64>,
     pub(super) revoked: Vec<OfLease>,

@@ -106,16 +106,25 @@ impl Broker {
             let mut due = queue.ready.range(..=(now, u64::MAX)).take(AFFINITY_SCAN);
             due.find(|(place, lane)| !self.left_to_another(**lane, place.0, id, now) && !is_left(**lane))
         });
-        let lane = oldest.min().map(|(_, lane)| *lane);
+        let lane = self.preferred(id, now).or_else(|| oldest.min().map(|(_, lane)| *lane));
         let runs_alone = lane.filter(|lane| self.runs_alone(*lane, now));
         let consumer = self.consumers.get_mut(&id)?;
         consumer.waits_for = runs_alone.filter(|_| !is_free);
         consumer.is_alone = runs_alone.is_some() && is_free;
+        consumer.prefers_alone = if lane.is_some() { runs_alone.is_some() } else { consumer.prefers_alone };
         if consumer.is_alone {
             // Another may have waited for it.
             self.signals.groups.push(consumer.group);
         }
         lane.filter(|_| consumer.waits_for.is_none())
+    }
+
+    /// The next lane whose head runs alone, for an executor that has just run such a job.
+    fn preferred(&self, id: ConsumerId, now: Timestamp) -> Option<u64> {
+        let consumer = self.consumers.get(&id).filter(|it| it.prefers_alone && it.leases.is_empty())?;
+        let of_group = self.handlers.iter().filter(|queue| queue.spec.group == consumer.group);
+        let due = of_group.flat_map(|queue| queue.ready.range(..=(now, u64::MAX)).take(AFFINITY_SCAN));
+        due.filter(|(_, lane)| self.runs_alone(**lane, now)).min().map(|(_, lane)| *lane)
     }
 
     /// True if the lane can be claimed, by an executor that has nothing else meanwhile.

@@ -39,6 +39,7 @@ pub(super) struct Exec {
     pub(super) room: usize,
     /// Its leases, by handler.
     pub(super) used: BTreeMap<Arc<str>, usize>,
+    pub(super) prefers_alone: bool,
 }
 
 /// See the module.
@@ -55,6 +56,8 @@ pub(super) struct Books {
     pub(super) out: Step,
     /// The next call renews its leases.
     pub(super) renews: bool,
+    /// Its last lease was of a job that ran alone.
+    pub(super) prefers_alone: bool,
     pub(super) renewed_at: Timestamp,
     /// The server was away for so long that its leases are over.
     pub(super) is_lost: bool,
@@ -97,8 +100,8 @@ impl Told {
 
 impl Books {
     pub(super) fn new(group: usize, bell: Bell, now: Timestamp) -> Books {
-        let (room, held, says, waits, out, renews, is_lost) = Default::default();
-        Books { group, bell, room, held, says, waits, out, renews, renewed_at: now, is_lost }
+        let (room, held, says, waits, out, renews, prefers_alone, is_lost) = Default::default();
+        Books { group, bell, room, held, says, waits, out, renews, prefers_alone, renewed_at: now, is_lost }
     }
 
     pub(super) fn told(&mut self, consumer: u64, commit: Commit) -> Told {

@@ -292,9 +292,10 @@ fn named(Named { consumer, lease, own, how }: &Named) -> Json {
     json!({ "i": consumer, "n": lease.0, "o": own, "how": or_false(*how) })
 }
 
-fn exec(Exec { consumer, group, room, used }: &Exec) -> Json {
+fn exec(Exec { consumer, group, room, used, prefers_alone }: &Exec) -> Json {
     let used = used.iter().map(|(handler, used)| (handler.to_string(), (*used).into()));
-    json!({ "i": consumer, "g": group, "room": room, "used": used.collect::<Map<String, Json>>() })
+    let used = used.collect::<Map<String, Json>>();
+    json!({ "i": consumer, "g": group, "room": room, "used": used, "pa": prefers_alone })
 }
 
 impl Server {

@@ -328,7 +328,8 @@ impl State {
                 let mut used = BTreeMap::new();
                 books.held.values().for_each(|held| *used.entry(held.handler.clone()).or_default() += 1);
                 books.waits = true;
-                draft.execs.push(Exec { consumer: *consumer, group: books.group, room, used });
+                let (group, prefers_alone) = (books.group, books.prefers_alone);
+                draft.execs.push(Exec { consumer: *consumer, group, room, used, prefers_alone });
             }
         }
         let jobs = || draft.commits.iter().map(|told| told.commit.job).collect();
@@ -367,6 +368,7 @@ impl State {
             match self.consumers.get_mut(&consumer).filter(|books| !books.is_lost) {
                 Some(books) => {
                     held.jobs.first().iter().for_each(|first| log_job("queue.claimed", first));
+                    books.prefers_alone = held.is_alone;
                     books.held.insert(lease.id, held);
                     books.out.leases.push(lease);
                 }

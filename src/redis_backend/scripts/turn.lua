@@ -18,8 +18,8 @@
 -- "left"     processes whose places were taken: their leases are over
 -- "jobs"     jobs to accept, as "accept" takes them; after one that found the queue full none is
 -- "gone"     numbers of executors that are lost
--- "execs"    list of {i: its number, g: group, room: leases that it may get, used: its leases by handler}; one whose job runs
---            alone is not there
+-- "execs"    list of {i: its number, g: group, room: leases that it may get, used: its leases by handler, pa: true if its last
+--            lease was of a job that ran alone}; one whose job runs alone is not there
 -- "idle"     groups of which executors of this process had room after the last call
 -- "facts"    what the process says of itself, once a second: names and values
 -- "look"     looks at what time has made ready; "sweep" ends what time has ended, which is done often enough anyhow
@@ -294,6 +294,29 @@ local function taker_alone(h, lane)
   return false
 end
 
+-- The next lane that runs alone, for an executor that has just run such a job: it goes on with them while there are any, so that
+-- others wait for its leases to end once.
+local function preferred(due)
+  if figure('suspects') <= 0 then return nil end
+  for _, exec in ipairs(A.execs) do
+    if exec.pa and exec.room > 0 and not is_busy(exec) then
+      local first, of_first, place
+      for h, of in pairs(due) do
+        for at = of.at, H[h].g == exec.g and #of.lanes or 0 do
+          local entry = of.lanes[at]
+          if (not first or entry < first) and runs_alone(string.sub(entry, 34)) then first, of_first, place = entry, h, at end
+        end
+      end
+      if first then
+        table.remove(due[of_first].lanes, place)
+        has_none(exec)
+        ring(next(waits) and exec.g)
+        return string.sub(first, 17), of_first, exec, true
+      end
+    end
+  end
+end
+
 -- Who takes this lane: the executor that knows its state, else the one with the most room. A lane whose state an executor
 -- elsewhere knows is left to that for a moment, if it has room: false. Nil: nobody here can take one of this handler.
 local function taker(h, lane, score)
@@ -489,7 +512,8 @@ local function turn()
     keep_waiting()
     local due, claimed = due_lanes(), {}
     while true do
-      local member, h, exec, alone = next_lane(due)
+      local member, h, exec, alone = preferred(due)
+      if not member then member, h, exec, alone = next_lane(due) end
       if not member then break end
       local lease = claim(member, h, exec, alone)
       if lease then
