@@ -792,6 +792,12 @@ fn u7_a_second_signal_or_the_drains_deadline_cuts_lines_off_with_exit_4() {
             assert!(stderr(&output).contains(said), "{}", shown(&output));
         }
     }
+    // What an ordered handler knew is gone, which must not be found out later.
+    let serial = "handlers.sleep.ordering=serial";
+    let sets = ["batch", "--handler", "sleep", "--set", INLINE, "--set", none, "--set", serial];
+    let (output, _) = stopped(cli(sets), lines, &[Signal::TERM]);
+    let said = "--resume 1, or from the beginning: its state would be empty";
+    assert!(stderr(&output).contains(said), "{}", shown(&output));
     let sets = ["batch", "--handler", "sleep", "--set", INLINE, "--set", none, "--sink-mode", "completion"];
     let (output, _) = stopped(cli(sets), lines, &[Signal::TERM]);
     assert_code(&output, 4);

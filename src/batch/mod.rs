@@ -20,7 +20,7 @@ use crate::config::SinkMode;
 use crate::deployment::Backend;
 use crate::entropy::Entropy;
 use crate::exit::Exit;
-use crate::handler::HandlerSpec;
+use crate::handler::{HandlerSpec, Ordering};
 use crate::job::{InstanceId, Trace};
 use crate::ndjson::Pump;
 use crate::ports::{Ends, Fitness, JobEnded, Producer};
@@ -49,6 +49,8 @@ pub struct Summary {
     pub failed: u64,
     /// The number of the first of those; the first line of the input is 1.
     pub first_failed: Option<u64>,
+    /// What the handler knew of these lines does not go on with the others.
+    pub has_state: bool,
     pub end: End,
 }
 
@@ -76,11 +78,12 @@ impl Summary {
 
     /// What a user should know, where not all is well. So many lines were done before.
     pub fn complaints(&self, before: u64) -> Vec<String> {
-        let Summary { done, failed, first_failed, end } = *self;
+        let Summary { done, failed, first_failed, has_state, end } = *self;
         let first =
             first_failed.map(|line| format!("{failed} of {done} lines failed, the first is line {line}"));
         let done = before + done;
-        let go_on = format!("line {done} was the last that is done; go on with --resume {done}");
+        let state = if has_state { ", or from the beginning: its state would be empty" } else { "" };
+        let go_on = format!("line {done} was the last that is done; go on with --resume {done}{state}");
         first
             .into_iter()
             .chain(match end {
@@ -144,6 +147,7 @@ impl Parts<'_> {
         let mut source = Source::start(lines, self.bell.clone())?;
         let mut entropy = Entropy::system();
         let trace = Trace { id: entropy.bytes(), span: entropy.bytes() };
+        let has_state = self.handler.options.ordering != Ordering::None;
         let mut pump = Pump::new(self.handler, self.mode, self.window, trace, INSTANCE);
         pump.number_from(self.before + 1);
         let (again_at, refusing_since, pause) = (Instant::now(), None, Duration::ZERO);
@@ -189,7 +193,7 @@ impl Parts<'_> {
                 }
             };
             let Pump { done, failed, first_failed, .. } = pump;
-            let summary = Summary { done, failed, first_failed, end: end.unwrap_or(End::All) };
+            let summary = Summary { done, failed, first_failed, has_state, end: end.unwrap_or(End::All) };
             if written.is_err() || is_cut_off {
                 // What runs is cut off on purpose: a line a job about lost leases would tell nobody anything.
                 log::set_max_level(log::LevelFilter::Off);

@@ -56,7 +56,8 @@ mod tests {
 
     #[test]
     fn the_bar_shows_rate_failures_and_time_left() {
-        let summary = Summary { done: 500, failed: 2, first_failed: Some(7), end: End::All };
+        let summary =
+            Summary { done: 500, failed: 2, first_failed: Some(7), has_state: false, end: End::All };
         let text = line(&summary, 50, Some(200), Duration::from_secs(5));
         assert_eq!(text, "[######------------------]  25 %  500 done, 2 failed, 100/s, 15 s left");
         assert_eq!(line(&summary, 50, None, Duration::from_secs(5)), "500 done, 2 failed, 100/s");
