@@ -519,7 +519,10 @@ fn process_groups_are_named_once_and_every_handler_is_in_exactly_one() {
         (r#"[{"name":"a","follow_ups":["echo","nobody"]}]"#, &[".0.follow_ups"]),
         (r#"[{"name":"a","handlers":["echo"]}]"#, &["handlers.sleep"]),
         (r#"[{"name":"a"},{"name":"b","handlers":["echo"]}]"#, &[]),
-        (r#"[{"name":"a","handlers":["echo"]},{"name":"b","handlers":["echo"]}]"#, &["handlers.echo", "handlers.sleep"]),
+        (
+            r#"[{"name":"a","handlers":["echo"]},{"name":"b","handlers":["echo"]}]"#,
+            &["handlers.echo", "handlers.sleep"],
+        ),
         (r#"[{"name":"a"},{"name":"b"}]"#, &["handlers.echo", "handlers.sleep"]),
     ];
     for (groups, expected) in rows {

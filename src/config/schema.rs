@@ -379,7 +379,10 @@ impl Platform {
     pub fn groups_of(&self, handler: &str) -> Vec<usize> {
         let that_say = |word: &str| -> Vec<usize> {
             let groups = self.process_groups.iter().enumerate();
-            groups.filter(|(_, group)| group.handlers.iter().any(|name| name == word)).map(|(at, _)| at).collect()
+            groups
+                .filter(|(_, group)| group.handlers.iter().any(|name| name == word))
+                .map(|(at, _)| at)
+                .collect()
         };
         let named = that_say(handler);
         if named.is_empty() { that_say("*") } else { named }

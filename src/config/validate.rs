@@ -212,7 +212,7 @@ fn group_rules(config: &Config, issues: &mut Vec<Issue>) {
         }
     }
     for handler in config.handlers.keys() {
-        let count = platform.groups_of(handler).len();
+        let count = config.runtime.platform.groups_of(handler).len();
         if count != 1 {
             let (path, got) = (format!("handlers.{handler}"), format!("{count} groups"));
             issues.push(Issue::new(&path, "must be in exactly one process group", &got, "1"));
