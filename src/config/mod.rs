@@ -32,6 +32,28 @@ impl Default for Config {
     }
 }
 
+impl Platform {
+    /// The process groups, by index, that run this handler: those that name it, else those with `*`.
+    pub fn groups_of(&self, handler: &str) -> Vec<usize> {
+        let that_say = |word: &str| -> Vec<usize> {
+            let groups = self.process_groups.iter().enumerate();
+            groups
+                .filter(|(_, group)| group.handlers.iter().any(|name| name == word))
+                .map(|(at, _)| at)
+                .collect()
+        };
+        let named = that_say(handler);
+        if named.is_empty() { that_say("*") } else { named }
+    }
+}
+
+impl Lifecycle {
+    /// How long a drain lets jobs finish.
+    pub fn patience_ms(&self) -> u64 {
+        if self.drain_inflight { self.graceful_timeout_ms } else { 0 }
+    }
+}
+
 /// The profile's name for `check`, logs and `/v1/stats`: how it runs, and where jobs are kept.
 pub fn profile(config: &Config) -> String {
     let platform = &config.runtime.platform;

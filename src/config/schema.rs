@@ -374,28 +374,6 @@ pub enum LogFormat {
     Json,
 }
 
-impl Platform {
-    /// The process groups, by index, that run this handler: those that name it, else those with `*`.
-    pub fn groups_of(&self, handler: &str) -> Vec<usize> {
-        let that_say = |word: &str| -> Vec<usize> {
-            let groups = self.process_groups.iter().enumerate();
-            groups
-                .filter(|(_, group)| group.handlers.iter().any(|name| name == word))
-                .map(|(at, _)| at)
-                .collect()
-        };
-        let named = that_say(handler);
-        if named.is_empty() { that_say("*") } else { named }
-    }
-}
-
-impl Lifecycle {
-    /// How long a drain lets jobs finish.
-    pub fn patience_ms(&self) -> u64 {
-        if self.drain_inflight { self.graceful_timeout_ms } else { 0 }
-    }
-}
-
 /// What a path in prose says for a handler's name and for a group's place.
 pub(super) const ANY_NAME: &str = ".NAME";
 const ANY_PLACE: &str = "[]";

@@ -331,25 +331,6 @@ impl Broker {
         self.idempotency.get(scope)
     }
 
-    pub(super) fn expire_keys(&mut self, now: Timestamp) {
-        let has_ended = |id| self.jobs.get(&id).is_none_or(|entry| entry.record.status.is_terminal());
-        self.idempotency.expire(now, has_ended);
-    }
-
-    /// Jobs that wait, and the payload bytes of all that have not ended; then follow-ups that have not ended, and theirs. Each
-    /// kind has room of its own, so that jobs that follow themselves up keep no caller out.
-    pub(super) fn waiting(&self) -> ((usize, usize), (usize, usize)) {
-        let add = |to: &mut (usize, usize), (jobs, bytes)| {
-            to.0 += jobs;
-            to.1 += bytes;
-        };
-        self.handlers.iter().fold(Default::default(), |(mut all, mut follow_ups), queue| {
-            add(&mut all, (queue.figures.queued, queue.live_bytes));
-            add(&mut follow_ups, queue.follow_ups);
-            (all, follow_ups)
-        })
-    }
-
     fn accept(&mut self, handler: usize, new: NewJob, now: Timestamp) {
         let queue = &mut self.handlers[handler];
         queue.figures.submitted += 1;

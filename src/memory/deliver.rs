@@ -111,7 +111,8 @@ impl Broker {
         let consumer = self.consumers.get_mut(&id)?;
         consumer.waits_for = runs_alone.filter(|_| !is_free);
         consumer.is_alone = runs_alone.is_some() && is_free;
-        consumer.prefers_alone = if lane.is_some() { runs_alone.is_some() } else { consumer.prefers_alone };
+        let is_leased = lane.is_some() && consumer.waits_for.is_none();
+        consumer.prefers_alone = if is_leased { runs_alone.is_some() } else { consumer.prefers_alone };
         if consumer.is_alone {
             // Another may have waited for it.
             self.signals.groups.push(consumer.group);

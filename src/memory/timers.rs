@@ -47,6 +47,11 @@ impl Broker {
         self.signal_due(now);
     }
 
+    pub(super) fn expire_keys(&mut self, now: Timestamp) {
+        let has_ended = |id| self.jobs.get(&id).is_none_or(|entry| entry.record.status.is_terminal());
+        self.idempotency.expire(now, has_ended);
+    }
+
     /// Nothing of the lease counts any more: its executor is told.
     fn revoke_all(&mut self, number: u64) {
         let jobs: Vec<JobId> = self.leases[&number].jobs.iter().copied().collect();

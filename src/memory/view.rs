@@ -6,6 +6,20 @@ use crate::job::{JobId, JobRecord, JobStatus, Payload, WaitingFor};
 use crate::ports::{Filter, HandlerStats, Listed, Place, Stats, Viewer};
 
 impl Broker {
+    /// Jobs that wait, and the payload bytes of all that have not ended; then follow-ups that have not ended, and theirs. Each
+    /// kind has room of its own, so that jobs that follow themselves up keep no caller out.
+    pub(super) fn waiting(&self) -> ((usize, usize), (usize, usize)) {
+        let add = |to: &mut (usize, usize), (jobs, bytes)| {
+            to.0 += jobs;
+            to.1 += bytes;
+        };
+        self.handlers.iter().fold(Default::default(), |(mut all, mut follow_ups), queue| {
+            add(&mut all, (queue.figures.queued, queue.live_bytes));
+            add(&mut follow_ups, queue.follow_ups);
+            (all, follow_ups)
+        })
+    }
+
     /// The record of a job that the viewer may see.
     #[must_use]
     pub fn record(&self, viewer: &Viewer, id: JobId, now: Timestamp) -> Option<JobRecord> {
