@@ -64,7 +64,7 @@ impl Secret {
 }
 
 /// Reads a file that is ours and that nobody else can read or write. Where a service manager keeps what it hands to this
-/// service ([`CREDENTIALS`]), it may be root's, and its group may read it: systemd lets us in by an access list, whose
+/// service (`CREDENTIALS_DIRECTORY`), it may be root's, and its group may read it: systemd lets us in by an access list, whose
 /// mask is shown in the place of the group. A symbolic link is followed, as mounted secrets are links; its target is judged.
 pub fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     /// A secret of two lines has 130 bytes; passwords may be longer.
