@@ -1,4 +1,4 @@
-//! docs/stages.md names keys, rooms and tests that are there.
+//! docs/stages.md names keys, rooms and tests that are there; SECURITY.md names tests that are.
 
 use std::path::Path;
 
@@ -53,4 +53,39 @@ fn every_test_of_the_page_is_there_in_the_file_that_is_named_before_it() {
         }
     }
     assert!(seen > 30, "{seen} tests are named");
+}
+
+/// All text of a folder's Rust files.
+fn code(folder: &Path) -> String {
+    let entries = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+    let texts = entries.map(|path| match path.extension() {
+        _ if path.is_dir() => code(&path),
+        Some(ending) if ending == "rs" => std::fs::read_to_string(&path).expect("it is text"),
+        _ => String::new(),
+    });
+    texts.collect()
+}
+
+#[test]
+fn every_test_that_the_security_page_names_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let code = code(&root.join("tests")) + &code(&root.join("src"));
+    let is_row = |name: &str| {
+        let (row, rest) = name.split_once('_').unwrap_or_default();
+        let is_number = row.get(1..).is_some_and(|digits| digits.parse::<u8>().is_ok());
+        is_number && !rest.is_empty()
+    };
+    let page = include_str!("../SECURITY.md").split('`').skip(1).step_by(2);
+    let is_word =
+        |name: &&str| name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "_…".contains(c));
+    let mut seen = 0;
+    for name in page.filter(is_word).filter(|name| is_row(name) || name.matches('_').count() > 3) {
+        let test = match name.strip_suffix('…') {
+            Some(start) => format!("fn {start}"),
+            None => format!("fn {name}("),
+        };
+        assert!(code.contains(&test), "{name} is no test");
+        seen += 1;
+    }
+    assert!(seen > 80, "{seen} tests are named");
 }

@@ -618,6 +618,7 @@ macro_rules! conformance {
             a_job_that_kills_its_executor_takes_no_neighbour_along
             used_up_deliveries_make_a_job_dead_with_its_cause
             the_backoff_is_between_nothing_and_its_doubling_capped_bound
+            u3_default_retries_outlast_an_upstream_that_is_away_for_ten_minutes
             a_released_lease_is_uncounted_and_keeps_its_order
             a_release_of_a_lease_that_is_over_is_ignored
             a_lease_that_is_not_renewed_is_lost_and_one_that_is_renewed_lives

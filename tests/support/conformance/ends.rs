@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cofferdam::job::{JobStatus, Outcome, WaitingFor};
-use cofferdam::ports::StateAt;
+use cofferdam::ports::{Rules, StateAt};
 use cofferdam::problem::{Cause, Code};
 
 use super::{
@@ -285,6 +285,28 @@ pub fn the_backoff_is_between_nothing_and_its_doubling_capped_bound(make: Make) 
         assert!(waits[20] < bound / 3 && waits[180] > bound / 3 * 2, "full jitter: {waits:?}");
         bench.pass(bound);
     }
+}
+
+pub fn u3_default_retries_outlast_an_upstream_that_is_away_for_ten_minutes(make: Make) {
+    let rules = Rules::default();
+    let bench = Bench::with(make, |settings| {
+        settings.max_deliveries = rules.max_deliveries;
+        settings.retry_base = Duration::from_millis(rules.retry.base_ms);
+        settings.retry_max = Duration::from_millis(rules.retry.max_ms);
+    });
+    let jobs = [bench.submit_to("free"), bench.submit_to("serial")];
+    let back_at = bench.now().plus(Duration::from_secs(600));
+    let mut executor = bench.executor();
+    while bench.now() < back_at {
+        for lease in executor.leases(jobs.len()) {
+            assert_eq!(executor.say(&lease, 0, retry()), COMMITTED);
+        }
+        bench.pass(5 * SECOND);
+    }
+    assert!(jobs.iter().all(|id| bench.status(*id) == JobStatus::Queued), "none is given up");
+    bench.pass(Duration::from_millis(rules.retry.max_ms));
+    executor.finish_everything();
+    assert!(jobs.iter().all(|id| bench.status(*id) == JobStatus::Succeeded));
 }
 
 pub fn a_released_lease_is_uncounted_and_keeps_its_order(make: Make) {
