@@ -40,6 +40,14 @@ impl MacKey {
     }
 }
 
+impl Drop for MacKey {
+    fn drop(&mut self) {
+        if is_off(Control::Wiping) {
+            std::mem::forget(self.0.clone());
+        }
+    }
+}
+
 /// Wipes what deeper calls have left on this thread's stack: a key whose owner is gone is nowhere any more.
 #[inline(never)]
 pub fn wipe_stack() {

@@ -22,6 +22,10 @@ pub enum Control {
     IdempotencyScope,
     /// A job that was lost with others twice runs alone, and only a loss alone counts.
     Suspects,
+    /// Effects in parts have a bound.
+    Parts,
+    /// Keys are wiped when they go.
+    Wiping,
     /// A caller that hangs up leaves the waiter table.
     Waiters,
 }

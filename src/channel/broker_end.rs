@@ -12,6 +12,7 @@ use super::reject::Reject;
 use crate::entropy::Entropy;
 use crate::job::{Effects, Entries, Outcome, entry_bytes};
 use crate::limits::FRAME_OVERHEAD_BYTES;
+use crate::negative_controls::{Control, is_off};
 use crate::ports::{Commit, Consumer, Lease, LeaseId, Requests, StateAt};
 
 /// Bytes waiting for one executor; beyond them it gets no more leases.
@@ -257,7 +258,7 @@ impl Up {
                 let parts =
                     self.parts.get_or_insert_with(|| Parts { lease, effects: Effects::default(), bytes: 0 });
                 parts.bytes += effects.held_bytes();
-                if parts.bytes > parts_max {
+                if parts.bytes > parts_max && !is_off(Control::Parts) {
                     return Err(Reject::Malformed);
                 }
                 parts.effects.append(effects);

@@ -95,7 +95,9 @@ impl Half {
     /// Codes of the `ipc.rejected` events that it has written.
     pub fn refusals(&self) -> Vec<String> {
         let text = self.stderr();
-        let events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        // Before each of its lines stands the mark of its own log.
+        let lines = text.lines().filter_map(|line| line.split_once(' '));
+        let events = lines.filter_map(|(_, line)| serde_json::from_str::<Value>(line).ok());
         let refused = events.filter(|event| event["event"] == "ipc.rejected");
         refused.map(|event| event["code"].as_str().unwrap_or_default().to_owned()).collect()
     }
