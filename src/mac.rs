@@ -43,7 +43,7 @@ impl MacKey {
 impl Drop for MacKey {
     fn drop(&mut self) {
         if is_off(Control::Wiping) {
-            std::mem::forget(self.0.clone());
+            std::mem::forget(std::hint::black_box(self.0.clone()));
         }
     }
 }
