@@ -138,6 +138,18 @@ pub(super) struct Entry {
     pub(super) place: Option<Place>,
 }
 
+impl HandlerQueue {
+    /// A job with so many bytes of payload begins a life, or ends it.
+    fn count_live(&mut self, bytes: usize, is_follow_up: bool, begins: bool) {
+        let count = |to: &mut usize, by| *to = if begins { *to + by } else { *to - by };
+        count(&mut self.live_bytes, bytes);
+        if is_follow_up {
+            count(&mut self.follow_ups.0, 1);
+            count(&mut self.follow_ups.1, bytes);
+        }
+    }
+}
+
 impl Entry {
     pub(super) fn payload_bytes(&self) -> usize {
         self.payload.as_ref().map_or(0, |payload| payload.bytes.len())
@@ -161,11 +173,7 @@ impl Entry {
             }
             S::Running => queue.figures.running -= 1,
             S::Succeeded | S::Failed | S::Cancelled | S::TimedOut | S::Dead => {
-                queue.live_bytes += self.payload_bytes();
-                if self.is_follow_up {
-                    queue.follow_ups.0 += 1;
-                    queue.follow_ups.1 += self.payload_bytes();
-                }
+                queue.count_live(self.payload_bytes(), self.is_follow_up, true);
             }
         }
         match after {
@@ -175,11 +183,7 @@ impl Entry {
             }
             S::Running => queue.figures.running += 1,
             S::Succeeded | S::Failed | S::Cancelled | S::TimedOut | S::Dead => {
-                queue.live_bytes -= self.payload_bytes();
-                if self.is_follow_up {
-                    queue.follow_ups.0 -= 1;
-                    queue.follow_ups.1 -= self.payload_bytes();
-                }
+                queue.count_live(self.payload_bytes(), self.is_follow_up, false);
                 queue.figures.finished[after as usize] += 1;
             }
         }
@@ -321,7 +325,7 @@ impl Broker {
         if queued >= self.rules.capacity + follow_ups || bytes > QUEUED_BYTES {
             return Submitted::Refused(Refusal::QueueFull);
         }
-        self.accept(handler, new, now);
+        self.accept(handler, new, false, now);
         Submitted::New
     }
 
@@ -331,11 +335,11 @@ impl Broker {
         self.idempotency.get(scope)
     }
 
-    fn accept(&mut self, handler: usize, new: NewJob, now: Timestamp) {
+    fn accept(&mut self, handler: usize, new: NewJob, is_follow_up: bool, now: Timestamp) {
         let queue = &mut self.handlers[handler];
         queue.figures.submitted += 1;
         queue.figures.queued += 1;
-        queue.live_bytes += new.payload.bytes.len();
+        queue.count_live(new.payload.bytes.len(), is_follow_up, true);
         let not_before = now.plus(new.delay);
         queue.waiting.insert((not_before, new.id));
         let spec = JobSpec {
@@ -360,7 +364,7 @@ impl Broker {
             not_before,
             waits_since: not_before,
             awaited: new.awaited && new.idempotency.is_none(),
-            is_follow_up: false,
+            is_follow_up,
             instance: new.instance,
             watchers: Vec::new(),
             place: None,
@@ -454,11 +458,7 @@ impl Broker {
     ) {
         let Some(&handler) = self.handler_index.get(&job.handler) else { return };
         let new = NewJob::follow_up(parent, job, instance, &mut self.entropy);
-        let (id, bytes) = (new.id, new.payload.bytes.len());
-        self.accept(handler, new, now);
-        self.jobs.entry(id).and_modify(|entry| entry.is_follow_up = true);
-        let follow_ups = &mut self.handlers[handler].follow_ups;
-        *follow_ups = (follow_ups.0 + 1, follow_ups.1 + bytes);
+        self.accept(handler, new, true, now);
     }
 
     pub(super) fn note(&mut self, level: Level, event: &'static str, job: JobId, cause: &'static str) {

@@ -89,10 +89,11 @@ impl Broker {
             return None;
         }
         // One executor of a group is kept free at a time: the others go on.
-        let mut others = self.consumers.iter().filter(|(other, _)| **other != id).map(|(_, other)| other);
-        let is_another_kept_free =
-            others.any(|other| other.group == consumer.group && other.waits_for.is_some());
-        let is_left = |lane: u64| !is_free && is_another_kept_free && self.runs_alone(lane, now);
+        let is_another_kept_free = || {
+            let mut others = self.consumers.iter().filter(|(other, _)| **other != id);
+            others.any(|(_, other)| other.group == consumer.group && other.waits_for.is_some())
+        };
+        let is_left = |lane: u64| !is_free && self.runs_alone(lane, now) && is_another_kept_free();
         let held = |handler: usize| {
             let lanes = consumer.leases.iter().map(|number| self.leases[number].lane);
             lanes.filter(|lane| self.lanes[lane].handler == handler).count()
@@ -111,13 +112,15 @@ impl Broker {
         let consumer = self.consumers.get_mut(&id)?;
         consumer.waits_for = runs_alone.filter(|_| !is_free);
         consumer.is_alone = runs_alone.is_some() && is_free;
-        let is_leased = lane.is_some() && consumer.waits_for.is_none();
-        consumer.prefers_alone = if is_leased { runs_alone.is_some() } else { consumer.prefers_alone };
+        let leased = lane.filter(|_| consumer.waits_for.is_none());
+        if leased.is_some() {
+            consumer.prefers_alone = consumer.is_alone;
+        }
         if consumer.is_alone {
             // Another may have waited for it.
             self.signals.groups.push(consumer.group);
         }
-        lane.filter(|_| consumer.waits_for.is_none())
+        leased
     }
 
     /// The next lane whose head runs alone, for an executor that has just run such a job.
