@@ -237,6 +237,7 @@ mod at_rest {
     use super::*;
     use crate::limits::SUB_LIVES;
     use crate::memory::ExternalState;
+    use crate::ports::BackendError;
     use crate::redis_backend::envelope::Signer;
     use crate::redis_backend::{Link, RedisBroker, Settings};
 
@@ -306,27 +307,30 @@ mod at_rest {
 
         /// Removes what a deployment inside this one has left behind.
         pub fn remove(&self, sub_prefix: &str) {
-            if !self.jobs_survive_processes() {
-                return;
-            }
-            let prefix = self.prefix() + sub_prefix;
-            let removed = Link::new(&self.platform().redis)
-                .and_then(|link| link.remove_all(&prefix).map_err(|error| error.to_string()));
-            if let Err(error) = removed {
-                log::warn!("the batch has left keys behind for a while, which begin with {prefix}: {error}");
-            }
+            self.for_all_keys(sub_prefix, "the batch has left keys behind for a while", Link::remove_all);
         }
 
         /// Lets what a deployment inside this one has live on: all of it has a life, in case its process is killed.
         pub fn renew(&self, sub_prefix: &str) {
+            let renew = |link: &Link, prefix: &str| link.renew_all(prefix, SUB_LIVES);
+            self.for_all_keys(sub_prefix, "the batch could not renew its keys", renew);
+        }
+
+        /// Does something with all keys of a deployment inside this one; if that fails, so much is said.
+        fn for_all_keys(
+            &self,
+            sub_prefix: &str,
+            otherwise: &str,
+            work: impl FnOnce(&Link, &str) -> Result<(), BackendError>,
+        ) {
             if !self.jobs_survive_processes() {
                 return;
             }
             let prefix = self.prefix() + sub_prefix;
-            let renewed = Link::new(&self.platform().redis)
-                .and_then(|link| link.renew_all(&prefix, SUB_LIVES).map_err(|error| error.to_string()));
-            if let Err(error) = renewed {
-                log::warn!("the batch could not renew its keys, which begin with {prefix}: {error}");
+            let done = Link::new(&self.platform().redis)
+                .and_then(|link| work(&link, &prefix).map_err(|error| error.to_string()));
+            if let Err(error) = done {
+                log::warn!("{otherwise}, which begin with {prefix}: {error}");
             }
         }
     }

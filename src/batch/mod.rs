@@ -187,10 +187,8 @@ impl Parts<'_> {
             }
             let end = match &written {
                 Err(error) if error.kind() == ErrorKind::BrokenPipe => Some(End::Unread),
-                Err(_) | Ok(()) if is_cut_off => Some(End::CutOff(self.mode == SinkMode::SourceSeq)),
-                Err(_) | Ok(()) => {
-                    is_over.then_some(if cut_off_at.is_some() { End::Stopped } else { End::All })
-                }
+                _ if is_cut_off => Some(End::CutOff(self.mode == SinkMode::SourceSeq)),
+                _ => is_over.then_some(if cut_off_at.is_some() { End::Stopped } else { End::All }),
             };
             let Pump { done, failed, first_failed, .. } = pump;
             let summary = Summary { done, failed, first_failed, has_state, end: end.unwrap_or(End::All) };

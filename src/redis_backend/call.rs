@@ -15,8 +15,8 @@ use super::turn::{Answer, Draft};
 use crate::clock::micros;
 use crate::entropy::Entropy;
 use crate::job::{
-    Change, Effects, Entries, Finished, InstanceId, JobId, JobSpec, JobStatus, Outcome, Payload, Trace,
-    Version, context_map, state_map,
+    Effects, Entries, Finished, InstanceId, JobId, JobSpec, JobStatus, Outcome, Payload, Trace, Version,
+    context_map, state_map,
 };
 use crate::limits::DELAY_MAX;
 use crate::observe::{Delivery, event, job_event};
@@ -225,8 +225,9 @@ impl Sealing<'_> {
                 let signature = self.sums.change(&self.server.signer, &told.map, &effects.state);
                 out["sg"] = or_false(signature.map(|signature| self.arguments.add(signature.to_vec())));
             }
-            out["st"] = raw_changes(&effects.state, &mut self.arguments);
-            out["cx"] = self.server.changes(&context, &effects.context, &mut self.arguments);
+            out["st"] = self.arguments.changes(&effects.state, |_, value| value.to_vec());
+            let seal = |key: &str, value: &[u8]| self.server.signer.seal_entry(&context, key, value);
+            out["cx"] = self.arguments.changes(&effects.context, seal);
             out["ctx"] = context.into();
             let follow_ups = effects.follow_ups.iter().map(|job| {
                 let new = NewJob::follow_up(spec, job.clone(), InstanceId(0), self.entropy);
@@ -273,15 +274,6 @@ impl Sealing<'_> {
         out["r"] = self.seal(job, JobStatus::Dead, Err(error));
         out
     }
-}
-
-/// Changes of a lane's state as the functions read them.
-fn raw_changes(changes: &[Change], arguments: &mut Arguments) -> Json {
-    let changes = changes.iter().map(|Change { key, value }| {
-        let key = arguments.add(key.as_bytes().to_vec());
-        [key, value.as_ref().map_or(0, |value| arguments.add(value.to_vec()))]
-    });
-    changes.map(|change| json!(change)).collect()
 }
 
 fn all<T>(items: &[T], one: impl Fn(&T) -> Json) -> Vec<Json> {

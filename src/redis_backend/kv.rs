@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::{Value as Json, json};
+use serde_json::json;
 
 use super::broker::RedisBroker;
 use super::server::{Arguments, Sealed, Server, or_false};
@@ -26,7 +26,8 @@ impl KeyValue for RedisBroker {
 
     fn apply(&self, map: &str, changes: &[Change], ttl: Option<Duration>) -> Result<(), BackendError> {
         let mut arguments = Arguments::default();
-        let changes = self.0.server.changes(map, changes, &mut arguments);
+        let seal = |key: &str, value: &[u8]| self.0.server.signer.seal_entry(map, key, value);
+        let changes = arguments.changes(changes, seal);
         arguments.what = json!({ "map": map, "ch": changes, "ttl": or_false(ttl.map(micros)) });
         self.0.server.call("apply", &mut arguments)
     }
@@ -37,16 +38,6 @@ impl KeyValue for RedisBroker {
 }
 
 impl Server {
-    /// Changes of a map as the functions read them, the values signed.
-    pub(super) fn changes(&self, map: &str, changes: &[Change], arguments: &mut Arguments) -> Json {
-        let changes = changes.iter().map(|Change { key, value }| {
-            let sealed = value.as_ref().map(|value| self.signer.seal_entry(map, key, value));
-            let key = arguments.add(key.as_bytes().to_vec());
-            [key, sealed.map_or(0, |sealed| arguments.add(sealed))]
-        });
-        json!(changes.collect::<Vec<_>>())
-    }
-
     /// A map's entries, but those that are not signed: nobody of this deployment wrote them.
     pub(super) fn entries(&self, map: &str, sealed: Sealed) -> Entries {
         let opened = sealed.into_iter().filter_map(|(key, value)| {

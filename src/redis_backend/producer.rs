@@ -26,17 +26,26 @@ fn owner(viewer: &Viewer) -> Json {
 }
 
 impl Server {
-    /// Those of the jobs asked for that are there; an instance hears of their ends.
-    pub(super) fn records(
+    /// The jobs asked for, as they stand; an instance hears of their ends.
+    pub(super) fn rows(
+        &self,
+        viewer: &Viewer,
+        ids: &[JobId],
+        instance: Option<InstanceId>,
+    ) -> Result<Vec<Option<Row>>, BackendError> {
+        let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+        let instance = or_false(instance.map(|instance| instance.to_string()));
+        self.ask("records", json!({ "ids": ids, "in": instance, "ow": owner(viewer) }))
+    }
+
+    /// Those of them that are there.
+    fn records(
         &self,
         viewer: &Viewer,
         ids: &[JobId],
         instance: Option<InstanceId>,
     ) -> Result<Vec<JobRecord>, BackendError> {
-        let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
-        let instance = or_false(instance.map(|instance| instance.to_string()));
-        let rows: Vec<Option<Row>> =
-            self.ask("records", json!({ "ids": ids, "in": instance, "ow": owner(viewer) }))?;
+        let rows = self.rows(viewer, ids, instance)?;
         Ok(rows.into_iter().filter_map(|row| self.record(row)).collect())
     }
 

@@ -17,13 +17,13 @@ use crate::config::Redis;
 use crate::config::secret::Secret;
 use crate::entropy::Entropy;
 use crate::handler::{HandlerSpec, OnDead, Ordering};
-use crate::job::{JobId, JobRecord, JobSpec, JobStatus, WaitingFor, state_map};
+use crate::job::{Change, JobId, JobRecord, JobSpec, JobStatus, WaitingFor, state_map};
 use crate::limits::{
     CONTEXT_BYTES, ENDS_AN_ENTRY, FRAME_OVERHEAD_BYTES, INBOX_ENDS, INBOX_RESULT_BYTES, LANE_AFFINITY,
     LEASE_GRACE, LOSSES_TO_BE_ALONE, PROCESS_LIVES, QUEUED_BYTES, RUN_JOBS, SUB_LIVES,
 };
 use crate::negative_controls::{Control, is_off};
-use crate::ports::{BackendError, Forged, NewJob, Rules};
+use crate::ports::{BackendError, Forged, NewJob, Rules, Viewer};
 
 /// How long a forged job is kept for whoever wants to look at it: a week.
 const QUARANTINE_MS: u64 = 7 * 24 * 3_600_000;
@@ -83,6 +83,15 @@ impl Arguments {
     pub(super) fn add(&mut self, bytes: Vec<u8>) -> usize {
         self.bytes.push(bytes);
         self.bytes.len() + 2
+    }
+
+    /// Changes of a map as the functions read them; `kept` makes of a key and a value what stands there.
+    pub(super) fn changes(&mut self, changes: &[Change], kept: impl Fn(&str, &[u8]) -> Vec<u8>) -> Json {
+        let changes = changes.iter().map(|Change { key, value }| {
+            let kept = value.as_ref().map(|value| kept(key, value));
+            [self.add(key.as_bytes().to_vec()), kept.map_or(0, |kept| self.add(kept))]
+        });
+        json!(changes.collect::<Vec<_>>())
     }
 }
 
@@ -214,9 +223,7 @@ impl Server {
 
     /// The record of the job that an idempotency key names, if that was submitted with this key and payload.
     pub(super) fn joined(&self, job: &NewJob, id: JobId) -> Result<Option<JobRecord>, BackendError> {
-        let rows: Vec<Option<Row>> =
-            self.ask("records", json!({ "ids": [id.to_string()], "in": false, "ow": false }))?;
-        let row = rows.into_iter().next().flatten();
+        let row = self.rows(&Viewer::anonymous(), &[id], None)?.pop().flatten();
         let sealed = row.as_ref().and_then(|row| self.signer.open_job(id, &row.1).ok());
         let is_its_own = |key| {
             let digest = idempotency_digest(&job.owner, &job.handler, key);

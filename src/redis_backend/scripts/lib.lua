@@ -601,6 +601,11 @@ local function end_lease(lease, has_begun)
   make_ready(lease.lane)
 end
 
+-- How long a job of this handler waits after so many tries; "jitter" is between 0 and 1.
+local function backoff(h, tries, jitter)
+  return tries < 1 and 0 or math.floor(math.min(conf(h).rm, conf(h).rb * 2 ^ math.min(tries - 1, 32)) * jitter)
+end
+
 -- A delivery that came to nothing: queued again after a backoff or "after" us, or dead. "jitter" is between 0 and 1, "dead" the
 -- signed outcome of a dead job. Without one it is dead once a process has signed that: until then it holds its place.
 local function again(id, job, cause, dead, jitter, n, delivery, after)
@@ -620,7 +625,7 @@ local function again(id, job, cause, dead, jitter, n, delivery, after)
   end
   if not after then
     local tries = cause == 'executor_lost' and job.lo - 1 or job.d
-    after = tries < 1 and 0 or math.floor(math.min(of_handler.rm, of_handler.rb * 2 ^ math.min(tries - 1, 32)) * jitter)
+    after = backoff(job.h, tries, jitter)
   end
   requeue(id, job, now + after)
   call('HSET', job_key(id), 'ct', n, 'cd', delivery)

@@ -121,9 +121,9 @@ local function commit(c)
   end
   if c.s == 'succeeded' and has_no_room(c, job) then
     -- Nobody's fault: again after a backoff, uncounted.
-    local backoff = math.floor(math.min(conf(job.h).rm, conf(job.h).rb * 2 ^ math.min(job.d - 1, 32)) * c.j)
+    local after = backoff(job.h, job.d, c.j)
     job.d = job.d - 1
-    requeue(c.id, job, now + backoff)
+    requeue(c.id, job, now + after)
     call('HSET', job_key(c.id), 'ct', c.n, 'cd', delivery)
     note('queue.redelivered', c.id, 'queue_full', job)
     end_lease(lease, true)
@@ -256,6 +256,12 @@ local function has_none(exec)
   exec.room = 0
 end
 
+-- It gets a job that runs alone. Another may be kept free for that.
+local function runs_nothing_else(exec)
+  has_none(exec)
+  ring(next(waits) and exec.g)
+end
+
 -- An executor that is kept free stays so while the lane that it waits for can be claimed.
 local function keep_waiting()
   if #known.waits < 2 and not sets.waits then return end
@@ -278,9 +284,7 @@ local function taker_alone(h, lane)
   for _, exec in ipairs(A.execs) do
     if exec.g == group and exec.room > 0 and (limit == 0 or (exec.used[h] or 0) < limit) then
       if not is_busy(exec) then
-        has_none(exec)
-        -- Another may be kept free for it.
-        ring(next(waits) and group)
+        runs_nothing_else(exec)
         return exec
       end
       best = best or exec
@@ -309,8 +313,7 @@ local function preferred(due)
       end
       if first then
         table.remove(due[of_first].lanes, place)
-        has_none(exec)
-        ring(next(waits) and exec.g)
+        runs_nothing_else(exec)
         return string.sub(first, 17), of_first, exec, true
       end
     end
