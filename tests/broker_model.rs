@@ -23,9 +23,11 @@ use cofferdam::ports::{
 use cofferdam::problem::{Code, JobError};
 use cofferdam::{HandlerOptions, OnDead};
 
+use support::jobs::plain;
 use support::model::{Accepted, Figures, Held, Job, Kind, Model};
 
 mod support {
+    pub mod jobs;
     pub mod model;
 }
 
@@ -227,18 +229,13 @@ impl Schedule {
         let fingerprint = [u8::from(self.one_in(4)); 32];
         let idempotency = self.one_in(6).then(|| Idempotency { key: Arc::from(key), fingerprint });
         NewJob {
-            id: JobId(id),
-            owner: Arc::from(""),
-            handler: Arc::from(kind.name),
             ordering_key: (kind.name == "keyed").then(|| Arc::from(key)),
             payload: Payload::json(self.last_id.to_string().into_bytes()),
             trace: Trace { id, span: [1; 8] },
             delay,
-            timeout: None,
             idempotency,
-            awaited: false,
-            one_line: false,
             instance: INSTANCE,
+            ..plain(JobId(id), kind.name)
         }
     }
 

@@ -22,10 +22,12 @@ use cofferdam::problem::{Cause, Code};
 use cofferdam::{HandlerError, HandlerOptions};
 
 use support::crew::{Crew, Ended, PATIENCE, until};
+use support::jobs::plain;
 use support::leases::{id, number, rules};
 
 mod support {
     pub mod crew;
+    pub mod jobs;
     pub mod leases;
 }
 
@@ -72,18 +74,10 @@ impl Scene {
     fn job(&mut self, handler: &str, key: Option<&str>) -> NewJob {
         self.last_id += 1;
         NewJob {
-            id: id(self.last_id),
-            owner: Arc::from(""),
-            handler: Arc::from(handler),
             ordering_key: key.map(Arc::from),
             payload: Payload::json(*b"null"),
             trace: TRACE,
-            delay: Duration::ZERO,
-            timeout: None,
-            idempotency: None,
-            awaited: false,
-            one_line: false,
-            instance: InstanceId(1),
+            ..plain(id(self.last_id), handler)
         }
     }
 

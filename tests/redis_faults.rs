@@ -8,12 +8,15 @@ use cofferdam::bell::Bell;
 use cofferdam::clock::{Clock, Timestamp};
 use cofferdam::config::secret::Secret;
 use cofferdam::handler::HandlerSpec;
-use cofferdam::job::{Change, InstanceId, JobId, JobStatus, Outcome, Payload, Trace, Version};
+use cofferdam::job::{Change, JobId, JobStatus, Outcome, Payload, Trace, Version};
 use cofferdam::ports::{
     Commit, Consumer, KeyValue, Lease, NewJob, Producer, Requests, Rules, StateAt, Step, Submitted, Viewer,
 };
 use cofferdam::redis_backend::{RedisBroker, RedisConsumer, Settings};
+use jobs::plain;
 
+#[path = "support/jobs.rs"]
+mod jobs;
 #[path = "support/redis.rs"]
 mod server;
 
@@ -66,7 +69,7 @@ impl Deployment {
         let id = JobId([self.last; 16]);
         let payload = Payload::json(vec![b'0' + self.last % 10]);
         let trace = Trace { id: id.0, span: [1; 8] };
-        let job = NewJob { id, handler: handler.into(), payload, trace, ..deployment_job() };
+        let job = NewJob { payload, trace, ..plain(id, handler) };
         let answers = self.broker.submit(vec![job]).expect("the server is there");
         assert_eq!(answers, [Submitted::New]);
         id
@@ -90,24 +93,6 @@ impl Deployment {
     fn bytes(&mut self, key: &str, field: &str) -> Vec<u8> {
         let key = format!("{}{key}", self.prefix);
         redis::cmd("HGET").arg(key).arg(field).query(&mut self.raw).expect("it is there")
-    }
-}
-
-/// A job for the handler without ordering.
-fn deployment_job() -> NewJob {
-    NewJob {
-        id: JobId([0xFF; 16]),
-        owner: "".into(),
-        handler: "free".into(),
-        ordering_key: None,
-        payload: Payload::json(*b"1"),
-        trace: Trace { id: [1; 16], span: [1; 8] },
-        delay: Duration::ZERO,
-        timeout: None,
-        idempotency: None,
-        awaited: false,
-        one_line: false,
-        instance: InstanceId(1),
     }
 }
 
@@ -325,7 +310,7 @@ fn s2_an_idempotency_key_that_names_anothers_job_is_refused_and_counted() {
     assert!(finish(&mut executor, &held, "\"a secret of another caller\""));
     let with_key = |id: u8, fingerprint: u8| {
         let key = cofferdam::ports::Idempotency { key: "k".into(), fingerprint: [fingerprint; 32] };
-        NewJob { id: JobId([id; 16]), idempotency: Some(key), ..deployment_job() }
+        NewJob { idempotency: Some(key), ..plain(JobId([id; 16]), "free") }
     };
     let answer = |deployment: &Deployment, job| {
         deployment.broker.submit(vec![job]).expect("the server is there").remove(0)

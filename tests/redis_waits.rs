@@ -345,6 +345,15 @@ fn r8_a_signed_job_in_the_lane_of_another_key_is_not_run_there() {
     assert_eq!(record["deliveries"], 0, "it ran in a lane whose key it does not have: {record}");
 }
 
+/// The stream by which web of this deployment hears of ends.
+fn inbox(raw: &mut ::redis::Connection, name: &str) -> String {
+    until("web's inbox", PATIENCE, || {
+        let pattern = format!("{{{name}}}:inbox:*");
+        let keys: Vec<String> = ::redis::cmd("KEYS").arg(pattern).query(raw).expect("keys");
+        keys.into_iter().next()
+    })
+}
+
 #[test]
 fn r8_forged_and_repeated_doorbells_answer_nobody() {
     if !can_serve() {
@@ -353,10 +362,7 @@ fn r8_forged_and_repeated_doorbells_answer_nobody() {
     let deployment = Deployment::new("bells");
     let service = deployment.serve(&cofferdam(), &WATCHED);
     let mut raw = deployment.raw();
-    let inbox = until("web's inbox", PATIENCE, || {
-        let keys: Vec<String> = ::redis::cmd("KEYS").arg("{bells}:inbox:*").query(&mut raw).expect("keys");
-        keys.into_iter().next()
-    });
+    let inbox = inbox(&mut raw, "bells");
     pause(&service, "sleep", "pause");
     let mut client = caller(&service, "/v1/jobs/sleep", r#"{"ms":0}"#);
     waiters(&service, 1.0);
@@ -405,10 +411,7 @@ fn s5_ten_thousand_forged_ends_are_counted_and_the_log_hears_of_one_a_second() {
     let deployment = Deployment::new("flood");
     let service = deployment.serve(&cofferdam(), &WATCHED);
     let mut raw = deployment.raw();
-    let inbox = until("web's inbox", PATIENCE, || {
-        let keys: Vec<String> = ::redis::cmd("KEYS").arg("{flood}:inbox:*").query(&mut raw).expect("keys");
-        keys.into_iter().next()
-    });
+    let inbox = inbox(&mut raw, "flood");
     let begun = std::time::Instant::now();
     let mut pipe = ::redis::pipe();
     for number in 0..10_000_u32 {

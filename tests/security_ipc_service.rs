@@ -22,18 +22,21 @@ use cofferdam::config::Ipc;
 use cofferdam::config::secret::Secret;
 use cofferdam::entropy::Entropy;
 use cofferdam::handler::HandlerSpec;
-use cofferdam::job::{Effects, FollowUp, InstanceId, JobId, JobStatus, Outcome, Payload, Trace, Version};
+use cofferdam::job::{Effects, FollowUp, JobId, JobStatus, Outcome, Payload, Version};
 use cofferdam::memory::MemoryBroker;
 use cofferdam::memory::broker::Broker;
 use cofferdam::observe::metrics::Counters;
-use cofferdam::ports::{Commit, Consumer, NewJob, Producer, Requests, Rules, Submitted, Viewer};
+use cofferdam::ports::{Commit, Consumer, Producer, Requests, Rules, Submitted, Viewer};
 use mio::{Events, Poll, Token};
 use serde_json::json;
 
+use jobs::plain;
 use program::{DEADLINE, Folder, cofferdam, command};
 use strangers::{Peer, said_until_closed, stranger};
 use wire::Forged;
 
+#[path = "support/jobs.rs"]
+mod jobs;
 #[path = "support/program.rs"]
 mod program;
 #[path = "support/strangers.rs"]
@@ -385,20 +388,7 @@ fn as_many_and_as_large_follow_ups_as_a_handler_may_submit_are_committed() {
     let mut client = ChannelClient::new(secret(), 0, 30_000, 2_000, Token(1));
     client.set_address(server.address().expect("an address"), monotonic_millis());
 
-    let job = NewJob {
-        id: JobId([1; 16]),
-        owner: "".into(),
-        handler: "free".into(),
-        ordering_key: None,
-        payload: Payload::json(*b"1"),
-        trace: Trace { id: [1; 16], span: [2; 8] },
-        delay: Duration::ZERO,
-        timeout: None,
-        idempotency: None,
-        awaited: false,
-        one_line: false,
-        instance: InstanceId(1),
-    };
+    let job = plain(JobId([1; 16]), "free");
     assert_eq!(broker.submit(vec![job]).expect("the broker is there"), [Submitted::New]);
     let follow_up = FollowUp {
         handler: "free".into(),

@@ -15,12 +15,16 @@ use cofferdam::channel::{Admission, BrokerEnd, Reject};
 use cofferdam::clock::{Clock, Timestamp};
 use cofferdam::entropy::Entropy;
 use cofferdam::handler::HandlerSpec;
-use cofferdam::job::{InstanceId, JobId, JobStatus, Outcome, Payload, Trace, Version};
+use cofferdam::job::{JobId, JobStatus, Outcome, Version};
 use cofferdam::memory::MemoryBroker;
 use cofferdam::memory::broker::Broker;
-use cofferdam::ports::{Consumer, Lease, NewJob, Producer, Rules, Submitted, Viewer};
+use cofferdam::ports::{Consumer, Lease, Producer, Rules, Submitted, Viewer};
 
 use super::wire::{Forged, data_keys};
+use jobs::plain;
+
+#[path = "jobs.rs"]
+mod jobs;
 
 pub const TTL_MS: u64 = 30_000;
 pub const MAX_PAYLOAD: usize = 8_192;
@@ -147,20 +151,7 @@ impl Side {
     /// Accepts a job.
     pub fn submit(&mut self, handler: &str) -> JobId {
         let id = JobId(self.entropy.bytes());
-        let job = NewJob {
-            id,
-            owner: "".into(),
-            handler: handler.into(),
-            ordering_key: None,
-            payload: Payload::json(*b"1"),
-            trace: Trace { id: [1; 16], span: [2; 8] },
-            delay: Duration::ZERO,
-            timeout: None,
-            idempotency: None,
-            awaited: false,
-            one_line: false,
-            instance: InstanceId(1),
-        };
+        let job = plain(id, handler);
         assert_eq!(self.broker.submit(vec![job]).expect("the broker is there"), [Submitted::New]);
         id
     }

@@ -16,8 +16,7 @@ use cofferdam::clock::Timestamp;
 use cofferdam::config::Retain;
 use cofferdam::handler::HandlerSpec;
 use cofferdam::job::{
-    Change, Effects, Entries, FollowUp, InstanceId, JobId, JobRecord, JobStatus, Outcome, Payload, Trace,
-    Version,
+    Change, Effects, Entries, FollowUp, JobId, JobRecord, JobStatus, Outcome, Payload, Trace, Version,
 };
 use cofferdam::ports::{
     Commit, Consumer, KeyValue, Lease, LeaseId, NewJob, OfLease, Producer, Replies, Requests, Rules, StateAt,
@@ -25,6 +24,10 @@ use cofferdam::ports::{
 };
 use cofferdam::problem::{Code, JobError};
 use cofferdam::{HandlerOptions, OnDead};
+use jobs::plain;
+
+#[path = "jobs.rs"]
+mod jobs;
 
 #[allow(dead_code, reason = "what is kept in memory alone")]
 pub mod bounds;
@@ -194,18 +197,9 @@ impl Bench {
         self.last.set(self.last.get() + 1);
         let id = u128::from(self.last.get()).to_be_bytes();
         NewJob {
-            id: JobId(id),
-            owner: Arc::from(""),
-            handler: Arc::from(handler),
-            ordering_key: None,
             payload: Payload::json(self.last.get().to_string().into_bytes()),
             trace: Trace { id, span: [7; 8] },
-            delay: Duration::ZERO,
-            timeout: None,
-            idempotency: None,
-            awaited: false,
-            one_line: false,
-            instance: InstanceId(1),
+            ..plain(JobId(id), handler)
         }
     }
 

@@ -4,13 +4,11 @@
 //! of follow-ups from who asks. All else it predicts.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::Duration;
 
+use super::jobs::plain;
 use cofferdam::clock::Timestamp;
-use cofferdam::job::{
-    Change, Entries, FollowUp, InstanceId, JobId, JobStatus, Outcome, Payload, Trace, Version,
-};
+use cofferdam::job::{Change, Entries, FollowUp, InstanceId, JobId, JobStatus, Outcome, Payload, Version};
 use cofferdam::memory::broker::ConsumerId;
 use cofferdam::ports::{Commit, Idempotency, Lease, LeaseId, NewJob, Refusal, StateAt};
 
@@ -622,18 +620,11 @@ fn lane_name(new: &NewJob, kind: Kind) -> String {
 /// A follow-up as if somebody submitted it; its id is learned later.
 fn as_new(job: &FollowUp) -> NewJob {
     NewJob {
-        id: JobId([0; 16]),
-        owner: Arc::from(""),
-        handler: job.handler.clone(),
         ordering_key: job.ordering_key.clone(),
         payload: job.payload.clone(),
-        trace: Trace { id: [1; 16], span: [1; 8] },
         delay: job.delay,
-        timeout: None,
-        idempotency: None,
-        awaited: false,
-        one_line: false,
         instance: InstanceId(0),
+        ..plain(JobId([0; 16]), &job.handler)
     }
 }
 
