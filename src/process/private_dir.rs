@@ -75,8 +75,33 @@ fn sweep(place: &Path) {
     for entry in std::fs::read_dir(place).into_iter().flatten().flatten() {
         let is_named = entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX));
         let is_ours = is_named && entry.metadata().is_ok_and(|meta| meta.is_dir() && meta.uid() == own);
-        if is_ours && lock(&entry.path()).is_some() {
+        if is_ours && let Some(_held_until_it_is_gone) = lock(&entry.path()) {
             let _ = std::fs::remove_dir_all(entry.path());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Services that start in one moment, each sweeping what the others have made and not locked yet.
+    #[test]
+    fn a_directory_that_is_just_made_is_never_taken_for_a_leftover() {
+        let place = std::env::temp_dir().join(format!("private-dirs-{}", std::process::id()));
+        std::fs::create_dir(&place).expect("a place of the test's own");
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..500 {
+                        let made = PrivateDir::make_in(&place).expect("made");
+                        assert!(made.path().is_dir(), "removed while its owner has it");
+                        std::thread::yield_now();
+                        assert!(made.path().is_dir(), "removed while its owner has it");
+                    }
+                });
+            }
+        });
+        assert!(std::fs::remove_dir(&place).is_ok(), "every owner has removed what it had");
     }
 }
