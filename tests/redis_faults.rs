@@ -363,6 +363,87 @@ fn s3_what_stands_in_a_lanes_place_stops_that_lane_alone_and_fences_do_not_leave
 }
 
 #[test]
+fn s3_what_all_jobs_share_is_made_again_from_the_jobs_and_no_job_is_lost() {
+    let _turn = TURN.lock();
+    let mut deployment = Deployment::new("s3-shared");
+    let node = {
+        let _executor = deployment.executor();
+        deployment.broker.settle().expect("the server is there");
+        let nodes: Vec<String> = redis::cmd("KEYS")
+            .arg(format!("{}node:*", deployment.prefix))
+            .query(&mut deployment.raw)
+            .unwrap();
+        nodes[0].strip_prefix(&format!("{}node:", deployment.prefix)).expect("its name").to_owned()
+    };
+    let mut keys: Vec<String> =
+        ["count", "all", "leases", "dying", "nodes", "mx", "mb", "idems", "kept:0", "kept:1"]
+            .map(String::from)
+            .into();
+    keys.push("kept:2".into());
+    for handler in ["free", "serial"] {
+        keys.extend(["ready", "waits", "forged"].map(|set| format!("{set}:{handler}")));
+    }
+    keys.extend(["idle:0".into(), "wake:0".into(), format!("node:{node}"), format!("revoked:{node}")]);
+    for key in keys {
+        let mut executor = deployment.executor();
+        let ran = deployment.submit("free");
+        let held = lease(&mut executor).expect("a job");
+        assert_eq!(held.jobs[0].spec.id, ran, "{key}");
+        let before = [deployment.submit("serial"), deployment.submit("free")];
+        let full = format!("{}{key}", deployment.prefix);
+        let forged = if key == "wake:0" { ("LPUSH", "0") } else { ("SET", "a string") };
+        redis::cmd("DEL").arg(&full).exec(&mut deployment.raw).expect("the server is there");
+        redis::cmd(forged.0).arg(&full).arg(forged.1).exec(&mut deployment.raw).expect("the server is there");
+        let after = deployment.submit("free");
+        assert!(finish(&mut executor, &held, "1"), "{key}: what ran is believed");
+        let mut left = vec![before[0], before[1], after];
+        while let Some(held) = lease(&mut executor) {
+            let id = held.jobs[0].spec.id;
+            assert!(left.contains(&id), "{key}: each once");
+            left.retain(|job| *job != id);
+            if id == before[0] {
+                let StateAt::Whole(builds_on, _) = held.state else { panic!("{:?}", held.state) };
+                let outcome = Outcome::Succeeded(Payload::json(*b"1"), Default::default());
+                let delivery = held.jobs[0].delivery;
+                let commit = Commit { lease: held.id, job: id, delivery, builds_on, outcome };
+                assert!(executor.step(vec![commit], 0).fenced.is_empty(), "{key}");
+            } else {
+                assert!(finish(&mut executor, &held, "1"), "{key}");
+            }
+        }
+        assert!(left.is_empty(), "{key}: none is lost");
+        let ended = [ran, before[0], before[1], after];
+        assert!(ended.iter().all(|id| deployment.status(*id) == Some(JobStatus::Succeeded)), "{key}");
+        let stats = deployment.broker.stats().expect("the server is there");
+        let busy: Vec<_> = stats.handlers.iter().map(|h| (h.queued, h.running, h.parked)).collect();
+        assert_eq!((busy, stats.leases), (vec![(0, 0, 0); 2], 0), "{key}: the books are as they were");
+    }
+    // A lease of an ordered lane, and an idempotency key: others go on, and what it was of begins anew.
+    let mut executor = deployment.executor();
+    let ordered = deployment.submit("serial");
+    let held = lease(&mut executor).expect("the lane is free");
+    let key = cofferdam::ports::Idempotency { key: "k".into(), fingerprint: [1; 32] };
+    let keyed = |id: u8| NewJob { idempotency: Some(key.clone()), ..plain(JobId([id; 16]), "free") };
+    let submit = |deployment: &Deployment, id| deployment.broker.submit(vec![keyed(id)]);
+    assert_eq!(submit(&deployment, 200), Ok(vec![Submitted::New]));
+    for pattern in ["lease:*", "idem:*"] {
+        let pattern = format!("{}{pattern}", deployment.prefix);
+        let keys: Vec<String> = redis::cmd("KEYS").arg(pattern).query(&mut deployment.raw).unwrap();
+        redis::cmd("DEL").arg(&keys).exec(&mut deployment.raw).expect("the server is there");
+        redis::cmd("LPUSH")
+            .arg(&keys[0])
+            .arg("a list")
+            .exec(&mut deployment.raw)
+            .expect("the server is there");
+    }
+    assert_eq!(submit(&deployment, 201), Ok(vec![Submitted::New]));
+    assert!(!finish(&mut executor, &held, "1"), "nobody has that lease any more");
+    let left: Vec<JobId> =
+        [(); 3].map(|()| lease(&mut deployment.executor()).expect("one more").jobs[0].spec.id).into();
+    assert!([ordered, JobId([200; 16]), JobId([201; 16])].iter().all(|id| left.contains(id)), "{left:?}");
+}
+
+#[test]
 fn s4_no_end_of_a_job_is_signed_before_it_has_ended_so() {
     let _turn = TURN.lock();
     let mut deployment = Deployment::new("s4");

@@ -21,7 +21,7 @@ use std::process::Output;
 use std::time::{Duration, Instant};
 
 use aftermath::{assert_counted, assert_ended, assert_text, counters};
-use program::{cofferdam, example, run, shown};
+use program::{SECRET, cofferdam, example, run, shown};
 use redis_server::{Deployment, Server, Sound, under_load};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -756,6 +756,56 @@ fn p5_no_caller_is_refused_while_executors_come_and_go() {
     });
     assert_eq!(ends.keys().collect::<Vec<_>>(), ["200"], "{ends:?}");
     sound.over(service);
+}
+
+#[test]
+fn s7_a_secret_and_a_password_are_rotated_host_by_host_and_nothing_is_lost_or_refused() {
+    const NEW: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+    let server = Server::start(&[]);
+    server.tell(&["ACL", "SETUSER", "app", "on", ">one", "~*", "&*", "+@all"]);
+    let deployment = Deployment::on(&server).with("runtime.platform.redis.username=app");
+    let start = |host: usize, (secrets, password): (&[&str], &str)| {
+        let secrets = deployment.file(&format!("secret-{host}"), &(secrets.join("\n") + "\n"));
+        let password = deployment.file(&format!("password-{host}"), password);
+        let sets = [
+            format!("runtime.platform.execution_ipc.auth.secret_file={}", secrets.display()),
+            format!("runtime.platform.redis.password_file={}", password.display()),
+        ];
+        deployment.serve_of(&example("embedder"), &[&sets[0], &sets[1]])
+    };
+    let mut hosts = [0, 1].map(|host| Some(start(host, (&[SECRET], "one"))));
+    let (mut counted, mut delayed) = (1, Vec::new());
+    let steps: [(&[&str], &str); 3] = [(&[SECRET, NEW], "one"), (&[NEW, SECRET], "two"), (&[NEW], "two")];
+    server.tell(&["ACL", "SETUSER", "app", ">two"]);
+    for (at, step) in steps.into_iter().enumerate() {
+        for host in 0..2 {
+            let [leaves, stays] = [host, 1 - host].map(|host| hosts[host].as_ref().expect("it runs"));
+            delayed.push(leaves.submit(
+                "/v1/jobs/echo?delay_ms=500",
+                &["Content-Type: application/json"],
+                "1",
+            ));
+            let mut waiting = counters(stays, 3, 30);
+            assert_ended_well(hosts[host].take().expect("it runs"));
+            hosts[host] = Some(start(host, step));
+            assert_counted(&mut waiting, counted);
+            assert_counted(&mut counters(hosts[host].as_ref().expect("it runs"), 1, 0), counted + 3);
+            counted += 4;
+        }
+        let knows = hosts[at % 2].as_ref().expect("it runs");
+        delayed.iter().for_each(|id| _ = knows.record_when(id, "succeeded"));
+        if at == 1 {
+            // Whatever the last step forgets has ended; and its records go with their signatures.
+            delayed.clear();
+            server.tell(&["ACL", "SETUSER", "app", "<one"]);
+        }
+    }
+    for host in hosts.into_iter().flatten() {
+        for what in ["job", "state", "key", "end"] {
+            assert_eq!(host.metric(&format!("forged_total{{what=\"{what}\"}}")), 0.0, "{what}");
+        }
+        assert_ended_well(host);
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ const FUNCTION_LINES: usize = 100;
 /// first: no blanks, comments or unit tests.
 const CODE_LINES: [(&str, usize); 3] = [("all", 16_150), ("lean", 13_850), ("trusted", 4_500)];
 /// Bytes of all sources, comments and unit tests included: dense lines are no gain.
-const BYTES: usize = 916_000;
+const BYTES: usize = 918_000;
 /// What an auditor must trust first: who is let in, what is taken from whom, and who runs with which rights.
 const TRUSTED: &[&str] = &["src/channel/", "src/process/", "src/supervisor/", "src/roles/"];
 

@@ -58,7 +58,8 @@ impl Maps {
             let old = map.and_then(|map| map.entries.get(&change.key));
             Some(new.saturating_sub(old.map_or(0, |old| CHANGE_BYTES + entry_bytes(&change.key, old))))
         });
-        of_entries.sum::<usize>() + if map.is_none() { MAP_BYTES } else { 0 }
+        let is_made = map.is_none() && changes.iter().any(|change| change.value.is_some());
+        of_entries.sum::<usize>() + if is_made { MAP_BYTES } else { 0 }
     }
 
     /// How many maps there are, expired ones that were not swept included.
@@ -145,6 +146,32 @@ impl Maps {
             self.maps.retain(|_, map| map.lives(now));
             self.mortal = self.maps.values().filter(|map| map.expires_at.is_some()).count();
             self.held = self.maps.values().map(Map::held_bytes).sum();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_foretold_is_what_is_taken_and_changes_that_make_no_map_take_nothing() {
+        let (mut maps, now) = (Maps::default(), Timestamp(1));
+        let change = |key: &str, value: Option<&str>| {
+            let value = value.map(|value| Arc::from(value.as_bytes()));
+            Change { key: key.into(), value }
+        };
+        for (changes, takes) in [
+            (vec![], 0),
+            (vec![change("a", None)], 0),
+            (vec![change("a", Some("1")), change("b", None)], MAP_BYTES + CHANGE_BYTES + 2),
+            (vec![change("a", Some("22"))], 1),
+            (vec![], 0),
+        ] {
+            let before = maps.held_bytes();
+            assert_eq!(maps.growth("m", &changes, now), takes, "{changes:?}");
+            maps.apply("m", &changes, None, now);
+            assert_eq!(maps.held_bytes() - before, takes, "{changes:?}");
         }
     }
 }

@@ -231,6 +231,11 @@ pub(super) fn is_full(error: &BackendError) -> bool {
     error.0.contains("OOM")
 }
 
+/// An error that says: something of another type stands in a key's place.
+pub(super) fn is_of_another_type(error: &str) -> bool {
+    error.contains("WRONGTYPE")
+}
+
 /// An answer in its shape. What it holds is nothing for a log.
 pub(super) fn read<T: FromRedisValue>(answer: Value) -> Result<T, BackendError> {
     redis::from_redis_value(answer)

@@ -4,9 +4,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use redis::{Connection, Value};
+use serde_json::json;
 
-use super::connection::{lost, read};
-use super::server::Server;
+use super::connection::{is_of_another_type, lost, read};
+use super::server::{Arguments, Server};
 use crate::job::{InstanceId, JobId, JobStatus};
 use crate::limits::{ENDS_AN_ENTRY, INBOX_ENDS};
 use crate::ports::{BackendError, JobEnded};
@@ -61,15 +62,24 @@ impl Listener {
             None => !is_new,
         });
         let wakes = (0..server.settings.groups.len()).map(|group| (format!("wake:{group}"), None));
-        let inboxes = inboxes.iter().map(|inbox| (format!("inbox:{}", inbox.0), Some(*inbox)));
-        for (name, inbox) in wakes.chain(inboxes) {
+        let of_callers = inboxes.iter().map(|inbox| (format!("inbox:{}", inbox.0), Some(*inbox)));
+        for (name, inbox) in wakes.chain(of_callers) {
             let key = format!("{}{name}", server.settings.prefix);
             if !self.streams.iter().any(|stream| stream.key == key) {
                 self.streams.push(Stream { key, inbox, at: "0-0".into() });
             }
         }
         let wait = if is_new { Duration::ZERO } else { wait };
-        let (lengths, entries) = self.read(wait, &mut connection)?;
+        let (lengths, entries) = match self.read(wait, &mut connection) {
+            Err(error) if is_of_another_type(&error.0) => {
+                let here: Vec<String> = inboxes.iter().map(|(inbox, _)| inbox.to_string()).collect();
+                let mut arguments = Arguments::default();
+                arguments.what = json!({ "node": server.node, "here": here });
+                server.mend(&mut arguments, &mut connection).map_err(lost)?;
+                return Err(error);
+            }
+            read => read?,
+        };
         self.connection = Some((connection, of));
         // At its bound an inbox loses the oldest.
         let lost = lengths.iter().any(|length| *length >= INBOX_ENDS / ENDS_AN_ENTRY);

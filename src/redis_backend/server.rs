@@ -9,7 +9,7 @@ use redis::{Connection, FromRedisValue, RedisError, Value};
 use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
 
-use super::connection::{Link, read};
+use super::connection::{Link, is_of_another_type, read};
 use super::envelope::{Signer, hex, idempotency_digest};
 use super::forgeries::Forgeries;
 use crate::clock::{Clock, Timestamp, micros, millis};
@@ -147,11 +147,14 @@ impl Server {
         arguments: &mut Arguments,
     ) -> Result<T, BackendError> {
         self.recognise()?;
-        let name = format!("cofferdam_{name}_{}", self.library.1);
         let answer = self.link.call(|connection| {
-            let answer = self.call_once(&name, arguments, connection);
+            let mut answer = self.call_once(name, arguments, connection);
             if answer.is_err() {
                 arguments.what["again"] = true.into();
+            }
+            if answer.as_ref().is_err_and(|error| is_of_another_type(&error.to_string())) {
+                self.mend(arguments, connection)?;
+                answer = self.call_once(name, arguments, connection);
             }
             answer
         });
@@ -168,7 +171,11 @@ impl Server {
             arguments.what["now"] = self.now().0.into();
         }
         let mut call = redis::cmd("FCALL");
-        call.arg(name).arg(1).arg(&self.settings.prefix).arg(&self.config).arg(arguments.what.to_string());
+        call.arg(format!("cofferdam_{name}_{}", self.library.1))
+            .arg(1)
+            .arg(&self.settings.prefix)
+            .arg(&self.config)
+            .arg(arguments.what.to_string());
         call.arg(&arguments.bytes);
         match call.query(connection) {
             // It is new here, or was flushed.
@@ -178,6 +185,18 @@ impl Server {
             }
             answer => answer,
         }
+    }
+
+    /// What all jobs share is not of the type that it was, which no function of ours does: it is made again. The arguments
+    /// are those of the call that met it.
+    pub(super) fn mend(
+        &self,
+        arguments: &mut Arguments,
+        connection: &mut Connection,
+    ) -> Result<(), RedisError> {
+        let removed: Vec<String> = redis::from_redis_value(self.call_once("mend", arguments, connection)?)?;
+        removed.iter().for_each(|key| self.forgeries.say(Forged::State, "", key));
+        Ok(())
     }
 
     /// Calls a function that needs no bytes.
@@ -274,6 +293,7 @@ fn library() -> (String, String) {
         include_str!("scripts/lib.lua"),
         include_str!("scripts/turn.lua"),
         include_str!("scripts/control.lua"),
+        include_str!("scripts/mend.lua"),
     ];
     let mut source = format!("#!lua name=cofferdam_DIGEST\n{}", parts.concat());
     for (control, check, without) in [

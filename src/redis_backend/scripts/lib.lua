@@ -73,6 +73,8 @@ local notices, rung, urgent, soonest
 local number, accepted, has_kept
 -- Groups of which executors of this process have room after it.
 local has_room
+-- What stood in the place of the figures was none, and is gone: see mend.lua.
+local had_no_count
 -- Streams by instance, or false; ends for callers of this process; its instances. Its leases that ran out.
 local inboxes, ends, here, ran_out
 
@@ -197,7 +199,7 @@ local function configure(text)
   configs[text], configs_known = config, configs_known + 1
   return config
 end
-local function begin(keys, argv)
+local function begin(keys, argv, mends)
   if not call then call, pcall, sha1hex, cjson, string, table, math, unpack, pairs, ipairs, next, tonumber, type = globals() end
   local config = configs[argv[1]] or configure(argv[1])
   P, ARGV, A, H, R = keys[1], argv, cjson.decode(argv[2]), config.H, config.R
@@ -214,6 +216,11 @@ local function begin(keys, argv)
   notices, rung, urgent, soonest = {}, {}, {}, nil
   number, accepted, has_kept = nil, {}, false
   inboxes, ends, here, ran_out, has_room = {}, {}, {}, {}, {}
+  had_no_count = mends and type(pcall('HLEN', P .. 'count')) ~= 'number'
+  if had_no_count then
+    call('DEL', P .. 'count')
+    count('forged:state', 1)
+  end
   look_up(config.figures)
 end
 
@@ -551,7 +558,7 @@ local function read_lease(n, id, job)
     return {n = n, id = id, consumer = job.lc, lane = id, h = job.h, run = id, ends = job.lx, deadline = job.ly}
   end
   local consumer, lane, h, run, ends, deadline = unpack(call('HMGET', P .. 'lease:' .. n, 'c', 'l', 'h', 'run', 'x', 'y'))
-  if not lane then return nil end
+  if not (consumer and lane and h and run) then return nil end
   return {n = n, id = '', consumer = consumer, lane = lane, h = h, run = run, ends = num(ends), deadline = num(deadline)}
 end
 -- The lease that a job is in.
@@ -584,7 +591,7 @@ local function remove_lease(lease)
 end
 
 -- A later job of a run that ends: the number that its handler may have been told is not told again.
-local function may_have_begun(id) call('HINCRBY', job_key(id), 'dl', 1) end
+local function may_have_begun(id) call('HSET', job_key(id), 'dl', int(num(call('HGET', job_key(id), 'dl')) + 1)) end
 
 -- Ends a lease before its last commit, whatever its running job came to: that has been told before, or it is queued again,
 -- uncounted. "has_begun": its jobs may have. Nobody knows the lane's state now.
@@ -856,7 +863,7 @@ local function callable(name, work, flags)
   redis.register_function{
     function_name = 'cofferdam_' .. name .. '_DIGEST',
     callback = function(keys, argv)
-      begin(keys, argv)
+      begin(keys, argv, name == 'mend')
       return work()
     end,
     flags = flags or {'allow-oom'},
