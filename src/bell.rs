@@ -4,6 +4,7 @@
 //! that it sleeps. The owner calls [`Bell::asleep`] before it waits and does not wait when that says no; a
 //! [`Reactor`](crate::process::reactor::Reactor) does both.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,6 +16,12 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// A cloneable doorbell; all clones are one bell.
 #[derive(Clone)]
 pub struct Bell(Arc<Inner>);
+
+impl fmt::Debug for Bell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bell").finish_non_exhaustive()
+    }
+}
 
 struct Inner {
     rung: AtomicBool,

@@ -11,11 +11,13 @@ use crate::batch::{BatchError, BatchOptions};
 use crate::clock::Clock;
 use crate::config::{self, Loaded, SinkMode, Source};
 use crate::deployment::{Deployment, own_options};
+use crate::execution::program::EXEC;
 use crate::execution::{Registry, WorkerStart, running_job};
 use crate::exit::{Exit, complain, ended, say};
 use crate::observe::{job_event, log_writer};
 use crate::ports::Fitness;
 use crate::process::control_socket::Role;
+use crate::process::exec_shim;
 use crate::{roles, usage};
 
 /// Names the config file where `--config` does not.
@@ -32,6 +34,11 @@ pub struct Program {
 
 /// The whole command line.
 pub fn main(program: &Program) -> ExitCode {
+    let mut words = std::env::args_os().skip(1);
+    if words.next().is_some_and(|command| command == EXEC) {
+        let words: Result<Vec<String>, _> = words.map(OsString::into_string).collect();
+        return ExitCode::from(exec_shim::exec(&words.unwrap_or_default()));
+    }
     // A handler's panic becomes its job's error; its text may hold a payload and is not for the log.
     std::panic::set_hook(Box::new(|info| {
         let at = info.location().map(ToString::to_string).unwrap_or_default();
@@ -83,6 +90,7 @@ fn run(arguments: &[String], program: &Program) -> Result<Exit, String> {
         "serve" => serve(&options.load(registry)?, program, None),
         "batch" => run_batch(&mut options, program),
         "check" => check(&mut options, program),
+        "run" => run_job(&mut options, program),
         "keygen" => keygen(&mut options),
         "health" => health(&mut options, registry),
         "web" => serve(&options.load_of_many(registry)?, program, Some(&[])),
@@ -120,6 +128,12 @@ impl Options {
             values.push(self.0.remove(at));
         }
         Ok(values)
+    }
+
+    /// The first word, if it is no option.
+    fn positional(&mut self) -> Option<String> {
+        let is_word = self.0.first().is_some_and(|word| !word.starts_with("--"));
+        is_word.then(|| self.0.remove(0))
     }
 
     fn flag(&mut self, name: &str) -> bool {
@@ -178,9 +192,13 @@ impl Options {
     }
 }
 
-/// What to run from, and what its backend says of itself. Refuses what is not built yet, cannot be read or cannot be used.
-fn deploy(loaded: &Loaded, program: &Program) -> Result<(Deployment, Option<Fitness>), String> {
-    let unbuilt = config::unbuilt(&loaded.config, &loaded.value);
+/// What to run from, where these process groups run (`None`: all), and what its backend says of itself. Refuses what is not built yet, cannot be read or cannot be used.
+fn deploy(
+    loaded: &Loaded,
+    program: &Program,
+    groups: Option<&[String]>,
+) -> Result<(Deployment, Option<Fitness>), String> {
+    let unbuilt = config::unbuilt(&loaded.config);
     if !unbuilt.is_empty() {
         return Err(format!("this config is valid but cannot be started:\n  {}", unbuilt.join("\n  ")));
     }
@@ -191,6 +209,10 @@ fn deploy(loaded: &Loaded, program: &Program) -> Result<(Deployment, Option<Fitn
     let mut deployment = Deployment::new(loaded, &program.registry, Clock::system());
     deployment.worker_start = program.worker_start.clone();
     deployment.platform().process_groups.iter().try_for_each(|group| deployment.account(group).map(drop))?;
+    let wrong = deployment.vet_programs(|group| groups.is_none_or(|groups| groups.iter().any(|one| one == group)));
+    if !wrong.is_empty() {
+        return Err(format!("these programs cannot be run:\n  {}", wrong.join("\n  ")));
+    }
     match deployment.fitness()? {
         Some(Fitness::Unfit(why)) => {
             Err(format!("runtime.platform.redis: this server cannot be used: {why}"))
@@ -200,8 +222,13 @@ fn deploy(loaded: &Loaded, program: &Program) -> Result<(Deployment, Option<Fitn
 }
 
 /// The same, where the log has begun. A backend that is away now is waited for later.
-fn start(loaded: &Loaded, program: &Program, role: &'static str) -> Result<Deployment, String> {
-    let (deployment, fitness) = deploy(loaded, program)?;
+fn start(
+    loaded: &Loaded,
+    program: &Program,
+    role: &'static str,
+    groups: Option<&[String]>,
+) -> Result<Deployment, String> {
+    let (deployment, fitness) = deploy(loaded, program, groups)?;
     let role = if role == "serve" && deployment.is_inline() { "inline" } else { role };
     log_writer::start(deployment.config.observability.log, role, "");
     match fitness {
@@ -214,7 +241,7 @@ fn start(loaded: &Loaded, program: &Program, role: &'static str) -> Result<Deplo
 
 /// `serve`, and what has a supervisor and only some of the executors.
 fn serve(loaded: &Loaded, program: &Program, groups: Option<&[String]>) -> Result<Exit, String> {
-    Ok(ended(roles::serve(&start(loaded, program, "serve")?, groups)))
+    Ok(ended(roles::serve(&start(loaded, program, "serve", groups)?, groups)))
 }
 
 /// `executor`: `serve` for some executors, whose web process strangers need not reach.
@@ -251,7 +278,7 @@ fn run_batch(options: &mut Options, program: &Program) -> Result<Exit, String> {
     let output = options.value("--output")?.map(PathBuf::from);
     let resume = options.value("--resume")?.unwrap_or_else(|| "0".into());
     let resume = resume.parse().map_err(|_| format!("--resume is a number of lines, not {resume}"))?;
-    let deployment = start(&options.load(&program.registry)?, program, "batch")?;
+    let deployment = start(&options.load(&program.registry)?, program, "batch", None)?;
     let options = BatchOptions { handler, input, output, sink_mode, shows_progress, resume };
     let end = roles::run_batch(&deployment, &options);
     log_writer::settle();
@@ -265,6 +292,17 @@ fn run_batch(options: &mut Options, program: &Program) -> Result<Exit, String> {
     }
 }
 
+fn run_job(options: &mut Options, program: &Program) -> Result<Exit, String> {
+    let [payload, key, state] = ["--payload", "--key", "--state"].map(|name| options.value(name));
+    let (payload, key, state) = (payload?, key?, state?);
+    let handler = options.positional().ok_or("run needs the name of a handler")?;
+    let run = roles::RunOptions { handler, payload, key, state };
+    let deployment = start(&options.load(&program.registry)?, program, "run", None)?;
+    let exit = roles::run_job(&deployment, &run);
+    log_writer::settle();
+    exit
+}
+
 fn check(options: &mut Options, program: &Program) -> Result<Exit, String> {
     if options.flag("--reference") {
         options.finish()?;
@@ -276,7 +314,7 @@ fn check(options: &mut Options, program: &Program) -> Result<Exit, String> {
     let text =
         if as_json { format!("{:#}\n", config::normalised(&loaded)) } else { config::summary(&loaded) };
     say(std::io::stdout(), &text);
-    match deploy(&loaded, program)?.1 {
+    match deploy(&loaded, program, None)?.1 {
         Some(Fitness::Fit(promise)) if !as_json => say(std::io::stdout(), &format!("{promise}\n")),
         Some(Fitness::Away(why)) => return Ok(ended(Err(format!("the backend cannot be reached: {why}")))),
         Some(Fitness::Fit(_) | Fitness::Unfit(_)) | None => {}

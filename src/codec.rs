@@ -91,3 +91,50 @@ pub(crate) fn put_list<T>(out: &mut Vec<u8>, items: &[T], put: impl Fn(&mut Vec<
     out.extend_from_slice(&(items.len() as u16).to_be_bytes());
     items.iter().for_each(|item| put(out, item));
 }
+
+/// RFC 4648, section 4.
+pub(crate) fn base64(bytes: &[u8]) -> String {
+    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let word =
+            chunk.iter().fold(0_u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+        for digit in 0..4 {
+            let value = (word >> (18 - 6 * digit)) & 63;
+            let shown = digit <= chunk.len();
+            out.push(if shown { char::from(ALPHABET[value as usize]) } else { '=' });
+        }
+    }
+    out
+}
+
+/// The same, back: `None` if it is not what [`base64`] makes of any bytes.
+pub(crate) fn from_base64(text: &str) -> Option<Vec<u8>> {
+    let digits = text.trim_end_matches('=').as_bytes();
+    let mut out = Vec::with_capacity(digits.len() * 3 / 4);
+    for chunk in digits.chunks(4) {
+        let value = |digit: &u8| ALPHABET.iter().position(|known| known == digit);
+        let word = chunk.iter().try_fold(0, |word, digit| Some(word << 6 | value(digit)?))? << (6 * (4 - chunk.len()));
+        out.extend_from_slice(&word.to_be_bytes()[size_of::<usize>() - 3..][..chunk.len() - 1]);
+    }
+    (base64(&out) == text).then_some(out)
+}
+
+const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_follows_its_rfc_and_is_read_in_its_one_form() {
+        for (bytes, text) in
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")]
+        {
+            assert_eq!(base64(bytes.as_bytes()), text);
+            assert_eq!(from_base64(text).as_deref(), Some(bytes.as_bytes()));
+        }
+        for text in ["Zg", "Zg=", "Zh==", "Z", "Zg==Zg==", "Zm9v=", "Zm 9v", "Zm9-"] {
+            assert_eq!(from_base64(text), None, "{text}");
+        }
+    }
+}

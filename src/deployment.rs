@@ -3,14 +3,16 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::bell::Bell;
 use crate::channel::keys::GroupSecret;
 use crate::channel::{ChannelServer, ServerConfig};
 use crate::clock::Clock;
 use crate::config::secret::Secret;
-use crate::config::{Config, Loaded, Platform, ProcessGroup, Retain};
+use crate::config::{Config, Loaded, Platform, ProcessGroup, Program, Retain};
 use crate::entropy::Entropy;
+use crate::execution::program::{self, ProgramHandler, User};
 use crate::execution::{Handlers, Outfit, Registry, WorkerStart};
 use crate::handler::{HandlerSpec, OwnOptions};
 use crate::memory::MemoryBroker;
@@ -23,6 +25,15 @@ use crate::process::control_socket::Bundle;
 /// The options that registered handlers bring along, for the config's defaults.
 pub fn own_options(registry: &Registry) -> OwnOptions {
     registry.iter().map(|(name, (options, _))| (name.clone(), options.clone())).collect()
+}
+
+/// How often workers that are idle, and what programs left behind, are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The user that a program runs as; `None`: ours.
+fn user_of(program: &Program) -> Result<User, String> {
+    let found = program.user.as_ref().map(Account::find).transpose()?;
+    Ok(found.map(|account| (account.user, account.group)))
 }
 
 /// An open backend, as its ports.
@@ -46,6 +57,8 @@ pub struct Deployment {
     /// The normalised config as JSON text: what children are given.
     pub config_text: Arc<str>,
     pub registry: Registry,
+    /// Those of its handlers that are programs.
+    programs: Vec<Arc<ProgramHandler>>,
     /// Name, group and options of each handler.
     pub specs: Vec<HandlerSpec>,
     pub clock: Clock,
@@ -61,14 +74,21 @@ impl Deployment {
 
     fn of(config: Config, config_text: Arc<str>, registry: &Registry, clock: Clock) -> Deployment {
         let groups = &config.runtime.platform.process_groups;
-        let specs = config.handlers.iter().map(|(name, options)| {
+        let specs = config.handlers.iter().map(|(name, handler)| {
             let group = config.runtime.platform.groups_of(name).first().copied().unwrap_or(0);
             let named = &groups[group].follow_ups;
             let follow_ups = named.iter().all(|name| name != "*").then(|| Arc::from(&**named));
-            HandlerSpec { follow_ups, ..HandlerSpec::new(&**name, group, options.clone()) }
+            HandlerSpec { follow_ups, ..HandlerSpec::new(&**name, group, handler.options.clone()) }
         });
-        let (specs, registry) = (specs.collect(), registry.clone());
-        Deployment { specs, config, config_text, registry, clock, worker_start: None }
+        let (specs, mut registry) = (specs.collect(), registry.clone());
+        let mut programs = Vec::new();
+        for (name, handler) in &config.handlers {
+            let Some(program) = &handler.program else { continue };
+            let code = Arc::new(ProgramHandler::new(name, program.clone(), user_of(program)));
+            programs.push(code.clone());
+            registry.insert(name.clone(), (handler.options.clone(), code));
+        }
+        Deployment { specs, config, config_text, registry, programs, clock, worker_start: None }
     }
 
     /// The one that the supervisor has, made again from the normalised config.
@@ -203,7 +223,42 @@ impl Deployment {
     /// Does what a process that runs handlers does first.
     pub fn start_workers(&self) -> Result<(), String> {
         let started = self.worker_start.as_ref().map_or(Ok(()), |start| start());
-        started.map_err(|why| format!("on_worker_start: {why}"))
+        started.map_err(|why| format!("on_worker_start: {why}"))?;
+        if self.programs.is_empty() {
+            return Ok(());
+        }
+        program::adopt().map_err(|error| error.to_string())?;
+        let programs = self.programs.clone();
+        let look = move || loop {
+            std::thread::sleep(LOOK_EVERY);
+            programs.iter().for_each(|program| program.look());
+            program::sweep();
+        };
+        let keeper = std::thread::Builder::new().name("programs".into());
+        keeper.spawn(look).map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Does what a process that ran handlers does last: asks its programs to end, and waits for them.
+    pub fn end_workers(&self) {
+        std::thread::scope(|scope| {
+            self.programs.iter().for_each(|program| _ = scope.spawn(|| program.close()));
+        });
+    }
+
+    /// What is wrong with the programs among the handlers of these groups, by handler.
+    pub fn vet_programs(&self, runs: impl Fn(&str) -> bool) -> Vec<String> {
+        let groups = &self.platform().process_groups;
+        let vet = |spec: &HandlerSpec| {
+            let program = self.config.handlers.get(&*spec.name)?.program.as_ref()?;
+            let group = &groups[spec.group];
+            let user = user_of(program).and_then(|user| match (&group.user, user) {
+                (Some(_), Some(_)) => Err(format!("its executors run as another user already (process group {})", group.name)),
+                _ => Ok(user),
+            });
+            let vetted = user.map_err(|why| format!("user: {why}")).and_then(|user| program::vet(program, user));
+            vetted.err().map(|why| format!("handlers.{}: {why}", spec.name))
+        };
+        self.specs.iter().filter(|spec| runs(&groups[spec.group].name)).filter_map(vet).collect()
     }
 
     /// What the executors of a group work with. Every process has the code of all handlers.

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,17 @@ pub enum HandlerError {
     RetryAfter(Duration, String),
     /// It cannot be done.
     Fail(String),
+    /// This delivery came to nothing, as after a panic: delivered again by the rules, then dead as `handler_crashed`.
+    Crash(String),
+}
+
+impl fmt::Display for HandlerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            HandlerError::Retry(why) | HandlerError::Fail(why) | HandlerError::Crash(why) => f.write_str(why),
+            HandlerError::RetryAfter(after, why) => write!(f, "after {} ms: {why}", after.as_millis()),
+        }
+    }
 }
 
 impl HandlerError {

@@ -76,6 +76,8 @@ pub mod ports;
 pub mod problem;
 #[doc(hidden)]
 pub mod process;
+#[doc(hidden)]
+pub mod process_table;
 #[cfg(feature = "redis")]
 #[doc(hidden)]
 pub mod redis_backend;

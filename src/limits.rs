@@ -59,8 +59,10 @@ pub const MEDIA_TYPE_BYTES: usize = 256;
 pub const MAP_NAME_BYTES: usize = 1_024;
 /// A whole trace context.
 pub const CONTEXT_BYTES: usize = 1 << 20;
-/// What a handler says went wrong; the rest is cut off.
-pub const ERROR_DETAIL_BYTES: usize = 4_096;
+/// What a handler says went wrong; the rest is cut off. A program's report and its last words fit.
+pub const ERROR_DETAIL_BYTES: usize = 6_144;
+/// The last of what a program wrote to standard error.
+pub const WORDS_BYTES: usize = 4_096;
 /// Follow-up jobs of one outcome: a fan-out wider than this is a batch.
 pub const FOLLOW_UPS: usize = 1_000;
 /// Their payloads together, each counted with [`FOLLOW_UP_OVERHEAD_BYTES`]: one of the largest
@@ -76,7 +78,7 @@ pub const CHANGE_BYTES: usize = 64;
 pub const FOLLOW_UP_OVERHEAD_BYTES: usize = 1_024;
 
 /// Everything beside the payload in a frame fits in this, with every other field at its limit:
-/// 64 of frame, 256 each of handler, key and media type, 4,096 of error detail, ids, and room to spare.
+/// 64 of frame, 256 each of handler, key and media type, 6,144 of error detail, ids, and room to spare.
 pub const FRAME_OVERHEAD_BYTES: usize = 65_536;
 const _: () = assert!(FRAME_OVERHEAD_BYTES > 64 + 4 * 256 + ERROR_DETAIL_BYTES + MAP_NAME_BYTES + 1_024);
 

@@ -5,6 +5,8 @@
 //! [`secret`] alone; the rest is pure.
 
 mod issue;
+mod key;
+mod program;
 mod reference;
 mod schema;
 pub mod secret;
@@ -12,6 +14,7 @@ pub mod sources;
 mod validate;
 
 pub use issue::{Issue, Origin};
+pub use program::{HandlerConfig, Limits, Program, ProgramMode};
 pub use reference::reference;
 pub use schema::{
     Config, Ipc, Kv, Lifecycle, LogFormat, Observability, Platform, ProcessGroup, Queue, Redis, Reply,

@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use super::issue::inside;
-use super::schema::{ANY_NAME, Config, Key, Kind};
+use super::key::{Key, Kind};
+use super::schema::{ANY_NAME, Config};
 use crate::handler::HandlerOptions;
 
 /// The paths of all keys and sections.

@@ -6,52 +6,12 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::handler::{HandlerOptions, Retry, is_handler_name};
-
-/// What a key's value must be; in words where it is a check.
-#[derive(Clone, Copy)]
-pub(super) enum Kind {
-    /// A whole number in this range.
-    Int(u64, u64),
-    /// One of these words.
-    OneOf(&'static [&'static str]),
-    /// A text that passes.
-    Text(fn(&str) -> bool, &'static str),
-    /// Where a file or folder is. In a config file, relative to that.
-    Path,
-    /// Any value that passes, by the name of its type.
-    Is(&'static str, fn(&Value) -> bool, &'static str),
-    /// The same for what has no default: its `null` is judged, where other keys take it for "not given".
-    Shape(&'static str, fn(&Value) -> bool, &'static str),
-    /// An object that is always there.
-    Section(&'static [Key]),
-    /// An object that may be absent.
-    Optional(&'static [Key]),
-}
-use Kind::{Int, Is, OneOf, Optional, Path, Section, Shape, Text};
-
-#[derive(Clone, Copy)]
-pub(super) struct Key {
-    pub(super) name: &'static str,
-    /// `null` where the key may be absent.
-    pub(super) default: fn() -> Value,
-    pub(super) kind: Kind,
-    /// Its documentation in the table below: what people read of it.
-    pub(super) meaning: &'static str,
-}
-
-macro_rules! keys {
-    ($($(#[doc = $meaning:literal])* $name:ident = $default:tt, $kind:expr;)*) => {
-        &[$(Key {
-            name: stringify!($name),
-            default: || json!($default),
-            kind: $kind,
-            meaning: concat!($($meaning),*),
-        },)*]
-    };
-}
+use super::key::Kind::{Int, Is, OneOf, Optional, Path, Section, Shape, Text};
+use super::key::{COUNT, FROM_0, Key, Kind, MAX, MILLIS, USER, keys};
+use super::program::{COMMAND_KEYS, HandlerConfig};
+use crate::handler::{Retry, is_handler_name};
 
 /// A typed section of the configuration, whose fields are in their ranges once the validator has passed them.
 macro_rules! section {
@@ -68,10 +28,6 @@ macro_rules! section {
     };
 }
 
-const MAX: u64 = u32::MAX as u64;
-const COUNT: Kind = Int(1, MAX);
-const MILLIS: Kind = COUNT;
-const FROM_0: Kind = Int(0, MAX);
 const BACKEND: Kind = OneOf(&["memory", "redis"]);
 const BOOL: Kind = Is("bool", Value::is_boolean, "true or false");
 const TEXTS: Kind = Is("list", are_texts, "a list of strings, none empty");
@@ -88,7 +44,6 @@ const PREFIX: Kind = Text(is_key_prefix, "1 to 32 of a-z, 0-9, _ and -");
 const NAME: Kind = Text(is_handler_name, "1 to 64 of a-z, A-Z, 0-9, _ and -");
 const REDIS_URL: Kind =
     Text(is_redis_url, "redis://HOST:PORT/DB, rediss://… or redis+unix://PATH, without user and password");
-const USER: Kind = Is("string or integer", is_user, "a user's name or number");
 const GROUPS: Kind = Is(
     "list",
     |value| value.as_array().is_some_and(|list| !list.is_empty()),
@@ -97,12 +52,6 @@ const GROUPS: Kind = Is(
 const OBJECT: Kind = Shape("object", Value::is_object, "an object");
 const ORDERING: Kind =
     Shape("string or object", is_ordering, r#""none", "serial" or {"key":"/json/pointer"}"#);
-const COMMAND: Kind = Shape("list", is_command, "a list of strings: the program and its arguments");
-const TEXT_MAP: Kind = Shape(
-    "object",
-    |value| value.as_object().is_some_and(|map| map.values().all(Value::is_string)),
-    "an object of strings",
-);
 
 section! { Config {
     /// The version of this format.
@@ -111,7 +60,7 @@ section! { Config {
     web: Web = {}, Section(Web::KEYS);
     observability: Observability = {}, Section(Observability::KEYS);
     /// Options of each handler by its name; a name that is not registered needs a `command`.
-    handlers: BTreeMap<String, HandlerOptions> = {}, OBJECT;
+    handlers: BTreeMap<String, HandlerConfig> = {}, OBJECT;
 }}
 section! { Runtime {
     platform: Platform = {}, Section(Platform::KEYS);
@@ -327,37 +276,6 @@ pub(super) const HANDLER_KEYS: &[Key] = keys! {
     ordering = null, ORDERING;
 };
 
-/// Options of a handler that is a program, beside those.
-pub(super) const COMMAND_KEYS: &[Key] = keys! {
-    /// A program and its arguments. Programs are not built yet.
-    command = null, COMMAND;
-    /// Its environment.
-    env = null, TEXT_MAP;
-    limits = null, Optional(COMMAND_LIMIT_KEYS);
-    /// A process a job, or a process a worker.
-    mode = "once", OneOf(&["once", "worker"]);
-    /// Its working directory.
-    dir = null, Path;
-    /// The most that it may write.
-    max_output_bytes = 1_048_576, Int(1, 67_108_864);
-    /// How long it may take to stop before it is killed.
-    stop_grace_ms = 2_000, FROM_0;
-    /// The user that it runs as.
-    uid = null, FROM_0;
-    /// The group that it runs as.
-    gid = null, FROM_0;
-};
-const COMMAND_LIMIT_KEYS: &[Key] = keys! {
-    /// Its memory.
-    memory_mb = null, COUNT;
-    /// Its time on a processor.
-    cpu_seconds = null, COUNT;
-    /// Its processes.
-    processes = null, COUNT;
-    /// Its open files.
-    open_files = null, COUNT;
-};
-
 /// Which order results of a batch come in: that of the input lines, or as they finish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -411,49 +329,6 @@ impl Key {
             _ => "",
         }
     }
-
-    /// A text, which in the environment and behind `--set` may look like something else.
-    pub(super) fn is_text(&self) -> bool {
-        matches!(self.kind, OneOf(_) | Text(..) | Path)
-    }
-
-    /// What a refusal says was expected; `None` if the value is allowed.
-    pub(super) fn refuses(&self, value: &Value) -> Option<String> {
-        let is_allowed = match self.kind {
-            Int(min, max) => value.as_u64().is_some_and(|number| (min..=max).contains(&number)),
-            OneOf(words) => value.as_str().is_some_and(|word| words.contains(&word)),
-            Text(passes, _) => value.as_str().is_some_and(passes),
-            Path => value.as_str().is_some_and(|text| !text.is_empty()),
-            Is(_, passes, _) | Shape(_, passes, _) => passes(value),
-            Section(_) | Optional(_) => value.is_object(),
-        };
-        (!is_allowed).then(|| self.expected())
-    }
-
-    /// Its allowed values, in words.
-    pub(super) fn expected(&self) -> String {
-        match self.kind {
-            Int(min, max) if min == max => format!("{min}"),
-            Int(min, max) => format!("a whole number from {min} to {max}"),
-            OneOf(words) => {
-                let quoted: Vec<String> = words.iter().map(|word| json!(word).to_string()).collect();
-                quoted.join(" or ")
-            }
-            Path => "a path that is not empty".into(),
-            Text(_, expected) | Is(_, _, expected) | Shape(_, _, expected) => expected.into(),
-            Section(_) | Optional(_) => "an object".into(),
-        }
-    }
-
-    /// The name of its type.
-    pub(super) fn type_name(&self) -> &'static str {
-        match self.kind {
-            Int(..) => "int",
-            OneOf(_) | Text(..) | Path => "string",
-            Is(name, ..) | Shape(name, ..) => name,
-            Section(_) | Optional(_) => "object",
-        }
-    }
 }
 
 fn is_key_prefix(text: &str) -> bool {
@@ -474,18 +349,8 @@ fn are_texts(value: &Value) -> bool {
     value.as_array().is_some_and(|list| list.iter().all(is_text))
 }
 
-fn is_user(value: &Value) -> bool {
-    let is_name = |name: &str| !name.is_empty() && !name.contains([':', '\n']);
-    value.as_str().is_some_and(is_name) || value.as_u64().is_some_and(|number| number < MAX)
-}
-
 fn is_ordering(value: &Value) -> bool {
     let pointer = value.as_object().filter(|map| map.len() == 1).and_then(|map| map.get("key")?.as_str());
     pointer.is_some_and(|pointer| pointer.is_empty() || pointer.starts_with('/'))
         || matches!(value.as_str(), Some("none" | "serial"))
-}
-
-fn is_command(value: &Value) -> bool {
-    let is_word = |word: &Value| word.as_str().is_some_and(|word| !word.contains('\0'));
-    value.as_array().is_some_and(|list| !list.is_empty() && list[0] != "" && list.iter().all(is_word))
 }

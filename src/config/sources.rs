@@ -9,7 +9,8 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::issue::{Issue, Origin, inside};
-use super::schema::{Config, Key, Kind};
+use super::key::{Key, Kind};
+use super::schema::Config;
 use super::{reference, validate};
 use crate::handler::OwnOptions;
 
@@ -123,6 +124,12 @@ fn make_absolute(value: &mut Value, keys: &[&Key], folder: &Path) {
         let Some(value) = value.get_mut(key.name) else { continue };
         if let (Kind::Path, Some(path)) = (key.kind, value.as_str().filter(|path| !path.is_empty())) {
             *value = json!(folder.join(path));
+        }
+        // A program's own name, where it is a path.
+        if let ("command", Some(name)) = (key.name, value.pointer_mut("/0"))
+            && let Some(path) = name.as_str().filter(|name| name.contains('/'))
+        {
+            *name = json!(folder.join(path));
         }
         let members = key.members();
         match (value, key.behind()) {

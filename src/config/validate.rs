@@ -6,7 +6,9 @@ use serde_json::{Map, Value, json};
 
 use super::issue::{Issue, inside};
 use super::reference::meant;
-use super::schema::{COMMAND_KEYS, Config, HANDLER_KEYS, Key, Kind, ProcessGroup};
+use super::program::COMMAND_KEYS;
+use super::key::{Key, Kind};
+use super::schema::{Config, HANDLER_KEYS, ProcessGroup};
 use crate::handler::{HandlerOptions, OwnOptions, Retry, is_handler_name};
 
 /// The normalised value of what was given. Where it is wrong, the issue is added and the default stands in,
@@ -184,7 +186,7 @@ pub(super) fn cross_rules(config: &Config, issues: &mut Vec<Issue>) {
     rule(body > payload, "web.max_body_bytes", what, json!(body), &expected);
     let expected = format!("at least web.max_body_bytes, {body}");
     rule(batch < body, "web.max_batch_bytes", "is less than one body", json!(batch), &expected);
-    let of_handlers = config.handlers.iter().map(|(name, own)| (format!("handlers.{name}"), own.retry));
+    let of_handlers = config.handlers.iter().map(|(name, own)| (format!("handlers.{name}"), own.options.retry));
     let of_queue = ("runtime.platform.queue".to_owned(), Some(platform.queue.retry));
     for (at, retry) in of_handlers.chain([of_queue]) {
         let Some(Retry { base_ms, max_ms }) = retry else { continue };
@@ -225,7 +227,7 @@ pub const NO_REDIS: &str = "redis is not in this build, which was made with `--n
      build it with the feature `redis` (the default), or use memory";
 
 /// What is valid but not built: each refuses to start, never starts without it.
-pub fn unbuilt(config: &Config, value: &Value) -> Vec<String> {
+pub fn unbuilt(config: &Config) -> Vec<String> {
     let platform = &config.runtime.platform;
     let mut out = Vec::new();
     let mut refuse = |is_so: bool, what: String| out.extend(is_so.then_some(what));
@@ -237,10 +239,6 @@ pub fn unbuilt(config: &Config, value: &Value) -> Vec<String> {
     refuse(platform.redis.url.starts_with("rediss://"), what.into());
     let what = "web.auth.mode: bearer is not built yet; use none, on a loopback address";
     refuse(config.web.auth.mode == "bearer", what.into());
-    for (name, options) in value["handlers"].as_object().into_iter().flatten() {
-        let what = format!("handlers.{name}.command: programs as handlers are not built yet");
-        refuse(options.get("command").is_some(), what);
-    }
     for ProcessGroup { name, max_jobs, max_rss_mb, user, .. } in &platform.process_groups {
         let what = "inline, no process can be replaced; use 0 for max_jobs, max_rss_mb";
         let recycles = platform.bootstrap.mode == "inline" && (*max_jobs > 0 || *max_rss_mb > 0);

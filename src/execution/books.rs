@@ -85,8 +85,9 @@ impl Books {
         if self.draining || over >= self.workers { 0 } else { most - over }
     }
 
+    /// Since when each run that is over should have given its worker back.
     fn over(&self) -> impl Iterator<Item = Timestamp> {
-        self.active.values().filter_map(|active| active.over_since)
+        self.active.values().filter_map(|active| Some(active.over_since?.plus(active.stop.stops_within())))
     }
 
     pub fn take_requests(&mut self) -> Requests {
@@ -207,7 +208,7 @@ impl Books {
     pub fn next_deadline(&self) -> Option<Timestamp> {
         let patience = self.patience();
         let deadline = |active: &Active| match active.over_since {
-            Some(since) => Some(since.plus(patience)),
+            Some(since) => Some(since.plus(patience + active.stop.stops_within())),
             None => active.running().map(|(_, _, deadline)| deadline),
         };
         self.active.values().filter_map(deadline).min()

@@ -203,6 +203,13 @@ impl JobContext<'_> {
         self.job.spec.submitted_at
     }
 
+    /// The lane's state, if it has one, and the trace's context, as they were committed.
+    pub(super) fn entries(&self) -> (Option<&Entries>, &Entries) {
+        let is_ordered = self.spec.options.ordering != Ordering::None;
+        let context = self.maps.traces.get(&self.job.spec.trace.id).unwrap_or(&self.job.context);
+        (is_ordered.then_some(&self.maps.state), context)
+    }
+
     /// Takes the staged changes over into the run's maps and gives them for the commit.
     pub(super) fn commit(self, rules: &Rules) -> Result<Effects, JobError> {
         let JobContext { job, maps, staging, .. } = self;

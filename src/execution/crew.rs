@@ -278,6 +278,7 @@ impl<H: Helm> Crew<H> {
                 return Outcome::Retry(clip(detail), Some(after));
             }
             Ok(Err(HandlerError::Fail(detail))) => return failed(Code::HandlerFailed, clip(detail)),
+            Ok(Err(HandlerError::Crash(detail))) => return Outcome::Crashed(clip(detail)),
             Err(panic) => return Outcome::Crashed(clip(panic_text(&*panic))),
         };
         if payload.bytes.len() > self.outfit.rules.max_payload {

@@ -8,6 +8,7 @@ pub mod builtin;
 mod context;
 mod crew;
 mod deck;
+pub mod program;
 mod run;
 pub mod testing;
 

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use crate::bell::lock;
-use crate::clock::Timestamp;
+use crate::bell::{Bell, lock};
+use crate::clock::{Timestamp, millis};
 use crate::job::{Entries, JobId, Outcome, Version, entry_bytes};
 use crate::ports::{LeaseId, LeasedJob};
 
@@ -66,6 +66,8 @@ pub struct RunStop {
     ended: AtomicBool,
     /// When its first job started, in microseconds; 0 before.
     started: AtomicU64,
+    /// How long its handler may take to stop, in ms.
+    stops_within: AtomicU64,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -76,6 +78,8 @@ struct State {
     /// Jobs that have begun, the first of the run first.
     begun: usize,
     is_last: bool,
+    /// Who waits for the end.
+    bell: Option<Bell>,
 }
 
 impl RunStop {
@@ -83,8 +87,20 @@ impl RunStop {
     pub fn end(&self) {
         let state = lock(&self.state);
         self.ended.store(true, Ordering::SeqCst);
+        state.bell.iter().for_each(Bell::ring);
         drop(state);
         self.changed.notify_all();
+    }
+
+    /// The bell rings when the run ends; its handler takes so long at most to stop then.
+    pub(super) fn tell(&self, bell: Bell, stops_within: Duration) {
+        lock(&self.state).bell = Some(bell);
+        self.stops_within.store(millis(stops_within), Ordering::SeqCst);
+    }
+
+    /// How long the handler may take to stop.
+    pub fn stops_within(&self) -> Duration {
+        Duration::from_millis(self.stops_within.load(Ordering::SeqCst))
     }
 
     pub fn is_ended(&self) -> bool {

@@ -32,12 +32,12 @@ use crate::ports::{LeasedJob, Rules};
 pub struct Trial {
     payload: Payload,
     ordering_key: Option<String>,
-    options: HandlerOptions,
+    spec: HandlerSpec,
     others: Handlers,
     state: Entries,
     context: Entries,
     delivery: u32,
-    stop: RunStop,
+    stop: Arc<RunStop>,
 }
 
 /// What came of it.
@@ -51,20 +51,34 @@ pub struct Tried {
     pub context: BTreeMap<String, Vec<u8>>,
     /// The jobs that it submits; none, unless it succeeded.
     pub follow_ups: Vec<FollowUp>,
+    /// It ended after its time.
+    #[doc(hidden)]
+    pub is_late: bool,
 }
 
 impl Trial {
     /// The first delivery of a job with this payload, to a handler without ordering.
     pub fn new(payload: Payload) -> Trial {
-        let (ordering_key, options, others) = (None, HandlerOptions::default(), Vec::new());
-        let (state, context, stop) = (Entries::new(), Entries::new(), RunStop::default());
-        Trial { payload, ordering_key, options, others, state, context, delivery: 1, stop }
+        Trial::of(HandlerSpec::new("trial", 0, HandlerOptions::default()), Vec::new(), payload)
+    }
+
+    /// The same of a handler of a deployment, beside its others.
+    #[doc(hidden)]
+    pub fn of(spec: HandlerSpec, others: Handlers, payload: Payload) -> Trial {
+        let (ordering_key, state, context, stop) = Default::default();
+        Trial { payload, ordering_key, spec, others, state, context, delivery: 1, stop }
+    }
+
+    /// What ends it before its time.
+    #[doc(hidden)]
+    pub fn stop(&self) -> Arc<RunStop> {
+        self.stop.clone()
     }
 
     /// The handler's options: only an ordered one has a state.
     #[must_use]
     pub fn options(mut self, options: HandlerOptions) -> Trial {
-        self.options = options;
+        self.spec.options = options;
         self
     }
 
@@ -112,8 +126,8 @@ impl Trial {
     }
 
     /// Runs it, on this thread. A panic goes on.
-    pub fn run(self, handler: &impl Handler) -> Tried {
-        let spec = HandlerSpec::new("trial", 0, self.options);
+    pub fn run(self, handler: &(impl Handler + ?Sized)) -> Tried {
+        let spec = self.spec;
         let (trace, timeout) = (Trace { id: [1; 16], span: [1; 8] }, spec.options.timeout);
         let (now, key) = (Clock::system().now(), self.ordering_key.as_deref().map(Arc::from));
         let job = Job(LeasedJob {
@@ -152,6 +166,7 @@ impl Trial {
             state: in_order(&maps.state),
             context: in_order(context),
             follow_ups: effects.follow_ups,
+            is_late: false,
         }
     }
 }

@@ -9,12 +9,15 @@ use std::time::Duration;
 
 use mio::net::UnixStream;
 use rustix::process::{
-    DumpableBehavior, Pid, Resource, Rlimit, Signal, WaitOptions, getrlimit, set_child_subreaper,
+    DumpableBehavior, Pid, Resource, Rlimit, Signal, WaitOptions, getrlimit, kill_process, set_child_subreaper,
     set_dumpable_behavior, set_parent_process_death_signal, setrlimit, waitpid,
 };
 use rustix::thread::set_no_new_privs;
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::low_level::pipe;
+
+use crate::execution::program::MARKS;
+use crate::process_table::{self, children, field, variable};
 
 /// Before a process reads a secret: nobody else may read its memory, it leaves no core behind, and no program that it or
 /// its handlers start has more rights than it has itself.
@@ -25,38 +28,24 @@ pub fn keep_secrets() -> Result<()> {
     Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
-/// Orphans of this process's descendants come to it, which is to [`reap_orphans`]. A process that runs handlers is none:
-/// nobody could tell an orphan there from a program that a handler has started and waits for.
+/// Orphans of this process's descendants come to it, which is to [`reap_orphans`]. A process that runs handlers is one only
+/// where there are programs among them (`execution::program::adopt`).
 pub fn become_subreaper() -> Result<()> {
     Ok(set_child_subreaper(Some(rustix::process::getpid()))?)
 }
 
 /// Takes the orphans that have ended off the process table: each by its number, never "any child", and none of `own`,
-/// whose statuses others wait for.
+/// whose statuses others wait for. What is left of programs whose executor is gone is ended.
 pub fn reap_orphans(own: &[u32]) {
-    let pids = children().into_iter().filter(|pid| !own.contains(pid));
-    for pid in pids.filter_map(|pid| Pid::from_raw(i32::try_from(pid).ok()?)) {
-        let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+    let is_own = |pid: &i32| own.iter().any(|own| i64::from(*own) == i64::from(*pid));
+    for pid in children().into_iter().filter(|pid| !is_own(pid)).filter_map(Pid::from_raw) {
+        let number = pid.as_raw_nonzero().get();
+        if matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None))
+            && MARKS.iter().any(|mark| variable(number, mark).is_some())
+        {
+            let _ = kill_process(pid, Signal::KILL);
+        }
     }
-}
-
-/// All processes whose parent is this one. The lists of children (proc_pid_task(5)) are not in every kernel; without them
-/// each process is asked for its parent.
-fn children() -> Vec<u32> {
-    let numbers = |text: String| -> Vec<u32> {
-        text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
-    };
-    let listed = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("children")).map(numbers);
-    let entries = |path| std::fs::read_dir(path).into_iter().flatten().flatten();
-    if let Ok(lists) = entries("/proc/self/task").map(listed).collect::<Result<Vec<_>>>() {
-        return lists.concat();
-    }
-    let parent = format!("\nPPid:\t{}\n", std::process::id());
-    let is_child = |entry: &std::fs::DirEntry| {
-        std::fs::read_to_string(entry.path().join("status")).is_ok_and(|status| status.contains(&parent))
-    };
-    let pids = |entry: std::fs::DirEntry| entry.file_name().to_str()?.parse().ok();
-    entries("/proc").filter(is_child).filter_map(pids).collect()
 }
 
 /// What a child does before it reads its bundle, and so a secret.
@@ -79,13 +68,8 @@ pub fn raise_descriptor_limit() -> u64 {
 
 /// Resident memory of this process, in MiB (`VmRSS`, proc_pid_status(5)).
 pub fn resident_mb() -> Option<u64> {
-    let kib: u64 = own_status("VmRSS:")?.strip_suffix(" kB")?.parse().ok()?;
+    let kib: u64 = field("self", "VmRSS:")?.strip_suffix(" kB")?.parse().ok()?;
     Some(kib / 1_024)
-}
-
-fn own_status(field: &str) -> Option<String> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    status.lines().find_map(|line| Some(line.strip_prefix(field)?.trim().to_owned()))
 }
 
 /// Takes standard input over as a close-on-exec copy and puts `/dev/null` in its place.
@@ -146,8 +130,8 @@ impl Signals {
 fn look_for_blocked(signals: &[i32], mut end: StdStream) -> Result<()> {
     const LOOK_EVERY: Duration = Duration::from_millis(250);
     let wanted = signals.iter().fold(0, |mask, signal| mask | 1_u64 << (signal - 1));
-    let of = move |field| {
-        let mask = own_status(field).and_then(|mask| u64::from_str_radix(&mask, 16).ok());
+    let of = move |name| {
+        let mask = process_table::field("self", name).and_then(|mask| u64::from_str_radix(&mask, 16).ok());
         mask.unwrap_or(0) & wanted
     };
     if of("SigBlk:") == 0 {

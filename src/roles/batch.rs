@@ -80,7 +80,9 @@ pub fn run(deployment: &Deployment, options: &BatchOptions) -> Result<Summary, B
         patience: Duration::from_millis(deployment.platform().lifecycle.patience_ms()),
         before: resume,
     };
-    parts.run(lines, output)
+    let summary = parts.run(lines, output);
+    deployment.end_workers();
+    summary
 }
 
 /// What a batch has at its backend; nothing of it stays.

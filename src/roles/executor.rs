@@ -38,7 +38,9 @@ pub(super) fn serve_executor(child: Child) -> Result<Exit, String> {
     let helm = ExecutorHelm { reactor, control, client, group, said, weighed_ms: 0, ends: false };
     let ended = execution::start(outfit, helm).map_err(io)?;
     // Handlers that never return are left behind with their threads.
-    ended.recv().unwrap_or_else(|_| Err("a thread of the executor has ended".into()))
+    let exit = ended.recv().unwrap_or_else(|_| Err("a thread of the executor has ended".into()));
+    deployment.end_workers();
+    exit
 }
 
 struct ExecutorHelm {

@@ -3,10 +3,12 @@
 mod batch;
 mod executor;
 mod inline;
+mod run;
 mod serve;
 mod web;
 
 pub use batch::run as run_batch;
+pub use run::{RunOptions, run as run_job};
 pub use serve::serve;
 
 use crate::deployment::Deployment;

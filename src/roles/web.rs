@@ -54,5 +54,7 @@ fn try_serve_inline(deployment: &Deployment) -> Result<Exit, String> {
     let mut web = WebProcess::new(deployment, listener, &backend, commander, private_dir.path())?;
     let executors = inline::start(deployment, &backend, &web.reactor.bell())?;
     web.is_sound = Box::new(move || executors.are_sound());
-    web.run()
+    let exit = web.run();
+    deployment.end_workers();
+    exit
 }

@@ -1,0 +1,100 @@
+//! Programs as handlers: a process a job ([`once`]), or a process for many jobs ([`worker`]). docs/workers.md is what the people
+//! who write them read.
+
+mod child;
+mod line;
+mod once;
+mod orphans;
+mod report;
+mod vet;
+mod words;
+mod worker;
+
+pub use child::{EXEC, User};
+pub use orphans::{MARKS, adopt, sweep};
+pub use vet::vet;
+
+use std::io::ErrorKind;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use self::child::{Running, Seen};
+use self::report::Why;
+use self::worker::Idle;
+use super::context::{Handler, Job, JobContext};
+use crate::bell::lock;
+use crate::config::{Program, ProgramMode};
+use crate::handler::HandlerError;
+use crate::job::Payload;
+
+/// The most that stopping takes beyond `stop_grace_ms`.
+const ENDS_WITHIN: Duration = Duration::from_millis(500);
+
+/// A job's time is counted from a moment before its program was begun.
+const CLOCKS_DIFFER: Duration = Duration::from_millis(50);
+
+/// A handler that is a program.
+pub struct ProgramHandler {
+    name: Arc<str>,
+    program: Program,
+    /// Why it cannot be run as its user, or who that is.
+    user: Result<User, String>,
+    idle: Mutex<Idle>,
+}
+
+impl ProgramHandler {
+    pub fn new(name: &str, program: Program, user: Result<User, String>) -> ProgramHandler {
+        ProgramHandler { name: name.into(), program, user, idle: Mutex::default() }
+    }
+
+    /// Ends workers that had no job for a while.
+    pub fn look(&self) {
+        let spare = lock(&self.idle).take_spare(self.program.idle_ms);
+        spare.into_iter().for_each(|running| drop(running.end(Why::Spare, self.grace())));
+    }
+
+    /// Ends all that have no job: all at once are asked, and have one grace together.
+    pub fn close(&self) {
+        let spare = lock(&self.idle).take_spare(0);
+        spare.iter().for_each(Running::ask);
+        let until = Instant::now() + self.grace();
+        let left = || until.saturating_duration_since(Instant::now());
+        spare.into_iter().for_each(|running| drop(running.end(Why::Spare, left())));
+    }
+
+    fn grace(&self) -> Duration {
+        Duration::from_millis(self.program.stop_grace_ms)
+    }
+
+    /// What is missing now may be there the next time; what is not there is not.
+    fn start(&self, variables: &[(&str, String)]) -> Result<Running, HandlerError> {
+        let user = self.user.clone().map_err(|why| HandlerError::Fail(format!("user: {why}")))?;
+        Running::start(&self.program, user, variables).map_err(|error| {
+            let why = format!("it cannot be started: {error}");
+            match error.kind() {
+                ErrorKind::NotFound | ErrorKind::PermissionDenied => HandlerError::Fail(why),
+                _ => HandlerError::Retry(why),
+            }
+        })
+    }
+
+    /// What comes of a job whose program did not end by itself.
+    fn stopped(&self, running: Running, seen: Seen, begun: Instant, job: &Job) -> HandlerError {
+        let (why, grace) = match seen {
+            Seen::Flooded => (Why::Output, Duration::ZERO),
+            _ if begun.elapsed() + CLOCKS_DIFFER >= job.0.spec.timeout => (Why::Timeout, self.grace()),
+            _ => (Why::Cancelled, self.grace()),
+        };
+        let (report, _) = running.end(why, grace);
+        HandlerError::Fail(report.to_string())
+    }
+}
+
+impl Handler for ProgramHandler {
+    fn handle(&self, job: &Job, cx: &mut JobContext) -> Result<Payload, HandlerError> {
+        match self.program.mode {
+            ProgramMode::Once => self.once(job, cx),
+            ProgramMode::Worker => self.work(job, cx),
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Why a program has ended, and what it had taken by then.
+
+use std::fmt;
+use std::time::Duration;
+
+/// Why somebody ended it, or nobody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// It ended by itself.
+    Itself,
+    /// Its job's timeout passed.
+    Timeout,
+    /// Its job was cancelled, or nobody here may run it any more.
+    Cancelled,
+    /// It wrote more than `max_output_bytes`.
+    Output,
+    /// It did not keep to the protocol of workers.
+    Protocol,
+    /// It had done its jobs, or had none for a while.
+    Spare,
+}
+
+impl Why {
+    fn as_str(self) -> &'static str {
+        match self {
+            Why::Itself => "by itself",
+            Why::Timeout => "timeout",
+            Why::Cancelled => "cancelled, or its lease was lost",
+            Why::Output => "limit: more than max_output_bytes",
+            Why::Protocol => "protocol",
+            Why::Spare => "not needed",
+        }
+    }
+}
+
+/// What there is to say of a program that has ended.
+#[derive(Debug)]
+pub struct Report {
+    pub why: Why,
+    /// Its exit code; or the signal that ended it.
+    pub code: Option<i32>,
+    pub signal: Option<i32>,
+    /// It did not end within its grace.
+    pub was_killed: bool,
+    pub ran: Duration,
+    /// As far as that was seen.
+    pub peak_kib: Option<u64>,
+    /// Processor time.
+    pub processor: Duration,
+    /// Its limits, as JSON.
+    pub limits: String,
+    /// The last of its standard error.
+    pub words: String,
+}
+
+impl fmt::Display for Report {
+    /// One line, then its last words.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.code, self.signal) {
+            (Some(code), _) => write!(f, "exit code {code}")?,
+            (None, Some(signal)) => write!(f, "ended by signal {signal} ({})", signal_name(signal))?,
+            (None, None) => f.write_str("ended")?,
+        }
+        if self.why != Why::Itself {
+            write!(f, "; why: {}", self.why.as_str())?;
+            f.write_str(if self.was_killed { ", SIGKILL after stop_grace_ms" } else { ", SIGTERM" })?;
+        }
+        write!(f, "; ran {:.3} s, processor {:.2} s", self.ran.as_secs_f64(), self.processor.as_secs_f64())?;
+        if let Some(kib) = self.peak_kib {
+            write!(f, ", peak memory {} MiB", kib.div_ceil(1_024))?;
+        }
+        if self.limits != "{}" {
+            write!(f, "; limits {}", self.limits)?;
+        }
+        if !self.words.is_empty() {
+            write!(f, "; last words: {}", self.words)?;
+        }
+        Ok(())
+    }
+}
+
+/// Those of signal(7) that end programs.
+fn signal_name(signal: i32) -> &'static str {
+    match signal {
+        1 => "SIGHUP",
+        2 => "SIGINT",
+        3 => "SIGQUIT",
+        4 => "SIGILL",
+        6 => "SIGABRT",
+        7 => "SIGBUS",
+        8 => "SIGFPE",
+        9 => "SIGKILL",
+        11 => "SIGSEGV",
+        13 => "SIGPIPE",
+        14 => "SIGALRM",
+        15 => "SIGTERM",
+        24 => "SIGXCPU: limits.cpu_seconds",
+        25 => "SIGXFSZ",
+        31 => "SIGSYS",
+        _ => "see signal(7)",
+    }
+}

@@ -1,0 +1,70 @@
+//! The process table, as `/proc` shows it: who is a child of this process, and whose a process is.
+
+use std::fs;
+use std::time::Duration;
+
+/// What proc_pid_stat(5) says of a process.
+pub struct Stat {
+    /// It has ended, and nobody has waited for it.
+    pub is_zombie: bool,
+    pub session: i32,
+    /// Processor time, that of the children that it has waited for included.
+    pub processor: Duration,
+}
+
+/// `None` where there is no such process.
+pub fn stat(pid: i32) -> Option<Stat> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name stands in brackets, and may hold anything.
+    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+    let ticks: u64 = fields.get(11..15)?.iter().filter_map(|field| field.parse::<u64>().ok()).sum();
+    // Ticks of 10 ms: what the kernel shows is in hundredths on every machine.
+    let processor = Duration::from_millis(10 * ticks);
+    Some(Stat { is_zombie: fields[0] == "Z", session: fields[3].parse().ok()?, processor })
+}
+
+/// The most memory that a process has held, in KiB (`VmHWM`, proc_pid_status(5)); `None` once it has ended.
+pub fn peak_kib(pid: i32) -> Option<u64> {
+    field(&pid.to_string(), "VmHWM:")?.strip_suffix(" kB")?.parse().ok()
+}
+
+/// A field of `/proc/{who}/status`.
+pub fn field(who: &str, name: &str) -> Option<String> {
+    let status = fs::read_to_string(format!("/proc/{who}/status")).ok()?;
+    status.lines().find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()))
+}
+
+/// The value of a variable of the environment that a process was started with.
+pub fn variable(pid: i32, name: &str) -> Option<String> {
+    let bytes = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let value = bytes.split(|byte| *byte == 0).find_map(|pair| {
+        pair.strip_prefix(name.as_bytes())?.strip_prefix(b"=")
+    })?;
+    Some(String::from_utf8_lossy(value).into_owned())
+}
+
+/// Those whose parent is the first thread of this process (proc_pid_task(5)); none where the kernel does not say.
+pub fn children_of_first_thread() -> Vec<i32> {
+    let own = std::process::id();
+    let list = fs::read_to_string(format!("/proc/self/task/{own}/children")).unwrap_or_default();
+    list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// All processes whose parent is this one. The lists of children (proc_pid_task(5)) are not in every kernel; without them
+/// each process is asked for its parent.
+pub fn children() -> Vec<i32> {
+    let numbers = |text: String| -> Vec<i32> {
+        text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+    };
+    let listed = |task: fs::DirEntry| fs::read_to_string(task.path().join("children")).map(numbers);
+    let entries = |path| fs::read_dir(path).into_iter().flatten().flatten();
+    if let Ok(lists) = entries("/proc/self/task").map(listed).collect::<std::io::Result<Vec<_>>>() {
+        return lists.concat();
+    }
+    let parent = format!("\nPPid:\t{}\n", std::process::id());
+    let is_child = |entry: &fs::DirEntry| {
+        fs::read_to_string(entry.path().join("status")).is_ok_and(|status| status.contains(&parent))
+    };
+    let pids = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok();
+    entries("/proc").filter(is_child).filter_map(pids).collect()
+}
