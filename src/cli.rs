@@ -209,7 +209,8 @@ fn deploy(
     let mut deployment = Deployment::new(loaded, &program.registry, Clock::system());
     deployment.worker_start = program.worker_start.clone();
     deployment.platform().process_groups.iter().try_for_each(|group| deployment.account(group).map(drop))?;
-    let wrong = deployment.vet_programs(|group| groups.is_none_or(|groups| groups.iter().any(|one| one == group)));
+    let wrong =
+        deployment.vet_programs(|group| groups.is_none_or(|groups| groups.iter().any(|one| one == group)));
     if !wrong.is_empty() {
         return Err(format!("these programs cannot be run:\n  {}", wrong.join("\n  ")));
     }

@@ -113,7 +113,8 @@ pub(crate) fn from_base64(text: &str) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(digits.len() * 3 / 4);
     for chunk in digits.chunks(4) {
         let value = |digit: &u8| ALPHABET.iter().position(|known| known == digit);
-        let word = chunk.iter().try_fold(0, |word, digit| Some(word << 6 | value(digit)?))? << (6 * (4 - chunk.len()));
+        let word = chunk.iter().try_fold(0, |word, digit| Some(word << 6 | value(digit)?))?
+            << (6 * (4 - chunk.len()));
         out.extend_from_slice(&word.to_be_bytes()[size_of::<usize>() - 3..][..chunk.len() - 1]);
     }
     (base64(&out) == text).then_some(out)

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::bell::Bell;
 use crate::channel::keys::GroupSecret;
 use crate::channel::{ChannelServer, ServerConfig};
-use crate::clock::Clock;
+use crate::clock::{Clock, millis};
 use crate::config::secret::Secret;
 use crate::config::{Config, Loaded, Platform, ProcessGroup, Program, Retain};
 use crate::entropy::Entropy;
@@ -26,9 +26,6 @@ use crate::process::control_socket::Bundle;
 pub fn own_options(registry: &Registry) -> OwnOptions {
     registry.iter().map(|(name, (options, _))| (name.clone(), options.clone())).collect()
 }
-
-/// How often workers that are idle, and what programs left behind, are looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The user that a program runs as; `None`: ours.
 fn user_of(program: &Program) -> Result<User, String> {
@@ -224,25 +221,21 @@ impl Deployment {
     pub fn start_workers(&self) -> Result<(), String> {
         let started = self.worker_start.as_ref().map_or(Ok(()), |start| start());
         started.map_err(|why| format!("on_worker_start: {why}"))?;
-        if self.programs.is_empty() {
-            return Ok(());
-        }
-        program::adopt().map_err(|error| error.to_string())?;
-        let programs = self.programs.clone();
-        let look = move || loop {
-            std::thread::sleep(LOOK_EVERY);
-            programs.iter().for_each(|program| program.look());
-            program::sweep();
-        };
-        let keeper = std::thread::Builder::new().name("programs".into());
-        keeper.spawn(look).map(drop).map_err(|error| error.to_string())
+        program::keep(self.programs.clone()).map_err(|error| error.to_string())
     }
 
     /// Does what a process that ran handlers does last: asks its programs to end, and waits for them.
     pub fn end_workers(&self) {
-        std::thread::scope(|scope| {
-            self.programs.iter().for_each(|program| _ = scope.spawn(|| program.close()));
-        });
+        // Those that still run were told so already.
+        let all = (0..self.platform().process_groups.len()).map(|group| self.stops_within_ms(group)).max();
+        program::end(&self.programs, Duration::from_millis(all.unwrap_or(0)));
+    }
+
+    /// How long the programs of a group may take to stop.
+    pub fn stops_within_ms(&self, group: usize) -> u64 {
+        let of_group = self.specs.iter().filter(|spec| spec.group == group);
+        let programs = of_group.filter_map(|spec| self.config.handlers.get(&*spec.name)?.program.as_ref());
+        programs.map(|program| program.stop_grace_ms + millis(program::ENDS_WITHIN)).max().unwrap_or(0)
     }
 
     /// What is wrong with the programs among the handlers of these groups, by handler.
@@ -252,10 +245,13 @@ impl Deployment {
             let program = self.config.handlers.get(&*spec.name)?.program.as_ref()?;
             let group = &groups[spec.group];
             let user = user_of(program).and_then(|user| match (&group.user, user) {
-                (Some(_), Some(_)) => Err(format!("its executors run as another user already (process group {})", group.name)),
+                (Some(_), Some(_)) => {
+                    Err(format!("its executors run as another user already (process group {})", group.name))
+                }
                 _ => Ok(user),
             });
-            let vetted = user.map_err(|why| format!("user: {why}")).and_then(|user| program::vet(program, user));
+            let vetted =
+                user.map_err(|why| format!("user: {why}")).and_then(|user| program::vet(program, user));
             vetted.err().map(|why| format!("handlers.{}: {why}", spec.name))
         };
         self.specs.iter().filter(|spec| runs(&groups[spec.group].name)).filter_map(vet).collect()

@@ -298,8 +298,8 @@ pub enum Outcome {
     Retry(String, Option<Duration>),
     /// The handler panicked or its program was killed.
     Crashed(String),
-    /// The handler's deadline passed.
-    TimedOut,
+    /// The handler's deadline passed; what there is to say of that, or nothing.
+    TimedOut(String),
 }
 
 /// What a successful delivery changes besides its result; all of it or nothing.

@@ -107,6 +107,13 @@ impl JobError {
         JobError { code, detail: detail.into(), cause: None }
     }
 
+    /// That a handler's time is over, and what there is to say of it.
+    pub fn timed_out(detail: &str) -> JobError {
+        let passed = "the handler's timeout passed";
+        let detail = if detail.is_empty() { passed.into() } else { format!("{passed}: {detail}") };
+        JobError::new(Code::HandlerTimedOut, detail)
+    }
+
     /// In a word.
     pub fn word(&self) -> &'static str {
         self.cause.map_or(self.code.as_str(), Cause::as_str)

@@ -37,9 +37,9 @@ pub fn field(who: &str, name: &str) -> Option<String> {
 /// The value of a variable of the environment that a process was started with.
 pub fn variable(pid: i32, name: &str) -> Option<String> {
     let bytes = fs::read(format!("/proc/{pid}/environ")).ok()?;
-    let value = bytes.split(|byte| *byte == 0).find_map(|pair| {
-        pair.strip_prefix(name.as_bytes())?.strip_prefix(b"=")
-    })?;
+    let value = bytes
+        .split(|byte| *byte == 0)
+        .find_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))?;
     Some(String::from_utf8_lossy(value).into_owned())
 }
 

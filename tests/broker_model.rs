@@ -356,7 +356,7 @@ impl Schedule {
             0 => Outcome::Failed(JobError::new(Code::HandlerFailed, "no")),
             1..3 => Outcome::Retry("later".into(), None),
             3 => Outcome::Crashed("oops".into()),
-            4 => Outcome::TimedOut,
+            4 => Outcome::TimedOut(String::new()),
             _ => {
                 let mut effects = Effects::default();
                 if is_ordered && !self.one_in(3) {

@@ -188,7 +188,7 @@ impl Run {
             0 => (failed(), false),
             1 => (retry(), true),
             2 => (crashed(), true),
-            3 => (cofferdam::job::Outcome::TimedOut, true),
+            3 => (cofferdam::job::Outcome::TimedOut(String::new()), true),
             4 if ordered => (state(vec![unset("k")]), false),
             5..=8 if ordered => (state(vec![set("k", &value.to_string())]), false),
             _ => (succeeded(), false),

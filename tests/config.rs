@@ -663,7 +663,7 @@ fn environment_names_are_paths_in_capitals_and_those_without_two_underscores_are
     let deep = accepted(&environment("COFFERDAM_RUNTIME__PLATFORM__QUEUE__RETRY__BASE_MS", "5"));
     assert_eq!(deep.config.runtime.platform.queue.retry.base_ms, 5);
     let handler = accepted(&environment("COFFERDAM_HANDLERS__ECHO__TIMEOUT_MS", "5"));
-    assert_eq!(handler.config.handlers["echo"].timeout.as_millis(), 5);
+    assert_eq!(handler.config.handlers["echo"].options.timeout.as_millis(), 5);
     for (name, value, path) in [
         ("COFFERDAM_WEB__BINT", "127.0.0.1:1", "web.bint"),
         ("COFFERDAM_WEB__BIND", "x", "web.bind"),
@@ -793,9 +793,12 @@ fn u10_paths_in_a_file_are_relative_to_it_and_others_are_as_they_are_given() {
     let file = folder.file(
         "config.json",
         r#"{"runtime":{"platform":{"redis":{"password_file":"p"},"execution_ipc":{"auth":{"secret_file":"../s"}}}},
-            "web":{"auth":{"token_file":"/etc/t"}},"handlers":{"prog":{"command":["x"],"dir":"d"}}}"#,
+            "web":{"auth":{"token_file":"/etc/t"}},"handlers":{"prog":{"command":["x","a/b"],"dir":"d"},"own":{"command":["bin/own","a/b"]}}}"#,
     );
     let loaded = accepted(&Source { file: Some(file.clone()), ..Source::default() });
+    let command = |name: &str| loaded.config.handlers[name].program.clone().expect("it is one").command;
+    assert_eq!(command("prog"), ["x", "a/b"], "that is looked for in PATH");
+    assert_eq!(command("own"), [folder.path("bin/own").to_str().expect("text"), "a/b"]);
     let platform = &loaded.config.runtime.platform;
     let is_at = |path: &Option<String>, name: &str| path.as_deref() == folder.path(name).to_str();
     assert!(is_at(&platform.redis.password_file, "p"), "{:?}", platform.redis.password_file);
@@ -835,19 +838,19 @@ fn a_registered_handlers_own_options_are_the_defaults_and_the_config_lays_over_t
     let handlers =
         BTreeMap::from([("ledger".to_owned(), own.clone()), ("plain".into(), HandlerOptions::default())]);
     let loaded = config::load(&Source::default(), &handlers).expect("defaults");
-    assert_eq!(loaded.config.handlers["ledger"], own);
-    assert_eq!(loaded.config.handlers["plain"], HandlerOptions::default());
+    assert_eq!(loaded.config.handlers["ledger"].options, own);
+    assert_eq!(loaded.config.handlers["plain"].options, HandlerOptions::default());
     let source = sets([
         r#"handlers.ledger={"timeout_ms":5,"on_dead":"continue","cancel_on_disconnect":true}"#,
         "handlers.plain.ordering=serial",
     ]);
     let loaded = config::load(&source, &handlers).expect("valid options");
     let ledger = &loaded.config.handlers["ledger"];
-    assert_eq!(ledger.timeout.as_millis(), 5);
-    assert_eq!((ledger.on_dead, ledger.cancel_on_disconnect), (OnDead::Continue, true));
-    assert_eq!((ledger.concurrency, ledger.max_deliveries), (3, Some(2)));
-    assert_eq!(ledger.ordering, Ordering::Keyed("/account".into()));
-    assert_eq!(loaded.config.handlers["plain"].ordering, Ordering::Serial);
+    assert_eq!(ledger.options.timeout.as_millis(), 5);
+    assert_eq!((ledger.options.on_dead, ledger.options.cancel_on_disconnect), (OnDead::Continue, true));
+    assert_eq!((ledger.options.concurrency, ledger.options.max_deliveries), (3, Some(2)));
+    assert_eq!(ledger.options.ordering, Ordering::Keyed("/account".into()));
+    assert_eq!(loaded.config.handlers["plain"].options.ordering, Ordering::Serial);
     assert_eq!(loaded.value["handlers"]["ledger"]["ordering"], json!({"key": "/account"}));
 }
 
@@ -898,24 +901,29 @@ fn a_handler_that_is_neither_registered_nor_a_program_is_refused() {
 #[test]
 fn a_programs_options_have_their_ranges_and_defaults() {
     let whole = json!({"command": ["prog", "arg"], "mode": "worker", "timeout_ms": 5, "env": {"K": "V"}, "dir": "/",
-        "max_output_bytes": 1, "stop_grace_ms": 0, "uid": 1, "gid": 1, "ordering": "serial",
-        "limits": {"memory_mb": 1, "cpu_seconds": 1, "processes": 1, "open_files": 1}});
-    accepted(&sets([set("handlers.prog", &whole)]));
+        "max_output_bytes": 1, "stop_grace_ms": 0, "user": "nobody", "max_jobs": 9, "idle_ms": 1,
+        "ordering": "serial", "limits": {"memory_mb": 1, "cpu_seconds": 1, "processes": 1, "open_files": 3}});
+    let loaded = accepted(&sets([set("handlers.prog", &whole)]));
+    let program = loaded.config.handlers["prog"].program.clone().expect("it is one");
+    assert_eq!((program.mode, program.limits.open_files), (config::ProgramMode::Worker, Some(3)));
+    assert_eq!(loaded.config.handlers["prog"].options.ordering, Ordering::Serial);
     let loaded = accepted(&sets([r#"handlers.prog.command=["prog"]"#]));
+    assert_eq!(loaded.config.handlers["echo"].program, None);
     let prog = &loaded.value["handlers"]["prog"];
     assert_eq!((&prog["mode"], &prog["timeout_ms"]), (&json!("once"), &json!(30_000)));
     assert_eq!((&prog["max_output_bytes"], &prog["stop_grace_ms"]), (&json!(1_048_576), &json!(2_000)));
     for (option, bad) in [
         ("command", vec![r#"[]"#, r#"[""]"#, r#"["a",1]"#, r#""prog""#, "{}", r#"["a\u0000b"]"#]),
         ("mode", vec!["twice", "1"]),
-        ("env", vec![r#"["K=V"]"#, r#"{"K":1}"#, "K=V"]),
+        ("env", vec![r#"["K=V"]"#, r#"{"K":1}"#, "K=V", r#"{"K=":"V"}"#, r#"{"":"V"}"#, r#"{"K":"\u0000"}"#]),
         ("dir", vec!["[1]", r#""""#]),
         ("max_output_bytes", vec!["0", "x"]),
         ("stop_grace_ms", vec!["-1"]),
-        ("uid", vec!["root", "-1"]),
-        ("gid", vec!["root", "-1"]),
+        ("user", vec![r#""""#, "-1", "[1]"]),
+        ("idle_ms", vec!["0"]),
+        ("max_jobs", vec!["-1"]),
         ("limits.memory_mb", vec!["0"]),
-        ("limits.open_files", vec!["x"]),
+        ("limits.open_files", vec!["x", "2"]),
         ("limits.disk", vec!["1"]),
         ("shell", vec!["true"]),
     ] {
@@ -934,7 +942,7 @@ fn limits_that_replace_processes_need_processes() {
         let groups = format!(r#"runtime.platform.process_groups=[{{"name":"g","{limit}":1}}]"#);
         for (mode, refused) in [("inline", 1), ("process_supervisor", 0)] {
             let loaded = accepted(&sets([groups.clone(), format!("runtime.platform.bootstrap.mode={mode}")]));
-            let messages = config::unbuilt(&loaded.config, &loaded.value);
+            let messages = config::unbuilt(&loaded.config);
             assert_eq!(messages.len(), refused, "{messages:?}");
             assert!(messages.iter().all(|message| message.contains("process group g")), "{messages:?}");
         }
@@ -945,7 +953,7 @@ fn limits_that_replace_processes_need_processes() {
 fn what_is_not_built_is_valid_and_named_by_its_path() {
     let unbuilt = |given: &[&str]| {
         let loaded = accepted(&sets(given));
-        config::unbuilt(&loaded.config, &loaded.value)
+        config::unbuilt(&loaded.config)
     };
     assert_eq!(unbuilt(&[]), [""; 0]);
     assert_eq!(unbuilt(&[SECRET_FILE]), [""; 0]);
@@ -970,8 +978,6 @@ fn what_is_not_built_is_valid_and_named_by_its_path() {
         #[cfg(feature = "redis")]
         (&tls[..], &["runtime.platform.redis.url"][..]),
         (&["web.auth.mode=bearer", "web.auth.token_file=/t"][..], &["web.auth.mode"][..]),
-        (&[r#"handlers.prog.command=["true"]"#], &["handlers.prog.command"]),
-        (&[r#"handlers.echo.command=["true"]"#], &["handlers.echo.command"]),
     ] {
         let messages = unbuilt(given);
         assert_eq!(messages.len(), paths.len(), "{messages:?}");

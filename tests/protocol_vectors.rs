@@ -145,7 +145,7 @@ fn executors_frames() -> Vec<(&'static str, u64, ToBroker)> {
             outcome(SECOND, 2, 9, Outcome::Retry("later".into(), Some(Duration::from_millis(5_000)))),
         ),
         ("outcome.crashed", 3, outcome(SECOND, 3, 9, crashed)),
-        ("outcome.timed_out", 4, outcome(SECOND, 4, 9, Outcome::TimedOut)),
+        ("outcome.timed_out", 4, outcome(SECOND, 4, 9, Outcome::TimedOut("killed".into()))),
         ("release", 5, ToBroker::Release),
         ("room.none", 0, ToBroker::Room(0)),
     ]

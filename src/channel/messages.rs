@@ -246,7 +246,10 @@ fn put_outcome(out: &mut Vec<u8>, outcome: &Outcome) {
             out.push(3);
             put_text(out, detail);
         }
-        Outcome::TimedOut => out.push(4),
+        Outcome::TimedOut(detail) => {
+            out.push(4);
+            put_text(out, detail);
+        }
     }
 }
 
@@ -269,7 +272,7 @@ fn outcome(fields: &mut Cursor) -> Result<Outcome, Reject> {
             Some(fields.u64()?).filter(|ms| *ms > 0).map(Duration::from_millis),
         ),
         3 => Outcome::Crashed(detail(fields)?),
-        4 => Outcome::TimedOut,
+        4 => Outcome::TimedOut(detail(fields)?),
         _ => return Err(Reject::Malformed),
     })
 }
@@ -406,7 +409,7 @@ mod tests {
             said(Outcome::Retry("later".into(), None)),
             said(Outcome::Retry("later".into(), Some(Duration::from_millis(5_000)))),
             said(Outcome::Crashed("oh".into())),
-            said(Outcome::TimedOut),
+            said(Outcome::TimedOut("killed".into())),
             ToBroker::Release,
             ToBroker::Part(effects),
         ]

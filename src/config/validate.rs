@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use serde_json::{Map, Value, json};
 
 use super::issue::{Issue, inside};
-use super::reference::meant;
-use super::program::COMMAND_KEYS;
 use super::key::{Key, Kind};
+use super::program::COMMAND_KEYS;
+use super::reference::meant;
 use super::schema::{Config, HANDLER_KEYS, ProcessGroup};
 use crate::handler::{HandlerOptions, OwnOptions, Retry, is_handler_name};
 
@@ -186,7 +186,8 @@ pub(super) fn cross_rules(config: &Config, issues: &mut Vec<Issue>) {
     rule(body > payload, "web.max_body_bytes", what, json!(body), &expected);
     let expected = format!("at least web.max_body_bytes, {body}");
     rule(batch < body, "web.max_batch_bytes", "is less than one body", json!(batch), &expected);
-    let of_handlers = config.handlers.iter().map(|(name, own)| (format!("handlers.{name}"), own.options.retry));
+    let of_handlers =
+        config.handlers.iter().map(|(name, own)| (format!("handlers.{name}"), own.options.retry));
     let of_queue = ("runtime.platform.queue".to_owned(), Some(platform.queue.retry));
     for (at, retry) in of_handlers.chain([of_queue]) {
         let Some(Retry { base_ms, max_ms }) = retry else { continue };

@@ -29,6 +29,10 @@ const LEASES_OF_SHORT_JOBS: usize = 64;
 /// When the runs of all workers are over, the process is replaced this soon: handlers that listen have returned by then.
 const ALL_OVER_GRACE: Duration = Duration::from_millis(250);
 
+/// A handler that says how it was stopped is waited for no longer than this: well before the broker gives the lease up
+/// ([`LEASE_GRACE`](crate::limits::LEASE_GRACE)).
+const REPORTS_WITHIN: Duration = Duration::from_secs(5);
+
 struct Active {
     lane: LaneName,
     /// Those without an outcome: the first one runs.
@@ -133,7 +137,7 @@ impl Books {
         };
         // It counts when the handler ended, not when that was heard: this process may have been held up meanwhile.
         let is_late = active.running().is_some_and(|(_, _, deadline)| deadline < at);
-        let outcome = if is_late { Outcome::TimedOut } else { outcome };
+        let outcome = if is_late { Outcome::TimedOut(active.report_of(outcome)) } else { outcome };
         let index = active.jobs.iter().position(|run_job| run_job.id == job);
         let said = index.and_then(|index| active.jobs.drain(..=index).next_back());
         let Some(RunJob { delivery, fence, .. }) = said else { return };
@@ -196,8 +200,12 @@ impl Books {
     pub fn on_time(&mut self, now: Timestamp) {
         for (lease, active) in &mut self.active {
             let due = active.running().filter(|(_, _, deadline)| *deadline <= now);
-            let Some((job, delivery, _)) = due else { continue };
-            let (builds_on, outcome) = (active.version, Outcome::TimedOut);
+            let Some((job, delivery, deadline)) = due else { continue };
+            if now < deadline.plus(active.reports_within()) {
+                active.stop.end();
+                continue;
+            }
+            let (builds_on, outcome) = (active.version, Outcome::TimedOut(String::new()));
             self.requests.commits.push(Commit { lease: *lease, job, delivery, builds_on, outcome });
             self.finished += 1;
             active.end(now);
@@ -209,7 +217,10 @@ impl Books {
         let patience = self.patience();
         let deadline = |active: &Active| match active.over_since {
             Some(since) => Some(since.plus(patience + active.stop.stops_within())),
-            None => active.running().map(|(_, _, deadline)| deadline),
+            None => active.running().map(|(_, _, deadline)| match active.stop.is_ended() {
+                true => deadline.plus(active.reports_within()),
+                false => deadline,
+            }),
         };
         self.active.values().filter_map(deadline).min()
     }
@@ -237,6 +248,11 @@ impl Books {
         }
     }
 
+    /// What still runs is cut off: nothing of it counts, and its handlers are told.
+    pub fn cut_off(&mut self, now: Timestamp) {
+        self.active.values_mut().for_each(|active| active.end(now));
+    }
+
     /// True once it drains and no run counts any more.
     pub fn is_drained(&self) -> bool {
         self.draining && self.requests.is_empty() && self.over().count() == self.active.len()
@@ -255,6 +271,19 @@ impl Active {
     fn end(&mut self, now: Timestamp) {
         self.over_since.get_or_insert(now);
         self.stop.end();
+    }
+
+    /// How long after its deadline its handler may still say how it was stopped.
+    fn reports_within(&self) -> Duration {
+        self.stop.stops_within().min(REPORTS_WITHIN)
+    }
+
+    /// What a handler that was stopped says of that.
+    fn report_of(&self, outcome: Outcome) -> String {
+        match outcome {
+            Outcome::Failed(error) if !self.stop.stops_within().is_zero() => error.detail,
+            _ => String::new(),
+        }
     }
 
     /// The job that runs and its deadline; `None` if nothing of it counts or all jobs have outcomes.

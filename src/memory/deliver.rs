@@ -361,9 +361,8 @@ impl Broker {
                 (JobEvent::Succeed, Ok(payload))
             }
             Outcome::Failed(error) => (JobEvent::Fail, Err(error)),
-            Outcome::TimedOut => {
-                let error = JobError::new(Code::HandlerTimedOut, "the handler's timeout passed");
-                self.finish(job, JobEvent::TimeOut, Err(error), now);
+            Outcome::TimedOut(detail) => {
+                self.finish(job, JobEvent::TimeOut, Err(JobError::timed_out(&detail)), now);
                 return false;
             }
             Outcome::Retry(detail, after) => {

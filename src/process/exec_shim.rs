@@ -23,7 +23,9 @@ const OPEN_FILES: u64 = 1_024;
 /// Becomes the program: `PARENT LIMITS -- PROGRAM ARGUMENTS`, behind a command that nobody types. Comes back, with an exit code, only if that cannot be.
 pub fn exec(arguments: &[String]) -> u8 {
     let [parent, limits, dashes, program, rest @ ..] = arguments else { return NOT_EXECUTABLE };
-    let (Ok(parent), Ok(limits)) = (parent.parse(), serde_json::from_str(limits)) else { return NOT_EXECUTABLE };
+    let (Ok(parent), Ok(limits)) = (parent.parse(), serde_json::from_str(limits)) else {
+        return NOT_EXECUTABLE;
+    };
     if dashes != "--" {
         return NOT_EXECUTABLE;
     }

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use mio::net::UnixStream;
 use rustix::process::{
-    DumpableBehavior, Pid, Resource, Rlimit, Signal, WaitOptions, getrlimit, kill_process, set_child_subreaper,
-    set_dumpable_behavior, set_parent_process_death_signal, setrlimit, waitpid,
+    DumpableBehavior, Pid, Resource, Rlimit, Signal, WaitOptions, getrlimit, kill_process,
+    set_child_subreaper, set_dumpable_behavior, set_parent_process_death_signal, setrlimit, waitpid,
 };
 use rustix::thread::set_no_new_privs;
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
@@ -36,7 +36,10 @@ pub fn become_subreaper() -> Result<()> {
 
 /// Takes the orphans that have ended off the process table: each by its number, never "any child", and none of `own`,
 /// whose statuses others wait for. What is left of programs whose executor is gone is ended.
-pub fn reap_orphans(own: &[u32]) {
+///
+/// True if some of that is still there.
+pub fn reap_orphans(own: &[u32]) -> bool {
+    let mut is_left = false;
     let is_own = |pid: &i32| own.iter().any(|own| i64::from(*own) == i64::from(*pid));
     for pid in children().into_iter().filter(|pid| !is_own(pid)).filter_map(Pid::from_raw) {
         let number = pid.as_raw_nonzero().get();
@@ -44,7 +47,20 @@ pub fn reap_orphans(own: &[u32]) {
             && MARKS.iter().any(|mark| variable(number, mark).is_some())
         {
             let _ = kill_process(pid, Signal::KILL);
+            is_left = true;
         }
+    }
+    is_left
+}
+
+/// Nobody is left to look after what programs have left behind: it goes now.
+pub fn end_orphans() {
+    const LOOKS: usize = 250;
+    for _ in 0..LOOKS {
+        if !reap_orphans(&[]) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

@@ -187,10 +187,7 @@ impl Sealing<'_> {
         let (word, status, result) = match &commit.outcome {
             Outcome::Succeeded(payload, _) => ("succeeded", JobStatus::Succeeded, Ok(payload.clone())),
             Outcome::Failed(error) => ("failed", JobStatus::Failed, Err(error.clone())),
-            Outcome::TimedOut => {
-                let error = JobError::new(Code::HandlerTimedOut, "the handler's timeout passed");
-                ("timed_out", JobStatus::TimedOut, Err(error))
-            }
+            Outcome::TimedOut(detail) => ("timed_out", JobStatus::TimedOut, Err(JobError::timed_out(detail))),
             Outcome::Retry(detail, _) => ("retry", JobStatus::Dead, dead(detail, Cause::RetriesExhausted)),
             Outcome::Crashed(detail) => ("crashed", JobStatus::Dead, dead(detail, Cause::HandlerCrashed)),
         };

@@ -81,7 +81,9 @@ pub fn run(deployment: &Deployment, options: &BatchOptions) -> Result<Summary, B
         before: resume,
     };
     let summary = parts.run(lines, output);
+    drop(failed);
     deployment.end_workers();
+    hygiene::end_orphans();
     summary
 }
 

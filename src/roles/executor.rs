@@ -35,7 +35,8 @@ pub(super) fn serve_executor(child: Child) -> Result<Exit, String> {
     reactor.watch(&mut control.stream, CONTROL)?;
     let outfit = deployment.outfit(group.workers, reactor.bell());
     let (group, said) = (group.clone(), Said::default());
-    let helm = ExecutorHelm { reactor, control, client, group, said, weighed_ms: 0, ends: false };
+    let helm =
+        ExecutorHelm { reactor, control, client, group, said, weighed_ms: 0, ends: false, stops: false };
     let ended = execution::start(outfit, helm).map_err(io)?;
     // Handlers that never return are left behind with their threads.
     let exit = ended.recv().unwrap_or_else(|_| Err("a thread of the executor has ended".into()));
@@ -53,6 +54,8 @@ struct ExecutorHelm {
     weighed_ms: u64,
     /// It ends once what runs is over.
     ends: bool,
+    /// That is now.
+    stops: bool,
 }
 
 /// What its supervisor has heard.
@@ -71,6 +74,9 @@ impl Helm for ExecutorHelm {
         let now_ms = monotonic_millis();
         if self.ends {
             engine.books.drain(now);
+        }
+        if self.stops {
+            engine.books.cut_off(now);
         }
         self.client.tick(self.reactor.registry(), now_ms);
         let next = engine.exchange(&mut self.client, now);
@@ -141,7 +147,8 @@ impl ExecutorHelm {
                     let address = address.parse().map_err(|_| "the channel's address is malformed")?;
                     self.client.set_address(address, monotonic_millis());
                 }
-                ToChild::Drain(_) | ToChild::Stop | ToChild::Leave => self.ends = true,
+                ToChild::Drain(_) | ToChild::Leave => self.ends = true,
+                ToChild::Stop => (self.ends, self.stops) = (true, true),
                 ToChild::Ping | ToChild::Replaced(..) | ToChild::Succeeds(_) => {}
             }
         }

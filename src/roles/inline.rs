@@ -63,6 +63,7 @@ impl Helm for InlineHelm {
 
     fn turn(&mut self, engine: &mut Engine, now: Timestamp) -> ControlFlow<(), Duration> {
         if self.stop.load(Ordering::SeqCst) {
+            engine.books.cut_off(now);
             return ControlFlow::Break(());
         }
         let exchanged = engine.exchange(&mut *self.consumer, now);

@@ -55,7 +55,7 @@ pub fn run(deployment: &Deployment, options: &RunOptions) -> Result<Exit, String
     deployment.start_workers()?;
     let (ends, ended) = sync_channel(1);
     let handler = std::thread::Builder::new().name("worker-0".into());
-    handler.spawn(move || ends.send(trial.run(&*code))).map_err(io)?;
+    handler.spawn(move || _ = ends.send(trial.run(&*code))).map_err(io)?;
     let tried = ended.recv_timeout(timeout).or_else(|error| match error {
         RecvTimeoutError::Timeout => {
             stop.end();
@@ -80,14 +80,17 @@ fn payload(file: Option<&str>) -> Result<Vec<u8>, String> {
             let read = std::io::stdin().read_to_end(&mut bytes);
             read.map_err(|error| format!("run: standard input: {error}"))?;
         }
-        Some(file) => bytes = std::fs::read(file).map_err(|error| format!("run: --payload {file}: {error}"))?,
+        Some(file) => {
+            bytes = std::fs::read(file).map_err(|error| format!("run: --payload {file}: {error}"))?
+        }
     }
     Ok(bytes)
 }
 
 fn state(file: &str) -> Result<BTreeMap<String, String>, String> {
     let text = std::fs::read(file).map_err(|error| format!("run: --state {file}: {error}"))?;
-    serde_json::from_slice(&text).map_err(|error| format!("run: --state {file}: a JSON object of texts: {error}"))
+    serde_json::from_slice(&text)
+        .map_err(|error| format!("run: --state {file}: a JSON object of texts: {error}"))
 }
 
 /// The result on standard output; what else it came to on standard error.

@@ -61,6 +61,7 @@ pub fn serve(deployment: &Deployment, groups: Option<&[String]>) -> Result<Exit,
     let (web_name, replaced, gave_up) = Default::default();
     let supervisor = Supervisor { fleet, phases, address, notifier, web_name, replaced, gave_up, signals };
     let exit = supervisor.run(reactor);
+    hygiene::end_orphans();
     event(log::Level::Info, "lifecycle.stopped").emit();
     exit
 }
@@ -76,7 +77,8 @@ pub(super) fn add_executors(
         let is_wanted = groups.is_none_or(|names| names.contains(&group.name));
         for _ in 0..if is_wanted { group.processes } else { 0 } {
             let account = deployment.account(group)?;
-            fleet.add_executor(&group.name, &deployment.executor_bundle(root, index), account);
+            let bundle = deployment.executor_bundle(root, index);
+            fleet.add_executor(&group.name, &bundle, account, deployment.stops_within_ms(index));
         }
     }
     Ok(())

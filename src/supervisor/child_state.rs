@@ -20,7 +20,7 @@ use std::collections::VecDeque;
 use crate::config::Restart;
 use crate::process::control_socket::{Leaving, Role, ToParent};
 
-/// After SIGTERM, or after it was told to stop, a child has this long.
+/// After SIGTERM, or after it was told to stop, a child has this long, and as long as what it runs may take to stop.
 const KILL_AFTER_MS: u64 = 1_000;
 /// A child that asks to be replaced within so many backoffs of its start has served only for a moment.
 const SOON: u64 = 10;
@@ -102,18 +102,20 @@ pub fn may_say(role: Role, state: State, message: &ToParent) -> bool {
 pub struct Life {
     pub state: State,
     history: History,
+    /// How long what it runs may take to stop.
+    stops_within_ms: u64,
 }
 
 impl Life {
     /// To be started at once.
-    pub fn new() -> Life {
-        Life { state: State::Waiting { start_at_ms: 0 }, history: History::default() }
+    pub fn new(stops_within_ms: u64) -> Life {
+        Life { state: State::Waiting { start_at_ms: 0 }, history: History::default(), stops_within_ms }
     }
 
     /// Parts in two: a process that leaves, and its successor, to be started when this one's state says so.
     pub fn part(&mut self) -> Life {
         let history = std::mem::take(&mut self.history);
-        Life { state: std::mem::replace(&mut self.state, State::Aside), history }
+        Life { state: std::mem::replace(&mut self.state, State::Aside), history, ..*self }
     }
 
     /// When [`Event::Due`] comes; `None`: never by time alone.
@@ -128,7 +130,7 @@ impl Life {
     /// The table.
     pub fn on(&mut self, event: Event, policy: &Restart, now_ms: u64) -> Action {
         use {Event as E, State as S};
-        let kill_at_ms = now_ms + KILL_AFTER_MS;
+        let kill_at_ms = now_ms + KILL_AFTER_MS + self.stops_within_ms;
         // What comes late, or twice, changes nothing.
         let same = (self.state, Action::None);
         let (state, action) = match event {
@@ -236,7 +238,7 @@ mod tests {
     /// A child after these events, one a ms, and what the last of them asks for.
     fn after(events: &[Event]) -> (State, Action) {
         let policy = short("on_failure");
-        let mut life = Life::new();
+        let mut life = Life::new(0);
         let actions: Vec<Action> =
             (0..).zip(events).map(|(now_ms, event)| life.on(*event, &policy, now_ms)).collect();
         (life.state, *actions.last().expect("an event"))
@@ -283,7 +285,7 @@ mod tests {
     fn a_child_that_leaves_is_followed_at_once_if_it_has_served_for_a_while() {
         let policy = short("on_failure");
         for (after_ms, start_at_ms) in [(49, 54), (50, 50)] {
-            let mut life = Life::new();
+            let mut life = Life::new(0);
             let _ = life.on(Event::Due, &policy, 0);
             let _ = life.on(READY, &policy, 0);
             let action = life.on(Event::Leaves(Leaving::MaxRss), &policy, after_ms);
@@ -295,7 +297,7 @@ mod tests {
     #[test]
     fn a_policy_of_never_gives_up_at_the_first_end() {
         let policy = short("never");
-        let mut life = Life::new();
+        let mut life = Life::new(0);
         for event in [Event::Due, READY] {
             let _ = life.on(event, &policy, 0);
         }
@@ -311,7 +313,7 @@ mod tests {
             (Event::Stop, State::Stopping { kill_at_ms: 1_000 }, Action::SayStop),
             (Event::Leaves(Leaving::Stuck), State::Aside, Action::None),
         ] {
-            let mut life = Life::new();
+            let mut life = Life::new(0);
             assert_eq!(life.part().state, State::Waiting { start_at_ms: 0 }, "its successor is started");
             assert_eq!((life.on(event, &policy, 0), life.state), (action, state), "{event:?}");
         }

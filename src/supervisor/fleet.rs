@@ -87,20 +87,27 @@ impl Fleet {
         bundle: &Bundle,
         account: Option<Account>,
         listener: Option<TcpListener>,
+        stops_within_ms: u64,
     ) {
         let (name, log_mark, bundle) = (name.to_owned(), bundle.log_mark(), bundle.encode());
         self.places.push(Place { role, name, bundle, log_mark, account, listener });
-        self.add_child(self.places.len() - 1, Life::new());
+        self.add_child(self.places.len() - 1, Life::new(stops_within_ms));
     }
 
     /// Web's place.
     pub fn add_web(&mut self, bundle: &Bundle, listener: TcpListener) {
-        self.add(Role::Web, "web", bundle, None, Some(listener));
+        self.add(Role::Web, "web", bundle, None, Some(listener), 0);
     }
 
-    /// One executor of a group, which runs as this user, or as we do.
-    pub fn add_executor(&mut self, group: &str, bundle: &Bundle, account: Option<Account>) {
-        self.add(Role::Executor, group, bundle, account, None);
+    /// One executor of a group, which runs as this user, or as we do; what it runs may take so long to stop.
+    pub fn add_executor(
+        &mut self,
+        group: &str,
+        bundle: &Bundle,
+        account: Option<Account>,
+        stops_within_ms: u64,
+    ) {
+        self.add(Role::Executor, group, bundle, account, None, stops_within_ms);
     }
 
     fn add_child(&mut self, place: usize, life: Life) {

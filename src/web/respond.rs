@@ -7,8 +7,8 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use crate::codec::base64;
 use crate::clock::Timestamp;
+use crate::codec::base64;
 use crate::job::{Finished, JobId, JobRecord, Payload, Trace, WaitingFor};
 use crate::problem::{Code, JobError, document};
 

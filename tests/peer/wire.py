@@ -284,7 +284,7 @@ RESULT = Choice(
     ("failed", {"code": Text(one_of=CODES), "detail": DETAIL}),
     ("retry", {"detail": DETAIL, "after_ms": U64}),
     ("crashed", {"detail": DETAIL}),
-    ("timed_out", {}),
+    ("timed_out", {"detail": DETAIL}),
 )
 JOB = Record({
     "id": ID, "delivery": U32, "fence": U64, "trace": ID, "span": Fixed(8), "submitted_us": U64, "timeout_ms": U64,

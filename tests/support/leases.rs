@@ -113,7 +113,7 @@ fn told_commit(commit: &Commit) -> String {
         Outcome::Failed(_) => "failed",
         Outcome::Retry(..) => "retry",
         Outcome::Crashed(_) => "crashed",
-        Outcome::TimedOut => "timed_out",
+        Outcome::TimedOut(_) => "timed_out",
     };
     format!("commit {} {} {outcome} on {}", commit.lease.0, number(commit.job), commit.builds_on.0)
 }

@@ -407,7 +407,7 @@ impl Model {
                 self.again(job, doubled.min(cap));
                 self.end(lease, false);
             }
-            Outcome::TimedOut => {
+            Outcome::TimedOut(_) => {
                 self.finish(job, JobStatus::TimedOut);
                 self.end(lease, true);
             }

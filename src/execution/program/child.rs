@@ -1,5 +1,6 @@
 //! A running program: started through the exec shim, its pipes never blocking, ended with everything that it has started.
 
+use std::ffi::OsString;
 use std::io::{ErrorKind, Read, Result, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -25,8 +26,10 @@ const LOOK: Duration = Duration::from_millis(20);
 const LOOK_MOST: Duration = Duration::from_secs(1);
 /// Bytes of one read.
 const BUFFER_BYTES: usize = 16 << 10;
-/// Of our environment a program has these.
-const KEPT: [&str; 3] = ["PATH", "HOME", "LANG"];
+/// Of our environment a program has these, and PATH.
+const KEPT: [&str; 2] = ["HOME", "LANG"];
+/// Where nobody has set one.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A user and its group; `None`: ours.
 pub type User = Option<(u32, u32)>;
@@ -76,7 +79,10 @@ impl Running {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.env_clear();
         command.envs(KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
-        command.envs(&program.env).envs(variables.iter().map(|(name, value)| (name, value)));
+        command
+            .env("PATH", path(program))
+            .envs(&program.env)
+            .envs(variables.iter().map(|(name, value)| (name, value)));
         program.dir.iter().for_each(|dir| _ = command.current_dir(dir));
         if let Some((user, group)) = user {
             command.uid(user).gid(group);
@@ -105,8 +111,22 @@ impl Running {
         let (has_exited, since, peak_kib) = (false, Instant::now(), None);
         let _mark = mark;
         Ok(Running {
-            child, pid, pidfd, stdin, stdout, stderr, output, words, most, wake, bell, has_exited, since, peak_kib,
-            limits, _mark,
+            child,
+            pid,
+            pidfd,
+            stdin,
+            stdout,
+            stderr,
+            output,
+            words,
+            most,
+            wake,
+            bell,
+            has_exited,
+            since,
+            peak_kib,
+            limits,
+            _mark,
         })
     }
 
@@ -173,7 +193,8 @@ impl Running {
             Some((self.pidfd.as_fd(), PollFlags::IN)).filter(|_| !self.has_exited),
         ];
         let pipes = pipes.into_iter().flatten();
-        let mut watched: Vec<PollFd<'_>> = pipes.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)).collect();
+        let mut watched: Vec<PollFd<'_>> =
+            pipes.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)).collect();
         let ready = poll(&mut watched, most.as_ref()).unwrap_or(0);
         let has_exited = |polled: &PollFd<'_>| !polled.revents().is_empty();
         let has_exited = !self.has_exited && watched.last().is_some_and(has_exited);
@@ -250,6 +271,12 @@ impl Running {
     fn signal(&self, signal: Signal) {
         let _ = kill_process_group(self.pid, signal).or_else(|_| kill_process(self.pid, signal));
     }
+}
+
+/// Where a program is looked for.
+pub(super) fn path(program: &Program) -> OsString {
+    let own = || std::env::var_os("PATH").filter(|path| !path.is_empty()).unwrap_or_else(|| PATH.into());
+    program.env.get("PATH").map_or_else(own, OsString::from)
 }
 
 fn never_blocks(pipe: &impl AsFd) -> Result<()> {

@@ -112,7 +112,8 @@ pub(super) enum Bad {
 /// What a line says of this job.
 pub(super) fn read(line: &[u8], id: JobId) -> Result<Said<'_>, Bad> {
     let text = std::str::from_utf8(line).map_err(|_| Bad::Line("its line is not UTF-8".into()))?;
-    let said: Said = serde_json::from_str(text).map_err(|error| Bad::Line(format!("its line is no answer: {error}")))?;
+    let said: Said =
+        serde_json::from_str(text).map_err(|error| Bad::Line(format!("its line is no answer: {error}")))?;
     if said.id != id.to_string() {
         return Err(Bad::Id);
     }
@@ -148,7 +149,8 @@ impl Said<'_> {
             (Some(ok), _) => Ok(Payload::json(ok.get().as_bytes())),
             (None, text) => {
                 let bytes = from_base64(&text.unwrap_or_default()).ok_or("its ok_base64 is not base64")?;
-                let media_type = self.media_type.as_deref().and_then(MediaType::parse).unwrap_or(MediaType::BYTES);
+                let media_type =
+                    self.media_type.as_deref().and_then(MediaType::parse).unwrap_or(MediaType::BYTES);
                 Ok(Payload { media_type, bytes: bytes.into() })
             }
         }

@@ -11,7 +11,7 @@ mod words;
 mod worker;
 
 pub use child::{EXEC, User};
-pub use orphans::{MARKS, adopt, sweep};
+pub use orphans::MARKS;
 pub use vet::vet;
 
 use std::io::ErrorKind;
@@ -27,8 +27,31 @@ use crate::config::{Program, ProgramMode};
 use crate::handler::HandlerError;
 use crate::job::Payload;
 
-/// The most that stopping takes beyond `stop_grace_ms`.
-const ENDS_WITHIN: Duration = Duration::from_millis(500);
+/// What stopping takes at most beyond `stop_grace_ms`.
+pub const ENDS_WITHIN: Duration = Duration::from_millis(500);
+
+/// How often workers that are idle, and what programs left behind, are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Looks after these programs from now on, if there are any: orphans come here, workers that are idle for long are ended.
+pub fn keep(programs: Vec<Arc<ProgramHandler>>) -> std::io::Result<()> {
+    if programs.is_empty() {
+        return Ok(());
+    }
+    orphans::adopt()?;
+    let look = move || loop {
+        std::thread::sleep(LOOK_EVERY);
+        programs.iter().for_each(|program| program.look());
+        orphans::sweep();
+    };
+    std::thread::Builder::new().name("programs".into()).spawn(look).map(drop)
+}
+
+/// Asks all workers of these programs to end, and waits for them; for programs that run, so long at most.
+pub fn end(programs: &[Arc<ProgramHandler>], most: Duration) {
+    std::thread::scope(|scope| programs.iter().for_each(|program| _ = scope.spawn(|| program.close())));
+    orphans::wait(most);
+}
 
 /// A job's time is counted from a moment before its program was begun.
 const CLOCKS_DIFFER: Duration = Duration::from_millis(50);
@@ -48,13 +71,13 @@ impl ProgramHandler {
     }
 
     /// Ends workers that had no job for a while.
-    pub fn look(&self) {
+    fn look(&self) {
         let spare = lock(&self.idle).take_spare(self.program.idle_ms);
         spare.into_iter().for_each(|running| drop(running.end(Why::Spare, self.grace())));
     }
 
     /// Ends all that have no job: all at once are asked, and have one grace together.
-    pub fn close(&self) {
+    fn close(&self) {
         let spare = lock(&self.idle).take_spare(0);
         spare.iter().for_each(Running::ask);
         let until = Instant::now() + self.grace();

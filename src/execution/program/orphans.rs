@@ -50,14 +50,22 @@ impl Drop for Mark {
 }
 
 /// From now on orphans come here.
-pub fn adopt() -> std::io::Result<()> {
+pub(super) fn adopt() -> std::io::Result<()> {
     set_child_subreaper(Some(rustix::process::getpid()))?;
     lock(&RUNNING).known = children_of_first_thread();
     Ok(())
 }
 
+/// Until no program runs, or so long.
+pub(super) fn wait(most: Duration) {
+    let begun = Instant::now();
+    while !lock(&RUNNING).marks.is_empty() && begun.elapsed() < most {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Ends and reaps what programs that have ended left behind.
-pub fn sweep() {
+pub(super) fn sweep() {
     let begun = Instant::now();
     while sweep_once() && begun.elapsed() < PATIENCE {
         std::thread::sleep(Duration::from_millis(1));

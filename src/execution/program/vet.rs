@@ -4,7 +4,7 @@ use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use super::child::User;
+use super::child::{User, path};
 use crate::config::Program;
 
 /// What is wrong with its command or its working directory.
@@ -31,7 +31,8 @@ pub fn vet(program: &Program, user: User) -> Result<(), String> {
     let Some(line) = line.strip_prefix(b"#!") else { return Ok(()) };
     let words = String::from_utf8_lossy(line);
     let mut words = words.split_ascii_whitespace();
-    let interpreter = words.next().ok_or_else(|| format!("{}: its first line names no interpreter", path.display()))?;
+    let interpreter =
+        words.next().ok_or_else(|| format!("{}: its first line names no interpreter", path.display()))?;
     let of_it = |why: String| format!("{}: its interpreter: {why}", path.display());
     executable(Path::new(interpreter), user).map_err(of_it)?;
     match words.next().filter(|word| interpreter.ends_with("/env") && !word.starts_with('-')) {
@@ -42,8 +43,7 @@ pub fn vet(program: &Program, user: User) -> Result<(), String> {
 
 /// Where a name without a slash is found.
 fn in_path(name: &str, program: &Program) -> Result<PathBuf, String> {
-    let own = || std::env::var_os("PATH").unwrap_or_default();
-    let path = program.env.get("PATH").map_or_else(own, Into::into);
+    let path = path(program);
     let places = std::env::split_paths(&path).map(|place| place.join(name));
     let found = places.into_iter().find(|place| executable(place, None).is_ok());
     found.ok_or_else(|| format!("{name} is not in PATH ({})", path.display()))
@@ -61,7 +61,9 @@ fn executable(path: &Path, user: User) -> Result<(), String> {
     };
     match (meta.is_file(), may) {
         (false, _) => Err(format!("{shown} is no file")),
-        (true, 0) => Err(format!("{shown} is not executable{}", if user.is_some() { " for its user" } else { "" })),
+        (true, 0) => {
+            Err(format!("{shown} is not executable{}", if user.is_some() { " for its user" } else { "" }))
+        }
         (true, _) => Ok(()),
     }
 }

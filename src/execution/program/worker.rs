@@ -34,7 +34,8 @@ impl Idle {
     pub(super) fn take_spare(&mut self, idle_ms: u64) -> Vec<Running> {
         let most = Duration::from_millis(idle_ms);
         let mut spare = std::mem::take(&mut self.leaving);
-        let gone = self.workers.extract_if(.., |worker| worker.since.elapsed() >= most || worker.running.is_gone());
+        let gone =
+            self.workers.extract_if(.., |worker| worker.since.elapsed() >= most || worker.running.is_gone());
         spare.extend(gone.map(|worker| worker.running));
         spare
     }
@@ -54,9 +55,13 @@ impl ProgramHandler {
                 Seen::Said => {}
                 Seen::Exited => {
                     let (report, _) = worker.running.end(Why::Itself, self.grace());
-                    return Err(HandlerError::Crash(format!("the worker ended before it answered: {report}")));
+                    return Err(HandlerError::Crash(format!(
+                        "the worker ended before it answered: {report}"
+                    )));
                 }
-                seen @ (Seen::Told | Seen::Flooded) => return Err(self.stopped(worker.running, seen, begun, job)),
+                seen @ (Seen::Told | Seen::Flooded) => {
+                    return Err(self.stopped(worker.running, seen, begun, job));
+                }
             }
             while let Some(end) = running.output.iter().position(|byte| *byte == b'\n') {
                 let rest = running.output.split_off(end + 1);

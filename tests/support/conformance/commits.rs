@@ -237,7 +237,7 @@ pub fn a_late_commit_takes_hold_in_no_part(make: Make) {
         ("ran out", |bench, _, _| bench.pass(Duration::from_secs(30))),
         ("released", |_, executor, lease| executor.release(lease)),
         ("timed out", |_, executor, lease| {
-            assert_eq!(executor.say(lease, 0, Outcome::TimedOut), COMMITTED);
+            assert_eq!(executor.say(lease, 0, Outcome::TimedOut(String::new())), COMMITTED);
         }),
         ("out of order", |_, executor, lease| {
             let wrong = Commit { delivery: 9, ..commit_of(lease, 0, version_of(lease), succeeded()) };

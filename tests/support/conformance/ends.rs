@@ -407,7 +407,7 @@ pub fn a_timeout_ends_the_run_and_its_rest_is_uncounted(make: Make) {
     let lease = executor.lease();
     let v1 = cofferdam::job::Version(lease.jobs[0].fence);
     let first = commit_of(&lease, 0, version_of(&lease), state(vec![set("k", "1")]));
-    let second = commit_of(&lease, 1, v1, Outcome::TimedOut);
+    let second = commit_of(&lease, 1, v1, Outcome::TimedOut(String::new()));
     let third = commit_of(&lease, 2, v1, succeeded());
     assert_eq!(executor.commits(vec![first, second, third]), [COMMITTED, COMMITTED, CommitResult::Fenced]);
     assert_eq!(

@@ -86,7 +86,9 @@ pub fn a_cancelled_delayed_head_frees_its_lane(make: Make) {
 pub fn a_result_later_than_a_cancel_takes_no_effect(make: Make) {
     let bench = Bench::new(make);
     let mut inbox = subscribe(&bench, 1);
-    for outcome in [state(vec![set("k", "late")]), failed(), retry(), crashed(), Outcome::TimedOut] {
+    for outcome in
+        [state(vec![set("k", "late")]), failed(), retry(), crashed(), Outcome::TimedOut(String::new())]
+    {
         let job = bench.submit_to("serial");
         let mut executor = bench.executor();
         let lease = executor.lease();
@@ -102,7 +104,7 @@ pub fn a_result_later_than_a_cancel_takes_no_effect(make: Make) {
 pub fn a_cancel_of_an_ended_job_changes_nothing(make: Make) {
     let bench = Bench::new(make);
     let mut executor = bench.executor();
-    for outcome in [succeeded(), failed(), Outcome::TimedOut] {
+    for outcome in [succeeded(), failed(), Outcome::TimedOut(String::new())] {
         let job = bench.submit_to("serial");
         let lease = executor.lease();
         assert_eq!(executor.say(&lease, 0, outcome), COMMITTED);
@@ -162,7 +164,7 @@ pub fn a_retry_is_a_new_life_at_the_lanes_tail(make: Make) {
     let mut executor = bench.executor();
     let original = bench.job("serial");
     let job = bench.submit(original.clone());
-    for end in [None, Some(failed()), Some(Outcome::TimedOut), Some(crashed())] {
+    for end in [None, Some(failed()), Some(Outcome::TimedOut(String::new())), Some(crashed())] {
         // A crash three times over, so that it is dead.
         for _ in 0..if end == Some(crashed()) { 3 } else { 1 } {
             bench.pass(Duration::from_secs(10));
@@ -230,7 +232,7 @@ pub fn each_life_has_one_end_and_one_doorbell(make: Make) {
     let job = bench.submit_to("serial");
     let mut executor = bench.executor();
     let mut ends = Vec::new();
-    for outcome in [failed(), Outcome::TimedOut, succeeded()] {
+    for outcome in [failed(), Outcome::TimedOut(String::new()), succeeded()] {
         let lease = executor.lease();
         let commit = super::commit_of(&lease, 0, version_of(&lease), outcome);
         let results = executor.commits(vec![commit.clone(), commit.clone(), commit]);

@@ -362,7 +362,7 @@ pub(super) fn all_to_broker() -> Vec<ToBroker> {
         Outcome::Failed(JobError::new(Code::HandlerFailed, "no")),
         Outcome::Retry("later".into(), None),
         Outcome::Crashed("oh".into()),
-        Outcome::TimedOut,
+        Outcome::TimedOut(String::new()),
     ];
     let outcome =
         |outcome| ToBroker::Outcome { job: JobId([1; 16]), delivery: 2, builds_on: Version(3), outcome };

@@ -1,0 +1,205 @@
+// Cofferdam from JavaScript: handlers as functions, and a client. One file, Node.js 18 or later, no packages.
+//
+// A worker program:
+//
+//     import { Retry, work } from "./cofferdam_worker.mjs";
+//
+//     work({
+//       resize(job) {
+//         if (job.delivery === 1) throw new Retry("not yet", 2);
+//         return { width: job.payload.width * 2 };
+//       },
+//     });
+//
+// with {"handlers": {"resize": {"command": ["node", "resize.mjs"], "mode": "worker"}}} in the configuration. What it prints
+// goes to the log with the job's id.
+//
+// A caller:
+//
+//     import { Client } from "./cofferdam_worker.mjs";
+//
+//     console.log(await new Client("http://127.0.0.1:8080").call("resize", { width: 2 }));
+import { randomUUID } from "node:crypto";
+import { writeSync } from "node:fs";
+import { createInterface } from "node:readline";
+import { setTimeout as sleep } from "node:timers/promises";
+
+/** It cannot be done: the job fails at once. */
+export class Fail extends Error {}
+
+/** Try again later: after so many seconds, or after the service's own backoff. */
+export class Retry extends Error {
+  constructor(why, after) {
+    super(why);
+    this.after = after;
+  }
+}
+
+/** A lane's state, or a trace's context: texts by name. What is changed takes effect when the job succeeds. */
+class Changes extends Map {
+  constructor(entries) {
+    super(Object.entries(entries));
+    this.before = new Map(this);
+  }
+
+  changed() {
+    return Object.fromEntries([...this].filter(([key, value]) => this.before.get(key) !== value));
+  }
+
+  removed() {
+    return [...this.before.keys()].filter((key) => !this.has(key));
+  }
+}
+
+/**
+ * What a handler is called with: id, delivery (1 is the first), fence (grows with every delivery of the deployment), handler, key
+ * (the ordering key or null), trace (a W3C traceparent), deadline (a Date), mediaType, payload (a JSON value, or a Buffer),
+ * state (a Map of texts; undefined unless the handler is ordered), context (a Map of texts, shared by the jobs of a trace).
+ */
+export class Job {
+  #submits = [];
+
+  constructor(question) {
+    const { id, delivery, fence, handler, key, trace } = question;
+    Object.assign(this, { id, delivery, fence, handler, key, trace });
+    this.deadline = new Date(question.deadline_ms);
+    this.mediaType = question.media_type;
+    this.payload = "payload" in question ? question.payload : Buffer.from(question.payload_base64, "base64");
+    this.state = question.state && new Changes(question.state);
+    this.context = new Changes(question.context);
+  }
+
+  /** Submits a job of the same trace when this one succeeds; the delay is in seconds, at most 7 days. */
+  submit(handler, payload, { key = null, delay = 0 } = {}) {
+    this.#submits.push({ handler, payload, key, delay_ms: Math.round(delay * 1000) });
+  }
+
+  answer(result) {
+    const ok = Buffer.isBuffer(result)
+      ? { ok_base64: result.toString("base64"), media_type: "application/octet-stream" }
+      : { ok: result ?? null };
+    const state = this.state ? { set: this.state.changed(), remove: this.state.removed() } : {};
+    return { id: this.id, ...ok, ...state, context_set: this.context.changed(), submit: this.#submits };
+  }
+}
+
+async function answerOf(question, handlers) {
+  const job = new Job(question);
+  const names = Object.keys(handlers);
+  const handler = handlers[job.handler] ?? (names.length === 1 ? handlers[names[0]] : undefined);
+  if (!handler) return { id: job.id, error: `this worker has no handler ${job.handler}` };
+  try {
+    return job.answer(await handler(job));
+  } catch (error) {
+    if (error instanceof Retry) {
+      const after = error.after === undefined ? {} : { retry_after_ms: Math.max(1, Math.round(error.after * 1000)) };
+      return { id: job.id, error: error.message, retry: true, ...after };
+    }
+    if (!(error instanceof Fail)) process.stderr.write(`${error?.stack ?? error}\n`);
+    return { id: job.id, error: String(error?.message ?? error) };
+  }
+}
+
+/** Does jobs until there are no more; handlers by name. */
+export async function work(handlers) {
+  // Whatever prints to standard output must not stand between the lines.
+  process.stdout.write = process.stderr.write.bind(process.stderr);
+  for await (const line of createInterface({ input: process.stdin })) {
+    const bytes = Buffer.from(JSON.stringify(await answerOf(JSON.parse(line), handlers)) + "\n");
+    for (let at = 0; at < bytes.length; ) {
+      try {
+        at += writeSync(1, bytes, at);
+      } catch (error) {
+        if (error.code !== "EAGAIN") throw error;
+      }
+    }
+  }
+}
+
+/** The service's answer is a problem document: status, code, detail, job (its id, if there is one). */
+export class Failed extends Error {
+  constructor(status, problem, job) {
+    super(`${problem.code ?? status}: ${problem.detail ?? ""}`);
+    Object.assign(this, { status, code: problem.code, detail: problem.detail, job, problem });
+  }
+}
+
+/** A caller. `patience` is for how many seconds an answer that says "later" (429, 503) is tried again. */
+export class Client {
+  constructor(url = "http://127.0.0.1:8080", { token, patience = 30 } = {}) {
+    Object.assign(this, { url: url.replace(/\/$/, ""), token, patience });
+  }
+
+  async #request(method, path, body, headers = {}) {
+    if (this.token) headers.Authorization = `Bearer ${this.token}`;
+    const until = Date.now() + this.patience * 1000;
+    for (;;) {
+      const answer = await fetch(this.url + path, { method, body, headers });
+      const bytes = Buffer.from(await answer.arrayBuffer());
+      if (answer.ok) return { answer, bytes };
+      let problem = { detail: bytes.toString() };
+      try {
+        problem = JSON.parse(bytes);
+      } catch {
+        // A proxy's own answer.
+      }
+      const [job, wait] = [answer.headers.get("cofferdam-job-id"), Number(answer.headers.get("retry-after")) * 1000];
+      // With an idempotency key asking again never runs it twice; without one only if no job was accepted.
+      const isSafe = "Idempotency-Key" in headers || job === null;
+      if (![429, 503].includes(answer.status) || !wait || !isSafe || Date.now() + wait >= until) {
+        throw new Failed(answer.status, problem, job);
+      }
+      await sleep(wait);
+    }
+  }
+
+  #post(handler, payload, { key, idempotencyKey, delay }, headers = {}) {
+    const isBytes = Buffer.isBuffer(payload);
+    headers["Content-Type"] = isBytes ? "application/octet-stream" : "application/json";
+    headers["Idempotency-Key"] = idempotencyKey ?? randomUUID();
+    if (key !== undefined) headers["Ordering-Key"] = key;
+    const query = delay ? `?delay_ms=${Math.round(delay * 1000)}` : "";
+    return this.#request("POST", `/v1/jobs/${handler}${query}`, isBytes ? payload : JSON.stringify(payload ?? null), headers);
+  }
+
+  /** Submits a job and waits for its result: a JSON value, or a Buffer. */
+  async call(handler, payload, options = {}) {
+    const { answer, bytes } = await this.#post(handler, payload, options);
+    return answer.headers.get("content-type")?.includes("json") ? JSON.parse(bytes) : bytes;
+  }
+
+  /** Submits a job; its id. */
+  async submit(handler, payload, options = {}) {
+    return JSON.parse((await this.#post(handler, payload, options, { Prefer: "respond-async" })).bytes).id;
+  }
+
+  /** A job's record; with `wait`, once it has ended or so many seconds are over. */
+  async record(job, wait = 0) {
+    return JSON.parse((await this.#request("GET", `/v1/jobs/${job}${wait ? `?wait=${wait}` : ""}`)).bytes);
+  }
+
+  /** The record of a job that has ended. */
+  async wait(job) {
+    for (;;) {
+      const record = await this.record(job, 10);
+      if (!["queued", "running"].includes(record.status)) return record;
+    }
+  }
+
+  /** A job that did not succeed gets a new life; its record. */
+  async retry(job) {
+    return JSON.parse((await this.#request("POST", `/v1/jobs/${job}/retry`)).bytes);
+  }
+
+  /** Cancels a job; its record. */
+  async cancel(job) {
+    return JSON.parse((await this.#request("DELETE", `/v1/jobs/${job}`)).bytes);
+  }
+
+  /** The results of many jobs, in order; one that failed is its problem document. */
+  async batch(handler, payloads) {
+    const lines = payloads.map((payload) => JSON.stringify(payload) + "\n").join("");
+    const { bytes } = await this.#request("POST", `/v1/batch/${handler}`, lines);
+    return bytes.toString().trimEnd().split("\n").map((line) => JSON.parse(line));
+  }
+}

@@ -1,0 +1,241 @@
+"""Cofferdam from Python: handlers as functions, and a client. One file, standard library only.
+
+A worker program::
+
+    from cofferdam_worker import Retry, handler, main
+
+    @handler
+    def resize(job):
+        if job.delivery == 1:
+            raise Retry("not yet", after=2.0)
+        return {"width": job.payload["width"] * 2}
+
+    main()
+
+with ``{"handlers": {"resize": {"command": ["python3", "resize.py"], "mode": "worker"}}}`` in the configuration. What it prints
+goes to the log with the job's id.
+
+A caller::
+
+    from cofferdam_worker import Client
+
+    client = Client("http://127.0.0.1:8080")
+    print(client.call("resize", {"width": 2}))
+"""
+
+import base64
+import http.client
+import json
+import os
+import sys
+import time
+import traceback
+import urllib.parse
+import uuid
+
+__all__ = ["Client", "Fail", "Failed", "Job", "Retry", "handler", "main"]
+
+
+class Fail(Exception):
+    """It cannot be done: the job fails at once."""
+
+
+class Retry(Exception):
+    """Try again later: after ``after`` seconds, or after the service's own backoff."""
+
+    def __init__(self, why, after=None):
+        super().__init__(why)
+        self.after = after
+
+
+class Changes(dict):
+    """A lane's state, or a trace's context: texts by name. What is changed takes effect when the job succeeds."""
+
+    def __init__(self, entries):
+        super().__init__(entries)
+        self._before = dict(self)
+
+    def changed(self):
+        return {key: value for key, value in self.items() if self._before.get(key) != value}
+
+    def removed(self):
+        return [key for key in self._before if key not in self]
+
+
+class Job:
+    """What a handler is called with.
+
+    id, delivery (1 is the first), fence (grows with every delivery of the deployment), handler, key (the ordering key or None),
+    trace (a W3C traceparent), deadline (Unix time in seconds), media_type, payload (a JSON value, or bytes),
+    state (texts by name; None unless the handler is ordered), context (texts by name, shared by the jobs of a trace).
+    """
+
+    def __init__(self, question):
+        self.id, self.delivery, self.fence = question["id"], question["delivery"], question["fence"]
+        self.handler, self.key, self.trace = question["handler"], question["key"], question["trace"]
+        self.deadline = question["deadline_ms"] / 1000
+        self.media_type = question["media_type"]
+        if "payload" in question:
+            self.payload = question["payload"]
+        else:
+            self.payload = base64.b64decode(question["payload_base64"])
+        self.state = Changes(question["state"]) if "state" in question else None
+        self.context = Changes(question["context"])
+        self._submits = []
+
+    def submit(self, handler, payload, key=None, delay=0.0):
+        """Submits a job of the same trace when this one succeeds; the delay is in seconds, at most 7 days."""
+        self._submits.append({"handler": handler, "payload": payload, "key": key, "delay_ms": round(delay * 1000)})
+
+    def _answer(self, result):
+        answer = {"id": self.id}
+        if isinstance(result, (bytes, bytearray)):
+            answer.update(ok_base64=base64.b64encode(result).decode(), media_type="application/octet-stream")
+        else:
+            answer["ok"] = result
+        if self.state is not None:
+            answer.update(set=self.state.changed(), remove=self.state.removed())
+        answer.update(context_set=self.context.changed(), submit=self._submits)
+        return {name: value for name, value in answer.items() if value or name in ("id", "ok", "ok_base64")}
+
+
+_handlers = {}
+
+
+def handler(function):
+    """Makes a function a handler, by its name. It returns a JSON value, or bytes."""
+    _handlers[function.__name__] = function
+    return function
+
+
+def _do(question):
+    job = Job(question)
+    only = next(iter(_handlers.values())) if len(_handlers) == 1 else None
+    function = _handlers.get(job.handler, only)
+    if function is None:
+        return {"id": job.id, "error": f"this worker has no handler {job.handler}"}
+    try:
+        return job._answer(function(job))
+    except Retry as retry:
+        answer = {"id": job.id, "error": str(retry), "retry": True}
+        if retry.after is not None:
+            answer["retry_after_ms"] = max(1, round(retry.after * 1000))
+        return answer
+    except Fail as fail:
+        return {"id": job.id, "error": str(fail)}
+    except Exception as error:  # noqa: BLE001: a handler may raise anything
+        traceback.print_exc()
+        return {"id": job.id, "error": f"{type(error).__name__}: {error}"}
+
+
+def main():
+    """Does jobs until there are no more."""
+    # Whatever prints to standard output must not stand between the lines.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    for line in sys.stdin.buffer:
+        answer = _do(json.loads(line))
+        sys.stdout.flush()
+        answers.write(json.dumps(answer).encode() + b"\n")
+        answers.flush()
+
+
+class Failed(Exception):
+    """The service's answer is a problem document: status, code, detail, job (its id, if there is one)."""
+
+    def __init__(self, status, problem, job=None, retry_after=None):
+        super().__init__(f"{problem.get('code', status)}: {problem.get('detail', '')}")
+        self.status, self.code, self.detail = status, problem.get("code"), problem.get("detail")
+        self.job, self.retry_after, self.problem = job, retry_after, problem
+
+
+class Client:
+    """A caller. ``patience`` is for how many seconds an answer that says "later" (429, 503) is tried again."""
+
+    def __init__(self, url="http://127.0.0.1:8080", token=None, patience=30.0):
+        parts = urllib.parse.urlsplit(url)
+        self._connect = lambda: http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=120)
+        self._token, self._patience = token, patience
+
+    def _request(self, method, path, body=None, headers=None):
+        headers = dict(headers or {})
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        until = time.monotonic() + self._patience
+        while True:
+            connection = self._connect()
+            try:
+                connection.request(method, path, body, headers)
+                answer = connection.getresponse()
+                data = answer.read()
+            finally:
+                connection.close()
+            if answer.status < 400:
+                return answer, data
+            try:
+                problem = json.loads(data)
+            except ValueError:
+                problem = {"detail": data.decode(errors="replace")}
+            job, wait = answer.headers.get("Cofferdam-Job-Id"), answer.headers.get("Retry-After")
+            wait = float(wait) if wait else None
+            # With an idempotency key asking again never runs it twice; without one only if no job was accepted.
+            is_safe = "Idempotency-Key" in headers or job is None
+            if answer.status in (429, 503) and wait is not None and is_safe and time.monotonic() + wait < until:
+                time.sleep(wait)
+                continue
+            raise Failed(answer.status, problem, job, wait)
+
+    @staticmethod
+    def _encoded(payload):
+        if isinstance(payload, (bytes, bytearray)):
+            return bytes(payload), "application/octet-stream"
+        return json.dumps(payload).encode(), "application/json"
+
+    @staticmethod
+    def _decoded(answer, data):
+        return json.loads(data) if "json" in answer.headers.get("Content-Type", "") else data
+
+    def _post(self, handler, payload, key, idempotency_key, delay, headers):
+        body, headers["Content-Type"] = self._encoded(payload)[0], self._encoded(payload)[1]
+        headers["Idempotency-Key"] = idempotency_key or uuid.uuid4().hex
+        if key is not None:
+            headers["Ordering-Key"] = key
+        query = f"?delay_ms={round(delay * 1000)}" if delay else ""
+        return self._request("POST", f"/v1/jobs/{handler}{query}", body, headers)
+
+    def call(self, handler, payload=None, key=None, idempotency_key=None, delay=0.0):
+        """Submits a job and waits for its result: a JSON value, or bytes."""
+        return self._decoded(*self._post(handler, payload, key, idempotency_key, delay, {}))
+
+    def submit(self, handler, payload=None, key=None, idempotency_key=None, delay=0.0):
+        """Submits a job; its id."""
+        answer = self._post(handler, payload, key, idempotency_key, delay, {"Prefer": "respond-async"})
+        return json.loads(answer[1])["id"]
+
+    def record(self, job, wait=0):
+        """A job's record; with ``wait``, once it has ended or so many seconds are over."""
+        return json.loads(self._request("GET", f"/v1/jobs/{job}" + (f"?wait={wait}" if wait else ""))[1])
+
+    def wait(self, job, timeout=None):
+        """The record of a job that has ended."""
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            record = self.record(job, wait=10 if until is None else max(1, min(10, round(until - time.monotonic()))))
+            if record["status"] not in ("queued", "running"):
+                return record
+            if until is not None and time.monotonic() >= until:
+                raise TimeoutError(f"{job} is {record['status']}")
+
+    def retry(self, job):
+        """A job that did not succeed gets a new life; its record."""
+        return json.loads(self._request("POST", f"/v1/jobs/{job}/retry")[1])
+
+    def cancel(self, job):
+        """Cancels a job; its record."""
+        return json.loads(self._request("DELETE", f"/v1/jobs/{job}")[1])
+
+    def batch(self, handler, payloads):
+        """The results of many jobs, in order; one that failed is its problem document."""
+        lines = b"".join(self._encoded(payload)[0] + b"\n" for payload in payloads)
+        data = self._request("POST", f"/v1/batch/{handler}", lines)[1]
+        return [json.loads(line) for line in data.splitlines()]

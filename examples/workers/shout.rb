@@ -1,0 +1,16 @@
+#!/usr/bin/env ruby
+# A worker in Ruby: a JSON line a job in, a JSON line out. docs/workers.md says what stands in them.
+require "json"
+
+$stdout.sync = true
+$stdin.each_line do |line|
+  job = JSON.parse(line)
+  text = job["payload"]["text"] if job["payload"].is_a?(Hash)
+  if text.is_a?(String)
+    seen = job["state"].fetch("seen", "0").to_i + 1
+    answer = { id: job["id"], ok: { seen: seen, text: text.upcase }, set: { seen: seen.to_s } }
+  else
+    answer = { id: job["id"], error: "text is missing" }
+  end
+  puts JSON.generate(answer)
+end

@@ -1,0 +1,781 @@
+//! Programs as handlers, with real ones: what they are given, what their ends mean, and that nothing of them is left.
+//!
+//! It guards rows H of the faults: exit codes, floods, deaf and forking programs, workers that break the protocol, killed
+//! executors.
+
+#[path = "support/program.rs"]
+mod program;
+#[path = "support/service.rs"]
+mod service;
+
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
+
+use program::{Folder, cofferdam, command, run, shown};
+use serde_json::{Value, json};
+use service::{Answer, PATIENCE, Service, all_children, caller, holdings, kill, running, until};
+
+const JSON: &str = "Content-Type: application/json";
+
+/// A handler's setting.
+fn handler(name: &str, options: &Value) -> String {
+    format!("handlers.{name}={options}")
+}
+
+/// In scripts `600.` seconds are this test program's own: its processes are told from those of another.
+fn own(script: &str) -> String {
+    script.replace("600.", &format!("1{}.", std::process::id()))
+}
+
+/// A shell script as a handler, with more options.
+fn sh(name: &str, script: &str, more: Value) -> String {
+    let mut options = json!({"command": ["sh", "-c", own(script)]});
+    for (key, value) in more.as_object().expect("options") {
+        options[key] = value.clone();
+    }
+    handler(name, &options)
+}
+
+fn start(sets: &[String]) -> Service {
+    Service::start(&sets.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+fn post(service: &Service, handler: &str, body: impl AsRef<[u8]>) -> Answer {
+    service.request("POST", &format!("/v1/jobs/{handler}"), &[JSON], body)
+}
+
+/// Processes that have this word in their command line.
+fn with_word(word: &str) -> Vec<i32> {
+    let word = own(word);
+    let entries = std::fs::read_dir("/proc").expect("there is a /proc").flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let has = |pid: &i32| {
+        let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        words.split(|byte| *byte == 0).any(|one| one == word.as_bytes())
+    };
+    pids.filter(has).collect()
+}
+
+#[track_caller]
+fn none_left(word: &str) {
+    until(&format!("no process has {word}"), PATIENCE, || with_word(word).is_empty().then_some(()));
+}
+
+/// Zombies among a process's children.
+fn zombies(pid: u32) -> usize {
+    let is_zombie = |child: &u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'))
+    };
+    all_children(pid).iter().filter(|child| is_zombie(child)).count()
+}
+
+#[test]
+fn h3_each_end_of_a_program_has_its_meaning() {
+    let once = json!({"max_deliveries": 1});
+    let service = start(&[
+        sh("exits", "read n; echo \"says $n\" >&2; exit $n", once.clone()),
+        sh("dies", "read s; kill -$s $$", once.clone()),
+        sh("json", "echo ' {\"a\": 1}'", once.clone()),
+        sh("bytes", "printf '\\377not json'", once),
+        sh(
+            "again",
+            "test $COFFERDAM_DELIVERY = 3 || exit 75; echo $COFFERDAM_DELIVERY",
+            json!({
+                "retry": {"base_ms": 1, "max_ms": 1}
+            }),
+        ),
+        handler("cat", &json!({"command": ["cat"]})),
+    ]);
+    let exits = |code: &str| post(&service, "exits", format!("{code}\n"));
+    assert_eq!((exits("0").status, exits("0").text().as_str()), (200, ""));
+    for code in ["1", "126", "127", "255"] {
+        let answer = exits(code);
+        assert_eq!(answer.code(), "handler_failed", "{answer:?}");
+        let detail = answer.json()["detail"].as_str().expect("text").to_owned();
+        assert!(detail.starts_with(&format!("exit code {code}; ran ")), "{detail}");
+        assert!(detail.ends_with(&format!("last words: says {code}")), "{detail}");
+    }
+    let retried = exits("75");
+    assert_eq!(
+        (retried.code(), &retried.json()["cause"]),
+        ("dead_lettered".into(), &json!("retries_exhausted"))
+    );
+    for signal in ["SEGV", "KILL", "TERM"] {
+        let answer = post(&service, "dies", format!("{signal}\n"));
+        assert_eq!(
+            (answer.code(), &answer.json()["cause"]),
+            ("dead_lettered".into(), &json!("handler_crashed"))
+        );
+        assert!(answer.text().contains(&format!("SIG{signal}")), "{answer:?}");
+    }
+    let answer = post(&service, "json", "");
+    assert_eq!(
+        (answer.header("content-type"), answer.text().as_str()),
+        (Some("application/json"), " {\"a\": 1}\n")
+    );
+    let answer = post(&service, "bytes", "");
+    assert_eq!(answer.header("content-type"), Some("application/octet-stream"));
+    assert_eq!(answer.body, b"\xffnot json");
+    assert_eq!(post(&service, "again", "").text(), "3\n");
+    let large = vec![b'x'; 1 << 20];
+    assert!(post(&service, "cat", &large).body == large, "input and output do not wait for each other");
+}
+
+#[test]
+fn h4_a_program_that_cannot_be_started_is_named_by_check_and_at_the_start_and_by_its_job() {
+    let folder = Folder::new();
+    let script = |name: &str, text: &str, mode: u32| {
+        let path = folder.file(name, text);
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).expect("our own file");
+        path.display().to_string()
+    };
+    let plain = script("plain", "#!/bin/sh\n", 0o644);
+    let lost = script("lost", "#!/no/such/shell\n", 0o755);
+    let env = script("env", "#!/usr/bin/env no-such-language\n", 0o755);
+    let empty = script("empty", "#!\n", 0o755);
+    let here = folder.path("").display().to_string();
+    for (command_of, why) in [
+        (json!({"command": ["no-such-program"]}), "no-such-program is not in PATH"),
+        (json!({"command": ["/no/such"]}), "/no/such: No such file"),
+        (json!({"command": [here]}), "is no file"),
+        (json!({"command": [plain]}), "plain is not executable"),
+        (json!({"command": [lost]}), "its interpreter: /no/such/shell"),
+        (json!({"command": [env]}), "its interpreter: no-such-language is not in PATH"),
+        (json!({"command": [empty]}), "names no interpreter"),
+        (json!({"command": ["true"], "dir": "/no/such"}), "dir: /no/such is no directory"),
+        (json!({"command": ["true"], "user": "no-such-user"}), "user: "),
+    ] {
+        for role in [&["check"][..], &["serve"], &["batch", "--handler", "echo"]] {
+            let set = handler("prog", &command_of);
+            let output = run(&mut command(&cofferdam(), [role, &["--set", &set]].concat()), b"");
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(2), "{}", shown(&output));
+            assert!(said.contains("handlers.prog: ") && said.contains(why), "{why}: {said}");
+        }
+    }
+    // What was there at the start may go.
+    let goes = script("goes", "#!/bin/sh\n", 0o755);
+    let service = start(&[
+        handler("goes", &json!({"command": [goes], "max_deliveries": 1})),
+        handler("works", &json!({"command": [goes], "mode": "worker", "max_deliveries": 1})),
+    ]);
+    assert_eq!(post(&service, "goes", "1").status, 200);
+    std::fs::remove_file(folder.path("goes")).expect("our own file");
+    let answer = post(&service, "goes", "1");
+    assert!(
+        answer.code() == "handler_failed" && answer.text().contains("goes cannot be started"),
+        "{answer:?}"
+    );
+    let answer = post(&service, "works", "1");
+    assert!(
+        answer.code() == "dead_lettered" && answer.text().contains("goes cannot be started"),
+        "{answer:?}"
+    );
+}
+
+#[test]
+fn h5_a_program_that_ignores_sigterm_is_killed_after_its_grace_and_its_error_says_what_it_was() {
+    let deaf = "trap '' TERM; echo here it is >&2; while :; do sleep 600.51; done";
+    let limits = json!({"timeout_ms": 300, "stop_grace_ms": 400, "limits": {"cpu_seconds": 9}});
+    let polite = "trap 'echo bye >&2; exit 0' TERM; while :; do sleep 0.02; done";
+    let service = start(&[
+        sh("deaf", deaf, limits.clone()),
+        sh("polite", polite, limits),
+        sh("cancelled", "exec sleep 600.52", json!({"cancel_on_disconnect": true})),
+    ]);
+    let begun = Instant::now();
+    let answer = post(&service, "deaf", "1");
+    let took = begun.elapsed();
+    assert_eq!(answer.code(), "handler_timed_out", "{answer:?}");
+    assert!((700..1_200).contains(&took.as_millis()), "{took:?}");
+    let detail = answer.json()["detail"].as_str().expect("text").to_owned();
+    for words in [
+        "the handler's timeout passed: ended by signal 9 (SIGKILL); why: timeout, SIGKILL after stop_grace_ms; ran 0.7",
+        " processor 0.",
+        ", peak memory ",
+        r#"limits {"cpu_seconds":9}"#,
+        "last words: here it is",
+    ] {
+        assert!(detail.contains(words), "no {words:?} in {detail}");
+    }
+    let begun = Instant::now();
+    let answer = post(&service, "polite", "1");
+    assert!(begun.elapsed() < Duration::from_millis(650), "{:?}", begun.elapsed());
+    let detail = answer.json()["detail"].as_str().expect("text").to_owned();
+    assert!(answer.code() == "handler_timed_out" && detail.contains("why: timeout, SIGTERM"), "{detail}");
+    assert!(detail.ends_with("bye"), "{detail}");
+    none_left("600.51");
+
+    // A cancelled job's program, and one whose last caller has left.
+    let id = service.submit("/v1/jobs/cancelled", &[], "1");
+    service.record_when(&id, "running");
+    until("it runs", PATIENCE, || (!with_word("600.52").is_empty()).then_some(()));
+    assert_eq!(service.request("DELETE", &format!("/v1/jobs/{id}"), &[], "").status, 200);
+    none_left("600.52");
+    let left = caller(&service, "/v1/jobs/cancelled", "1");
+    until("it runs", PATIENCE, || (!with_word("600.52").is_empty()).then_some(()));
+    drop(left);
+    none_left("600.52");
+    running(&service, 0);
+}
+
+#[test]
+fn h6_what_a_program_leaves_behind_holds_up_no_answer_and_is_gone() {
+    let service = start(&[
+        sh("group", "sleep 600.61 & sleep 600.61 & echo 1", json!({})),
+        // Twice removed, in a session of its own, standard output open; the second with an empty environment besides.
+        sh("daemon", "setsid sh -c 'sleep 600.62 & sleep 600.62' & echo 2; sleep 0.1", json!({})),
+        sh("clean", "env -i setsid sh -c 'sleep 600.63 & sleep 600.63' & echo 3; sleep 0.1", json!({})),
+        sh(
+            "slow",
+            "sleep 600.64 & setsid sh -c 'sleep 600.64; sleep 600.64' & wait",
+            json!({
+                "timeout_ms": 300, "stop_grace_ms": 100
+            }),
+        ),
+        sh("killed", "setsid sleep 600.65 & sleep 0.05; kill -9 $$", json!({"max_deliveries": 1})),
+    ]);
+    for (name, word, says) in
+        [("group", "600.61", "1\n"), ("daemon", "600.62", "2\n"), ("clean", "600.63", "3\n")]
+    {
+        let begun = Instant::now();
+        assert_eq!(post(&service, name, "").text(), says);
+        assert!(begun.elapsed() < Duration::from_secs(2), "{name}: {:?}", begun.elapsed());
+        none_left(word);
+    }
+    assert_eq!(post(&service, "slow", "").code(), "handler_timed_out");
+    none_left("600.64");
+    assert_eq!(post(&service, "killed", "").code(), "dead_lettered");
+    none_left("600.65");
+    // What one program leaves is told from what another, which still runs, has started.
+    let service = start(&[
+        sh(
+            "runs",
+            "(setsid sleep 600.66 &); sleep 1; pgrep -f 'sleep 600.66' > /dev/null && echo there",
+            json!({}),
+        ),
+        sh("short", "true", json!({})),
+    ]);
+    let mut runs = caller(&service, "/v1/jobs/runs", "");
+    until("its daemon runs", PATIENCE, || (!with_word("600.66").is_empty()).then_some(()));
+    (0..5).for_each(|_| assert_eq!(post(&service, "short", "").status, 200));
+    assert_eq!(runs.read().text(), "there\n");
+    none_left("600.66");
+    until("no zombie", PATIENCE, || (zombies(service.child("executor")) == 0).then_some(()));
+}
+
+#[test]
+fn h7_floods_are_capped_killed_and_named_and_take_no_memory() {
+    let flood = |to: &str| format!("exec head -c 1000000000 /dev/zero >&{to}");
+    let service = start(&[
+        sh("out", &flood("1"), json!({"stop_grace_ms": 60_000})),
+        sh("err", &flood("2"), json!({"stop_grace_ms": 60_000, "max_output_bytes": 100_000})),
+        sh("exact", "head -c 1048576 /dev/zero", json!({})),
+    ]);
+    assert_eq!(post(&service, "exact", "").body.len(), 1 << 20, "as much as it may");
+    let peak = || {
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", service.child("executor"))).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number")
+    };
+    let before = peak();
+    for (name, most) in [("out", "1048576"), ("err", "100000")] {
+        let begun = Instant::now();
+        let answer = post(&service, name, "");
+        assert_eq!(answer.code(), "handler_failed", "{answer:?}");
+        assert!(answer.text().contains("limit: more than max_output_bytes"), "{most}: {answer:?}");
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    }
+    let grown = peak() - before;
+    assert!(grown < 2_048, "{grown} KiB more");
+}
+
+#[test]
+fn h8_a_program_need_not_read_its_input_nor_keep_its_output_open() {
+    let service = start(&[
+        sh("deaf", "echo 1; sleep 0.05", json!({})),
+        sh("closes", "exec <&-; sleep 0.05; echo 2", json!({})),
+        sh("mute", "echo 3; exec >&-; sleep 0.1", json!({})),
+        sh("half", "head -c 10; sleep 0.05", json!({})),
+    ]);
+    let large = vec![b'x'; 1 << 20];
+    for (name, says) in [("deaf", "1\n"), ("closes", "2\n"), ("mute", "3\n"), ("half", "xxxxxxxxxx")] {
+        let answer = post(&service, name, &large);
+        assert_eq!((answer.status, answer.text().as_str()), (200, says), "{name}");
+    }
+}
+
+/// What each kind of payload makes this worker do; else it counts in its state.
+const WORKER: &str = r#"
+import json, os, sys, time
+def say(text):
+    sys.stdout.buffer.write(text if isinstance(text, bytes) else text.encode()); sys.stdout.flush()
+for line in sys.stdin:
+    job = json.loads(line)
+    what, me = job.get("payload"), {"id": job["id"]}
+    answer = json.dumps({**me, "ok": os.getpid()}) + "\n"
+    if what == "utf8": say(b'{"id":"\xff"}\n')
+    elif what == "garbage": say("no json\n")
+    elif what == "list": say("[]\n")
+    elif what == "unknown": say(json.dumps({**me, "okay": 1}) + "\n")
+    elif what == "both": say(json.dumps({**me, "ok": 1, "error": "x"}) + "\n")
+    elif what == "neither": say(json.dumps(me) + "\n")
+    elif what == "half": say(answer[:10]); sys.exit(0)
+    elif what == "two": say(answer + answer)
+    elif what == "later": say(answer); time.sleep(0.05); say(answer)
+    elif what == "id": say(json.dumps({"id": "0" * 32, "ok": 1}) + "\n")
+    elif what == "silence": time.sleep(600)
+    elif what == "exit": sys.exit(3)
+    elif what == "abort": os.abort()
+    elif what == "long": say("x" * 2000000 + "\n")
+    elif what == "closes": os.close(1); time.sleep(600)
+    elif what == "fail": say(json.dumps({**me, "error": "no"}) + "\n")
+    elif what == "retry": say(json.dumps({**me, "error": "later", "retry": True} if job["delivery"] < 3 else {**me, "ok": job["delivery"]}) + "\n")
+    elif what == "after": say(json.dumps({**me, "error": "later", "retry_after_ms": 1} if job["delivery"] < 2 else {**me, "ok": "now"}) + "\n")
+    elif what == "null": say(json.dumps({**me, "ok": None}) + "\n")
+    elif what == "bytes": say(json.dumps({**me, "ok_base64": "/wA=", "media_type": "image/png"}) + "\n")
+    elif what == "not64": say(json.dumps({**me, "ok_base64": "!"}) + "\n")
+    elif what == "question": say(json.dumps({**me, "ok": job}) + "\n")
+    elif what == "progress": say(json.dumps({**me, "progress": 1}) + "\n" + json.dumps({**me, "progress": {"a": 2}}) + "\n" + answer)
+    elif what == "words": print("a word", file=sys.stderr, flush=True); say(answer)
+    elif what == "state": say(json.dumps({**me, "ok": 1, "set": {"n": "1"}}) + "\n")
+    elif what == "submits": say(json.dumps({**me, "ok": 1, "context_set": {"from": "a"}, "submit": [{"handler": "seen", "payload": "context"}]}) + "\n")
+    elif what == "nobody": say(json.dumps({**me, "ok": 1, "submit": [{"handler": "no-such", "payload": 1}]}) + "\n")
+    else: say(answer)
+"#;
+
+#[test]
+fn h9_a_worker_that_breaks_the_protocol_is_replaced_and_the_next_job_is_right() {
+    let folder = Folder::new();
+    let path = folder.file("worker.py", WORKER).display().to_string();
+    let options = |more: Value| {
+        let mut options = json!({
+            "command": ["/usr/bin/env", "python3", path], "mode": "worker", "max_deliveries": 3,
+            "retry": {"base_ms": 1, "max_ms": 1}, "timeout_ms": 10_000, "stop_grace_ms": 50,
+            "env": {"PATH": std::env::var("PATH").unwrap_or_default()},
+        });
+        for (key, value) in more.as_object().expect("options") {
+            options[key] = value.clone();
+        }
+        options
+    };
+    let service = start(&[
+        handler("work", &options(json!({}))),
+        handler("brief", &options(json!({"timeout_ms": 300}))),
+        handler("spent", &options(json!({"max_jobs": 2}))),
+        handler("idle", &options(json!({"idle_ms": 100}))),
+    ]);
+    let ask = |what: &str| post(&service, "work", json!(what).to_string());
+    let pid = || post(&service, "work", "1").text();
+    let first = pid();
+    assert_eq!(pid(), first, "one worker does both");
+    for (what, code, words) in [
+        ("utf8", "handler_failed", "not UTF-8"),
+        ("garbage", "handler_failed", "no answer"),
+        ("list", "handler_failed", "no answer"),
+        ("unknown", "handler_failed", "unknown field `okay`"),
+        ("both", "handler_failed", "one of ok, ok_base64, error, progress"),
+        ("neither", "handler_failed", "one of ok, ok_base64, error, progress"),
+        ("long", "handler_failed", "max_output_bytes"),
+        ("half", "dead_lettered", "before it answered: exit code 0"),
+        ("id", "dead_lettered", "answers another job"),
+        ("exit", "dead_lettered", "before it answered: exit code 3"),
+        ("abort", "dead_lettered", "SIGABRT"),
+    ] {
+        let before = pid();
+        let answer = ask(what);
+        assert_eq!(answer.code(), code, "{what}: {answer:?}");
+        assert!(answer.text().contains(words), "{what}: {answer:?}");
+        let after = pid();
+        assert_ne!(after, before, "{what}: it is replaced");
+    }
+    // A second answer harms nobody: neither its own job nor the next.
+    for what in ["two", "later"] {
+        let before = pid();
+        assert_eq!(ask(what).text(), before, "{what}");
+        std::thread::sleep(Duration::from_millis(100));
+        assert_ne!(pid(), before, "{what}: it is replaced");
+    }
+    for what in ["silence", "closes"] {
+        let answer = post(&service, "brief", json!(what).to_string());
+        assert_eq!(answer.code(), "handler_timed_out", "{what}: {answer:?}");
+        assert_eq!(post(&service, "brief", "1").status, 200);
+    }
+    for (what, code, words) in [
+        ("fail", "handler_failed", r#""detail":"no""#),
+        ("not64", "handler_failed", "not base64"),
+        ("state", "handler_failed", "only an ordered handler"),
+        ("nobody", "handler_failed", "there is no handler no-such"),
+    ] {
+        let before = pid();
+        let answer = ask(what);
+        assert!(answer.code() == code && answer.text().contains(words), "{what}: {answer:?}");
+        assert_eq!(pid(), before, "{what} is an answer: it stays");
+    }
+    assert_eq!((ask("retry").text(), ask("after").text()), ("3".into(), "\"now\"".into()));
+    assert_eq!((ask("null").text(), ask("progress").text()), ("null".into(), pid()));
+    let answer = ask("bytes");
+    assert_eq!((answer.header("content-type"), &*answer.body), (Some("image/png"), &[0xff, 0][..]));
+    let question = ask("question").json();
+    for (field, value) in
+        [("handler", json!("work")), ("key", Value::Null), ("delivery", json!(1)), ("context", json!({}))]
+    {
+        assert_eq!(question[field], value, "{question}");
+    }
+    assert_eq!((&question["media_type"], question.get("state")), (&json!("application/json"), None));
+    assert!(question["fence"].is_u64() && question["deadline_ms"].is_u64(), "{question}");
+    // A payload over several lines, and one that is no JSON.
+    assert_eq!(post(&service, "work", "\n\"question\"\r\n\n").json()["payload"], "question");
+    ask("words");
+    let said = |log: &str| {
+        log.lines().any(|line| line.contains("process.stderr") && line.ends_with("text=\"a word\""))
+    };
+    until("its words are told", PATIENCE, || said(&service.stderr()).then_some(()));
+    let spent: Vec<String> = (0..4).map(|_| post(&service, "spent", "1").text()).collect();
+    assert!(spent[0] == spent[1] && spent[1] != spent[2] && spent[2] == spent[3], "{spent:?}");
+    let idle = post(&service, "idle", "1").text();
+    until("it is ended", PATIENCE, || {
+        (!std::path::Path::new(&format!("/proc/{idle}")).exists()).then_some(())
+    });
+    let ended = service.stop();
+    assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
+    none_left(&path);
+}
+
+/// Of what descriptors lead to, in this process, those that a child has, too: whoever started the tests left them open.
+fn inherited() -> Vec<String> {
+    let entries = std::fs::read_dir("/proc/self/fd").expect("a /proc").flatten();
+    let is_passed_on = |number: &str| {
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap_or_default();
+        let flags =
+            info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap_or("0").trim().to_owned();
+        i64::from_str_radix(&flags, 8).unwrap_or(0) & 0o2_000_000 == 0
+    };
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter(|number| is_passed_on(number)).collect()
+}
+
+#[test]
+fn h10_a_program_finds_no_environment_descriptor_or_memory_of_ours() {
+    let look = "env | grep -v '^PWD=' | sort; ls /proc/self/fd; ulimit -n; ulimit -c; grep NoNewPrivs /proc/self/status";
+    let service = start(&[
+        sh("look", look, json!({"env": {"OWN": "value", "COFFERDAM_JOB_ID": "forged"}})),
+        sh("peek", "cat /proc/$PPID/environ /proc/$PPID/mem", json!({"max_deliveries": 1})),
+    ]);
+    let answer = service.request(
+        "POST",
+        "/v1/jobs/look",
+        &["traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"],
+        "",
+    );
+    let id = answer.header("cofferdam-job-id").expect("an id").to_owned();
+    let text = answer.text();
+    let (environment, rest) = text.split_once("\n0\n").expect("descriptors");
+    let names: Vec<&str> =
+        environment.lines().map(|line| line.split('=').next().unwrap_or_default()).collect();
+    let expected = [
+        "COFFERDAM_DELIVERY",
+        "COFFERDAM_FENCE",
+        "COFFERDAM_HANDLER",
+        "COFFERDAM_JOB_ID",
+        "OWN",
+        "PATH",
+        "TRACEPARENT",
+    ];
+    assert_eq!(names, expected, "{text}");
+    assert!(
+        environment.contains(&format!("COFFERDAM_JOB_ID={id}")),
+        "a program's own variables are not its job's"
+    );
+    assert!(environment.contains("TRACEPARENT=00-0af7651916cd43dd8448eb211c80319c-"), "{text}");
+    let mut lines: Vec<&str> = rest.lines().collect();
+    assert_eq!(lines.pop(), Some("NoNewPrivs:\t1"), "{text}");
+    assert_eq!((lines.pop(), lines.pop()), (Some("0"), Some("1024")), "{text}");
+    // `ls` has the folder open.
+    let ours = inherited();
+    let more: Vec<&&str> = lines
+        .iter()
+        .filter(|fd| !["1", "2", "3"].contains(fd) && !ours.contains(&(**fd).to_owned()))
+        .collect();
+    assert!(more.is_empty(), "{more:?} besides {ours:?}");
+    if !rustix::process::geteuid().is_root() {
+        let answer = post(&service, "peek", "");
+        assert!(
+            answer.code() == "handler_failed" && answer.text().contains("ermission denied"),
+            "{answer:?}"
+        );
+    }
+}
+
+#[test]
+fn h10_a_program_of_another_user_is_that_user_and_looks_into_nothing_of_ours() {
+    if !rustix::process::geteuid().is_root() {
+        return println!("SKIPPED: only root can start processes as another user");
+    }
+    let service = start(&[
+        sh("who", "id -u; id -G; test -r /proc/$PPID/environ || echo closed", json!({"user": "nobody"})),
+        sh(
+            "works",
+            "read line; id -u >&2; exit 3",
+            json!({"user": "nobody", "mode": "worker", "max_deliveries": 1}),
+        ),
+    ]);
+    let nobody = String::from_utf8(run(&mut command("/usr/bin/id".as_ref(), ["-u", "nobody"]), b"").stdout)
+        .expect("a number");
+    let group = String::from_utf8(run(&mut command("/usr/bin/id".as_ref(), ["-g", "nobody"]), b"").stdout)
+        .expect("a number");
+    assert_eq!(post(&service, "who", "").text(), format!("{nobody}{group}closed\n"), "and no other group");
+    assert!(post(&service, "works", "1").text().contains(&format!("last words: {}", nobody.trim())));
+}
+
+#[test]
+fn h11_limits_end_the_program_alone() {
+    let eat = "import sys; b = bytearray(8 << 30); print(len(b))";
+    let user = if rustix::process::geteuid().is_root() { json!("nobody") } else { Value::Null };
+    let mut bomb =
+        json!({"timeout_ms": 1_000, "stop_grace_ms": 100, "limits": {"processes": 40, "cpu_seconds": 2}});
+    if !user.is_null() {
+        bomb["user"] = user;
+    }
+    let service = start(&[
+        handler(
+            "eats",
+            &json!({
+                "command": ["/usr/bin/env", "python3", "-c", eat], "limits": {"memory_mb": 512}, "max_deliveries": 1,
+                "env": {"PATH": std::env::var("PATH").unwrap_or_default()},
+            }),
+        ),
+        sh("spins", "while :; do :; done", json!({"limits": {"cpu_seconds": 1}, "max_deliveries": 1})),
+        sh("bomb", "f() { sleep 600.71 & f | f; }; f", bomb),
+        sh(
+            "files",
+            "exec 3</dev/null 4</dev/null; echo more",
+            json!({"limits": {"open_files": 4}, "max_deliveries": 1}),
+        ),
+    ]);
+    let executor = service.child("executor");
+    let answer = post(&service, "eats", "");
+    assert!(answer.code() == "handler_failed" && answer.text().contains("MemoryError"), "{answer:?}");
+    assert!(
+        answer.json()["detail"].as_str().is_some_and(|text| text.contains(r#"limits {"memory_mb":512}"#)),
+        "{answer:?}"
+    );
+    let answer = post(&service, "spins", "");
+    assert!(answer.text().contains("SIGXCPU: limits.cpu_seconds"), "{answer:?}");
+    let answer = post(&service, "bomb", "");
+    assert!(["handler_timed_out", "handler_failed"].contains(&&*answer.code()), "{answer:?}");
+    none_left("600.71");
+    assert_eq!(post(&service, "files", "").code(), "handler_failed");
+    assert_eq!(service.child("executor"), executor, "it felt nothing");
+}
+
+#[test]
+fn h12_the_programs_of_a_killed_executor_or_service_are_gone_with_it() {
+    let script = "sleep 600.81 & setsid sleep 600.81 & sleep 600.81; echo 1";
+    let set = sh("long", script, json!({"stop_grace_ms": 50}));
+    let service = start(&[set.clone(), "runtime.platform.lifecycle.restart.backoff_ms=1".into()]);
+    let left = caller(&service, "/v1/jobs/long", "");
+    until("all of it runs", PATIENCE, || (with_word("600.81").len() == 3).then_some(()));
+    let before = with_word("600.81");
+    kill(service.child("executor"));
+    // The job comes again, with a program of its own.
+    until("the first is gone", PATIENCE, || {
+        let now = with_word("600.81");
+        before.iter().all(|pid| !now.contains(pid)).then_some(())
+    });
+    until("it runs again", PATIENCE, || (with_word("600.81").len() == 3).then_some(()));
+    drop(left);
+    // A drain whose deadline has passed.
+    let ended = service.stop();
+    assert_eq!(ended.status.code(), Some(4), "{}", ended.stderr);
+    none_left("600.81");
+}
+
+#[test]
+fn h12_a_worker_ends_with_a_service_that_stops() {
+    let service = start(&[sh(
+        "asked",
+        "while read line; do id=$(echo \"$line\" | cut -d'\"' -f4); echo \"{\\\"id\\\":\\\"$id\\\",\\\"ok\\\":82}\"; done; echo end >&2",
+        json!({"mode": "worker"}),
+    )]);
+    assert_eq!(post(&service, "asked", "1").text(), "82");
+    let begun = Instant::now();
+    let ended = service.stop();
+    assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_thousand_killed_jobs_leave_no_process_zombie_descriptor_thread_or_file() {
+    let script = "sleep 600.91 & setsid sleep 600.91 & exec sleep 600.91";
+    let service = start(&[
+        sh("killed", script, json!({"timeout_ms": 30, "stop_grace_ms": 10})),
+        "runtime.platform.queue.capacity=2000".into(),
+    ]);
+    assert_eq!(post(&service, "killed", "").code(), "handler_timed_out");
+    let executor = service.child("executor");
+    none_left("600.91");
+    let of_threads = |pid: u32| std::fs::read_dir(format!("/proc/{pid}/task")).expect("it runs").count();
+    let (before, threads) = (holdings(executor), of_threads(executor));
+    for _ in 0..1_000 {
+        service.submit("/v1/jobs/killed", &[], "");
+    }
+    until("all have ended", Duration::from_secs(60), || {
+        let ended = service.metric("jobs_finished_total{handler=\"killed\",status=\"timed_out\"}");
+        (ended == 1_001.0).then_some(())
+    });
+    none_left("600.91");
+    until("nothing is left", PATIENCE, || {
+        (zombies(executor) == 0 && zombies(service.pid) == 0 && holdings(executor).0 <= before.0)
+            .then_some(())
+    });
+    assert_eq!((service.child("executor"), of_threads(executor)), (executor, threads));
+}
+
+#[test]
+fn h9_a_slow_program_within_its_concurrency_starves_nobody() {
+    let service = start(&[
+        sh("slow", "sleep 0.2", json!({"concurrency": 2})),
+        handler("cat", &json!({"command": ["cat"]})),
+    ]);
+    let slow: Vec<_> = (0..12).map(|_| service.submit("/v1/jobs/slow", &[], "")).collect();
+    let begun = Instant::now();
+    for _ in 0..5 {
+        assert_eq!(post(&service, "cat", "1").text(), "1");
+    }
+    assert!(begun.elapsed() < Duration::from_millis(800), "{:?}", begun.elapsed());
+    slow.iter().for_each(|id| _ = service.record_when(id, "succeeded"));
+    assert!(begun.elapsed() > Duration::from_millis(1_000), "two at a time");
+}
+
+#[test]
+fn ordering_state_context_follow_ups_and_dead_letters_are_those_of_functions() {
+    let folder = Folder::new();
+    let python = |name: &str, text: &str| {
+        let path = folder.file(name, text).display().to_string();
+        json!({
+            "command": ["/usr/bin/env", "python3", path], "mode": "worker",
+            "env": {"PATH": std::env::var("PATH").unwrap_or_default()},
+        })
+    };
+    let mut counts = python(
+        "counts.py",
+        r#"
+import json, sys
+for line in sys.stdin:
+    job = json.loads(line)
+    n = int(job["state"].get("n", "0")) + 1
+    if job["payload"] == "poison": print(json.dumps({"id": job["id"], "error": "no", "retry": True, "set": {"n": "99"}}), flush=True)
+    elif job["payload"] == "forget": print(json.dumps({"id": job["id"], "ok": n, "remove": ["n"]}), flush=True)
+    else: print(json.dumps({"id": job["id"], "ok": [job["key"], n], "set": {"n": str(n)}}), flush=True)
+"#,
+    );
+    counts["ordering"] = json!({"key": "/k"});
+    counts["max_deliveries"] = json!(2);
+    counts["retry"] = json!({"base_ms": 1, "max_ms": 1});
+    counts["on_dead"] = json!("park");
+    let mut tells = python("tells.py", WORKER);
+    tells["max_deliveries"] = json!(1);
+    let seen = r#"
+import json, sys
+for line in sys.stdin:
+    job = json.loads(line)
+    print("context", json.dumps(job["context"]), file=sys.stderr, flush=True)
+    print(json.dumps({"id": job["id"], "ok": job["context"]}), flush=True)
+"#;
+    let service = start(&[
+        handler("counts", &counts),
+        handler("tells", &tells),
+        handler("seen", &python("seen.py", seen)),
+    ]);
+    let keyed = |key: &str, body: &str| {
+        let key = format!("Ordering-Key: {key}");
+        service.request("POST", "/v1/jobs/counts", &[&key, JSON], body)
+    };
+    for (key, number) in [("a", 1), ("a", 2), ("b", 1), ("a", 3)] {
+        assert_eq!(keyed(key, "1").json(), json!([key, number]));
+    }
+    // It is dead, its lane waits until somebody has looked, and nothing of it took effect.
+    let dead = keyed("a", "\"poison\"");
+    assert_eq!((dead.code(), &dead.json()["cause"]), ("dead_lettered".into(), &json!("retries_exhausted")));
+    let waits = service.submit("/v1/jobs/counts", &["Ordering-Key: a", JSON], "1");
+    assert_eq!(keyed("b", "1").json(), json!(["b", 2]));
+    assert_eq!(service.record(&waits)["status"], "queued");
+    let id = dead.header("cofferdam-job-id").expect("an id");
+    assert_eq!(service.request("DELETE", &format!("/v1/jobs/{id}"), &[], "").status, 200);
+    assert_eq!(service.record_when(&waits, "succeeded")["result"], json!(["a", 4]));
+    assert_eq!(keyed("a", "\"forget\"").json(), json!(5));
+    assert_eq!(keyed("a", "1").json(), json!(["a", 1]));
+    // A crashed worker's state is the broker's.
+    kill(
+        u32::try_from(*with_word(&folder.path("counts.py").display().to_string()).last().expect("one runs"))
+            .expect("a pid"),
+    );
+    assert_eq!(keyed("a", "1").json(), json!(["a", 2]));
+    let key = ["Idempotency-Key: once", "Ordering-Key: a", JSON];
+    let first = service.request("POST", "/v1/jobs/counts", &key, "1").text();
+    assert_eq!(service.request("POST", "/v1/jobs/counts", &key, "1").text(), first);
+    assert_eq!(keyed("a", "1").json(), json!(["a", 4]));
+    // A follow-up of the same trace finds what was set in its context.
+    assert_eq!(post(&service, "tells", "\"submits\"").text(), "1");
+    let told = |log: &str| log.contains(r#"context {\"from\": \"a\"}"#);
+    until("the follow-up has run", PATIENCE, || told(&service.stderr()).then_some(()));
+    let lines = service.request("POST", "/v1/batch/seen", &[], "1\n2\n").text();
+    assert_eq!(lines, "{}\n{}\n");
+}
+
+#[test]
+fn run_does_one_job_and_prints_its_result_or_why_there_is_none() {
+    let folder = Folder::new();
+    let state = folder.file("state.json", r#"{"n":"41"}"#).display().to_string();
+    let payload = folder.file("payload", "hello").display().to_string();
+    let sets = [
+        sh(
+            "count",
+            r#"read line; id=$(echo "$line" | cut -d'"' -f4); echo "{\"id\":\"$id\",\"ok\":1,\"set\":{\"n\":\"42\"}}""#,
+            json!({"mode": "worker", "ordering": "serial"}),
+        ),
+        sh("fails", "echo why >&2; exit 3", json!({})),
+        sh("slow", "exec sleep 600.95", json!({"timeout_ms": 200, "stop_grace_ms": 100})),
+        handler("keyed", &json!({"command": ["true"], "ordering": {"key": "/k"}})),
+    ];
+    let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+    let tried = |arguments: &[&str], input: &str| {
+        run(&mut command(&cofferdam(), [&["run"], arguments, &sets].concat()), input.as_bytes())
+    };
+    let said = |output: &std::process::Output| String::from_utf8_lossy(&output.stderr).into_owned();
+    let output = tried(&["echo"], "hi");
+    assert_eq!((output.status.code(), &*output.stdout), (Some(0), &b"hi"[..]), "{}", shown(&output));
+    let output = tried(&["echo", "--payload", &payload], "");
+    assert_eq!(&*output.stdout, b"hello", "{}", shown(&output));
+    let output = tried(&["count", "--state", &state], "1");
+    assert_eq!((output.status.code(), &*output.stdout), (Some(0), &b"1"[..]), "{}", shown(&output));
+    assert!(said(&output).contains(r#""state":{"n":"42"}"#), "{}", shown(&output));
+    let output = tried(&["fails"], "");
+    assert!(
+        output.status.code() == Some(1) && said(&output).contains("run: failed: exit code 3"),
+        "{}",
+        shown(&output)
+    );
+    let output = tried(&["slow"], "");
+    assert!(
+        output.status.code() == Some(1) && said(&output).contains("run: timed_out: ended by signal 15"),
+        "{}",
+        shown(&output)
+    );
+    none_left("600.95");
+    for (arguments, why) in [
+        (&["nobody"][..], "there is no handler nobody"),
+        (&["keyed"], "there is no ordering key"),
+        (&["echo", "--payload", "/no/such"], "--payload /no/such"),
+        (&["count", "--state", &payload], "a JSON object of texts"),
+        (&[], "run needs the name of a handler"),
+    ] {
+        let output = tried(arguments, "1");
+        assert!(output.status.code() == Some(2) && said(&output).contains(why), "{why}: {}", shown(&output));
+    }
+    let output = tried(&["keyed", "--key", "a"], "1");
+    assert_eq!(output.status.code(), Some(0), "{}", shown(&output));
+}
