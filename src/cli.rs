@@ -17,7 +17,7 @@ use crate::exit::{Exit, complain, ended, say};
 use crate::observe::{job_event, log_writer};
 use crate::ports::Fitness;
 use crate::process::control_socket::Role;
-use crate::process::exec_shim;
+use crate::process::{exec_shim, hygiene};
 use crate::{roles, usage};
 
 /// Names the config file where `--config` does not.
@@ -211,6 +211,13 @@ fn deploy(
     deployment.platform().process_groups.iter().try_for_each(|group| deployment.account(group).map(drop))?;
     let wrong =
         deployment.vet_programs(|group| groups.is_none_or(|groups| groups.iter().any(|one| one == group)));
+    let left_open = if deployment.has_programs() { hygiene::left_open() } else { Vec::new() };
+    if !left_open.is_empty() {
+        complain(&format!(
+            "warning: whoever started this left descriptors open, which programs will have, too: {}",
+            left_open.join(", ")
+        ));
+    }
     if !wrong.is_empty() {
         return Err(format!("these programs cannot be run:\n  {}", wrong.join("\n  ")));
     }

@@ -231,6 +231,11 @@ impl Deployment {
         program::end(&self.programs, Duration::from_millis(all.unwrap_or(0)));
     }
 
+    /// True if some handlers are programs.
+    pub fn has_programs(&self) -> bool {
+        !self.programs.is_empty()
+    }
+
     /// How long the programs of a group may take to stop.
     pub fn stops_within_ms(&self, group: usize) -> u64 {
         let of_group = self.specs.iter().filter(|spec| spec.group == group);

@@ -30,8 +30,13 @@ pub fn peak_kib(pid: i32) -> Option<u64> {
 
 /// A field of `/proc/{who}/status`.
 pub fn field(who: &str, name: &str) -> Option<String> {
-    let status = fs::read_to_string(format!("/proc/{who}/status")).ok()?;
-    status.lines().find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()))
+    field_of(&format!("{who}/status"), name)
+}
+
+/// A line of a file in `/proc`, behind its name.
+pub fn field_of(file: &str, name: &str) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/{file}")).ok()?;
+    text.lines().find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()))
 }
 
 /// The value of a variable of the environment that a process was started with.

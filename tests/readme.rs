@@ -73,6 +73,11 @@ fn u12_every_command_of_the_tour_does_what_the_text_says_in_its_order() {
     assert_eq!(replayed, [false, true]);
     assert_eq!(of("step"), [r#"{"account":"A","step":1}"#, "step 2"]);
     assert_eq!(of(r"1\n2\n3"), ["1\n2\n3\n", "1\n2\n3\n"]);
+    assert_eq!(of("/v1/jobs/sort"), ["a\nb\n"]);
+    let shouted: Vec<serde_json::Value> =
+        of("shout").iter().map(|text| serde_json::from_str(text).expect("JSON")).collect();
+    let once = serde_json::json!({"seen": 1, "text": "HELLO"});
+    assert_eq!(shouted, [once.clone(), once]);
     assert_eq!(of("fund_load")[0].lines().count(), 1_000);
     assert!(of("check")[0].contains("web.max_inflight = 100 (from --set)"));
 }

@@ -116,6 +116,20 @@ pub fn data() -> Box<dyn Write + Send> {
     DATA.get().map_or_else(|| Box::new(std::io::stdout()) as _, |file| Box::new(file) as _)
 }
 
+/// Descriptors that whoever started this process left open for its children: programs have them, too.
+pub fn left_open() -> Vec<String> {
+    const CLOSE_ON_EXEC: u32 = 0o2_000_000;
+    let entries = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let numbers = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let is_passed_on = |number: &String| {
+        let flags = process_table::field_of(&format!("self/fdinfo/{number}"), "flags:");
+        let flags = flags.and_then(|flags| u32::from_str_radix(&flags, 8).ok());
+        number.parse().is_ok_and(|number: u32| number > 2)
+            && flags.is_some_and(|flags| flags & CLOSE_ON_EXEC == 0)
+    };
+    numbers.filter(is_passed_on).collect()
+}
+
 /// Signals as bytes on sockets that an event loop can watch.
 pub struct Signals {
     /// SIGTERM and SIGINT: a byte each.
