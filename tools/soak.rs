@@ -33,6 +33,7 @@ use soak_faults::{Attacker, EXECUTORS, HEARTBEAT, Kind, get, within};
 use soak_ledger::{
     EXIT, Ending, INVARIANTS, LEFT, Ledger, MEMORY, ONCE, Random, Round, SECRETS, TERMINAL, locked,
 };
+use soak_service::{TALLY, with_words};
 
 const USAGE: &str = "usage: tools/soak [--minutes N] [--seconds N] [--seed S] [--debug] [--no-build]";
 const MINUTES_MAX: u64 = 24 * 60;
@@ -196,6 +197,11 @@ impl Soak {
         }
     }
 
+    /// The worker program behind `tally`, with a word that no other process has.
+    fn tally(&self) -> [String; 4] {
+        ["sh".into(), "-c".into(), TALLY.into(), self.folder.display().to_string()]
+    }
+
     fn start(&self, channel_port: u16, debug: bool) -> Service {
         let sets = [
             ("web.bind", json!("127.0.0.1:0")),
@@ -217,6 +223,9 @@ impl Soak {
             ("runtime.platform.reply.awaited_ttl_seconds", json!(5)),
             ("runtime.platform.reply.result_ttl_seconds", json!(20)),
             ("runtime.platform.lifecycle.graceful_timeout_ms", json!(DRAIN_MS)),
+            // Idle ones are gone when what a round holds is looked at.
+            ("handlers.tally", json!({"command": self.tally(), "mode": "worker", "idle_ms": 300})),
+            ("handlers.cat", json!({"command": ["cat"]})),
             ("runtime.platform.execution_ipc.bind_port", json!(channel_port)),
             ("runtime.platform.execution_ipc.heartbeat_ms", json!(HEARTBEAT.as_millis() as u64)),
             ("runtime.platform.execution_ipc.auth.secret_file", json!(self.folder.join("secret"))),
@@ -309,7 +318,8 @@ impl Soak {
         let mut caller = Caller::new(round, usize::MAX, 0);
         let mut last_number = |handler: &str, lane: &str| {
             let body = json!({"key": lane, "id": "last"}).to_string();
-            let answer = caller.ask("POST", &format!("/v1/jobs/{handler}"), &[], &body);
+            let json = "Content-Type: application/json";
+            let answer = caller.ask("POST", &format!("/v1/jobs/{handler}"), &[json], &body);
             answer.and_then(|answer| answer.json()["n"].as_u64()).unwrap_or(0)
         };
         let given = round.lanes(round.life().unwrap_or(0));
@@ -339,7 +349,7 @@ impl Soak {
                     .broken(ONCE, &format!("{handler}: {effects} effects of {commits} successful jobs"));
             }
         }
-        for handler in ["echo", "count", "tally", "flaky"] {
+        for handler in ["echo", "count", "tally", "flaky", "cat"] {
             let accepted = sum(&format!("jobs_submitted_total{{handler=\"{handler}\"}}"));
             let finished = sum(&format!("jobs_finished_total{{handler=\"{handler}\","));
             if accepted != finished {
@@ -347,7 +357,7 @@ impl Soak {
             }
         }
         for status in ["dead", "failed", "timed_out"] {
-            for handler in ["echo", "sleep", "count", "tally", "flaky"] {
+            for handler in ["echo", "sleep", "count", "tally", "flaky", "cat"] {
                 let ended = sum(&format!("jobs_finished_total{{handler=\"{handler}\",status=\"{status}\"}}"));
                 if ended > 0 {
                     self.ledger.broken(TERMINAL, &format!("{ended} jobs of {handler} ended as {status}"));
@@ -387,6 +397,10 @@ impl Soak {
         let left: Vec<u32> = locked(&round.pids).iter().copied().filter(|pid| is_ours(*pid)).collect();
         if !left.is_empty() {
             self.ledger.broken(LEFT, &format!("processes {left:?} outlived their service"));
+        }
+        let programs = || with_words(&self.tally());
+        if !within(SETTLED, || programs().is_empty()) {
+            self.ledger.broken(LEFT, &format!("programs {:?} outlived their service", programs()));
         }
         if let Err(error) = TcpListener::bind(round.address) {
             self.ledger.broken(LEFT, &format!("the port is still taken: {error}"));

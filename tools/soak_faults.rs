@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use super::service::{Answer, Client, Service, is_alive, kill, request, signal};
+use super::service::{Answer, Client, Service, all_children, is_alive, kill, request, signal};
 use super::soak_callers::{CALLERS, burst, connect};
 use super::soak_ledger::{BY_ITSELF, RECOVERY, Random, Round, STRANGER, TERMINAL, locked};
 
@@ -96,7 +96,7 @@ impl<'a> Attacker<'a> {
     }
 
     pub fn attack(&mut self, kind: Kind) {
-        let choice = self.random.within(0, if kind == Kind::Steady { 15 } else { 20 });
+        let choice = self.random.within(0, if kind == Kind::Steady { 16 } else { 21 });
         let (what, taken) = match choice {
             0..3 => self.kill_executors(1),
             3 => self.kill_executors(EXECUTORS),
@@ -110,8 +110,9 @@ impl<'a> Attacker<'a> {
             11 => self.burst(),
             12 => self.mass_hang_up(),
             13..15 => self.poison(),
-            15..18 => self.kill_web(),
-            18 => self.kill_web_and_an_executor(),
+            15 => self.kill_programs(),
+            16..19 => self.kill_web(),
+            19 => self.kill_web_and_an_executor(),
             _ => self.stop_web_until_it_is_replaced(),
         };
         self.recovered(&what, &taken);
@@ -137,6 +138,16 @@ impl<'a> Attacker<'a> {
         // On a loaded machine one that was killed counts as running for a moment.
         within(TAKEN_AS_DEAD, || !killed.iter().any(|pid| is_alive(*pid)));
         (format!("{count} executors killed"), Taken { executors: killed, web: false })
+    }
+
+    /// Whatever programs an executor has just now.
+    fn kill_programs(&mut self) -> (String, Taken) {
+        let executor = self.an_executor();
+        let programs = all_children(executor);
+        self.log(&format!("kill programs {programs:?} of {executor}"));
+        programs.iter().for_each(|pid| kill(*pid));
+        self.round.ledger.add("kills of a program", programs.len() as u64);
+        (format!("{} programs killed", programs.len()), Taken::default())
     }
 
     /// A job that ends its process, again and again until it is dead. Everybody else's job succeeds: their callers see to that.
