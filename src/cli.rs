@@ -13,7 +13,7 @@ use crate::config::{self, Loaded, SinkMode, Source};
 use crate::deployment::{Deployment, own_options};
 use crate::execution::program::EXEC;
 use crate::execution::{Registry, WorkerStart, running_job};
-use crate::exit::{Exit, complain, ended, say};
+use crate::exit::{Exit, answer, complain, ended, say};
 use crate::observe::{job_event, log_writer};
 use crate::ports::Fitness;
 use crate::process::control_socket::Role;
@@ -74,12 +74,10 @@ fn run(arguments: &[String], program: &Program) -> Result<Exit, String> {
     if wants_help || command == "help" {
         let of = if command == "help" { arguments.get(1).map_or("", |of| of) } else { command };
         let page = usage::page(of).map(|page| page.replace("cofferdam", name));
-        say(std::io::stdout(), &page.unwrap_or_else(overview));
-        return Ok(Exit::Done);
+        return Ok(answer(&page.unwrap_or_else(overview)));
     }
     if matches!(command, "--version" | "-V") {
-        say(std::io::stdout(), &format!("{name} {version}\n"));
-        return Ok(Exit::Done);
+        return Ok(answer(&format!("{name} {version}\n")));
     }
     let mut options = Options::new(&arguments[1..]);
     if let Some(role) = Role::parse(command).filter(|_| options.flag("--supervised")) {
@@ -314,20 +312,19 @@ fn run_job(options: &mut Options, program: &Program) -> Result<Exit, String> {
 fn check(options: &mut Options, program: &Program) -> Result<Exit, String> {
     if options.flag("--reference") {
         options.finish()?;
-        say(std::io::stdout(), &config::reference());
-        return Ok(Exit::Done);
+        return Ok(answer(&config::reference()));
     }
     let as_json = options.flag("--json");
     let loaded = options.load(&program.registry)?;
     let text =
         if as_json { format!("{:#}\n", config::normalised(&loaded)) } else { config::summary(&loaded) };
-    say(std::io::stdout(), &text);
+    let said = answer(&text);
     match deploy(&loaded, program, None)?.1 {
-        Some(Fitness::Fit(promise)) if !as_json => say(std::io::stdout(), &format!("{promise}\n")),
+        Some(Fitness::Fit(promise)) if !as_json => return Ok(answer(&format!("{promise}\n"))),
         Some(Fitness::Away(why)) => return Ok(ended(Err(format!("the backend cannot be reached: {why}")))),
         Some(Fitness::Fit(_) | Fitness::Unfit(_)) | None => {}
     }
-    Ok(Exit::Done)
+    Ok(said)
 }
 
 fn keygen(options: &mut Options) -> Result<Exit, String> {

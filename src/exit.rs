@@ -19,6 +19,17 @@ pub enum Exit {
     CutOff = 4,
 }
 
+/// Prints what was asked for; that it cannot be written is a failure. A reader that has seen enough is none.
+pub(crate) fn answer(text: &str) -> Exit {
+    let mut out = std::io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            ended(Err(format!("standard output: {error}")))
+        }
+        _ => Exit::Done,
+    }
+}
+
 /// Prints to a standard stream; a closed one is no reason to panic.
 pub(crate) fn say(mut out: impl Write, text: &str) {
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());

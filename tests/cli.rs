@@ -388,6 +388,23 @@ fn a_closed_standard_output_is_no_panic() {
     }
 }
 
+#[test]
+fn what_was_asked_for_and_cannot_be_written_is_a_failure() {
+    for arguments in [
+        &["--help"][..],
+        &["--version"],
+        &["serve", "--help"],
+        &["check"],
+        &["check", "--json"],
+        &["check", "--reference"],
+    ] {
+        let full = std::fs::File::options().write(true).open("/dev/full").expect("a full device");
+        let output = wait(cli(arguments).stdout(full).spawn().expect("the binary"));
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {}", shown(&output));
+        assert!(stderr(&output).contains("standard output: No space left"), "{}", shown(&output));
+    }
+}
+
 // --- keygen ---
 
 fn is_secret(text: &str) -> bool {

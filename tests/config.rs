@@ -820,6 +820,9 @@ fn u10_a_variable_that_is_a_key_but_for_its_underscores_is_told() {
     assert_eq!(warnings, ["COFFERDAM_WEB_BIND means nothing; COFFERDAM_WEB__BIND would set web.bind"]);
     let deep = accepted(&environment("COFFERDAM_RUNTIME_PLATFORM_QUEUE_RETRY_BASE_MS")).warnings;
     assert!(deep[0].contains("COFFERDAM_RUNTIME__PLATFORM__QUEUE__RETRY__BASE_MS"), "{deep:?}");
+    for name in ["COFFERDAM_CONIFG", "COFFERDAM_FOO", "COFFERDAM_", "COFFERDAM_WEB"] {
+        assert_eq!(accepted(&environment(name)).warnings, [format!("{name} means nothing")]);
+    }
     for name in ["COFFERDAM_WEB__BIND", "COFFERDAM_CONFIG", "COFFERDAM_JOB_ID", "OTHER_WEB_BIND"] {
         assert_eq!(accepted(&environment(name)).warnings, [""; 0], "{name}");
     }

@@ -965,6 +965,22 @@ fn lists_are_newest_first_and_filtered() {
     assert_eq!(pages, newest);
 }
 
+/// Beyond the bound, too: else the job would run twice at once.
+fn a_key_whose_job_has_not_ended_is_kept() {
+    let service = Service::start(&["runtime.platform.reply.idempotency_keys=2"]);
+    let submit = |key: &str, ms: u64| {
+        service.submit("/v1/jobs/sleep", &[&format!("Idempotency-Key: {key}")], format!(r#"{{"ms":{ms}}}"#))
+    };
+    let first = submit("first", 1_500);
+    for key in 0..5 {
+        let id = submit(&format!("other-{key}"), 1);
+        service.record_when(&id, "succeeded");
+    }
+    assert_eq!(submit("first", 1_500), first);
+    let record = service.record_when(&first, "succeeded");
+    assert_eq!(record["deliveries"], 1, "{record}");
+}
+
 #[test]
 fn u1_an_idempotency_key_outlives_its_record_and_many_other_requests_without_a_second_run() {
     let few = r#"runtime.platform.reply.retain={"records":20,"bytes":1000000,"failed_records":20,"failed_bytes":1000000}"#;
@@ -992,6 +1008,7 @@ fn u1_an_idempotency_key_outlives_its_record_and_many_other_requests_without_a_s
     assert_problem(&ask("order-17", "another"), 422, "idempotency_mismatch");
     assert_eq!((before, submitted()), (201.0, 201.0), "no second run");
     assert_eq!(service.metric("idempotency_keys"), 101.0);
+    a_key_whose_job_has_not_ended_is_kept();
     assert_eq!(service.metric("idempotency_evicted_total"), 0.0);
 }
 

@@ -348,6 +348,16 @@ fn s3_what_stands_in_a_lanes_place_stops_that_lane_alone_and_fences_do_not_leave
         assert_eq!(held.jobs[0].spec.id, free, "{key}");
         assert!(finish(&mut executor, &held, "1"));
         assert!(lease(&mut executor).is_none());
+        // Whoever submits there meets it, too: accepted, and waiting with the lane.
+        let (waits, free) = (deployment.submit("serial"), deployment.submit("free"));
+        let held = lease(&mut executor).expect("others go on");
+        assert_eq!(held.jobs[0].spec.id, free, "{key}");
+        assert!(finish(&mut executor, &held, "1"));
+        assert!(lease(&mut executor).is_none());
+        assert_eq!(deployment.status(waits), Some(JobStatus::Queued));
+        let stats = deployment.broker.stats().expect("the server is there");
+        let parked: usize = stats.handlers.iter().map(|handler| handler.parked).sum();
+        assert!(stats.forged[1] > 0 && parked == 1, "{key}: {:?}, {parked} parked", stats.forged);
         redis::cmd("FLUSHALL").exec(&mut deployment.raw).expect("the server is there");
         executor = deployment.executor();
     }

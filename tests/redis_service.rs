@@ -649,8 +649,7 @@ fn u7_what_a_batch_has_on_redis_goes_with_it_however_it_ends() {
     }
 }
 
-#[test]
-fn u7_a_backend_that_refuses_for_good_ends_a_batch_with_its_reason() {
+fn a_batch_ends_with_its_reason(harm: &dyn Fn(&Server), words: &[&str]) {
     let server = Server::start(&[]);
     let deployment = Deployment::on(&server);
     let mut command = deployment.command(&cofferdam(), "batch", &[]);
@@ -660,12 +659,33 @@ fn u7_a_backend_that_refuses_for_good_ends_a_batch_with_its_reason() {
     let mut first = [0; 15];
     child.stdout.as_mut().expect("its output").read_exact(&mut first).expect("the first result");
     // Everything is submitted by now, so that nothing but the silence tells.
-    let _: () = server.ask(&["CONFIG", "SET", "requirepass", "changed"]);
+    harm(&server);
     let begun = Instant::now();
     let output = program::wait(child);
     drop(stdin);
-    assert_said(&output, 1, &["cofferdam: the backend: redis: ", "password_file"]);
+    assert_said(&output, 1, words);
     assert!(begun.elapsed() < Duration::from_secs(25), "it took {:?}", begun.elapsed());
+}
+
+#[test]
+fn u7_a_backend_that_refuses_for_good_ends_a_batch_with_its_reason() {
+    let harms: [(&(dyn Fn(&Server) + Sync), &[&str]); 3] = [
+        (
+            &|server| server.tell(&["CONFIG", "SET", "requirepass", "changed"]),
+            &["cofferdam: the backend: redis: ", "password_file"],
+        ),
+        (
+            &|server| server.tell(&["ACL", "SETUSER", "default", "-fcall"]),
+            &["cofferdam: the backend: redis: ", "fcall", "ACL line"],
+        ),
+        (
+            &|server| server.tell(&["FLUSHALL"]),
+            &["cofferdam: the backend: it has lost jobs that it had accepted"],
+        ),
+    ];
+    std::thread::scope(|scope| {
+        harms.map(|(harm, words)| scope.spawn(|| a_batch_ends_with_its_reason(harm, words)));
+    });
 }
 
 #[test]

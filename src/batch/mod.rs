@@ -21,9 +21,9 @@ use crate::deployment::Backend;
 use crate::entropy::Entropy;
 use crate::exit::Exit;
 use crate::handler::{HandlerSpec, Ordering};
-use crate::job::{InstanceId, Trace};
+use crate::job::{InstanceId, JobId, Trace};
 use crate::ndjson::Pump;
-use crate::ports::{Ends, Fitness, JobEnded, Producer};
+use crate::ports::{Ends, Fitness, JobEnded, Producer, Viewer};
 use crate::process::hygiene;
 use progress::Progress;
 
@@ -207,7 +207,9 @@ impl Parts<'_> {
                 }
                 (Ok(()), None) => {}
             }
-            let unheard = if is_quiet { silence.says(self.fitness) } else { None };
+            let one = || pump.jobs_in_flight().into_iter().min();
+            let is_lost = |job| matches!(producer.record(&Viewer::anonymous(), job), Ok(None));
+            let unheard = if is_quiet { silence.says(self.fitness, one, is_lost) } else { None };
             if let Some(reason) = (self.failed)().or(unheard) {
                 return Err(BatchError::Failed(reason));
             }
@@ -343,7 +345,12 @@ struct Silence {
 
 impl Silence {
     /// Why no line will be heard of any more, if it is so.
-    fn says(&mut self, fitness: &dyn Fn() -> Result<Option<Fitness>, String>) -> Option<String> {
+    fn says(
+        &mut self,
+        fitness: &dyn Fn() -> Result<Option<Fitness>, String>,
+        in_flight: impl Fn() -> Option<JobId>,
+        is_lost: impl Fn(JobId) -> bool,
+    ) -> Option<String> {
         const EVERY: Duration = Duration::from_secs(5);
         if self.asked.elapsed() < EVERY {
             return None;
@@ -351,7 +358,10 @@ impl Silence {
         let bad = match fitness() {
             Ok(Some(Fitness::Unfit(why))) | Err(why) => Some((why, EVERY)),
             Ok(Some(Fitness::Away(why))) => Some((why, AWAY_FOR_GOOD)),
-            Ok(Some(Fitness::Fit(_)) | None) => None,
+            // A server that was flushed, or came back without its data.
+            Ok(Some(Fitness::Fit(_)) | None) => in_flight()
+                .filter(|job| is_lost(*job))
+                .map(|job| (format!("it has lost jobs that it had accepted, {job} among them"), EVERY)),
         };
         self.asked = Instant::now();
         self.bad_since = bad.is_some().then(|| self.bad_since.unwrap_or(self.asked));

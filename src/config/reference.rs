@@ -52,8 +52,17 @@ pub(super) fn meant(at: &str, name: &str, beside: &[Key]) -> Option<String> {
         return None;
     }
     let like = beside.iter().map(|key| (distance(key.name, name), key.name)).min();
-    let like = like.filter(|(distance, _)| *distance <= 1 + name.len() / 3).map(|(_, like)| inside(at, like));
+    let like = like.filter(|(distance, _)| *distance <= 1 + name.len() / 3).map(|(_, like)| like);
+    // Half a name, or more than one.
+    let half = || beside.iter().map(|key| key.name).find(|key| is_part(key, name) || is_part(name, key));
+    let like = like.or_else(half).map(|like| inside(at, like));
     like.or_else(|| paths().into_iter().find(|path| path.rsplit('.').next() == Some(name)))
+}
+
+/// A name that another begins with, or one that stands in it between underscores.
+fn is_part(part: &str, of: &str) -> bool {
+    const SHORTEST: usize = 3;
+    part.len() >= SHORTEST && (of.starts_with(part) || of.split('_').any(|word| word == part))
 }
 
 /// Characters to insert, remove or replace to make one name of the other (Levenshtein).
@@ -84,6 +93,9 @@ mod tests {
             ("web", "bnd", "web", Some("web.bind")),
             ("web", "bnt", "web", Some("web.bind")),
             ("web", "max_inflght", "web", Some("web.max_inflight")),
+            ("web", "bind_address", "web", Some("web.bind")),
+            ("web", "inflight", "web", Some("web.max_inflight")),
+            ("web", "bi", "web", None),
             ("", "queue", "", Some("runtime.platform.queue")),
             ("web", "sink_mode", "web", Some("runtime.ordering.sink_mode")),
             ("web", "colour", "web", None),

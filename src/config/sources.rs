@@ -36,6 +36,9 @@ pub struct Loaded {
     pub warnings: Vec<String>,
 }
 
+/// Behind `COFFERDAM_`: the name of the config file, and what a program is told of its job.
+const NO_KEYS: [&str; 6] = ["CONFIG", "JOB_ID", "DELIVERY", "FENCE", "HANDLER", "WORKER"];
+
 type Origins = BTreeMap<String, Origin>;
 
 /// Reads, merges and checks everything; an error is all that is wrong, in one list. `handlers` are the registered
@@ -55,9 +58,14 @@ pub fn load(source: &Source, handlers: &OwnOptions) -> Result<Loaded, Vec<Issue>
             let path = rest.to_ascii_lowercase().replace("__", ".");
             let origin = Origin::Environment(name.clone());
             layers.push((nested(&path, value, &origin, &mut issues), origin));
-        } else if let Some(path) = reference::paths().iter().find(|path| in_capitals(path, "_") == *rest) {
-            let meant = in_capitals(path, "__");
-            warnings.push(format!("{name} means nothing; COFFERDAM_{meant} would set {path}"));
+        } else if !NO_KEYS.contains(&rest) {
+            let paths = reference::paths();
+            let means = |path: &&String| path.contains('.') && in_capitals(path, "_") == *rest;
+            let meant = paths
+                .iter()
+                .find(means)
+                .map(|path| format!("; COFFERDAM_{} would set {path}", in_capitals(path, "__")));
+            warnings.push(format!("{name} means nothing{}", meant.unwrap_or_default()));
         }
     }
     for set in &source.sets {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use log::{Level, LevelFilter};
 
-use super::idempotency::{Bound, Keys, Scope};
+use super::idempotency::{Bound, Keys};
 use super::kv::Maps;
 use super::records::{Place, Retention};
 use crate::clock::Timestamp;
@@ -329,12 +329,6 @@ impl Broker {
         Submitted::New
     }
 
-    /// What an idempotency key is bound to now.
-    fn known_key(&mut self, scope: &Scope, now: Timestamp) -> Option<Bound> {
-        self.expire_keys(now);
-        self.idempotency.get(scope)
-    }
-
     fn accept(&mut self, handler: usize, new: NewJob, is_follow_up: bool, now: Timestamp) {
         let queue = &mut self.handlers[handler];
         queue.figures.submitted += 1;
@@ -373,7 +367,8 @@ impl Broker {
         if let Some(Idempotency { key, fingerprint }) = new.idempotency {
             let JobSpec { owner, handler, .. } = &*entry.record.spec;
             let scope = (owner.clone(), handler.clone(), key);
-            evicts = self.idempotency.bind(scope, Bound { job: new.id, fingerprint }, now);
+            let has_ended = |id| self.jobs.get(&id).is_none_or(Entry::has_ended);
+            evicts = self.idempotency.bind(scope, Bound { job: new.id, fingerprint }, now, has_ended);
         }
         self.jobs.insert(new.id, entry);
         if evicts {

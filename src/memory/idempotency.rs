@@ -47,15 +47,22 @@ impl Keys {
         self.bound.get(scope).copied()
     }
 
-    /// Binds a key that is not bound. True: it took the place of the oldest one, which should be said.
-    pub(super) fn bind(&mut self, scope: Scope, bound: Bound, now: Timestamp) -> bool {
+    /// Binds a key that is not bound. True: it took the place of the oldest one whose job has ended, which should be said.
+    pub(super) fn bind(
+        &mut self,
+        scope: Scope,
+        bound: Bound,
+        now: Timestamp,
+        has_ended: impl Fn(JobId) -> bool,
+    ) -> bool {
         const SAY_EVERY: Duration = Duration::from_secs(60);
+        let is_evicted = self.bound.len() >= self.most && self.drop_oldest(now, has_ended);
         self.order.push_back((now.plus(self.ttl), scope.clone()));
         self.bound.insert(scope, bound);
-        if self.bound.len() <= self.most {
+        if !is_evicted {
             return false;
         }
-        self.evicted += u64::from(self.drop_oldest());
+        self.evicted += 1;
         let is_to_be_said = self.said_at.is_none_or(|at| now.since(at) >= SAY_EVERY);
         self.said_at = if is_to_be_said { Some(now) } else { self.said_at };
         is_to_be_said
@@ -73,7 +80,16 @@ impl Keys {
         }
     }
 
-    fn drop_oldest(&mut self) -> bool {
-        self.order.pop_front().is_some_and(|(_, scope)| self.bound.remove(&scope).is_some())
+    /// A key whose job has not ended is kept, beyond the bound too: there are no more of those than jobs may wait and run.
+    fn drop_oldest(&mut self, now: Timestamp, has_ended: impl Fn(JobId) -> bool) -> bool {
+        const LOOKS: usize = 64;
+        for _ in 0..LOOKS.min(self.order.len()) {
+            let Some((_, scope)) = self.order.pop_front() else { break };
+            if self.bound.get(&scope).is_none_or(|bound| has_ended(bound.job)) {
+                return self.bound.remove(&scope).is_some();
+            }
+            self.order.push_back((now.plus(self.ttl), scope));
+        }
+        false
     }
 }

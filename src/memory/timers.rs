@@ -2,14 +2,21 @@
 
 use std::time::Duration;
 
-use super::broker::{Broker, ConsumerId, Lease};
+use super::broker::{Broker, ConsumerId, Entry, Lease};
 use super::deliver::AFFINITY_SCAN;
+use super::idempotency::{Bound, Scope};
 use crate::clock::{Timestamp, micros};
 use crate::job::JobId;
 use crate::limits::{LANE_AFFINITY, REVOKED_LEASES};
 
 /// How often expired maps are freed.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
+impl Entry {
+    pub(super) fn has_ended(&self) -> bool {
+        self.record.status.is_terminal()
+    }
+}
 
 impl Broker {
     /// Does what time alone does: lost leases, old records, old contexts, executors that do not listen.
@@ -47,9 +54,14 @@ impl Broker {
         self.signal_due(now);
     }
 
+    /// What an idempotency key is bound to now.
+    pub(super) fn known_key(&mut self, scope: &Scope, now: Timestamp) -> Option<Bound> {
+        self.expire_keys(now);
+        self.idempotency.get(scope)
+    }
+
     pub(super) fn expire_keys(&mut self, now: Timestamp) {
-        let has_ended = |id| self.jobs.get(&id).is_none_or(|entry| entry.record.status.is_terminal());
-        self.idempotency.expire(now, has_ended);
+        self.idempotency.expire(now, |id| self.jobs.get(&id).is_none_or(Entry::has_ended));
     }
 
     /// Nothing of the lease counts any more: its executor is told.

@@ -147,8 +147,8 @@ impl Call {
                 said(Level::Info, "job.retried", cause).delivery(&delivery()).emit();
             }
             "queue.dead" => said(Level::Debug, name, cause).emit(),
-            "queue.forged" => server.forgeries.say(Forged::Job, job, cause),
-            "state.forged" => server.forgeries.say(Forged::State, job, cause),
+            "queue.forged" => server.forgeries.say(Forged::Job, job, handler, cause),
+            "state.forged" => server.forgeries.say(Forged::State, job, handler, cause),
             _ => said(Level::Info, name, cause).emit(),
         }
     }

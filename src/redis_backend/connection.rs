@@ -78,7 +78,12 @@ impl Link {
             // Not every role may ask for this.
             let fsync = redis::cmd("CONFIG").arg("GET").arg("appendfsync").query(&mut connection);
             let fsync: Option<(String, String)> = fsync.ok();
-            Ok(judge(&info, fsync.as_ref().map(|(_, value)| value.as_str())))
+            // A user that may not call functions can do nothing here. There is none of this name.
+            let called = redis::cmd("FCALL").arg("cofferdam").arg(0).exec(&mut connection);
+            match called.err().filter(|error| error.code() == Some("NOPERM")) {
+                Some(error) => Err(error),
+                None => Ok(judge(&info, fsync.as_ref().map(|(_, value)| value.as_str()))),
+            }
         });
         judged.unwrap_or_else(|error| {
             let is_unreachable = error.is_io_error() || error.is_connection_dropped();

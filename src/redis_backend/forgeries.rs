@@ -18,17 +18,18 @@ impl Forgeries {
     /// One that this process has found by itself.
     pub(super) fn found(&self, what: Forged, job: &str) {
         self.counts[what as usize].fetch_add(1, Relaxed);
-        self.say(what, job, what.as_str());
+        self.say(what, job, "", what.as_str());
     }
 
     /// One that is counted where it was found.
-    pub(super) fn say(&self, what: Forged, job: &str, cause: &str) {
+    pub(super) fn say(&self, what: Forged, job: &str, handler: &str, cause: &str) {
         let (now_ms, said_ms) = (monotonic_millis().max(1), &self.said_ms[what as usize]);
         let before = said_ms.load(Relaxed);
         if before == 0 || now_ms.saturating_sub(before) >= 1_000 {
             said_ms.store(now_ms, Relaxed);
             let name = if what == Forged::Job { "queue.forged" } else { "state.forged" };
-            event(log::Level::Error, name).field("job_id", job).field("cause", cause).emit();
+            let said = event(log::Level::Error, name).field("job_id", job).field("handler", handler);
+            said.field("cause", cause).emit();
         }
     }
 

@@ -195,7 +195,7 @@ impl Server {
         connection: &mut Connection,
     ) -> Result<(), RedisError> {
         let removed: Vec<String> = redis::from_redis_value(self.call_once("mend", arguments, connection)?)?;
-        removed.iter().for_each(|key| self.forgeries.say(Forged::State, "", key));
+        removed.iter().for_each(|key| self.forgeries.say(Forged::State, "", "", key));
         Ok(())
     }
 

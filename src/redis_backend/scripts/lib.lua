@@ -706,7 +706,7 @@ local function quarantine(id, h, lane, env, r)
   count(of(h).queued, -1)
   count_live(num(job[1]), job[6], -1)
   count('forged', 1)
-  note('queue.forged', id, 'forged')
+  note('queue.forged', id, 'forged', {h = h})
   if not is_free(lane) then call('LREM', P .. 'q:' .. lane, 1, id)
   elseif given(job[2]) then zrem('ready:' .. h, job[2]) end
   if call('EXISTS', key) == 1 then
@@ -743,7 +743,7 @@ local function park_forged(lane, h)
   call('SADD', P .. 'forged:' .. h, lane)
   count(of(h).parked, 1)
   count('forged:state', 1)
-  note('state.forged', '', 'lane')
+  note('state.forged', '', 'lane', {h = h})
   make_ready(lane)
 end
 local function look_at_forged(h)

@@ -105,12 +105,17 @@ do
     each_lease(call('ZRANGE', P .. 'leases', 0, -1), function(lease)
       for id in each(lease.run) do meet({id}) end
     end)
-    local brought = {}
+    local brought, broken = {}, {}
     append(brought, unpack(A.jobs or {}))
     for _, commit in ipairs(A.commits or {}) do append(brought, unpack(commit.fu or {})) end
     for _, job in ipairs(brought) do
       if job.ik then keeps('idem:' .. job.ik, 'string') end
       meet({job.id})
+      local lane = job.lane
+      if given(lane) then
+        local has_queue, has_book = keeps('q:' .. lane, 'list'), keeps('lane:' .. lane, 'hash')
+        if not (has_queue and has_book) then broken[lane] = {h = job.h, jobs = not has_queue and {}} end
+      end
     end
     if #removed == 0 then return removed end
     -- Leases that nobody was told of: a call that ends writes down the last of its numbers.
@@ -127,7 +132,20 @@ do
       for _, field in ipairs({'queued', 'running', 'parked'}) do from_zero(of(h)[field]) end
       call('DEL', P .. 'ready:' .. h, P .. 'waits:' .. h)
     end
-    for _, id in ipairs(ids) do if is_sound(id) then enter(id, lanes) end end
+    for _, id in ipairs(ids) do
+      if is_sound(id) then
+        local lane, s = unpack(call('HMGET', job_key(id), 'l', 's'))
+        local of_lane = broken[lane]
+        if of_lane and of_lane.jobs and not ENDED[s] then of_lane.jobs[#of_lane.jobs + 1] = id end
+        enter(id, lanes)
+      end
+    end
+    -- A lane whose own places held something else has its jobs in their order, and waits until somebody has looked.
+    for lane, of_lane in pairs(broken) do
+      for _, id in ipairs(of_lane.jobs or {}) do call('RPUSH', P .. 'q:' .. lane, id) end
+      call('HSET', P .. 'lane:' .. lane, 'h', of_lane.h, 'pk', 'forged')
+      lanes[lane] = of_lane.h
+    end
     for lane, h in pairs(lanes) do enter_lane(lane, h) end
     return done(removed)
   end
