@@ -649,7 +649,10 @@ fn u7_what_a_batch_has_on_redis_goes_with_it_however_it_ends() {
     }
 }
 
-fn a_batch_ends_with_its_reason(harm: &dyn Fn(&Server), words: &[&str]) {
+/// What is done to the server that a batch works with.
+type Harm = dyn Fn(&Server) + Sync;
+
+fn a_batch_ends_with_its_reason(harm: &Harm, words: &[&str]) {
     let server = Server::start(&[]);
     let deployment = Deployment::on(&server);
     let mut command = deployment.command(&cofferdam(), "batch", &[]);
@@ -669,7 +672,7 @@ fn a_batch_ends_with_its_reason(harm: &dyn Fn(&Server), words: &[&str]) {
 
 #[test]
 fn u7_a_backend_that_refuses_for_good_ends_a_batch_with_its_reason() {
-    let harms: [(&(dyn Fn(&Server) + Sync), &[&str]); 3] = [
+    let harms: [(&Harm, &[&str]); 3] = [
         (
             &|server| server.tell(&["CONFIG", "SET", "requirepass", "changed"]),
             &["cofferdam: the backend: redis: ", "password_file"],
@@ -684,7 +687,9 @@ fn u7_a_backend_that_refuses_for_good_ends_a_batch_with_its_reason() {
         ),
     ];
     std::thread::scope(|scope| {
-        harms.map(|(harm, words)| scope.spawn(|| a_batch_ends_with_its_reason(harm, words)));
+        for (harm, words) in harms {
+            scope.spawn(|| a_batch_ends_with_its_reason(harm, words));
+        }
     });
 }
 
