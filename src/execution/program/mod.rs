@@ -1,4 +1,4 @@
-//! Programs as handlers: a process a job ([`once`]), or a process for many jobs ([`worker`]). docs/workers.md is what the people
+//! Programs as handlers: a process a job (`once`), or a process for many jobs (`worker`). docs/workers.md is what the people
 //! who write them read.
 
 mod child;
