@@ -912,6 +912,31 @@ fn u6_what_a_handler_prints_goes_to_standard_error_and_blocks_nobody() {
     }
 }
 
+/// Neither a standard error that is full nor one that nobody reads.
+#[test]
+fn u6_printing_holds_up_nobody_whatever_standard_error_is() {
+    for mode in [INLINE, PROCESSES] {
+        let full = std::fs::File::options().write(true).open("/dev/full").expect("a full device");
+        let words = ["batch", "--handler", "print", "--set", mode];
+        let begun = Instant::now();
+        let mut child = command(&example("embedder"), words).stderr(full).spawn().expect("the embedder");
+        let mut input = child.stdin.take().expect("its input");
+        input.write_all(b"1\n1000000\n2\n").expect("it reads");
+        drop(input);
+        let output = wait(child);
+        assert_eq!((output.status.code(), &*output.stdout), (Some(0), &b"1\n1000000\n2\n"[..]), "{mode}");
+        // Its pipe holds far less than that.
+        let mut child = command(&example("embedder"), words).spawn().expect("the embedder");
+        let _unread = child.stderr.take();
+        let mut input = child.stdin.take().expect("its input");
+        input.write_all(b"1\n1000000\n2\n").expect("it reads");
+        drop(input);
+        let output = wait(child);
+        assert_eq!((output.status.code(), &*output.stdout), (Some(0), &b"1\n1000000\n2\n"[..]), "{mode}");
+        assert!(begun.elapsed() < Duration::from_secs(10), "{mode}: {:?}", begun.elapsed());
+    }
+}
+
 #[test]
 fn u6_a_service_prints_its_ready_line_and_nothing_of_its_handlers() {
     for mode in [INLINE, PROCESSES] {

@@ -1,10 +1,11 @@
 //! What every process does first: no core dumps, no reading of its memory, standard streams in order, signals.
 
 use std::fs::File;
-use std::io::{Read, Result, Write};
+use std::io::{BufRead, BufReader, Read, Result, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use mio::net::UnixStream;
@@ -16,7 +17,9 @@ use rustix::thread::set_no_new_privs;
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::low_level::pipe;
 
+use crate::bell::lock;
 use crate::execution::program::MARKS;
+use crate::observe::log_writer;
 use crate::process_table::{self, children, field, variable};
 
 /// Before a process reads a secret: nobody else may read its memory, it leaves no core behind, and no program that it or
@@ -105,10 +108,41 @@ pub fn take_stdout() -> Result<OwnedFd> {
 /// What standard output was, where handlers may print in this process.
 static DATA: OnceLock<File> = OnceLock::new();
 
-/// From now on data goes out through [`data`] alone: what is printed goes to standard error.
-pub fn set_data_apart() -> Result<()> {
-    let _ = DATA.set(File::from(take_stdout()?));
+/// Who takes in what is printed.
+static PRINTS: Mutex<Option<JoinHandle<()>>> = Mutex::new(None);
+
+/// From now on data goes out through [`data`] alone. What is printed goes to the log, line by line, under this name: so a standard
+/// error that is full, or that nobody reads, holds up nobody who prints.
+pub fn set_data_apart(process: &'static str) -> Result<()> {
+    const LINE_BYTES: u64 = 16 << 10;
+    let (printed, prints) = std::io::pipe()?;
+    let _ = DATA.set(File::from(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?));
+    rustix::stdio::dup2_stdout(prints)?;
+    let mut printed = BufReader::new(printed);
+    let pass_on = move || loop {
+        let mut line = Vec::new();
+        match (&mut printed).take(LINE_BYTES).read_until(b'\n', &mut line) {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {
+                let text = String::from_utf8_lossy(line.trim_ascii_end());
+                log_writer::pass_on(&text, false, process, std::process::id());
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("prints".into()).spawn(pass_on)?;
+    *lock(&PRINTS) = Some(thread);
     Ok(())
+}
+
+/// The last of it, before the process ends. A program that still has standard output open is not waited for.
+pub fn settle_prints() {
+    const LOOKS: usize = 200;
+    let Some(thread) = lock(&PRINTS).take() else { return };
+    let _ = File::open("/dev/null").map(rustix::stdio::dup2_stdout);
+    let mut looks = 0..LOOKS;
+    while !thread.is_finished() && looks.next().is_some() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Where data goes; no lock of standard output is held.

@@ -42,7 +42,7 @@ pub fn run(deployment: &Deployment, options: &BatchOptions) -> Result<Summary, B
         Err(error) => return Err(BatchError::Failed(format!("the input: {error}"))),
     }
     let failed = |error: std::io::Error| BatchError::Failed(error.to_string());
-    hygiene::set_data_apart().map_err(failed)?;
+    hygiene::set_data_apart("batch").map_err(failed)?;
     let output = batch::open_output(options)?;
     let mut signals = Signals::take().map_err(failed)?;
 
@@ -84,6 +84,7 @@ pub fn run(deployment: &Deployment, options: &BatchOptions) -> Result<Summary, B
     drop(failed);
     deployment.end_workers();
     hygiene::end_orphans();
+    hygiene::settle_prints();
     summary
 }
 

@@ -50,7 +50,7 @@ pub fn run(deployment: &Deployment, options: &RunOptions) -> Result<Exit, String
         trial = trial.key(&key);
     }
     let io = |error: std::io::Error| format!("run: {error}");
-    hygiene::set_data_apart().map_err(io)?;
+    hygiene::set_data_apart("run").map_err(io)?;
     let stop = trial.stop();
     deployment.start_workers()?;
     let (ends, ended) = sync_channel(1);
@@ -69,6 +69,7 @@ pub fn run(deployment: &Deployment, options: &RunOptions) -> Result<Exit, String
         Err(RecvTimeoutError::Disconnected) => failed("crashed", "the handler panicked"),
     };
     deployment.end_workers();
+    hygiene::settle_prints();
     Ok(exit)
 }
 

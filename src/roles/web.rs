@@ -10,7 +10,9 @@ use crate::config::secret::Secret;
 use crate::deployment::Deployment;
 use crate::exit::Exit;
 use crate::observe::event;
-use crate::process::hygiene::{Signals, keep_secrets, raise_descriptor_limit, set_data_apart, take_stdout};
+use crate::process::hygiene::{
+    Signals, keep_secrets, raise_descriptor_limit, set_data_apart, settle_prints, take_stdout,
+};
 use crate::process::listener::listen;
 use crate::process::private_dir::PrivateDir;
 use crate::web::{Commander, WebProcess};
@@ -43,7 +45,7 @@ fn try_serve_inline(deployment: &Deployment) -> Result<Exit, String> {
     super::say_starting(deployment);
     // A secret may be here, and handlers are.
     keep_secrets().map_err(io)?;
-    set_data_apart().map_err(io)?;
+    set_data_apart("inline").map_err(io)?;
     raise_descriptor_limit();
     let signals = Signals::take().map_err(io)?;
     let listener = listen(&deployment.config.web)?;
@@ -56,5 +58,6 @@ fn try_serve_inline(deployment: &Deployment) -> Result<Exit, String> {
     web.is_sound = Box::new(move || executors.are_sound());
     let exit = web.run();
     deployment.end_workers();
+    settle_prints();
     exit
 }
