@@ -9,7 +9,8 @@ mod program;
 mod service;
 
 use std::collections::HashSet;
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use program::example;
@@ -1312,6 +1313,59 @@ fn two_hundred_requests_in_one_write_are_answered_in_their_order() {
             _ => answer.text() == "a\nb\n",
         };
         assert!(expected, "{number}: {answer:?}");
+    }
+}
+
+/// Reads answers a little at a time until the connection ends; how long that took.
+fn read_slowly(client: &mut TcpStream) -> (Vec<u8>, Duration) {
+    let begun = Instant::now();
+    let (mut bytes, mut buffer) = (Vec::new(), vec![0; 256 << 10]);
+    loop {
+        match client.read(&mut buffer).expect("it is not reset") {
+            0 => break,
+            read => bytes.extend_from_slice(&buffer[..read]),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    (bytes, begun.elapsed())
+}
+
+/// The time for the next request, and the moment to read the last answer, begin when the answer has left.
+#[test]
+fn an_answer_that_is_taken_slowly_arrives_whole() {
+    const BYTES: usize = 32 << 20;
+    let service = Service::start(&[
+        "runtime.platform.execution_ipc.max_payload_bytes=67108864",
+        "web.max_body_bytes=33554432",
+        "web.max_batch_bytes=67108864",
+        r#"web.limits={"idle_timeout_ms":300,"header_timeout_ms":300,"write_timeout_ms":5000}"#,
+    ]);
+    let body = vec![b'x'; BYTES];
+    for version in ["1.0", "1.1"] {
+        let mut client = TcpStream::connect(service.address).expect("it listens");
+        let head = format!(
+            "POST /v1/jobs/echo HTTP/{version}\r\nHost: localhost\r\nContent-Length: {BYTES}\r\n\r\n"
+        );
+        client.write_all(head.as_bytes()).expect("it reads");
+        client.write_all(&body).expect("it reads");
+        if version == "1.1" {
+            // Whole, and waiting behind the answer: not late, however long that takes.
+            client
+                .write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                .expect("it reads");
+        }
+        let (bytes, took) = read_slowly(&mut client);
+        assert!(took > Duration::from_millis(2_500), "{took:?} is no test of it");
+        let text = String::from_utf8_lossy(&bytes);
+        let (head, rest) = text.split_once("\r\n\r\n").expect("a head");
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        assert!(
+            rest.len() >= BYTES && rest.as_bytes()[..BYTES] == body[..],
+            "{version}: {} bytes",
+            rest.len()
+        );
+        assert_eq!(rest[BYTES..].starts_with("HTTP/1.1 200 "), version == "1.1", "{:.200}", &rest[BYTES..]);
+        assert!(!rest[BYTES..].contains("408"), "{:.200}", &rest[BYTES..]);
     }
 }
 

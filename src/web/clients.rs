@@ -49,7 +49,7 @@ pub struct Conn {
     pub output: Vec<u8>,
     sent: usize,
     pub phase: Phase,
-    /// The phase's absolute deadline.
+    /// The phase's absolute deadline. Between requests, and after the last one, it begins when what was said is sent.
     pub deadline: Timestamp,
     /// `Some` while output is waiting: renewed by progress alone.
     pub write_deadline: Option<Timestamp>,
@@ -156,7 +156,18 @@ impl Conn {
 
     /// The earliest of its deadlines.
     pub fn due(&self) -> Timestamp {
-        self.write_deadline.map_or(self.deadline, |write| write.min(self.deadline))
+        let write = self.write_deadline.unwrap_or(NEVER);
+        if self.is_sending() { write } else { write.min(self.deadline) }
+    }
+
+    /// The client is still taking an answer, and nothing else is under way.
+    fn is_sending(&self) -> bool {
+        matches!(self.phase, Phase::Head | Phase::Closing) && !self.unsent().is_empty()
+    }
+
+    /// True if nothing more can be said, or its moment to read the last answer has passed.
+    pub fn is_over(&self, now: Timestamp) -> bool {
+        matches!(self.phase, Phase::Closing) && (self.at_end || self.deadline <= now && !self.is_sending())
     }
 }
 
@@ -280,17 +291,23 @@ impl Clients {
     /// The request is answered: the connection waits for another one, or closes.
     pub fn next_request(&mut self, number: usize) {
         let Some(conn) = self.conns.get_mut(&number) else { return };
-        let (phase, millis) = match (conn.keep_alive, conn.input.is_empty()) {
-            (false, _) => (Phase::Closing, LINGER_MS),
-            (true, true) => (Phase::Head, self.limits.idle_timeout_ms),
-            (true, false) => (Phase::Head, self.limits.header_timeout_ms),
-        };
-        conn.phase = phase;
+        conn.phase = if conn.keep_alive { Phase::Head } else { Phase::Closing };
         // Renewed: the client has just been sent something.
         conn.write_deadline = None;
-        let until = self.after(millis);
-        self.set_deadline(number, until);
+        self.begin_rest(number);
         self.expect_progress(number);
+    }
+
+    /// From now on a request may be waited for, or the client be given a moment to read the last answer.
+    pub fn begin_rest(&mut self, number: usize) {
+        let Some(conn) = self.conns.get(&number) else { return };
+        let millis = match (&conn.phase, conn.input.is_empty()) {
+            (Phase::Closing, _) => LINGER_MS,
+            (Phase::Head, true) => self.limits.idle_timeout_ms,
+            (Phase::Head, false) => self.limits.header_timeout_ms,
+            _ => return,
+        };
+        self.set_deadline(number, self.after(millis));
     }
 
     /// Refuses the request; the connection goes on.

@@ -132,6 +132,9 @@ impl Gate {
         let write_deadline = self.clients.after(self.clients.limits.write_timeout_ms);
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };
         conn.sent(bytes, write_deadline);
+        if conn.unsent().is_empty() {
+            self.clients.begin_rest(number);
+        }
         self.advance(number);
     }
 
@@ -148,9 +151,7 @@ impl Gate {
 
     /// True if the client cannot read any more, or its moment to read the last answer has passed.
     pub fn is_over(&self, number: usize) -> bool {
-        let is_over = |conn: &Conn| conn.at_end || conn.deadline <= self.clients.now;
-        let conn = self.clients.conns.get(&number);
-        conn.is_none_or(|conn| matches!(conn.phase, Phase::Closing) && is_over(conn))
+        self.clients.conns.get(&number).is_none_or(|conn| conn.is_over(self.clients.now))
     }
 
     /// The connection is gone; nothing of it is left.
