@@ -308,9 +308,11 @@ fn a_late_second_request_has_a_trace_and_a_body_of_its_own() {
 
 #[test]
 fn an_idle_connection_is_closed_without_a_word() {
-    let service = Service::start(&[r#"web.limits={"idle_timeout_ms":200}"#]);
+    let service = Service::start(&[r#"web.limits={"idle_timeout_ms":200,"header_timeout_ms":400}"#]);
     let mut fresh = service.connect();
+    let begun = Instant::now();
     fresh.assert_closed();
+    assert!(begun.elapsed() >= Duration::from_millis(350), "its first byte has a head's time");
     let mut used = service.connect();
     assert_eq!(used.request("GET", "/healthz", &[], "").status, 200);
     used.assert_closed();

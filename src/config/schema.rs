@@ -238,7 +238,7 @@ section! { #[derive(Copy)] WebLimits {
     connections_per_ip: usize = 256, COUNT;
     /// The most that a request's head takes.
     header_bytes: usize = 16_384, COUNT;
-    /// How long a head may take.
+    /// How long a head may take, and the first byte of a connection.
     header_timeout_ms: u64 = 5_000, MILLIS;
     /// How long a body may take.
     body_timeout_ms: u64 = 15_000, MILLIS;

@@ -201,7 +201,8 @@ impl Clients {
     }
 
     pub fn open(&mut self, number: usize) {
-        let deadline = self.after(self.limits.idle_timeout_ms);
+        // Whoever connects has something to say: the silent ones must not keep the places of others for long.
+        let deadline = self.after(self.limits.header_timeout_ms);
         let asker = Asker { conn: number, request: 0 };
         let conn = Conn { deadline, keep_alive: true, asker, ..Conn::default() };
         self.conns.insert(number, conn);
