@@ -21,6 +21,7 @@ use crate::observe::metrics::Counters;
 use crate::ports::{Consumer, Fitness, Producer, Replies, Rules, Seat};
 use crate::process::account::Account;
 use crate::process::control_socket::Bundle;
+use crate::process::program_vet;
 
 /// The options that registered handlers bring along, for the config's defaults.
 pub fn own_options(registry: &Registry) -> OwnOptions {
@@ -256,7 +257,7 @@ impl Deployment {
                 _ => Ok(user),
             });
             let vetted =
-                user.map_err(|why| format!("user: {why}")).and_then(|user| program::vet(program, user));
+                user.map_err(|why| format!("user: {why}")).and_then(|user| program_vet::vet(program, user));
             vetted.err().map(|why| format!("handlers.{}: {why}", spec.name))
         };
         self.specs.iter().filter(|spec| runs(&groups[spec.group].name)).filter_map(vet).collect()

@@ -1,7 +1,10 @@
-//! The process table, as `/proc` shows it: who is a child of this process, and whose a process is.
+//! The process table, as `/proc` shows it: who is a child of this process, and whose a process is; and ending what forks.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
 
 /// What proc_pid_stat(5) says of a process.
 pub struct Stat {
@@ -48,11 +51,37 @@ pub fn variable(pid: i32, name: &str) -> Option<String> {
     Some(String::from_utf8_lossy(value).into_owned())
 }
 
-/// Those whose parent is the first thread of this process (proc_pid_task(5)); none where the kernel does not say.
-pub fn children_of_first_thread() -> Vec<i32> {
-    let own = std::process::id();
-    let list = fs::read_to_string(format!("/proc/self/task/{own}/children")).unwrap_or_default();
+/// Those whose parent is the first thread of a process (proc_pid_task(5)); none where the kernel does not say.
+pub fn children_of_first_thread(pid: i32) -> Vec<i32> {
+    let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// Kills these processes and all that they have started. What forks faster than it can be counted is stopped first, until
+/// nothing new is found: then nobody is left who could fork. True if there were some.
+pub fn end_trees(roots: impl Fn() -> Vec<i32>) -> bool {
+    const PASSES: usize = 64;
+    let mut found = BTreeSet::new();
+    for _ in 0..PASSES {
+        let mut left = roots();
+        let mut is_new = false;
+        while let Some(pid) = left.pop() {
+            left.extend(children_of_first_thread(pid));
+            if found.insert(pid) {
+                is_new = true;
+                signal(pid, Signal::STOP);
+            }
+        }
+        if !is_new {
+            break;
+        }
+    }
+    found.iter().for_each(|pid| signal(*pid, Signal::KILL));
+    !found.is_empty()
+}
+
+fn signal(pid: i32, signal: Signal) {
+    let _ = Pid::from_raw(pid).map(|pid| kill_process(pid, signal));
 }
 
 /// All processes whose parent is this one. The lists of children (proc_pid_task(5)) are not in every kernel; without them

@@ -105,7 +105,14 @@ export async function work(handlers) {
   // Whatever prints to standard output must not stand between the lines.
   process.stdout.write = process.stderr.write.bind(process.stderr);
   for await (const line of createInterface({ input: process.stdin })) {
-    const bytes = Buffer.from(JSON.stringify(await answerOf(JSON.parse(line), handlers)) + "\n");
+    const question = JSON.parse(line);
+    let text;
+    try {
+      text = JSON.stringify(await answerOf(question, handlers));
+    } catch (error) {
+      text = JSON.stringify({ id: question.id, error: `its result is no JSON: ${error.message}` });
+    }
+    const bytes = Buffer.from(text + "\n");
     for (let at = 0; at < bytes.length; ) {
       try {
         at += writeSync(1, bytes, at);
@@ -157,7 +164,8 @@ export class Client {
     const isBytes = Buffer.isBuffer(payload);
     headers["Content-Type"] = isBytes ? "application/octet-stream" : "application/json";
     headers["Idempotency-Key"] = idempotencyKey ?? randomUUID();
-    if (key !== undefined) headers["Ordering-Key"] = key;
+    // fetch takes headers as bytes, one a character; the service reads UTF-8.
+    if (key !== undefined) headers["Ordering-Key"] = Buffer.from(key).toString("latin1");
     const query = delay ? `?delay_ms=${Math.round(delay * 1000)}` : "";
     return this.#request("POST", `/v1/jobs/${handler}${query}`, isBytes ? payload : JSON.stringify(payload ?? null), headers);
   }

@@ -134,9 +134,14 @@ def main():
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     for line in sys.stdin.buffer:
-        answer = _do(json.loads(line))
+        question = json.loads(line)
+        try:
+            text = json.dumps(_do(question), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            traceback.print_exc()
+            text = json.dumps({"id": question["id"], "error": f"its result is no JSON: {error}"})
         sys.stdout.flush()
-        answers.write(json.dumps(answer).encode() + b"\n")
+        answers.write(text.encode() + b"\n")
         answers.flush()
 
 
@@ -199,7 +204,8 @@ class Client:
         body, headers["Content-Type"] = self._encoded(payload)[0], self._encoded(payload)[1]
         headers["Idempotency-Key"] = idempotency_key or uuid.uuid4().hex
         if key is not None:
-            headers["Ordering-Key"] = key
+            # http.client writes headers in Latin-1; the service reads UTF-8.
+            headers["Ordering-Key"] = key.encode().decode("latin-1")
         query = f"?delay_ms={round(delay * 1000)}" if delay else ""
         return self._request("POST", f"/v1/jobs/{handler}{query}", body, headers)
 

@@ -37,7 +37,7 @@ pub struct Loaded {
 }
 
 /// Behind `COFFERDAM_`: the name of the config file, and what a program is told of its job.
-const NO_KEYS: [&str; 6] = ["CONFIG", "JOB_ID", "DELIVERY", "FENCE", "HANDLER", "WORKER"];
+const NO_KEYS: [&str; 6] = ["CONFIG", "JOB_ID", "DELIVERY", "FENCE", "HANDLER", "PROGRAM"];
 
 type Origins = BTreeMap<String, Origin>;
 

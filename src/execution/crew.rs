@@ -23,6 +23,7 @@ use std::time::Duration;
 use super::books::Books;
 use super::context::{Handlers, Job, JobContext, Staging};
 use super::deck::{Deck, Next};
+use super::program;
 use super::run::{Done, Run, RunMaps, RunStop};
 use crate::bell::{Bell, lock};
 use crate::clock::{Clock, Timestamp};
@@ -149,7 +150,16 @@ pub fn start<H: Helm>(outfit: Outfit, helm: H) -> std::io::Result<Receiver<H::En
     for index in 0..=crew.outfit.workers {
         let member = Member(crew.clone());
         let thread = std::thread::Builder::new().name(format!("worker-{index}"));
-        thread.spawn(move || member.0.work())?;
+        thread.spawn(move || {
+            member.0.work();
+            // What a thread has started ends with it (`process::exec_shim`): where there are programs, it ends with the
+            // process. So does the helm, whose supervisor takes a connection that ends for the process's end.
+            let crew = program::are_there().then(|| member.0.clone());
+            drop(member);
+            while crew.is_some() {
+                std::thread::park();
+            }
+        })?;
     }
     Ok(ended)
 }

@@ -49,15 +49,23 @@ fn confine(parent: i32, limits: &Limits) -> std::io::Result<()> {
     set_no_new_privs(true)?;
     let none = Rlimit { current: Some(0), maximum: Some(0) };
     setrlimit(Resource::Core, none)?;
-    let maximum = getrlimit(Resource::Nofile).maximum;
-    let files = limits.open_files.unwrap_or(OPEN_FILES);
-    let current = Some(maximum.map_or(files, |maximum| maximum.min(files)));
-    let maximum = if limits.open_files.is_some() { current } else { maximum };
-    setrlimit(Resource::Nofile, Rlimit { current, maximum })?;
-    let at = |most: u64| Rlimit { current: Some(most), maximum: Some(most) };
-    limits.memory_mb.map_or(Ok(()), |mb| setrlimit(Resource::As, at(mb << 20)))?;
-    limits.processes.map_or(Ok(()), |most| setrlimit(Resource::Nproc, at(most)))?;
-    // At the first it gets SIGXCPU, which tells; at the second SIGKILL.
-    let seconds = |most: u64| Rlimit { current: Some(most), maximum: Some(most + 1) };
-    Ok(limits.cpu_seconds.map_or(Ok(()), |most| setrlimit(Resource::Cpu, seconds(most)))?)
+    let files = Rlimit { current: Some(OPEN_FILES), ..getrlimit(Resource::Nofile) };
+    setrlimit(
+        Resource::Nofile,
+        Rlimit { current: files.current.min(files.maximum.or(files.current)), ..files },
+    )?;
+    // At the first of processor time it gets SIGXCPU, which tells; at the second SIGKILL.
+    for (resource, most, slack) in [
+        (Resource::As, limits.memory_mb.map(|mb| mb << 20), 0),
+        (Resource::Nproc, limits.processes, 0),
+        (Resource::Nofile, limits.open_files, 0),
+        (Resource::Cpu, limits.cpu_seconds, 1),
+    ] {
+        let Some(most) = most else { continue };
+        // What the service itself may not exceed is less.
+        let hard = getrlimit(resource).maximum.unwrap_or(u64::MAX);
+        let (current, maximum) = (Some(most.min(hard)), Some((most + slack).min(hard)));
+        setrlimit(resource, Rlimit { current, maximum })?;
+    }
+    Ok(())
 }

@@ -4,23 +4,24 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Result, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use mio::net::UnixStream;
 use rustix::process::{
-    DumpableBehavior, Pid, Resource, Rlimit, Signal, WaitOptions, getrlimit, kill_process,
-    set_child_subreaper, set_dumpable_behavior, set_parent_process_death_signal, setrlimit, waitpid,
+    DumpableBehavior, Pid, Resource, Rlimit, Signal, WaitOptions, getrlimit, set_child_subreaper,
+    set_dumpable_behavior, set_parent_process_death_signal, setrlimit, waitpid,
 };
 use rustix::thread::set_no_new_privs;
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::low_level::pipe;
 
 use crate::bell::lock;
-use crate::execution::program::MARKS;
+use crate::execution::program::MARK;
 use crate::observe::log_writer;
-use crate::process_table::{self, children, field, variable};
+use crate::process_table::{self, children, end_trees, field, variable};
 
 /// Before a process reads a secret: nobody else may read its memory, it leaves no core behind, and no program that it or
 /// its handlers start has more rights than it has itself.
@@ -42,18 +43,26 @@ pub fn become_subreaper() -> Result<()> {
 ///
 /// True if some of that is still there.
 pub fn reap_orphans(own: &[u32]) -> bool {
-    let mut is_left = false;
     let is_own = |pid: &i32| own.iter().any(|own| i64::from(*own) == i64::from(*pid));
     for pid in children().into_iter().filter(|pid| !is_own(pid)).filter_map(Pid::from_raw) {
-        let number = pid.as_raw_nonzero().get();
-        if matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None))
-            && MARKS.iter().any(|mark| variable(number, mark).is_some())
-        {
-            let _ = kill_process(pid, Signal::KILL);
-            is_left = true;
-        }
+        let _ = waitpid(Some(pid), WaitOptions::NOHANG);
     }
-    is_left
+    end_trees(|| children().into_iter().filter(|pid| !is_own(pid) && is_of_a_program(*pid)).collect())
+}
+
+/// Programs are among the handlers: each has a session of its own.
+pub fn expect_programs() {
+    HAS_PROGRAMS.store(true, Ordering::Relaxed);
+}
+
+static HAS_PROGRAMS: AtomicBool = AtomicBool::new(false);
+
+/// By the variable that it was started with, or by a session that is not ours.
+fn is_of_a_program(pid: i32) -> bool {
+    let session = |pid| process_table::stat(pid).filter(|stat| !stat.is_zombie).map(|stat| stat.session);
+    let own = session(rustix::process::getpid().as_raw_nonzero().get());
+    let is_apart = || HAS_PROGRAMS.load(Ordering::Relaxed) && session(pid).is_some_and(|of| Some(of) != own);
+    session(pid).is_some() && (variable(pid, MARK).is_some() || is_apart())
 }
 
 /// Nobody is left to look after what programs have left behind: it goes now.

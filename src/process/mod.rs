@@ -7,5 +7,6 @@ pub mod exec_shim;
 pub mod hygiene;
 pub mod listener;
 pub mod private_dir;
+pub mod program_vet;
 pub mod reactor;
 pub mod systemd;

@@ -126,6 +126,9 @@ impl ExecutorHost {
         let io = |error: std::io::Error| error.to_string();
         hygiene::keep_secrets().map_err(io)?;
         hygiene::become_subreaper().map_err(io)?;
+        if deployment.has_programs() {
+            hygiene::expect_programs();
+        }
         let roots = deployment.root_secrets()?;
         let reactor = Reactor::new(256)?;
         let bell = reactor.bell();

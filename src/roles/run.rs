@@ -3,16 +3,17 @@
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Read, Write};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::deployment::Deployment;
+use crate::execution::program;
 use crate::execution::testing::{Trial, Tried};
 use crate::exit::{Exit, complain, say};
 use crate::handler::HandlerError;
 use crate::job::Payload;
-use crate::process::hygiene;
+use crate::process::hygiene::{self, Signals, drain_bytes};
 
 /// What `run` was told.
 pub struct RunOptions {
@@ -24,6 +25,8 @@ pub struct RunOptions {
     pub state: Option<String>,
 }
 
+/// How often signals are looked for.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Beyond its handler's timeout: how long one that does not listen is waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -51,21 +54,37 @@ pub fn run(deployment: &Deployment, options: &RunOptions) -> Result<Exit, String
     }
     let io = |error: std::io::Error| format!("run: {error}");
     hygiene::set_data_apart("run").map_err(io)?;
+    let mut signals = Signals::take().map_err(io)?;
     let stop = trial.stop();
     deployment.start_workers()?;
     let (ends, ended) = sync_channel(1);
     let handler = std::thread::Builder::new().name("worker-0".into());
-    handler.spawn(move || _ = ends.send(trial.run(&*code))).map_err(io)?;
-    let tried = ended.recv_timeout(timeout).or_else(|error| match error {
-        RecvTimeoutError::Timeout => {
-            stop.end();
-            ended.recv_timeout(stop.stops_within() + PATIENCE).map(|tried| Tried { is_late: true, ..tried })
+    let work = move || {
+        let _ = ends.send(trial.run(&*code));
+        // Its programs end with this thread, and are asked first.
+        while program::are_there() {
+            std::thread::park();
         }
-        RecvTimeoutError::Disconnected => Err(error),
-    });
+    };
+    handler.spawn(work).map_err(io)?;
+    // A program has a session of its own: what a terminal says to us it does not hear.
+    let begun = Instant::now();
+    let is_told = |signals: &mut Signals| drain_bytes(&mut signals.stop) > 0;
+    let mut tried = Err(RecvTimeoutError::Timeout);
+    while matches!(tried, Err(RecvTimeoutError::Timeout))
+        && begun.elapsed() < timeout
+        && !is_told(&mut signals)
+    {
+        tried = ended.recv_timeout(LOOK_EVERY.min(timeout.saturating_sub(begun.elapsed())));
+    }
+    if matches!(tried, Err(RecvTimeoutError::Timeout)) {
+        stop.end();
+        let late = ended.recv_timeout(stop.stops_within() + PATIENCE);
+        tried = late.map(|tried| Tried { is_late: true, ..tried });
+    }
     let exit = match tried {
         Ok(tried) => tell(&tried),
-        Err(RecvTimeoutError::Timeout) => failed("timed_out", "it ignores that its timeout has passed"),
+        Err(RecvTimeoutError::Timeout) => failed("stopped", "it ignores that its time is over"),
         Err(RecvTimeoutError::Disconnected) => failed("crashed", "the handler panicked"),
     };
     deployment.end_workers();
@@ -99,7 +118,7 @@ fn tell(tried: &Tried) -> Exit {
     let payload = match &tried.result {
         _ if tried.is_late => {
             let why = tried.result.as_ref().err().map(ToString::to_string).unwrap_or_default();
-            return failed("timed_out", &why);
+            return failed("stopped", &why);
         }
         Ok(payload) => payload,
         Err(error @ (HandlerError::Retry(_) | HandlerError::RetryAfter(..))) => {

@@ -37,6 +37,9 @@ pub fn serve(deployment: &Deployment, groups: Option<&[String]>) -> Result<Exit,
     // Before the secret exists, nobody may look into this process any more.
     hygiene::keep_secrets().map_err(io)?;
     hygiene::become_subreaper().map_err(io)?;
+    if deployment.has_programs() {
+        hygiene::expect_programs();
+    }
     hygiene::raise_descriptor_limit();
     let mut signals = Signals::take().map_err(io)?;
     // The listener before any child: a replaced web process refuses no connection.

@@ -130,7 +130,8 @@ impl Life {
     /// The table.
     pub fn on(&mut self, event: Event, policy: &Restart, now_ms: u64) -> Action {
         use {Event as E, State as S};
-        let kill_at_ms = now_ms + KILL_AFTER_MS + self.stops_within_ms;
+        let kill_at_ms = now_ms + KILL_AFTER_MS;
+        let stopped_at_ms = kill_at_ms + self.stops_within_ms;
         // What comes late, or twice, changes nothing.
         let same = (self.state, Action::None);
         let (state, action) = match event {
@@ -165,7 +166,9 @@ impl Life {
             },
             E::Stop => match self.state {
                 S::Waiting { .. } => (S::Gone, Action::None),
-                S::Starting | S::Serving { .. } | S::Aside => (S::Stopping { kill_at_ms }, Action::SayStop),
+                S::Starting | S::Serving { .. } | S::Aside => {
+                    (S::Stopping { kill_at_ms: stopped_at_ms }, Action::SayStop)
+                }
                 S::Ending { kill_at_ms } => (S::Stopping { kill_at_ms }, Action::None),
                 S::Stopping { .. } | S::Gone => same,
             },

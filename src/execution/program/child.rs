@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, kill_process_group, pidfd_open};
 
-use super::orphans::{self, Mark};
+use super::orphans::{self, MARK, Mark};
 use super::report::{Report, Why};
 use super::words::Words;
 use crate::bell::Bell;
 use crate::config::Program;
+use crate::entropy::Entropy;
 use crate::execution::run::RunStop;
+use crate::job::{JobSpec, write_hex};
 use crate::process_table::{peak_kib, stat};
 
 /// The command that nobody types: this binary becomes the program; see `process::exec_shim`.
@@ -41,6 +43,8 @@ pub(super) enum Seen {
     Said,
     /// It has ended.
     Exited,
+    /// It has closed its side, and can neither be asked nor answer.
+    Deaf,
     /// The run is over, or whoever runs it has waited for long enough.
     Told,
     /// It has written more than it may.
@@ -57,46 +61,48 @@ pub(super) struct Running {
     stderr: Option<ChildStderr>,
     /// What it has written to standard output, and nobody has taken.
     pub(super) output: Vec<u8>,
-    pub(super) words: Words,
-    /// The most of each.
+    words: Words,
+    /// How much it has written to standard output of this job, and the most of that, and of its words.
+    said: usize,
     most: usize,
     wake: Arc<OwnedFd>,
     pub(super) bell: Bell,
+    is_deaf: bool,
+    was_asked: bool,
     has_exited: bool,
     since: Instant,
     peak_kib: Option<u64>,
     limits: String,
     /// It counts as running while this is there.
-    _mark: Mark,
+    mark: Mark,
 }
 
 impl Running {
-    /// Starts it. The mark is the first of its variables.
+    /// Starts it.
     pub(super) fn start(program: &Program, user: User, variables: &[(&str, String)]) -> Result<Running> {
         let limits = serde_json::to_string(&program.limits)?;
+        let mut text = String::new();
+        let _ = write_hex(&mut text, &Entropy::system().bytes::<16>());
+        // Before it is there: nobody takes it for an orphan.
+        let mark = Mark::new(text);
         let mut command = Command::new("/proc/self/exe");
         command.args([EXEC, &std::process::id().to_string(), &limits, "--"]).args(&program.command);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.env_clear();
         command.envs(KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
-        command
-            .env("PATH", path(program))
-            .envs(&program.env)
-            .envs(variables.iter().map(|(name, value)| (name, value)));
+        command.env("PATH", path(program)).envs(&program.env);
+        command.envs(variables.iter().map(|(name, value)| (name, value))).env(MARK, &mark.0);
         program.dir.iter().for_each(|dir| _ = command.current_dir(dir));
         if let Some((user, group)) = user {
             command.uid(user).gid(group);
         }
-        // Before it is there: nobody takes it for an orphan.
-        let mut mark = Mark::new(variables[0].1.clone());
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let mut child = command.spawn()?;
         let number = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let pid = number.ok_or_else(|| std::io::Error::from(ErrorKind::InvalidData))?;
         mark.leads(pid);
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let pidfd = pidfd_open(pid, PidfdFlags::empty());
-        let made = pidfd.map_err(Into::into).and_then(|pidfd| {
+        let made = pidfd_open(pid, PidfdFlags::empty()).map_err(Into::into).and_then(|pidfd| {
             stdin.as_ref().map_or(Ok(()), never_blocks)?;
             stdout.as_ref().map_or(Ok(()), never_blocks)?;
             stderr.as_ref().map_or(Ok(()), never_blocks)?;
@@ -107,9 +113,9 @@ impl Running {
         })?;
         let rung = wake.clone();
         let bell = Bell::new(move || _ = rustix::io::write(&rung, &1_u64.to_ne_bytes()));
-        let (output, words, most) = (Vec::new(), Words::default(), program.max_output_bytes);
-        let (has_exited, since, peak_kib) = (false, Instant::now(), None);
-        let _mark = mark;
+        let (output, words, said, most) = (Vec::new(), Words::default(), 0, program.max_output_bytes);
+        let (is_deaf, was_asked, has_exited, peak_kib) = Default::default();
+        let since = Instant::now();
         Ok(Running {
             child,
             pid,
@@ -119,25 +125,35 @@ impl Running {
             stderr,
             output,
             words,
+            said,
             most,
             wake,
             bell,
+            is_deaf,
+            was_asked,
             has_exited,
             since,
             peak_kib,
             limits,
-            _mark,
+            mark,
         })
     }
 
-    /// Writes the input and takes what it says until something is to be seen. `closes`: its input ends there.
+    /// What it writes from now on is of this job.
+    pub(super) fn begin(&mut self, job: &Arc<JobSpec>) {
+        self.said = 0;
+        self.words.begin(job);
+    }
+
+    /// Writes the input and takes what it says until something is to be seen. `closes`: its input ends there, and it need
+    /// not read it; else it can be asked again.
     pub(super) fn watch(&mut self, input: &mut &[u8], closes: bool, stop: &RunStop) -> Seen {
         let mut look = LOOK;
         loop {
             let before = self.output.len();
             self.write(input, closes);
-            let is_flood = self.read();
-            if is_flood {
+            self.read();
+            if self.said > self.most || self.words.bytes > self.most {
                 return Seen::Flooded;
             } else if stop.is_ended() {
                 return Seen::Told;
@@ -145,6 +161,8 @@ impl Running {
                 return Seen::Said;
             } else if self.has_exited {
                 return Seen::Exited;
+            } else if !closes && (self.is_deaf || self.stdout.is_none()) {
+                return Seen::Deaf;
             }
             if self.bell.asleep() && !self.wait(!input.is_empty(), look) {
                 self.weigh();
@@ -154,53 +172,60 @@ impl Running {
         }
     }
 
-    /// Takes all that it has written so far. True: more than it may.
-    pub(super) fn read(&mut self) -> bool {
+    /// Takes what it has written so far, as much as it may and a byte.
+    pub(super) fn read(&mut self) {
         let mut buffer = [0; BUFFER_BYTES];
-        let room = self.most + 1 - self.output.len().min(self.most);
-        let output = &mut self.output;
-        let all = take(&mut self.stdout, &mut buffer, room, |bytes| output.extend_from_slice(bytes));
-        let room = (self.most + 1).saturating_sub(self.words.bytes);
-        let words = &mut self.words;
-        let said = take(&mut self.stderr, &mut buffer, room, |bytes| words.take(bytes));
-        all.max(said) > 0 && (self.output.len() > self.most || self.words.bytes > self.most)
+        let (output, words) = (&mut self.output, &mut self.words);
+        let room = (self.most + 1).saturating_sub(self.said);
+        self.said += take(&mut self.stdout, &mut buffer, room, |bytes| output.extend_from_slice(bytes));
+        let room = (self.most + 1).saturating_sub(words.bytes);
+        take(&mut self.stderr, &mut buffer, room, |bytes| words.take(bytes));
     }
 
-    /// What it does not take waits; that it takes no more is no error: a program need not read its input.
+    /// What it does not take waits. That it takes no more is seen; a program that runs for one job need not read it.
     fn write(&mut self, input: &mut &[u8], closes: bool) {
-        while !input.is_empty() {
-            let Some(stdin) = &mut self.stdin else { return *input = &[] };
+        while let Some(stdin) = self.stdin.as_mut().filter(|_| !input.is_empty() && !self.is_deaf) {
             match stdin.write(input) {
                 Ok(written) => *input = &input[written..],
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                Err(_) => self.stdin = None,
+                Err(_) => self.is_deaf = true,
             }
         }
         if closes {
             self.stdin = None;
+            *input = &[];
         }
+    }
+
+    /// False if none of so many bytes that it was asked with was read: they stand in its pipe.
+    pub(super) fn has_read(&self, asked: usize) -> bool {
+        let waiting = self.stdin.as_ref().and_then(|stdin| rustix::io::ioctl_fionread(stdin).ok());
+        waiting.is_none_or(|waiting| waiting < asked as u64)
     }
 
     /// Until there is something to do; false if nothing was, for so long.
     fn wait(&mut self, writes: bool, most: Duration) -> bool {
         let most = Timespec::try_from(most).ok();
         let pipes = [
-            self.stdin.as_ref().filter(|_| writes).map(|pipe| (pipe.as_fd(), PollFlags::OUT)),
+            // Of a pipe that nobody can read any more an error is said in any case.
+            self.stdin
+                .as_ref()
+                .map(|pipe| (pipe.as_fd(), if writes { PollFlags::OUT } else { PollFlags::empty() })),
             self.stdout.as_ref().map(|pipe| (pipe.as_fd(), PollFlags::IN)),
             self.stderr.as_ref().map(|pipe| (pipe.as_fd(), PollFlags::IN)),
             Some((self.wake.as_fd(), PollFlags::IN)),
-            Some((self.pidfd.as_fd(), PollFlags::IN)).filter(|_| !self.has_exited),
+            Some((self.pidfd.as_fd(), PollFlags::IN)),
         ];
         let pipes = pipes.into_iter().flatten();
         let mut watched: Vec<PollFd<'_>> =
             pipes.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)).collect();
         let ready = poll(&mut watched, most.as_ref()).unwrap_or(0);
-        let has_exited = |polled: &PollFd<'_>| !polled.revents().is_empty();
-        let has_exited = !self.has_exited && watched.last().is_some_and(has_exited);
-        let mut rung = [0; 8];
-        let _ = rustix::io::read(&self.wake, &mut rung);
-        self.has_exited |= has_exited;
+        let is_asked = self.stdin.is_some();
+        self.is_deaf |=
+            is_asked && watched.first().is_some_and(|stdin| stdin.revents().contains(PollFlags::ERR));
+        self.has_exited |= watched.last().is_some_and(|pidfd| !pidfd.revents().is_empty());
+        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
         ready > 0
     }
 
@@ -209,62 +234,64 @@ impl Running {
         self.peak_kib = self.peak_kib.max(peak_kib(self.pid.as_raw_nonzero().get()));
     }
 
-    /// True if it has ended by itself.
-    pub(super) fn is_gone(&mut self) -> bool {
-        self.has_exited || {
-            self.wait(false, Duration::ZERO);
-            self.has_exited
+    /// True if it has ended by itself, within so long.
+    pub(super) fn is_gone(&mut self, most: Duration) -> bool {
+        let mut pidfd = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        let ready = poll(&mut pidfd, Timespec::try_from(most).ok().as_ref()).unwrap_or(0);
+        self.has_exited |= ready > 0;
+        self.has_exited
+    }
+
+    /// Asks it to end, once: its input ends, and it gets SIGTERM.
+    pub(super) fn ask(&mut self) {
+        self.stdin = None;
+        if !std::mem::replace(&mut self.was_asked, true) {
+            self.signal(Signal::TERM);
         }
     }
 
     /// Ends it, with all that it has started: asks it, waits, kills its group while its number is still its own, then
     /// whatever has left the group. Nobody waits for a pipe that somebody else holds.
     pub(super) fn end(mut self, why: Why, grace: Duration) -> (Report, Vec<u8>) {
-        if !self.has_exited {
+        let until = Instant::now() + grace;
+        let was_there = !self.is_gone(Duration::ZERO);
+        if was_there && !grace.is_zero() {
             self.weigh();
             self.ask();
-            let until = Instant::now() + grace;
             while !self.has_exited && Instant::now() < until {
                 self.wait(false, until.saturating_duration_since(Instant::now()));
-                self.read_and_drop();
+                // What nobody wants any more is taken, so that a program that writes can end.
+                (self.said, self.words.bytes) = (0, 0);
+                self.read();
+                self.output.clear();
             }
         }
-        let was_asked = self.has_exited;
+        let how = match (was_there, self.has_exited, grace.is_zero()) {
+            (false, ..) => "",
+            (true, true, _) => ", SIGTERM",
+            (true, false, false) => ", SIGKILL after stop_grace_ms",
+            (true, false, true) => ", SIGKILL",
+        };
         self.signal(Signal::KILL);
-        while !self.has_exited {
-            self.wait(false, LOOK_MOST);
-        }
+        while !self.is_gone(LOOK_MOST) {}
         let processor = stat(self.pid.as_raw_nonzero().get()).map(|stat| stat.processor).unwrap_or_default();
         self.read();
         let status = self.child.wait().ok();
         self.words.end();
         let report = Report {
             why,
+            how,
             code: status.and_then(|status| status.code()),
             signal: status.and_then(|status| status.signal()),
-            was_killed: !was_asked,
             ran: self.since.elapsed(),
             peak_kib: self.peak_kib,
             processor,
             limits: self.limits,
             words: self.words.tail(),
         };
-        drop(self._mark);
+        drop(self.mark);
         orphans::sweep();
         (report, self.output)
-    }
-
-    /// Asks it to end.
-    pub(super) fn ask(&self) {
-        self.signal(Signal::TERM);
-    }
-
-    /// What nobody wants any more is taken, so that a program that writes can end.
-    fn read_and_drop(&mut self) {
-        self.output.clear();
-        self.read();
-        self.output.clear();
-        self.words.bytes = 0;
     }
 
     /// To its group; before it has one, to itself.
@@ -274,7 +301,7 @@ impl Running {
 }
 
 /// Where a program is looked for.
-pub(super) fn path(program: &Program) -> OsString {
+pub fn path(program: &Program) -> OsString {
     let own = || std::env::var_os("PATH").filter(|path| !path.is_empty()).unwrap_or_else(|| PATH.into());
     program.env.get("PATH").map_or_else(own, OsString::from)
 }

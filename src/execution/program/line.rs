@@ -105,8 +105,8 @@ fn some<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawVal
 pub(super) enum Bad {
     /// It cannot be an answer: the same program would say it again.
     Line(String),
-    /// It answers another job.
-    Id,
+    /// It answers another job, of this id.
+    Id(String),
 }
 
 /// What a line says of this job.
@@ -115,13 +115,23 @@ pub(super) fn read(line: &[u8], id: JobId) -> Result<Said<'_>, Bad> {
     let said: Said =
         serde_json::from_str(text).map_err(|error| Bad::Line(format!("its line is no answer: {error}")))?;
     if said.id != id.to_string() {
-        return Err(Bad::Id);
+        return Err(Bad::Id(said.id.into_owned()));
     }
     let kinds = [said.ok.is_some(), said.ok_base64.is_some(), said.error.is_some(), said.progress.is_some()];
-    match kinds.into_iter().filter(|is_there| *is_there).count() {
-        1 => Ok(said),
-        _ => Err(Bad::Line("its line needs one of ok, ok_base64, error, progress".into())),
+    if kinds.into_iter().filter(|is_there| *is_there).count() != 1 {
+        return Err(Bad::Line("its line needs one of ok, ok_base64, error, progress".into()));
     }
+    let [has_ok, has_bytes, has_error, _] = kinds;
+    let has_retry = said.retry.is_some() || said.retry_after_ms.is_some();
+    let has_state = !(said.set.is_empty() && said.remove.is_empty());
+    let has_effects = has_state || !said.context_set.is_empty() || !said.submit.is_empty();
+    if has_retry && !has_error
+        || said.media_type.is_some() && !has_bytes
+        || has_effects && !(has_ok || has_bytes)
+    {
+        return Err(Bad::Line("its line has members that do not go together".into()));
+    }
+    Ok(said)
 }
 
 impl Said<'_> {
@@ -149,8 +159,10 @@ impl Said<'_> {
             (Some(ok), _) => Ok(Payload::json(ok.get().as_bytes())),
             (None, text) => {
                 let bytes = from_base64(&text.unwrap_or_default()).ok_or("its ok_base64 is not base64")?;
-                let media_type =
-                    self.media_type.as_deref().and_then(MediaType::parse).unwrap_or(MediaType::BYTES);
+                let media_type = match self.media_type.as_deref() {
+                    Some(text) => MediaType::parse(text).ok_or("its media_type is none")?,
+                    None => MediaType::BYTES,
+                };
                 Ok(Payload { media_type, bytes: bytes.into() })
             }
         }

@@ -6,13 +6,11 @@ mod line;
 mod once;
 mod orphans;
 mod report;
-mod vet;
 mod words;
 mod worker;
 
-pub use child::{EXEC, User};
-pub use orphans::MARKS;
-pub use vet::vet;
+pub use child::{EXEC, User, path};
+pub use orphans::{MARK, are_there};
 
 use std::io::ErrorKind;
 use std::sync::{Arc, Mutex};
@@ -26,6 +24,7 @@ use crate::bell::lock;
 use crate::config::{Program, ProgramMode};
 use crate::handler::HandlerError;
 use crate::job::Payload;
+use crate::observe::job_event;
 
 /// What stopping takes at most beyond `stop_grace_ms`.
 pub const ENDS_WITHIN: Duration = Duration::from_millis(500);
@@ -72,17 +71,19 @@ impl ProgramHandler {
 
     /// Ends workers that had no job for a while.
     fn look(&self) {
-        let spare = lock(&self.idle).take_spare(self.program.idle_ms);
-        spare.into_iter().for_each(|running| drop(running.end(Why::Spare, self.grace())));
+        let mut idle = lock(&self.idle);
+        idle.ask(Duration::from_millis(self.program.idle_ms), self.grace());
+        let over = idle.take_over();
+        drop(idle);
+        over.into_iter().for_each(|running| drop(running.end(Why::Spare, Duration::ZERO)));
     }
 
     /// Ends all that have no job: all at once are asked, and have one grace together.
     fn close(&self) {
-        let spare = lock(&self.idle).take_spare(0);
-        spare.iter().for_each(Running::ask);
+        let all = lock(&self.idle).take_all();
         let until = Instant::now() + self.grace();
         let left = || until.saturating_duration_since(Instant::now());
-        spare.into_iter().for_each(|running| drop(running.end(Why::Spare, left())));
+        all.into_iter().for_each(|running| drop(running.end(Why::Spare, left())));
     }
 
     fn grace(&self) -> Duration {
@@ -109,6 +110,12 @@ impl ProgramHandler {
             _ => (Why::Cancelled, self.grace()),
         };
         let (report, _) = running.end(why, grace);
+        if why == Why::Cancelled {
+            // Its job has an end already, which says nothing of this.
+            let spec = &job.0.spec;
+            let said = job_event(log::Level::Info, "job.stopped", &spec.trace, spec.id, &spec.handler);
+            said.field("reason", &report.to_string()).emit();
+        }
         HandlerError::Fail(report.to_string())
     }
 }

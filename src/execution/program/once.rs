@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use super::child::Seen;
-use super::orphans::MARKS;
 use super::report::{Report, Why};
 use super::{ENDS_WITHIN, ProgramHandler};
 use crate::execution::context::{Job, JobContext};
@@ -16,7 +15,7 @@ const TEMPORARY: i32 = 75;
 impl ProgramHandler {
     pub(super) fn once(&self, job: &Job, cx: &mut JobContext) -> Result<Payload, HandlerError> {
         let variables = [
-            (MARKS[0], job.id().to_string()),
+            ("COFFERDAM_JOB_ID", job.id().to_string()),
             ("COFFERDAM_DELIVERY", cx.delivery().to_string()),
             ("COFFERDAM_FENCE", cx.fence().to_string()),
             ("COFFERDAM_HANDLER", self.name.to_string()),
@@ -24,17 +23,21 @@ impl ProgramHandler {
         ];
         let begun = Instant::now();
         let mut running = self.start(&variables)?;
-        running.words.begin(&job.0.spec);
+        running.begin(&job.0.spec);
         cx.stop.tell(running.bell.clone(), self.grace() + ENDS_WITHIN);
         let mut input = &*job.payload().bytes;
         loop {
             match running.watch(&mut input, true, cx.stop) {
-                Seen::Said => {}
+                Seen::Said | Seen::Deaf => {}
                 Seen::Exited => break,
                 seen @ (Seen::Told | Seen::Flooded) => return Err(self.stopped(running, seen, begun, job)),
             }
         }
-        let (report, output) = running.end(Why::Itself, self.grace());
+        let (report, mut output) = running.end(Why::Itself, self.grace());
+        // A line of a batch: that it ends is said by whoever writes it.
+        if job.0.spec.one_line && output.ends_with(b"\n") {
+            output.pop();
+        }
         match report {
             Report { code: Some(0), .. } => Ok(payload(output)),
             Report { code: Some(TEMPORARY), .. } => Err(HandlerError::Retry(report.to_string())),

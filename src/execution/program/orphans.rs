@@ -8,28 +8,25 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, WaitOptions, getsid, kill_process, set_child_subreaper, waitpid};
+use rustix::process::{Pid, WaitOptions, getsid, set_child_subreaper, waitpid};
 
 use crate::bell::lock;
-use crate::process_table::{children_of_first_thread, stat, variable};
+use crate::process_table::{children_of_first_thread, end_trees, stat, variable};
 
-/// The variables whose values are marks: of a program that runs for one job, and of a worker.
-pub const MARKS: [&str; 2] = ["COFFERDAM_JOB_ID", "COFFERDAM_WORKER"];
-/// What is killed has ended so soon; if not, the next sweep finds it.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// The variable whose value is the mark: another for each start of a program.
+pub const MARK: &str = "COFFERDAM_PROGRAM";
 
-static RUNNING: Mutex<Running> = Mutex::new(Running { marks: BTreeMap::new(), known: Vec::new() });
+static RUNNING: Mutex<Running> = Mutex::new(Running { marks: BTreeMap::new(), known: None });
 
-#[derive(Default)]
 struct Running {
     /// Of programs that run or are just being started, the number of their leader, or 0.
     marks: BTreeMap<String, i32>,
-    /// Children of the first thread that were there before: no orphans.
-    known: Vec<i32>,
+    /// Children of the first thread that were there before: no orphans. `None`: there are no programs here.
+    known: Option<Vec<i32>>,
 }
 
 /// A program is there, or is about to be.
-pub(super) struct Mark(String);
+pub(super) struct Mark(pub(super) String);
 
 impl Mark {
     pub(super) fn new(mark: String) -> Mark {
@@ -38,7 +35,7 @@ impl Mark {
     }
 
     /// This is its first process.
-    pub(super) fn leads(&mut self, pid: Pid) {
+    pub(super) fn leads(&self, pid: Pid) {
         lock(&RUNNING).marks.insert(self.0.clone(), pid.as_raw_nonzero().get());
     }
 }
@@ -52,8 +49,13 @@ impl Drop for Mark {
 /// From now on orphans come here.
 pub(super) fn adopt() -> std::io::Result<()> {
     set_child_subreaper(Some(rustix::process::getpid()))?;
-    lock(&RUNNING).known = children_of_first_thread();
+    lock(&RUNNING).known = Some(children_of_first_thread(own()));
     Ok(())
+}
+
+/// True once orphans come here: then no thread that starts programs may end, since its programs would end with it.
+pub fn are_there() -> bool {
+    lock(&RUNNING).known.is_some()
 }
 
 /// Until no program runs, or so long.
@@ -64,29 +66,20 @@ pub(super) fn wait(most: Duration) {
     }
 }
 
-/// Ends and reaps what programs that have ended left behind.
+/// Ends what programs that have ended left behind, and takes what has ended off the process table: what is killed here, the
+/// next time. Waits for nobody.
 pub(super) fn sweep() {
-    let begun = Instant::now();
-    while sweep_once() && begun.elapsed() < PATIENCE {
-        std::thread::sleep(Duration::from_millis(1));
+    let running = lock(&RUNNING);
+    let Some(known) = &running.known else { return };
+    let orphans = || children_of_first_thread(own()).into_iter().filter(|pid| !known.contains(pid));
+    end_trees(|| orphans().filter(|pid| running.leaves_behind(*pid)).collect());
+    for pid in orphans().filter_map(Pid::from_raw) {
+        let _ = waitpid(Some(pid), WaitOptions::NOHANG);
     }
 }
 
-/// True if some of it is still there.
-fn sweep_once() -> bool {
-    let running = lock(&RUNNING);
-    let orphans = children_of_first_thread().into_iter().filter(|pid| !running.known.contains(pid));
-    let mut is_left = false;
-    for (number, pid) in orphans.filter_map(|number| Some((number, Pid::from_raw(number)?))) {
-        // What has ended goes, whosever it was; what runs goes if it is a program's.
-        if stat(number).is_some_and(|stat| stat.is_zombie) {
-            let _ = waitpid(Some(pid), WaitOptions::NOHANG);
-        } else if running.leaves_behind(number) {
-            let _ = kill_process(pid, Signal::KILL);
-            is_left |= matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None));
-        }
-    }
-    is_left
+fn own() -> i32 {
+    rustix::process::getpid().as_raw_nonzero().get()
 }
 
 impl Running {
@@ -94,13 +87,13 @@ impl Running {
     /// anybody's: it is left alone while other programs run.
     fn leaves_behind(&self, pid: i32) -> bool {
         let own = getsid(None).map(|session| session.as_raw_nonzero().get()).ok();
-        let Some(session) = stat(pid).map(|stat| stat.session).filter(|session| Some(*session) != own) else {
+        let Some(stat) = stat(pid).filter(|stat| !stat.is_zombie && Some(stat.session) != own) else {
             return false;
         };
-        if self.marks.values().any(|leader| *leader == session) {
+        if self.marks.values().any(|leader| *leader == stat.session) {
             return false;
         }
-        match MARKS.iter().find_map(|name| variable(pid, name)) {
+        match variable(pid, MARK) {
             Some(mark) => !self.marks.contains_key(&mark),
             None => self.marks.is_empty(),
         }

@@ -21,7 +21,7 @@ pub enum Why {
 }
 
 impl Why {
-    fn as_str(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Why::Itself => "by itself",
             Why::Timeout => "timeout",
@@ -40,8 +40,8 @@ pub struct Report {
     /// Its exit code; or the signal that ended it.
     pub code: Option<i32>,
     pub signal: Option<i32>,
-    /// It did not end within its grace.
-    pub was_killed: bool,
+    /// By which signal, if by somebody.
+    pub how: &'static str,
     pub ran: Duration,
     /// As far as that was seen.
     pub peak_kib: Option<u64>,
@@ -58,12 +58,11 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.code, self.signal) {
             (Some(code), _) => write!(f, "exit code {code}")?,
-            (None, Some(signal)) => write!(f, "ended by signal {signal} ({})", signal_name(signal))?,
+            (None, Some(signal)) => write!(f, "ended by signal {signal} (SIG{})", signal_name(signal))?,
             (None, None) => f.write_str("ended")?,
         }
         if self.why != Why::Itself {
-            write!(f, "; why: {}", self.why.as_str())?;
-            f.write_str(if self.was_killed { ", SIGKILL after stop_grace_ms" } else { ", SIGTERM" })?;
+            write!(f, "; why: {}{}", self.why.as_str(), self.how)?;
         }
         write!(f, "; ran {:.3} s, processor {:.2} s", self.ran.as_secs_f64(), self.processor.as_secs_f64())?;
         if let Some(kib) = self.peak_kib {
@@ -79,24 +78,10 @@ impl fmt::Display for Report {
     }
 }
 
-/// Those of signal(7) that end programs.
+/// By its number, without `SIG` (signal(7)).
 fn signal_name(signal: i32) -> &'static str {
-    match signal {
-        1 => "SIGHUP",
-        2 => "SIGINT",
-        3 => "SIGQUIT",
-        4 => "SIGILL",
-        6 => "SIGABRT",
-        7 => "SIGBUS",
-        8 => "SIGFPE",
-        9 => "SIGKILL",
-        11 => "SIGSEGV",
-        13 => "SIGPIPE",
-        14 => "SIGALRM",
-        15 => "SIGTERM",
-        24 => "SIGXCPU: limits.cpu_seconds",
-        25 => "SIGXFSZ",
-        31 => "SIGSYS",
-        _ => "see signal(7)",
-    }
+    const NAMES: &str = "HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHLD CONT STOP TSTP \
+        TTIN TTOU URG XCPU XFSZ VTALRM PROF WINCH IO PWR SYS";
+    let place = usize::try_from(signal - 1).ok();
+    place.and_then(|place| NAMES.split_ascii_whitespace().nth(place)).unwrap_or("…")
 }

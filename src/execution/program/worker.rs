@@ -4,20 +4,26 @@
 use std::time::{Duration, Instant};
 
 use super::child::{Running, Seen};
-use super::line::{self, Bad};
-use super::orphans::MARKS;
+use super::line::{self, Bad, Said};
 use super::report::Why;
 use super::{ENDS_WITHIN, ProgramHandler};
 use crate::bell::lock;
-use crate::entropy::Entropy;
 use crate::execution::context::{Job, JobContext};
 use crate::handler::HandlerError;
-use crate::job::{Payload, write_hex};
+use crate::job::{JobId, Payload};
+
+/// So many that were asked to end, of one handler, may take their time. Beyond it the oldest is killed.
+const LEAVING: usize = 8;
+/// One that has closed its side is ending, most likely.
+const ENDING: Duration = Duration::from_millis(100);
 
 /// A worker between jobs, or during one.
 pub(super) struct Worker {
     running: Running,
     jobs: u64,
+    /// The job before. One that answers it once more is not given another one.
+    last: Option<JobId>,
+    repeats_itself: bool,
     since: Instant,
 }
 
@@ -25,63 +31,127 @@ pub(super) struct Worker {
 #[derive(Default)]
 pub(super) struct Idle {
     workers: Vec<Worker>,
-    /// They have done their last job, and are to be ended.
-    leaving: Vec<Running>,
+    /// They were asked to end, and have until then.
+    leaving: Vec<(Running, Instant)>,
 }
 
 impl Idle {
-    /// Those that nobody needs any more.
-    pub(super) fn take_spare(&mut self, idle_ms: u64) -> Vec<Running> {
-        let most = Duration::from_millis(idle_ms);
-        let mut spare = std::mem::take(&mut self.leaving);
-        let gone =
-            self.workers.extract_if(.., |worker| worker.since.elapsed() >= most || worker.running.is_gone());
-        spare.extend(gone.map(|worker| worker.running));
-        spare
+    /// Asks those to end that had no job for so long.
+    pub(super) fn ask(&mut self, most: Duration, grace: Duration) {
+        let is_spare =
+            |worker: &mut Worker| worker.since.elapsed() >= most || worker.running.is_gone(Duration::ZERO);
+        let spare: Vec<Worker> = self.workers.extract_if(.., is_spare).collect();
+        spare.into_iter().for_each(|worker| self.leave(worker.running, grace));
     }
+
+    fn leave(&mut self, mut running: Running, grace: Duration) {
+        running.ask();
+        self.leaving.push((running, Instant::now() + grace));
+    }
+
+    /// Those that have ended, or had the time for it; more, where there are too many.
+    pub(super) fn take_over(&mut self) -> Vec<Running> {
+        let now = Instant::now();
+        let too_many = self.leaving.len().saturating_sub(LEAVING);
+        let mut place = 0;
+        let over = self.leaving.extract_if(.., |(running, until)| {
+            place += 1;
+            place <= too_many || *until <= now || running.is_gone(Duration::ZERO)
+        });
+        over.map(|(running, _)| running).collect()
+    }
+
+    /// All of them, asked to end.
+    pub(super) fn take_all(&mut self) -> Vec<Running> {
+        self.ask(Duration::ZERO, Duration::ZERO);
+        std::mem::take(&mut self.leaving).into_iter().map(|(running, _)| running).collect()
+    }
+}
+
+/// What came of asking a worker.
+enum Asked {
+    End(Result<Payload, HandlerError>),
+    /// It was asked, and had read nothing of it when it ended or broke the protocol: another one may be asked.
+    Unread,
 }
 
 impl ProgramHandler {
     pub(super) fn work(&self, job: &Job, cx: &mut JobContext) -> Result<Payload, HandlerError> {
-        let mut worker = self.worker()?;
         let begun = Instant::now();
-        let running = &mut worker.running;
-        running.words.begin(&job.0.spec);
-        cx.stop.tell(running.bell.clone(), self.grace() + ENDS_WITHIN);
         let question = line::question(job, cx);
-        let mut input = question.as_bytes();
+        loop {
+            let worker = self.worker()?;
+            match self.ask_worker(worker, question.as_bytes(), begun, job, cx) {
+                Asked::End(end) => return end,
+                Asked::Unread => {}
+            }
+        }
+    }
+
+    fn ask_worker(
+        &self,
+        mut worker: Worker,
+        question: &[u8],
+        begun: Instant,
+        job: &Job,
+        cx: &mut JobContext,
+    ) -> Asked {
+        let running = &mut worker.running;
+        running.begin(&job.0.spec);
+        cx.stop.tell(running.bell.clone(), self.grace() + ENDS_WITHIN);
+        let mut input = question;
+        let failed = |worker: Worker, asked: usize, crash: &str| {
+            // One that has just been started would do the same again.
+            let is_unread = worker.jobs > 0 && !worker.running.has_read(asked);
+            let (report, _) = worker.running.end(Why::Protocol, Duration::ZERO);
+            if is_unread {
+                Asked::Unread
+            } else {
+                Asked::End(Err(HandlerError::Crash(format!("{crash}: {report}"))))
+            }
+        };
         loop {
             match running.watch(&mut input, false, cx.stop) {
                 Seen::Said => {}
-                Seen::Exited => {
-                    let (report, _) = worker.running.end(Why::Itself, self.grace());
-                    return Err(HandlerError::Crash(format!(
-                        "the worker ended before it answered: {report}"
-                    )));
+                Seen::Exited | Seen::Deaf => {
+                    running.is_gone(ENDING);
+                    return failed(
+                        worker,
+                        question.len() - input.len(),
+                        "the worker ended before it answered",
+                    );
                 }
                 seen @ (Seen::Told | Seen::Flooded) => {
-                    return Err(self.stopped(worker.running, seen, begun, job));
+                    return Asked::End(Err(self.stopped(worker.running, seen, begun, job)));
                 }
             }
-            while let Some(end) = running.output.iter().position(|byte| *byte == b'\n') {
-                let rest = running.output.split_off(end + 1);
-                let line = std::mem::replace(&mut running.output, rest);
-                match line::read(&line, job.id()) {
-                    Ok(said) if said.progress.is_some() => {}
+            let output = std::mem::take(&mut running.output);
+            let mut rest = &output[..];
+            while let Some(end) = rest.iter().position(|byte| *byte == b'\n').filter(|_| !cx.stop.is_ended())
+            {
+                let (line, after) = rest.split_at(end + 1);
+                rest = after;
+                match line::read(line, job.id()) {
+                    Ok(Said { progress: Some(_), .. }) => {}
                     Ok(said) => {
-                        let is_done = input.is_empty() && running.output.is_empty();
+                        let is_done = input.is_empty() && rest.is_empty() && !worker.repeats_itself;
+                        worker.last = Some(job.id());
                         self.put_back(worker, is_done);
-                        return said.end(cx);
+                        return Asked::End(said.end(cx));
                     }
-                    Err(bad) => {
+                    Err(Bad::Line(why)) => {
                         let (report, _) = worker.running.end(Why::Protocol, Duration::ZERO);
-                        return Err(match bad {
-                            Bad::Line(why) => HandlerError::Fail(format!("{why}; {report}")),
-                            Bad::Id => HandlerError::Crash(format!("its line answers another job; {report}")),
-                        });
+                        return Asked::End(Err(HandlerError::Fail(format!("{why}; {report}"))));
+                    }
+                    Err(Bad::Id(id)) if worker.last.is_some_and(|last| last.to_string() == id) => {
+                        worker.repeats_itself = true;
+                    }
+                    Err(Bad::Id(_)) => {
+                        return failed(worker, question.len() - input.len(), "its line answers another job");
                     }
                 }
             }
+            running.output = rest.to_vec();
         }
     }
 
@@ -91,16 +161,13 @@ impl ProgramHandler {
             let idle = lock(&self.idle).workers.pop();
             let Some(mut worker) = idle else { break };
             worker.running.read();
-            if !worker.running.is_gone() && worker.running.output.is_empty() {
+            if worker.running.output.is_empty() && !worker.running.is_gone(Duration::ZERO) {
                 return Ok(worker);
             }
             worker.running.end(Why::Protocol, Duration::ZERO);
         }
-        let mut mark = String::new();
-        let _ = write_hex(&mut mark, &Entropy::system().bytes::<16>());
-        let variables = [(MARKS[1], mark), ("COFFERDAM_HANDLER", self.name.to_string())];
-        let running = self.start(&variables)?;
-        Ok(Worker { running, jobs: 0, since: Instant::now() })
+        let running = self.start(&[("COFFERDAM_HANDLER", self.name.to_string())])?;
+        Ok(Worker { running, jobs: 0, last: None, repeats_itself: false, since: Instant::now() })
     }
 
     /// It has answered. "is_done": it has read the whole question and said nothing more.
@@ -109,6 +176,13 @@ impl ProgramHandler {
         worker.since = Instant::now();
         let is_spent = self.program.max_jobs > 0 && worker.jobs >= self.program.max_jobs;
         let mut idle = lock(&self.idle);
-        if is_spent || !is_done { idle.leaving.push(worker.running) } else { idle.workers.push(worker) }
+        if is_spent || !is_done {
+            idle.leave(worker.running, self.grace())
+        } else {
+            idle.workers.push(worker)
+        }
+        let over = idle.take_over();
+        drop(idle);
+        over.into_iter().for_each(|running| drop(running.end(Why::Spare, Duration::ZERO)));
     }
 }
