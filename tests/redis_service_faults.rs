@@ -767,17 +767,19 @@ fn r6_a_user_who_may_too_little_is_told_so() {
     let password = format!(">{PASSWORD}");
     server.tell(&["ACL", "SETUSER", "nobody", "on", &password, "~*", "+ping"]);
     server.tell(&["ACL", "SETUSER", "looks", "on", &password, "~*", "+ping", "+info"]);
+    server.tell(&["ACL", "SETUSER", "calls", "on", &password, "~*", "+ping", "+info", "+fcall"]);
     let deployment = Deployment::on(&server);
     let password = deployment.file("password", PASSWORD);
     let deployment = deployment.with(&format!("runtime.platform.redis.password_file={}", password.display()));
     assert_refused(&deployment, &["permission", "ACL line"], &["runtime.platform.redis.username=nobody"]);
+    assert_refused(&deployment, &["'fcall'", "ACL line"], &["runtime.platform.redis.username=looks"]);
     // One whose lack shows only with the first script is a backend that cannot be used, with its cause, and no hot loop.
-    let service = deployment.serve(&["runtime.platform.redis.username=looks"]);
+    let service = deployment.serve(&["runtime.platform.redis.username=calls"]);
     assert_is_away(&service);
     let children = all_children(service.pid);
     assert_no_hot_loop(&children);
     assert!(service.stderr().contains("permission"), "the log says why: {}", service.stderr());
-    server.tell(&["ACL", "SETUSER", "looks", "allchannels", "+@all"]);
+    server.tell(&["ACL", "SETUSER", "calls", "allchannels", "+@all"]);
     until("it is ready by itself", BACK, || (service.get("/readyz").status == 200).then_some(()));
     assert_eq!(all_children(service.pid), children, "nobody was replaced");
     let ended = service.stop();

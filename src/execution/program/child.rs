@@ -67,6 +67,9 @@ pub(super) struct Running {
     most: usize,
     wake: Arc<OwnedFd>,
     pub(super) bell: Bell,
+    /// Something is to be read there, as far as is known.
+    has_said: bool,
+    has_words: bool,
     is_deaf: bool,
     was_asked: bool,
     has_exited: bool,
@@ -114,7 +117,7 @@ impl Running {
         let rung = wake.clone();
         let bell = Bell::new(move || _ = rustix::io::write(&rung, &1_u64.to_ne_bytes()));
         let (output, words, said, most) = (Vec::new(), Words::default(), 0, program.max_output_bytes);
-        let (is_deaf, was_asked, has_exited, peak_kib) = Default::default();
+        let (has_said, has_words, is_deaf, was_asked, has_exited, peak_kib) = Default::default();
         let since = Instant::now();
         Ok(Running {
             child,
@@ -129,6 +132,8 @@ impl Running {
             most,
             wake,
             bell,
+            has_said,
+            has_words,
             is_deaf,
             was_asked,
             has_exited,
@@ -172,14 +177,25 @@ impl Running {
         }
     }
 
-    /// Takes what it has written so far, as much as it may and a byte.
-    pub(super) fn read(&mut self) {
+    /// Takes what it has written, as much as it may and a byte.
+    fn read(&mut self) {
         let mut buffer = [0; BUFFER_BYTES];
         let (output, words) = (&mut self.output, &mut self.words);
-        let room = (self.most + 1).saturating_sub(self.said);
-        self.said += take(&mut self.stdout, &mut buffer, room, |bytes| output.extend_from_slice(bytes));
-        let room = (self.most + 1).saturating_sub(words.bytes);
-        take(&mut self.stderr, &mut buffer, room, |bytes| words.take(bytes));
+        if std::mem::take(&mut self.has_said) {
+            let room = (self.most + 1).saturating_sub(self.said);
+            self.said += take(&mut self.stdout, &mut buffer, room, |bytes| output.extend_from_slice(bytes));
+        }
+        if std::mem::take(&mut self.has_words) {
+            let room = (self.most + 1).saturating_sub(words.bytes);
+            take(&mut self.stderr, &mut buffer, room, |bytes| words.take(bytes));
+        }
+    }
+
+    /// True if it can be asked: it is there, has an ear, and has said nothing since its last answer.
+    pub(super) fn is_sound(&mut self) -> bool {
+        self.wait(false, Duration::ZERO);
+        self.read();
+        self.output.is_empty() && !self.has_exited && !self.is_deaf && self.stdout.is_some()
     }
 
     /// What it does not take waits. That it takes no more is seen; a program that runs for one job need not read it.
@@ -207,25 +223,34 @@ impl Running {
     /// Until there is something to do; false if nothing was, for so long.
     fn wait(&mut self, writes: bool, most: Duration) -> bool {
         let most = Timespec::try_from(most).ok();
+        // Of a pipe that nobody can read any more an error is said in any case.
+        let writes = if writes { PollFlags::OUT } else { PollFlags::empty() };
+        let stdin = self.stdin.as_ref().map(|pipe| (pipe.as_fd(), writes));
+        let [stdout, stderr] = [self.stdout.as_ref().map(AsFd::as_fd), self.stderr.as_ref().map(AsFd::as_fd)];
         let pipes = [
-            // Of a pipe that nobody can read any more an error is said in any case.
-            self.stdin
-                .as_ref()
-                .map(|pipe| (pipe.as_fd(), if writes { PollFlags::OUT } else { PollFlags::empty() })),
-            self.stdout.as_ref().map(|pipe| (pipe.as_fd(), PollFlags::IN)),
-            self.stderr.as_ref().map(|pipe| (pipe.as_fd(), PollFlags::IN)),
+            stdin,
+            stdout.map(|pipe| (pipe, PollFlags::IN)),
+            stderr.map(|pipe| (pipe, PollFlags::IN)),
             Some((self.wake.as_fd(), PollFlags::IN)),
             Some((self.pidfd.as_fd(), PollFlags::IN)),
         ];
-        let pipes = pipes.into_iter().flatten();
+        let is_there = pipes.map(|pipe| pipe.is_some());
+        let watched = pipes.into_iter().flatten();
         let mut watched: Vec<PollFd<'_>> =
-            pipes.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)).collect();
+            watched.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)).collect();
         let ready = poll(&mut watched, most.as_ref()).unwrap_or(0);
-        let is_asked = self.stdin.is_some();
-        self.is_deaf |=
-            is_asked && watched.first().is_some_and(|stdin| stdin.revents().contains(PollFlags::ERR));
-        self.has_exited |= watched.last().is_some_and(|pidfd| !pidfd.revents().is_empty());
-        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+        let mut seen = watched.iter().map(PollFd::revents);
+        let of = |is_there: bool| {
+            if is_there { seen.next().unwrap_or(PollFlags::empty()) } else { PollFlags::empty() }
+        };
+        let [stdin, stdout, stderr, wake, pidfd] = is_there.map(of);
+        self.is_deaf |= stdin.contains(PollFlags::ERR);
+        (self.has_said, self.has_words) =
+            (self.has_said || !stdout.is_empty(), self.has_words || !stderr.is_empty());
+        self.has_exited |= !pidfd.is_empty();
+        if !wake.is_empty() {
+            let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+        }
         ready > 0
     }
 
@@ -275,6 +300,7 @@ impl Running {
         self.signal(Signal::KILL);
         while !self.is_gone(LOOK_MOST) {}
         let processor = stat(self.pid.as_raw_nonzero().get()).map(|stat| stat.processor).unwrap_or_default();
+        (self.has_said, self.has_words) = (true, true);
         self.read();
         let status = self.child.wait().ok();
         self.words.end();
@@ -321,6 +347,10 @@ fn take<R: Read>(pipe: &mut Option<R>, buffer: &mut [u8], most: usize, mut sink:
             Ok(read) => {
                 sink(&buffer[..read]);
                 taken += read;
+                if read < room {
+                    // It is empty; what comes is told.
+                    break;
+                }
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => break,

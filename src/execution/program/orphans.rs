@@ -72,6 +72,9 @@ pub(super) fn sweep() {
     let running = lock(&RUNNING);
     let Some(known) = &running.known else { return };
     let orphans = || children_of_first_thread(own()).into_iter().filter(|pid| !known.contains(pid));
+    if orphans().next().is_none() {
+        return;
+    }
     end_trees(|| orphans().filter(|pid| running.leaves_behind(*pid)).collect());
     for pid in orphans().filter_map(Pid::from_raw) {
         let _ = waitpid(Some(pid), WaitOptions::NOHANG);

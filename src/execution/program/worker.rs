@@ -160,8 +160,7 @@ impl ProgramHandler {
         loop {
             let idle = lock(&self.idle).workers.pop();
             let Some(mut worker) = idle else { break };
-            worker.running.read();
-            if worker.running.output.is_empty() && !worker.running.is_gone(Duration::ZERO) {
+            if worker.running.is_sound() {
                 return Ok(worker);
             }
             worker.running.end(Why::Protocol, Duration::ZERO);
