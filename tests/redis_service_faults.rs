@@ -867,7 +867,7 @@ fn r6_the_log_says_what_the_server_promises() {
 #[test]
 fn r6_a_server_that_is_loading_its_data_is_waited_for() {
     let mut server =
-        Server::start(&["--key-load-delay", "25000", "--loading-process-events-interval-bytes", "1024"]);
+        Server::start(&["--key-load-delay", "60000", "--loading-process-events-interval-bytes", "1024"]);
     let fill = "for i = 1, 100 do redis.call('SET', 'old:' .. i, string.rep('x', 2000)) end";
     server.tell(&["EVAL", fill, "0"]);
     server.tell(&["SAVE"]);
