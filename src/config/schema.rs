@@ -208,7 +208,7 @@ section! { Restart {
     max_restarts: usize = 5, FROM_0;
     /// How long an end counts; also the longest backoff.
     window_ms: u64 = 60_000, MILLIS;
-    /// The wait before a process is replaced that ended by itself; doubled for each of its ends within the window.
+    /// The wait before a process is replaced that ended by itself; doubled for each of its ends within the window, at most three times for those that a job may have caused.
     backoff_ms: u64 = 100, MILLIS;
 }}
 section! { Web {

@@ -24,6 +24,8 @@ use crate::process::control_socket::{Leaving, Role, ToParent};
 const KILL_AFTER_MS: u64 = 1_000;
 /// A child that asks to be replaced within so many backoffs of its start has served only for a moment.
 const SOON: u64 = 10;
+/// A child whose jobs end it is followed within 2^3 backoffs, 800 ms with the defaults.
+const DOUBLINGS_AT_WORK: u32 = 3;
 
 /// Where a child is; times in ms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,7 +148,7 @@ impl Life {
                 S::Waiting { .. } | S::Starting | S::Serving { .. } => {
                     self.again(how, reason, policy, now_ms)
                 }
-                S::Ending { .. } => self.again(How::Failed, "unresponsive", policy, now_ms),
+                S::Ending { .. } => self.again(how, "unresponsive", policy, now_ms),
                 S::Aside | S::Stopping { .. } | S::Gone => (S::Gone, Action::None),
             },
             E::Silent => match self.state {
@@ -191,8 +193,8 @@ impl Life {
 /// One child's history.
 #[derive(Default)]
 pub struct History {
-    /// Its own ends, in ms, and whether they were its own fault.
-    failures: VecDeque<(u64, bool)>,
+    /// When it ended other than by a kill, in ms, and how.
+    ends: VecDeque<(u64, How)>,
 }
 
 /// How a child ended.
@@ -200,7 +202,7 @@ pub struct History {
 pub enum How {
     /// Somebody killed it (SIGKILL): that says nothing about the child.
     Killed,
-    /// By itself, or since it did not answer, and it had begun a job: that may be the job's fault.
+    /// By itself, or since it did not answer, and it had begun a job: that may be the job's fault, or the host's.
     FailedAtWork,
     /// The same without a job: it would end again.
     Failed,
@@ -208,21 +210,23 @@ pub enum How {
 
 impl History {
     /// It ended: when it is started again, in ms; `None`: never, and everything stops. Being ready once proves nothing: only
-    /// the ends within a window count, each of them delays the next start, and too many that no job can have caused are
-    /// the end.
+    /// the ends within a window count. Each doubles the wait after the next of its kind, and too many that no job can have
+    /// caused are the end. A few jobs that kill their executors must not take it from all others for long: the broker
+    /// has a backoff for such jobs.
     pub fn ended(&mut self, how: How, policy: &Restart, now_ms: u64) -> Option<u64> {
-        match how {
+        let most_doublings = match how {
             _ if policy.policy == "never" => return None,
             How::Killed => return Some(now_ms),
-            How::FailedAtWork | How::Failed => {}
-        }
-        self.failures.retain(|(at_ms, _)| at_ms + policy.window_ms >= now_ms);
-        self.failures.push_back((now_ms, how == How::Failed));
-        let own = self.failures.iter().filter(|(_, is_own)| *is_own).count();
-        if own > policy.max_restarts {
+            How::FailedAtWork => DOUBLINGS_AT_WORK,
+            How::Failed => 16,
+        };
+        self.ends.retain(|(at_ms, _)| at_ms + policy.window_ms >= now_ms);
+        self.ends.push_back((now_ms, how));
+        let of_its_kind = self.ends.iter().filter(|(_, other)| *other == how).count();
+        if how == How::Failed && of_its_kind > policy.max_restarts {
             return None;
         }
-        let doublings = u32::try_from(self.failures.len() - 1).unwrap_or(u32::MAX).min(16);
+        let doublings = u32::try_from(of_its_kind - 1).unwrap_or(u32::MAX).min(most_doublings);
         Some(now_ms + policy.backoff_ms.saturating_mul(1 << doublings).min(policy.window_ms))
     }
 }
@@ -381,12 +385,12 @@ mod tests {
     }
 
     #[test]
-    fn ends_that_a_job_may_have_caused_back_off_and_never_stop_everything() {
+    fn ends_that_a_job_may_have_caused_back_off_a_little_and_never_stop_everything() {
         let (mut history, on_failure) = (History::default(), policy("on_failure"));
         let verdicts: Vec<Option<u64>> =
             (0..6).map(|at| history.ended(How::FailedAtWork, &on_failure, at)).collect();
         assert_eq!(verdicts[0], Some(100));
-        assert_eq!(verdicts[5], Some(5 + 1_000), "no longer than the window");
-        assert_eq!(history.ended(How::Failed, &on_failure, 6), Some(6 + 1_000));
+        assert_eq!(verdicts[5], Some(5 + 800), "no longer than a few backoffs");
+        assert_eq!(history.ended(How::Failed, &on_failure, 6), Some(6 + 100), "its own ends count by themselves");
     }
 }

@@ -246,6 +246,8 @@ impl Fleet {
         let failed = if has_worked { How::FailedAtWork } else { How::Failed };
         let words = process.map(|process| process.stderr.last()).unwrap_or_default();
         let (how, reason, said) = match &end {
+            // It was ended since it did not answer: that is its own.
+            Ok(status) if matches!(life.state, State::Ending { .. }) => (failed, "unresponsive", said(*status)),
             Ok(status) if status.signal() == Some(9) => (How::Killed, "killed", said(*status)),
             Ok(status) if status.signal().is_some() => (failed, "killed", said(*status)),
             Ok(status) => (failed, "crashed", said(*status)),
