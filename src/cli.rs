@@ -93,7 +93,7 @@ fn run(arguments: &[String], program: &Program) -> Result<Exit, String> {
         "health" => health(&mut options, registry),
         "web" => serve(&options.load_of_many(registry)?, program, Some(&[])),
         "executor" => run_executor(&mut options, program),
-        "token" => Err("token: bearer tokens are not built yet".into()),
+        "token" => token(&mut options),
         unknown => Err(format!("there is no command {unknown}; see --help")),
     }
 }
@@ -206,6 +206,7 @@ fn deploy(
     }
     let mut deployment = Deployment::new(loaded, &program.registry, Clock::system());
     deployment.worker_start = program.worker_start.clone();
+    deployment.tokens = deployment.read_tokens().map_err(|why| format!("web.auth.token_file: {why}"))?;
     deployment.platform().process_groups.iter().try_for_each(|group| deployment.account(group).map(drop))?;
     let wrong =
         deployment.vet_programs(|group| groups.is_none_or(|groups| groups.iter().any(|one| one == group)));
@@ -332,6 +333,17 @@ fn keygen(options: &mut Options) -> Result<Exit, String> {
     options.finish()?;
     let made = config::secret::keygen(output.as_deref());
     Ok(ended(made.map(|()| Exit::Done).map_err(|message| format!("keygen: {message}"))))
+}
+
+/// `token`: a new token, and below it its line of the token file.
+fn token(options: &mut Options) -> Result<Exit, String> {
+    let (scopes, handlers) = (options.value("--scopes")?, options.value("--handlers")?);
+    let name = options.positional().ok_or("token needs the NAME that jobs belong to")?;
+    options.finish()?;
+    let (scopes, handlers) = (scopes.unwrap_or("submit,read".into()), handlers.unwrap_or("*".into()));
+    let (token, line) =
+        config::tokens::make(&name, &scopes, &handlers).map_err(|why| format!("token: {why}"))?;
+    Ok(answer(&format!("{}\n{line}\n", *token)))
 }
 
 /// `health`: asks a running service, the one of this configuration unless a URL is given, whether it is ready.

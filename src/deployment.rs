@@ -10,7 +10,7 @@ use crate::channel::keys::GroupSecret;
 use crate::channel::{ChannelServer, ServerConfig};
 use crate::clock::{Clock, millis};
 use crate::config::secret::Secret;
-use crate::config::{Config, Loaded, Platform, ProcessGroup, Program, Retain};
+use crate::config::{Config, Loaded, Platform, ProcessGroup, Program, Retain, WebAuth, tokens};
 use crate::entropy::Entropy;
 use crate::execution::program::{self, ProgramHandler, User};
 use crate::execution::{Handlers, Outfit, Registry, WorkerStart};
@@ -62,6 +62,8 @@ pub struct Deployment {
     pub clock: Clock,
     /// What each process that runs handlers does first.
     pub worker_start: Option<WorkerStart>,
+    /// The token file's text, where there is one.
+    pub tokens: String,
 }
 
 impl Deployment {
@@ -86,14 +88,24 @@ impl Deployment {
             programs.push(code.clone());
             registry.insert(name.clone(), (handler.options.clone(), code));
         }
-        Deployment { specs, config, config_text, registry, programs, clock, worker_start: None }
+        Deployment {
+            specs,
+            config,
+            config_text,
+            registry,
+            programs,
+            clock,
+            worker_start: None,
+            tokens: String::new(),
+        }
     }
 
     /// The one that the supervisor has, made again from the normalised config.
     pub fn from_bundle(bundle: &Bundle, registry: &Registry) -> Result<Deployment, String> {
         let config = serde_json::from_str(&bundle.config).map_err(|error| error.to_string())?;
         let clock = Clock::System { offset: bundle.clock_offset };
-        Ok(Deployment::of(config, bundle.config.as_str().into(), registry, clock))
+        let deployment = Deployment::of(config, bundle.config.as_str().into(), registry, clock);
+        Ok(Deployment { tokens: bundle.tokens.clone(), ..deployment })
     }
 
     /// The bundle of an executor of this group: its channel secret, and nothing that signs anything at rest.
@@ -114,7 +126,39 @@ impl Deployment {
         for root in roots.iter().filter(|_| self.keeps_at_rest()) {
             secrets.push(GroupSecret::from_bytes(*root.envelope()?.expose()));
         }
-        Ok(self.bundle(0, secrets, private_dir))
+        Ok(Bundle { tokens: self.tokens.clone(), ..self.bundle(0, secrets, private_dir) })
+    }
+
+    /// The token file's text, if there is to be one; each handler that it names is known.
+    pub fn read_tokens(&self) -> Result<String, String> {
+        let WebAuth { mode, token_file, .. } = &self.config.web.auth;
+        let Some(file) = token_file.as_ref().filter(|_| mode == "bearer") else { return Ok(String::new()) };
+        let text = tokens::read(Path::new(file))?;
+        let named = tokens::parse(&text)?.into_iter().filter_map(|token| Some((token.name, token.handlers?)));
+        let is_known = |handler: &String| self.specs.iter().any(|spec| *spec.name == **handler);
+        for (name, handlers) in named {
+            if let Some(unknown) = handlers.iter().find(|handler| !is_known(handler)) {
+                return Err(format!("{file}: the token {name} is for {unknown}, which is no known handler"));
+            }
+        }
+        Ok(text)
+    }
+
+    /// The same on SIGHUP; `None`: those that hold go on.
+    pub fn read_tokens_again(&self) -> Option<String> {
+        match self.read_tokens() {
+            Ok(_) if self.config.web.auth.mode != "bearer" => {
+                log::info!(
+                    "SIGHUP: there are no tokens to read again; secrets and passwords hold until the next start"
+                );
+                None
+            }
+            Ok(text) => Some(text),
+            Err(why) => {
+                log::error!("SIGHUP: the tokens stay as they were: web.auth.token_file: {why}");
+                None
+            }
+        }
     }
 
     /// The channel's secrets of all groups.
@@ -143,7 +187,7 @@ impl Deployment {
         let (group, config) = (u16::try_from(group).unwrap_or(u16::MAX), self.config_text.to_string());
         let log_mark = u128::from_be_bytes(Entropy::system().bytes());
         let private_dir = private_dir.display().to_string();
-        Bundle { group, clock_offset, log_mark, config, secrets, private_dir }
+        Bundle { group, clock_offset, log_mark, config, secrets, private_dir, tokens: String::new() }
     }
 
     pub fn platform(&self) -> &Platform {

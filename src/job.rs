@@ -74,15 +74,20 @@ pub struct Trace {
 impl Trace {
     /// Reads a `traceparent` of version 00 and later ones by its rules; `None` if it is not valid.
     pub fn parse(text: &str) -> Option<Trace> {
+        Trace::parse_with_flags(text).map(|(trace, _)| trace)
+    }
+
+    /// The same with its flags: whether the caller has sampled it, above all.
+    pub fn parse_with_flags(text: &str) -> Option<(Trace, u8)> {
         let mut parts = text.split('-');
         let (version, id, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
         let version: [u8; 1] = parse_hex(version.as_bytes())?;
-        let _flags: [u8; 1] = parse_hex(flags.as_bytes())?;
+        let [flags]: [u8; 1] = parse_hex(flags.as_bytes())?;
         if version == [0xFF] || (version == [0] && parts.next().is_some()) {
             return None;
         }
         let trace = Trace { id: parse_hex(id.as_bytes())?, span: parse_hex(span.as_bytes())? };
-        (trace.id != [0; 16] && trace.span != [0; 8]).then_some(trace)
+        (trace.id != [0; 16] && trace.span != [0; 8]).then_some((trace, flags))
     }
 
     pub fn id_text(&self) -> String {
@@ -92,11 +97,21 @@ impl Trace {
 
 impl fmt::Display for Trace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        TraceParent(*self, 1).fmt(f)
+    }
+}
+
+/// A `traceparent` with the flags that came with it.
+pub struct TraceParent(pub Trace, pub u8);
+
+impl fmt::Display for TraceParent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let TraceParent(Trace { id, span }, flags) = self;
         f.write_str("00-")?;
-        write_hex(f, &self.id)?;
+        write_hex(f, id)?;
         f.write_str("-")?;
-        write_hex(f, &self.span)?;
-        f.write_str("-01")
+        write_hex(f, span)?;
+        write!(f, "-{flags:02x}")
     }
 }
 

@@ -28,6 +28,12 @@ pub const QUEUED_BYTES: usize = 256 << 20;
 /// Request bodies that are being read, over all connections.
 pub const BODY_BYTES: usize = 64 << 20;
 
+/// Answers that were not read yet, over all connections; beyond it the one that has taken nothing for longest is closed.
+pub const UNREAD_BYTES: usize = 64 << 20;
+/// The head of a batch's answer leaves with its first result, or after this: some proxies lose a short answer whose head comes
+/// by itself.
+pub const BATCH_HEAD_WAITS: Duration = Duration::from_millis(20);
+
 /// Ends waiting for one subscriber. Beyond it the subscriber is told to look at its records instead.
 pub const INBOX_ENDS: usize = 65_536;
 
@@ -104,7 +110,7 @@ const _: () = assert!(BATCH_LINES > RUN_JOBS && BATCH_COMMAND_LINES > BATCH_LINE
 pub const TARGET_BYTES: usize = 8 << 10;
 /// Private connections to the routes that render: four for anyone, two more for readiness and metrics.
 pub const INNER_CONNECTIONS: usize = 4;
-/// The two that are kept for `/readyz` and `/metrics`.
+/// One for `/readyz` and one for `/metrics`, so that neither waits for the other.
 pub const INNER_RESERVED: usize = 2;
 /// Requests waiting for a private connection, then 503 `overloaded`.
 pub const INNER_QUEUE: usize = 256;
@@ -112,6 +118,17 @@ pub const INNER_QUEUE: usize = 256;
 pub const INNER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longer than any call of a backend that is slow: an answer that has not come by then never will.
 pub const INNER_HANGS: Duration = Duration::from_secs(300);
+
+/// A secret of two lines has 130 bytes; passwords may be longer.
+pub const SECRET_FILE_BYTES: usize = 4_096;
+/// Some 10,000 lines of a token file with names and lists of handlers; it fits into a child's bundle.
+pub const TOKEN_FILE_BYTES: usize = 2 << 20;
+/// The value of an `Authorization` header; ours have 54 bytes.
+pub const AUTHORIZATION_BYTES: usize = 128;
+/// Requests without a valid token that an address may make in a second, and at once; beyond it they are 429, not 401.
+pub const UNAUTHORIZED_A_SECOND: u32 = 10;
+/// Addresses whose requests without a valid token are counted; beyond it all are forgotten.
+pub const UNAUTHORIZED_ADDRESSES: usize = 4_096;
 
 /// Records of one list answer.
 pub const LIST_RECORDS: usize = 1_000;

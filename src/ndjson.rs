@@ -23,6 +23,8 @@ pub struct Pump {
     window: usize,
     /// Of all jobs.
     trace: Trace,
+    /// Whose all jobs are.
+    owner: Arc<str>,
     instance: InstanceId,
     next_number: u64,
     /// Lines that found no room: they go first.
@@ -55,6 +57,7 @@ impl Pump {
             mode,
             window,
             trace,
+            owner: Arc::default(),
             instance,
             next_number: 0,
             again: Vec::new(),
@@ -66,6 +69,11 @@ impl Pump {
             first_failed: None,
             first_number: 1,
         }
+    }
+
+    /// All jobs are this owner's.
+    pub fn set_owner(&mut self, owner: Arc<str>) {
+        self.owner = owner;
     }
 
     /// The first line has this number, where it is told.
@@ -106,7 +114,7 @@ impl Pump {
         let key = self.handler.options.ordering.key(None, bytes);
         Ok(NewJob {
             id: JobId(entropy.bytes()),
-            owner: Arc::default(),
+            owner: self.owner.clone(),
             handler: self.handler.name.clone(),
             ordering_key: key.map_err(|detail| JobError::new(Code::BadRequest, detail))?,
             payload: Payload::json(bytes),

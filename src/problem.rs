@@ -42,6 +42,7 @@ codes! {
     LengthRequired "length_required" 411 "The request needs a length",
     PayloadTooLarge "payload_too_large" 413 "The payload is too large",
     UriTooLong "uri_too_long" 414 "The request target is too long",
+    UnsupportedMediaType "unsupported_media_type" 415 "The content coding is not supported",
     ExpectationFailed "expectation_failed" 417 "The expectation cannot be met",
     MisdirectedHost "misdirected_host" 421 "This host name is not served here",
     IdempotencyMismatch "idempotency_mismatch" 422 "The idempotency key belongs to another payload",

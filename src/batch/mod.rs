@@ -208,7 +208,7 @@ impl Parts<'_> {
                 (Ok(()), None) => {}
             }
             let one = || pump.jobs_in_flight().into_iter().min();
-            let is_lost = |job| matches!(producer.record(&Viewer::anonymous(), job), Ok(None));
+            let is_lost = |job| matches!(producer.record(&Viewer::service(), job), Ok(None));
             let unheard = if is_quiet { silence.says(self.fitness, one, is_lost) } else { None };
             if let Some(reason) = (self.failed)().or(unheard) {
                 return Err(BatchError::Failed(reason));

@@ -11,6 +11,7 @@ mod reference;
 mod schema;
 pub mod secret;
 pub mod sources;
+pub mod tokens;
 mod validate;
 
 pub use issue::{Issue, Origin};
@@ -18,7 +19,7 @@ pub use program::{HandlerConfig, Limits, Program, ProgramMode};
 pub use reference::reference;
 pub use schema::{
     Config, Ipc, Kv, Lifecycle, LogFormat, Observability, Platform, ProcessGroup, Queue, Redis, Reply,
-    Restart, Retain, SinkMode, Web, WebLimits,
+    Restart, Retain, SinkMode, Web, WebAuth, WebLimits,
 };
 pub use sources::{Loaded, Source, load};
 pub use validate::{NO_REDIS, unbuilt};

@@ -31,6 +31,8 @@ macro_rules! section {
 const BACKEND: Kind = OneOf(&["memory", "redis"]);
 const BOOL: Kind = Is("bool", Value::is_boolean, "true or false");
 const TEXTS: Kind = Is("list", are_texts, "a list of strings, none empty");
+const HOSTS: Kind = Is("list", are_hosts, "a list of host names without a port");
+const ADDRESSES: Kind = Is("list", are_addresses, "a list of IP addresses");
 const WORD: Kind = Text(|text| !text.is_empty(), "a string that is not empty");
 const ADDRESS: Kind = Text(
     |text| text.parse::<SocketAddr>().is_ok(),
@@ -220,16 +222,22 @@ section! { Web {
     max_body_bytes: usize = 1_048_576, COUNT;
     /// The most that the body of a batch takes; at least `max_body_bytes`.
     max_batch_bytes: usize = 16_777_216, COUNT;
-    /// Names accepted in `Host` besides IP addresses and `localhost`.
-    allowed_hosts: Vec<String> = [], TEXTS;
+    /// Names accepted in `Host` besides IP addresses and `localhost`, at any port.
+    allowed_hosts: Vec<String> = [], HOSTS;
+    /// True says that a proxy on the way to us speaks TLS with clients; beyond loopback it must be.
+    behind_tls: bool = false, BOOL;
+    /// Addresses that may say in `Forwarded` or `X-Forwarded-For` who the client is; for limits and logs alone.
+    trusted_proxies: Vec<IpAddr> = [], ADDRESSES;
     auth: WebAuth = {}, Section(WebAuth::KEYS);
     limits: WebLimits = {}, Section(WebLimits::KEYS);
 }}
 section! { WebAuth {
-    /// `none` is for loopback alone. `bearer` is not built yet.
+    /// `none` is for loopback alone; with `bearer` each request brings a token.
     mode: String = "none", OneOf(&["none", "bearer"]);
-    /// A line a token; `bearer` needs it.
+    /// A line a token: `NAME SHA256HEX SCOPES [HANDLERS] [max_inflight=N] [rate_per_second=N]`; ours and closed to others. `bearer` needs it.
     token_file: Option<String> = null, Path;
+    /// `/metrics` and `/readyz` need no token; on loopback only.
+    open_metrics: bool = false, BOOL;
 }}
 section! { #[derive(Copy)] WebLimits {
     /// Connections at once; cut to what the limit of descriptors allows.
@@ -347,6 +355,18 @@ fn is_redis_url(text: &str) -> bool {
 fn are_texts(value: &Value) -> bool {
     let is_text = |value: &Value| value.as_str().is_some_and(|text| !text.is_empty());
     value.as_array().is_some_and(|list| list.iter().all(is_text))
+}
+
+/// Names as they stand in `Host`: a port is not theirs, and one that has it would match nothing.
+fn are_hosts(value: &Value) -> bool {
+    let may_stand = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    let is_host = |value: &Value| value.as_str().is_some_and(|text| text.bytes().all(may_stand));
+    are_texts(value) && value.as_array().is_some_and(|list| list.iter().all(is_host))
+}
+
+fn are_addresses(value: &Value) -> bool {
+    let is_address = |value: &Value| value.as_str().is_some_and(|text| text.parse::<IpAddr>().is_ok());
+    value.as_array().is_some_and(|list| list.iter().all(is_address))
 }
 
 fn is_ordering(value: &Value) -> bool {

@@ -10,6 +10,7 @@ use rustix::process::geteuid;
 use zeroize::Zeroizing;
 
 use crate::job::{parse_hex, write_hex};
+use crate::limits::SECRET_FILE_BYTES;
 use crate::mac::hkdf_extract;
 
 /// 32 secret bytes. No `Debug`, no `Clone`; wiped on drop.
@@ -34,7 +35,7 @@ impl Secret {
     /// Reads a file that nobody else can read: 64 hex digits, and on a second line those of the secret before, if that is
     /// still to be known.
     pub fn read(path: &Path) -> Result<(Secret, Option<Secret>), String> {
-        let text = read_private(path)?;
+        let text = read_private(path, SECRET_FILE_BYTES)?;
         Secret::parse(&text).map_err(|error| format!("{}: {error}", path.display()))
     }
 
@@ -66,9 +67,7 @@ impl Secret {
 /// Reads a file that is ours and that nobody else can read or write. Where a service manager keeps what it hands to this
 /// service (`CREDENTIALS_DIRECTORY`), it may be root's, and its group may read it: systemd lets us in by an access list, whose
 /// mask is shown in the place of the group. A symbolic link is followed, as mounted secrets are links; its target is judged.
-pub fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
-    /// A secret of two lines has 130 bytes; passwords may be longer.
-    const MOST_BYTES: u64 = 4_096;
+pub fn read_private(path: &Path, most_bytes: usize) -> Result<Zeroizing<Vec<u8>>, String> {
     let at = path.display();
     let unreadable = |error| format!("{at}: cannot be read: {error}");
     // Opening a FIFO would wait for its writer.
@@ -96,10 +95,11 @@ pub fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     if mode & closed != 0 {
         return Err(format!("{at}: others can read or write it (mode {mode:03o}): chmod 600 it"));
     }
-    let mut text = Zeroizing::new(Vec::with_capacity(MOST_BYTES as usize + 1));
-    file.take(MOST_BYTES + 1).read_to_end(&mut text).map_err(unreadable)?;
-    if text.len() as u64 > MOST_BYTES {
-        return Err(format!("{at}: is longer than {MOST_BYTES} bytes"));
+    // It never grows, which would leave its bytes where they were.
+    let mut text = Zeroizing::new(Vec::with_capacity(most_bytes + 1));
+    file.take(most_bytes as u64 + 1).read_to_end(&mut text).map_err(unreadable)?;
+    if text.len() > most_bytes {
+        return Err(format!("{at}: is longer than {most_bytes} bytes"));
     }
     Ok(text)
 }

@@ -176,6 +176,18 @@ pub(super) fn cross_rules(config: &Config, issues: &mut Vec<Issue>) {
     let expected = "a loopback address, or web.auth.mode=bearer";
     let what = "is beyond loopback without authentication";
     rule(is_open && !has_bearer, "web.bind", what, json!(web.bind), expected);
+    let expected =
+        "true: a proxy on the way speaks TLS, so that nobody reads tokens; or a loopback address in web.bind";
+    let what = "must be true beyond loopback";
+    rule(is_open && has_bearer && !web.behind_tls, "web.behind_tls", what, json!(false), expected);
+    let expected = "false, or a loopback address in web.bind";
+    rule(
+        is_open && web.auth.open_metrics,
+        "web.auth.open_metrics",
+        "is for loopback alone",
+        json!(true),
+        expected,
+    );
     let missing = has_bearer && web.auth.token_file.is_none();
     let expected = "a file, as web.auth.mode is bearer";
     rule(missing, "web.auth.token_file", "is missing", Value::Null, expected);
@@ -238,8 +250,6 @@ pub fn unbuilt(config: &Config) -> Vec<String> {
     }
     let what = "runtime.platform.redis.url: rediss:// is not built in; use a TLS tunnel on this host (docs/operations.md)";
     refuse(platform.redis.url.starts_with("rediss://"), what.into());
-    let what = "web.auth.mode: bearer is not built yet; use none, on a loopback address";
-    refuse(config.web.auth.mode == "bearer", what.into());
     for ProcessGroup { name, max_jobs, max_rss_mb, user, .. } in &platform.process_groups {
         let what = "inline, no process can be replaced; use 0 for max_jobs, max_rss_mb";
         let recycles = platform.bootstrap.mode == "inline" && (*max_jobs > 0 || *max_rss_mb > 0);

@@ -15,6 +15,8 @@ pub struct Counters {
     pub replaced: Counts<(String, String)>,
     /// Connections and frames that the channel refused, by reason.
     pub rejected: Counts<&'static str>,
+    /// Requests that were refused, by the problem's code.
+    pub http_rejected: Counts<&'static str>,
     /// Callers waiting now.
     pub waiters: AtomicU64,
     /// Waits that ended by their deadline.

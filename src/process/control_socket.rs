@@ -37,6 +37,8 @@ pub enum ToChild {
     Stop,
     /// It may leave, as it asked: finish its jobs, take no more, end.
     Leave,
+    /// The token file's text, which was read again.
+    Tokens(String),
     /// For the metrics: so many processes of this group were replaced for this reason.
     Replaced(String, String, u64),
     /// The broker's name for the web process whose place this one has taken: its leases are over.
@@ -206,16 +208,27 @@ pub struct Bundle {
     pub secrets: Vec<GroupSecret>,
     /// Where web makes its private socket.
     pub private_dir: String,
+    /// The token file's text, for web.
+    pub tokens: String,
 }
 
 impl Bundle {
+    /// The same with another token file, as its framed message.
+    pub fn with_tokens(framed: &[u8], tokens: &str) -> Option<Zeroizing<Vec<u8>>> {
+        let (body, _) = split(framed).ok()??;
+        let bundle = Bundle::decode(body).ok()?;
+        Some(Bundle { tokens: tokens.to_owned(), ..bundle }.encode())
+    }
+
     /// The framed message. The bytes hold secrets and are wiped when dropped.
     pub fn encode(&self) -> Zeroizing<Vec<u8>> {
-        let mut body = Zeroizing::new(Vec::with_capacity(64 + self.config.len() + 32 * self.secrets.len()));
+        let mut body = Zeroizing::new(Vec::with_capacity(
+            64 + self.config.len() + self.tokens.len() + 128 + 32 * self.secrets.len(),
+        ));
         body.extend_from_slice(&self.group.to_be_bytes());
         body.extend_from_slice(&self.clock_offset.to_be_bytes());
         body.extend_from_slice(&self.log_mark.to_be_bytes());
-        for text in [&self.config, &self.private_dir] {
+        for text in [&self.config, &self.private_dir, &self.tokens] {
             put_bytes(&mut body, text.as_bytes());
         }
         self.secrets.iter().for_each(|secret| body.extend_from_slice(secret.expose()));
@@ -233,14 +246,14 @@ impl Bundle {
         let (group, clock_offset) = (fields.u16()?, fields.u64()?);
         let log_mark = u128::from_be_bytes(fields.array()?);
         let mut text = || String::from_utf8(fields.bytes()?.to_vec()).map_err(|_| Malformed);
-        let (config, private_dir) = (text()?, text()?);
+        let (config, private_dir, tokens) = (text()?, text()?, text()?);
         let mut secrets = Vec::new();
         while let Ok(mut secret) = fields.array::<32>() {
             secrets.push(GroupSecret::from_bytes(secret));
             secret.zeroize();
         }
         fields.finish()?;
-        Ok(Bundle { group, clock_offset, log_mark, config, secrets, private_dir })
+        Ok(Bundle { group, clock_offset, log_mark, config, secrets, private_dir, tokens })
     }
 
     /// Reads the bundle at a child's start; then the socket is the child's control.
@@ -283,6 +296,7 @@ mod tests {
             ToChild::Leave,
             ToChild::Replaced("execution".into(), "crashed".into(), 3),
             ToChild::Succeeds("node".into()),
+            ToChild::Tokens("ci …".into()),
         ] {
             let bytes = encode(&message);
             let (body, length) = split(&bytes).unwrap().unwrap();

@@ -232,10 +232,8 @@ pub fn drain_bytes(stream: &mut UnixStream) -> usize {
 }
 
 /// SIGHUP reads again what may be read again, and never ends anything.
-pub fn hear_hangup(stream: &mut UnixStream) {
-    if drain_bytes(stream) > 0 {
-        log::info!("SIGHUP: there is nothing to read again");
-    }
+pub fn hear_hangup(stream: &mut UnixStream) -> bool {
+    drain_bytes(stream) > 0
 }
 
 /// A handler that does nothing, not `SIG_IGN`, which programs that we start would inherit.

@@ -16,10 +16,12 @@ pub fn listen(web: &Web) -> Result<TcpListener, String> {
     let listener = match activated_listener()? {
         Some(listener) => {
             let given = listener.local_addr().map_err(failed)?;
-            // The rule that the config's own address has passed.
-            if web.auth.mode == "none" && !given.ip().is_loopback() {
+            // The rules that the config's own address has passed.
+            let is_kept = web.auth.mode == "bearer" && web.behind_tls && !web.auth.open_metrics;
+            if !is_kept && !given.ip().is_loopback() {
                 return Err(format!(
-                    "standard input listens on {given}: beyond loopback web.auth.mode must be bearer"
+                    "standard input listens on {given}: beyond loopback web.auth.mode must be bearer, web.behind_tls \
+                     true, and web.auth.open_metrics false"
                 ));
             }
             log::info!("listening on standard input's socket, {given}, instead of web.bind");

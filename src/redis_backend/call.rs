@@ -348,7 +348,7 @@ impl Server {
     ) -> Option<Arc<Finished>> {
         let finished = match sealed.is_empty() {
             // Too large to be told.
-            true => self.find(&Viewer::anonymous(), job).ok().flatten().and_then(|record| record.finished),
+            true => self.find(&Viewer::service(), job).ok().flatten().and_then(|record| record.finished),
             false => self.signer.open_outcome(job, status, sealed).ok().map(Arc::new),
         };
         if finished.is_none() && !sealed.is_empty() {

@@ -14,6 +14,7 @@ use crate::bell::lock;
 use crate::clock::millis;
 use crate::config::Redis;
 use crate::config::secret::read_private;
+use crate::limits::SECRET_FILE_BYTES;
 use crate::ports::{BackendError, Fitness};
 
 /// Between two tries of a server that is away: doubling, from the first to the second.
@@ -44,7 +45,7 @@ impl Link {
         let mut login = info.redis_settings().clone().set_skip_set_lib_name();
         if let Some(file) = &config.password_file {
             let unusable = |error| format!("{at}.password_file: {error}");
-            let bytes = read_private(Path::new(file)).map_err(unusable)?;
+            let bytes = read_private(Path::new(file), SECRET_FILE_BYTES).map_err(unusable)?;
             let text = std::str::from_utf8(&bytes).map_err(|_| unusable(format!("{file}: is not UTF-8")))?;
             login = login.set_password(text.strip_suffix('\n').unwrap_or(text));
         }

@@ -242,7 +242,7 @@ impl Server {
 
     /// The record of the job that an idempotency key names, if that was submitted with this key and payload.
     pub(super) fn joined(&self, job: &NewJob, id: JobId) -> Result<Option<JobRecord>, BackendError> {
-        let row = self.rows(&Viewer::anonymous(), &[id], None)?.pop().flatten();
+        let row = self.rows(&Viewer::service(), &[id], None)?.pop().flatten();
         let sealed = row.as_ref().and_then(|row| self.signer.open_job(id, &row.1).ok());
         let is_its_own = |key| {
             let digest = idempotency_digest(&job.owner, &job.handler, key);

@@ -74,7 +74,9 @@ pub fn run(deployment: &Deployment, options: &BatchOptions) -> Result<Summary, B
         },
         fitness: &|| deployment.fitness(),
         stops: &mut || {
-            hear_hangup(&mut signals.hangup);
+            if hear_hangup(&mut signals.hangup) {
+                log::info!("SIGHUP: there is nothing to read again");
+            }
             drain_bytes(&mut signals.stop)
         },
         patience: Duration::from_millis(deployment.platform().lifecycle.patience_ms()),

@@ -149,7 +149,7 @@ impl ExecutorHelm {
                 }
                 ToChild::Drain(_) | ToChild::Leave => self.ends = true,
                 ToChild::Stop => (self.ends, self.stops) = (true, true),
-                ToChild::Ping | ToChild::Replaced(..) | ToChild::Succeeds(_) => {}
+                ToChild::Ping | ToChild::Tokens(_) | ToChild::Replaced(..) | ToChild::Succeeds(_) => {}
             }
         }
         Ok(())

@@ -62,7 +62,8 @@ pub fn serve(deployment: &Deployment, groups: Option<&[String]>) -> Result<Exit,
     let phases = Phases::new(monotonic_millis() + lifecycle.ready_timeout_ms, lifecycle.patience_ms());
     let (address, notifier) = (address.to_string(), Notifier::from_environment());
     let (web_name, replaced, gave_up) = Default::default();
-    let supervisor = Supervisor { fleet, phases, address, notifier, web_name, replaced, gave_up, signals };
+    let supervisor =
+        Supervisor { deployment, fleet, phases, address, notifier, web_name, replaced, gave_up, signals };
     let exit = supervisor.run(reactor);
     hygiene::end_orphans();
     event(log::Level::Info, "lifecycle.stopped").emit();
@@ -87,7 +88,8 @@ pub(super) fn add_executors(
     Ok(())
 }
 
-struct Supervisor {
+struct Supervisor<'a> {
+    deployment: &'a Deployment,
     /// Whatever happens: no child outlives it.
     fleet: Fleet,
     phases: Phases,
@@ -103,7 +105,7 @@ struct Supervisor {
     signals: Signals,
 }
 
-impl Supervisor {
+impl Supervisor<'_> {
     fn run(mut self, mut reactor: Reactor) -> Result<Exit, String> {
         loop {
             let now_ms = monotonic_millis();
@@ -122,7 +124,11 @@ impl Supervisor {
                     STOP => {
                         (0..drain_bytes(&mut self.signals.stop)).for_each(|_| self.on(Event::Signal, now_ms));
                     }
-                    HANGUP => hear_hangup(&mut self.signals.hangup),
+                    HANGUP if hear_hangup(&mut self.signals.hangup) => {
+                        let tokens = self.deployment.read_tokens_again();
+                        tokens.iter().for_each(|tokens| self.fleet.set_tokens(tokens));
+                    }
+                    HANGUP => {}
                     CHILD => {
                         drain_bytes(&mut self.signals.child);
                         self.fleet.reap(now_ms);

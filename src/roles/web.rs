@@ -52,7 +52,8 @@ fn try_serve_inline(deployment: &Deployment) -> Result<Exit, String> {
     let private_dir = PrivateDir::make()?;
     let graceful = Duration::from_millis(deployment.platform().lifecycle.patience_ms());
     let backend = deployment.open(Vec::new(), "")?;
-    let commander = Commander::signals(signals, graceful);
+    let reader = deployment.clone();
+    let commander = Commander::signals(signals, graceful, Box::new(move || reader.read_tokens_again()));
     let mut web = WebProcess::new(deployment, listener, &backend, commander, private_dir.path())?;
     let executors = inline::start(deployment, &backend, &web.reactor.bell())?;
     web.is_sound = Box::new(move || executors.are_sound());

@@ -391,6 +391,10 @@ mod tests {
             (0..6).map(|at| history.ended(How::FailedAtWork, &on_failure, at)).collect();
         assert_eq!(verdicts[0], Some(100));
         assert_eq!(verdicts[5], Some(5 + 800), "no longer than a few backoffs");
-        assert_eq!(history.ended(How::Failed, &on_failure, 6), Some(6 + 100), "its own ends count by themselves");
+        assert_eq!(
+            history.ended(How::Failed, &on_failure, 6),
+            Some(6 + 100),
+            "its own ends count by themselves"
+        );
     }
 }

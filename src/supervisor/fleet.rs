@@ -147,6 +147,18 @@ impl Fleet {
         self.channel = Some(told);
     }
 
+    /// The token file's text is another one: web is told, and those to come.
+    pub fn set_tokens(&mut self, tokens: &str) {
+        for place in 0..self.places.len() {
+            if self.places[place].role == Role::Web
+                && let Some(bundle) = Bundle::with_tokens(&self.places[place].bundle, tokens)
+            {
+                self.places[place].bundle = bundle;
+                self.send(place, &ToChild::Tokens(tokens.to_owned()));
+            }
+        }
+    }
+
     /// Tells something to the child of a place that does not leave.
     pub fn send(&mut self, place: usize, message: &ToChild) {
         let is_staying = |child: &&mut Child| child.place == place && child.life.state != State::Aside;
@@ -247,7 +259,9 @@ impl Fleet {
         let words = process.map(|process| process.stderr.last()).unwrap_or_default();
         let (how, reason, said) = match &end {
             // It was ended since it did not answer: that is its own.
-            Ok(status) if matches!(life.state, State::Ending { .. }) => (failed, "unresponsive", said(*status)),
+            Ok(status) if matches!(life.state, State::Ending { .. }) => {
+                (failed, "unresponsive", said(*status))
+            }
             Ok(status) if status.signal() == Some(9) => (How::Killed, "killed", said(*status)),
             Ok(status) if status.signal().is_some() => (failed, "killed", said(*status)),
             Ok(status) => (failed, "crashed", said(*status)),

@@ -95,15 +95,14 @@ fn answer_all(asked: &Receiver<Question>, producer: &dyn Producer, back: &Back) 
 
 /// Asks the broker, or says why it cannot be asked.
 pub fn answer(question: Question, broker: Result<&dyn Producer, BackendError>) -> Option<Answered> {
-    let viewer = Viewer::anonymous;
     Some(match question {
         Question::Submit(ticket, jobs) => {
             Answered::Submitted(ticket, broker.and_then(|broker| broker.submit(jobs)))
         }
-        Question::Record(asker, id, watches) => {
+        Question::Record(asker, viewer, id, watches) => {
             let record = broker.and_then(|broker| match watches {
-                Some(instance) => broker.watch(&viewer(), id, instance),
-                None => broker.record(&viewer(), id),
+                Some(instance) => broker.watch(&viewer, id, instance),
+                None => broker.record(&viewer, id),
             });
             Answered::Record(asker, record)
         }
@@ -116,9 +115,10 @@ pub fn answer(question: Question, broker: Result<&dyn Producer, BackendError>) -
         }
         Question::Abandoned(id, of) => {
             let cancelled = broker.and_then(|broker| {
-                let record = broker.record(&viewer(), id)?;
+                let viewer = Viewer::service();
+                let record = broker.record(&viewer, id)?;
                 let is_wanted = record.is_some_and(|record| of.contains(&record.spec.handler));
-                if is_wanted { broker.cancel(&viewer(), id).map(drop) } else { Ok(()) }
+                if is_wanted { broker.cancel(&viewer, id).map(drop) } else { Ok(()) }
             });
             if let Err(error) = cancelled {
                 log::warn!("job {id}, whose callers have hung up, could not be cancelled: {error}");

@@ -1,6 +1,6 @@
 //! A strict reader of the chunked coding (RFC 9112, 7.1). Pure. Extensions and trailers are read and dropped.
 
-use super::http1::{Refused, refused};
+use super::http1::{Refused, header_line, refused};
 use crate::problem::Code;
 
 const BAD: Refused = refused(Code::BadRequest, "the chunked body is malformed");
@@ -9,12 +9,15 @@ const TOO_LARGE: Refused = refused(Code::PayloadTooLarge, "the body is too large
 const LINE_BYTES: usize = 1_024;
 /// All trailers.
 const TRAILER_BYTES: usize = 8_192;
+/// All extensions and leading zeros of a body: they are read and mean nothing here.
+const EXTENSION_BYTES: usize = 16_384;
 
 /// Where a chunked body stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Chunked {
     state: State,
     trailer_bytes: usize,
+    extension_bytes: usize,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,7 +42,14 @@ impl Chunked {
             match self.state {
                 State::Size => {
                     let Some((line, length)) = line(rest)? else { return Ok((used, false)) };
-                    let size = chunk_size(line)?;
+                    let (size, extension_bytes) = chunk_size(line)?;
+                    self.extension_bytes += extension_bytes;
+                    if self.extension_bytes > EXTENSION_BYTES {
+                        return Err(refused(
+                            Code::BadRequest,
+                            "the extensions of the body's chunks are too long",
+                        ));
+                    }
                     if body.len().saturating_add(size) > max {
                         return Err(TOO_LARGE);
                     }
@@ -71,7 +81,8 @@ impl Chunked {
                     if line.is_empty() {
                         return Ok((used, true));
                     }
-                    if self.trailer_bytes > TRAILER_BYTES || !line.contains(&b':') || line.starts_with(b" ") {
+                    header_line(line, 0..line.len())?;
+                    if self.trailer_bytes > TRAILER_BYTES {
                         return Err(BAD);
                     }
                 }
@@ -90,17 +101,20 @@ fn line(input: &[u8]) -> Result<Option<(&[u8], usize)>, Refused> {
     if clean { Ok(Some((line, end + 1))) } else { Err(BAD) }
 }
 
-fn chunk_size(line: &[u8]) -> Result<usize, Refused> {
+/// A chunk's size, and how many bytes of its line do not matter. White space may stand before an extension alone.
+fn chunk_size(line: &[u8]) -> Result<(usize, usize), Refused> {
     let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
-    let extension = &line[digits..];
-    if digits == 0 || !(extension.is_empty() || extension.starts_with(b";")) {
+    let (size, extension) = line.split_at(digits);
+    if size.is_empty() || !(extension.is_empty() || extension.trim_ascii_start().starts_with(b";")) {
         return Err(BAD);
     }
-    if digits > 8 {
+    let zeros = size.iter().take_while(|byte| **byte == b'0').count();
+    let size = std::str::from_utf8(&size[zeros..]).map_err(|_| BAD)?;
+    if size.len() > 8 {
         return Err(TOO_LARGE);
     }
-    let text = std::str::from_utf8(&line[..digits]).map_err(|_| BAD)?;
-    usize::from_str_radix(text, 16).map_err(|_| BAD)
+    let bytes = if size.is_empty() { 0 } else { usize::from_str_radix(size, 16).map_err(|_| BAD)? };
+    Ok((bytes, zeros + extension.len()))
 }
 
 #[cfg(test)]
@@ -109,7 +123,7 @@ mod tests {
 
     #[test]
     fn a_body_is_the_same_in_any_segmentation() {
-        let coded = b"3\r\nabc\r\nA;ext=1\r\n0123456789\r\n0\r\nTrailer: x\r\n\r\nNEXT";
+        let coded = b"000000003\r\nabc\r\nA \t;ext=1\r\n0123456789\r\n00\r\nTrailer: x\r\n\r\nNEXT";
         for piece in 1..coded.len() {
             let (mut state, mut body, mut input, mut done) =
                 (Chunked::default(), Vec::new(), Vec::new(), false);
@@ -128,6 +142,7 @@ mod tests {
 
     #[test]
     fn malformed_and_oversized_bodies_are_refused() {
+        let long = format!("1;{}\r\na\r\n", "x".repeat(1_000)).repeat(17);
         for (coded, status) in [
             ("x\r\n", 400),
             ("-1\r\n", 400),
@@ -137,6 +152,10 @@ mod tests {
             ("1\nab", 400),
             ("1\r\nab", 400),
             ("0\r\nno colon\r\n\r\n", 400),
+            ("0\r\nA b: c\r\n\r\n", 400),
+            ("0\r\n: c\r\n\r\n", 400),
+            ("0\r\nA: c\r\n\tfolded\r\n\r\n", 400),
+            (&long, 400),
             ("FFFFFFFFF\r\n", 413),
             ("65\r\n", 413),
         ] {

@@ -10,10 +10,12 @@
 //! ```
 
 use std::io::Write as _;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::chunked::Chunked;
+use super::guard::Caller;
 use super::http1::{Head, Refused, refused};
 use super::questions::Asker;
 use super::respond::{Answer, http_date, reason};
@@ -22,7 +24,8 @@ use super::waiters::Waiting;
 use crate::clock::Timestamp;
 use crate::config::WebLimits;
 use crate::entropy::Entropy;
-use crate::job::{IdMap, Trace};
+use crate::job::{IdMap, Trace, TraceParent};
+use crate::limits::UNREAD_BYTES;
 use crate::ndjson::Pump;
 use crate::observe::event;
 use crate::observe::metrics::Counters;
@@ -41,13 +44,20 @@ pub const NEVER: Timestamp = Timestamp(u64::MAX);
 pub const DRAINING: Refused = refused(Code::Draining, "the service is shutting down");
 
 /// One connection.
-#[derive(Default)]
 pub struct Conn {
+    /// The client's address, or its proxy's.
+    pub peer: IpAddr,
     /// What has arrived and was not used.
     pub input: Vec<u8>,
     /// What was not sent yet, from `sent` on.
     pub output: Vec<u8>,
     sent: usize,
+    /// Bytes of the output in the budget of all outputs.
+    counted: usize,
+    /// When the client took something last, or had nothing to take.
+    took_at: Timestamp,
+    /// When it had no request last.
+    pub rests_since: Timestamp,
     pub phase: Phase,
     /// The phase's absolute deadline. Between requests, and after the last one, it begins when what was said is sent.
     pub deadline: Timestamp,
@@ -55,7 +65,9 @@ pub struct Conn {
     pub write_deadline: Option<Timestamp>,
     /// Another request may follow.
     pub keep_alive: bool,
-    /// The client has closed its side.
+    /// The client has closed its side. It may be gone altogether, or still read.
+    pub has_left: bool,
+    /// So it has, and all that it said before is here.
     pub at_end: bool,
     /// The request under way.
     pub asker: Asker,
@@ -67,16 +79,22 @@ pub struct Conn {
 pub struct Current {
     pub route: &'static str,
     pub trace: Trace,
+    /// Of the request's `traceparent`: they are handed back as they came.
+    pub trace_flags: u8,
+    pub caller: Caller,
+    /// Its answer has content: it is no HEAD.
     pub has_body: bool,
-    /// An HTTP/1.0 client must be told that its connection is kept.
+    /// An HTTP/1.0 client must be told that its connection is kept, and knows no chunks.
     pub is_1_1: bool,
 }
 
 impl Current {
-    /// Of a request of which nothing is known.
-    pub fn malformed(entropy: &mut Entropy) -> Current {
+    /// Of a request of which only the first bytes are known.
+    pub fn malformed(entropy: &mut Entropy, input: &[u8]) -> Current {
         let trace = Trace { id: entropy.bytes(), span: entropy.bytes() };
-        Current { route: "malformed", trace, has_body: true, is_1_1: true }
+        let has_body = !input.trim_ascii_start().starts_with(b"HEAD ");
+        let caller = Caller::Unknown;
+        Current { route: "malformed", trace, trace_flags: 1, caller, has_body, is_1_1: true }
     }
 }
 
@@ -112,6 +130,9 @@ pub struct Incoming {
 
 /// The lines of one `/v1/batch` request.
 pub struct Batch {
+    pub owner: Arc<str>,
+    /// When the answer's head is sent without a result; `None`: it was sent.
+    pub head_at: Option<Timestamp>,
     pub body: Arc<[u8]>,
     /// Where the next line begins.
     pub at: usize,
@@ -136,8 +157,9 @@ impl Conn {
     }
 
     /// The client took so many bytes.
-    pub fn sent(&mut self, bytes: usize, write_deadline: Timestamp) {
+    pub fn sent(&mut self, bytes: usize, now: Timestamp, write_deadline: Timestamp) {
         self.sent += bytes;
+        self.took_at = now;
         self.write_deadline = Some(write_deadline);
         if self.sent == self.output.len() {
             self.clear_output();
@@ -165,9 +187,9 @@ impl Conn {
         matches!(self.phase, Phase::Head | Phase::Closing) && !self.unsent().is_empty()
     }
 
-    /// True if nothing more can be said, or its moment to read the last answer has passed.
+    /// True if nothing more will be said, and the client has closed its side or its moment to read the last answer has passed.
     pub fn is_over(&self, now: Timestamp) -> bool {
-        matches!(self.phase, Phase::Closing) && (self.at_end || self.deadline <= now && !self.is_sending())
+        matches!(self.phase, Phase::Closing) && !self.is_sending() && (self.at_end || self.deadline <= now)
     }
 }
 
@@ -176,6 +198,8 @@ pub struct Clients {
     pub conns: IdMap<usize, Conn>,
     pub limits: WebLimits,
     pub counters: Arc<Counters>,
+    /// Bytes of all outputs.
+    output_bytes: usize,
     /// The time of this turn.
     pub now: Timestamp,
     /// Connections with something to send or to close.
@@ -192,6 +216,7 @@ impl Clients {
             conns: IdMap::default(),
             limits,
             counters,
+            output_bytes: 0,
             now: Timestamp(0),
             touched: Vec::new(),
             next_due: NEVER,
@@ -200,13 +225,67 @@ impl Clients {
         }
     }
 
-    pub fn open(&mut self, number: usize) {
+    pub fn open(&mut self, number: usize, peer: IpAddr) {
         // Whoever connects has something to say: the silent ones must not keep the places of others for long.
         let deadline = self.after(self.limits.header_timeout_ms);
-        let asker = Asker { conn: number, request: 0 };
-        let conn = Conn { deadline, keep_alive: true, asker, ..Conn::default() };
+        let (asker, now) = (Asker { conn: number, request: 0 }, self.now);
+        let (input, output, sent, counted, phase, write_deadline, current) = Default::default();
+        let (keep_alive, has_left, at_end) = (true, false, false);
+        let conn = Conn {
+            peer,
+            input,
+            output,
+            sent,
+            counted,
+            took_at: now,
+            rests_since: now,
+            phase,
+            deadline,
+            write_deadline,
+            keep_alive,
+            has_left,
+            at_end,
+            asker,
+            current,
+        };
         self.conns.insert(number, conn);
         self.due(deadline);
+    }
+
+    /// Forgets the connection.
+    pub fn remove(&mut self, number: usize) {
+        if let Some(conn) = self.conns.remove(&number) {
+            self.output_bytes -= conn.counted;
+        }
+    }
+
+    /// The connection that can go without anybody missing an answer: it has no request, or its caller has left; of several
+    /// the one that has been so for longest.
+    pub fn most_idle(&self) -> Option<usize> {
+        let idle = self.conns.iter().filter(|(_, conn)| match &conn.phase {
+            Phase::Head => conn.input.is_empty() && conn.unsent().is_empty(),
+            Phase::Waiting(waiting) => !waiting.is_counted && conn.has_left,
+            Phase::Body(_) | Phase::Inner | Phase::Streaming(_) | Phase::Closing => false,
+        });
+        idle.min_by_key(|(number, conn)| (conn.rests_since, **number)).map(|(number, _)| *number)
+    }
+
+    /// Counts what this client's output holds.
+    pub fn count_output(&mut self, number: usize) {
+        if let Some(conn) = self.conns.get_mut(&number) {
+            let held = conn.output.len();
+            self.output_bytes = self.output_bytes - std::mem::replace(&mut conn.counted, held) + held;
+        }
+    }
+
+    /// Beyond the budget of all outputs, the client that has taken nothing for longest; a single one has a bound of its own.
+    pub fn over_budget(&self) -> Option<usize> {
+        if self.output_bytes <= UNREAD_BYTES {
+            return None;
+        }
+        let unread = || self.conns.iter().filter(|(_, conn)| !conn.unsent().is_empty());
+        let slowest = unread().min_by_key(|(number, conn)| (conn.took_at, **number));
+        slowest.map(|(number, _)| *number).filter(|_| unread().nth(1).is_some())
     }
 
     /// The connection whose request asked, while that is the one under way.
@@ -249,18 +328,26 @@ impl Clients {
             self.date = (second, http_date(self.now));
         }
         let Some(conn) = self.conns.get_mut(&number) else { return };
-        conn.keep_alive &= !conn.at_end && !self.draining;
+        conn.keep_alive &= !(conn.at_end && conn.input.is_empty()) && !self.draining;
+        // To HTTP/1.0 a body without a length ends with the connection.
+        conn.keep_alive &= length.is_some() || conn.current.is_1_1;
         let Answer { status, headers, body } = answer;
         let out = &mut conn.output;
         out.reserve(256 + headers.len() + body.len());
-        let (reason, trace) = (reason(*status), conn.current.trace);
-        let _ = write!(out, "HTTP/1.1 {status} {reason}\r\n{headers}traceparent: {trace}\r\n");
+        let reason = reason(*status);
+        let Current { trace, trace_flags, .. } = conn.current;
+        let _ = write!(
+            out,
+            "HTTP/1.1 {status} {reason}\r\n{headers}traceparent: {}\r\n",
+            TraceParent(trace, trace_flags)
+        );
         if conn.keep_alive && !conn.current.is_1_1 {
             out.extend_from_slice(b"connection: keep-alive\r\n");
         }
         let _ = match length {
             Some(length) => write!(out, "content-length: {length}\r\n"),
-            None => write!(out, "transfer-encoding: chunked\r\n"),
+            None if conn.current.is_1_1 => write!(out, "transfer-encoding: chunked\r\n"),
+            None => Ok(()),
         };
         if !conn.keep_alive {
             out.extend_from_slice(b"connection: close\r\n");
@@ -283,7 +370,7 @@ impl Clients {
         let until = self.after(self.limits.write_timeout_ms);
         let Some(conn) = self.conns.get_mut(&number) else { return };
         if !conn.unsent().is_empty() && conn.write_deadline.is_none() {
-            conn.write_deadline = Some(until);
+            (conn.write_deadline, conn.took_at) = (Some(until), self.now);
             self.due(until);
         }
         self.touched.push(number);
@@ -301,7 +388,9 @@ impl Clients {
 
     /// From now on a request may be waited for, or the client be given a moment to read the last answer.
     pub fn begin_rest(&mut self, number: usize) {
-        let Some(conn) = self.conns.get(&number) else { return };
+        let now = self.now;
+        let Some(conn) = self.conns.get_mut(&number) else { return };
+        conn.rests_since = now;
         let millis = match (&conn.phase, conn.input.is_empty()) {
             (Phase::Closing, _) => LINGER_MS,
             (Phase::Head, true) => self.limits.idle_timeout_ms,
@@ -313,11 +402,12 @@ impl Clients {
 
     /// Refuses the request; the connection goes on.
     pub fn refuse(&mut self, number: usize, why: Refused) {
-        let Refused { code, detail, allow } = why;
+        let Refused { code, detail, header } = why;
+        self.counters.http_rejected.add(code.as_str(), 1);
         event(log::Level::Debug, "ingress.rejected").field("code", code.as_str()).emit();
         let mut answer = Answer::refusal(code, detail, &self.trace(number));
-        if let Some(allow) = allow {
-            answer = answer.with("allow", allow);
+        if let Some((name, value)) = header {
+            answer = answer.with(name, value);
         }
         self.answer(number, &answer);
     }

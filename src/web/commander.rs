@@ -17,17 +17,30 @@ use crate::process::systemd::Notifier;
 /// See the module.
 pub enum Commander {
     /// Signals of this process.
-    Signals { stop: UnixStream, hangup: UnixStream, notifier: Notifier, graceful: Duration, stops: bool },
+    Signals {
+        stop: UnixStream,
+        hangup: UnixStream,
+        /// Reads the token file again.
+        tokens: Box<dyn Fn() -> Option<String>>,
+        notifier: Notifier,
+        graceful: Duration,
+        stops: bool,
+    },
     /// A supervisor.
     Supervisor(ControlSocket),
 }
 
 impl Commander {
-    /// A signal gives callers so long.
-    pub fn signals(signals: Signals, graceful: Duration) -> Commander {
+    /// A signal gives callers so long; another one reads tokens again.
+    pub fn signals(
+        signals: Signals,
+        graceful: Duration,
+        tokens: Box<dyn Fn() -> Option<String>>,
+    ) -> Commander {
         Commander::Signals {
             stop: signals.stop,
             hangup: signals.hangup,
+            tokens,
             notifier: Notifier::from_environment(),
             graceful,
             stops: false,
@@ -59,9 +72,9 @@ impl Commander {
     /// What came since the last call; a signal tells to drain. Without its supervisor this process ends.
     pub fn hear(&mut self) -> Result<Vec<ToChild>, String> {
         match self {
-            Commander::Signals { stop, hangup, notifier, graceful, stops } => {
-                hear_hangup(hangup);
-                let mut heard = Vec::new();
+            Commander::Signals { stop, hangup, tokens, notifier, graceful, stops } => {
+                let read = if hear_hangup(hangup) { tokens() } else { None };
+                let mut heard: Vec<ToChild> = read.into_iter().map(ToChild::Tokens).collect();
                 for _ in 0..drain_bytes(stop) {
                     // The second signal's deadline is now.
                     let again = std::mem::replace(stops, true);

@@ -9,6 +9,7 @@ use crate::channel::Reject;
 use crate::job::JobStatus;
 use crate::observe::metrics::Counters;
 use crate::ports::{Forged, HandlerStats, Histogram, Stats};
+use crate::problem::Code;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -58,6 +59,9 @@ pub fn metrics_text(counters: &Counters, stats: &Stats, groups: &[String]) -> St
         (labels(&label("route", route), "status", &status.to_string()), count)
     });
     page.family("http_requests_total", "Requests answered.", requests);
+    let refused = Code::ALL.map(Code::as_str);
+    let refused = refused.map(|code| (label("reason", code), counters.http_rejected.get(&code)));
+    page.family("http_rejected_total", "Requests that were refused, by the problem's code.", refused);
     page.0
 }
 

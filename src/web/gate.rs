@@ -6,15 +6,18 @@
 //! hang-up and drain takes it out; an answer goes to the request that asked, or nowhere.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::clients::{Clients, Conn, Current, DRAINING, Incoming, NEVER, Phase};
+use super::guard::Guard;
 use super::http1::refused;
 use super::questions::{Answered, Question, Ticket};
 use super::routes::LABELS;
 use super::waiters::{Stage, Waiters};
 use crate::clock::Timestamp;
+use crate::config::tokens::Token;
 use crate::config::{SinkMode, Web};
 use crate::entropy::Entropy;
 use crate::handler::HandlerSpec;
@@ -45,6 +48,7 @@ pub struct Settings {
 pub struct Gate {
     pub(super) settings: Settings,
     pub(super) entropy: Entropy,
+    pub(super) guard: Guard,
     pub(super) clients: Clients,
     pub(super) waiters: Waiters,
     pub(super) questions: Vec<Question>,
@@ -54,7 +58,12 @@ pub struct Gate {
 
 impl Gate {
     /// Without connections.
-    pub fn new(settings: Settings, counters: Arc<Counters>, entropy: Entropy) -> Gate {
+    pub fn new(
+        settings: Settings,
+        tokens: Vec<Token>,
+        counters: Arc<Counters>,
+        mut entropy: Entropy,
+    ) -> Gate {
         // A series that appears with its first request has no rate before its second.
         LABELS.into_iter().for_each(|route| counters.requests.add((route, 200), 0));
         let cancelling = settings.handlers.values().filter(|spec| spec.options.cancel_on_disconnect);
@@ -62,6 +71,7 @@ impl Gate {
         Gate {
             clients: Clients::new(settings.web.limits, counters.clone()),
             waiters: Waiters { cancelling, counters, ..Waiters::default() },
+            guard: Guard::new(&settings.web, tokens, &mut entropy),
             settings,
             entropy,
             questions: Vec::new(),
@@ -74,9 +84,14 @@ impl Gate {
         self.clients.now = now;
     }
 
-    /// A client has connected.
-    pub fn open(&mut self, number: usize) {
-        self.clients.open(number);
+    /// A client of this address has connected.
+    pub fn open(&mut self, number: usize, peer: IpAddr) {
+        self.clients.open(number, peer);
+    }
+
+    /// These tokens hold from now on, for requests to come.
+    pub fn set_tokens(&mut self, tokens: Vec<Token>) {
+        log::info!("tokens are read again: {}", self.guard.replace(tokens));
     }
 
     /// How many bytes may be read from this client now.
@@ -89,13 +104,8 @@ impl Gate {
     pub fn received(&mut self, number: usize, bytes: &[u8]) {
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };
         let is_first = matches!(conn.phase, Phase::Head) && conn.input.is_empty();
-        match &mut conn.phase {
-            Phase::Closing => return,
-            Phase::Head | Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) => {}
-            Phase::Body(incoming) => {
-                incoming.counted += bytes.len();
-                self.body_bytes += bytes.len();
-            }
+        if matches!(conn.phase, Phase::Closing) {
+            return;
         }
         conn.input.extend_from_slice(bytes);
         if is_first {
@@ -106,15 +116,34 @@ impl Gate {
         self.advance(number);
     }
 
-    /// The client has closed its side: nobody reads an answer any more.
+    /// The client has closed its side, behind bytes that may still be there to read. Most likely it is gone: it counts as a
+    /// waiter no longer, and takes its job along where that is wanted. But it may read on, and is sent what it asked for.
+    pub fn left(&mut self, number: usize) {
+        let is_seen = !is_off(Control::Waiters);
+        if let Some(conn) = self.clients.conns.get_mut(&number).filter(|conn| is_seen && !conn.has_left) {
+            conn.has_left = true;
+            self.count_out(number);
+        }
+    }
+
+    /// It has, and all its bytes are here: whole requests among them are answered.
+    pub fn ended(&mut self, number: usize) {
+        self.left(number);
+        let Some(conn) = self.clients.conns.get_mut(&number).filter(|conn| conn.has_left) else { return };
+        conn.at_end = true;
+        self.advance(number);
+    }
+
+    /// The client is gone: nobody reads an answer any more.
     pub fn hung_up(&mut self, number: usize) {
         self.clients.touched.push(number);
         let Some(conn) = self.clients.conns.get_mut(&number).filter(|_| !is_off(Control::Waiters)) else {
             return;
         };
         let trace = conn.current.trace;
-        conn.at_end = true;
+        (conn.has_left, conn.at_end) = (true, true);
         conn.deadline = self.clients.now;
+        conn.clear_output();
         match std::mem::replace(&mut conn.phase, Phase::Closing) {
             Phase::Waiting(waiting) => self.waiter_hung_up(number, &waiting, trace),
             Phase::Streaming(batch) => self.batch_hung_up(number, &batch, trace),
@@ -130,12 +159,29 @@ impl Gate {
     /// The client took so many bytes: what waited for room in its output goes on.
     pub fn flushed(&mut self, number: usize, bytes: usize) {
         let write_deadline = self.clients.after(self.clients.limits.write_timeout_ms);
+        let now = self.clients.now;
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };
-        conn.sent(bytes, write_deadline);
+        conn.sent(bytes, now, write_deadline);
         if conn.unsent().is_empty() {
             self.clients.begin_rest(number);
         }
+        self.clients.count_output(number);
         self.advance(number);
+    }
+
+    /// This client has been told something: answers that nobody takes must not fill the memory.
+    pub fn keep_budget(&mut self, number: usize) {
+        self.clients.count_output(number);
+        while let Some(slowest) = self.clients.over_budget() {
+            log::debug!("too many answers are not read: the slowest client is closed");
+            self.hung_up(slowest);
+            self.clients.count_output(slowest);
+        }
+    }
+
+    /// The connection that can go, to make room for another one.
+    pub fn most_idle(&self) -> Option<usize> {
+        self.clients.most_idle()
     }
 
     /// What is to be sent to this client.
@@ -157,7 +203,7 @@ impl Gate {
     /// The connection is gone; nothing of it is left.
     pub fn close(&mut self, number: usize) {
         self.hung_up(number);
-        self.clients.conns.remove(&number);
+        self.clients.remove(number);
     }
 
     /// What is asked since the last call.
@@ -220,7 +266,6 @@ impl Gate {
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };
         if conn.write_deadline.is_some_and(|deadline| deadline <= self.clients.now) {
             // The client has stopped reading: nothing more can be said to it.
-            conn.clear_output();
             return self.hung_up(number);
         }
         match &conn.phase {
@@ -230,7 +275,7 @@ impl Gate {
             Phase::Head | Phase::Body(_) => {
                 if matches!(conn.phase, Phase::Head) {
                     // Nothing is known of this request; what `current` says is about the one before it.
-                    conn.current = Current::malformed(&mut self.entropy);
+                    conn.current = Current::malformed(&mut self.entropy, &conn.input);
                 }
                 let refused = refused(Code::RequestTimeout, "the request did not arrive in time");
                 self.refuse_and_close(number, refused);
@@ -240,8 +285,9 @@ impl Gate {
                 let refused = refused(Code::BackendUnavailable, "the answer could not be found out in time");
                 self.clients.refuse(number, refused);
             }
-            Phase::Streaming(_) => {
-                conn.deadline = NEVER;
+            Phase::Streaming(batch) => {
+                // Its head may still have to wait.
+                conn.deadline = batch.head_at.filter(|at| *at > self.clients.now).unwrap_or(NEVER);
                 self.feed_batch(number);
             }
         }
@@ -259,13 +305,19 @@ impl Gate {
 
     /// True while somebody waits for a job, or for the answer to a submission.
     pub fn callers_wait(&self) -> bool {
-        let waits = |phase: &Phase| matches!(phase, Phase::Waiting(_) | Phase::Streaming(_));
-        self.clients.conns.values().any(|conn| waits(&conn.phase))
+        self.clients.conns.values().any(|conn| match &conn.phase {
+            Phase::Waiting(waiting) => waiting.is_counted || !conn.has_left,
+            Phase::Streaming(_) => true,
+            Phase::Head | Phase::Body(_) | Phase::Inner | Phase::Closing => false,
+        })
     }
 
     /// True once nobody waits and everything said was sent.
     pub fn is_quiet(&self) -> bool {
-        let is_quiet = |phase: &Phase| matches!(phase, Phase::Head | Phase::Closing);
-        self.clients.conns.values().all(|conn| is_quiet(&conn.phase) && conn.unsent().is_empty())
+        self.clients.conns.values().all(|conn| match &conn.phase {
+            Phase::Head | Phase::Closing => conn.unsent().is_empty(),
+            Phase::Waiting(waiting) => conn.has_left && !waiting.is_counted,
+            Phase::Body(_) | Phase::Inner | Phase::Streaming(_) => false,
+        })
     }
 }

@@ -4,6 +4,8 @@
 //! names, no folding, one `Host`, one valid length or exactly `chunked`, never both. Not in scope: bodies
 //! ([`super::chunked`]), meaning ([`super::routes`]).
 
+use std::borrow::Cow;
+use std::net::Ipv6Addr;
 use std::ops::Range;
 
 use crate::job::is_token_byte;
@@ -17,12 +19,18 @@ pub struct Refused {
     pub code: Code,
     /// In words that quote nothing of the request.
     pub detail: &'static str,
-    /// The methods that are allowed: `Some` iff 405.
-    pub allow: Option<&'static str>,
+    /// A header that tells the client what to do instead, such as `Allow`.
+    pub header: Option<(&'static str, &'static str)>,
+}
+
+impl Refused {
+    pub(super) const fn with(self, name: &'static str, value: &'static str) -> Refused {
+        Refused { header: Some((name, value)), ..self }
+    }
 }
 
 pub(super) const fn refused(code: Code, detail: &'static str) -> Refused {
-    Refused { code, detail, allow: None }
+    Refused { code, detail, header: None }
 }
 
 const fn bad(detail: &'static str) -> Refused {
@@ -34,8 +42,10 @@ const fn bad(detail: &'static str) -> Refused {
 pub struct Head {
     bytes: Vec<u8>,
     method: Range<usize>,
-    /// Empty where an absolute target has no path.
-    target: Range<usize>,
+    /// Of an absolute target.
+    authority: Option<Range<usize>>,
+    /// Path and query, with no escape of a character that needs none.
+    target: String,
     /// Names and values.
     fields: Vec<(Range<usize>, Range<usize>)>,
     /// The body's; `None`: it is chunked, and tells its end.
@@ -54,9 +64,17 @@ impl Head {
         self.ascii(&self.method)
     }
 
-    /// The path with its query, from the first `/`; visible ASCII.
+    /// The path with its query, from the first `/`; visible ASCII. Or `*`, of OPTIONS.
     pub fn target(&self) -> &str {
-        if self.target.is_empty() { "/" } else { self.ascii(&self.target) }
+        &self.target
+    }
+
+    /// Host and port that the request is for: an absolute target's, whatever `Host` says (RFC 9112, 3.2.2).
+    pub fn host(&self) -> &str {
+        match &self.authority {
+            Some(authority) => self.ascii(authority),
+            None => self.header("host").ok().flatten().unwrap_or_default(),
+        }
     }
 
     /// What stands behind the first `?` of the target.
@@ -145,6 +163,9 @@ fn check_bytes(head: &[u8]) -> Result<(), Refused> {
     is_clean.then_some(()).ok_or(bad("the head holds a control character or a bare line break"))
 }
 
+/// The methods of this server, and those that a resource may well refuse by name (RFC 9110, 9.1).
+const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"];
+
 /// Method, target and version of a request line.
 fn request_line(line: &str) -> Result<(&str, &str, bool), Refused> {
     let mut parts = line.split(' ');
@@ -157,30 +178,90 @@ fn request_line(line: &str) -> Result<(&str, &str, bool), Refused> {
         return Err(bad("the method is not a token"));
     }
     let is_1_1 = match version.strip_prefix("HTTP/").map(str::as_bytes) {
-        Some(b"1.1") => true,
         Some(b"1.0") => false,
+        // A higher minor version is understood as this one (RFC 9110, 2.5).
+        Some([b'1', b'.', minor]) if minor.is_ascii_digit() => true,
         Some([major, b'.', minor]) if major.is_ascii_digit() && minor.is_ascii_digit() => {
             return Err(refused(Code::HttpVersionNotSupported, "this server speaks HTTP/1.1"));
         }
         Some(_) | None => return Err(bad("the version is malformed")),
     };
+    if !METHODS.contains(&method) {
+        return Err(refused(Code::NotImplemented, "this server does not know the method"));
+    }
     if target.len() > TARGET_BYTES {
         return Err(refused(Code::UriTooLong, "the request target is too long"));
     }
     if !target.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(bad("the request target is not visible ASCII"));
     }
-    // The absolute form must be accepted from any client (RFC 9112, 3.2.2); its path is all we need.
-    let path = match target.strip_prefix("http://") {
-        Some(rest) => Some(rest.find('/').map_or("", |at| &rest[at..])),
-        None => Some(target).filter(|target| target.starts_with('/')),
-    };
-    let path = path.filter(|path| !path.contains('#')).ok_or(bad("the request target is not a path"))?;
-    Ok((method, path, is_1_1))
+    Ok((method, target, is_1_1))
+}
+
+/// The authority of a target, if it is absolute, and its path with the query. The absolute form must be accepted from any
+/// client; what stands behind the first `?` is never part of a path (RFC 9112, 3.2).
+fn parts_of_target<'a>(method: &str, target: &'a str) -> Result<(Option<&'a str>, Cow<'a, str>), Refused> {
+    const NO_PATH: Refused = bad("the request target is not a path");
+    if target == "*" && method == "OPTIONS" {
+        return Ok((None, Cow::Borrowed(target)));
+    }
+    if target.contains('#') {
+        return Err(NO_PATH);
+    }
+    if target.starts_with('/') {
+        return Ok((None, unescaped(target)?));
+    }
+    let (scheme, rest) = target.split_once("://").ok_or(NO_PATH)?;
+    if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
+        return Err(NO_PATH);
+    }
+    let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    if authority.is_empty() || authority.starts_with(':') || !is_authority(authority) {
+        return Err(bad("the target's host is malformed"));
+    }
+    let path = unescaped(path)?;
+    Ok((Some(authority), if path.starts_with('/') { path } else { Cow::Owned(format!("/{path}")) }))
+}
+
+/// The same target without escapes of characters that need none: they mean the same (RFC 3986, 6.2.2.2).
+fn unescaped(target: &str) -> Result<Cow<'_, str>, Refused> {
+    if !target.contains('%') {
+        return Ok(Cow::Borrowed(target));
+    }
+    let mut parts = target.split('%');
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let hex = part.get(..2).filter(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        let byte = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        match byte.ok_or(bad("the request target has a malformed escape"))? {
+            byte if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) => {
+                out.push(char::from(byte));
+                out.push_str(&part[2..]);
+            }
+            byte if byte.is_ascii_control() => {
+                return Err(bad("the request target escapes a control character"));
+            }
+            _ => out.extend(["%", part]),
+        }
+    }
+    Ok(Cow::Owned(out))
+}
+
+/// Whether this is `host [":" port]` (RFC 9110, 7.2; RFC 3986, 3.2.2). It may be empty, as its port.
+fn is_authority(text: &str) -> bool {
+    let is_port = |port: &str| port.is_empty() || port.parse::<u16>().is_ok() && !port.starts_with('+');
+    if let Some(rest) = text.strip_prefix('[') {
+        let Some((address, port)) = rest.split_once(']') else { return false };
+        let is_port = port.is_empty() || port.strip_prefix(':').is_some_and(is_port);
+        return is_port && address.parse::<Ipv6Addr>().is_ok();
+    }
+    let (name, port) = text.split_once(':').unwrap_or((text, ""));
+    let may_stand = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(&byte);
+    name.bytes().all(may_stand) && is_port(port)
 }
 
 /// Where name and value of the header line at `line` stand.
-fn header_line(bytes: &[u8], line: Range<usize>) -> Result<(Range<usize>, Range<usize>), Refused> {
+pub(super) fn header_line(bytes: &[u8], line: Range<usize>) -> Result<(Range<usize>, Range<usize>), Refused> {
     let text = &bytes[line.clone()];
     if text.starts_with(b" ") || text.starts_with(b"\t") {
         return Err(bad("a header is folded"));
@@ -197,10 +278,12 @@ fn header_line(bytes: &[u8], line: Range<usize>) -> Result<(Range<usize>, Range<
 fn finish(bytes: Vec<u8>, line_end: usize) -> Result<Head, Refused> {
     let line = std::str::from_utf8(&bytes[..line_end]).map_err(|_| bad("the request line is not ASCII"))?;
     let (method, target, is_1_1) = request_line(line)?;
-    // Both are parts of the line.
-    let method = 0..method.len();
-    let version_at = line.rfind(' ').unwrap_or(line_end);
-    let target = version_at - target.len()..version_at;
+    let (authority, path) = parts_of_target(method, target)?;
+    // All are parts of the line.
+    let target_at = method.len() + 1;
+    let authority_at = target_at + target.find("://").map_or(0, |at| at + 3);
+    let authority = authority.map(|authority| authority_at..authority_at + authority.len());
+    let (method, target) = (0..method.len(), path.into_owned());
     let mut fields = Vec::with_capacity(8);
     let mut at = line_end + 2;
     while at < bytes.len() {
@@ -212,9 +295,12 @@ fn finish(bytes: Vec<u8>, line_end: usize) -> Result<Head, Refused> {
         at = end + 2;
     }
     let (length, keep_alive, expects_continue) = (None, is_1_1, false);
-    let mut head = Head { bytes, method, target, fields, length, is_1_1, keep_alive, expects_continue };
-    if head.header("host")?.is_none() && is_1_1 {
-        return Err(bad("there is no Host"));
+    let mut head =
+        Head { bytes, method, authority, target, fields, length, is_1_1, keep_alive, expects_continue };
+    match head.header("host")? {
+        None if is_1_1 => return Err(bad("there is no Host")),
+        Some(host) if !is_authority(host) => return Err(bad("the Host is malformed")),
+        Some(_) | None => {}
     }
     let length = head.header("content-length")?;
     let coding = head.header("transfer-encoding")?;
@@ -224,7 +310,7 @@ fn finish(bytes: Vec<u8>, line_end: usize) -> Result<Head, Refused> {
         (Some(length), None) => Some(content_length(length)?),
         (None, Some(_)) if !is_1_1 => return Err(bad("HTTP/1.0 has no Transfer-Encoding")),
         (None, Some(coding)) if coding.eq_ignore_ascii_case("chunked") => None,
-        (None, Some(_)) => return Err(refused(Code::NotImplemented, "the only coding is chunked")),
+        (None, Some(codings)) => return Err(unknown_codings(codings)),
     };
     head.expects_continue = match head.header("expect")? {
         None => false,
@@ -242,11 +328,29 @@ fn finish(bytes: Vec<u8>, line_end: usize) -> Result<Head, Refused> {
     Ok(head)
 }
 
+/// Where the last coding is not chunked nobody can tell where the body ends (RFC 9112, 6.3); where it is, the others are just
+/// not known here.
+fn unknown_codings(codings: &str) -> Refused {
+    let mut codings = codings.rsplit(',').map(str::trim);
+    let is_chunked = |coding: &str| coding.eq_ignore_ascii_case("chunked");
+    if codings.next().is_some_and(is_chunked)
+        && codings.all(|coding| !coding.is_empty() && !is_chunked(coding))
+    {
+        refused(Code::NotImplemented, "the only coding is chunked")
+    } else {
+        bad("the Transfer-Encoding does not end in one chunked")
+    }
+}
+
 /// Digits only: no sign, no list, no white space inside, nothing that does not fit.
 fn content_length(text: &str) -> Result<usize, Refused> {
     const BAD: Refused = bad("the Content-Length is malformed");
-    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(BAD);
+    }
+    let text = text.trim_start_matches('0');
+    if text.is_empty() {
+        return Ok(0);
     }
     if text.len() > 18 {
         return Err(refused(Code::PayloadTooLarge, "the body is too large"));
@@ -277,9 +381,69 @@ mod tests {
 
     #[test]
     fn the_path_of_an_absolute_target_is_found_even_where_there_is_none() {
-        for (target, path) in [("http://a", "/"), ("http://a/", "/"), ("http://a/b?c", "/b?c"), ("/", "/")] {
-            let head = parse(&format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n")).unwrap().unwrap().0;
-            assert_eq!((head.method(), head.target(), head.header("host")), ("GET", path, Ok(Some("a"))));
+        for (target, path, host) in [
+            ("http://a", "/", "a"),
+            ("HTTP://a/", "/", "a"),
+            ("https://a:1/b?c", "/b?c", "a:1"),
+            ("http://[::1]?x=/healthz", "/?x=/healthz", "[::1]"),
+            ("/", "/", "other"),
+            ("//a/b", "//a/b", "other"),
+            ("/%68ealthz?status=%71ueued&x=%2F%2f", "/healthz?status=queued&x=%2F%2f", "other"),
+        ] {
+            let head = parse(&format!("GET {target} HTTP/1.1\r\nHost: other\r\n\r\n")).unwrap().unwrap().0;
+            assert_eq!((head.method(), head.target(), head.host()), ("GET", path, host));
+        }
+        let head = parse("OPTIONS * HTTP/1.0\r\n\r\n").unwrap().unwrap().0;
+        assert_eq!((head.method(), head.target(), head.host()), ("OPTIONS", "*", ""));
+    }
+
+    #[test]
+    fn a_target_or_host_that_names_nothing_is_refused() {
+        for target in [
+            "a",
+            "*",
+            "a:80",
+            "http:/a",
+            "ftp://a/",
+            "http:///healthz",
+            "http://:80/",
+            "http://u:p@a/",
+            "http://a:b/",
+            "http://a:99999/",
+            "http://a:1:2/",
+            "/a#b",
+            "/%",
+            "/%4",
+            "/%zz",
+            "/%00",
+            "/%0d%0a",
+            "/%+1",
+        ] {
+            let refused = parse(&format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n")).expect_err(target);
+            assert_eq!(refused.code, Code::BadRequest, "{target}");
+        }
+        for (host, is_host) in [
+            ("a", true),
+            ("", true),
+            ("a:", true),
+            ("127.0.0.1:", true),
+            ("[::1]:80", true),
+            ("[::1]", true),
+            ("a b/@c", false),
+            ("a, b", false),
+            ("a/b", false),
+            ("u:p@a", false),
+            ("a#x", false),
+            ("[::1", false),
+            ("a:80:80", false),
+            ("a: 80", false),
+            ("a:+1", false),
+            ("a:99999999999", false),
+            ("[a]", false),
+            ("caf\u{e9}", false),
+        ] {
+            let answer = parse(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+            assert_eq!(answer.is_ok(), is_host, "{host:?}");
         }
     }
 
@@ -297,6 +461,9 @@ mod tests {
         let cases = [
             ("GET / HTTP/2.0\r\nHost: a\r\n\r\n".into(), 505),
             ("PRI * HTTP/2.0\r\n\r\n".into(), 505),
+            ("BREW / HTTP/1.1\r\nHost: a\r\n\r\n".into(), 501),
+            ("get / HTTP/1.1\r\nHost: a\r\n\r\n".into(), 501),
+            ("CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n".into(), 501),
             ("GET / HTTP/1.1\r\n\r\n".into(), 400),
             ("GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n".into(), 400),
             ("GET  / HTTP/1.1\r\nHost: a\r\n\r\n".into(), 400),
@@ -314,6 +481,10 @@ mod tests {
             (with("Content-Length: 99999999999999999999999"), 413),
             (with("Content-Length: 1\r\nTransfer-Encoding: chunked"), 400),
             (with("Transfer-Encoding: gzip, chunked"), 501),
+            (with("Transfer-Encoding: gzip"), 400),
+            (with("Transfer-Encoding: chunked, gzip"), 400),
+            (with("Transfer-Encoding: chunked, chunked"), 400),
+            (with("Transfer-Encoding: , chunked"), 400),
             (with("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked"), 400),
             (with("Expect: something"), 417),
             (with(" folded: x"), 400),

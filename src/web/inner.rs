@@ -26,6 +26,7 @@ use crate::entropy::Entropy;
 use crate::job::{Trace, write_hex};
 use crate::limits::{INNER_CONNECTIONS, INNER_HANGS, INNER_QUEUE, INNER_RESERVED};
 use crate::mac::MacKey;
+use crate::ports::Viewer;
 use crate::problem::{Code, JobError};
 
 /// The header that carries the request's trace inwards.
@@ -33,6 +34,9 @@ const TRACE_HEADER: &str = "traceparent";
 
 /// The header that tells the gate's requests from those of anybody else who finds the socket: other processes of our user.
 const PASS_HEADER: &str = "cofferdam-gate";
+
+/// The header that says who asks: `user` or `admin`, and the name.
+const VIEWER_HEADER: &str = "cofferdam-viewer";
 
 /// What that header says: 32 random bytes of this process, as hex.
 struct Pass(Zeroizing<String>);
@@ -54,8 +58,9 @@ impl Pass {
 /// The connections, each with a thread of its own.
 pub struct Pool {
     anyone: SyncSender<PageRequest>,
-    /// Readiness and metrics have connections of their own: they answer while the others are slow.
-    reserved: SyncSender<PageRequest>,
+    /// Readiness and metrics have a connection each: they answer while the others are slow, and each other.
+    ready: SyncSender<PageRequest>,
+    metrics: SyncSender<PageRequest>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -88,14 +93,25 @@ impl Pool {
             }
             IoResult::Ok(queue)
         };
-        let (anyone, reserved) = (start(INNER_CONNECTIONS)?, start(INNER_RESERVED)?);
-        Ok(Pool { anyone, reserved, threads })
+        let (anyone, ready, metrics) = (start(INNER_CONNECTIONS)?, start(1)?, start(1)?);
+        Ok(Pool { anyone, ready, metrics, threads })
     }
 
     /// Takes a request; 503 when too many wait.
     pub fn ask(&self, request: PageRequest) -> Option<Answered> {
-        let is_reserved = matches!(request.route, Inner::Ready | Inner::Metrics);
-        let queue = if is_reserved { &self.reserved } else { &self.anyone };
+        let queue = match request.route {
+            Inner::Ready => &self.ready,
+            Inner::Metrics => &self.metrics,
+            Inner::Record(_)
+            | Inner::Result(_)
+            | Inner::Payload(_)
+            | Inner::List
+            | Inner::Cancel(_)
+            | Inner::Retry(_)
+            | Inner::Pause(..)
+            | Inner::Stats
+            | Inner::Index => &self.anyone,
+        };
         match queue.try_send(request) {
             Ok(()) => None,
             Err(TrySendError::Full(request) | TrySendError::Disconnected(request)) => {
@@ -153,13 +169,13 @@ fn respond(request: Request, pages: &Pages, pass: &Pass) {
     };
     let trace = header(TRACE_HEADER).and_then(Trace::parse).unwrap_or_default();
     let is_of_the_gate = header(PASS_HEADER).is_some_and(|shown| pass.is(shown));
-    let answer = match route(request.method().as_str(), request.url()) {
-        Ok((Route::Inner(inner), _)) if is_of_the_gate => {
+    let viewer = header(VIEWER_HEADER).and_then(viewer).filter(|_| is_of_the_gate);
+    let answer = match (route(request.method().as_str(), request.url()), viewer) {
+        (Ok((Route::Inner(inner), _)), Some(viewer)) => {
             let query = request.url().split_once('?').map_or("", |(_, query)| query);
-            Ok(pages.answer(&inner, query, &trace))
+            Ok(pages.answer(&inner, query, &viewer, &trace))
         }
-        Ok((Route::Inner(_) | Route::Submit(_) | Route::Batch(_) | Route::Wait(_) | Route::Alive, _))
-        | Err(_) => Err(JobError::new(Code::InternalError, "this request should not have come here")),
+        _ => Err(JobError::new(Code::InternalError, "this request should not have come here")),
     };
     let answer = answer.unwrap_or_else(|error| Answer::problem(&error, &trace));
     let headers = answer.headers.lines().filter_map(|line| Header::from_str(line).ok()).collect();
@@ -168,6 +184,17 @@ fn respond(request: Request, pages: &Pages, pass: &Pass) {
     let response = response.with_chunked_threshold(usize::MAX);
     // The gate has gone: then so has the request.
     let _ = request.respond(response);
+}
+
+/// Reads what the gate wrote of who asks.
+fn viewer(text: &str) -> Option<Viewer> {
+    let (kind, name) = text.split_once(' ').unwrap_or((text, ""));
+    let name = Arc::from(name);
+    match kind {
+        "user" => Some(Viewer { name, admin: false }),
+        "admin" => Some(Viewer { name, admin: true }),
+        _ => None,
+    }
 }
 
 /// Says a request and reads its answer.
@@ -187,11 +214,12 @@ fn exchange(stream: &mut UnixStream, request: &str) -> IoResult<Answer> {
 
 /// The request as the gate understood it: nothing that the client wrote frames it.
 fn rebuilt(request: &PageRequest, Pass(pass): &Pass) -> Zeroizing<String> {
-    let PageRequest { method, target, trace, .. } = request;
+    let PageRequest { method, target, trace, viewer, .. } = request;
+    let kind = if viewer.admin { "admin" } else { "user" };
     format!(
         "{method} {target} HTTP/1.1\r\nHost: inner\r\n{TRACE_HEADER}: {trace}\r\n{PASS_HEADER}: {}\r\n\
-         Content-Length: 0\r\n\r\n",
-        **pass
+         {VIEWER_HEADER}: {kind} {}\r\nContent-Length: 0\r\n\r\n",
+        **pass, viewer.name
     )
     .into()
 }

@@ -15,6 +15,7 @@ pub mod routes;
 mod clients;
 mod commander;
 mod figures;
+mod guard;
 mod inner;
 mod pages;
 mod process;

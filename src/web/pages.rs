@@ -29,8 +29,8 @@ pub struct Pages {
 
 impl Pages {
     /// Whatever it says of a job that there is, or may be, carries that job's id.
-    pub fn answer(&self, route: &Inner, query: &str, trace: &Trace) -> Answer {
-        let page = self.page(route, query, trace);
+    pub fn answer(&self, route: &Inner, query: &str, viewer: &Viewer, trace: &Trace) -> Answer {
+        let page = self.page(route, query, viewer, trace);
         let is_known = !matches!(&page, Err(JobError { code: Code::UnknownJob, .. }));
         let answer = page.unwrap_or_else(|error| Answer::problem(&error, trace));
         match route.job() {
@@ -39,32 +39,32 @@ impl Pages {
         }
     }
 
-    fn page(&self, route: &Inner, query: &str, trace: &Trace) -> Result<Answer, JobError> {
-        let (producer, viewer) = (&self.producer, Viewer::anonymous());
+    fn page(&self, route: &Inner, query: &str, viewer: &Viewer, trace: &Trace) -> Result<Answer, JobError> {
+        let producer = &self.producer;
         match route {
-            Inner::Record(id) => shown(producer.record(&viewer, *id)?),
-            Inner::Cancel(id) => shown(producer.cancel(&viewer, *id)?),
+            Inner::Record(id) => shown(producer.record(viewer, *id)?),
+            Inner::Cancel(id) => shown(producer.cancel(viewer, *id)?),
             Inner::Result(id) => {
-                let record = producer.record(&viewer, *id)?.ok_or_else(unknown_job)?;
+                let record = producer.record(viewer, *id)?.ok_or_else(unknown_job)?;
                 let none = || JobError::new(Code::NotFinished, "the job has not ended");
                 let finished = record.finished.ok_or_else(none)?;
                 Ok(Answer::finished(&finished, trace))
             }
             Inner::Payload(id) => {
-                let payload = producer.payload(&viewer, *id)?.ok_or_else(unknown_job)?;
+                let payload = producer.payload(viewer, *id)?.ok_or_else(unknown_job)?;
                 let gone =
                     || JobError::new(Code::NotFound, "the payload of a job that succeeded is not kept");
                 Ok(Answer::foreign(&payload.ok_or_else(gone)?))
             }
             Inner::List => {
-                let Listed { records, next } = producer.list(&viewer, &filter(query)?)?;
+                let Listed { records, next } = producer.list(viewer, &filter(query)?)?;
                 let records: Vec<String> = records.iter().map(record_json_without_result).collect();
                 let next = next.map_or("null".into(), |place| format!(r#""{place}""#));
                 Ok(Answer::json(200, format!(r#"{{"jobs":[{}],"next":{next}}}"#, records.join(","))))
             }
             Inner::Retry(id) => {
                 let detail = "only a dead, failed, timed-out or cancelled job can be retried";
-                let retried = producer.retry(&viewer, *id)?.ok_or_else(unknown_job)?;
+                let retried = producer.retry(viewer, *id)?.ok_or_else(unknown_job)?;
                 let record = retried.map_err(|_| JobError::new(Code::NotRetryable, detail))?;
                 let answer = Answer::json(202, record_json(&record));
                 Ok(answer.with("location", format_args!("/v1/jobs/{id}")))

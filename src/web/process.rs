@@ -15,6 +15,7 @@ use super::pages::Pages;
 use super::sockets::ClientSockets;
 use crate::channel::ChannelServer;
 use crate::clock::{Clock, Timestamp, monotonic_millis};
+use crate::config::tokens;
 use crate::deployment::{Backend, Deployment};
 use crate::entropy::Entropy;
 use crate::exit::Exit;
@@ -94,8 +95,8 @@ impl WebProcess {
             jobs_survive_processes: deployment.jobs_survive_processes(),
         };
         Ok(WebProcess {
-            gate: Gate::new(settings, counters.clone(), entropy),
-            sockets: ClientSockets::new(TcpListener::from_std(listener), &config.web.limits),
+            gate: Gate::new(settings, tokens::parse(&deployment.tokens)?, counters.clone(), entropy),
+            sockets: ClientSockets::new(TcpListener::from_std(listener), &config.web),
             calls,
             seat: backend.seat.clone(),
             inbox,
@@ -166,6 +167,10 @@ impl WebProcess {
                         self.counters.replaced.set((group, reason), count);
                     }
                     ToChild::Succeeds(name) => self.seat.succeeds(&name),
+                    // They were judged when they were read.
+                    ToChild::Tokens(text) => {
+                        tokens::parse(&text).into_iter().for_each(|tokens| self.gate.set_tokens(tokens))
+                    }
                     ToChild::Ping | ToChild::Channel(_) | ToChild::Leave => {}
                 }
             }

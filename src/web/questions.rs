@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::respond::Answer;
 use super::routes::Inner;
 use crate::job::{InstanceId, JobId, JobRecord, Trace};
-use crate::ports::{BackendError, JobEnded, NewJob, Submitted};
+use crate::ports::{BackendError, JobEnded, NewJob, Submitted, Viewer};
 use crate::problem::Code;
 
 /// Which request of which connection; what is asked for it carries this, and its answer goes there or nowhere.
@@ -36,8 +36,9 @@ pub struct Single {
 pub enum Question {
     /// Accept these jobs, in order.
     Submit(Ticket, Vec<NewJob>),
-    /// A job's record; with the instance, which is told of the job's end, if somebody is going to wait for that.
-    Record(Asker, JobId, Option<InstanceId>),
+    /// A job's record, if this viewer may see it; with the instance, which is told of the job's end, if somebody is going to
+    /// wait for that.
+    Record(Asker, Viewer, JobId, Option<InstanceId>),
     /// Which of these have ended? It may have been told and lost.
     Ended(Vec<JobId>),
     /// Its last caller has hung up: cancel it, if it is of one of these handlers.
@@ -56,6 +57,8 @@ pub struct PageRequest {
     pub target: String,
     /// For problem documents.
     pub trace: Trace,
+    /// Who asks.
+    pub viewer: Viewer,
 }
 
 impl PageRequest {

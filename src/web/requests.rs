@@ -1,10 +1,12 @@
 //! From bytes to requests: heads, bodies, what is refused on the way, and who handles what is whole.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::chunked::Chunked;
 use super::clients::{Current, DRAINING, Incoming, OUTPUT_BYTES, Phase};
 use super::gate::Gate;
+use super::guard::Caller;
 use super::http1::{Head, Refused, parse_head, refused};
 use super::questions::{PageRequest, Question};
 use super::respond::Answer;
@@ -26,9 +28,25 @@ impl Gate {
                 Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) | Phase::Closing => false,
             };
             if !goes_on {
-                return;
+                return self.end_at_end(number);
             }
         }
+    }
+
+    /// A client that says nothing more, and has no whole request here that is not answered.
+    fn end_at_end(&mut self, number: usize) {
+        let Some(conn) = self.clients.conns.get_mut(&number).filter(|conn| conn.at_end) else { return };
+        match &conn.phase {
+            Phase::Head if conn.unsent().len() < OUTPUT_BYTES => conn.phase = Phase::Closing,
+            // Its rest will never come.
+            Phase::Body(_) => {
+                if let Phase::Body(incoming) = std::mem::replace(&mut conn.phase, Phase::Closing) {
+                    self.drop_body(&incoming);
+                }
+            }
+            Phase::Head | Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) | Phase::Closing => return,
+        }
+        self.clients.touched.push(number);
     }
 
     fn advance_head(&mut self, number: usize) -> bool {
@@ -38,36 +56,36 @@ impl Gate {
             Ok(None) => return false,
             Ok(Some(found)) => found,
             Err(refused) => {
-                conn.current = Current::malformed(&mut self.entropy);
+                conn.current = Current::malformed(&mut self.entropy, &conn.input);
                 self.refuse_and_close(number, refused);
                 return true;
             }
         };
         conn.input.drain(..length);
         conn.keep_alive = head.keep_alive;
-        let trace = submission::trace(&head, &mut self.entropy);
+        let (trace, trace_flags) = submission::trace(&head, &mut self.entropy);
         let (has_body, is_1_1) = (head.method() != "HEAD", head.is_1_1);
-        conn.current = Current { route: "none", trace, has_body, is_1_1 };
-        let judged = self.judge(&head);
+        let caller = Caller::Unknown;
+        conn.current = Current { route: "none", trace, trace_flags, caller, has_body, is_1_1 };
+        let peer = conn.peer;
+        let judged = self.judge(&head, peer);
         let Some(conn) = self.clients.conns.get_mut(&number) else { return false };
-        let (route, label, max) = match judged {
+        let (route, label, max, caller) = match judged {
             Ok(judged) => judged,
             Err(refused) => {
-                // A body that was announced is not read: the connection cannot go on after it.
-                conn.keep_alive &= head.length == Some(0);
+                // A body that was announced, or whose length nobody understood, is not read: the connection cannot go on.
+                conn.keep_alive &= head.length == Some(0) && refused.code != Code::LengthRequired;
                 self.clients.refuse(number, refused);
                 return true;
             }
         };
-        conn.current.route = label;
+        (conn.current.route, conn.current.caller) = (label, caller);
         conn.asker.request += 1;
-        let counted = conn.input.len();
-        self.body_bytes += counted;
         if head.expects_continue && conn.input.is_empty() && head.length != Some(0) {
             conn.output.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
         }
         let (body, chunked) = (Vec::new(), Chunked::default());
-        let incoming = Incoming { head, route, body, chunked, max, since: self.clients.now, counted };
+        let incoming = Incoming { head, route, body, chunked, max, since: self.clients.now, counted: 0 };
         conn.phase = Phase::Body(Box::new(incoming));
         if !conn.unsent().is_empty() {
             self.clients.touched.push(number);
@@ -77,11 +95,12 @@ impl Gate {
         true
     }
 
-    /// Everything that can be said on the head alone: the route, and how large the body may be.
-    fn judge(&self, head: &Head) -> Result<(Route, &'static str, usize), Refused> {
+    /// Everything that can be said on the head alone: the route, how large the body may be, and who the caller is.
+    fn judge(&mut self, head: &Head, peer: IpAddr) -> Result<(Route, &'static str, usize, Caller), Refused> {
         let web = &self.settings.web;
         check_browser(head, &web.allowed_hosts)?;
         let (route, label) = routes::route(head.method(), head.target())?;
+        let caller = self.guard.judge(head, &route, peer, self.clients.now)?;
         let is_batch = matches!(route, Route::Batch(_));
         let max = if is_batch { web.max_batch_bytes } else { web.max_body_bytes };
         if let Route::Submit(name) | Route::Batch(name) = &route {
@@ -94,15 +113,24 @@ impl Gate {
             if self.clients.draining {
                 return Err(DRAINING);
             }
-            if is_batch && !head.is_1_1 {
-                let detail = "a batch's results are chunked, which needs HTTP/1.1";
-                return Err(refused(Code::HttpVersionNotSupported, detail));
+            for coding in head.values("content-encoding") {
+                if !coding?.split(',').all(|coding| matches!(coding.trim(), "" | "identity")) {
+                    let detail =
+                        "the body must have no content coding: a handler would take it for its payload";
+                    return Err(
+                        refused(Code::UnsupportedMediaType, detail).with("accept-encoding", "identity")
+                    );
+                }
+            }
+            if is_batch && head.values("idempotency-key").next().is_some() {
+                let detail = "a batch has no Idempotency-Key: its lines are jobs of their own";
+                return Err(refused(Code::BadRequest, detail));
             }
         }
         if head.length.is_some_and(|length| length > max) {
             return Err(refused(Code::PayloadTooLarge, "the body exceeds its limit"));
         }
-        Ok((route, label, max))
+        Ok((route, label, max, caller))
     }
 
     fn advance_body(&mut self, number: usize) -> bool {
@@ -120,6 +148,9 @@ impl Gate {
             },
         };
         conn.input.drain(..used);
+        // What is held of it, not what came: the framing of chunks takes no room.
+        let held = incoming.body.len() + conn.input.len();
+        self.body_bytes = self.body_bytes - std::mem::replace(&mut incoming.counted, held) + held;
         let Some(body) = whole else {
             if self.clients.draining {
                 self.refuse_and_close(number, DRAINING);
@@ -157,6 +188,10 @@ impl Gate {
     /// A whole request.
     fn handle(&mut self, number: usize, head: &Head, route: Route, body: Arc<[u8]>) {
         match route {
+            Route::Options(allow) => self.clients.answer(
+                number,
+                &Answer::new(200, "text/plain", []).with("allow", format_args!("{allow}, OPTIONS")),
+            ),
             Route::Alive => self.clients.answer(number, &Answer::json(200, r#"{"status":"alive"}"#.into())),
             Route::Submit(name) => self.submit(number, head, &name, body),
             Route::Batch(name) => self.begin_batch(number, head, &name, body),
@@ -187,7 +222,8 @@ impl Gate {
         self.clients.set_deadline(number, self.clients.now.plus(INNER_TIMEOUT));
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };
         conn.phase = Phase::Inner;
-        let request = PageRequest { asker: conn.asker, route, method, target, trace: conn.current.trace };
+        let (trace, viewer) = (conn.current.trace, conn.current.caller.viewer());
+        let request = PageRequest { asker: conn.asker, route, method, target, trace, viewer };
         self.questions.push(Question::Page(request));
     }
 }

@@ -1,6 +1,6 @@
 //! Which request means what, judged on the head alone, before a body byte is read. Pure.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::Ipv4Addr;
 
 use super::http1::{Head, Refused, refused};
 use crate::job::JobId;
@@ -17,6 +17,8 @@ pub enum Route {
     Wait(JobId),
     /// `GET /healthz` and `GET /livez`
     Alive,
+    /// `OPTIONS *`, and of any resource: its methods.
+    Options(&'static str),
     /// Answered by a route that renders or may block.
     Inner(Inner),
 }
@@ -65,15 +67,18 @@ impl Inner {
 }
 
 /// The names of the routes in the metric.
-pub const LABELS: [&str; 15] = [
+pub const LABELS: [&str; 16] = [
     "submit", "batch", "record", "healthz", "result", "payload", "list", "cancel", "retry", "pause",
-    "resume", "stats", "readyz", "metrics", "index",
+    "resume", "stats", "readyz", "metrics", "index", "options",
 ];
 
 /// The route of a method and target, and its name in the metric. `HEAD` is `GET` without the body.
 pub fn route(method: &str, target: &str) -> Result<(Route, &'static str), Refused> {
     const GET: &str = "GET, HEAD";
     const ANY: &str = "GET, HEAD, DELETE, POST";
+    if target == "*" {
+        return Ok((Route::Options(ANY), "options"));
+    }
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let parts: Vec<&str> = path.split('/').skip(1).collect();
     let method = if method == "HEAD" { "GET" } else { method };
@@ -102,9 +107,12 @@ pub fn route(method: &str, target: &str) -> Result<(Route, &'static str), Refuse
         (["v1", "batch", name], _) => ("POST", "batch", Some(Route::Batch((*name).to_owned()))),
         _ => return Err(refused(Code::NotFound, "there is no such resource")),
     };
+    if method == "OPTIONS" {
+        return Ok((Route::Options(allow), "options"));
+    }
     if !allow.split(", ").any(|allowed| allowed == method) {
         let refused = refused(Code::MethodNotAllowed, "this resource has other methods; see Allow");
-        return Err(Refused { allow: Some(allow), ..refused });
+        return Err(refused.with("allow", allow));
     }
     let route = route.ok_or(refused(Code::UnknownJob, "there is no job of this id"))?;
     check_query(query, label)?;
@@ -144,7 +152,7 @@ pub fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
 
 /// A browser's guards: with them no web page can submit jobs, whatever name resolves to us.
 pub fn check_browser(head: &Head, allowed_hosts: &[String]) -> Result<(), Refused> {
-    let host = head.header("host")?.unwrap_or_default();
+    let host = head.host();
     if !(host.is_empty() && !head.is_1_1 || is_served(host, allowed_hosts)) {
         let detail = "the Host is neither an IP address, localhost, nor listed";
         return Err(refused(Code::MisdirectedHost, detail));
@@ -162,16 +170,12 @@ pub fn check_browser(head: &Head, allowed_hosts: &[String]) -> Result<(), Refuse
     }
 }
 
+/// Whether a well-formed host, at any port, is one of ours. An address in brackets is one of IPv6.
 fn is_served(host: &str, allowed: &[String]) -> bool {
-    let are_digits = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
-    if let Some((address, port)) = host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        let is_port = port.is_empty() || port.strip_prefix(':').is_some_and(are_digits);
-        return is_port && address.parse::<Ipv6Addr>().is_ok();
-    }
-    let (name, port) = host.split_once(':').unwrap_or((host, "0"));
+    let name = host.split_once(':').map_or(host, |(name, _)| name);
     let listed = allowed.iter().any(|allowed| allowed.eq_ignore_ascii_case(name));
     let is_ours = listed || name.eq_ignore_ascii_case("localhost") || name.parse::<Ipv4Addr>().is_ok();
-    is_ours && !port.is_empty() && are_digits(port)
+    is_ours || host.starts_with('[')
 }
 
 #[cfg(test)]
@@ -200,6 +204,9 @@ mod tests {
             ("GET", "/readyz", "readyz"),
             ("GET", "/metrics", "metrics"),
             ("GET", "/", "index"),
+            ("OPTIONS", "/", "options"),
+            ("OPTIONS", "*", "options"),
+            ("OPTIONS", "/v1/jobs/echo", "options"),
         ] {
             assert_eq!(route(method, target).unwrap().1, label, "{method} {target}");
         }
@@ -238,7 +245,6 @@ mod tests {
             ("Host: jobs.example:80", None),
             ("Host: evil.example", Some(421)),
             ("Host: localhost.evil.example", Some(421)),
-            ("Host: localhost:80:80", Some(421)),
             ("Host: ", Some(421)),
             ("Host: localhost\r\nOrigin: http://localhost", None),
             ("Host: localhost\r\nOrigin: http://evil.example", Some(403)),

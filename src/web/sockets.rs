@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Shutdown};
+use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::time::Duration;
 
 use mio::event::Event;
@@ -11,7 +11,7 @@ use mio::{Interest, Registry, Token};
 
 use super::gate::Gate;
 use crate::clock::Timestamp;
-use crate::config::WebLimits;
+use crate::config::{Web, WebLimits};
 use crate::job::IdMap;
 use crate::limits::{ACCEPTS_A_TURN, READ_A_TURN_BYTES, READ_BYTES};
 
@@ -25,8 +25,12 @@ pub struct ClientSockets {
     /// Those whose sockets may have bytes that were not read.
     unread: BTreeSet<usize>,
     limits: WebLimits,
+    /// Their connections are those of many clients.
+    proxies: Vec<IpAddr>,
     /// Somebody may be waiting to be accepted.
     pub accepting: bool,
+    /// It was accepted beyond the limit.
+    next: Option<(TcpStream, SocketAddr)>,
     /// Accepting is tried again then, after the kernel had nothing to give.
     accept_at: Timestamp,
     buffer: Box<[u8; READ_BYTES]>,
@@ -40,7 +44,8 @@ struct Client {
 }
 
 impl ClientSockets {
-    pub fn new(listener: TcpListener, limits: &WebLimits) -> ClientSockets {
+    pub fn new(listener: TcpListener, web: &Web) -> ClientSockets {
+        let limits = &web.limits;
         let descriptors = crate::process::hygiene::raise_descriptor_limit();
         let allowed =
             usize::try_from(descriptors.saturating_sub(OWN_DESCRIPTORS).max(8)).unwrap_or(usize::MAX);
@@ -52,7 +57,9 @@ impl ClientSockets {
             clients: IdMap::default(),
             unread: BTreeSet::new(),
             limits: WebLimits { connections: limits.connections.min(allowed), ..*limits },
+            proxies: web.trusted_proxies.clone(),
             accepting: true,
+            next: None,
             accept_at: Timestamp(0),
             buffer: Box::new([0; READ_BYTES]),
         }
@@ -61,7 +68,15 @@ impl ClientSockets {
     /// One of the clients' sockets is ready; false if it is none of them.
     pub fn on_event(&mut self, token: usize, event: &Event, gate: &mut Gate) -> bool {
         let Some(client) = self.clients.get_mut(&token) else { return false };
-        client.ended |= event.is_read_closed();
+        if event.is_read_closed() && !std::mem::replace(&mut client.ended, true) {
+            // What it said before may have to wait for its turn to be read; that it has left need not.
+            gate.left(token);
+        }
+        if event.is_error() {
+            // A reset: nobody reads what is said now.
+            self.close(token, gate);
+            return true;
+        }
         if event.is_readable() || event.is_read_closed() {
             self.unread.insert(token);
         }
@@ -80,15 +95,19 @@ impl ClientSockets {
         }
     }
 
-    /// Accepts while there is room. Beyond the limit clients wait in the kernel's backlog. `next_token` is counted up for
+    /// Accepts while there is room. Beyond the limit one waits here, and others in the kernel's backlog. `next_token` is counted up for
     /// each new connection.
     pub fn accept(&mut self, registry: &Registry, next_token: &mut usize, gate: &mut Gate, now: Timestamp) {
         const PAUSE: Duration = Duration::from_millis(100);
         for _ in 0..ACCEPTS_A_TURN {
-            if !self.accepting || now < self.accept_at || self.clients.len() >= self.limits.connections {
+            if !self.make_room(gate) {
                 return;
             }
-            let (mut stream, peer) = match self.listener.accept() {
+            let accepted = self.next.take().map(Ok);
+            if accepted.is_none() && (!self.accepting || now < self.accept_at) {
+                return;
+            }
+            let (mut stream, peer) = match accepted.unwrap_or_else(|| self.listener.accept()) {
                 Ok(accepted) => accepted,
                 Err(error) => match error.kind() {
                     ErrorKind::WouldBlock => return self.accepting = false,
@@ -101,7 +120,13 @@ impl ClientSockets {
             };
             let ip = peer.ip();
             let of_this_ip = || self.clients.values().filter(|client| client.ip == ip).count();
-            if !ip.is_loopback() && of_this_ip() >= self.limits.connections_per_ip {
+            if self.clients.len() >= self.limits.connections {
+                // The next round makes room, or it waits.
+                self.next = Some((stream, peer));
+                continue;
+            }
+            let is_counted = !ip.is_loopback() && !self.proxies.contains(&ip);
+            if is_counted && of_this_ip() >= self.limits.connections_per_ip {
                 continue; // Dropped: closed without a word.
             }
             let _ = stream.set_nodelay(true);
@@ -112,7 +137,7 @@ impl ClientSockets {
                 continue;
             }
             self.clients.insert(token, Client { stream, ip, ended: false });
-            gate.open(token);
+            gate.open(token, ip);
             self.unread.insert(token);
         }
     }
@@ -127,7 +152,7 @@ impl ClientSockets {
             }
             match client.stream.read(&mut self.buffer[..room]) {
                 Ok(0) => {
-                    gate.hung_up(token);
+                    gate.ended(token);
                     return false;
                 }
                 Ok(read) => {
@@ -158,6 +183,7 @@ impl ClientSockets {
     }
 
     fn flush(&mut self, token: usize, gate: &mut Gate) {
+        gate.keep_budget(token);
         loop {
             let Some(client) = self.clients.get_mut(&token) else { return };
             let unsent = gate.unsent(token);
@@ -181,6 +207,16 @@ impl ClientSockets {
         }
     }
 
+    /// For a client that waits at the limit, one goes that has no request. True unless it goes on waiting.
+    fn make_room(&mut self, gate: &mut Gate) -> bool {
+        if self.next.is_some() && self.clients.len() >= self.limits.connections {
+            let idle = gate.most_idle();
+            idle.into_iter().for_each(|idle| self.close(idle, gate));
+            return idle.is_some();
+        }
+        true
+    }
+
     fn close(&mut self, token: usize, gate: &mut Gate) {
         gate.close(token);
         self.clients.remove(&token);
@@ -191,7 +227,7 @@ impl ClientSockets {
         if self.unread.iter().any(|token| gate.readable_bytes(*token) > 0) {
             return Duration::ZERO;
         }
-        if self.accepting && self.clients.len() < self.limits.connections {
+        if self.accepting && self.next.is_none() {
             return self.accept_at.since(now);
         }
         Duration::MAX

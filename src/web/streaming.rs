@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::clients::{Batch, NEVER, OUTPUT_BYTES, Phase};
+use super::clients::{Batch, OUTPUT_BYTES, Phase};
 use super::gate::Gate;
 use super::http1::{Head, refused};
 use super::questions::{Asker, Question, Ticket};
@@ -14,13 +14,13 @@ use super::waiters::TOO_MANY_WAITERS;
 use crate::config::SinkMode;
 use crate::entropy::Entropy;
 use crate::job::Trace;
-use crate::limits::{BATCH_LINES, BODY_BYTES};
+use crate::limits::{BATCH_HEAD_WAITS, BATCH_LINES, BODY_BYTES};
 use crate::ndjson::Pump;
 use crate::ports::{BackendError, NewJob, Submitted};
 use crate::problem::{Code, JobError};
 
 impl Gate {
-    /// A batch begins: its head goes out at once, its results as they come.
+    /// A batch begins: its results go out as they come.
     pub(super) fn begin_batch(&mut self, number: usize, head: &Head, name: &str, body: Arc<[u8]>) {
         let Some(handler) = self.settings.handlers.get(name) else { return };
         let mode = match parameter(head.query(), "sink_mode") {
@@ -32,7 +32,10 @@ impl Gate {
                 return self.clients.refuse(number, refused);
             }
         };
-        if self.waiters.count >= self.settings.web.max_inflight {
+        let Some(conn) = self.clients.conns.get(&number) else { return };
+        let (most, now) = (self.settings.web.max_inflight, self.clients.now);
+        let (owner, trace) = (conn.current.caller.owner(), conn.current.trace);
+        if !self.waiters.admits(&conn.current.caller, most, now) {
             return self.clients.refuse(number, TOO_MANY_WAITERS);
         }
         let running = self.clients.conns.values().map(|conn| match &conn.phase {
@@ -44,12 +47,14 @@ impl Gate {
             let refused = refused(Code::Overloaded, "too many batches are running");
             return self.clients.refuse(number, refused);
         }
-        let trace = self.clients.trace(number);
-        let pump = Pump::new(handler.clone(), mode, BATCH_LINES, trace, self.settings.instance);
-        self.clients.write(number, &Answer::new(200, "application/x-ndjson", []), None);
+        let mut pump = Pump::new(handler.clone(), mode, BATCH_LINES, trace, self.settings.instance);
+        pump.set_owner(owner.clone());
+        self.waiters.count_owner(&owner, 1);
+        let head_at = now.plus(BATCH_HEAD_WAITS);
+        let batch = Batch { owner, head_at: Some(head_at), body, at: 0, pump };
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };
-        conn.deadline = NEVER;
-        conn.phase = Phase::Streaming(Box::new(Batch { body, at: 0, pump }));
+        conn.phase = Phase::Streaming(Box::new(batch));
+        self.clients.set_deadline(number, head_at);
         self.feed_batch(number);
     }
 
@@ -57,7 +62,7 @@ impl Gate {
     /// answers in the output.
     pub(super) fn feed_batch(&mut self, number: usize) {
         loop {
-            let is_draining = self.clients.draining;
+            let (is_draining, now) = (self.clients.draining, self.clients.now);
             let Some(conn) = self.clients.conns.get_mut(&number) else { return };
             let unsent = conn.unsent().len();
             let asker = conn.asker;
@@ -68,14 +73,28 @@ impl Gate {
             {
                 results.extend_from_slice(&result);
             }
+            let is_done = batch.is_done();
+            let says_head = batch.head_at.is_some_and(|at| is_done || !results.is_empty() || at <= now);
+            if says_head {
+                batch.head_at = None;
+                self.clients.write(number, &Answer::new(200, "application/x-ndjson", []), None);
+            }
+            let Some(conn) = self.clients.conns.get_mut(&number) else { return };
+            let is_chunked = conn.current.is_1_1;
             // One without data would end the body.
-            if !results.is_empty() {
+            if !results.is_empty() && is_chunked {
                 let _ = write!(conn.output, "{:x}\r\n", results.len());
-                conn.output.extend_from_slice(&results);
+            }
+            conn.output.extend_from_slice(&results);
+            if !results.is_empty() && is_chunked {
                 conn.output.extend_from_slice(b"\r\n");
             }
-            if batch.is_done() {
-                conn.output.extend_from_slice(b"0\r\n\r\n");
+            let Phase::Streaming(batch) = &mut conn.phase else { return };
+            if is_done {
+                self.waiters.count_owner(&batch.owner, -1);
+                if is_chunked {
+                    conn.output.extend_from_slice(b"0\r\n\r\n");
+                }
                 return self.clients.next_request(number);
             }
             let has_room = unsent + results.len() < OUTPUT_BYTES;
@@ -122,6 +141,7 @@ impl Gate {
 
     /// Nobody takes the results any more.
     pub(super) fn batch_hung_up(&mut self, number: usize, batch: &Batch, trace: Trace) {
+        self.waiters.count_owner(&batch.owner, -1);
         for job in batch.pump.jobs_in_flight() {
             if self.waiters.withdraw(number, job, Some((trace, batch.pump.handler().clone()))) {
                 self.abandon(job);

@@ -22,6 +22,7 @@ pub fn read(
     body: Arc<[u8]>,
     id: JobId,
     trace: Trace,
+    owner: Arc<str>,
     instance: InstanceId,
 ) -> Result<(Kind, NewJob), Refused> {
     let query = head.query();
@@ -44,8 +45,7 @@ pub fn read(
     let kind = prefer(head)?;
     let job = NewJob {
         id,
-        // There are no tokens.
-        owner: Arc::default(),
+        owner,
         handler: handler.name.clone(),
         ordering_key,
         payload: Payload { media_type, bytes: body },
@@ -163,10 +163,10 @@ fn fingerprint(text: &str, of: &MediaType, key: Option<&str>, body: &[u8]) -> Re
     Ok(Idempotency { key: Arc::from(unquoted), fingerprint: hash.finalize().into() })
 }
 
-/// The request's trace, or a new one.
-pub fn trace(head: &Head, entropy: &mut crate::entropy::Entropy) -> Trace {
-    let given = head.header("traceparent").ok().flatten().and_then(Trace::parse);
-    given.unwrap_or_else(|| Trace { id: entropy.bytes(), span: entropy.bytes() })
+/// The request's trace and its flags, or a new one, which is sampled.
+pub fn trace(head: &Head, entropy: &mut crate::entropy::Entropy) -> (Trace, u8) {
+    let given = head.header("traceparent").ok().flatten().and_then(Trace::parse_with_flags);
+    given.unwrap_or_else(|| (Trace { id: entropy.bytes(), span: entropy.bytes() }, 1))
 }
 
 #[cfg(test)]
@@ -185,7 +185,15 @@ mod tests {
         let (head, _) = parse_head(text.as_bytes(), 4_096).unwrap().unwrap();
         let spec = HandlerSpec::new("x", 0, options);
         let trace = Trace { id: [1; 16], span: [1; 8] };
-        super::read(&head, &spec, Arc::from(body.as_bytes()), JobId([1; 16]), trace, InstanceId(1))
+        super::read(
+            &head,
+            &spec,
+            Arc::from(body.as_bytes()),
+            JobId([1; 16]),
+            trace,
+            Arc::default(),
+            InstanceId(1),
+        )
     }
 
     #[test]

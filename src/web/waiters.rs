@@ -1,9 +1,11 @@
 //! Who waits for which job, and what each of them waits for.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::guard::Caller;
 use super::http1::{Refused, refused};
 use super::respond::Answer;
 use crate::clock::Timestamp;
@@ -13,14 +15,21 @@ use crate::observe::metrics::Counters;
 use crate::problem::Code;
 
 /// The refusal of a caller who would wait.
-pub const TOO_MANY_WAITERS: Refused = refused(Code::TooManyWaiters, "web.max_inflight callers are waiting");
+pub const TOO_MANY_WAITERS: Refused =
+    refused(Code::TooManyWaiters, "as many callers wait as may, of web.max_inflight or of this token");
 
 /// Who waits for which job; a batch is entered once a line.
 #[derive(Default)]
 pub struct Waiters {
     pub by_job: IdMap<JobId, Vec<usize>>,
+    /// Callers who have closed their side, and are told the end of their job if they are there still. They are not counted.
+    pub half_closed: IdMap<JobId, Vec<usize>>,
     /// Callers of single jobs.
     pub count: usize,
+    /// The same and batches, by the name of their tokens.
+    pub by_owner: HashMap<Arc<str>, usize>,
+    /// When each name asked last to wait, where there are tokens.
+    pub asked: HashMap<Arc<str>, Timestamp>,
     /// Jobs that were accepted and whose last caller left before the reply: it will be late.
     pub left: IdMap<JobId, Late>,
     /// Jobs whose ends may have gone unheard, and could not be looked for; they are looked for again then.
@@ -63,32 +72,85 @@ impl Waiters {
         is_last
     }
 
-    pub fn count(&mut self, by: isize) {
+    pub fn count(&mut self, owner: &Arc<str>, by: isize) {
         self.count = self.count.saturating_add_signed(by);
         self.counters.waiters.store(self.count as u64, Ordering::Relaxed);
+        self.count_owner(owner, by);
+    }
+
+    /// Callers and batches of this name are so many more.
+    pub fn count_owner(&mut self, owner: &Arc<str>, by: isize) {
+        // Without tokens there is one name.
+        if owner.is_empty() {
+            return;
+        }
+        let count = self.by_owner.entry(owner.clone()).or_default();
+        *count = count.saturating_add_signed(by);
+        if *count == 0 {
+            self.by_owner.remove(owner);
+        }
+    }
+
+    /// Whether one more caller may wait, of `most` in all. A name has a quarter of the places; more while nobody else wants
+    /// them, but for a last quarter, so that whoever comes next finds one.
+    pub fn admits(&mut self, caller: &Caller, most: usize, now: Timestamp) -> bool {
+        const WANTS: Duration = Duration::from_secs(1);
+        let owner = caller.owner();
+        if owner.is_empty() {
+            return self.count < most;
+        }
+        self.asked.insert(owner.clone(), now);
+        let own = self.by_owner.get(&owner).copied().unwrap_or(0);
+        if self.count >= most || caller.max_inflight().is_some_and(|most| own >= most) {
+            return false;
+        }
+        let quarter = (most / 4).max(1);
+        let asks = |(name, at): (&Arc<str>, &Timestamp)| *name != owner && now < at.plus(WANTS);
+        let others_want = || self.by_owner.len() > 1 || self.asked.iter().any(asks);
+        own < quarter || self.count < most - quarter && !others_want()
+    }
+
+    /// The caller has closed its side: it is counted no longer.
+    pub fn half_close(&mut self, number: usize, job: JobId) {
+        self.half_closed.entry(job).or_default().push(number);
+    }
+
+    /// One of these is answered, or gone.
+    pub fn forget_half_closed(&mut self, number: usize, job: JobId) {
+        if let Some(callers) = self.half_closed.get_mut(&job) {
+            callers.retain(|other| *other != number);
+            if callers.is_empty() {
+                self.half_closed.remove(&job);
+            }
+        }
     }
 
     /// Takes out those who wait for a job that has ended.
     pub fn take(&mut self, job: JobId) -> Vec<usize> {
         let callers = self.by_job.remove(&job);
+        let half_closed = self.half_closed.remove(&job);
         if callers.is_none()
             && let Some((trace, handler)) = self.left.remove(&job)
         {
             self.counters.reply_late.fetch_add(1, Ordering::Relaxed);
             said("reply.late_dropped", job, &trace, &handler, "waiter_gone");
         }
-        callers.unwrap_or_default()
+        callers.into_iter().chain(half_closed).flatten().collect()
     }
 
     #[cfg(test)]
     pub fn len(&self) -> usize {
-        self.by_job.len() + self.left.len() + self.count
+        self.by_job.len() + self.half_closed.len() + self.by_owner.len() + self.left.len() + self.count
     }
 }
 
 /// A caller that waits for a job, or for its acceptance alone.
 pub struct Waiting {
     pub job: JobId,
+    /// The name of its token.
+    pub owner: Arc<str>,
+    /// It is in the count of waiters.
+    pub is_counted: bool,
     /// Empty until it is known.
     pub handler: Arc<str>,
     pub kind: Kind,

@@ -19,7 +19,7 @@ use super::questions::{Asker, Question, Single, Ticket};
 use super::respond::{Answer, record_json};
 use super::routes::{Inner, parameter};
 use super::submission;
-use super::waiters::{Kind, Stage, TOO_MANY_WAITERS, Waiting, said};
+use super::waiters::{Kind, Late, Stage, TOO_MANY_WAITERS, Waiting, said};
 use crate::job::{Finished, JobId, JobRecord, Trace};
 use crate::observe::job_event;
 use crate::ports::{BackendError, Refusal, Submitted};
@@ -30,7 +30,8 @@ impl Gate {
         let Some(spec) = self.settings.handlers.get(name) else { return };
         let Some(conn) = self.clients.conns.get(&number) else { return };
         let (id, asker, trace) = (JobId(self.entropy.bytes()), conn.asker, conn.current.trace);
-        let (kind, job) = match submission::read(head, spec, body, id, trace, self.settings.instance) {
+        let owner = conn.current.caller.owner();
+        let (kind, job) = match submission::read(head, spec, body, id, trace, owner, self.settings.instance) {
             Ok(read) => read,
             Err(refused) => return self.clients.refuse(number, refused),
         };
@@ -72,21 +73,23 @@ impl Gate {
         kind: Kind,
         wait: Duration,
     ) -> bool {
-        let is_awaited = kind != Kind::Acceptance;
-        if is_awaited && self.waiters.count >= self.settings.web.max_inflight {
+        let is_counted = kind != Kind::Acceptance;
+        let Some(conn) = self.clients.conns.get_mut(&number) else { return false };
+        let (most, now) = (self.settings.web.max_inflight, self.clients.now);
+        if is_counted && !self.waiters.admits(&conn.current.caller, most, now) {
             self.clients.refuse(number, TOO_MANY_WAITERS);
             return false;
         }
-        let Some(conn) = self.clients.conns.get_mut(&number) else { return false };
-        if is_awaited {
+        let owner = conn.current.caller.owner();
+        if is_counted {
             self.waiters.enter(number, job);
-            self.waiters.count(1);
+            self.waiters.count(&owner, 1);
         }
         // The backend's own time-outs end this.
         conn.deadline = NEVER;
         let until = self.clients.now.plus(wait);
         let (stage, ended, is_replayed) = (Stage::Asked, None, false);
-        let waiting = Waiting { job, handler, kind, stage, until, ended, is_replayed };
+        let waiting = Waiting { job, owner, is_counted, handler, kind, stage, until, ended, is_replayed };
         conn.phase = Phase::Waiting(Box::new(waiting));
         true
     }
@@ -98,7 +101,9 @@ impl Gate {
         waiting.stage = stage;
         conn.deadline = NEVER;
         let watches = (stage == Stage::Asked).then_some(self.settings.instance);
-        self.questions.push(Question::Record(conn.asker, waiting.job, watches));
+        // Whoever submitted the job may know how it ended, whatever else its token lets it look at.
+        let viewer = conn.current.caller.viewer();
+        self.questions.push(Question::Record(conn.asker, viewer, waiting.job, watches));
     }
 
     /// The caller whose request asked, while it waits.
@@ -114,11 +119,14 @@ impl Gate {
         let conn = self.clients.conns.get_mut(&number)?;
         let Phase::Waiting(waiting) = std::mem::replace(&mut conn.phase, Phase::Head) else { return None };
         let trace = conn.current.trace;
-        let late = (end == End::TimedOut).then(|| (trace, waiting.handler.clone()));
+        // One that is not counted has been told of as gone.
+        let late = (end == End::TimedOut && waiting.is_counted).then(|| (trace, waiting.handler.clone()));
         let is_late = late.is_some();
-        if waiting.kind != Kind::Acceptance {
-            self.waiters.count(-1);
+        if waiting.is_counted {
+            self.waiters.count(&waiting.owner, -1);
             self.waiters.withdraw(number, waiting.job, late);
+        } else {
+            self.waiters.forget_half_closed(number, waiting.job);
         }
         if is_late {
             self.waiters.counters.reply_timeouts.fetch_add(1, Ordering::Relaxed);
@@ -161,7 +169,7 @@ impl Gate {
             }
             return;
         };
-        let is_awaited = waiting.kind != Kind::Acceptance;
+        let is_awaited = waiting.is_counted;
         let status = match answer {
             Ok(Submitted::New) => "queued",
             Ok(Submitted::Existing(record)) => {
@@ -211,8 +219,14 @@ impl Gate {
         let Phase::Waiting(waiting) = &mut conn.phase else { return };
         waiting.stage = Stage::Accepted;
         let until = waiting.until;
+        let has_left = conn.has_left;
         match waiting.ended.take() {
-            None => self.clients.set_deadline(number, until),
+            None => {
+                self.clients.set_deadline(number, until);
+                if has_left {
+                    self.count_out(number);
+                }
+            }
             Some(_) if waiting.kind == Kind::Record => self.ask_for_record(number, Stage::Looking),
             Some(finished) => {
                 said("reply.delivered", waiting.job, &conn.current.trace, &waiting.handler, "");
@@ -320,18 +334,49 @@ impl Gate {
         self.clients.answer(number, &waiting.with_headers(answer));
     }
 
+    /// A caller has closed its side. It is a waiter no longer, and told the end of its job if it can still be told. Where that
+    /// cancels the job, it is gone. Nothing is done before it is known what it waits for.
+    pub(super) fn count_out(&mut self, number: usize) {
+        let Some(conn) = self.clients.conns.get_mut(&number) else { return };
+        let cancelling = self.waiters.cancelling.clone();
+        match &mut conn.phase {
+            Phase::Waiting(waiting) if waiting.is_counted && waiting.stage == Stage::Accepted => {
+                if cancelling.contains(&waiting.handler) {
+                    return self.hung_up(number);
+                }
+                waiting.is_counted = false;
+                let (job, owner) = (waiting.job, waiting.owner.clone());
+                let late = (conn.current.trace, waiting.handler.clone());
+                self.leave(number, job, &owner, Some(late));
+                self.waiters.half_close(number, job);
+            }
+            Phase::Streaming(batch) if cancelling.contains(batch.pump.handler()) => self.hung_up(number),
+            Phase::Head
+            | Phase::Body(_)
+            | Phase::Waiting(_)
+            | Phase::Inner
+            | Phase::Streaming(_)
+            | Phase::Closing => {}
+        }
+    }
+
     /// A caller has hung up. The last one may take the job along.
     pub(super) fn waiter_hung_up(&mut self, number: usize, waiting: &Waiting, trace: Trace) {
-        if waiting.kind == Kind::Acceptance {
-            return;
+        if !waiting.is_counted {
+            return self.waiters.forget_half_closed(number, waiting.job);
         }
-        self.waiters.counters.reply_cancelled.fetch_add(1, Ordering::Relaxed);
-        self.waiters.count(-1);
         // Of a job that was asked for nothing is known: it may be refused, or be another one. The answer tells.
-        let is_accepted = waiting.stage != Stage::Asked;
-        let late = is_accepted.then(|| (trace, waiting.handler.clone()));
-        if self.waiters.withdraw(number, waiting.job, late) && is_accepted {
-            self.abandon(waiting.job);
+        let late = (waiting.stage != Stage::Asked).then(|| (trace, waiting.handler.clone()));
+        self.leave(number, waiting.job, &waiting.owner, late);
+    }
+
+    /// A caller waits no longer; `late`: its job was accepted, and its reply will be late.
+    fn leave(&mut self, number: usize, job: JobId, owner: &Arc<str>, late: Option<Late>) {
+        self.waiters.counters.reply_cancelled.fetch_add(1, Ordering::Relaxed);
+        self.waiters.count(owner, -1);
+        let is_accepted = late.is_some();
+        if self.waiters.withdraw(number, job, late) && is_accepted {
+            self.abandon(job);
         }
     }
 
@@ -391,11 +436,9 @@ enum End {
 mod tests {
     use std::collections::HashMap;
 
-    use serde_json::json;
-
     use super::*;
     use crate::clock::Timestamp;
-    use crate::config::SinkMode;
+    use crate::config::{Config, SinkMode};
     use crate::entropy::Entropy;
     use crate::handler::{HandlerOptions, HandlerSpec};
     use crate::job::{InstanceId, Payload};
@@ -406,28 +449,22 @@ mod tests {
 
     fn gate() -> Gate {
         let spec = HandlerSpec::new("x", 0, HandlerOptions::default());
-        let web = json!({
-            "bind": "", "max_inflight": 10, "max_body_bytes": 1_024, "max_batch_bytes": 1_024,
-            "allowed_hosts": [], "auth": { "mode": "none", "token_file": null },
-            "limits": {
-                "connections": 10, "connections_per_ip": 10, "header_bytes": 4_096,
-                "header_timeout_ms": 10_000, "body_timeout_ms": 10_000,
-                "idle_timeout_ms": 10_000, "write_timeout_ms": 10_000,
-            },
-        });
+        let mut web = Config::default().web;
+        (web.max_inflight, web.limits.connections) = (10, 10);
+        web.limits.header_timeout_ms = 10_000;
         let settings = Settings {
-            web: serde_json::from_value(web).expect("a section of the configuration"),
+            web,
             reply_timeout: Duration::from_secs(10),
             sink_mode: SinkMode::SourceSeq,
             handlers: HashMap::from([("x".to_owned(), spec)]),
             instance: InstanceId(1),
             jobs_survive_processes: false,
         };
-        Gate::new(settings, Arc::new(Counters::default()), Entropy::Seeded(1))
+        Gate::new(settings, Vec::new(), Arc::new(Counters::default()), Entropy::Seeded(1))
     }
 
     fn ask(gate: &mut Gate, number: usize, request: &str) -> Question {
-        gate.open(number);
+        gate.open(number, [127, 0, 0, 1].into());
         gate.received(number, request.as_bytes());
         gate.take_questions().pop().expect("the broker is asked")
     }

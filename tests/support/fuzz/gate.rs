@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use cofferdam::clock::Timestamp;
-use cofferdam::config::SinkMode;
+use cofferdam::config::{Config, SinkMode};
 use cofferdam::entropy::Entropy;
 use cofferdam::handler::{HandlerOptions, HandlerSpec};
 use cofferdam::job::{Finished, InstanceId, JobId, JobRecord, JobStatus, Payload};
@@ -18,7 +18,6 @@ use cofferdam::web::calls::answer;
 use cofferdam::web::gate::{Gate, Settings};
 use cofferdam::web::questions::{Answered, Question};
 use cofferdam::web::respond::Answer;
-use serde_json::json;
 
 use super::{piece, pieces, texts};
 
@@ -74,10 +73,10 @@ struct Accepted {
 
 fn converse(bytes: &[u8], mut size: impl FnMut(usize) -> usize) -> Talk {
     let book = Arc::new(Book::default());
-    let mut gate = Gate::new(settings(), Arc::new(Counters::default()), Entropy::Seeded(1));
+    let mut gate = Gate::new(settings(), Vec::new(), Arc::new(Counters::default()), Entropy::Seeded(1));
     let (mut talk, mut at) = (Talk::default(), 0);
     gate.begin_turn(NOW);
-    gate.open(CONNECTION);
+    gate.open(CONNECTION, [127, 0, 0, 1].into());
     while at < bytes.len() && !gate.is_finished(CONNECTION) {
         let room = gate.readable_bytes(CONNECTION);
         assert!(room > 0, "the connection neither reads nor ends");
@@ -125,17 +124,11 @@ fn go_on(gate: &mut Gate, book: &Book, said: &mut Vec<u8>) -> bool {
 
 fn settings() -> Settings {
     let spec = |name: &str, options| (name.to_owned(), HandlerSpec::new(name, 0, options));
-    let web = json!({
-        "bind": "", "max_inflight": 8, "max_body_bytes": MAX_BODY, "max_batch_bytes": 2 * MAX_BODY,
-        "allowed_hosts": [], "auth": { "mode": "none", "token_file": null },
-        "limits": {
-            "connections": 8, "connections_per_ip": 8, "header_bytes": 512,
-            "header_timeout_ms": 1_000, "body_timeout_ms": 1_000,
-            "idle_timeout_ms": 1_000, "write_timeout_ms": 1_000,
-        },
-    });
+    let mut web = Config::default().web;
+    (web.max_inflight, web.max_body_bytes, web.max_batch_bytes) = (8, MAX_BODY, 2 * MAX_BODY);
+    web.limits.header_bytes = 512;
     Settings {
-        web: serde_json::from_value(web).expect("a section of the configuration"),
+        web,
         reply_timeout: Duration::from_secs(30),
         sink_mode: SinkMode::SourceSeq,
         handlers: HashMap::from([
