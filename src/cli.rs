@@ -1,11 +1,14 @@
 //! Arguments to a command, and a command's end to an exit code.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::{ErrorKind, IsTerminal, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
+
+use zeroize::Zeroizing;
 
 use crate::batch::{BatchError, BatchOptions};
 use crate::clock::Clock;
@@ -14,6 +17,7 @@ use crate::deployment::{Deployment, own_options};
 use crate::execution::program::EXEC;
 use crate::execution::{Registry, WorkerStart, running_job};
 use crate::exit::{Exit, answer, complain, ended, say};
+use crate::limits::AUTHORIZATION_BYTES;
 use crate::observe::{job_event, log_writer};
 use crate::ports::Fitness;
 use crate::process::control_socket::Role;
@@ -348,6 +352,7 @@ fn token(options: &mut Options) -> Result<Exit, String> {
 
 /// `health`: asks a running service, the one of this configuration unless a URL is given, whether it is ready.
 fn health(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
+    let token = options.value("--token-file")?.map(|file| read_token(&file)).transpose()?;
     let address = match options.value("--url")? {
         Some(url) => {
             options.finish()?;
@@ -356,7 +361,7 @@ fn health(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
         }
         None => reachable(&options.load(registry)?.config.web.bind)?,
     };
-    let end = match ask_ready(&address) {
+    let end = match ask_ready(&address, token.as_deref()) {
         Ok(answer) if answer.starts_with("HTTP/1.1 200 ") => Ok(Exit::Done),
         Ok(answer) => {
             let body = answer.split_once("\r\n\r\n").map_or(&*answer, |(_, body)| body);
@@ -368,6 +373,17 @@ fn health(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
         Err(error) => Err(format!("health: {address}: {error}")),
     };
     Ok(ended(end))
+}
+
+/// The token that such a file holds, on a line of its own.
+fn read_token(file: &str) -> Result<Zeroizing<String>, String> {
+    let mut text = Zeroizing::new(String::new());
+    let read =
+        File::open(file).and_then(|file| file.take(AUTHORIZATION_BYTES as u64).read_to_string(&mut text));
+    read.map_err(|error| format!("--token-file {file}: {error}"))?;
+    let token = text.trim();
+    let is_one = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
+    if is_one { Ok(token.to_owned().into()) } else { Err(format!("--token-file {file}: holds no token")) }
 }
 
 /// Where a service that is bound to this address answers on its own host.
@@ -386,11 +402,14 @@ fn reachable(bind: &str) -> Result<String, String> {
 /// What `health` waits for a service.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-fn ask_ready(address: &str) -> std::io::Result<String> {
+fn ask_ready(address: &str, token: Option<&String>) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    write!(stream, "GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    let token =
+        token.map_or(Zeroizing::default(), |token| format!("Authorization: Bearer {token}\r\n").into());
+    let token = token.as_str();
+    write!(stream, "GET /readyz HTTP/1.1\r\nHost: {address}\r\n{token}Connection: close\r\n\r\n")?;
     let mut answer = Vec::new();
     stream.take(65_536).read_to_end(&mut answer)?;
     Ok(String::from_utf8_lossy(&answer).into_owned())

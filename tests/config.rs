@@ -191,11 +191,28 @@ fn web_rows() -> Vec<Row> {
             path: "allowed_hosts".into(),
             default: json!([]),
             good: vec![json!(["jobs.example", "jobs"])],
-            bad: vec![json!("jobs.example"), json!([1]), json!([""]), json!({"a": 1}), json!(true)],
+            bad: vec![
+                json!("jobs.example"),
+                json!([1]),
+                json!([""]),
+                json!({"a": 1}),
+                json!(true),
+                // A request's port is not looked at: one here would be a rule that never holds.
+                json!(["jobs.example:8080"]),
+                json!(["[::1]:80"]),
+            ],
+        },
+        boolean("behind_tls", false),
+        Row {
+            path: "trusted_proxies".into(),
+            default: json!([]),
+            good: vec![json!(["192.0.2.1", "2001:db8::1"])],
+            bad: vec![json!("192.0.2.1"), json!(["192.0.2.0/24"]), json!(["proxy"]), json!([1]), json!(true)],
         },
         // `bearer` needs `token_file` beside it.
         Row { good: vec![json!("none")], ..word("auth.mode", &["none", "bearer"]) },
         text("auth.token_file", None, &["/run/secrets/tokens"], &[]),
+        boolean("auth.open_metrics", false),
         int("limits.connections", 4_096, 1, 100_000),
         int("limits.connections_per_ip", 256, 1, 100_000),
         int("limits.header_bytes", 16_384, 1, 65_536),
@@ -418,6 +435,8 @@ fn the_channels_security_keys_have_no_weaker_choice() {
 
 const SECRET_FILE: &str = "runtime.platform.execution_ipc.auth.secret_file=/run/secrets/cofferdam";
 const STATIC: &str = "runtime.platform.execution_ipc.auth.secret_mode=static";
+const OPEN: &str = "web.bind=0.0.0.0:8080";
+const BEARER: &str = "web.auth.mode=bearer";
 const GENERATED: &str = "runtime.platform.execution_ipc.auth.secret_mode=generated";
 const QUEUE_REDIS: &str = "runtime.platform.queue.backend=redis";
 const REPLY_REDIS: &str = "runtime.platform.reply.backend=redis";
@@ -453,13 +472,20 @@ fn every_rule_between_keys_allows_one_side_and_refuses_the_other() {
         // A queue in Redis needs its state there.
         (&[QUEUE_REDIS, REPLY_REDIS, SECRET_FILE], Some("runtime.platform.kv.backend")),
         // Beyond loopback callers must say who they are.
-        (&["web.bind=0.0.0.0:8080"], Some("web.bind")),
+        (&[OPEN], Some("web.bind")),
         (&["web.bind=[::]:8080"], Some("web.bind")),
         (&["web.bind=10.0.0.1:8080"], Some("web.bind")),
         (&["web.bind=127.3.2.1:8080"], None),
-        (&["web.bind=0.0.0.0:8080", "web.auth.mode=bearer", "web.auth.token_file=/t"], None),
-        (&["web.auth.mode=bearer", "web.auth.token_file=/t"], None),
-        (&["web.auth.mode=bearer"], Some("web.auth.token_file")),
+        (&[OPEN, BEARER, "web.auth.token_file=/t"], Some("web.behind_tls")),
+        (&[OPEN, BEARER, "web.auth.token_file=/t", "web.behind_tls=true"], None),
+        (&[OPEN, "web.behind_tls=true"], Some("web.bind")),
+        (
+            &[OPEN, BEARER, "web.auth.token_file=/t", "web.behind_tls=true", "web.auth.open_metrics=true"],
+            Some("web.auth.open_metrics"),
+        ),
+        (&[BEARER, "web.auth.token_file=/t", "web.auth.open_metrics=true"], None),
+        (&[BEARER, "web.auth.token_file=/t"], None),
+        (&[BEARER], Some("web.auth.token_file")),
         // A body fits the channel and the batch.
         (&["web.max_body_bytes=1048577"], Some("web.max_body_bytes")),
         (&["web.max_body_bytes=1048577", &format!("{payload}=1048577")], None),
@@ -980,7 +1006,6 @@ fn what_is_not_built_is_valid_and_named_by_its_path() {
     for (given, paths) in [
         #[cfg(feature = "redis")]
         (&tls[..], &["runtime.platform.redis.url"][..]),
-        (&["web.auth.mode=bearer", "web.auth.token_file=/t"][..], &["web.auth.mode"][..]),
     ] {
         let messages = unbuilt(given);
         assert_eq!(messages.len(), paths.len(), "{messages:?}");

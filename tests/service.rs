@@ -186,15 +186,32 @@ fn a_client_that_does_not_read_is_cut_off_and_disturbs_nobody() {
 #[test]
 fn connections_beyond_the_limit_wait_until_one_ends() {
     let service = Service::start(&[r#"web.limits={"connections":4}"#]);
-    let mut held: Vec<Client> = (0..4).map(|_| service.connect()).collect();
-    for client in &mut held {
-        assert_eq!(client.request("GET", "/healthz", &[], "").status, 200);
-    }
+    let mut held: Vec<Client> = (0..4).map(|_| sleeper(&service, 600_000)).collect();
+    // Whoever asks whether they are served is a connection too.
+    std::thread::sleep(Duration::from_millis(300));
     let mut fifth = service.connect();
     fifth.send(request("GET", "/healthz", &[], ""));
     assert_eq!(fifth.try_read(Duration::from_millis(300)), Err(service::NoAnswer::Late));
     held.pop();
     assert_eq!(fifth.read().status, 200);
+}
+
+/// Row W: silent connections shut out nobody.
+#[test]
+fn at_the_limit_the_connection_that_is_idle_longest_gives_way() {
+    let service = Service::start(&[r#"web.limits={"connections":4}"#]);
+    let mut busy = sleeper(&service, 1_000);
+    let mut silent: Vec<Client> = (0..3).map(|_| service.connect()).collect();
+    for client in silent.iter_mut().rev() {
+        assert_eq!(client.request("GET", "/healthz", &[], "").status, 200);
+    }
+    for _ in 0..2 {
+        assert_eq!(service.connect().request("GET", "/healthz", &[], "").status, 200);
+    }
+    // Those that had asked earliest went, and whoever is served did not.
+    silent[2].assert_closed();
+    assert_eq!(busy.read().status, 200);
+    assert_eq!(silent[0].request("GET", "/healthz", &[], "").status, 200);
 }
 
 #[test]

@@ -548,6 +548,19 @@ impl Client {
         }
     }
 
+    /// All that comes until the service closes the connection.
+    #[track_caller]
+    pub fn read_to_end(&mut self) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        let why = loop {
+            if let Err(why) = self.more(deadline) {
+                break why;
+            }
+        };
+        assert_ne!(why, NoAnswer::Late, "the connection is not closed");
+        String::from_utf8(std::mem::take(&mut self.input)).expect("UTF-8")
+    }
+
     /// Fails unless the service closes the connection without a further byte.
     #[track_caller]
     pub fn assert_closed(&mut self) {

@@ -138,7 +138,7 @@ pub fn routes(bytes: &[u8]) {
             }
         }
         Err(no_route) => {
-            let allow = no_route.header.filter(|(name, _)| *name == "Allow").map(|(_, methods)| methods);
+            let allow = no_route.header.filter(|(name, _)| *name == "allow").map(|(_, methods)| methods);
             for method in allow.into_iter().flat_map(|methods| methods.split(", ")) {
                 let status = route(method, head.target()).err().map(|no| no.code.status());
                 assert_ne!(status, Some(405), "{method}");
