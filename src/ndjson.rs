@@ -142,7 +142,7 @@ impl Pump {
             }
             gone.push(job.id);
             match answer {
-                Some(Submitted::Refused(Refusal::UnknownHandler | Refusal::IdempotencyMismatch)) => {
+                Some(Submitted::Refused(Refusal::UnknownHandler | Refusal::IdempotencyMismatch(_))) => {
                     self.refuse(number, &JobError::new(Code::UnknownHandler, "the line was not accepted"));
                 }
                 // The queue is full, or the backend away: this line and all after it wait for their turn.

@@ -10,7 +10,8 @@ use cofferdam::config::secret::Secret;
 use cofferdam::handler::HandlerSpec;
 use cofferdam::job::{Change, JobId, JobStatus, Outcome, Payload, Trace, Version};
 use cofferdam::ports::{
-    Commit, Consumer, KeyValue, Lease, NewJob, Producer, Requests, Rules, StateAt, Step, Submitted, Viewer,
+    Commit, Consumer, Filter, KeyValue, Lease, NewJob, Producer, Requests, Rules, StateAt, Step, Submitted,
+    Viewer,
 };
 use cofferdam::redis_backend::{RedisBroker, RedisConsumer, Settings};
 use jobs::plain;
@@ -301,6 +302,28 @@ fn s1_a_state_that_is_not_as_it_was_signed_is_never_built_on() {
 }
 
 #[test]
+fn s2_whose_a_job_is_stands_in_its_envelope() {
+    let _turn = TURN.lock();
+    let mut deployment = Deployment::new("s2");
+    let viewer = |name: &str| Viewer { name: name.into(), admin: false };
+    let (ann, bob) = (viewer("ann"), viewer("bob"));
+    let job = JobId([7; 16]);
+    let new = NewJob { owner: ann.name.clone(), ..plain(job, "free") };
+    assert_eq!(deployment.broker.submit(vec![new]).expect("the server is there"), [Submitted::New]);
+    // The stranger gives it to another caller.
+    let key = format!("{}job:{job}", deployment.prefix);
+    redis::cmd("HSET").arg(&key).arg("ow").arg("bob").exec(&mut deployment.raw).unwrap();
+    let broker = &deployment.broker;
+    let filter = Filter { limit: 10, ..Filter::default() };
+    assert_eq!(broker.record(&bob, job), Ok(None));
+    assert_eq!(broker.payload(&bob, job), Ok(None));
+    assert_eq!(broker.list(&bob, &filter).expect("the server is there").records, []);
+    assert_eq!(broker.cancel(&bob, job), Ok(None));
+    assert_eq!(broker.retry(&bob, job), Ok(None));
+    assert_eq!(deployment.status(job), Some(JobStatus::Queued));
+}
+
+#[test]
 fn s2_an_idempotency_key_that_names_anothers_job_is_refused_and_counted() {
     let _turn = TURN.lock();
     let mut deployment = Deployment::new("s2");
@@ -322,7 +345,7 @@ fn s2_an_idempotency_key_that_names_anothers_job_is_refused_and_counted() {
     let bound: String = redis::cmd("GET").arg(&keys[0]).query(&mut deployment.raw).unwrap();
     let (_, fingerprint) = bound.split_once(' ').expect("an id and a fingerprint");
     redis::cmd("SET").arg(&keys[0]).arg(format!("{victim} {fingerprint}")).exec(&mut deployment.raw).unwrap();
-    let refused = Submitted::Refused(cofferdam::ports::Refusal::IdempotencyMismatch);
+    let refused = Submitted::Refused(cofferdam::ports::Refusal::IdempotencyMismatch(None));
     assert_eq!(answer(&deployment, with_key(101, 1)), refused);
     assert_eq!(deployment.broker.stats().expect("the server is there").forged, [0, 0, 1, 0]);
 }

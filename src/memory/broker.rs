@@ -26,7 +26,9 @@ use crate::job_status::JobEvent;
 use crate::limits::QUEUED_BYTES;
 use crate::negative_controls::{Control, is_off};
 use crate::observe::Delivery;
-use crate::ports::{Ends, HandlerStats, Idempotency, NewJob, OfLease, Refusal, Rules, Stats, Submitted};
+use crate::ports::{
+    Ends, HandlerStats, Idempotency, NewJob, OfLease, Refusal, Rules, Share, Stats, Submitted,
+};
 use crate::problem::JobError;
 
 /// Names a connected executor; never used again.
@@ -106,6 +108,8 @@ pub(super) struct HandlerQueue {
     pub(super) live_bytes: usize,
     /// Its follow-ups that have not ended, and their payload bytes.
     pub(super) follow_ups: (usize, usize),
+    /// What each owner has of its other jobs that have not ended; nobody without authentication.
+    pub(super) owners: HashMap<Arc<str>, Share>,
     /// As they are told, but for the group's name and the oldest job.
     pub(super) figures: HandlerStats,
 }
@@ -140,12 +144,19 @@ pub(super) struct Entry {
 
 impl HandlerQueue {
     /// A job with so many bytes of payload begins a life, or ends it.
-    fn count_live(&mut self, bytes: usize, is_follow_up: bool, begins: bool) {
+    fn count_live(&mut self, owner: &Arc<str>, bytes: usize, is_follow_up: bool, begins: bool) {
         let count = |to: &mut usize, by| *to = if begins { *to + by } else { *to - by };
         count(&mut self.live_bytes, bytes);
         if is_follow_up {
             count(&mut self.follow_ups.0, 1);
             count(&mut self.follow_ups.1, bytes);
+        } else if !owner.is_empty() {
+            let share = self.owners.entry(owner.clone()).or_default();
+            count(&mut share.jobs, 1);
+            count(&mut share.bytes, bytes);
+            if *share == Share::default() {
+                self.owners.remove(owner);
+            }
         }
     }
 }
@@ -173,7 +184,8 @@ impl Entry {
             }
             S::Running => queue.figures.running -= 1,
             S::Succeeded | S::Failed | S::Cancelled | S::TimedOut | S::Dead => {
-                queue.count_live(self.payload_bytes(), self.is_follow_up, true);
+                let owner = &self.record.spec.owner;
+                queue.count_live(owner, self.payload_bytes(), self.is_follow_up, true);
             }
         }
         match after {
@@ -183,7 +195,8 @@ impl Entry {
             }
             S::Running => queue.figures.running += 1,
             S::Succeeded | S::Failed | S::Cancelled | S::TimedOut | S::Dead => {
-                queue.count_live(self.payload_bytes(), self.is_follow_up, false);
+                let owner = &self.record.spec.owner;
+                queue.count_live(owner, self.payload_bytes(), self.is_follow_up, false);
                 queue.figures.finished[after as usize] += 1;
             }
         }
@@ -257,6 +270,7 @@ impl Broker {
             waiting: BTreeSet::new(),
             live_bytes: 0,
             follow_ups: (0, 0),
+            owners: HashMap::new(),
         };
         Broker {
             rules,
@@ -313,16 +327,21 @@ impl Broker {
             && let Some(bound) = self.known_key(&scope, now)
         {
             return if bound.fingerprint != *fingerprint {
-                Submitted::Refused(Refusal::IdempotencyMismatch)
+                Submitted::Refused(Refusal::IdempotencyMismatch(Some(bound.job)))
             } else if self.jobs.contains_key(&bound.job) {
                 Submitted::Existing(Box::new(self.record_of(bound.job, now)))
             } else {
-                Submitted::Refused(Refusal::ResultGone)
+                Submitted::Refused(Refusal::ResultGone(bound.job))
             };
         }
         let ((queued, bytes), (follow_ups, their_bytes)) = self.waiting();
-        let bytes = bytes - their_bytes + new.payload.bytes.len();
-        if queued >= self.rules.capacity + follow_ups || bytes > QUEUED_BYTES {
+        let (more, bytes) = (new.payload.bytes.len(), bytes - their_bytes);
+        let is_full = queued >= self.rules.capacity + follow_ups || bytes + more > QUEUED_BYTES;
+        let (all, most) = (
+            Share { jobs: queued.saturating_sub(follow_ups), bytes },
+            Share { jobs: self.rules.capacity, bytes: QUEUED_BYTES },
+        );
+        if is_full || !new.owner.is_empty() && self.share(&new.owner).is_beyond(more, all, most) {
             return Submitted::Refused(Refusal::QueueFull);
         }
         self.accept(handler, new, false, now);
@@ -333,7 +352,7 @@ impl Broker {
         let queue = &mut self.handlers[handler];
         queue.figures.submitted += 1;
         queue.figures.queued += 1;
-        queue.count_live(new.payload.bytes.len(), is_follow_up, true);
+        queue.count_live(&new.owner, new.payload.bytes.len(), is_follow_up, true);
         let not_before = now.plus(new.delay);
         queue.waiting.insert((not_before, new.id));
         let spec = JobSpec {

@@ -1,9 +1,10 @@
 //! What holds between the broker's indices after every operation. For tests: each look is at everything.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use super::broker::Broker;
 use crate::job::{JobId, JobStatus};
+use crate::ports::Share;
 
 impl Broker {
     /// Fails where two indices disagree about the same thing.
@@ -80,6 +81,14 @@ impl Broker {
             let live = own.clone().filter(|entry| !entry.record.status.is_terminal());
             let bytes: usize = live.clone().map(|entry| entry.payload_bytes()).sum();
             assert_eq!(queue.live_bytes, bytes, "bytes of jobs that have not ended");
+            let mut owners: HashMap<_, Share> = HashMap::new();
+            for entry in live.clone().filter(|entry| !entry.is_follow_up) {
+                let owner = Some(entry.record.spec.owner.clone()).filter(|owner| !owner.is_empty());
+                let Some(owner) = owner else { continue };
+                let share = owners.entry(owner).or_default();
+                (share.jobs, share.bytes) = (share.jobs + 1, share.bytes + entry.payload_bytes());
+            }
+            assert_eq!(queue.owners, owners, "what each owner has");
             let follow_ups = live.filter(|entry| entry.is_follow_up);
             let follow_ups = follow_ups.fold((0, 0), |sum, entry| (sum.0 + 1, sum.1 + entry.payload_bytes()));
             assert_eq!(queue.follow_ups, follow_ups, "follow-ups that have not ended, and their bytes");

@@ -98,12 +98,16 @@ impl Seat for MemoryBroker {
 impl Producer for MemoryBroker {
     fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Submitted>, BackendError> {
         Ok(self.with(|broker, now| {
-            let mut is_full = false;
-            let mut submit = |job| {
-                // Nothing overtakes: a smaller job behind one that found no room finds none either.
-                let answer =
-                    if is_full { Submitted::Refused(Refusal::QueueFull) } else { broker.submit(job, now) };
-                is_full |= answer == Submitted::Refused(Refusal::QueueFull);
+            let full = Submitted::Refused(Refusal::QueueFull);
+            let mut refused: Vec<Arc<str>> = Vec::new();
+            let mut submit = |job: NewJob| {
+                // Nothing overtakes: a smaller job behind one of its owner that found no room finds none either.
+                let owner = job.owner.clone();
+                if refused.contains(&owner) {
+                    return full.clone();
+                }
+                let answer = broker.submit(job, now);
+                refused.extend(Some(owner).filter(|_| answer == full));
                 answer
             };
             jobs.into_iter().map(&mut submit).collect()

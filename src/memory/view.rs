@@ -3,7 +3,7 @@
 use super::broker::{Broker, HandlerQueue};
 use crate::clock::Timestamp;
 use crate::job::{JobId, JobRecord, JobStatus, Payload, WaitingFor};
-use crate::ports::{Filter, HandlerStats, Listed, Place, Stats, Viewer};
+use crate::ports::{Filter, HandlerStats, Listed, Place, Share, Stats, Viewer};
 
 impl Broker {
     /// Jobs that wait, and the payload bytes of all that have not ended; then follow-ups that have not ended, and theirs. Each
@@ -17,6 +17,13 @@ impl Broker {
             add(&mut all, (queue.figures.queued, queue.live_bytes));
             add(&mut follow_ups, queue.follow_ups);
             (all, follow_ups)
+        })
+    }
+
+    /// What this owner's jobs take that have not ended, but for follow-ups.
+    pub(super) fn share(&self, owner: &str) -> Share {
+        self.handlers.iter().filter_map(|queue| queue.owners.get(owner)).fold(Share::default(), |sum, own| {
+            Share { jobs: sum.jobs + own.jobs, bytes: sum.bytes + own.bytes }
         })
     }
 

@@ -21,7 +21,7 @@ pub use forged::Forged;
 pub use key_value::KeyValue;
 pub use producer::{
     Filter, HandlerStats, Histogram, Idempotency, Listed, NewJob, Place, ProcessStats, Producer, Refusal,
-    Stats, Submitted, Then, Viewer,
+    Share, Stats, Submitted, Then, Viewer,
 };
 pub use replies::{Ends, Inbox, JobEnded, Replies};
 pub use rules::Rules;

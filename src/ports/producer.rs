@@ -17,7 +17,7 @@ use crate::problem::Code;
 /// for a time of its own, whatever becomes of the job's record; refusals change nothing.
 pub trait Producer: Send + Sync {
     /// Accepts jobs; one answer a job, in order. Each is accepted or refused on its own, except that after one
-    /// that found the queue full none of the same call is accepted: their order is kept.
+    /// that found the queue full none of the same owner and call is accepted: their order is kept.
     fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Submitted>, BackendError>;
 
     /// The same, where the answer may come from another thread, later.
@@ -144,12 +144,12 @@ pub enum Submitted {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     UnknownHandler,
-    /// `queue.capacity` jobs, or their bytes, are waiting.
+    /// `queue.capacity` jobs, or their bytes, are waiting; or the owner has its [`Share`] of them.
     QueueFull,
-    /// The idempotency key belongs to another payload.
-    IdempotencyMismatch,
-    /// The idempotency key names a job that has ended and whose record is gone.
-    ResultGone,
+    /// The idempotency key belongs to another payload, that of this job, if that is sure.
+    IdempotencyMismatch(Option<JobId>),
+    /// The idempotency key names this job, which has ended and whose record is gone.
+    ResultGone(JobId),
 }
 
 impl Refusal {
@@ -157,9 +157,28 @@ impl Refusal {
         match self {
             Refusal::UnknownHandler => Code::UnknownHandler,
             Refusal::QueueFull => Code::QueueFull,
-            Refusal::IdempotencyMismatch => Code::IdempotencyMismatch,
-            Refusal::ResultGone => Code::ResultGone,
+            Refusal::IdempotencyMismatch(_) => Code::IdempotencyMismatch,
+            Refusal::ResultGone(_) => Code::ResultGone,
         }
+    }
+}
+
+/// What one owner of jobs has of the queue, while they wait and run: a quarter. It is more while nobody else has any, but for
+/// a last quarter, so that whoever comes next finds room. Without authentication there is one owner, who has all of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    pub jobs: usize,
+    pub bytes: usize,
+}
+
+impl Share {
+    /// True if this owner, with what it has and one more job of so many bytes, keeps others from a queue of so many (`all` of
+    /// `most`).
+    pub fn is_beyond(self, bytes: usize, all: Share, most: Share) -> bool {
+        let is_over = |own: usize, more: usize, all: usize, most: usize| {
+            own + more > most / 4 && (all > own || all + more > most - most / 4)
+        };
+        is_over(self.jobs, 1, all.jobs, most.jobs) || is_over(self.bytes, bytes, all.bytes, most.bytes)
     }
 }
 

@@ -136,15 +136,20 @@ impl Shared {
                 }
                 Some("full") => Ok(Submitted::Refused(Refusal::QueueFull)),
                 Some("unknown") => Ok(Submitted::Refused(Refusal::UnknownHandler)),
-                Some("mismatch") => Ok(Submitted::Refused(Refusal::IdempotencyMismatch)),
-                Some("gone") => Ok(Submitted::Refused(Refusal::ResultGone)),
-                // It has joined that one. A record that nobody signed, or that has gone at this moment, keeps the key.
-                Some(id) => {
+                Some(answer) => {
+                    let (word, id) = answer.split_once(' ').unwrap_or(("", answer));
                     let id = JobId::parse(id).ok_or(BackendError("redis: no id".into()))?;
-                    let record = self.server.joined(job, id)?;
-                    Ok(record.map_or(Submitted::Refused(Refusal::IdempotencyMismatch), |record| {
-                        Submitted::Existing(Box::new(record))
-                    }))
+                    Ok(match word {
+                        "mismatch" => Submitted::Refused(Refusal::IdempotencyMismatch(Some(id))),
+                        "gone" => Submitted::Refused(Refusal::ResultGone(id)),
+                        // It has joined that one. A record that nobody signed, or that has gone at this moment, keeps the key.
+                        _ => self
+                            .server
+                            .joined(job, id)?
+                            .map_or(Submitted::Refused(Refusal::IdempotencyMismatch(None)), |record| {
+                                Submitted::Existing(Box::new(record))
+                            }),
+                    })
                 }
                 None => Err(BackendError("redis: a script's answer has another shape".into())),
             });

@@ -46,7 +46,12 @@ impl Server {
         instance: Option<InstanceId>,
     ) -> Result<Vec<JobRecord>, BackendError> {
         let rows = self.rows(viewer, ids, instance)?;
-        Ok(rows.into_iter().filter_map(|row| self.record(row)).collect())
+        Ok(rows.into_iter().filter_map(|row| self.record(viewer, row)).collect())
+    }
+
+    /// The script sees what stands in Redis, where a stranger may have written another owner's name.
+    fn may_change(&self, viewer: &Viewer, id: JobId) -> Result<bool, BackendError> {
+        Ok(viewer.admin || self.find(viewer, id)?.is_some())
     }
 
     pub(super) fn find(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError> {
@@ -115,7 +120,10 @@ impl Producer for RedisBroker {
         let mut arguments = Arguments::default();
         let outcome = arguments.add(self.0.server.signer.seal_outcome(id, &finished));
         arguments.what = json!({ "id": id.to_string(), "r": outcome, "ow": owner(viewer) });
-        Ok(self.0.server.record(self.0.server.call("cancel", &mut arguments)?))
+        if !self.0.server.may_change(viewer, id)? {
+            return Ok(None);
+        }
+        Ok(self.0.server.record(viewer, self.0.server.call("cancel", &mut arguments)?))
     }
 
     fn retry(
@@ -126,10 +134,13 @@ impl Producer for RedisBroker {
         // A call that is repeated has the same name.
         let call = hex(&Entropy::system().bytes::<8>());
         let what = json!({ "id": id.to_string(), "call": call, "ow": owner(viewer) });
+        if !self.0.server.may_change(viewer, id)? {
+            return Ok(None);
+        }
         let (status, row): (Option<String>, Option<Row>) = self.0.server.ask("retry", what)?;
         Ok(match status {
             Some(status) => JobStatus::parse(&status).map(Err),
-            None => self.0.server.record(row).map(Ok),
+            None => self.0.server.record(viewer, row).map(Ok),
         })
     }
 
@@ -143,6 +154,9 @@ impl Producer for RedisBroker {
         let Some((envelope, payload)) = row else { return Ok(None) };
         // A job that nobody signed is as good as none.
         let Ok(sealed) = self.0.server.signer.open_job(id, &envelope) else { return Ok(None) };
+        if !viewer.sees(&sealed.spec.owner) {
+            return Ok(None);
+        }
         let Some(payload) = payload else { return Ok(Some(None)) };
         Ok(sealed.with_payload(payload).ok().map(|(_, payload)| Some(payload)))
     }

@@ -249,17 +249,19 @@ impl Server {
             sealed.is_some_and(|sealed| sealed.idempotency == digest) || is_off(Control::IdempotencyScope)
         };
         if job.idempotency.as_ref().is_some_and(is_its_own) {
-            return Ok(self.record(row));
+            return Ok(self.record(&Viewer::service(), row));
         }
         self.forgeries.found(Forged::Key, &id.to_string());
         Ok(None)
     }
 
-    /// `None` where there is no such job. What is not signed is as good as not there.
-    pub(super) fn record(&self, row: Option<Row>) -> Option<JobRecord> {
+    /// `None` where there is no such job. What is not signed is as good as not there, and so is what the viewer may not see:
+    /// whose a job is stands in its envelope.
+    pub(super) fn record(&self, viewer: &Viewer, row: Option<Row>) -> Option<JobRecord> {
         let (id, envelope, status, deliveries, started, finished, result, (why, what)) = row?;
         let (id, status) = (JobId::parse(&id)?, JobStatus::parse(&status)?);
-        let sealed = self.signer.open_job(id, &envelope).ok()?;
+        let sealed =
+            self.signer.open_job(id, &envelope).ok().filter(|sealed| viewer.sees(&sealed.spec.owner))?;
         let ended = match status.is_terminal() {
             true => Some(Arc::new(self.signer.open_outcome(id, status, &result).ok()?)),
             false => None,

@@ -24,7 +24,7 @@ use super::waiters::Waiting;
 use crate::clock::Timestamp;
 use crate::config::WebLimits;
 use crate::entropy::Entropy;
-use crate::job::{IdMap, Trace, TraceParent};
+use crate::job::{IdMap, JobId, Trace, TraceParent};
 use crate::limits::UNREAD_BYTES;
 use crate::ndjson::Pump;
 use crate::observe::event;
@@ -402,12 +402,20 @@ impl Clients {
 
     /// Refuses the request; the connection goes on.
     pub fn refuse(&mut self, number: usize, why: Refused) {
+        self.refuse_about(number, why, None);
+    }
+
+    /// The same, where a job is the reason.
+    pub fn refuse_about(&mut self, number: usize, why: Refused, job: Option<JobId>) {
         let Refused { code, detail, header } = why;
         self.counters.http_rejected.add(code.as_str(), 1);
         event(log::Level::Debug, "ingress.rejected").field("code", code.as_str()).emit();
         let mut answer = Answer::refusal(code, detail, &self.trace(number));
         if let Some((name, value)) = header {
             answer = answer.with(name, value);
+        }
+        if let Some(job) = job {
+            answer = answer.with("cofferdam-job-id", job);
         }
         self.answer(number, &answer);
     }

@@ -140,9 +140,9 @@ impl Gate {
         self.clients.answer(number, &waiting.with_headers(Answer::finished(finished, &trace)));
     }
 
-    fn refuse_wait(&mut self, number: usize, code: Code, detail: &'static str) {
+    fn refuse_wait(&mut self, number: usize, code: Code, detail: &'static str, job: Option<JobId>) {
         self.end_wait(number, End::Answered);
-        self.clients.refuse(number, refused(code, detail));
+        self.clients.refuse_about(number, refused(code, detail), job);
     }
 
     /// The broker has taken the job, or not.
@@ -184,15 +184,15 @@ impl Gate {
                 record.status.as_str()
             }
             Ok(Submitted::Refused(refusal)) => {
-                let detail = match refusal {
-                    Refusal::ResultGone => {
-                        "the job of this Idempotency-Key has ended and its result is gone; it does not run again"
-                    }
-                    Refusal::UnknownHandler | Refusal::QueueFull | Refusal::IdempotencyMismatch => {
-                        "the job was not accepted"
-                    }
+                let (named, detail) = match refusal {
+                    Refusal::ResultGone(job) => (
+                        Some(job),
+                        "the job of this Idempotency-Key has ended and its result is gone; it does not run again",
+                    ),
+                    Refusal::IdempotencyMismatch(job) => (job, "the job was not accepted"),
+                    Refusal::UnknownHandler | Refusal::QueueFull => (None, "the job was not accepted"),
                 };
-                return self.refuse_wait(number, refusal.code(), detail);
+                return self.refuse_wait(number, refusal.code(), detail, named);
             }
             Err(error) => {
                 let code = Code::BackendUnavailable;

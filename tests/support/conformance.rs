@@ -652,6 +652,7 @@ macro_rules! conformance {
             a_submission_that_is_repeated_is_one_job
             an_unknown_handler_is_refused
             a_full_queue_refuses_but_not_follow_ups_and_redeliveries
+            an_owner_leaves_others_their_share_of_the_queue
             follow_ups_find_room_up_to_twice_the_capacity_and_the_first_always
             follow_ups_take_no_callers_place_and_give_their_own_back
             a_result_that_must_be_one_line_is_one

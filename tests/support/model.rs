@@ -156,9 +156,9 @@ impl Model {
         };
         if let Some((_, key, job, _)) = self.keys.iter().find(is_same) {
             return match (Some(key) == ours, self.job(*job)) {
-                (false, _) => Accepted::Refused(Refusal::IdempotencyMismatch),
+                (false, _) => Accepted::Refused(Refusal::IdempotencyMismatch(Some(*job))),
                 (true, Some(_)) => Accepted::Existing(*job),
-                (true, None) => Accepted::Refused(Refusal::ResultGone),
+                (true, None) => Accepted::Refused(Refusal::ResultGone(*job)),
             };
         }
         if self.queued() >= self.capacity + self.live_follow_ups() {

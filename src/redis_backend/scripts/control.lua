@@ -72,7 +72,7 @@ local function cancel(id)
 end
 
 local function retry(id)
-  local h, l, bytes, fu = unpack(call('HMGET', job_key(id), 'h', 'l', 'pb', 'fu'))
+  local h, l, ow, bytes, fu = unpack(call('HMGET', job_key(id), 'h', 'l', 'ow', 'pb', 'fu'))
   bytes = num(bytes)
   forget(id)
   call('HSET', job_key(id), 's', 'queued', 'd', '0', 'nb', now_text, 'ws', now_text, 'aw', '0', 'ls', '', 'rm', '', 'rc', A.call)
@@ -81,8 +81,8 @@ local function retry(id)
     zadd(of(h).waits, now_text, id)
     count('queued', 1)
     count(of(h).queued, 1)
-    count_live(bytes, fu, 1)
-  else enqueue(id, h, l, bytes, fu, now_text) end
+    count_live(ow, bytes, fu, 1)
+  else enqueue(id, h, l, ow, bytes, fu, now_text) end
   make_ready(l == '' and id or l)
 end
 

@@ -40,6 +40,7 @@
 --   all         zset   records -> number of submission
 --   count       hash   figures; fence: the last number; paused: names, each with a space at both ends; swept, ticked: when;
 --                      waits: executors that are kept free for a job that runs alone, "consumer group lane;" each
+--   owners      hash   OWNER: its callers' jobs that have not ended, OWNER:bytes: of their payloads; none without authentication
 --   inbox:I     stream ends of jobs for an instance, several an entry; wake:G stream, wakes other processes for a group
 --   key                made from the prefix and the secret: whoever has another secret sees it
 --
@@ -64,6 +65,8 @@ end
 local P, ARGV, A, H, R, now, now_text
 -- Figures as they are, as they are to be, and by how much they change.
 local known, sets, counts
+-- By how much change what the owners have.
+local owners
 -- What "flush" writes.
 local adds, new, removes, streams, jobs, has_added
 -- What others should know: events; groups that have work, or are told something at once; the soonest of what is ready by
@@ -113,6 +116,11 @@ local function write_figures()
   end
   for field, value in pairs(sets) do list[#list + 1], list[#list + 2] = field, value end
   if #list > 0 then call('HSET', P .. 'count', unpack(list)) end
+  for name, by in pairs(owners) do
+    local has = by == 0 and 0 or num(call('HGET', P .. 'owners', name)) + by
+    if has > 0 then call('HSET', P .. 'owners', name, int(has))
+    elseif by ~= 0 then call('HDEL', P .. 'owners', name) end
+  end
 end
 
 -- "score" is a text; "is_new": such a member is nowhere in that set.
@@ -211,7 +219,7 @@ local function begin(keys, argv, mends)
     now = clock[1] * 1000000 + clock[2]
   end
   now_text = digits(now)
-  known, sets, counts = {}, {}, {}
+  known, sets, counts, owners = {}, {}, {}, {}
   adds, new, removes, streams, jobs, has_added = {}, {}, {}, {}, {}, {}
   notices, rung, urgent, soonest = {}, {}, {}, nil
   number, accepted, has_kept = nil, {}, false
@@ -291,13 +299,13 @@ end
 
 -- A job's books as a table.
 local function read_job(id)
-  local h, l, s, d, dl, lo, sl, st, pb, instances, nb, ws, to, aw, tr, by, ls, f, rm, ct, cd, lc, lx, ly, fu = unpack(call('HMGET',
+  local h, l, s, d, dl, lo, sl, st, pb, instances, nb, ws, to, aw, tr, by, ls, f, rm, ct, cd, lc, lx, ly, fu, ow = unpack(call('HMGET',
     job_key(id), 'h', 'l', 's', 'd', 'dl', 'lo', 'sl', 'st', 'pb', 'in', 'nb', 'ws', 'to', 'aw', 'tr', 'by', 'ls', 'f', 'rm', 'ct',
-    'cd', 'lc', 'lx', 'ly', 'fu'))
+    'cd', 'lc', 'lx', 'ly', 'fu', 'ow'))
   if not h then return nil end
   return {h = h, l = l, s = s, d = num(d), dl = num(dl), lo = num(lo), sl = num(sl), st = num(st), pb = num(pb), ['in'] = instances,
     nb = num(nb), ws = num(ws), to = num(to), aw = aw, tr = tr, by = by, ls = ls, f = f, rm = rm, ct = ct, cd = cd, lc = lc,
-    lx = num(lx), ly = num(ly), fu = fu}
+    lx = num(lx), ly = num(ly), fu = fu, ow = ow}
 end
 
 -- Enters a lane into its handler's ready set; "head" is its first job's not-before, "place" a number that was kept for it, or
@@ -342,20 +350,22 @@ local function make_ready(lane, place)
 end
 
 -- A job begins or ends its life, by 1 or -1: "fu" is given if another job has submitted it.
-local function count_live(bytes, fu, by)
+local function count_live(ow, bytes, fu, by)
   count('bytes', by * bytes)
   if given(fu) then
     count('follow_ups', by)
     count('their_bytes', by * bytes)
+  elseif given(ow) then
+    for name, more in pairs({[ow] = 1, [ow .. ':bytes'] = bytes}) do owners[name] = (owners[name] or 0) + by * more end
   end
 end
 
 -- Enters a queued job at the tail of its lane; it waits since "since", a text.
-local function enqueue(id, h, l, bytes, fu, since, is_new)
+local function enqueue(id, h, l, ow, bytes, fu, since, is_new)
   zadd(of(h).waits, since, id, is_new)
   count('queued', 1)
   count(of(h).queued, 1)
-  count_live(bytes, fu, 1)
+  count_live(ow, bytes, fu, 1)
   if l == '' then return end
   if call('HSETNX', P .. 'lane:' .. l, 'h', h) == 1 then count(of(h).lanes, 1) end
   call('RPUSH', P .. 'q:' .. l, id)
@@ -376,7 +386,7 @@ local function accept(job)
   end
   zadd('all', digits(next_number()), job.id)
   count(of(job.h).submitted, 1)
-  enqueue(job.id, job.h, job.lane, job.pb, job.fu, since, true)
+  enqueue(job.id, job.h, job.lane, job.ow, job.pb, job.fu, since, true)
   if job.lane == '' then return end
   call('HSET', job_key(job.id), unpack(jobs[job.id]))
   jobs[job.id] = nil
@@ -520,7 +530,7 @@ local function finish(id, job, status, r, n, delivery)
     count(names.queued, -1)
     count('queued', -1)
   end
-  count_live(job.pb, job.fu, -1)
+  count_live(job.ow, job.pb, job.fu, -1)
   count(names.finished .. status, 1)
   local fields = {'s', status, 'fi', now_text, 'r', result, 'ls', '', 'ct', n, 'cd', delivery}
   local parks = status == 'dead' and conf(h).p and job.l ~= ''
@@ -698,13 +708,13 @@ end
 -- now ("env" and "r", indices), that says so in its place, and whoever waits is told.
 local function quarantine(id, h, lane, env, r)
   local key = job_key(id)
-  local job = pcall('HMGET', key, 'pb', 'rm', 'in', 'aw', 'lo', 'fu')
+  local job = pcall('HMGET', key, 'pb', 'rm', 'in', 'aw', 'lo', 'fu', 'ow')
   if job.err then job = {} end
   zrem(of(h).waits, id)
   if num(job[5]) > 0 then count('suspects', -1) end
   count('queued', -1)
   count(of(h).queued, -1)
-  count_live(num(job[1]), job[6], -1)
+  count_live(job[7], num(job[1]), job[6], -1)
   count('forged', 1)
   note('queue.forged', id, 'forged', {h = h})
   if not is_free(lane) then call('LREM', P .. 'q:' .. lane, 1, id)

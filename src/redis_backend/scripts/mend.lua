@@ -34,7 +34,7 @@ do
       end
       return
     end
-    count_live(job.pb, job.fu, 1)
+    count_live(job.ow, job.pb, job.fu, 1)
     if job.lo > 0 then count('suspects', 1) end
     if job.by then
       count('dying', 1)
@@ -73,6 +73,7 @@ do
     removed = had_no_count and {'count'} or {}
     for _, set in ipairs({'all', 'leases', 'dying', 'nodes', 'mx', 'idems', 'kept:0', 'kept:1', 'kept:2'}) do keeps(set, 'zset') end
     keeps('mb', 'hash')
+    keeps('owners', 'hash')
     for h in pairs(H) do
       keeps('ready:' .. h, 'zset')
       keeps('waits:' .. h, 'zset')
@@ -128,6 +129,7 @@ do
     call('HDEL', P .. 'node:' .. A.node, 'call', 'claims')
     flush()
     for _, field in ipairs({'queued', 'bytes', 'follow_ups', 'their_bytes', 'suspects', 'dying'}) do from_zero(field) end
+    call('DEL', P .. 'owners')
     for h in pairs(H) do
       for _, field in ipairs({'queued', 'running', 'parked'}) do from_zero(of(h)[field]) end
       call('DEL', P .. 'ready:' .. h, P .. 'waits:' .. h)

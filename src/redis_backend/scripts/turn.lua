@@ -16,7 +16,7 @@
 -- "bury"     list of {id, r}: the signed ends of jobs that were dying
 -- "renew"    list of {i, n, o}
 -- "left"     processes whose places were taken: their leases are over
--- "jobs"     jobs to accept, as "accept" takes them; after one that found the queue full none is
+-- "jobs"     jobs to accept, as "accept" takes them; after one that found the queue full none of its owner is
 -- "gone"     numbers of executors that are lost
 -- "execs"    list of {i: its number, g: group, room: leases that it may get, used: its leases by handler, pa: true if its last
 --            lease was of a job that ran alone}; one whose job runs alone is not there
@@ -24,7 +24,7 @@
 -- "facts"    what the process says of itself, once a second: names and values
 -- "look"     looks at what time has made ready; "sweep" ends what time has ended, which is done often enough anyhow
 -- Answers    {commits: list of "committed" | "again" | "refused" (it held, but nothing of its effects) | "fenced",
---             jobs: list of "new", "full", "unknown", "mismatch", "gone", or the id of the job that has the key, whose end
+--             jobs: list of "new", "full", "unknown", or the id of the job that has the key, after "mismatch " or "gone " or by itself: its end
 --             the submitter's instance hears of,
 --             leases: list of {n, number of the executor, h, kind, version, state, jobs: list of {id, env, d, f, context, pl}, lane,
 --             1 if it runs alone, signature of the state},
@@ -35,7 +35,7 @@
 
 -- By group: leases that this call may give, and of which it has taken all that is ready. The time to which it leases.
 local rooms, takes_all, lease_ends
--- A job found the queue full; there are contexts, or nil before it was asked. See "kept_free".
+-- Whose job found the queue full; there are contexts, or nil before it was asked. See "kept_free".
 local is_full, has_contexts, waits
 
 -- An executor of this process, as all processes know it.
@@ -173,6 +173,12 @@ local function own(named)
   return lease and lease.consumer == consumer(named.i) and lease
 end
 
+-- The owner keeps others from the queue: see ports::Share. "name" is that of what it has in "owners".
+local function is_over(name, more, all, most)
+  local own, quarter = num(call('HGET', P .. 'owners', name)) + (owners[name] or 0), math.floor(most / 4)
+  return own + more > quarter and (all > own or all + more > most - quarter)
+end
+
 local function submit(job)
   if not H[job.h] then return 'unknown' end
   if accepted[job.id] or call('EXISTS', job_key(job.id)) == 1 then return 'new' end
@@ -181,14 +187,16 @@ local function submit(job)
     if other then
       flush()
       local instances = call('HGET', job_key(other), 'in')
-      if fp ~= job.fp then return 'mismatch' end
-      if not instances then return 'gone' end
+      if fp ~= job.fp then return 'mismatch ' .. other end
+      if not instances then return 'gone ' .. other end
       watch(other, instances, job['in'])
       return other
     end
   end
-  if is_full or figure('queued') >= R.cap + figure('follow_ups') or figure('bytes') - figure('their_bytes') + job.pb > R.bytes then
-    is_full = true
+  local queued, bytes = figure('queued') - figure('follow_ups'), figure('bytes') - figure('their_bytes')
+  if is_full[job.ow] or queued >= R.cap or bytes + job.pb > R.bytes
+    or job.ow ~= '' and (is_over(job.ow, 1, queued, R.cap) or is_over(job.ow .. ':bytes', job.pb, bytes, R.bytes)) then
+    is_full[job.ow] = true
     return 'full'
   end
   accept(job)
@@ -455,7 +463,7 @@ local function once_more(n, id, number)
 end
 
 local function turn()
-  rooms, takes_all, lease_ends, is_full, has_contexts, waits = {}, {}, digits(now + R.vis), false, nil, {}
+  rooms, takes_all, lease_ends, is_full, has_contexts, waits = {}, {}, digits(now + R.vis), {}, nil, {}
   for _, exec in ipairs(A.execs) do
     exec.k = consumer(exec.i)
     rooms[exec.g] = (rooms[exec.g] or 0) + exec.room

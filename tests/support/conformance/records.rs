@@ -47,10 +47,10 @@ pub fn another_payload_under_an_idempotency_key_is_refused(make: Make) {
     let bench = Bench::new(make);
     let job = bench.submit(with_key(bench.job("free"), "k", 1));
     let other = with_key(bench.job("free"), "k", 2);
-    assert_eq!(bench.try_submit(other.clone()), Submitted::Refused(Refusal::IdempotencyMismatch));
+    assert_eq!(bench.try_submit(other.clone()), Submitted::Refused(Refusal::IdempotencyMismatch(Some(job))));
     assert_eq!(bench.find(other.id), None, "a refusal changes nothing");
     assert_eq!(bench.executor().finish_everything(), [job]);
-    assert_eq!(bench.try_submit(other), Submitted::Refused(Refusal::IdempotencyMismatch));
+    assert_eq!(bench.try_submit(other), Submitted::Refused(Refusal::IdempotencyMismatch(Some(job))));
 }
 
 pub fn an_idempotency_key_is_its_owners_and_its_handlers(make: Make) {
@@ -75,11 +75,11 @@ pub fn an_idempotency_key_lives_for_its_own_time_and_while_its_job_does(make: Ma
     // However soon its result goes: no second run.
     bench.pass(600 * SECOND);
     assert_eq!(bench.find(job), None);
-    assert_eq!(again("k"), Submitted::Refused(Refusal::ResultGone));
+    assert_eq!(again("k"), Submitted::Refused(Refusal::ResultGone(job)));
     let other = with_key(bench.job("free"), "k", 2);
-    assert_eq!(bench.try_submit(other), Submitted::Refused(Refusal::IdempotencyMismatch));
+    assert_eq!(bench.try_submit(other), Submitted::Refused(Refusal::IdempotencyMismatch(Some(job))));
     bench.pass(1200 * SECOND - Duration::from_micros(1));
-    assert_eq!(again("k"), Submitted::Refused(Refusal::ResultGone));
+    assert_eq!(again("k"), Submitted::Refused(Refusal::ResultGone(job)));
     bench.pass(SECOND);
     assert_eq!(again("k"), Submitted::New);
     // While its job has not ended it lives however long that takes.
@@ -164,6 +164,36 @@ pub fn follow_ups_take_no_callers_place_and_give_their_own_back(make: Make) {
     let lease = executor.lease();
     assert_eq!(executor.say(&lease, 0, four()), COMMITTED);
     assert_eq!(bench.status(third), JobStatus::Succeeded);
+}
+
+pub fn an_owner_leaves_others_their_share_of_the_queue(make: Make) {
+    let bench = Bench::with(make, |settings| settings.capacity = 16);
+    let full = Submitted::Refused(Refusal::QueueFull);
+    let of = |owner: &str| NewJob { owner: Arc::from(owner), ..bench.job("free") };
+    let fill = |owner| (0..20).filter(|_| bench.try_submit(of(owner)) == Submitted::New).count();
+    // Alone it has all but a quarter, which is there for whoever comes.
+    assert_eq!(fill("ann"), 12);
+    assert_eq!(fill("bob"), 4);
+    bench.executor().finish_everything();
+    // Next to others it has a quarter, as have they.
+    let bobs = bench.submit(of("bob"));
+    let anns: Vec<JobId> = (0..4).map(|_| bench.submit(of("ann"))).collect();
+    assert_eq!(bench.try_submit(of("ann")), full);
+    let refused = bench.backend.producer().submit(vec![of("ann"), of("bob"), of("ann")]).unwrap();
+    assert_eq!(refused, [full.clone(), Submitted::New, full.clone()]);
+    // What has ended is counted no longer, and what begins a new life is.
+    bench.cancel(anns[0]);
+    bench.cancel(anns[1]);
+    assert!(bench.retry(anns[0]).is_ok());
+    assert_eq!(fill("ann"), 1);
+    assert_eq!(fill("bob"), 2);
+    assert_eq!(fill("cy"), 4);
+    bench.cancel(bobs);
+    bench.executor().finish_everything();
+    // Without authentication nobody has a share: there is one user.
+    assert_eq!(fill(""), 16);
+    bench.executor().finish_everything();
+    assert_eq!(fill("ann"), 12, "nothing is left of what has ended");
 }
 
 pub fn a_result_that_must_be_one_line_is_one(make: Make) {
