@@ -124,7 +124,7 @@ impl Guard {
             });
             let mut names: Vec<&str> = differ.map(|(_, token)| &*token.name).collect();
             names.sort_unstable();
-            names.join(",")
+            if names.is_empty() { "none".into() } else { names.join(",") }
         };
         let (added, gone) = (names(&after, &before, false), names(&before, &after, false));
         let changed = names(&after, &before, true);
@@ -422,9 +422,9 @@ mod tests {
         let answers = [0, 0, 0, 499_000, 501_000].map(|now| code(&mut guard, now));
         assert_eq!(answers, [None, None, Some(Code::TooManyRequests), Some(Code::TooManyRequests), None]);
         let said = guard.replace(parse(&(line("a", "read") + &line("b", "read"))).unwrap());
-        assert_eq!(said, "2 known; added: b; removed: ; changed: a");
+        assert_eq!(said, "2 known; added: b; removed: none; changed: a");
         assert_eq!(code(&mut guard, 502_000), None);
-        assert_eq!(guard.replace(Vec::new()), "0 known; added: ; removed: a,b; changed: ");
+        assert_eq!(guard.replace(Vec::new()), "0 known; added: none; removed: a,b; changed: none");
         assert_eq!(code(&mut guard, 503_000), Some(Code::Unauthorized));
     }
 

@@ -21,6 +21,7 @@ use super::service::{
     signal, until, words,
 };
 
+#[allow(unused_imports, reason = "each test that includes this file uses its own part of it")]
 pub use super::own_redis::{DURABLE, Server};
 
 /// Latency is back by then.
