@@ -10,11 +10,15 @@ use super::inner::Pool;
 use super::pages::Pages;
 use super::questions::{Answered, Back, Question};
 use crate::bell::Bell;
+use crate::limits::{INNER_CONNECTIONS, INNER_RESERVED};
 use crate::ports::{BackendError, Producer, Viewer};
 use crate::problem::Code;
 
 /// Questions that wait for the thread: more than that, and the backend is as good as away.
 const QUESTIONS: usize = 65_536;
+/// Answers with results in them that wait for the loop: whoever has made one more waits, so that none piles up beside the
+/// budget of what clients have not read.
+const LARGE_ANSWERS: usize = INNER_CONNECTIONS + INNER_RESERVED;
 
 /// See the module.
 pub struct Calls {
@@ -24,28 +28,34 @@ pub struct Calls {
     pages: Pool,
     back: Back,
     answers: Receiver<Answered>,
+    large: Receiver<Answered>,
 }
 
 impl Calls {
     /// Answers that come later ring the bell.
     pub fn new(pages: Pages, socket: &Path, calls_may_wait: bool, bell: Bell) -> Result<Calls, String> {
-        let (sender, answers) = channel();
+        let ((sender, answers), (large_sender, large)) = (channel(), sync_channel(LARGE_ANSWERS));
+        let other_bell = bell.clone();
         let back: Back = Arc::new(move |answered| {
             let _ = sender.send(answered);
             bell.ring();
         });
+        let large_back: Back = Arc::new(move |answered| {
+            let _ = large_sender.send(answered);
+            other_bell.ring();
+        });
         let producer = pages.producer.clone();
-        let pages = Pool::open(pages, socket, &back);
+        let pages = Pool::open(pages, socket, &large_back);
         let pages = pages.map_err(|error| format!("{}: {error}", socket.display()))?;
         let mut thread = None;
         if calls_may_wait {
             let (questions, asked) = sync_channel(QUESTIONS);
-            let (producer, back) = (producer.clone(), back.clone());
+            let (producer, back) = (producer.clone(), large_back);
             let builder = std::thread::Builder::new().name("broker-calls".into());
             let work = builder.spawn(move || answer_all(&asked, &*producer, &back));
             thread = Some((questions, work.map_err(|error| error.to_string())?));
         }
-        Ok(Calls { producer, thread, pages, back, answers })
+        Ok(Calls { producer, thread, pages, back, answers, large })
     }
 
     /// Asks all of these, in their order. What was answered at once, and since the last call.
@@ -72,6 +82,7 @@ impl Calls {
             }
         }
         answers.extend(self.answers.try_iter());
+        answers.extend(self.large.try_iter().take(LARGE_ANSWERS));
         answers
     }
 
