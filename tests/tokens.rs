@@ -4,12 +4,15 @@
 //! It guards against a route that asks for less than it should, a job that shows itself to another token, and a reread
 //! that costs a request.
 
+#[cfg(feature = "redis")]
 #[path = "support/aftermath.rs"]
 mod aftermath;
+#[cfg(feature = "redis")]
 #[path = "support/own_redis.rs"]
 mod own_redis;
 #[path = "support/program.rs"]
 mod program;
+#[cfg(feature = "redis")]
 #[path = "support/redis_server.rs"]
 mod redis_server;
 #[path = "support/service.rs"]
@@ -20,6 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use program::{Folder, cofferdam, command, run, wait};
+#[cfg(feature = "redis")]
 use redis_server::{Deployment, Server};
 use rustix::process::Signal;
 use service::{Answer, Client, Done, PATIENCE, Service, request, signal, until};
@@ -294,6 +298,14 @@ fn two_tokens_do_not_see_join_cancel_or_list_each_others_jobs() {
     for mode in [SUPERVISED, INLINE] {
         assert_apart(&start(&file, &[mode]), &ann, &bob, &admin);
     }
+}
+
+#[cfg(feature = "redis")]
+#[test]
+fn two_tokens_do_not_see_join_cancel_or_list_each_others_jobs_on_redis() {
+    let [ann, bob] = ["ann", "bob"].map(|name| Token::new(name, "submit,read"));
+    let admin = Token::new("root", "admin");
+    let file = TokenFile::new(&[&ann.line, &bob.line, &admin.line]);
     let server = Server::start(&[]);
     let deployment = Deployment::on(&server);
     let sets = file.sets();

@@ -7,6 +7,7 @@ pub mod broker;
 mod commands;
 mod deliver;
 mod ending;
+mod entry;
 mod external_state;
 mod idempotency;
 mod invariants;

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::broker::{Broker, ConsumerId, Entry, Lease};
+use super::broker::{Broker, ConsumerId, Lease};
 use super::deliver::AFFINITY_SCAN;
+use super::entry::Entry;
 use super::idempotency::{Bound, Scope};
 use crate::clock::{Timestamp, micros};
 use crate::job::JobId;

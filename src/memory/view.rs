@@ -1,6 +1,7 @@
 //! Looking at the broker: records, lists, figures. Nothing here changes anything.
 
-use super::broker::{Broker, HandlerQueue};
+use super::broker::Broker;
+use super::entry::HandlerQueue;
 use crate::clock::Timestamp;
 use crate::job::{JobId, JobRecord, JobStatus, Payload, WaitingFor};
 use crate::ports::{Filter, HandlerStats, Listed, Place, Share, Stats, Viewer};

@@ -328,7 +328,7 @@ impl Clients {
             self.date = (second, http_date(self.now));
         }
         let Some(conn) = self.conns.get_mut(&number) else { return };
-        conn.keep_alive &= !(conn.at_end && conn.input.is_empty()) && !self.draining;
+        conn.keep_alive &= !(self.draining || conn.at_end && conn.input.is_empty());
         // To HTTP/1.0 a body without a length ends with the connection.
         conn.keep_alive &= length.is_some() || conn.current.is_1_1;
         let Answer { status, headers, body } = answer;
