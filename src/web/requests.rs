@@ -114,7 +114,8 @@ impl Gate {
                 return Err(DRAINING);
             }
             for coding in head.values("content-encoding") {
-                if !coding?.split(',').all(|coding| matches!(coding.trim(), "" | "identity")) {
+                let is_none = |coding: &str| coding.is_empty() || coding.eq_ignore_ascii_case("identity");
+                if !coding?.split(',').map(str::trim).all(is_none) {
                     let detail =
                         "the body must have no content coding: a handler would take it for its payload";
                     return Err(
