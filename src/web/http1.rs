@@ -294,7 +294,7 @@ fn finish(bytes: Vec<u8>, line_end: usize) -> Result<Head, Refused> {
         }
         at = end + 2;
     }
-    let (length, keep_alive, expects_continue) = (None, is_1_1, false);
+    let (length, keep_alive, mut expects_continue) = (None, is_1_1, false);
     let mut head =
         Head { bytes, method, authority, target, fields, length, is_1_1, keep_alive, expects_continue };
     match head.header("host")? {
@@ -312,11 +312,16 @@ fn finish(bytes: Vec<u8>, line_end: usize) -> Result<Head, Refused> {
         (None, Some(coding)) if coding.eq_ignore_ascii_case("chunked") => None,
         (None, Some(codings)) => return Err(unknown_codings(codings)),
     };
-    head.expects_continue = match head.header("expect")? {
-        None => false,
-        Some(expect) if expect.eq_ignore_ascii_case("100-continue") => is_1_1,
-        Some(_) => return Err(refused(Code::ExpectationFailed, "the only expectation is 100-continue")),
-    };
+    // A list (RFC 9110, 10.1.1); HTTP/1.0 knows no 100.
+    for value in head.values("expect") {
+        for expectation in value?.split(',').map(str::trim).filter(|expectation| !expectation.is_empty()) {
+            if !expectation.eq_ignore_ascii_case("100-continue") {
+                return Err(refused(Code::ExpectationFailed, "the only expectation is 100-continue"));
+            }
+            expects_continue = is_1_1;
+        }
+    }
+    head.expects_continue = expects_continue;
     let (mut keeps_alive, mut closes) = (is_1_1, false);
     for value in head.values("connection") {
         for option in value?.split(',').map(str::trim) {
