@@ -257,7 +257,14 @@ fn is_authority(text: &str) -> bool {
     }
     let (name, port) = text.split_once(':').unwrap_or((text, ""));
     let may_stand = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(&byte);
-    name.bytes().all(may_stand) && is_port(port)
+    name.bytes().all(may_stand) && has_whole_escapes(name) && is_port(port)
+}
+
+/// Whether two hexadecimal digits stand behind each `%`.
+fn has_whole_escapes(text: &str) -> bool {
+    let is_whole =
+        |rest: &str| rest.get(..2).is_some_and(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    text.split('%').skip(1).all(is_whole)
 }
 
 /// Where name and value of the header line at `line` stand.
