@@ -79,16 +79,17 @@ pub fn seconds(text: &str) -> Option<u64> {
     is_number.then(|| text.parse().unwrap_or(u64::MAX))
 }
 
-/// `Prefer` (RFC 7240). A preference or parameter that is not known is read over; of several alike the first counts.
+/// `Prefer` (RFC 7240). What is not known, or cannot be followed, is read over; of several alike the first counts.
 fn prefer(head: &Head) -> Result<Kind, Refused> {
-    const BAD: Refused =
-        refused(Code::BadRequest, "Prefer is malformed, or its wait is no whole number of seconds");
     let (mut respond_async, mut wait) = (false, None);
     for value in head.values("prefer") {
         let skipped = |text| str::trim_start_matches(text, [' ', '\t', ',']);
         let mut rest = skipped(value?);
         while !rest.is_empty() {
-            let (name, word, after) = preference(rest).ok_or(BAD)?;
+            let Some((name, word, after)) = preference(rest) else {
+                rest = rest.split_once(',').map_or("", |(_, after)| skipped(after));
+                continue;
+            };
             respond_async |= name.eq_ignore_ascii_case("respond-async");
             if name.eq_ignore_ascii_case("wait") {
                 wait.get_or_insert(word);
@@ -96,8 +97,11 @@ fn prefer(head: &Head) -> Result<Kind, Refused> {
             rest = skipped(after);
         }
     }
-    let Some(word) = wait else { return Ok(if respond_async { Kind::Acceptance } else { Kind::Result }) };
-    Ok(Kind::ResultOrAccepted { seconds: seconds(&word).ok_or(BAD)?, respond_async })
+    Ok(match wait.and_then(|word| seconds(&word)) {
+        Some(seconds) => Kind::ResultOrAccepted { seconds, respond_async },
+        None if respond_async => Kind::Acceptance,
+        None => Kind::Result,
+    })
 }
 
 /// The first preference of a list, its word, and what stands behind its parameters: nothing, or a comma.
@@ -211,9 +215,6 @@ mod tests {
             assert_eq!(key(bare), key(quoted));
         }
         for (headers, query) in [
-            ("Prefer: wait=soon\r\n", ""),
-            ("Prefer: wait=\r\n", ""),
-            ("Prefer: wait=5 s\r\n", ""),
             ("Idempotency-Key: \r\n", ""),
             ("Idempotency-Key: a b\r\n", ""),
             ("Idempotency-Key: \"a\r\n", ""),
@@ -254,6 +255,10 @@ mod tests {
             ("Prefer: wait = 1\r\n", within(1, false)),
             ("Prefer: WAIT=\"1\";x=\"a,b\", foo;wait=2\r\n", within(1, false)),
             ("Prefer: wait=99999999999999999999\r\n", within(u64::MAX, false)),
+            ("Prefer: wait=soon\r\n", Kind::Result),
+            ("Prefer: wait=, respond-async\r\n", Kind::Acceptance),
+            ("Prefer: wait=5 s, @, x=\"y, wait=3\r\n", within(3, false)),
+            ("Prefer: wait=-1, wait=3\r\n", Kind::Result),
         ] {
             assert_eq!(read(headers, "", HandlerOptions::default(), "").unwrap().0, kind, "{headers:?}");
         }
