@@ -130,6 +130,9 @@ pub const UNAUTHORIZED_A_SECOND: u32 = 10;
 /// Addresses whose requests without a valid token are counted; beyond it all are forgotten.
 pub const UNAUTHORIZED_ADDRESSES: usize = 4_096;
 
+/// The body of a request that asks for none: it is read over.
+pub const UNASKED_BODY_BYTES: usize = 4 << 10;
+
 /// Records of one list answer.
 pub const LIST_RECORDS: usize = 1_000;
 /// The log buffer between the threads and the one writer: some 4,000 lines.

@@ -28,6 +28,12 @@ pub enum Control {
     Wiping,
     /// A caller that hangs up leaves the waiter table.
     Waiters,
+    /// A job is there for its owner and for admins alone.
+    Owner,
+    /// A token does what its scopes say.
+    Scope,
+    /// What clients have not read has a budget.
+    Unread,
 }
 
 /// True if `COFFERDAM_DANGEROUS_OFF` names this check.

@@ -53,7 +53,11 @@ pub struct Token {
 pub fn read(path: &Path) -> Result<String, String> {
     let text = read_private(path, TOKEN_FILE_BYTES)?;
     let text = std::str::from_utf8(&text).map_err(|_| format!("{}: is not UTF-8", path.display()))?;
-    parse(text).map_err(|why| format!("{}: {why}", path.display()))?;
+    let tokens = parse(text).map_err(|why| format!("{}: {why}", path.display()))?;
+    // A file that is just being written would shut out everybody.
+    if tokens.is_empty() {
+        return Err(format!("{}: holds no token", path.display()));
+    }
     Ok(text.to_owned())
 }
 

@@ -158,6 +158,7 @@ impl Broker {
             spec,
             ready: BTreeMap::new(),
             waiting: BTreeSet::new(),
+            live_jobs: 0,
             live_bytes: 0,
             follow_ups: (0, 0),
             owners: HashMap::new(),
@@ -224,18 +225,21 @@ impl Broker {
                 Submitted::Refused(Refusal::ResultGone(bound.job))
             };
         }
-        let ((queued, bytes), (follow_ups, their_bytes)) = self.waiting();
-        let (more, bytes) = (new.payload.bytes.len(), bytes - their_bytes);
-        let is_full = queued >= self.rules.capacity + follow_ups || bytes + more > QUEUED_BYTES;
-        let (all, most) = (
-            Share { jobs: queued.saturating_sub(follow_ups), bytes },
-            Share { jobs: self.rules.capacity, bytes: QUEUED_BYTES },
-        );
-        if is_full || !new.owner.is_empty() && self.share(&new.owner).is_beyond(more, all, most) {
+        if self.is_full_for(&new.owner, new.payload.bytes.len()) {
             return Submitted::Refused(Refusal::QueueFull);
         }
         self.accept(handler, new, false, now);
         Submitted::New
+    }
+
+    /// There is no room for one more job of a caller, or none in its owner's share.
+    pub(super) fn is_full_for(&self, owner: &str, more: usize) -> bool {
+        let ((queued, bytes), (follow_ups, their_bytes)) = self.waiting();
+        let (queued, bytes) = (queued.saturating_sub(follow_ups), bytes - their_bytes);
+        let capacity = self.rules.capacity;
+        let jobs = self.handlers.iter().map(|queue| queue.live_jobs - queue.follow_ups.0).sum();
+        let is_beyond = || self.share(owner).is_beyond(more, Share { jobs, bytes }, queued, capacity);
+        queued >= capacity || bytes + more > QUEUED_BYTES || !owner.is_empty() && is_beyond()
     }
 
     fn accept(&mut self, handler: usize, new: NewJob, is_follow_up: bool, now: Timestamp) {

@@ -5,7 +5,8 @@ use super::leases::Rest;
 use crate::clock::Timestamp;
 use crate::job::{JobId, JobRecord, JobStatus};
 use crate::job_status::JobEvent;
-use crate::ports::{LeaseId, OfLease, Viewer};
+use crate::limits::QUEUED_BYTES;
+use crate::ports::{LeaseId, NotRetried, OfLease, Retried, Viewer};
 use crate::problem::{Code, JobError};
 
 impl Broker {
@@ -46,16 +47,22 @@ impl Broker {
     }
 
     /// Queues a dead, failed, timed-out or cancelled job again: a new life.
-    pub fn retry(
-        &mut self,
-        viewer: &Viewer,
-        id: JobId,
-        now: Timestamp,
-    ) -> Option<Result<JobRecord, JobStatus>> {
-        let entry = self.jobs.get_mut(&id).filter(|entry| viewer.sees(&entry.record.spec.owner))?;
+    pub fn retry(&mut self, viewer: &Viewer, id: JobId, now: Timestamp) -> Option<Retried> {
+        let entry = self.jobs.get(&id).filter(|entry| viewer.sees(&entry.record.spec.owner))?;
         if entry.record.status.after(JobEvent::Resubmit).is_none() {
-            return Some(Err(entry.record.status));
+            return Some(Err(NotRetried::Is(entry.record.status)));
         }
+        let more = entry.payload_bytes();
+        let is_full = if entry.is_follow_up {
+            let (_, (follow_ups, their_bytes)) = self.waiting();
+            follow_ups >= self.rules.capacity || their_bytes + more > QUEUED_BYTES
+        } else {
+            self.is_full_for(&entry.record.spec.owner, more)
+        };
+        if is_full {
+            return Some(Err(NotRetried::QueueFull));
+        }
+        let entry = self.jobs.get_mut(&id)?;
         entry.waits_since = now;
         entry.on(JobEvent::Resubmit, &mut self.handlers);
         entry.record = JobRecord::queued(entry.record.spec.clone());

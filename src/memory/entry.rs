@@ -18,7 +18,8 @@ pub(super) struct HandlerQueue {
     pub(super) ready: BTreeMap<(Timestamp, u64), u64>,
     /// Its queued jobs, by the time since when they could have run but for what hinders them.
     pub(super) waiting: BTreeSet<(Timestamp, JobId)>,
-    /// Payload bytes of its jobs that have not ended.
+    /// Its jobs that have not ended, and their payload bytes.
+    pub(super) live_jobs: usize,
     pub(super) live_bytes: usize,
     /// Its follow-ups that have not ended, and their payload bytes.
     pub(super) follow_ups: (usize, usize),
@@ -60,6 +61,7 @@ impl HandlerQueue {
     /// A job with so many bytes of payload begins a life, or ends it.
     pub(super) fn count_live(&mut self, owner: &Arc<str>, bytes: usize, is_follow_up: bool, begins: bool) {
         let count = |to: &mut usize, by| *to = if begins { *to + by } else { *to - by };
+        count(&mut self.live_jobs, 1);
         count(&mut self.live_bytes, bytes);
         if is_follow_up {
             count(&mut self.follow_ups.0, 1);

@@ -80,7 +80,8 @@ impl Broker {
             assert_eq!(queue.figures.parked, parked, "parked lanes");
             let live = own.clone().filter(|entry| !entry.record.status.is_terminal());
             let bytes: usize = live.clone().map(|entry| entry.payload_bytes()).sum();
-            assert_eq!(queue.live_bytes, bytes, "bytes of jobs that have not ended");
+            let live_jobs = live.clone().count();
+            assert_eq!((queue.live_jobs, queue.live_bytes), (live_jobs, bytes), "jobs that have not ended");
             let mut owners: HashMap<_, Share> = HashMap::new();
             for entry in live.clone().filter(|entry| !entry.is_follow_up) {
                 let owner = Some(entry.record.spec.owner.clone()).filter(|owner| !owner.is_empty());

@@ -7,11 +7,11 @@ use std::time::Duration;
 use super::broker::{Broker, ConsumerId, Notice};
 use crate::bell::Bell;
 use crate::clock::{Clock, Timestamp};
-use crate::job::{Change, Entries, InstanceId, JobId, JobRecord, JobStatus, Payload};
+use crate::job::{Change, Entries, InstanceId, JobId, JobRecord, Payload};
 use crate::observe::job_event;
 use crate::ports::{
     BackendError, Consumer, Ends, Filter, Inbox, KeyValue, Listed, NewJob, Producer, Refusal, Replies,
-    Requests, Seat, Stats, Step, Submitted, Viewer,
+    Requests, Retried, Seat, Stats, Step, Submitted, Viewer,
 };
 
 /// A handle to the memory backend; all clones are one broker.
@@ -131,11 +131,7 @@ impl Producer for MemoryBroker {
         Ok(self.with(|broker, now| broker.cancel(viewer, id, now)))
     }
 
-    fn retry(
-        &self,
-        viewer: &Viewer,
-        id: JobId,
-    ) -> Result<Option<Result<JobRecord, JobStatus>>, BackendError> {
+    fn retry(&self, viewer: &Viewer, id: JobId) -> Result<Option<Retried>, BackendError> {
         Ok(self.with(|broker, now| broker.retry(viewer, id, now)))
     }
 

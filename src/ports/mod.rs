@@ -20,8 +20,8 @@ pub use fitness::Fitness;
 pub use forged::Forged;
 pub use key_value::KeyValue;
 pub use producer::{
-    Filter, HandlerStats, Histogram, Idempotency, Listed, NewJob, Place, ProcessStats, Producer, Refusal,
-    Share, Stats, Submitted, Then, Viewer,
+    Filter, HandlerStats, Histogram, Idempotency, Listed, NewJob, NotRetried, Place, ProcessStats, Producer,
+    Refusal, Retried, Share, Stats, Submitted, Then, Viewer,
 };
 pub use replies::{Ends, Inbox, JobEnded, Replies};
 pub use rules::Rules;

@@ -9,6 +9,8 @@ use super::forged::Forged;
 use super::replies::JobEnded;
 use crate::entropy::Entropy;
 use crate::job::{FollowUp, InstanceId, JobId, JobRecord, JobSpec, JobStatus, Payload, Trace};
+use crate::limits::QUEUED_BYTES;
+use crate::negative_controls::{Control, is_off};
 use crate::problem::Code;
 
 /// The submitting side of the broker.
@@ -52,9 +54,8 @@ pub trait Producer: Send + Sync {
     /// Cancels the job if it has not ended, unparks its lane if it is the dead head of one; the record after that.
     fn cancel(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError>;
 
-    /// Queues a dead, failed, timed-out or cancelled job again. `Some(Err)`: it is in another status.
-    fn retry(&self, viewer: &Viewer, id: JobId)
-    -> Result<Option<Result<JobRecord, JobStatus>>, BackendError>;
+    /// Queues a dead, failed, timed-out or cancelled job again, where a new job of its owner would find room.
+    fn retry(&self, viewer: &Viewer, id: JobId) -> Result<Option<Retried>, BackendError>;
 
     /// Holds or lets go the queued jobs of a handler; false if there is no such handler.
     fn pause(&self, handler: &str, paused: bool) -> Result<bool, BackendError>;
@@ -152,6 +153,18 @@ pub enum Refusal {
     ResultGone(JobId),
 }
 
+/// What became of a retry: the record of its new life, or why it has none.
+pub type Retried = Result<JobRecord, NotRetried>;
+
+/// Why a job was not queued again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotRetried {
+    /// It is in this status.
+    Is(JobStatus),
+    /// There is no room in the queue, or none of its owner's share.
+    QueueFull,
+}
+
 impl Refusal {
     pub fn code(self) -> Code {
         match self {
@@ -163,22 +176,24 @@ impl Refusal {
     }
 }
 
-/// What one owner of jobs has of the queue, while they wait and run: a quarter. It is more while nobody else has any, but for
-/// a last quarter, so that whoever comes next finds room. Without authentication there is one owner, who has all of it.
+/// What some jobs of callers take that have not ended: those of one owner, or of all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Share {
     pub jobs: usize,
+    /// Of their payloads.
     pub bytes: usize,
 }
 
 impl Share {
-    /// True if this owner, with what it has and one more job of so many bytes, keeps others from a queue of so many (`all` of
-    /// `most`).
-    pub fn is_beyond(self, bytes: usize, all: Share, most: Share) -> bool {
-        let is_over = |own: usize, more: usize, all: usize, most: usize| {
-            own + more > most / 4 && (all > own || all + more > most - most / 4)
-        };
-        is_over(self.jobs, 1, all.jobs, most.jobs) || is_over(self.bytes, bytes, all.bytes, most.bytes)
+    /// True if an owner that has this, and now wants to queue a job of `more` bytes, keeps others out. An owner has a quarter of
+    /// the queue; more while nobody else has any, but for the queue's last quarter, so that whoever comes next finds room.
+    /// `queued` of `capacity` jobs wait.
+    pub fn is_beyond(self, more: usize, all: Share, queued: usize, capacity: usize) -> bool {
+        let others_have = all.jobs > self.jobs;
+        let (jobs, bytes) = (capacity / 4, QUEUED_BYTES / 4);
+        let too_many = self.jobs + 1 > jobs.max(1) && (others_have || queued + 1 > capacity - jobs);
+        let too_large = self.bytes + more > bytes && (others_have || all.bytes + more > QUEUED_BYTES - bytes);
+        too_many || too_large
     }
 }
 
@@ -204,7 +219,7 @@ impl Viewer {
 
     /// True if this viewer may know of a job of `owner`.
     pub fn sees(&self, owner: &str) -> bool {
-        self.admin || *self.name == *owner
+        self.admin || *self.name == *owner || is_off(Control::Owner)
     }
 }
 

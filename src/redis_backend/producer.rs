@@ -15,8 +15,8 @@ use crate::entropy::Entropy;
 use crate::handler::Ordering;
 use crate::job::{Finished, InstanceId, JobId, JobRecord, JobStatus, Payload};
 use crate::ports::{
-    BackendError, Filter, Forged, HandlerStats, Histogram, JobEnded, Listed, NewJob, Place, ProcessStats,
-    Producer, Stats, Submitted, Then, Viewer,
+    BackendError, Filter, Forged, HandlerStats, Histogram, JobEnded, Listed, NewJob, NotRetried, Place,
+    ProcessStats, Producer, Retried, Stats, Submitted, Then, Viewer,
 };
 use crate::problem::{Code, JobError};
 
@@ -126,11 +126,7 @@ impl Producer for RedisBroker {
         Ok(self.0.server.record(viewer, self.0.server.call("cancel", &mut arguments)?))
     }
 
-    fn retry(
-        &self,
-        viewer: &Viewer,
-        id: JobId,
-    ) -> Result<Option<Result<JobRecord, JobStatus>>, BackendError> {
+    fn retry(&self, viewer: &Viewer, id: JobId) -> Result<Option<Retried>, BackendError> {
         // A call that is repeated has the same name.
         let call = hex(&Entropy::system().bytes::<8>());
         let what = json!({ "id": id.to_string(), "call": call, "ow": owner(viewer) });
@@ -139,7 +135,9 @@ impl Producer for RedisBroker {
         }
         let (status, row): (Option<String>, Option<Row>) = self.0.server.ask("retry", what)?;
         Ok(match status {
-            Some(status) => JobStatus::parse(&status).map(Err),
+            Some(status) => {
+                Some(Err(JobStatus::parse(&status).map_or(NotRetried::QueueFull, NotRetried::Is)))
+            }
             None => self.0.server.record(viewer, row).map(Ok),
         })
     }

@@ -27,6 +27,7 @@ use crate::entropy::Entropy;
 use crate::job::{IdMap, JobId, Trace, TraceParent};
 use crate::limits::UNREAD_BYTES;
 use crate::ndjson::Pump;
+use crate::negative_controls::{Control, is_off};
 use crate::observe::event;
 use crate::observe::metrics::Counters;
 use crate::problem::Code;
@@ -167,7 +168,17 @@ impl Conn {
             if self.output.capacity() > READ_AHEAD_BYTES {
                 self.output = Vec::new();
             }
+        } else if self.sent >= READ_AHEAD_BYTES.max(self.output.len() / 2) {
+            // What was sent is not held along with what was not.
+            self.output.drain(..std::mem::take(&mut self.sent));
+            self.output.shrink_to(2 * self.output.len());
         }
+    }
+
+    /// Nothing more is read: what came behind the last request goes.
+    pub fn close(&mut self) -> Phase {
+        self.input = Vec::new();
+        std::mem::replace(&mut self.phase, Phase::Closing)
     }
 
     pub fn clear_output(&mut self) {
@@ -259,15 +270,26 @@ impl Clients {
         }
     }
 
-    /// The connection that can go without anybody missing an answer: it has no request, or its caller has left; of several
+    /// The connection that can go, to make room for another one: first those that are over, then those without a request and
+    /// those whose callers have left, then those that are still to say what they want, then those that take no answer; of several
     /// the one that has been so for longest.
     pub fn most_idle(&self) -> Option<usize> {
-        let idle = self.conns.iter().filter(|(_, conn)| match &conn.phase {
-            Phase::Head => conn.input.is_empty() && conn.unsent().is_empty(),
-            Phase::Waiting(waiting) => !waiting.is_counted && conn.has_left,
-            Phase::Body(_) | Phase::Inner | Phase::Streaming(_) | Phase::Closing => false,
-        });
-        idle.min_by_key(|(number, conn)| (conn.rests_since, **number)).map(|(number, _)| *number)
+        const TAKES_NOTHING: Duration = Duration::from_secs(1);
+        let rank = |conn: &Conn| match &conn.phase {
+            Phase::Closing if conn.unsent().is_empty() => Some((0, conn.rests_since)),
+            Phase::Head | Phase::Closing if !conn.unsent().is_empty() => {
+                Some((3, conn.took_at)).filter(|(_, at)| at.plus(TAKES_NOTHING) <= self.now)
+            }
+            Phase::Head if conn.input.is_empty() => Some((1, conn.rests_since)),
+            Phase::Waiting(waiting) => {
+                Some((1, conn.rests_since)).filter(|_| !waiting.is_counted && conn.has_left)
+            }
+            Phase::Head => Some((2, conn.rests_since)),
+            Phase::Body(incoming) => Some((2, incoming.since)).filter(|_| !incoming.route.takes_body()),
+            Phase::Inner | Phase::Streaming(_) | Phase::Closing => None,
+        };
+        let ranked = self.conns.iter().filter_map(|(number, conn)| Some((rank(conn)?, *number)));
+        ranked.min().map(|(_, number)| number)
     }
 
     /// Counts what this client's output holds.
@@ -280,7 +302,7 @@ impl Clients {
 
     /// Beyond the budget of all outputs, the client that has taken nothing for longest; a single one has a bound of its own.
     pub fn over_budget(&self) -> Option<usize> {
-        if self.output_bytes <= UNREAD_BYTES {
+        if self.output_bytes <= UNREAD_BYTES || is_off(Control::Unread) {
             return None;
         }
         let unread = || self.conns.iter().filter(|(_, conn)| !conn.unsent().is_empty());
@@ -379,7 +401,10 @@ impl Clients {
     /// The request is answered: the connection waits for another one, or closes.
     pub fn next_request(&mut self, number: usize) {
         let Some(conn) = self.conns.get_mut(&number) else { return };
-        conn.phase = if conn.keep_alive { Phase::Head } else { Phase::Closing };
+        conn.phase = Phase::Head;
+        if !conn.keep_alive {
+            conn.close();
+        }
         // Renewed: the client has just been sent something.
         conn.write_deadline = None;
         self.begin_rest(number);

@@ -14,6 +14,7 @@ use super::clients::{Clients, Conn, Current, DRAINING, Incoming, NEVER, Phase};
 use super::guard::Guard;
 use super::http1::refused;
 use super::questions::{Answered, Question, Ticket};
+use super::respond::Answer;
 use super::routes::LABELS;
 use super::waiters::{Stage, Waiters};
 use crate::clock::Timestamp;
@@ -52,6 +53,8 @@ pub struct Gate {
     pub(super) clients: Clients,
     pub(super) waiters: Waiters,
     pub(super) questions: Vec<Question>,
+    /// The page at `/` where requests bring tokens: made here, as anybody may ask for it.
+    pub(super) locked: Option<Answer>,
     /// Bytes of bodies that are being read, over all connections.
     pub(super) body_bytes: usize,
 }
@@ -68,6 +71,7 @@ impl Gate {
         LABELS.into_iter().for_each(|route| counters.requests.add((route, 200), 0));
         let cancelling = settings.handlers.values().filter(|spec| spec.options.cancel_on_disconnect);
         let cancelling = cancelling.map(|spec| spec.name.clone()).collect();
+        let locked = (settings.web.auth.mode == "bearer").then(Answer::locked);
         Gate {
             clients: Clients::new(settings.web.limits, counters.clone()),
             waiters: Waiters { cancelling, counters, ..Waiters::default() },
@@ -75,6 +79,7 @@ impl Gate {
             settings,
             entropy,
             questions: Vec::new(),
+            locked,
             body_bytes: 0,
         }
     }
@@ -144,7 +149,7 @@ impl Gate {
         (conn.has_left, conn.at_end) = (true, true);
         conn.deadline = self.clients.now;
         conn.clear_output();
-        match std::mem::replace(&mut conn.phase, Phase::Closing) {
+        match conn.close() {
             Phase::Waiting(waiting) => self.waiter_hung_up(number, &waiting, trace),
             Phase::Streaming(batch) => self.batch_hung_up(number, &batch, trace),
             Phase::Body(incoming) => self.drop_body(&incoming),

@@ -14,6 +14,7 @@ use crate::config::{Web, WebAuth};
 use crate::entropy::Entropy;
 use crate::limits::{AUTHORIZATION_BYTES, UNAUTHORIZED_A_SECOND, UNAUTHORIZED_ADDRESSES};
 use crate::mac::MacKey;
+use crate::negative_controls::{Control, is_off};
 use crate::observe::event;
 use crate::ports::Viewer;
 use crate::problem::Code;
@@ -115,20 +116,16 @@ impl Guard {
         let after = self.by_mac(tokens);
         let before = self.tokens.replace(after.clone()).unwrap_or_default();
         self.paces.clear();
-        let names = |tokens: &HashMap<[u8; 32], Arc<Token>>,
-                     other: &HashMap<[u8; 32], Arc<Token>>,
-                     is_other: bool| {
-            let differ = tokens.iter().filter(|(mac, token)| match other.get(*mac) {
-                None => !is_other,
-                Some(same) => is_other && same != *token,
-            });
-            let mut names: Vec<&str> = differ.map(|(_, token)| &*token.name).collect();
-            names.sort_unstable();
-            if names.is_empty() { "none".into() } else { names.join(",") }
+        let is_in = |tokens: &HashMap<_, Arc<Token>>, mac: &[u8; 32], name: &str| {
+            tokens.get(mac).is_some_and(|token| *token.name == *name)
         };
-        let (added, gone) = (names(&after, &before, false), names(&before, &after, false));
-        let changed = names(&after, &before, true);
-        format!("{} known; added: {added}; removed: {gone}; changed: {changed}", after.len())
+        let added = after.iter().filter(|(mac, token)| !is_in(&before, mac, &token.name));
+        let removed = before.iter().filter(|(mac, token)| !is_in(&after, mac, &token.name));
+        let changed = after.iter().filter(|(mac, token)| {
+            is_in(&before, mac, &token.name) && before.get(*mac).is_some_and(|before| before != *token)
+        });
+        let [added, removed, changed] = [names(added), names(removed), names(changed)];
+        format!("{} known; added: {added}; removed: {removed}; changed: {changed}", after.len())
     }
 
     /// Who the request is from. It may do what it asks for.
@@ -157,7 +154,7 @@ impl Guard {
         {
             return Err(TOO_FAST);
         }
-        if !token.scopes.iter().any(|scope| scopes.contains(scope)) {
+        if !token.scopes.iter().any(|scope| scopes.contains(scope)) && !is_off(Control::Scope) {
             return Err(lacks(scopes[0]));
         }
         let is_for = |handler: &str| {
@@ -189,30 +186,43 @@ impl Guard {
     }
 
     /// The address that stands for the client: its own, or what a trusted proxy says of it; of several proxies on the way only
-    /// what trusted ones say counts.
+    /// what trusted ones say counts. Where both headers are there and differ, one is the client's own word: neither counts.
     pub fn client(&self, head: &Head, peer: IpAddr) -> IpAddr {
-        let is_trusted = |address: &IpAddr| self.trusted_proxies.contains(address);
-        let mut client = peer;
-        let listed = ["x-forwarded-for", "forwarded"].map(|name| {
+        let listed = |name| {
             let values: Vec<&str> = head.values(name).filter_map(Result::ok).collect();
-            values.join(",")
-        });
-        let [for_list, forwarded] = &listed;
-        let hops: Vec<&str> = if for_list.is_empty() {
-            forwarded.split(',').map(forwarded_for).collect()
-        } else {
-            for_list.split(',').collect()
+            Some(values.join(",")).filter(|list| !list.is_empty())
         };
-        for hop in hops.into_iter().rev() {
-            if !is_trusted(&client) {
-                break;
-            }
+        let by_list = listed("x-forwarded-for").map(|list| self.behind(peer, list.split(',')));
+        let by_rfc = listed("forwarded").map(|list| self.behind(peer, list.split(',').map(forwarded_for)));
+        match (by_list, by_rfc) {
+            (Some(one), Some(other)) if one != other => peer,
+            (one, other) => one.or(other).unwrap_or(peer),
+        }
+    }
+
+    /// Who is behind this peer by a list of hops, the nearest one last, as far as trusted proxies wrote it.
+    fn behind<'a>(&self, peer: IpAddr, hops: impl DoubleEndedIterator<Item = &'a str>) -> IpAddr {
+        let mut client = peer;
+        for hop in hops.rev() {
             match address(hop) {
-                Some(said) => client = said,
-                None => break,
+                Some(said) if self.trusted_proxies.contains(&client) => client = said,
+                Some(_) | None => break,
             }
         }
         client
+    }
+}
+
+/// The names of these tokens for the log: the first ones, and how many more there are.
+fn names<'a>(tokens: impl Iterator<Item = (&'a [u8; 32], &'a Arc<Token>)>) -> String {
+    const SHOWN: usize = 10;
+    let mut names: Vec<&str> = tokens.map(|(_, token)| &*token.name).collect();
+    names.sort_unstable();
+    let shown = names[..names.len().min(SHOWN)].join(",");
+    match names.len() {
+        0 => "none".into(),
+        ..=SHOWN => shown,
+        count => format!("{shown} and {} more", count - SHOWN),
     }
 }
 

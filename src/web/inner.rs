@@ -3,6 +3,7 @@
 //! tiny_http never meets a stranger: its one client is the gate, over a private Unix socket, one whole request at a time on
 //! each connection, as the gate has rebuilt it. What a client wrote frames nothing here.
 
+use std::collections::HashMap;
 use std::error::Error;
 use std::fmt::Write as _;
 use std::io::{Cursor, ErrorKind, Read, Result as IoResult, Write};
@@ -57,11 +58,33 @@ impl Pass {
 
 /// The connections, each with a thread of its own.
 pub struct Pool {
-    anyone: SyncSender<PageRequest>,
+    anyone: SyncSender<Turn>,
     /// Readiness and metrics have a connection each: they answer while the others are slow, and each other.
-    ready: SyncSender<PageRequest>,
-    metrics: SyncSender<PageRequest>,
+    ready: SyncSender<Turn>,
+    metrics: SyncSender<Turn>,
     threads: Vec<JoinHandle<()>>,
+    asked: Arc<Asked>,
+}
+
+/// Requests that wait or are being answered, by the name of who asks.
+type Asked = Mutex<HashMap<Arc<str>, usize>>;
+
+/// A request that is counted among those of its name for as long as this lives.
+struct Turn {
+    request: PageRequest,
+    asked: Arc<Asked>,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut asked = lock(&self.asked);
+        if let Some(count) = asked.get_mut(&self.request.viewer.name) {
+            *count -= 1;
+            if *count == 0 {
+                asked.remove(&self.request.viewer.name);
+            }
+        }
+    }
 }
 
 impl Pool {
@@ -94,11 +117,20 @@ impl Pool {
             IoResult::Ok(queue)
         };
         let (anyone, ready, metrics) = (start(INNER_CONNECTIONS)?, start(1)?, start(1)?);
-        Ok(Pool { anyone, ready, metrics, threads })
+        Ok(Pool { anyone, ready, metrics, threads, asked: Arc::default() })
     }
 
-    /// Takes a request; 503 when too many wait.
+    /// Takes a request; 503 when too many wait, or too many of one token: a quarter.
     pub fn ask(&self, request: PageRequest) -> Option<Answered> {
+        const FULL: &str = "too many pages are being made";
+        let is_named = !request.viewer.name.is_empty();
+        let own =
+            *lock(&self.asked).entry(request.viewer.name.clone()).and_modify(|own| *own += 1).or_insert(1);
+        let turn = Turn { request, asked: self.asked.clone() };
+        let request = &turn.request;
+        if is_named && own > INNER_QUEUE / 4 {
+            return Some(request.refused(Code::Overloaded, FULL));
+        }
         let queue = match request.route {
             Inner::Ready => &self.ready,
             Inner::Metrics => &self.metrics,
@@ -112,10 +144,10 @@ impl Pool {
             | Inner::Stats
             | Inner::Index => &self.anyone,
         };
-        match queue.try_send(request) {
+        match queue.try_send(turn) {
             Ok(()) => None,
-            Err(TrySendError::Full(request) | TrySendError::Disconnected(request)) => {
-                Some(request.refused(Code::Overloaded, "too many pages are being made"))
+            Err(TrySendError::Full(turn) | TrySendError::Disconnected(turn)) => {
+                Some(turn.request.refused(Code::Overloaded, FULL))
             }
         }
     }
@@ -135,16 +167,11 @@ fn connect(socket: &Path) -> IoResult<UnixStream> {
     Ok(stream)
 }
 
-fn work(
-    mut stream: UnixStream,
-    requests: &Mutex<Receiver<PageRequest>>,
-    socket: &Path,
-    pass: &Pass,
-    back: &Back,
-) {
+fn work(mut stream: UnixStream, requests: &Mutex<Receiver<Turn>>, socket: &Path, pass: &Pass, back: &Back) {
     loop {
-        let Ok(request) = lock(requests).recv() else { return };
-        let answered = match exchange(&mut stream, &rebuilt(&request, pass)) {
+        let Ok(turn) = lock(requests).recv() else { return };
+        let request = &turn.request;
+        let answered = match exchange(&mut stream, &rebuilt(request, pass)) {
             Ok(answer) => Answered::Page(request.asker, answer),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 return log::error!("the inner server does not answer");

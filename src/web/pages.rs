@@ -3,17 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use sha2::{Digest, Sha256};
-
 use super::figures;
 use super::respond::{Answer, record_json, record_json_without_result};
 use super::routes::{Inner, parameter};
 use super::submission::number;
-use crate::codec::base64;
 use crate::job::{JobRecord, JobStatus, Trace};
 use crate::limits::LIST_RECORDS;
 use crate::observe::metrics::Counters;
-use crate::ports::{BackendError, Filter, HandlerStats, Listed, Place, Producer, Stats, Viewer};
+use crate::ports::{BackendError, Filter, HandlerStats, Listed, NotRetried, Place, Producer, Stats, Viewer};
 use crate::problem::{Code, JobError, json_text};
 
 /// What the routes look at.
@@ -28,8 +25,6 @@ pub struct Pages {
     pub profile: String,
     /// Where the service listens, for the index page.
     pub address: String,
-    /// Requests bring tokens: the index page shows nothing before it has one.
-    pub is_locked: bool,
 }
 
 impl Pages {
@@ -68,9 +63,17 @@ impl Pages {
                 Ok(Answer::json(200, format!(r#"{{"jobs":[{}],"next":{next}}}"#, records.join(","))))
             }
             Inner::Retry(id) => {
-                let detail = "only a dead, failed, timed-out or cancelled job can be retried";
                 let retried = producer.retry(viewer, *id)?.ok_or_else(unknown_job)?;
-                let record = retried.map_err(|_| JobError::new(Code::NotRetryable, detail))?;
+                let record = retried.map_err(|why| match why {
+                    NotRetried::Is(_) => {
+                        let detail = "only a dead, failed, timed-out or cancelled job can be retried";
+                        JobError::new(Code::NotRetryable, detail)
+                    }
+                    NotRetried::QueueFull => JobError::new(
+                        Code::QueueFull,
+                        "there is no room for it in the queue: it stays as it is",
+                    ),
+                })?;
                 let answer = Answer::json(202, record_json(&record));
                 Ok(answer.with("location", format_args!("/v1/jobs/{id}")))
             }
@@ -91,7 +94,6 @@ impl Pages {
                 let body = figures::metrics_text(&self.counters, &producer.stats()?, &self.groups);
                 Ok(Answer::new(200, "text/plain; version=0.0.4", body.into_bytes()))
             }
-            Inner::Index if self.is_locked => Ok(locked()),
             Inner::Index => Ok(self.index()),
         }
     }
@@ -132,25 +134,6 @@ impl Pages {
             .with("x-content-type-options", "nosniff")
             .with("content-security-policy", "default-src 'none'; style-src 'unsafe-inline'")
     }
-}
-
-/// The index page for who has still to bring a token: the same for everybody. Its own script and style run, and no others.
-fn locked() -> Answer {
-    const PAGE: &str = include_str!("locked.html");
-    let digest = |from: &str, to: &str| {
-        let part =
-            PAGE.split_once(from).and_then(|(_, rest)| rest.split_once(to)).map_or("", |(part, _)| part);
-        base64(&Sha256::digest(part))
-    };
-    let (script, style) = (digest("<script>", "</script>"), digest("<style>", "</style>"));
-    let policy = format!(
-        "default-src 'none'; script-src 'sha256-{script}'; style-src 'sha256-{style}'; connect-src 'self'; \
-         form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
-    );
-    Answer::new(200, "text/html; charset=utf-8", PAGE.as_bytes())
-        .with("x-content-type-options", "nosniff")
-        .with("referrer-policy", "no-referrer")
-        .with("content-security-policy", policy)
 }
 
 /// Which records a query asks for.

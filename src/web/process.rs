@@ -83,7 +83,6 @@ impl WebProcess {
             groups: deployment.groups().iter().map(ToString::to_string).collect(),
             profile: crate::config::profile(config),
             address: address.clone(),
-            is_locked: config.web.auth.mode == "bearer",
         };
         let socket = socket_dir.join(format!("web-{}.sock", std::process::id()));
         let calls = Calls::new(pages, &socket, backend.calls_may_wait, reactor.bell())?;

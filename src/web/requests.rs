@@ -1,5 +1,7 @@
 //! From bytes to requests: heads, bodies, what is refused on the way, and who handles what is whole.
 
+use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -12,7 +14,8 @@ use super::questions::{PageRequest, Question};
 use super::respond::Answer;
 use super::routes::{self, Inner, Route, check_browser};
 use super::submission;
-use crate::limits::{BODY_BYTES, INNER_TIMEOUT};
+use crate::clock::Timestamp;
+use crate::limits::{BODY_BYTES, INNER_TIMEOUT, UNASKED_BODY_BYTES};
 use crate::problem::Code;
 
 impl Gate {
@@ -37,10 +40,10 @@ impl Gate {
     fn end_at_end(&mut self, number: usize) {
         let Some(conn) = self.clients.conns.get_mut(&number).filter(|conn| conn.at_end) else { return };
         match &conn.phase {
-            Phase::Head if conn.unsent().len() < OUTPUT_BYTES => conn.phase = Phase::Closing,
-            // Its rest will never come.
+            // The rest of a body will never come.
+            Phase::Head if conn.unsent().len() < OUTPUT_BYTES => drop(conn.close()),
             Phase::Body(_) => {
-                if let Phase::Body(incoming) = std::mem::replace(&mut conn.phase, Phase::Closing) {
+                if let Phase::Body(incoming) = conn.close() {
                     self.drop_body(&incoming);
                 }
             }
@@ -102,7 +105,11 @@ impl Gate {
         let (route, label) = routes::route(head.method(), head.target())?;
         let caller = self.guard.judge(head, &route, peer, self.clients.now)?;
         let is_batch = matches!(route, Route::Batch(_));
-        let max = if is_batch { web.max_batch_bytes } else { web.max_body_bytes };
+        let max = match route {
+            Route::Batch(_) => web.max_batch_bytes,
+            Route::Submit(_) => web.max_body_bytes,
+            _ => UNASKED_BODY_BYTES.min(web.max_body_bytes),
+        };
         if let Route::Submit(name) | Route::Batch(name) = &route {
             if !self.settings.handlers.contains_key(name) {
                 return Err(refused(Code::UnknownHandler, "there is no handler of this name"));
@@ -170,17 +177,22 @@ impl Gate {
         true
     }
 
-    /// Over the budget of all bodies, the oldest incomplete one gives way.
+    /// Over the budget of all bodies, one of whoever has most of it gives way: the oldest incomplete one.
     fn make_body_room(&mut self, number: usize) {
         if self.body_bytes <= BODY_BYTES {
             return;
         }
-        let others = self.clients.conns.iter().filter(|(other, _)| **other != number);
-        let oldest = others.filter_map(|(other, conn)| match &conn.phase {
-            Phase::Body(incoming) => Some((incoming.since, *other)),
-            _ => None,
-        });
-        if let Some((_, oldest)) = oldest.min() {
+        let mut held: HashMap<Arc<str>, (usize, Option<(Timestamp, usize)>)> = HashMap::new();
+        for (other, conn) in &self.clients.conns {
+            let Phase::Body(incoming) = &conn.phase else { continue };
+            let (bytes, oldest) = held.entry(conn.current.caller.owner()).or_default();
+            *bytes += incoming.counted;
+            if *other != number {
+                *oldest = Some(oldest.unwrap_or((incoming.since, *other)).min((incoming.since, *other)));
+            }
+        }
+        let most = held.into_values().filter_map(|(bytes, oldest)| Some((bytes, oldest?)));
+        if let Some((_, (_, oldest))) = most.max_by_key(|(bytes, (since, _))| (*bytes, Reverse(*since))) {
             let refused = refused(Code::Overloaded, "too many bodies are being received");
             self.refuse_and_close(oldest, refused);
         }
@@ -197,6 +209,9 @@ impl Gate {
             Route::Submit(name) => self.submit(number, head, &name, body),
             Route::Batch(name) => self.begin_batch(number, head, &name, body),
             Route::Wait(id) => self.wait_for_record(number, head, id),
+            Route::Inner(Inner::Index) if self.locked.is_some() => {
+                self.locked.iter().for_each(|page| self.clients.answer(number, page));
+            }
             Route::Inner(route) => {
                 let method = match head.method() {
                     "DELETE" => "DELETE",

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::clock::Timestamp;
 use crate::codec::base64;
@@ -47,6 +48,25 @@ impl Answer {
     /// A problem in a few words.
     pub fn refusal(code: Code, detail: &str, trace: &Trace) -> Answer {
         Answer::problem(&JobError::new(code, detail), trace)
+    }
+
+    /// The index page for who has still to bring a token: the same for everybody. Its own script and style run, and no others.
+    pub fn locked() -> Answer {
+        const PAGE: &str = include_str!("locked.html");
+        let digest = |from: &str, to: &str| {
+            let part =
+                PAGE.split_once(from).and_then(|(_, rest)| rest.split_once(to)).map_or("", |(part, _)| part);
+            base64(&Sha256::digest(part))
+        };
+        let (script, style) = (digest("<script>", "</script>"), digest("<style>", "</style>"));
+        let policy = format!(
+            "default-src 'none'; script-src 'sha256-{script}'; style-src 'sha256-{style}'; connect-src 'self'; \
+             form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+        );
+        Answer::new(200, "text/html; charset=utf-8", PAGE.as_bytes())
+            .with("x-content-type-options", "nosniff")
+            .with("referrer-policy", "no-referrer")
+            .with("content-security-policy", policy)
     }
 
     /// How a job ended, for the caller who waited for it.

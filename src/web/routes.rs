@@ -50,6 +50,13 @@ pub enum Inner {
     Index,
 }
 
+impl Route {
+    /// It does something with its body.
+    pub fn takes_body(&self) -> bool {
+        matches!(self, Route::Submit(_) | Route::Batch(_))
+    }
+}
+
 impl Inner {
     /// The job that it is about.
     pub fn job(&self) -> Option<JobId> {

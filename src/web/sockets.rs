@@ -120,14 +120,14 @@ impl ClientSockets {
             };
             let ip = peer.ip();
             let of_this_ip = || self.clients.values().filter(|client| client.ip == ip).count();
+            let is_counted = !ip.is_loopback() && !self.proxies.contains(&ip);
+            if is_counted && of_this_ip() >= self.limits.connections_per_ip {
+                continue; // Dropped: closed without a word.
+            }
             if self.clients.len() >= self.limits.connections {
                 // The next round makes room, or it waits.
                 self.next = Some((stream, peer));
                 continue;
-            }
-            let is_counted = !ip.is_loopback() && !self.proxies.contains(&ip);
-            if is_counted && of_this_ip() >= self.limits.connections_per_ip {
-                continue; // Dropped: closed without a word.
             }
             let _ = stream.set_nodelay(true);
             *next_token += 1;
@@ -207,7 +207,7 @@ impl ClientSockets {
         }
     }
 
-    /// For a client that waits at the limit, one goes that has no request. True unless it goes on waiting.
+    /// For a client that waits at the limit, another one goes. True unless it goes on waiting.
     fn make_room(&mut self, gate: &mut Gate) -> bool {
         if self.next.is_some() && self.clients.len() >= self.limits.connections {
             let idle = gate.most_idle();

@@ -38,12 +38,16 @@ impl Gate {
         if !self.waiters.admits(&conn.current.caller, most, now) {
             return self.clients.refuse(number, TOO_MANY_WAITERS);
         }
-        let running = self.clients.conns.values().map(|conn| match &conn.phase {
-            Phase::Streaming(batch) => batch.body.len(),
-            _ => 0,
-        });
-        let held: usize = running.sum();
-        if held > 0 && held + body.len() > BODY_BYTES {
+        let (mut held, mut own) = (0, 0);
+        for conn in self.clients.conns.values() {
+            if let Phase::Streaming(batch) = &conn.phase {
+                held += batch.body.len();
+                own += if batch.owner == owner && !owner.is_empty() { batch.body.len() } else { 0 };
+            }
+        }
+        // A name has a quarter.
+        let is_over = |held: usize, most: usize| held > 0 && held + body.len() > most;
+        if is_over(held, BODY_BYTES) || is_over(own, BODY_BYTES / 4) {
             let refused = refused(Code::Overloaded, "too many batches are running");
             return self.clients.refuse(number, refused);
         }

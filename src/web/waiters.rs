@@ -23,7 +23,9 @@ pub const TOO_MANY_WAITERS: Refused =
 pub struct Waiters {
     pub by_job: IdMap<JobId, Vec<usize>>,
     /// Callers who have closed their side, and are told the end of their job if they are there still. They are not counted.
-    pub half_closed: IdMap<JobId, Vec<usize>>,
+    pub half_closed: IdMap<JobId, Vec<(usize, Arc<str>)>>,
+    /// How many of these there are, by the names of their tokens.
+    pub half_closed_by: HashMap<Arc<str>, usize>,
     /// Callers of single jobs.
     pub count: usize,
     /// The same and batches, by the name of their tokens.
@@ -110,17 +112,36 @@ impl Waiters {
         own < quarter || self.count < most - quarter && !others_want()
     }
 
-    /// The caller has closed its side: it is counted no longer.
-    pub fn half_close(&mut self, number: usize, job: JobId) {
-        self.half_closed.entry(job).or_default().push(number);
+    /// The caller has closed its side: it is counted no longer. False: there are as many of these as there may be waiters of its
+    /// name, so it is told nothing any more.
+    pub fn half_close(&mut self, number: usize, job: JobId, caller: &Caller, most: usize) -> bool {
+        let owner = caller.owner();
+        let share = if owner.is_empty() { most } else { (most / 4).max(1) };
+        let all: usize = self.half_closed_by.values().sum();
+        let own = self.half_closed_by.entry(owner.clone()).or_default();
+        if all >= most || *own >= caller.max_inflight().unwrap_or(share) {
+            return false;
+        }
+        *own += 1;
+        self.half_closed.entry(job).or_default().push((number, owner));
+        true
     }
 
     /// One of these is answered, or gone.
     pub fn forget_half_closed(&mut self, number: usize, job: JobId) {
-        if let Some(callers) = self.half_closed.get_mut(&job) {
-            callers.retain(|other| *other != number);
-            if callers.is_empty() {
-                self.half_closed.remove(&job);
+        let callers = self.half_closed.remove(&job).unwrap_or_default();
+        let (gone, left): (Vec<_>, Vec<_>) = callers.into_iter().partition(|(other, _)| *other == number);
+        if !left.is_empty() {
+            self.half_closed.insert(job, left);
+        }
+        gone.iter().for_each(|(_, owner)| self.uncount_half_closed(owner));
+    }
+
+    fn uncount_half_closed(&mut self, owner: &Arc<str>) {
+        if let Some(count) = self.half_closed_by.get_mut(owner) {
+            *count -= 1;
+            if *count == 0 {
+                self.half_closed_by.remove(owner);
             }
         }
     }
@@ -128,14 +149,16 @@ impl Waiters {
     /// Takes out those who wait for a job that has ended.
     pub fn take(&mut self, job: JobId) -> Vec<usize> {
         let callers = self.by_job.remove(&job);
-        let half_closed = self.half_closed.remove(&job);
+        let half_closed = self.half_closed.remove(&job).unwrap_or_default();
+        half_closed.iter().for_each(|(_, owner)| self.uncount_half_closed(owner));
         if callers.is_none()
             && let Some((trace, handler)) = self.left.remove(&job)
         {
             self.counters.reply_late.fetch_add(1, Ordering::Relaxed);
             said("reply.late_dropped", job, &trace, &handler, "waiter_gone");
         }
-        callers.into_iter().chain(half_closed).flatten().collect()
+        let half_closed = half_closed.into_iter().map(|(number, _)| number);
+        callers.into_iter().flatten().chain(half_closed).collect()
     }
 
     #[cfg(test)]
@@ -173,6 +196,13 @@ pub enum Kind {
     ResultOrAccepted { seconds: u64, respond_async: bool },
     /// The record, as it is at the end or at the deadline.
     Record,
+}
+
+impl Kind {
+    /// A caller of the job, who may take it along by hanging up; who asks for its record only looks on.
+    pub fn takes_along(self) -> bool {
+        self != Kind::Record
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

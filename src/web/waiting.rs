@@ -341,14 +341,19 @@ impl Gate {
         let cancelling = self.waiters.cancelling.clone();
         match &mut conn.phase {
             Phase::Waiting(waiting) if waiting.is_counted && waiting.stage == Stage::Accepted => {
-                if cancelling.contains(&waiting.handler) {
+                let takes_along = waiting.kind.takes_along();
+                if takes_along && cancelling.contains(&waiting.handler) {
+                    return self.hung_up(number);
+                }
+                let job = waiting.job;
+                if !self.waiters.half_close(number, job, &conn.current.caller, self.settings.web.max_inflight)
+                {
                     return self.hung_up(number);
                 }
                 waiting.is_counted = false;
-                let (job, owner) = (waiting.job, waiting.owner.clone());
+                let owner = waiting.owner.clone();
                 let late = (conn.current.trace, waiting.handler.clone());
-                self.leave(number, job, &owner, Some(late));
-                self.waiters.half_close(number, job);
+                self.leave(number, job, &owner, Some(late), takes_along);
             }
             Phase::Streaming(batch) if cancelling.contains(batch.pump.handler()) => self.hung_up(number),
             Phase::Head
@@ -367,15 +372,16 @@ impl Gate {
         }
         // Of a job that was asked for nothing is known: it may be refused, or be another one. The answer tells.
         let late = (waiting.stage != Stage::Asked).then(|| (trace, waiting.handler.clone()));
-        self.leave(number, waiting.job, &waiting.owner, late);
+        self.leave(number, waiting.job, &waiting.owner, late, waiting.kind.takes_along());
     }
 
-    /// A caller waits no longer; `late`: its job was accepted, and its reply will be late.
-    fn leave(&mut self, number: usize, job: JobId, owner: &Arc<str>, late: Option<Late>) {
+    /// A caller waits no longer; `late`: its job was accepted, and its reply will be late. `takes_along`: it is a caller of the job,
+    /// not one who only looks on.
+    fn leave(&mut self, number: usize, job: JobId, owner: &Arc<str>, late: Option<Late>, takes_along: bool) {
         self.waiters.counters.reply_cancelled.fetch_add(1, Ordering::Relaxed);
         self.waiters.count(owner, -1);
         let is_accepted = late.is_some();
-        if self.waiters.withdraw(number, job, late) && is_accepted {
+        if self.waiters.withdraw(number, job, late) && is_accepted && takes_along {
             self.abandon(job);
         }
     }

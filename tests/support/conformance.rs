@@ -19,8 +19,8 @@ use cofferdam::job::{
     Change, Effects, Entries, FollowUp, JobId, JobRecord, JobStatus, Outcome, Payload, Trace, Version,
 };
 use cofferdam::ports::{
-    Commit, Consumer, KeyValue, Lease, LeaseId, NewJob, OfLease, Producer, Replies, Requests, Rules, StateAt,
-    Submitted, Viewer,
+    Commit, Consumer, KeyValue, Lease, LeaseId, NewJob, OfLease, Producer, Replies, Requests, Retried, Rules,
+    StateAt, Submitted, Viewer,
 };
 use cofferdam::problem::{Code, JobError};
 use cofferdam::{HandlerOptions, OnDead};
@@ -252,7 +252,7 @@ impl Bench {
         record.expect("the job has a record")
     }
 
-    pub fn retry(&self, id: JobId) -> Result<JobRecord, JobStatus> {
+    pub fn retry(&self, id: JobId) -> Retried {
         let answer = self.backend.producer().retry(&Viewer::anonymous(), id).expect("the backend is there");
         self.backend.settle();
         answer.expect("the job has a record")
@@ -653,6 +653,7 @@ macro_rules! conformance {
             an_unknown_handler_is_refused
             a_full_queue_refuses_but_not_follow_ups_and_redeliveries
             an_owner_leaves_others_their_share_of_the_queue
+            a_small_queue_has_a_place_for_each_owner
             follow_ups_find_room_up_to_twice_the_capacity_and_the_first_always
             follow_ups_take_no_callers_place_and_give_their_own_back
             a_result_that_must_be_one_line_is_one

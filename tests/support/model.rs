@@ -10,7 +10,7 @@ use super::jobs::plain;
 use cofferdam::clock::Timestamp;
 use cofferdam::job::{Change, Entries, FollowUp, InstanceId, JobId, JobStatus, Outcome, Payload, Version};
 use cofferdam::memory::broker::ConsumerId;
-use cofferdam::ports::{Commit, Idempotency, Lease, LeaseId, NewJob, Refusal, StateAt};
+use cofferdam::ports::{Commit, Idempotency, Lease, LeaseId, NewJob, NotRetried, Refusal, StateAt};
 
 /// How a handler of the model behaves.
 #[derive(Clone, Copy, Debug)]
@@ -577,12 +577,21 @@ impl Model {
         Some(JobStatus::Cancelled)
     }
 
-    pub fn retry(&mut self, id: JobId) -> Option<Result<(), JobStatus>> {
+    pub fn retry(&mut self, id: JobId) -> Option<Result<(), NotRetried>> {
         let now = self.now;
         let job = self.job(id)?.clone();
         match job.status {
-            JobStatus::Queued | JobStatus::Running | JobStatus::Succeeded => return Some(Err(job.status)),
+            JobStatus::Queued | JobStatus::Running | JobStatus::Succeeded => {
+                return Some(Err(NotRetried::Is(job.status)));
+            }
             JobStatus::Dead | JobStatus::Failed | JobStatus::TimedOut | JobStatus::Cancelled => {}
+        }
+        let is_full = match self.known_follow_ups.contains(&id) {
+            true => self.live_follow_ups() >= self.capacity,
+            false => self.queued() >= self.capacity + self.live_follow_ups(),
+        };
+        if is_full {
+            return Some(Err(NotRetried::QueueFull));
         }
         let due = (now, now);
         let new = Job { status: JobStatus::Queued, deliveries: 0, told: 0, due, ended_at: None, ..job };

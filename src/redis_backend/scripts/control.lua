@@ -1,7 +1,7 @@
 -- Commands about jobs and handlers, looks at them, and named maps (ports::KeyValue).
 --
 -- "cancel"  {id, r: index of the signed outcome}: its record
--- "retry"   {id, call: this call's name}: the status of a job that cannot be retried or nil, its record
+-- "retry"   {id, call: this call's name}: the status of a job that cannot be retried, "full" if there is no room, or nil; its record
 -- "records" {ids, in: an instance that hears of their ends, or absent}: their records
 -- "pause"   {h, on}: whether there is such a handler
 -- "payload" {id}: its envelope, and its payload unless that is not kept any more
@@ -122,6 +122,8 @@ callable('retry', function()
   local s, by = unpack(call('HMGET', job_key(A.id), 's', 'rc'))
   if by ~= A.call then
     if not ENDED[s] or s == 'succeeded' then return {s, false} end
+    local ow, bytes, fu = unpack(call('HMGET', job_key(A.id), 'ow', 'pb', 'fu'))
+    if is_full_for(ow, num(bytes), fu) then return {'full', false} end
     retry(A.id)
   end
   return done({false, record(A.id)})

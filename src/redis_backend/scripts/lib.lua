@@ -192,7 +192,7 @@ end
 local configs, configs_known = {}, 0
 local function configure(text)
   local config = cjson.decode(text)
-  config.figures = {'fence', 'queued', 'bytes', 'follow_ups', 'their_bytes', 'paused', 'swept', 'ticked', 'suspects',
+  config.figures = {'fence', 'queued', 'live', 'bytes', 'follow_ups', 'their_bytes', 'paused', 'swept', 'ticked', 'suspects',
     'waits', 'dying'}
   for h, handler in pairs(config.H) do
     if handler.fu then
@@ -355,9 +355,25 @@ local function count_live(ow, bytes, fu, by)
   if given(fu) then
     count('follow_ups', by)
     count('their_bytes', by * bytes)
-  elseif given(ow) then
+    return
+  end
+  count('live', by)
+  if given(ow) then
     for name, more in pairs({[ow] = 1, [ow .. ':bytes'] = bytes}) do owners[name] = (owners[name] or 0) + by * more end
   end
+end
+
+-- There is no room for one more job with so many bytes of payload, or none in its owner's share: see ports::Share. "fu" as above.
+local function is_full_for(ow, more, fu)
+  if given(fu) then return figure('follow_ups') >= R.cap or figure('their_bytes') + more > R.bytes end
+  local queued, bytes = figure('queued') - figure('follow_ups'), figure('bytes') - figure('their_bytes')
+  if queued >= R.cap or bytes + more > R.bytes then return true end
+  if not given(ow) then return false end
+  local function has(name) return num(call('HGET', P .. 'owners', name)) + (owners[name] or 0) end
+  local own, jobs, quarter = has(ow), math.floor(R.cap / 4), math.floor(R.bytes / 4)
+  local others_have = figure('live') > own
+  return own + 1 > math.max(jobs, 1) and (others_have or queued + 1 > R.cap - jobs)
+    or has(ow .. ':bytes') + more > quarter and (others_have or bytes + more > R.bytes - quarter)
 end
 
 -- Enters a queued job at the tail of its lane; it waits since "since", a text.

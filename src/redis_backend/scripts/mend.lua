@@ -128,7 +128,7 @@ do
     end
     call('HDEL', P .. 'node:' .. A.node, 'call', 'claims')
     flush()
-    for _, field in ipairs({'queued', 'bytes', 'follow_ups', 'their_bytes', 'suspects', 'dying'}) do from_zero(field) end
+    for _, field in ipairs({'queued', 'live', 'bytes', 'follow_ups', 'their_bytes', 'suspects', 'dying'}) do from_zero(field) end
     call('DEL', P .. 'owners')
     for h in pairs(H) do
       for _, field in ipairs({'queued', 'running', 'parked'}) do from_zero(of(h)[field]) end

@@ -173,12 +173,6 @@ local function own(named)
   return lease and lease.consumer == consumer(named.i) and lease
 end
 
--- The owner keeps others from the queue: see ports::Share. "name" is that of what it has in "owners".
-local function is_over(name, more, all, most)
-  local own, quarter = num(call('HGET', P .. 'owners', name)) + (owners[name] or 0), math.floor(most / 4)
-  return own + more > quarter and (all > own or all + more > most - quarter)
-end
-
 local function submit(job)
   if not H[job.h] then return 'unknown' end
   if accepted[job.id] or call('EXISTS', job_key(job.id)) == 1 then return 'new' end
@@ -193,9 +187,7 @@ local function submit(job)
       return other
     end
   end
-  local queued, bytes = figure('queued') - figure('follow_ups'), figure('bytes') - figure('their_bytes')
-  if is_full[job.ow] or queued >= R.cap or bytes + job.pb > R.bytes
-    or job.ow ~= '' and (is_over(job.ow, 1, queued, R.cap) or is_over(job.ow .. ':bytes', job.pb, bytes, R.bytes)) then
+  if is_full[job.ow] or is_full_for(job.ow, job.pb) then
     is_full[job.ow] = true
     return 'full'
   end

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cofferdam::bell::Bell;
 use cofferdam::job::{InstanceId, JobId, JobStatus, Outcome, Payload};
-use cofferdam::ports::{Inbox, NewJob, OfLease, StateAt};
+use cofferdam::ports::{Inbox, NewJob, NotRetried, OfLease, StateAt};
 use cofferdam::problem::{Code, JobError};
 
 use super::{
@@ -194,12 +194,12 @@ pub fn a_retry_is_a_new_life_at_the_lanes_tail(make: Make) {
 pub fn only_ended_jobs_without_a_result_are_retried(make: Make) {
     let bench = Bench::new(make);
     let job = bench.submit_to("free");
-    assert_eq!(bench.retry(job), Err(JobStatus::Queued));
+    assert_eq!(bench.retry(job), Err(NotRetried::Is(JobStatus::Queued)));
     let mut executor = bench.executor();
     let lease = executor.lease();
-    assert_eq!(bench.retry(job), Err(JobStatus::Running));
+    assert_eq!(bench.retry(job), Err(NotRetried::Is(JobStatus::Running)));
     executor.finish(&lease);
-    assert_eq!(bench.retry(job), Err(JobStatus::Succeeded));
+    assert_eq!(bench.retry(job), Err(NotRetried::Is(JobStatus::Succeeded)));
     let viewer = cofferdam::ports::Viewer::anonymous();
     assert_eq!(bench.backend.producer().retry(&viewer, JobId([9; 16])), Ok(None));
     executor.claims_nothing();

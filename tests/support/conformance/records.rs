@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cofferdam::job::{Effects, InstanceId, JobId, JobStatus, Outcome, Payload, WaitingFor};
-use cofferdam::ports::{Filter, Idempotency, NewJob, Refusal, Submitted, Viewer};
+use cofferdam::ports::{Filter, Idempotency, NewJob, NotRetried, Refusal, Submitted, Viewer};
 
 use super::{
     Bench, CommitResult, Make, crashed, entries, failed, follow_up, ids, retry, set, state, succeeded,
@@ -194,6 +194,40 @@ pub fn an_owner_leaves_others_their_share_of_the_queue(make: Make) {
     assert_eq!(fill(""), 16);
     bench.executor().finish_everything();
     assert_eq!(fill("ann"), 12, "nothing is left of what has ended");
+    // A new life needs room as a new job does, and takes it.
+    let dead: Vec<JobId> = bench
+        .backend
+        .producer()
+        .list(
+            &Viewer { name: Arc::from("ann"), admin: false },
+            &Filter { status: Some(JobStatus::Queued), limit: 12, ..Filter::default() },
+        )
+        .unwrap()
+        .records
+        .iter()
+        .map(|record| record.spec.id)
+        .collect();
+    dead.iter().for_each(|job| drop(bench.cancel(*job)));
+    bench.submit(of("bob"));
+    let retried: Vec<bool> = dead.iter().map(|job| bench.retry(*job).is_ok()).collect();
+    assert_eq!(retried.iter().filter(|retried| **retried).count(), 4);
+    assert_eq!(bench.retry(dead[11]), Err(NotRetried::QueueFull));
+    assert_eq!(bench.status(dead[11]), JobStatus::Cancelled);
+    // What runs counts as what waits does.
+    let mut executor = bench.executor();
+    let _leases = executor.leases(5);
+    assert_eq!(bench.try_submit(of("ann")), full);
+}
+
+pub fn a_small_queue_has_a_place_for_each_owner(make: Make) {
+    let bench = Bench::with(make, |settings| settings.capacity = 3);
+    let of = |owner: &str| NewJob { owner: Arc::from(owner), ..bench.job("free") };
+    bench.submit(NewJob { delay: 1000 * SECOND, ..of("ann") });
+    bench.submit(of("bob"));
+    assert_eq!(bench.try_submit(of("ann")), Submitted::Refused(Refusal::QueueFull));
+    bench.submit(of("cy"));
+    assert_eq!(bench.executor().finish_everything().len(), 2);
+    bench.cancel(bench.submit(of("cy")));
 }
 
 pub fn a_result_that_must_be_one_line_is_one(make: Make) {

@@ -12,7 +12,8 @@ use cofferdam::job::{Finished, InstanceId, JobId, JobRecord, JobStatus, Payload}
 use cofferdam::limits::{DELAY_MAX, IDEMPOTENCY_KEY_BYTES, MEDIA_TYPE_BYTES, ORDERING_KEY_BYTES};
 use cofferdam::observe::metrics::Counters;
 use cofferdam::ports::{
-    BackendError, Ends, Filter, JobEnded, Listed, NewJob, Producer, Refusal, Stats, Submitted, Viewer,
+    BackendError, Ends, Filter, JobEnded, Listed, NewJob, Producer, Refusal, Retried, Stats, Submitted,
+    Viewer,
 };
 use cofferdam::web::calls::answer;
 use cofferdam::web::gate::{Gate, Settings};
@@ -195,7 +196,7 @@ impl Producer for Book {
         Ok(None)
     }
 
-    fn retry(&self, _: &Viewer, _: JobId) -> Result<Option<Result<JobRecord, JobStatus>>, BackendError> {
+    fn retry(&self, _: &Viewer, _: JobId) -> Result<Option<Retried>, BackendError> {
         Ok(None)
     }
 
