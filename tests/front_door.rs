@@ -135,7 +135,7 @@ fn answers_that_nobody_reads_have_a_budget() {
     allow_descriptors();
     let service = Service::start(&[r#"web.limits={"connections":2000}"#]);
     let web = service.child("web");
-    let asks = large_result(&service).repeat(4);
+    let asks = large_result(&service).repeat(16);
     let (before, descriptors) = (resident_bytes(web), holdings(web).0);
     let deaf: Vec<Client> = (0..500)
         .map(|_| {
@@ -199,6 +199,96 @@ fn chunk_framing_takes_nobody_elses_room() {
     }
     for honest in liars.iter_mut().skip(1).step_by(2) {
         assert_eq!(honest.read().status, 200, "small chunks are none of our concern");
+    }
+}
+
+/// What came behind the last request is dropped with it, and a request that asks for no body has hardly any.
+#[test]
+fn bodies_that_nobody_asked_for_or_that_were_refused_take_no_memory() {
+    allow_descriptors();
+    let service = Service::start(&[]);
+    let web = service.child("web");
+    let before = resident_bytes(web);
+    let body = "x".repeat(MIB - 1);
+    let ask = |target: &str| format!("{target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {MIB}\r\n\r\n");
+    let (no_body, job) = (ask("GET /healthz"), ask("POST /v1/jobs/echo"));
+    let mut most = 0;
+    let clients: Vec<Client> = (0..300)
+        .map(|number| {
+            let mut client = service.connect();
+            client.stream.set_write_timeout(Some(Duration::from_millis(200))).expect("a socket");
+            client.send(if number % 2 == 0 { &no_body } else { &job });
+            client.send(&body);
+            most = most.max(resident_bytes(web));
+            client
+        })
+        .collect();
+    let grown = most.saturating_sub(before);
+    assert!(grown < 64 * MIB + 48 * MIB, "{} MiB more for 300 bodies that never end", grown / MIB);
+    drop(clients);
+    let mut client = service.connect();
+    client.send(no_body);
+    assert_eq!(client.read().status, 413);
+}
+
+/// Whoever cannot be served any more, and whoever does not say what it wants, makes room.
+#[test]
+fn at_the_limit_those_go_first_who_linger_or_dawdle() {
+    let service = Service::start(&[r#"web.limits={"connections":20}"#]);
+    for beginning in
+        ["BAD\r\n\r\n", "G", "GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nx"]
+    {
+        let crowd: Vec<Client> = (0..30)
+            .map(|_| {
+                let mut client = service.connect();
+                client.send(beginning);
+                client
+            })
+            .collect();
+        for _ in 0..10 {
+            let begun = Instant::now();
+            assert_eq!(service.post("/v1/jobs/echo", "x").status, 200);
+            assert!(begun.elapsed() < Duration::from_millis(700), "{beginning:?}: {:?}", begun.elapsed());
+        }
+        drop(crowd);
+    }
+}
+
+/// Half-closed callers are no waiters, and still no more than those may be.
+#[test]
+fn callers_that_half_close_are_bounded_too() {
+    let service = Service::start(&["web.max_inflight=16"]);
+    let mut callers: Vec<Client> = (0..60)
+        .map(|_| {
+            let mut client = service.connect();
+            client.send(request("POST", "/v1/jobs/echo?delay_ms=1500", &[], "x"));
+            client.stream.shutdown(Shutdown::Write).expect("a socket");
+            waiters(&service, 0.0);
+            client
+        })
+        .collect();
+    let answers = callers.iter_mut().filter_map(|client| client.try_read(PATIENCE).ok());
+    let answered = answers.inspect(|answer| assert_eq!(answer.status, 200)).count();
+    assert_eq!(answered, 16, "as many as may wait");
+}
+
+/// Who asks for a record looks on: the job is not its own to take along.
+#[test]
+fn a_caller_who_only_looks_takes_no_job_along() {
+    let service = Service::start(&["handlers.sleep.cancel_on_disconnect=true"]);
+    for half in [false, true] {
+        let id = service.submit("/v1/jobs/sleep", &[], r#"{"ms":700}"#);
+        let mut looker = service.connect();
+        looker.send(format!("GET /v1/jobs/{id}?wait=20 HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+        waiters(&service, 1.0);
+        if half {
+            looker.stream.shutdown(Shutdown::Write).expect("a socket");
+            assert_eq!(looker.read().json()["status"], "succeeded");
+        } else {
+            drop(looker);
+            waiters(&service, 0.0);
+        }
+        assert_eq!(service.record_when(&id, "succeeded")["deliveries"], 1);
     }
 }
 

@@ -448,6 +448,68 @@ fn one_token_leaves_others_waiters_and_queue() {
 }
 
 #[test]
+fn one_token_leaves_others_pages_and_batches() {
+    let [ann, bob] = ["ann", "bob"].map(|name| Token::new(name, "submit,read"));
+    let file = TokenFile::new(&[&ann.line, &bob.line]);
+    let service = start(&file, &[]);
+    // Pages: strangers ask for the one that needs no token, a holder for lists.
+    let page = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(20);
+    let list = format!("GET /v1/jobs HTTP/1.1\r\nHost: localhost\r\n{}\r\n\r\n", ann.header()).repeat(20);
+    let crowd: Vec<Client> = (0..600)
+        .map(|number| {
+            let mut client = service.connect();
+            client.send(if number % 2 == 0 { &page } else { &list });
+            client
+        })
+        .collect();
+    for _ in 0..20 {
+        assert_eq!(bob.get(&service, "/v1/jobs?limit=1").status, 200);
+    }
+    drop(crowd);
+    // Batches whose answers nobody reads.
+    let batch = format!("{}\n", "a".repeat(500_000)).repeat(28);
+    let deaf: Vec<Client> = (0..6)
+        .map(|_| {
+            let mut client = service.connect();
+            client.send(request("POST", "/v1/batch/echo", &[&ann.header()], &batch));
+            client
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(300));
+    let answer = bob.ask(&service, "POST", "/v1/batch/echo", &[], &batch);
+    assert_eq!((answer.status, answer.body.len()), (200, batch.len()));
+    drop(deaf);
+}
+
+/// A new life takes a place as a new job does.
+#[test]
+fn retries_go_round_nobodys_share() {
+    let [ann, bob] = ["ann", "bob"].map(|name| Token::new(name, "submit,read"));
+    let admin = Token::new("root", "admin");
+    let file = TokenFile::new(&[&ann.line, &bob.line, &admin.line]);
+    let service = start(&file, &["runtime.platform.queue.capacity=20"]);
+    // What is retried stays in the queue.
+    assert_eq!(admin.ask(&service, "POST", "/v1/handlers/echo/pause", &[], "").status, 200);
+    let cancelled: Vec<String> = (0..30)
+        .map(|_| {
+            let id = ann.submit(&service, "/v1/jobs/echo?delay_ms=600000", &[], "x");
+            assert_eq!(ann.ask(&service, "DELETE", &format!("/v1/jobs/{id}"), &[], "").status, 200);
+            id
+        })
+        .collect();
+    bob.submit(&service, "/v1/jobs/sleep", &[], r#"{"ms":60000}"#);
+    let retry = |id: &String| ann.ask(&service, "POST", &format!("/v1/jobs/{id}/retry"), &[], "");
+    let sleeper = ann.submit(&service, "/v1/jobs/sleep", &[], r#"{"ms":60000}"#);
+    let statuses: Vec<u16> = cancelled.iter().map(|id| retry(id).status).collect();
+    assert!(statuses.iter().all(|status| [202, 503].contains(status)), "{statuses:?}");
+    let accepted = statuses.iter().filter(|status| **status == 202).count();
+    assert_eq!(accepted, 4, "with the one that runs a quarter of 20");
+    assert_refused(&retry(&cancelled[29]), 503, "queue_full");
+    bob.submit(&service, "/v1/jobs/echo", &[], "x");
+    assert_refused(&retry(&sleeper), 409, "not_retryable");
+}
+
+#[test]
 fn figures_need_a_token_unless_they_are_open_and_health_asks_with_one() {
     let [read, submit] = ["read", "submit"].map(|scope| Token::new("ann", scope));
     let file = TokenFile::new(&[&read.line, &submit.line]);

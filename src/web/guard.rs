@@ -434,7 +434,18 @@ mod tests {
         let said = guard.replace(parse(&(line("a", "read") + &line("b", "read"))).unwrap());
         assert_eq!(said, "2 known; added: b; removed: none; changed: a");
         assert_eq!(code(&mut guard, 502_000), None);
-        assert_eq!(guard.replace(Vec::new()), "0 known; added: none; removed: a,b; changed: none");
+        // The log is told some names, and who has a token that was another's.
+        let many: String = (10..30).map(|number| line(&format!("n{number}"), "read")).collect();
+        let renamed = line("b", "read").replacen('b', "c", 1);
+        assert_eq!(
+            guard.replace(parse(&(many + &renamed)).unwrap()),
+            "21 known; added: c,n10,n11,n12,n13,n14,n15,n16,n17,n18 and 11 more; removed: a,b; changed: none"
+        );
+        let gone = guard.replace(Vec::new());
+        assert!(
+            gone.starts_with("0 known; added: none; removed: c,n10,")
+                && gone.ends_with(" 11 more; changed: none")
+        );
         assert_eq!(code(&mut guard, 503_000), Some(Code::Unauthorized));
     }
 
@@ -449,6 +460,9 @@ mod tests {
             ("10.0.0.1", "Forwarded: for=9.9.9.9, proto=https;For=\"[2001:db8::1]:47\"\r\n", "2001:db8::1"),
             ("10.0.0.1", "Forwarded: for=_hidden\r\n", "10.0.0.1"),
             ("10.0.0.1", "", "10.0.0.1"),
+            ("10.0.0.1", "X-Forwarded-For: 2.2.2.2\r\nForwarded: for=2.2.2.2\r\n", "2.2.2.2"),
+            // One of the two is the client's own word, and nobody knows which.
+            ("10.0.0.1", "X-Forwarded-For: 9.9.9.9\r\nForwarded: for=2.2.2.2\r\n", "10.0.0.1"),
         ] {
             let found = guard.client(&head(headers), peer.parse().unwrap());
             assert_eq!(found, client.parse::<IpAddr>().unwrap(), "{peer} {headers}");
