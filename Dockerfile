@@ -4,6 +4,8 @@ WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 COPY src src
 COPY tools tools
+# The manifest names the tests, so they must be there.
+COPY tests tests
 RUN target="$(uname -m)-unknown-linux-gnu" \
  && RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --bin cofferdam --target "$target" \
  && cp "target/$target/release/cofferdam" /cofferdam \

@@ -117,7 +117,11 @@ impl Options {
 
     /// The value of an option, if given; the last one wins.
     fn value(&mut self, name: &str) -> Result<Option<String>, String> {
-        Ok(self.values(name)?.pop())
+        match &*self.values(name)? {
+            [] => Ok(None),
+            [value] => Ok(Some(value.clone())),
+            [..] => Err(format!("{name} is given more than once")),
+        }
     }
 
     fn values(&mut self, name: &str) -> Result<Vec<String>, String> {

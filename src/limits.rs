@@ -65,6 +65,8 @@ pub const MEDIA_TYPE_BYTES: usize = 256;
 pub const MAP_NAME_BYTES: usize = 1_024;
 /// A whole trace context.
 pub const CONTEXT_BYTES: usize = 1 << 20;
+/// The backoff of a job whose follow-ups find no room doubles so often at most.
+pub const PUT_OFF_DOUBLINGS: u32 = 5;
 /// What a handler says went wrong; the rest is cut off. A program's report and its last words fit.
 pub const ERROR_DETAIL_BYTES: usize = 6_144;
 /// The last of what a program wrote to standard error.

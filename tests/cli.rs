@@ -782,17 +782,34 @@ fn stopped(mut command: Command, input: &[u8], signals: &[Signal]) -> (Output, V
 }
 
 #[test]
-fn u7_a_signal_stops_reading_and_what_was_read_is_finished_and_said() {
+fn u7_a_signal_stops_reading_and_what_runs_is_finished_and_said() {
     for mode in [INLINE, PROCESSES] {
         for signal in [Signal::INT, Signal::TERM] {
             let command = cli(["batch", "--handler", "sleep", "--set", mode]);
-            let (output, results) = stopped(command, &b"{\"ms\":300}\n".repeat(12), &[signal]);
+            let begun = Instant::now();
+            let (output, results) = stopped(command, &b"{\"ms\":200}\n".repeat(400), &[signal]);
             assert_code(&output, 1);
-            assert_eq!(results, b"{\"slept_ms\":300}\n".repeat(12), "{mode} {signal:?}");
-            let said = "cofferdam: stopped: line 12 was the last that is done; go on with --resume 12\n";
+            // All of it would take ten seconds: nothing begins after the signal, and what has begun is written.
+            assert!(begun.elapsed() < Duration::from_secs(5), "{mode} {signal:?}: {:?}", begun.elapsed());
+            let done = results.len() / 17;
+            assert!((8..100).contains(&done), "{done} lines");
+            assert_eq!(results, b"{\"slept_ms\":200}\n".repeat(done), "{mode} {signal:?}");
+            let said = format!(
+                "cofferdam: stopped: line {done} was the last that is done; go on with --resume {done}\n"
+            );
             assert_eq!(stderr(&output), said, "{mode} {signal:?}");
         }
     }
+}
+
+#[test]
+fn u7_a_signal_when_all_lines_are_done_is_no_failure() {
+    let folder = Folder::new();
+    let from = folder.file("in", b"{\"ms\":1}\n{\"ms\":700}\n");
+    let sets = ["batch", "--handler", "sleep", "--input", from.to_str().expect("text"), "--set", INLINE];
+    let (output, results) = stopped(cli(sets), b"", &[Signal::INT]);
+    assert_code(&output, 0);
+    assert_eq!((results, stderr(&output)), (b"{\"slept_ms\":1}\n{\"slept_ms\":700}\n".to_vec(), ""));
 }
 
 #[test]

@@ -153,3 +153,26 @@ fn no_async_runtime_is_in_the_tree_under_any_name() {
     let both: Vec<&str> = allowed().into_iter().filter(|name| is_runtime(name)).collect();
     assert!(both.is_empty(), "ALLOWED has what RUNTIMES refuses: {both:?}");
 }
+
+/// What the Dockerfile copies, and `.dockerignore` lets in, is a package that Cargo reads.
+#[test]
+fn the_build_context_of_the_image_is_whole() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |name: &str| std::fs::read_to_string(root.join(name)).expect("it is there");
+    let (dockerfile, ignored) = (read("Dockerfile"), read(".dockerignore"));
+    let context = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("context-{}", std::process::id()));
+    std::fs::create_dir_all(&context).expect("a temporary folder");
+    let build = dockerfile.split("FROM scratch").next().expect("the first stage");
+    let copied = build.lines().filter_map(|line| line.strip_prefix("COPY "));
+    for name in copied.flat_map(|line| line.split(' ').filter(|word| !word.starts_with("./"))) {
+        assert!(ignored.lines().any(|line| line == format!("!{name}")), ".dockerignore keeps {name} out");
+        let copy = Command::new("cp").arg("-r").arg(root.join(name)).arg(&context).status();
+        assert!(copy.expect("cp").success(), "{name}");
+    }
+    let cargo = std::env::var_os("CARGO").unwrap_or("cargo".into());
+    let mut metadata = Command::new(cargo);
+    metadata.args(["metadata", "--no-deps", "--offline", "--format-version", "1", "--manifest-path"]);
+    let output = metadata.arg(context.join("Cargo.toml")).output().expect("cargo");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    std::fs::remove_dir_all(&context).expect("a temporary folder");
+}

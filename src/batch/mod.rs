@@ -23,7 +23,7 @@ use crate::exit::Exit;
 use crate::handler::{HandlerSpec, Ordering};
 use crate::job::{InstanceId, JobId, Trace};
 use crate::ndjson::Pump;
-use crate::ports::{Ends, Fitness, JobEnded, Producer, Viewer};
+use crate::ports::{Ends, Fitness, JobEnded, Producer, Stats, Viewer};
 use crate::process::hygiene;
 use progress::Progress;
 
@@ -59,7 +59,7 @@ pub struct Summary {
 pub enum End {
     /// All lines are done.
     All,
-    /// It was told to stop; the first lines of the input are done, and no others.
+    /// It was told to stop; the first lines of the input are done, and what ran was finished.
     Stopped,
     /// The same, and lines that had begun were cut off. True: those that are done are the first of the input.
     CutOff(bool),
@@ -126,7 +126,7 @@ pub struct Parts<'a> {
     pub fitness: &'a dyn Fn() -> Result<Option<Fitness>, String>,
     /// How often it was told to stop since the last call.
     pub stops: &'a mut dyn FnMut() -> usize,
-    /// After the first time what was read may take so long; after the second none.
+    /// After the first time nothing new begins, in the order of the input, and what runs may take so long; after the second none.
     pub patience: Duration,
     /// Lines that were passed over.
     pub before: u64,
@@ -155,10 +155,14 @@ impl Parts<'_> {
         let mut submitter = Submitter { producer, entropy, again_at, refusing_since, pause };
         let mut silence = Silence { asked: Instant::now(), bad_since: None };
         let (mut is_unsure, mut cut_off_at) = (false, None);
+        // After a stop nothing new begins; once nothing runs any more, and all ends were looked for, it is over.
+        let (mut is_held, mut has_settled) = (false, false);
         loop {
             self.bell.answer();
             for _ in 0..(self.stops)() {
                 source.stop();
+                let in_order = self.mode == SinkMode::SourceSeq;
+                is_held |= in_order && producer.pause(pump.handler(), true) == Ok(true);
                 let patience = if cut_off_at.is_some() { Duration::ZERO } else { self.patience };
                 cut_off_at = Some(Instant::now() + patience);
             }
@@ -172,7 +176,7 @@ impl Parts<'_> {
             for JobEnded { job, finished } in ended {
                 pump.finished(job, &finished);
             }
-            is_quiet &= !submitter.submit(&mut pump, &mut source)?;
+            is_quiet &= is_held || !submitter.submit(&mut pump, &mut source)?;
             let mut written = Ok(());
             while written.is_ok()
                 && let Some(line) = pump.next_result()
@@ -181,14 +185,22 @@ impl Parts<'_> {
                 written = output.write_all(&line);
             }
             let is_over = source.end.is_some() && pump.is_idle();
-            let is_cut_off = !is_over && cut_off_at.is_some_and(|at| at <= Instant::now());
-            if is_over || is_quiet || is_cut_off {
+            let is_stopped = is_held && has_settled && is_quiet;
+            let runs = |stats: Stats| {
+                stats.handlers.iter().any(|of| *of.handler == **pump.handler() && of.running > 0)
+            };
+            if is_held && is_quiet && !has_settled && producer.stats().is_ok_and(|stats| !runs(stats)) {
+                (has_settled, is_unsure) = (true, true);
+            }
+            let is_cut_off = !is_over && !is_stopped && cut_off_at.is_some_and(|at| at <= Instant::now());
+            if is_over || is_quiet || is_cut_off || is_stopped {
                 written = written.and_then(|()| output.flush());
             }
             let end = match &written {
                 Err(error) if error.kind() == ErrorKind::BrokenPipe => Some(End::Unread),
                 _ if is_cut_off => Some(End::CutOff(self.mode == SinkMode::SourceSeq)),
-                _ => is_over.then_some(if cut_off_at.is_some() { End::Stopped } else { End::All }),
+                _ if is_over && (source.is_whole || cut_off_at.is_none()) => Some(End::All),
+                _ => (is_over || is_stopped).then_some(End::Stopped),
             };
             let Pump { done, failed, first_failed, .. } = pump;
             let summary = Summary { done, failed, first_failed, has_state, end: end.unwrap_or(End::All) };
@@ -268,6 +280,8 @@ struct Source {
     done: (u64, u64),
     /// `Some` iff there is nothing more to read.
     end: Option<Result<(), String>>,
+    /// All of the input was taken.
+    is_whole: bool,
 }
 
 impl Source {
@@ -288,7 +302,7 @@ impl Source {
         };
         let thread = std::thread::Builder::new().name("reader".into()).spawn(read);
         thread.map_err(|error| BatchError::Failed(format!("the reader's thread: {error}")))?;
-        Ok(Source { lines: here, taken: VecDeque::new(), done: (0, 0), end: None })
+        Ok(Source { lines: here, taken: VecDeque::new(), done: (0, 0), end: None, is_whole: false })
     }
 
     /// No line is taken any more.
@@ -320,7 +334,7 @@ impl Source {
             Ok(Line::Whole(bytes)) => Ok(bytes),
             Ok(Line::TooLong) => Err("max_payload_bytes"),
             Ok(Line::End) => {
-                self.end = Some(Ok(()));
+                (self.end, self.is_whole) = (Some(Ok(())), true);
                 return None;
             }
             Err(error) => {

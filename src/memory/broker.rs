@@ -85,6 +85,8 @@ pub struct Broker {
     pub(super) last_fence: u64,
     /// Whose readiness by time alone has been signalled.
     pub(super) ticked_at: Timestamp,
+    /// When an outcome that found no room was said last.
+    pub(super) full_said_at: Timestamp,
     /// When expired maps were last freed.
     pub(super) swept_at: Timestamp,
     pub(super) totals: Stats,
@@ -182,6 +184,7 @@ impl Broker {
             last_number: 0,
             last_fence: 0,
             ticked_at: Timestamp::default(),
+            full_said_at: Timestamp::default(),
             swept_at: Timestamp::default(),
             totals: Stats {
                 consumers: vec![0; workers.len()],

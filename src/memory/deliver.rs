@@ -10,7 +10,8 @@ use crate::clock::{Timestamp, micros};
 use crate::job::{Effects, Entries, JobId, Outcome, Payload, Version, context_map};
 use crate::job_status::JobEvent;
 use crate::limits::{
-    CONTEXT_BYTES, DELAY_MAX, LANE_AFFINITY, LEASE_GRACE, LOSSES_TO_BE_ALONE, QUEUED_BYTES, RUN_JOBS,
+    CONTEXT_BYTES, DELAY_MAX, LANE_AFFINITY, LEASE_GRACE, LOSSES_TO_BE_ALONE, PUT_OFF_DOUBLINGS,
+    QUEUED_BYTES, RUN_JOBS,
 };
 use crate::negative_controls::{Control, is_off};
 use crate::ports::{self, Commit, LeaseId, LeasedJob, OfLease, Requests, StateAt, Step};
@@ -294,12 +295,17 @@ impl Broker {
         !(replaces || fits && live_bytes + bytes <= QUEUED_BYTES)
     }
 
-    /// A delivery that succeeded, but whose outcome has no room now: again after a backoff, uncounted.
+    /// A delivery that succeeded, but whose outcome has no room now: again after a backoff, uncounted. The backoff grows with each
+    /// start, for a while: room may come at any time.
     fn put_off(&mut self, job: JobId, now: Timestamp) {
-        let backoff = self.backoff(job, self.jobs[&job].record.deliveries);
+        let backoff = self.backoff(job, self.jobs[&job].delivery.min(PUT_OFF_DOUBLINGS));
         self.requeue(job, JobEvent::GiveBack, now.plus(backoff));
         self.jobs.entry(job).and_modify(|entry| entry.record.deliveries -= 1);
-        self.retried(job, Code::QueueFull.as_str(), "", now);
+        // There may be thousands of them: one a second says it.
+        if now >= self.full_said_at.plus(Duration::from_secs(1)) {
+            self.full_said_at = now;
+            self.retried(job, Code::QueueFull.as_str(), "", now);
+        }
     }
 
     /// Ends a lease whose executor says what cannot hold, or nothing. The delivery counts: else such an executor could have

@@ -141,6 +141,8 @@ impl Call {
                 let cause = error.map_or(cause.as_str(), |error| error.word());
                 said(Level::Warn, name, cause).delivery(&delivery()).emit();
             }
+            // There may be thousands of them: one a second says it.
+            "queue.redelivered" if cause == Code::QueueFull.as_str() && !server.full_said.is_due() => {}
             "queue.redelivered" => {
                 let cause = Cause::parse(cause).map_or(cause.as_str(), |cause| cause.so_far());
                 said(Level::Debug, name, cause).emit();

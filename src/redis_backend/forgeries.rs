@@ -10,8 +10,27 @@ use crate::ports::Forged;
 #[derive(Default)]
 pub(super) struct Forgeries {
     counts: [AtomicU64; Forged::ALL.len()],
-    /// When each was said last, in ms; 0 is never.
-    said_ms: [AtomicU64; Forged::ALL.len()],
+    /// Those that park a handler's lane are said beside those that concern all.
+    said: [[Seldom; 2]; Forged::ALL.len()],
+}
+
+/// Something that is said once a second at most.
+#[derive(Default)]
+pub(super) struct Seldom {
+    /// When it was said last, in ms; 0 is never.
+    said_ms: AtomicU64,
+}
+
+impl Seldom {
+    /// True if it is to be said now.
+    pub(super) fn is_due(&self) -> bool {
+        let (now, before) = (monotonic_millis().max(1), self.said_ms.load(Relaxed));
+        let is_due = before == 0 || now.saturating_sub(before) >= 1_000;
+        if is_due {
+            self.said_ms.store(now, Relaxed);
+        }
+        is_due
+    }
 }
 
 impl Forgeries {
@@ -23,10 +42,7 @@ impl Forgeries {
 
     /// One that is counted where it was found.
     pub(super) fn say(&self, what: Forged, job: &str, handler: &str, cause: &str) {
-        let (now_ms, said_ms) = (monotonic_millis().max(1), &self.said_ms[what as usize]);
-        let before = said_ms.load(Relaxed);
-        if before == 0 || now_ms.saturating_sub(before) >= 1_000 {
-            said_ms.store(now_ms, Relaxed);
+        if self.said[what as usize][usize::from(!handler.is_empty())].is_due() {
             let name = if what == Forged::Job { "queue.forged" } else { "state.forged" };
             let said = event(log::Level::Error, name).field("job_id", job).field("handler", handler);
             said.field("cause", cause).emit();

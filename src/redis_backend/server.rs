@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::connection::{Link, is_of_another_type, read};
 use super::envelope::{Signer, hex, idempotency_digest};
-use super::forgeries::Forgeries;
+use super::forgeries::{Forgeries, Seldom};
 use crate::clock::{Clock, Timestamp, micros, millis};
 use crate::config::Redis;
 use crate::config::secret::Secret;
@@ -20,7 +20,7 @@ use crate::handler::{HandlerSpec, OnDead, Ordering};
 use crate::job::{Change, JobId, JobRecord, JobSpec, JobStatus, WaitingFor, state_map};
 use crate::limits::{
     CONTEXT_BYTES, ENDS_AN_ENTRY, FRAME_OVERHEAD_BYTES, INBOX_ENDS, INBOX_RESULT_BYTES, LANE_AFFINITY,
-    LEASE_GRACE, LOSSES_TO_BE_ALONE, PROCESS_LIVES, QUEUED_BYTES, RUN_JOBS, SUB_LIVES,
+    LEASE_GRACE, LOSSES_TO_BE_ALONE, PROCESS_LIVES, PUT_OFF_DOUBLINGS, QUEUED_BYTES, RUN_JOBS, SUB_LIVES,
 };
 use crate::negative_controls::{Control, is_off};
 use crate::ports::{BackendError, Forged, NewJob, Rules, Viewer};
@@ -69,6 +69,8 @@ pub(super) struct Server {
     /// It was found to know our secret.
     is_ours: AtomicBool,
     pub(super) forgeries: Forgeries,
+    /// When an outcome that found no room was said last.
+    pub(super) full_said: Seldom,
 }
 
 /// ARGV of a call behind the configuration: what is wanted, and bytes that it names by their index.
@@ -117,6 +119,7 @@ impl Server {
             library: library(),
             is_ours: AtomicBool::new(false),
             forgeries: Forgeries::default(),
+            full_said: Seldom::default(),
             settings,
         })
     }
@@ -332,7 +335,7 @@ fn config(settings: &Settings) -> Json {
         (name.to_string(), of)
     });
     let rules = json!({
-        "cap": rules.capacity, "bytes": QUEUED_BYTES, "vis": micros(rules.visibility),
+        "cap": rules.capacity, "put_off": PUT_OFF_DOUBLINGS, "bytes": QUEUED_BYTES, "vis": micros(rules.visibility),
         "ttl": micros(rules.result_ttl), "attl": micros(rules.awaited_ttl),
         "fttl": micros(rules.failed_ttl), "ittl": micros(rules.idempotency_ttl),
         "keep": or_false(settings.keep), "life": or_false(settings.keep.map(|_| millis(SUB_LIVES))),

@@ -295,7 +295,10 @@ impl Clients {
     /// Counts what this client's output holds.
     pub fn count_output(&mut self, number: usize) {
         if let Some(conn) = self.conns.get_mut(&number) {
-            let held = conn.output.len();
+            let held = match conn.output.capacity() {
+                kept @ ..=READ_AHEAD_BYTES => kept.min(conn.output.len()),
+                held => held,
+            };
             self.output_bytes = self.output_bytes - std::mem::replace(&mut conn.counted, held) + held;
         }
     }
@@ -355,7 +358,11 @@ impl Clients {
         conn.keep_alive &= length.is_some() || conn.current.is_1_1;
         let Answer { status, headers, body } = answer;
         let out = &mut conn.output;
-        out.reserve(256 + headers.len() + body.len());
+        match body.len() {
+            // A large one takes its room once, not twice.
+            READ_AHEAD_BYTES.. => out.reserve_exact(256 + headers.len() + body.len()),
+            small => out.reserve(256 + headers.len() + small),
+        }
         let reason = reason(*status);
         let Current { trace, trace_flags, .. } = conn.current;
         let _ = write!(

@@ -120,8 +120,8 @@ local function commit(c)
     return too_late(c, job)
   end
   if c.s == 'succeeded' and has_no_room(c, job) then
-    -- Nobody's fault: again after a backoff, uncounted.
-    local after = backoff(job.h, job.d, c.j)
+    -- Nobody's fault: again after a backoff, uncounted. It grows with each start, for a while: room may come at any time.
+    local after = backoff(job.h, math.min(job.dl, R.put_off), c.j)
     job.d = job.d - 1
     requeue(c.id, job, now + after)
     call('HSET', job_key(c.id), 'ct', c.n, 'cd', delivery)
