@@ -78,7 +78,10 @@ fn run(arguments: &[String], program: &Program) -> Result<Exit, String> {
     if wants_help || command == "help" {
         let of = if command == "help" { arguments.get(1).map_or("", |of| of) } else { command };
         let page = usage::page(of).map(|page| page.replace("cofferdam", name));
-        return Ok(answer(&page.unwrap_or_else(overview)));
+        return match page {
+            None if !of.is_empty() && !of.starts_with('-') => Err(format!("there is no command {of}")),
+            page => Ok(answer(&page.unwrap_or_else(overview))),
+        };
     }
     if matches!(command, "--version" | "-V") {
         return Ok(answer(&format!("{name} {version}\n")));

@@ -807,6 +807,10 @@ fn u10_digits_true_and_null_given_for_a_text_are_that_text() {
         assert_eq!(*at(&loaded.value, path), "12");
         assert_refused_at(path, &[&format!("{path}=[1]")]);
     }
+    // The variables of a program are texts, whatever their names are.
+    let given = [r#"handlers.x={"command":["cat"]}"#, "handlers.x.env.PORT=8080", "handlers.x.env.ON=true"];
+    let env = accepted(&sets(given)).value["handlers"]["x"]["env"].clone();
+    assert_eq!(env, json!({"PORT": "8080", "ON": "true"}));
     // A file says what it means, and numbers stay numbers.
     let issues = load_file(r#"{"runtime":{"platform":{"redis":{"username":1}}}}"#).expect_err("a number");
     assert_eq!(issues[0].path, "runtime.platform.redis.username");

@@ -854,7 +854,7 @@ fn r6_the_log_says_what_the_server_promises() {
             "a crash of the server loses what was not saved: set `appendonly yes` and `appendfsync always`",
         ),
         (&["--appendonly", "yes"][..], "a crash of the server loses at most about a second"),
-        (&DURABLE[..], "every accepted job and every commit survives a crash of the server"),
+        (&DURABLE[..], "what is kept there survives a crash of the server"),
     ] {
         let server = Server::start(options);
         let service = Deployment::on(&server).serve(&[]);

@@ -203,7 +203,9 @@ impl<'de> Deserialize<'de> for Members<'de> {
 fn nested(path: &str, text: &str, origin: &Origin, issues: &mut Vec<Issue>) -> Value {
     const PARTS: usize = 16;
     let parts: Vec<&str> = path.splitn(PARTS, '.').collect();
-    let wants_text = Key::at(path).is_some_and(Key::is_text);
+    let is_variable =
+        path.rsplit_once('.').and_then(|(map, _)| Key::at(map)).is_some_and(|key| key.name == "env");
+    let wants_text = is_variable || Key::at(path).is_some_and(Key::is_text);
     let may_be = |value: &Value| !wants_text || value.is_string() || value.is_array() || value.is_object();
     let value = parse(text, path, origin, issues).ok().filter(may_be).unwrap_or_else(|| Value::from(text));
     parts.iter().rev().fold(value, |inner, part| json!({ *part: inner }))

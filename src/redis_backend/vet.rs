@@ -32,7 +32,7 @@ pub fn judge(info: &str, fsync: Option<&str>) -> Fitness {
     }
     let kind = if valkey.is_empty() { format!("redis {redis}") } else { format!("valkey {valkey}") };
     let promise = match (value("aof_enabled"), fsync) {
-        ("1", Some("always")) => "every accepted job and every commit survives a crash of the server",
+        ("1", Some("always")) => "what is kept there survives a crash of the server",
         ("1", Some("everysec")) => {
             "a crash of the server loses at most about a second (appendfsync everysec)"
         }
@@ -57,9 +57,9 @@ mod tests {
             Fitness::Fit(text) | Fitness::Unfit(text) | Fitness::Away(text) => text,
         };
         for (from, to, expected) in [
-            ("", "", "redis 7.0.15: every accepted job"),
+            ("", "", "redis 7.0.15: what is kept there survives"),
             ("7.0.15", "6.2.1", "too old"),
-            ("redis_version:7.0.15", "redis_version:7.2.4\r\nvalkey_version:8.0.1", "valkey 8.0.1: every"),
+            ("redis_version:7.0.15", "redis_version:7.2.4\r\nvalkey_version:8.0.1", "valkey 8.0.1: what is"),
             ("role:master", "role:slave", "read-only replica"),
             ("loading:0", "loading:1", "loading its data"),
             ("noeviction", "allkeys-lru", "set `maxmemory-policy noeviction`"),

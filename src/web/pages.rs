@@ -140,7 +140,7 @@ impl Pages {
 fn filter(query: &str) -> Result<Filter, JobError> {
     let given = |name| parameter(query, name).filter(|text| !text.is_empty());
     let bad = |detail| JobError::new(Code::BadRequest, detail);
-    let status = match given("status") {
+    let status = match parameter(query, "status") {
         None => None,
         Some(text) => Some(JobStatus::parse(text).ok_or_else(|| bad("status is one of the job statuses"))?),
     };

@@ -189,7 +189,10 @@ impl Gate {
                         Some(job),
                         "the job of this Idempotency-Key has ended and its result is gone; it does not run again",
                     ),
-                    Refusal::IdempotencyMismatch(job) => (job, "the job was not accepted"),
+                    Refusal::IdempotencyMismatch(job) => (
+                        job,
+                        "the key belongs to another payload, that of an earlier job; this one was not accepted",
+                    ),
                     Refusal::UnknownHandler | Refusal::QueueFull => (None, "the job was not accepted"),
                 };
                 return self.refuse_wait(number, refusal.code(), detail, named);
