@@ -221,7 +221,7 @@ fn names<'a>(tokens: impl Iterator<Item = (&'a [u8; 32], &'a Arc<Token>)>) -> St
     let shown = names[..names.len().min(SHOWN)].join(",");
     match names.len() {
         0 => "none".into(),
-        ..=SHOWN => shown,
+        1..=SHOWN => shown,
         count => format!("{shown} and {} more", count - SHOWN),
     }
 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::chunked::Chunked;
-use super::clients::{Current, DRAINING, Incoming, OUTPUT_BYTES, Phase};
+use super::clients::{Conn, Current, DRAINING, Incoming, OUTPUT_BYTES, Phase};
 use super::gate::Gate;
 use super::guard::Caller;
 use super::http1::{Head, Refused, parse_head, refused};
@@ -14,7 +14,6 @@ use super::questions::{PageRequest, Question};
 use super::respond::Answer;
 use super::routes::{self, Inner, Route, check_browser};
 use super::submission;
-use crate::clock::Timestamp;
 use crate::limits::{BODY_BYTES, INNER_TIMEOUT, UNASKED_BODY_BYTES};
 use crate::problem::Code;
 
@@ -182,17 +181,20 @@ impl Gate {
         if self.body_bytes <= BODY_BYTES {
             return;
         }
-        let mut held: HashMap<Arc<str>, (usize, Option<(Timestamp, usize)>)> = HashMap::new();
-        for (other, conn) in &self.clients.conns {
-            let Phase::Body(incoming) = &conn.phase else { continue };
-            let (bytes, oldest) = held.entry(conn.current.caller.owner()).or_default();
-            *bytes += incoming.counted;
-            if *other != number {
-                *oldest = Some(oldest.unwrap_or((incoming.since, *other)).min((incoming.since, *other)));
-            }
+        let mut held: HashMap<Arc<str>, usize> = HashMap::new();
+        let bodies = |conn: &Conn| match &conn.phase {
+            Phase::Body(incoming) => Some((conn.current.caller.owner(), incoming.counted, incoming.since)),
+            _ => None,
+        };
+        for (owner, bytes, _) in self.clients.conns.values().filter_map(bodies) {
+            *held.entry(owner).or_default() += bytes;
         }
-        let most = held.into_values().filter_map(|(bytes, oldest)| Some((bytes, oldest?)));
-        if let Some((_, (_, oldest))) = most.max_by_key(|(bytes, (since, _))| (*bytes, Reverse(*since))) {
+        let others = self.clients.conns.iter().filter(|(other, _)| **other != number);
+        let others = others.filter_map(|(other, conn)| {
+            let (owner, _, since) = bodies(conn)?;
+            Some((Reverse(held[&owner]), since, *other))
+        });
+        if let Some((_, _, oldest)) = others.min() {
             let refused = refused(Code::Overloaded, "too many bodies are being received");
             self.refuse_and_close(oldest, refused);
         }
