@@ -290,12 +290,17 @@ fn p16_with_sixty_four_descriptors_five_hundred_connections_wait_for_their_turn(
         let children = all_children(trial.pid);
         let limits = "web.limits.connections is cut to 8";
         until(limits, PATIENCE, || trial.stderr().contains(limits).then_some(()));
-        // Eight of them have a place and say nothing; the others are the kernel's.
-        let mut callers: Vec<Client> = (0..CALLERS).map(|_| trial.connect()).collect();
+        // Those who say nothing make room for each other, and the last eight stay.
+        let silent: Vec<Client> = (0..CALLERS).map(|_| trial.connect()).collect();
         assert_no_spin(&trial);
-        for (number, client) in callers.iter_mut().enumerate() {
+        drop(silent);
+        // Eight of them have a place; the others are the kernel's. Whoever has said what it wants is not sent away for another.
+        let call = |number| {
+            let mut client = trial.connect();
             client.send(request("POST", "/v1/jobs/echo", &["Connection: close"], payload(number)));
-        }
+            client
+        };
+        let callers: Vec<Client> = (0..CALLERS).map(call).collect();
         for (number, mut client) in callers.into_iter().enumerate() {
             // Who has its answer goes, and the next one takes its place.
             let answer = client.read();

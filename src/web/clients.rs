@@ -272,8 +272,8 @@ impl Clients {
 
     /// The connection that can go, to make room for another one: first those that are over, then those without a request and
     /// those whose callers have left, then those that are still to say what they want, then those that take no answer; of several
-    /// the one that has been so for longest.
-    pub fn most_idle(&self) -> Option<usize> {
+    /// the one that has been so for longest. Of those that may have more to read than was read nothing is known yet.
+    pub fn most_idle(&self, may_say_more: impl Fn(usize) -> bool) -> Option<usize> {
         const TAKES_NOTHING: Duration = Duration::from_secs(1);
         let rank = |conn: &Conn| match &conn.phase {
             Phase::Closing if conn.unsent().is_empty() => Some((0, conn.rests_since)),
@@ -288,7 +288,8 @@ impl Clients {
             Phase::Body(incoming) => Some((2, incoming.since)).filter(|_| !incoming.route.takes_body()),
             Phase::Inner | Phase::Streaming(_) | Phase::Closing => None,
         };
-        let ranked = self.conns.iter().filter_map(|(number, conn)| Some((rank(conn)?, *number)));
+        let known = self.conns.iter().filter(|(number, _)| !may_say_more(**number));
+        let ranked = known.filter_map(|(number, conn)| Some((rank(conn)?, *number)));
         ranked.min().map(|(_, number)| number)
     }
 

@@ -185,8 +185,8 @@ impl Gate {
     }
 
     /// The connection that can go, to make room for another one.
-    pub fn most_idle(&self) -> Option<usize> {
-        self.clients.most_idle()
+    pub fn most_idle(&self, may_say_more: impl Fn(usize) -> bool) -> Option<usize> {
+        self.clients.most_idle(may_say_more)
     }
 
     /// What is to be sent to this client.

@@ -210,11 +210,15 @@ impl ClientSockets {
     /// For a client that waits at the limit, another one goes. True unless it goes on waiting.
     fn make_room(&mut self, gate: &mut Gate) -> bool {
         if self.next.is_some() && self.clients.len() >= self.limits.connections {
-            let idle = gate.most_idle();
+            let idle = self.most_idle(gate);
             idle.into_iter().for_each(|idle| self.close(idle, gate));
             return idle.is_some();
         }
         true
+    }
+
+    fn most_idle(&self, gate: &Gate) -> Option<usize> {
+        gate.most_idle(|token| self.unread.contains(&token))
     }
 
     fn close(&mut self, token: usize, gate: &mut Gate) {
@@ -227,9 +231,12 @@ impl ClientSockets {
         if self.unread.iter().any(|token| gate.readable_bytes(*token) > 0) {
             return Duration::ZERO;
         }
-        if self.accepting && self.next.is_none() {
-            return self.accept_at.since(now);
+        match self.next {
+            None if self.accepting => self.accept_at.since(now),
+            Some(_) if self.clients.len() < self.limits.connections || self.most_idle(gate).is_some() => {
+                Duration::ZERO
+            }
+            None | Some(_) => Duration::MAX,
         }
-        Duration::MAX
     }
 }
