@@ -241,8 +241,10 @@ impl Broker {
         let (queued, bytes) = (queued.saturating_sub(follow_ups), bytes - their_bytes);
         let capacity = self.rules.capacity;
         let jobs = self.handlers.iter().map(|queue| queue.live_jobs - queue.follow_ups.0).sum();
+        // While all of them have less than one may, nobody's share is looked up.
+        let matters = jobs + 1 > capacity / 4 || bytes + more > QUEUED_BYTES / 4;
         let is_beyond = || self.share(owner).is_beyond(more, Share { jobs, bytes }, queued, capacity);
-        queued >= capacity || bytes + more > QUEUED_BYTES || !owner.is_empty() && is_beyond()
+        queued >= capacity || bytes + more > QUEUED_BYTES || matters && !owner.is_empty() && is_beyond()
     }
 
     fn accept(&mut self, handler: usize, new: NewJob, is_follow_up: bool, now: Timestamp) {

@@ -101,12 +101,15 @@ impl Waiters {
         if owner.is_empty() {
             return self.count < most;
         }
-        self.asked.insert(owner.clone(), now);
         let own = self.by_owner.get(&owner).copied().unwrap_or(0);
+        let quarter = (most / 4).max(1);
+        // While there are places for everybody it does not matter who wants them.
+        if self.count >= quarter {
+            self.asked.insert(owner.clone(), now);
+        }
         if self.count >= most || caller.max_inflight().is_some_and(|most| own >= most) {
             return false;
         }
-        let quarter = (most / 4).max(1);
         let asks = |(name, at): (&Arc<str>, &Timestamp)| *name != owner && now < at.plus(WANTS);
         let others_want = || self.by_owner.len() > 1 || self.asked.iter().any(asks);
         own < quarter || self.count < most - quarter && !others_want()
