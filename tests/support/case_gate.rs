@@ -14,18 +14,20 @@ use cofferdam::config::tokens::Token;
 use cofferdam::config::{Config, SinkMode, Web};
 use cofferdam::entropy::Entropy;
 use cofferdam::handler::{HandlerOptions, HandlerSpec};
-use cofferdam::job::{Finished, InstanceId, JobId, JobRecord, JobStatus, Payload};
+use cofferdam::job::{Finished, InstanceId, JobId, JobStatus};
 use cofferdam::observe::metrics::Counters;
-use cofferdam::ports::{
-    BackendError, Ends, Filter, JobEnded, Listed, NewJob, Producer, Refusal, Retried, Stats, Submitted,
-    Viewer,
-};
+use cofferdam::ports::{Ends, JobEnded, NewJob, Refusal, Submitted};
 use cofferdam::web::calls::answer;
 use cofferdam::web::gate::{Gate, Settings};
 use cofferdam::web::questions::{Answered, Question};
 use cofferdam::web::respond::Answer;
 
+use submits::Submits;
+
 use super::cases::{Case, End, PROBE, Step, Talk};
+
+#[path = "submits.rs"]
+mod submits;
 
 const START: Timestamp = Timestamp(1_700_000_000_000_000);
 /// A deadline that has not come by then never will.
@@ -93,7 +95,10 @@ impl Side {
                         let page = Answer::new(200, "text/plain", request.target.into_bytes());
                         Some(Answered::Page(request.asker, page))
                     }
-                    other => answer(other, Ok(self.book.at(self.now))),
+                    other => {
+                        let book = self.book.at(self.now);
+                        answer(other, Ok(&Submits(|job| book.accept(job))))
+                    }
                 };
                 answered.into_iter().for_each(|answered| self.gate.answered(answered));
             }
@@ -235,60 +240,24 @@ impl Book {
         let ended: Vec<(Timestamp, JobEnded)> = ended;
         ended.into_iter().map(|(_, ended)| ended).collect()
     }
-}
 
-impl Producer for Book {
-    fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Submitted>, BackendError> {
+    /// What becomes of a job.
+    fn accept(&self, job: NewJob) -> Submitted {
         let mut book = self.lock();
-        let answer = |job: NewJob| {
-            if let Some(idempotency) = job.idempotency {
-                let first = (idempotency.fingerprint, job.id);
-                let (fingerprint, id) = *book.keys.entry(idempotency.key.to_string()).or_insert(first);
-                if fingerprint != first.0 {
-                    return Submitted::Refused(Refusal::IdempotencyMismatch(Some(id)));
-                }
+        if let Some(idempotency) = job.idempotency {
+            let first = (idempotency.fingerprint, job.id);
+            let (fingerprint, id) = *book.keys.entry(idempotency.key.to_string()).or_insert(first);
+            if fingerprint != first.0 {
+                return Submitted::Refused(Refusal::IdempotencyMismatch(Some(id)));
             }
-            let text = String::from_utf8_lossy(&job.payload.bytes).into_owned();
-            let millis =
-                text.split_once(r#""ms":"#).and_then(|(_, rest)| rest.trim_end_matches('}').parse().ok());
-            let millis = millis.filter(|_| &*job.handler == "sleep").unwrap_or(0);
-            let finished = Finished { status: JobStatus::Succeeded, result: Ok(job.payload) };
-            let at = book.now.plus(Duration::from_millis(millis));
-            book.ends.push((at, JobEnded { job: job.id, finished: Arc::new(finished) }));
-            Submitted::New
-        };
-        Ok(jobs.into_iter().map(answer).collect())
-    }
-
-    fn record(&self, _: &Viewer, _: JobId) -> Result<Option<JobRecord>, BackendError> {
-        Ok(None)
-    }
-
-    fn watch(&self, _: &Viewer, _: JobId, _: InstanceId) -> Result<Option<JobRecord>, BackendError> {
-        Ok(None)
-    }
-
-    fn cancel(&self, _: &Viewer, _: JobId) -> Result<Option<JobRecord>, BackendError> {
-        Ok(None)
-    }
-
-    fn retry(&self, _: &Viewer, _: JobId) -> Result<Option<Retried>, BackendError> {
-        Ok(None)
-    }
-
-    fn pause(&self, _: &str, _: bool) -> Result<bool, BackendError> {
-        Ok(false)
-    }
-
-    fn payload(&self, _: &Viewer, _: JobId) -> Result<Option<Option<Payload>>, BackendError> {
-        Ok(None)
-    }
-
-    fn list(&self, _: &Viewer, _: &Filter) -> Result<Listed, BackendError> {
-        Ok(Listed::default())
-    }
-
-    fn stats(&self) -> Result<Stats, BackendError> {
-        Ok(Stats::default())
+        }
+        let text = String::from_utf8_lossy(&job.payload.bytes).into_owned();
+        let millis =
+            text.split_once(r#""ms":"#).and_then(|(_, rest)| rest.trim_end_matches('}').parse().ok());
+        let millis = millis.filter(|_| &*job.handler == "sleep").unwrap_or(0);
+        let finished = Finished { status: JobStatus::Succeeded, result: Ok(job.payload) };
+        let at = book.now.plus(Duration::from_millis(millis));
+        book.ends.push((at, JobEnded { job: job.id, finished: Arc::new(finished) }));
+        Submitted::New
     }
 }

@@ -8,19 +8,20 @@ use cofferdam::clock::Timestamp;
 use cofferdam::config::{Config, SinkMode};
 use cofferdam::entropy::Entropy;
 use cofferdam::handler::{HandlerOptions, HandlerSpec};
-use cofferdam::job::{Finished, InstanceId, JobId, JobRecord, JobStatus, Payload};
+use cofferdam::job::{Finished, InstanceId, JobId, JobStatus};
 use cofferdam::limits::{DELAY_MAX, IDEMPOTENCY_KEY_BYTES, MEDIA_TYPE_BYTES, ORDERING_KEY_BYTES};
 use cofferdam::observe::metrics::Counters;
-use cofferdam::ports::{
-    BackendError, Ends, Filter, JobEnded, Listed, NewJob, Producer, Refusal, Retried, Stats, Submitted,
-    Viewer,
-};
+use cofferdam::ports::{Ends, JobEnded, NewJob, Refusal, Submitted};
 use cofferdam::web::calls::answer;
 use cofferdam::web::gate::{Gate, Settings};
 use cofferdam::web::questions::{Answered, Question};
 use cofferdam::web::respond::Answer;
 
 use super::{piece, pieces, texts};
+use submits::Submits;
+
+#[path = "../submits.rs"]
+mod submits;
 
 const MAX_BODY: usize = 256;
 const CONNECTION: usize = 1;
@@ -109,7 +110,7 @@ fn go_on(gate: &mut Gate, book: &Book, said: &mut Vec<u8>) -> bool {
                     Answer::new(200, "text/plain", request.target.into_bytes()),
                 ))
             }
-            other => answer(other, Ok(book)),
+            other => answer(other, Ok(&Submits(|job| book.accept(job)))),
         };
         answered.into_iter().for_each(|answered| gate.answered(answered));
     }
@@ -155,65 +156,29 @@ impl Book {
     fn lock(&self) -> std::sync::MutexGuard<'_, Entries> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-impl Producer for Book {
-    fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Submitted>, BackendError> {
+    /// What becomes of a job.
+    fn accept(&self, job: NewJob) -> Submitted {
         let mut book = self.lock();
-        let answer = |job: NewJob| {
-            let NewJob { id, handler, ordering_key, payload, trace, delay, timeout, idempotency, .. } = job;
-            assert_eq!(ordering_key.is_some(), &*handler == "keyed");
-            assert!(ordering_key.as_ref().is_none_or(|key| key.len() <= ORDERING_KEY_BYTES));
-            assert!(payload.bytes.len() <= MAX_BODY && payload.media_type.as_str().len() <= MEDIA_TYPE_BYTES);
-            assert!(delay <= DELAY_MAX && trace.id != [0; 16]);
-            assert!(timeout.is_none_or(|timeout| !timeout.is_zero() && timeout <= Duration::from_secs(30)));
-            if let Some(key) = idempotency.as_ref().map(|idempotency| &idempotency.key) {
-                assert!((1..=IDEMPOTENCY_KEY_BYTES).contains(&key.len()));
-                assert!(key.bytes().all(|byte| byte.is_ascii_graphic()));
-                // A word that a mutation finds: the broker's other answer.
-                if &**key == "full" {
-                    return Submitted::Refused(Refusal::QueueFull);
-                }
+        let NewJob { id, handler, ordering_key, payload, trace, delay, timeout, idempotency, .. } = job;
+        assert_eq!(ordering_key.is_some(), &*handler == "keyed");
+        assert!(ordering_key.as_ref().is_none_or(|key| key.len() <= ORDERING_KEY_BYTES));
+        assert!(payload.bytes.len() <= MAX_BODY && payload.media_type.as_str().len() <= MEDIA_TYPE_BYTES);
+        assert!(delay <= DELAY_MAX && trace.id != [0; 16]);
+        assert!(timeout.is_none_or(|timeout| !timeout.is_zero() && timeout <= Duration::from_secs(30)));
+        if let Some(key) = idempotency.as_ref().map(|idempotency| &idempotency.key) {
+            assert!((1..=IDEMPOTENCY_KEY_BYTES).contains(&key.len()));
+            assert!(key.bytes().all(|byte| byte.is_ascii_graphic()));
+            // A word that a mutation finds: the broker's other answer.
+            if &**key == "full" {
+                return Submitted::Refused(Refusal::QueueFull);
             }
-            let rest = format!("{handler} {ordering_key:?} {trace} {delay:?} {timeout:?} {idempotency:?}");
-            book.accepted.push(Accepted { id, bytes: payload.bytes.to_vec(), rest });
-            let finished = Finished { status: JobStatus::Succeeded, result: Ok(payload) };
-            book.ended.push(JobEnded { job: id, finished: Arc::new(finished) });
-            Submitted::New
-        };
-        Ok(jobs.into_iter().map(answer).collect())
-    }
-
-    fn record(&self, _: &Viewer, _: JobId) -> Result<Option<JobRecord>, BackendError> {
-        Ok(None)
-    }
-
-    fn watch(&self, _: &Viewer, _: JobId, _: InstanceId) -> Result<Option<JobRecord>, BackendError> {
-        Ok(None)
-    }
-
-    fn cancel(&self, _: &Viewer, _: JobId) -> Result<Option<JobRecord>, BackendError> {
-        Ok(None)
-    }
-
-    fn retry(&self, _: &Viewer, _: JobId) -> Result<Option<Retried>, BackendError> {
-        Ok(None)
-    }
-
-    fn pause(&self, _: &str, _: bool) -> Result<bool, BackendError> {
-        Ok(false)
-    }
-
-    fn payload(&self, _: &Viewer, _: JobId) -> Result<Option<Option<Payload>>, BackendError> {
-        Ok(None)
-    }
-
-    fn list(&self, _: &Viewer, _: &Filter) -> Result<Listed, BackendError> {
-        Ok(Listed::default())
-    }
-
-    fn stats(&self) -> Result<Stats, BackendError> {
-        Ok(Stats::default())
+        }
+        let rest = format!("{handler} {ordering_key:?} {trace} {delay:?} {timeout:?} {idempotency:?}");
+        book.accepted.push(Accepted { id, bytes: payload.bytes.to_vec(), rest });
+        let finished = Finished { status: JobStatus::Succeeded, result: Ok(payload) };
+        book.ended.push(JobEnded { job: id, finished: Arc::new(finished) });
+        Submitted::New
     }
 }
 
