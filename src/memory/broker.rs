@@ -228,18 +228,21 @@ impl Broker {
                 Submitted::Refused(Refusal::ResultGone(bound.job))
             };
         }
-        if self.is_full_for(&new.owner, new.payload.bytes.len()) {
+        if self.is_full_for(&new.owner, new.payload.bytes.len(), false) {
             return Submitted::Refused(Refusal::QueueFull);
         }
         self.accept(handler, new, false, now);
         Submitted::New
     }
 
-    /// There is no room for one more job of a caller, or none in its owner's share.
-    pub(super) fn is_full_for(&self, owner: &str, more: usize) -> bool {
+    /// There is no room for one more job with so many bytes of payload, or none in its owner's share.
+    pub(super) fn is_full_for(&self, owner: &str, more: usize, is_follow_up: bool) -> bool {
         let ((queued, bytes), (follow_ups, their_bytes)) = self.waiting();
-        let (queued, bytes) = (queued.saturating_sub(follow_ups), bytes - their_bytes);
         let capacity = self.rules.capacity;
+        if is_follow_up {
+            return follow_ups >= capacity || their_bytes + more > QUEUED_BYTES;
+        }
+        let (queued, bytes) = (queued.saturating_sub(follow_ups), bytes - their_bytes);
         let jobs = self.handlers.iter().map(|queue| queue.live_jobs - queue.follow_ups.0).sum();
         // While all of them have less than one may, nobody's share is looked up.
         let matters = jobs + 1 > capacity / 4 || bytes + more > QUEUED_BYTES / 4;

@@ -5,7 +5,6 @@ use super::leases::Rest;
 use crate::clock::Timestamp;
 use crate::job::{JobId, JobRecord, JobStatus};
 use crate::job_status::JobEvent;
-use crate::limits::QUEUED_BYTES;
 use crate::ports::{LeaseId, NotRetried, OfLease, Retried, Viewer};
 use crate::problem::{Code, JobError};
 
@@ -52,14 +51,7 @@ impl Broker {
         if entry.record.status.after(JobEvent::Resubmit).is_none() {
             return Some(Err(NotRetried::Is(entry.record.status)));
         }
-        let more = entry.payload_bytes();
-        let is_full = if entry.is_follow_up {
-            let (_, (follow_ups, their_bytes)) = self.waiting();
-            follow_ups >= self.rules.capacity || their_bytes + more > QUEUED_BYTES
-        } else {
-            self.is_full_for(&entry.record.spec.owner, more)
-        };
-        if is_full {
+        if self.is_full_for(&entry.record.spec.owner, entry.payload_bytes(), entry.is_follow_up) {
             return Some(Err(NotRetried::QueueFull));
         }
         let entry = self.jobs.get_mut(&id)?;

@@ -370,7 +370,10 @@ local function is_full_for(ow, more, fu)
   if queued >= R.cap or bytes + more > R.bytes then return true end
   if not given(ow) then return false end
   local function has(name) return num(call('HGET', P .. 'owners', name)) + (owners[name] or 0) end
-  local own, jobs, quarter = has(ow), math.floor(R.cap / 4), math.floor(R.bytes / 4)
+  local jobs, quarter = math.floor(R.cap / 4), math.floor(R.bytes / 4)
+  -- While all of them have less than one may, nobody's share is looked up.
+  if figure('live') + 1 <= jobs and bytes + more <= quarter then return false end
+  local own = has(ow)
   local others_have = figure('live') > own
   return own + 1 > math.max(jobs, 1) and (others_have or queued + 1 > R.cap - jobs)
     or has(ow .. ':bytes') + more > quarter and (others_have or bytes + more > R.bytes - quarter)
