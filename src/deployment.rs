@@ -133,8 +133,8 @@ impl Deployment {
     pub fn read_tokens(&self) -> Result<String, String> {
         let WebAuth { mode, token_file, .. } = &self.config.web.auth;
         let Some(file) = token_file.as_ref().filter(|_| mode == "bearer") else { return Ok(String::new()) };
-        let text = tokens::read(Path::new(file))?;
-        let named = tokens::parse(&text)?.into_iter().filter_map(|token| Some((token.name, token.handlers?)));
+        let (text, tokens) = tokens::read(Path::new(file))?;
+        let named = tokens.into_iter().filter_map(|token| Some((token.name, token.handlers?)));
         let is_known = |handler: &String| self.specs.iter().any(|spec| *spec.name == **handler);
         for (name, handlers) in named {
             if let Some(unknown) = handlers.iter().find(|handler| !is_known(handler)) {

@@ -49,8 +49,8 @@ pub struct Token {
     pub rate_per_second: Option<u32>,
 }
 
-/// The file's text, if nobody else can read or write it and it is a token file.
-pub fn read(path: &Path) -> Result<String, String> {
+/// The file's text and its tokens, if nobody else can read or write it and it is a token file.
+pub fn read(path: &Path) -> Result<(String, Vec<Token>), String> {
     let text = read_private(path, TOKEN_FILE_BYTES)?;
     let text = std::str::from_utf8(&text).map_err(|_| format!("{}: is not UTF-8", path.display()))?;
     let tokens = parse(text).map_err(|why| format!("{}: {why}", path.display()))?;
@@ -58,7 +58,7 @@ pub fn read(path: &Path) -> Result<String, String> {
     if tokens.is_empty() {
         return Err(format!("{}: holds no token", path.display()));
     }
-    Ok(text.to_owned())
+    Ok((text.to_owned(), tokens))
 }
 
 /// The tokens of such a text. Empty lines and those that begin with `#` say nothing.

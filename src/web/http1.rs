@@ -231,9 +231,7 @@ fn unescaped(target: &str) -> Result<Cow<'_, str>, Refused> {
     let mut parts = target.split('%');
     let mut out = parts.next().unwrap_or_default().to_owned();
     for part in parts {
-        let hex = part.get(..2).filter(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit()));
-        let byte = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok());
-        match byte.ok_or(bad("the request target has a malformed escape"))? {
+        match escaped(part).ok_or(bad("the request target has a malformed escape"))? {
             byte if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) => {
                 out.push(char::from(byte));
                 out.push_str(&part[2..]);
@@ -257,14 +255,15 @@ fn is_authority(text: &str) -> bool {
     }
     let (name, port) = text.split_once(':').unwrap_or((text, ""));
     let may_stand = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(&byte);
-    name.bytes().all(may_stand) && has_whole_escapes(name) && is_port(port)
+    name.bytes().all(may_stand)
+        && name.split('%').skip(1).all(|rest| escaped(rest).is_some())
+        && is_port(port)
 }
 
-/// Whether two hexadecimal digits stand behind each `%`.
-fn has_whole_escapes(text: &str) -> bool {
-    let is_whole =
-        |rest: &str| rest.get(..2).is_some_and(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit()));
-    text.split('%').skip(1).all(is_whole)
+/// The byte that the two hexadecimal digits behind a `%` stand for.
+fn escaped(rest: &str) -> Option<u8> {
+    let hex = rest.get(..2).filter(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit()))?;
+    u8::from_str_radix(hex, 16).ok()
 }
 
 /// Where name and value of the header line at `line` stand.

@@ -3,7 +3,6 @@
 //! tiny_http never meets a stranger: its one client is the gate, over a private Unix socket, one whole request at a time on
 //! each connection, as the gate has rebuilt it. What a client wrote frames nothing here.
 
-use std::collections::HashMap;
 use std::error::Error;
 use std::fmt::Write as _;
 use std::io::{Cursor, ErrorKind, Read, Result as IoResult, Write};
@@ -18,6 +17,7 @@ use std::time::Duration;
 use tiny_http::{Header, Request, Response, Server, StatusCode};
 use zeroize::Zeroizing;
 
+use super::by_name::ByName;
 use super::pages::Pages;
 use super::questions::{Answered, Back, PageRequest};
 use super::respond::Answer;
@@ -67,7 +67,7 @@ pub struct Pool {
 }
 
 /// Requests that wait or are being answered, by the name of who asks.
-type Asked = Mutex<HashMap<Arc<str>, usize>>;
+type Asked = Mutex<ByName>;
 
 /// A request that is counted among those of its name for as long as this lives.
 struct Turn {
@@ -77,13 +77,7 @@ struct Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let mut asked = lock(&self.asked);
-        if let Some(count) = asked.get_mut(&self.request.viewer.name) {
-            *count -= 1;
-            if *count == 0 {
-                asked.remove(&self.request.viewer.name);
-            }
-        }
+        lock(&self.asked).remove(&self.request.viewer.name);
     }
 }
 
@@ -124,8 +118,7 @@ impl Pool {
     pub fn ask(&self, request: PageRequest) -> Option<Answered> {
         const FULL: &str = "too many pages are being made";
         let is_named = !request.viewer.name.is_empty();
-        let own =
-            *lock(&self.asked).entry(request.viewer.name.clone()).and_modify(|own| *own += 1).or_insert(1);
+        let own = lock(&self.asked).add(&request.viewer.name);
         let turn = Turn { request, asked: self.asked.clone() };
         let request = &turn.request;
         if is_named && own > INNER_QUEUE / 4 {

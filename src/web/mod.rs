@@ -4,6 +4,7 @@
 //! waiters and batches. With I/O: [`WebProcess`] (the one event loop), its sockets, its calls of the broker and of the
 //! inner server. What web knows of jobs are the ports.
 
+mod by_name;
 pub mod calls;
 pub mod chunked;
 pub mod gate;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::by_name::ByName;
 use super::guard::Caller;
 use super::http1::{Refused, refused};
 use super::respond::Answer;
@@ -25,11 +26,11 @@ pub struct Waiters {
     /// Callers who have closed their side, and are told the end of their job if they are there still. They are not counted.
     pub half_closed: IdMap<JobId, Vec<(usize, Arc<str>)>>,
     /// How many of these there are, by the names of their tokens.
-    pub half_closed_by: HashMap<Arc<str>, usize>,
+    pub half_closed_by: ByName,
     /// Callers of single jobs.
     pub count: usize,
     /// The same and batches, by the name of their tokens.
-    pub by_owner: HashMap<Arc<str>, usize>,
+    pub by_owner: ByName,
     /// When each name asked last to wait, where there are tokens.
     pub asked: HashMap<Arc<str>, Timestamp>,
     /// Jobs that were accepted and whose last caller left before the reply: it will be late.
@@ -80,16 +81,13 @@ impl Waiters {
         self.count_owner(owner, by);
     }
 
-    /// Callers and batches of this name are so many more.
+    /// Callers and batches of this name are one more, or one less.
     pub fn count_owner(&mut self, owner: &Arc<str>, by: isize) {
-        // Without tokens there is one name.
-        if owner.is_empty() {
-            return;
-        }
-        let count = self.by_owner.entry(owner.clone()).or_default();
-        *count = count.saturating_add_signed(by);
-        if *count == 0 {
-            self.by_owner.remove(owner);
+        match by {
+            // Without tokens there is one name.
+            _ if owner.is_empty() => {}
+            1.. => _ = self.by_owner.add(owner),
+            _ => self.by_owner.remove(owner),
         }
     }
 
@@ -101,7 +99,7 @@ impl Waiters {
         if owner.is_empty() {
             return self.count < most;
         }
-        let own = self.by_owner.get(&owner).copied().unwrap_or(0);
+        let own = self.by_owner.of(&owner);
         let quarter = (most / 4).max(1);
         // While there are places for everybody it does not matter who wants them.
         if self.count >= quarter {
@@ -111,7 +109,7 @@ impl Waiters {
             return false;
         }
         let asks = |(name, at): (&Arc<str>, &Timestamp)| *name != owner && now < at.plus(WANTS);
-        let others_want = || self.by_owner.len() > 1 || self.asked.iter().any(asks);
+        let others_want = || self.by_owner.names() > 1 || self.asked.iter().any(asks);
         own < quarter || self.count < most - quarter && !others_want()
     }
 
@@ -120,12 +118,11 @@ impl Waiters {
     pub fn half_close(&mut self, number: usize, job: JobId, caller: &Caller, most: usize) -> bool {
         let owner = caller.owner();
         let share = if owner.is_empty() { most } else { (most / 4).max(1) };
-        let all: usize = self.half_closed_by.values().sum();
-        let own = self.half_closed_by.entry(owner.clone()).or_default();
-        if all >= most || *own >= caller.max_inflight().unwrap_or(share) {
+        let own_most = caller.max_inflight().unwrap_or(share);
+        if self.half_closed_by.all() >= most || self.half_closed_by.of(&owner) >= own_most {
             return false;
         }
-        *own += 1;
+        self.half_closed_by.add(&owner);
         self.half_closed.entry(job).or_default().push((number, owner));
         true
     }
@@ -137,23 +134,14 @@ impl Waiters {
         if !left.is_empty() {
             self.half_closed.insert(job, left);
         }
-        gone.iter().for_each(|(_, owner)| self.uncount_half_closed(owner));
-    }
-
-    fn uncount_half_closed(&mut self, owner: &Arc<str>) {
-        if let Some(count) = self.half_closed_by.get_mut(owner) {
-            *count -= 1;
-            if *count == 0 {
-                self.half_closed_by.remove(owner);
-            }
-        }
+        gone.iter().for_each(|(_, owner)| self.half_closed_by.remove(owner));
     }
 
     /// Takes out those who wait for a job that has ended.
     pub fn take(&mut self, job: JobId) -> Vec<usize> {
         let callers = self.by_job.remove(&job);
         let half_closed = self.half_closed.remove(&job).unwrap_or_default();
-        half_closed.iter().for_each(|(_, owner)| self.uncount_half_closed(owner));
+        half_closed.iter().for_each(|(_, owner)| self.half_closed_by.remove(owner));
         if callers.is_none()
             && let Some((trace, handler)) = self.left.remove(&job)
         {
@@ -166,7 +154,7 @@ impl Waiters {
 
     #[cfg(test)]
     pub fn len(&self) -> usize {
-        self.by_job.len() + self.half_closed.len() + self.by_owner.len() + self.left.len() + self.count
+        self.by_job.len() + self.half_closed.len() + self.by_owner.names() + self.left.len() + self.count
     }
 }
 
