@@ -9,8 +9,8 @@ use rustix::process::{Pid, Signal, kill_process};
 /// What proc_pid_stat(5) says of a process.
 pub struct Stat {
     /// It has ended, and nobody has waited for it.
-    pub is_zombie: bool,
-    pub session: i32,
+    is_zombie: bool,
+    session: i32,
     /// Processor time, that of the children that it has waited for included.
     pub processor: Duration,
 }
@@ -24,6 +24,12 @@ pub fn stat(pid: i32) -> Option<Stat> {
     // Ticks of 10 ms: what the kernel shows is in hundredths on every machine.
     let processor = Duration::from_millis(10 * ticks);
     Some(Stat { is_zombie: fields[0] == "Z", session: fields[3].parse().ok()?, processor })
+}
+
+/// The session of a process that has not ended; 0: one whose leader is outside of our PID namespace (pid_namespaces(7)), as a
+/// container's first command may be in. getsid(2) says that 0 too, which no `Pid` can hold.
+pub fn session(pid: i32) -> Option<i32> {
+    stat(pid).filter(|stat| !stat.is_zombie).map(|stat| stat.session)
 }
 
 /// The most memory that a process has held, in KiB (`VmHWM`, proc_pid_status(5)); `None` once it has ended.

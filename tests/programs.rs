@@ -281,6 +281,23 @@ fn h6_what_a_program_leaves_behind_holds_up_no_answer_and_is_gone() {
     until("no zombie", PATIENCE, || (zombies(service.child("executor")) == 0).then_some(()));
 }
 
+/// As in a container that a command was brought into: there the session of this process is 0.
+#[test]
+fn h6_holds_where_the_session_began_outside_of_the_pid_namespace() {
+    if !rustix::process::geteuid().is_root() {
+        return println!("SKIPPED: only root can make a PID namespace");
+    }
+    let mut inside = std::process::Command::new("unshare");
+    inside.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
+    inside.arg(std::env::current_exe().expect("it is there"));
+    let output = inside
+        .args(["--exact", "h6_what_a_program_leaves_behind_holds_up_no_answer_and_is_gone"])
+        .output()
+        .expect("unshare(1) can be started");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{}", shown(&output));
+}
+
 #[test]
 fn h7_floods_are_capped_killed_and_named_and_take_no_memory() {
     let flood = |to: &str| format!("exec head -c 1000000000 /dev/zero >&{to}");

@@ -21,7 +21,7 @@ use signal_hook::low_level::pipe;
 use crate::bell::lock;
 use crate::execution::program::MARK;
 use crate::observe::log_writer;
-use crate::process_table::{self, children, end_trees, field, variable};
+use crate::process_table::{self, children, end_trees, field, session, variable};
 
 /// Before a process reads a secret: nobody else may read its memory, it leaves no core behind, and no program that it or
 /// its handlers start has more rights than it has itself.
@@ -59,7 +59,6 @@ static HAS_PROGRAMS: AtomicBool = AtomicBool::new(false);
 
 /// By the variable that it was started with, or by a session that is not ours.
 fn is_of_a_program(pid: i32) -> bool {
-    let session = |pid| process_table::stat(pid).filter(|stat| !stat.is_zombie).map(|stat| stat.session);
     let own = session(rustix::process::getpid().as_raw_nonzero().get());
     let is_apart = || HAS_PROGRAMS.load(Ordering::Relaxed) && session(pid).is_some_and(|of| Some(of) != own);
     session(pid).is_some() && (variable(pid, MARK).is_some() || is_apart())

@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, WaitOptions, getsid, set_child_subreaper, waitpid};
+use rustix::process::{Pid, WaitOptions, set_child_subreaper, waitpid};
 
 use crate::bell::lock;
-use crate::process_table::{children_of_first_thread, end_trees, stat, variable};
+use crate::process_table::{children_of_first_thread, end_trees, session, variable};
 
 /// The variable whose value is the mark: another for each start of a program.
 pub const MARK: &str = "COFFERDAM_PROGRAM";
@@ -89,11 +89,8 @@ impl Running {
     /// It belongs to a program that runs no more. One that has wiped its environment and has a session of its own may be
     /// anybody's: it is left alone while other programs run.
     fn leaves_behind(&self, pid: i32) -> bool {
-        let own = getsid(None).map(|session| session.as_raw_nonzero().get()).ok();
-        let Some(stat) = stat(pid).filter(|stat| !stat.is_zombie && Some(stat.session) != own) else {
-            return false;
-        };
-        if self.marks.values().any(|leader| *leader == stat.session) {
+        let Some(its) = session(pid) else { return false };
+        if Some(its) == session(own()) || self.marks.values().any(|leader| *leader == its) {
             return false;
         }
         match variable(pid, MARK) {
