@@ -56,6 +56,7 @@ pub mod exit;
 pub mod job;
 #[doc(hidden)]
 pub mod job_status;
+pub(crate) mod job_codec;
 #[doc(hidden)]
 pub mod limits;
 #[doc(hidden)]

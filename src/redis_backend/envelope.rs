@@ -6,19 +6,17 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
 use super::sum::{Sum, Tag};
-use crate::clock::{Timestamp, micros};
 use crate::codec::{Cursor, Malformed, put_bytes, put_length, put_text};
 use crate::config::secret::Secret;
-use crate::job::{Entries, Finished, JobId, JobSpec, JobStatus, MediaType, Payload, Trace};
+use crate::job::{Entries, Finished, JobId, JobSpec, JobStatus, MediaType, Payload};
+use crate::job_codec::{self, put_result, put_spec};
 use crate::mac::{MAC_BYTES, MacKey, hkdf_expand};
 use crate::negative_controls::{Control, is_off};
 use crate::ports::Idempotency;
-use crate::problem::{Cause, Code, JobError};
 
 /// What is not signed by a process of this deployment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,15 +111,7 @@ impl Signer {
     #[must_use]
     pub fn seal_job(&self, spec: &JobSpec, payload: &Payload, idempotency: &[u8]) -> Vec<u8> {
         let mut out = Vec::with_capacity(256);
-        put_text(&mut out, &spec.owner);
-        put_text(&mut out, &spec.handler);
-        out.push(u8::from(spec.ordering_key.is_some()));
-        put_text(&mut out, spec.ordering_key.as_deref().unwrap_or_default());
-        out.extend_from_slice(&spec.trace.id);
-        out.extend_from_slice(&spec.trace.span);
-        out.extend_from_slice(&spec.submitted_at.0.to_be_bytes());
-        out.extend_from_slice(&micros(spec.timeout).to_be_bytes());
-        out.push(u8::from(spec.one_line));
+        put_spec(&mut out, spec);
         put_text(&mut out, payload.media_type.as_str());
         out.extend_from_slice(&Sha256::digest(&payload.bytes));
         put_bytes(&mut out, idempotency);
@@ -134,19 +124,11 @@ impl Signer {
     /// It was not.
     pub fn open_job(&self, id: JobId, sealed: &[u8]) -> Result<SealedJob, Forged> {
         let mut fields = Cursor::new(self.open(Kind::Job, &[&id.0], sealed)?);
-        let (owner, handler) = (Arc::from(fields.text()?), Arc::from(fields.text()?));
-        let keyed = fields.u8()? == 1;
-        let key: &str = fields.text()?;
-        let ordering_key = keyed.then(|| Arc::from(key));
-        let trace = Trace { id: fields.array()?, span: fields.array()? };
-        let submitted_at = Timestamp(fields.u64()?);
-        let timeout = Duration::from_micros(fields.u64()?);
-        let one_line = fields.u8()? == 1;
+        let spec = job_codec::spec(&mut fields, id)?;
         let media_type = MediaType::parse(fields.text()?).ok_or(Forged)?;
         let payload_hash = fields.array()?;
         let idempotency = fields.bytes()?.to_vec();
         fields.finish()?;
-        let spec = JobSpec { id, owner, handler, ordering_key, trace, submitted_at, timeout, one_line };
         Ok(SealedJob { spec, idempotency, media_type, payload_hash })
     }
 
@@ -154,17 +136,7 @@ impl Signer {
     #[must_use]
     pub fn seal_outcome(&self, id: JobId, finished: &Finished) -> Vec<u8> {
         let mut out = Vec::new();
-        match &finished.result {
-            Ok(payload) => {
-                put_text(&mut out, payload.media_type.as_str());
-                put_bytes(&mut out, &payload.bytes);
-            }
-            Err(error) => {
-                put_text(&mut out, error.code.as_str());
-                put_text(&mut out, &error.detail);
-                put_text(&mut out, error.cause.map_or("", Cause::as_str));
-            }
-        }
+        put_result(&mut out, finished);
         self.seal(Kind::Outcome, &[&id.0, finished.status.as_str().as_bytes()], out)
     }
 
@@ -175,16 +147,9 @@ impl Signer {
     pub fn open_outcome(&self, id: JobId, status: JobStatus, sealed: &[u8]) -> Result<Finished, Forged> {
         let about: [&[u8]; 2] = [&id.0, status.as_str().as_bytes()];
         let mut fields = Cursor::new(self.open(Kind::Outcome, &about, sealed)?);
-        let result = if status == JobStatus::Succeeded {
-            let media_type = MediaType::parse(fields.text()?).ok_or(Forged)?;
-            Ok(Payload { media_type, bytes: Arc::from(fields.bytes()?) })
-        } else {
-            let code = Code::parse(fields.text()?).ok_or(Forged)?;
-            let detail = fields.text()?.to_owned();
-            Err(JobError { code, detail, cause: Cause::parse(fields.text()?) })
-        };
+        let finished = job_codec::finished(&mut fields, status)?;
         fields.finish()?;
-        Ok(Finished { status, result })
+        Ok(finished)
     }
 
     /// A value of a map.

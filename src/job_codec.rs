@@ -1,0 +1,80 @@
+//! A job and its end as bytes at rest: what Redis' envelopes and the journal share. Pure.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::{Timestamp, micros};
+use crate::codec::{Cursor, Malformed, put_bytes, put_text};
+use crate::job::{Finished, JobId, JobSpec, JobStatus, MediaType, Payload, Trace};
+use crate::problem::{Cause, Code, JobError};
+
+/// All but the id.
+pub fn put_spec(out: &mut Vec<u8>, spec: &JobSpec) {
+    put_text(out, &spec.owner);
+    put_text(out, &spec.handler);
+    out.push(u8::from(spec.ordering_key.is_some()));
+    put_text(out, spec.ordering_key.as_deref().unwrap_or_default());
+    out.extend_from_slice(&spec.trace.id);
+    out.extend_from_slice(&spec.trace.span);
+    out.extend_from_slice(&spec.submitted_at.0.to_be_bytes());
+    out.extend_from_slice(&micros(spec.timeout).to_be_bytes());
+    out.push(u8::from(spec.one_line));
+}
+
+/// Reads what [`put_spec`] writes.
+///
+/// # Errors
+/// It has another shape.
+pub fn spec(fields: &mut Cursor, id: JobId) -> Result<JobSpec, Malformed> {
+    let (owner, handler) = (Arc::from(fields.text()?), Arc::from(fields.text()?));
+    let keyed = fields.u8()? == 1;
+    let key: &str = fields.text()?;
+    let ordering_key = keyed.then(|| Arc::from(key));
+    let trace = Trace { id: fields.array()?, span: fields.array()? };
+    let submitted_at = Timestamp(fields.u64()?);
+    let timeout = Duration::from_micros(fields.u64()?);
+    let one_line = fields.u8()? == 1;
+    Ok(JobSpec { id, owner, handler, ordering_key, trace, submitted_at, timeout, one_line })
+}
+
+/// The result or the error; the status stands elsewhere.
+pub fn put_result(out: &mut Vec<u8>, finished: &Finished) {
+    match &finished.result {
+        Ok(payload) => put_payload(out, payload),
+        Err(error) => {
+            put_text(out, error.code.as_str());
+            put_text(out, &error.detail);
+            put_text(out, error.cause.map_or("", Cause::as_str));
+        }
+    }
+}
+
+/// Reads what [`put_result`] writes of a job with this status.
+///
+/// # Errors
+/// It has another shape.
+pub fn finished(fields: &mut Cursor, status: JobStatus) -> Result<Finished, Malformed> {
+    let result = if status == JobStatus::Succeeded {
+        Ok(payload(fields)?)
+    } else {
+        let code = Code::parse(fields.text()?).ok_or(Malformed)?;
+        let detail = fields.text()?.to_owned();
+        Err(JobError { code, detail, cause: Cause::parse(fields.text()?) })
+    };
+    Ok(Finished { status, result })
+}
+
+/// Media type and bytes.
+pub fn put_payload(out: &mut Vec<u8>, payload: &Payload) {
+    put_text(out, payload.media_type.as_str());
+    put_bytes(out, &payload.bytes);
+}
+
+/// Reads what [`put_payload`] writes.
+///
+/// # Errors
+/// It has another shape.
+pub fn payload(fields: &mut Cursor) -> Result<Payload, Malformed> {
+    let media_type = MediaType::parse(fields.text()?).ok_or(Malformed)?;
+    Ok(Payload { media_type, bytes: Arc::from(fields.bytes()?) })
+}
