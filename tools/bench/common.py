@@ -39,6 +39,12 @@ class Failed(Exception):
     """A measurement that could not be made, or that came out wrong."""
 
 
+def progress(text):
+    """Not into a file that takes the tables."""
+    if sys.stderr.isatty():
+        print(text, file=sys.stderr, flush=True)
+
+
 def bounded(kind, least, most):
     def convert(text):
         value = kind(text)
@@ -83,6 +89,12 @@ def installed(program, package):
     if found is None:
         raise Failed(f"{program} is not installed (Debian: apt-get install {package})")
     return found
+
+
+def filesystem_of(folder):
+    mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    around = [mount for mount in mounts if folder.is_relative_to(mount[0])]
+    return max(around, key=lambda mount: len(mount[0]), default=(None, "unknown"))[1]
 
 
 # --- load and HTTP ---------------------------------------------------------------------------------
@@ -155,23 +167,23 @@ class Process:
 class Server(Process):
     """One that prints `ready URL pid=PID`."""
 
-    def __init__(self, command):
+    def __init__(self, command, patience_s=READY_TIMEOUT_S):
         begun = time.monotonic()
         super().__init__(command, stdout=subprocess.PIPE)
         try:
-            self.url = self.wait_until_ready(begun + READY_TIMEOUT_S)
+            self.url = self.wait_until_ready(begun, patience_s)
         except BaseException:
             self.close()
             raise
         self.ready_ms = (time.monotonic() - begun) * 1000
         self.note_children()
 
-    def wait_until_ready(self, deadline):
+    def wait_until_ready(self, begun, patience_s):
         line = b""
         while not line.endswith(b"\n"):
-            left = deadline - time.monotonic()
+            left = begun + patience_s - time.monotonic()
             if left <= 0 or not select.select([self.process.stdout], [], [], left)[0]:
-                raise Failed(f"{self.name}: no ready line in {READY_TIMEOUT_S} s: {self.log_tail()}")
+                raise Failed(f"{self.name}: no ready line in {patience_s} s: {self.log_tail()}")
             part = os.read(self.process.stdout.fileno(), 4096)
             if not part:
                 raise Failed(f"{self.name} ended before it was ready: {self.log_tail()}")
@@ -187,15 +199,15 @@ class Server(Process):
 
 
 @contextlib.contextmanager
-def started(command):
+def started(command, **patience):
     if not Path(command[0]).is_file():
         raise Failed(f"{command[0]} is not built")
-    with contextlib.closing(Server(command)) as server:
+    with contextlib.closing(Server(command, **patience)) as server:
         yield server
 
 
-def serve(*options, binary=COFFERDAM):
-    return started([binary, "serve", *FREE_PORT, *options])
+def serve(*options, binary=COFFERDAM, **patience):
+    return started([binary, "serve", *FREE_PORT, *options], **patience)
 
 
 def free_port():
@@ -366,3 +378,13 @@ def table(headings, rows):
 def median_of(values):
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else None
+
+
+def medians(runs):
+    """Of each figure of each measurement, over the rounds that have it."""
+    result = {}
+    for measurement in {name: None for run in runs for name in run}:
+        facts = [run[measurement] for run in runs if measurement in run]
+        numbers = {name for fact in facts for name, value in fact.items() if isinstance(value, (int, float))}
+        result[measurement] = {name: median_of(fact.get(name) for fact in facts) for name in sorted(numbers)}
+    return result

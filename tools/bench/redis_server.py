@@ -23,10 +23,10 @@ SET_CLIENTS = tuple(SETS_PER_SECOND)
 
 
 @contextlib.contextmanager
-def redis_server(*options):
+def redis_server(*options, parent=None):
     """Nothing survives it: no snapshots, and an append-only file only if the options ask for one."""
     program = installed("redis-server", "redis-server")
-    with tempfile.TemporaryDirectory(prefix="cofferdam-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="cofferdam-bench-", dir=parent) as folder:
         path, port = Path(folder) / "redis.sock", free_port()
         command = [program, "--unixsocket", str(path), "--unixsocketperm", "700"]
         command += ["--bind", "127.0.0.1", "--port", str(port)]
