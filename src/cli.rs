@@ -101,6 +101,7 @@ fn run(arguments: &[String], program: &Program) -> Result<Exit, String> {
         "web" => serve(&options.load_of_many(registry)?, program, Some(&[])),
         "executor" => run_executor(&mut options, program),
         "token" => token(&mut options),
+        "journal" => journal(&mut options),
         unknown => Err(format!("there is no command {unknown}; see --help")),
     }
 }
@@ -355,6 +356,35 @@ fn token(options: &mut Options) -> Result<Exit, String> {
     let (token, line) =
         config::tokens::make(&name, &scopes, &handlers).map_err(|why| format!("token: {why}"))?;
     Ok(answer(&format!("{}\n{line}\n", *token)))
+}
+
+/// `journal`: looks at the directory of one.
+fn journal(options: &mut Options) -> Result<Exit, String> {
+    let secret_file = options.value("--secret-file")?.map(PathBuf::from);
+    let drop_after = options.value("--drop-after")?;
+    let words = (options.positional(), options.positional());
+    options.finish()?;
+    let (Some(what), Some(dir)) = words else {
+        return Err("journal needs check, export or repair, and the DIR of a journal".into());
+    };
+    let question = match (what.as_str(), drop_after) {
+        ("check", None) => roles::Question::Check,
+        ("export", None) => roles::Question::Export,
+        ("repair", Some(place)) => {
+            let (segment, offset) =
+                place.rsplit_once(':').map_or((None, &*place), |(segment, offset)| (Some(segment), offset));
+            let segment = segment.map(|segment| segment.trim_end_matches(".log").parse()).transpose();
+            let numbers = segment.ok().zip(offset.parse().ok());
+            let (segment, offset) =
+                numbers.ok_or_else(|| format!("--drop-after is SEGMENT:OFFSET or OFFSET, not {place}"))?;
+            roles::Question::Repair { segment, offset }
+        }
+        ("repair", None) => return Err("repair needs --drop-after: where what is kept ends".into()),
+        ("check" | "export", Some(_)) => return Err("--drop-after is repair's".into()),
+        (other, _) => return Err(format!("journal does check, export and repair, not {other}")),
+    };
+    let done = roles::journal(Path::new(&dir), secret_file.as_deref(), &question);
+    Ok(ended(done.map_err(|why| format!("journal: {why}"))))
 }
 
 /// `health`: asks a running service, the one of this configuration unless a URL is given, whether it is ready.

@@ -10,13 +10,14 @@ use crate::channel::keys::GroupSecret;
 use crate::channel::{ChannelServer, ServerConfig};
 use crate::clock::{Clock, millis};
 use crate::config::secret::Secret;
-use crate::config::{Config, Loaded, Platform, ProcessGroup, Program, Retain, WebAuth, tokens};
+use crate::config::{Config, Journal, Loaded, Platform, ProcessGroup, Program, Retain, WebAuth, tokens};
 use crate::entropy::Entropy;
 use crate::execution::program::{self, ProgramHandler, User};
 use crate::execution::{Handlers, Outfit, Registry, WorkerStart};
 use crate::handler::{HandlerSpec, OwnOptions};
-use crate::memory::MemoryBroker;
+use crate::journal::{self, Files, Log};
 use crate::memory::broker::Broker;
+use crate::memory::{Keeping, MemoryBroker};
 use crate::observe::metrics::Counters;
 use crate::ports::{Consumer, Fitness, Producer, Replies, Rules, Seat};
 use crate::process::account::Account;
@@ -123,7 +124,7 @@ impl Deployment {
     /// used.
     pub fn web_bundle(&self, roots: &[Secret], private_dir: &Path) -> Result<Bundle, String> {
         let mut secrets = self.group_secrets(&roots[0]);
-        for root in roots.iter().filter(|_| self.keeps_at_rest()) {
+        for root in roots.iter().filter(|_| self.keeps_at_rest() || self.signs_journal()) {
             secrets.push(GroupSecret::from_bytes(*root.envelope()?.expose()));
         }
         Ok(Bundle { tokens: self.tokens.clone(), ..self.bundle(0, secrets, private_dir) })
@@ -204,23 +205,41 @@ impl Deployment {
         groups.iter().map(|group| Arc::from(group.name.as_str())).collect()
     }
 
-    /// True if jobs and states outlive every process of ours: other processes, on any host, may run them.
-    pub fn jobs_survive_processes(&self) -> bool {
+    /// True if jobs and states are where other processes, on any host, may run them.
+    pub fn is_shared(&self) -> bool {
         self.platform().queue.backend != "memory"
+    }
+
+    /// True if jobs and states outlive every process of ours.
+    pub fn jobs_survive_processes(&self) -> bool {
+        self.is_shared() || self.journal().is_some()
+    }
+
+    /// The journal, if there is one.
+    pub fn journal(&self) -> Option<&Journal> {
+        self.platform().queue.journal.as_ref()
+    }
+
+    /// True if a journal is signed with what follows from the root secret, which then outlives this run.
+    fn signs_journal(&self) -> bool {
+        self.journal().is_some() && self.platform().execution_ipc.auth.secret_file.is_some()
     }
 
     /// True if something is kept where others may read and write: it is signed.
     pub fn keeps_at_rest(&self) -> bool {
-        self.jobs_survive_processes() || self.platform().kv.backend != "memory"
+        self.is_shared() || self.platform().kv.backend != "memory"
     }
 
     /// What the log should hear at the start of what the backends promise.
-    pub fn promise(&self) -> Option<&'static str> {
-        let promise = match self.keeps_at_rest() {
-            true => "mixed backends: state changes are kept first, the terminal status after them",
-            false => "memory backends: jobs and state survive executors, and go with the web process",
+    pub fn promise(&self) -> Option<String> {
+        let promise = match self.journal() {
+            Some(journal) => journal.promise(),
+            None if self.keeps_at_rest() => {
+                "mixed backends: state changes are kept first, the terminal status after them".into()
+            }
+            None => "memory backends: jobs and state survive executors, and go with the web process".into(),
         };
-        (!self.jobs_survive_processes()).then_some(promise)
+        (!self.is_shared()).then_some(promise)
     }
 
     /// The root secrets, of which there is one at least: from their file, the one that is used first; or one for this run.
@@ -231,17 +250,51 @@ impl Deployment {
         Ok([Some(current), previous].into_iter().flatten().collect())
     }
 
+    fn root_envelopes(&self) -> Result<Vec<Secret>, String> {
+        self.root_secrets()?.iter().map(Secret::envelope).collect()
+    }
+
     /// Opens the backend of this configuration; one that is away for now is no error. What is kept at rest is signed with
     /// the first of these envelopes ([`Secret::envelope`]), and all are known; none: they are made from the root secrets. A
     /// deployment inside this one has a prefix of its own, with a colon at its end.
     pub fn open(&self, envelopes: Vec<Secret>, sub_prefix: &str) -> Result<Backend, String> {
-        if self.keeps_at_rest() { self.open_at_rest(envelopes, sub_prefix) } else { Ok(self.memory()) }
+        match self.journal().filter(|_| sub_prefix.is_empty()) {
+            Some(journal) => self.journaled(journal, envelopes).map_err(|why| format!("the journal: {why}")),
+            None if self.keeps_at_rest() => self.open_at_rest(envelopes, sub_prefix),
+            None => Ok(self.memory()),
+        }
+    }
+
+    fn broker(&self) -> Broker {
+        let rules = Rules::from_config(&self.config);
+        Broker::new(rules, self.specs.clone(), self.workers(), Entropy::system())
+    }
+
+    /// What a journal has kept, and goes on to keep.
+    fn journaled(&self, journal: &Journal, given: Vec<Secret>) -> Result<Backend, String> {
+        let dir = Path::new(journal.dir());
+        let files = Files::open(dir)?;
+        let envelopes = if given.is_empty() && self.signs_journal() { self.root_envelopes()? } else { given };
+        let keys = journal::keys(dir, &envelopes)?;
+        let syncs_turns = journal.sync == "always";
+        let settings = journal::Settings { segment_bytes: journal.segment_mb << 20, syncs_turns };
+        let (log, image, cut) = Log::open(Box::new(files), keys, settings)?;
+        cut.iter().for_each(|cut| log::warn!("the journal: {cut}"));
+        let mut broker = self.broker();
+        broker.keep_journal(image, self.clock.now())?;
+        let interval = (!syncs_turns).then(|| Duration::from_millis(journal.interval_ms));
+        let keeping = Keeping { interval, is_inline: self.is_inline() };
+        let kept = MemoryBroker::keep(broker, self.clock.clone(), self.groups(), log, keeping);
+        let (broker, keeper) = kept.map_err(|error| format!("a thread: {error}"))?;
+        Ok(Backend { seat: Arc::new(keeper), calls_may_wait: true, ..Deployment::backend(broker) })
     }
 
     fn memory(&self) -> Backend {
-        let rules = Rules::from_config(&self.config);
-        let broker = Broker::new(rules, self.specs.clone(), self.workers(), Entropy::system());
-        let broker = Arc::new(MemoryBroker::new(broker, self.clock.clone(), self.groups()));
+        Deployment::backend(MemoryBroker::new(self.broker(), self.clock.clone(), self.groups()))
+    }
+
+    fn backend(broker: MemoryBroker) -> Backend {
+        let broker = Arc::new(broker);
         let (producer, replies, seat) = (broker.clone(), broker.clone(), broker.clone());
         let consumers = Arc::new(move |group, bell| Box::new(broker.consumer(group, bell)) as _);
         Backend { producer, replies, seat, consumers, calls_may_wait: false }
@@ -353,7 +406,7 @@ mod at_rest {
             let (groups, workers) = (self.groups(), self.workers());
             let settings = Settings { redis, prefix, rules, keep, handlers, groups, clock, workers };
             let broker = RedisBroker::new(settings, &envelopes.iter().collect::<Vec<_>>())?;
-            if !self.jobs_survive_processes() {
+            if !self.is_shared() {
                 return Ok(self.mixed(broker));
             }
             let seat = Arc::new(broker.sit().map_err(|error| format!("a thread: {error}"))?);
@@ -377,10 +430,6 @@ mod at_rest {
 
         fn prefix(&self) -> String {
             format!("{{{}}}:", self.platform().redis.key_prefix)
-        }
-
-        fn root_envelopes(&self) -> Result<Vec<Secret>, String> {
-            self.root_secrets()?.iter().map(Secret::envelope).collect()
         }
 
         /// What the server says of itself, and whether it knows our secret; `None` where none is used.
@@ -424,7 +473,7 @@ mod at_rest {
             otherwise: &str,
             work: impl FnOnce(&Link, &str) -> Result<(), BackendError>,
         ) {
-            if !self.jobs_survive_processes() {
+            if !self.is_shared() {
                 return;
             }
             let prefix = self.prefix() + sub_prefix;

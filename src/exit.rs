@@ -11,7 +11,7 @@ pub enum Exit {
     Done = 0,
     /// Failed while running.
     Failed = 1,
-    /// Bad usage or bad config.
+    /// Bad usage or bad config. Of a child: who takes its place would fare no better.
     Usage = 2,
     /// A child was not ready in time.
     NotReady = 3,

@@ -54,9 +54,11 @@ pub mod execution;
 pub mod exit;
 #[doc(hidden)]
 pub mod job;
+pub(crate) mod job_codec;
 #[doc(hidden)]
 pub mod job_status;
-pub(crate) mod job_codec;
+#[doc(hidden)]
+pub mod journal;
 #[doc(hidden)]
 pub mod limits;
 #[doc(hidden)]

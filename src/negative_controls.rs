@@ -34,6 +34,12 @@ pub enum Control {
     Scope,
     /// What clients have not read has a budget.
     Unread,
+    /// A journal's turn is synced.
+    JournalSync,
+    /// Names in a journal's directory are synced.
+    JournalNames,
+    /// Nothing is answered before what it follows from is written.
+    JournalFirst,
 }
 
 /// True if `COFFERDAM_DANGEROUS_OFF` names this check.

@@ -524,7 +524,7 @@ impl Schedule {
         self.hear_bells();
         self.model.check_nobody_oversleeps(&self.rung);
         self.compare_figures();
-        let ends = self.broker.take_ends(INSTANCE, usize::MAX);
+        let ends = self.broker.take_ends(INSTANCE, usize::MAX, u64::MAX);
         assert!(!ends.lost, "none was lost");
         let mut told: Vec<_> = ends.ended.iter().map(|end| (end.job, end.finished.status)).collect();
         let mut expected = std::mem::take(&mut self.model.ended);

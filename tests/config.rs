@@ -519,6 +519,25 @@ fn a_redis_backend_without_a_static_secret_is_told_how_to_get_one() {
 }
 
 #[test]
+fn a_journal_has_a_directory_and_is_for_the_memory_backends() {
+    let path = format!("{PLATFORM}.queue.journal");
+    let accepted = accepted(&sets([format!(r#"{path}={{"dir":"/j"}}"#)]));
+    let whole = json!({"dir": "/j", "sync": "always", "interval_ms": 100, "segment_mb": 64});
+    assert_eq!(*at(&accepted.value, &path), whole);
+    assert_refused_at(&format!("{path}.dir"), &[&format!("{path}={{}}")]);
+    for (key, bad) in [("sync", "never"), ("interval_ms", "0"), ("segment_mb", "0"), ("segment_mb", "1025")] {
+        let dir = format!("{path}.dir=/j");
+        assert_refused_at(&format!("{path}.{key}"), &[&dir, &format!("{path}.{key}={bad}")]);
+    }
+    let dir = format!("{path}.dir=/j");
+    assert_refused_at(&path, &[&dir, KV_REDIS, SECRET_FILE]);
+    assert_refused_at(&path, &[&[&*dir], &redis()[..]].concat());
+    let (summary, text) =
+        (config::summary(&accepted), "what was answered survives whatever the disk survives");
+    assert!(summary.contains(text) && !summary.contains("they go with the web process"), "{summary}");
+}
+
+#[test]
 fn process_groups_are_named_once_and_every_handler_is_in_exactly_one() {
     let path = "runtime.platform.process_groups";
     let rows: &[(&str, &[&str])] = &[

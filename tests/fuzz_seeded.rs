@@ -121,5 +121,7 @@ targets! {
     a_bundle_is_written_as_it_was_read: "bundle",
     a_config_that_passes_comes_to_the_same_again: "config",
     a_secret_is_one_or_two_lines_of_64_hex_digits: "secret",
+    facts_of_a_journal_are_written_as_they_were_read: "journal_facts",
+    a_frame_of_a_journal_opens_where_it_was_sealed_or_nowhere: "journal_segment",
     lines_are_the_same_whatever_the_buffer: "lines",
 }

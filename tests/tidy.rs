@@ -12,9 +12,9 @@ const FILE_LINES: usize = 500;
 const FUNCTION_LINES: usize = 100;
 /// Code lines of all of `src`, of it without what feature `redis` brings, and of the rooms that an auditor must trust
 /// first: no blanks, comments or unit tests.
-const CODE_LINES: [(&str, usize); 3] = [("all", 19_100), ("lean", 16_750), ("trusted", 4_200)];
+const CODE_LINES: [(&str, usize); 3] = [("all", 21_200), ("lean", 18_900), ("trusted", 4_200)];
 /// Bytes of all sources, comments and unit tests included: dense lines are no gain.
-const BYTES: usize = 1_090_000;
+const BYTES: usize = 1_200_000;
 /// What an auditor must trust first: who is let in, what is taken from whom, and who runs with which rights.
 const TRUSTED: &[&str] = &["src/channel/", "src/process/", "src/supervisor/", "src/roles/"];
 
@@ -36,7 +36,10 @@ const DOES_IO: &[&str] = &[
     "src/execution/deck.rs",
     "src/execution/program/",
     "src/execution/run.rs",
+    "src/journal/disk.rs",
+    "src/journal/key.rs",
     "src/memory/external_state.rs",
+    "src/memory/keeper.rs",
     "src/memory/shared.rs",
     "src/negative_controls.rs",
     "src/observe/",
@@ -87,6 +90,7 @@ const FLOORS: &[&[&str]] = &[
     &["process"],
     &["execution", "channel", "memory", "ndjson", "redis_backend"],
     &["ports", "observe"],
+    &["journal"],
     &["config"],
 ];
 

@@ -18,8 +18,8 @@ pub use issue::{Issue, Origin};
 pub use program::{HandlerConfig, Limits, Program, ProgramMode};
 pub use reference::reference;
 pub use schema::{
-    Config, Ipc, Kv, Lifecycle, LogFormat, Observability, Platform, ProcessGroup, Queue, Redis, Reply,
-    Restart, Retain, SinkMode, Web, WebAuth, WebLimits,
+    Config, Ipc, Journal, Kv, Lifecycle, LogFormat, Observability, Platform, ProcessGroup, Queue, Redis,
+    Reply, Restart, Retain, SinkMode, Web, WebAuth, WebLimits,
 };
 pub use sources::{Loaded, Source, load};
 pub use validate::{NO_REDIS, unbuilt};
@@ -92,7 +92,9 @@ pub fn summary(loaded: &Loaded) -> String {
         Some("mixed") => "weaker promise: state changes are kept first, the terminal status after them",
         _ => "jobs and state are as durable as Redis is set up",
     };
-    let mut lines = vec![format!("profile {profile}, listening on {}", config.web.bind), promise.into()];
+    let journal = config.runtime.platform.queue.journal.as_ref();
+    let promise = journal.map_or_else(|| promise.to_owned(), Journal::promise);
+    let mut lines = vec![format!("profile {profile}, listening on {}", config.web.bind), promise];
     for group in &config.runtime.platform.process_groups {
         let ProcessGroup { name, processes, workers, handlers, .. } = group;
         let handlers = handlers.join(" ");

@@ -97,7 +97,38 @@ section! { Queue {
     /// Deliveries of a job before it is dead, for handlers that do not say.
     max_deliveries: u32 = 16, COUNT;
     retry: Retry = {}, Section(RETRY_KEYS);
+    /// Memory only: where what is kept is written down, so that it outlives our processes and the host.
+    journal: Option<Journal> = null, Optional(Journal::KEYS);
 }}
+section! { Journal {
+    /// A directory that is ours alone; it is made if it is not there.
+    dir: Option<String> = null, Path;
+    /// Whether each answer waits for the disk, or the disk is told each `interval_ms`: then a power cut loses as much, a crash of our processes nothing.
+    sync: String = "always", OneOf(&["always", "interval"]);
+    /// See `sync`.
+    interval_ms: u64 = 100, Int(1, 60_000);
+    /// The size of its files; two of them are there in any case.
+    segment_mb: u64 = 64, Int(1, 1_024);
+}}
+impl Journal {
+    /// Where it is; the validator has seen that it is somewhere.
+    pub fn dir(&self) -> &str {
+        self.dir.as_deref().unwrap_or_default()
+    }
+
+    /// What it promises.
+    pub fn promise(&self) -> String {
+        let (dir, interval_ms) = (self.dir(), self.interval_ms);
+        match &*self.sync {
+            "always" => {
+                format!("journal {dir}, sync always: what was answered survives whatever the disk survives")
+            }
+            _ => format!(
+                "journal {dir}, sync interval: a crash of our processes loses nothing, a power cut at most {interval_ms} ms"
+            ),
+        }
+    }
+}
 section! { Kv {
     /// Where lane states and contexts are kept.
     backend: String = "memory", BACKEND;

@@ -171,6 +171,18 @@ pub(super) fn cross_rules(config: &Config, issues: &mut Vec<Issue>) {
     of_platform(queue != reply, "reply.backend", "must be that of the queue", json!(reply), queue);
     let (is_apart, what) = (queue == "redis" && kv != "redis", "must be redis when the queue is");
     of_platform(is_apart, "kv.backend", what, json!(kv), "redis");
+    if let Some(journal) = &platform.queue.journal {
+        let (at, what) = ("queue.journal", "is for the memory backends alone");
+        of_platform(
+            [queue, kv].contains(&"redis"),
+            at,
+            what,
+            json!(queue),
+            "no journal: Redis keeps its own",
+        );
+        let expected = "the path of a directory";
+        of_platform(journal.dir.is_none(), "queue.journal.dir", "is missing", Value::Null, expected);
+    }
     let is_open = web.bind.parse::<SocketAddr>().is_ok_and(|address| !address.ip().is_loopback());
     let has_bearer = web.auth.mode == "bearer";
     let expected = "a loopback address, or web.auth.mode=bearer";

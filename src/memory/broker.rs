@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 use log::{Level, LevelFilter};
 
-use super::entry::{Entry, HandlerQueue};
-use super::idempotency::{Bound, Keys};
+use super::entry::{Changed, Entry, HandlerQueue, Written};
+use super::idempotency::Keys;
 use super::kv::Maps;
 use super::records::Retention;
 use crate::clock::Timestamp;
@@ -25,7 +25,7 @@ use crate::limits::QUEUED_BYTES;
 use crate::negative_controls::{Control, is_off};
 use crate::observe::Delivery;
 use crate::ports::{
-    Ends, HandlerStats, Idempotency, NewJob, OfLease, Refusal, Rules, Share, Stats, Submitted,
+    HandlerStats, Idempotency, JobEnded, NewJob, OfLease, Refusal, Rules, Share, Stats, Submitted,
 };
 use crate::problem::JobError;
 
@@ -78,7 +78,7 @@ pub struct Broker {
     pub(super) maps: Maps,
     pub(super) retention: Retention,
     pub(super) idempotency: Keys,
-    pub(super) inboxes: IdMap<InstanceId, Ends>,
+    pub(super) inboxes: IdMap<InstanceId, InboxBooks>,
     pub(super) signals: Signals,
     /// Source of lane, lease and consumer numbers and of the ready order.
     pub(super) last_number: u64,
@@ -94,6 +94,14 @@ pub struct Broker {
     pub(super) workers: Vec<usize>,
     /// Less important events are not collected.
     pub(super) log_level: LevelFilter,
+    /// `Some` iff there is a journal: what it has to be told.
+    pub(super) changed: Option<Box<Changed>>,
+    /// The turn of the journal that gathers now; what came before it was told in earlier ones.
+    pub(super) turn: u64,
+    /// Bytes of all jobs' bases in the journal, about.
+    pub(super) job_bytes: usize,
+    /// Nothing is claimed: the service stops, and what is queued is kept.
+    pub(super) claims_nothing: bool,
 }
 
 /// Jobs of one handler and key, in submission order.
@@ -138,6 +146,13 @@ pub(super) struct ConsumerEntry {
     /// A lane whose head runs alone: this executor takes no other lease, and that one once it has none.
     pub(super) waits_for: Option<u64>,
     pub(super) revoked: Vec<OfLease>,
+}
+
+/// What an instance is told, with the turn of the journal that says it.
+#[derive(Debug, Default)]
+pub(super) struct InboxBooks {
+    pub(super) ended: VecDeque<(u64, JobEnded)>,
+    pub(super) lost: bool,
 }
 
 impl ConsumerEntry {
@@ -193,6 +208,10 @@ impl Broker {
             },
             workers,
             log_level: log::max_level(),
+            changed: None,
+            turn: 0,
+            job_bytes: 0,
+            claims_nothing: false,
         }
     }
 
@@ -223,6 +242,7 @@ impl Broker {
             return if bound.fingerprint != *fingerprint {
                 Submitted::Refused(Refusal::IdempotencyMismatch(Some(bound.job)))
             } else if self.jobs.contains_key(&bound.job) {
+                self.tell_also(bound.job, new.instance);
                 Submitted::Existing(Box::new(self.record_of(bound.job, now)))
             } else {
                 Submitted::Refused(Refusal::ResultGone(bound.job))
@@ -276,6 +296,8 @@ impl Broker {
             fence: 0,
             delivery: 0,
             losses: 0,
+            seat_losses: 0,
+            order: 0,
             not_before,
             waits_since: not_before,
             awaited: new.awaited && new.idempotency.is_none(),
@@ -283,13 +305,14 @@ impl Broker {
             instance: new.instance,
             watchers: Vec::new(),
             place: None,
+            written: Written::default(),
         };
         let mut evicts = false;
         if let Some(Idempotency { key, fingerprint }) = new.idempotency {
             let JobSpec { owner, handler, .. } = &*entry.record.spec;
             let scope = (owner.clone(), handler.clone(), key);
             let has_ended = |id| self.jobs.get(&id).is_none_or(Entry::has_ended);
-            evicts = self.idempotency.bind(scope, Bound { job: new.id, fingerprint }, now, has_ended);
+            evicts = self.idempotency.bind(scope, new.id, fingerprint, now, has_ended);
         }
         self.jobs.insert(new.id, entry);
         if evicts {
@@ -302,6 +325,10 @@ impl Broker {
 
     /// Enters a queued job at the tail of its lane.
     pub(super) fn enqueue(&mut self, lane: u64, id: JobId, now: Timestamp) {
+        self.last_number += 1;
+        let order = self.last_number;
+        self.jobs.entry(id).and_modify(|entry| entry.order = order);
+        self.touch(id);
         self.lanes.entry(lane).and_modify(|lane| match is_off(Control::LaneOrder) {
             false => lane.jobs.push_back(id),
             true => lane.jobs.push_front(id),
@@ -311,9 +338,15 @@ impl Broker {
 
     /// The lane of the handler's jobs with this key; a job of a handler without ordering is one by itself.
     pub(super) fn lane_for(&mut self, handler: usize, key: Option<&str>) -> u64 {
-        let queue = &mut self.handlers[handler];
+        let queue = &self.handlers[handler];
         let is_ordered = queue.spec.options.ordering != Ordering::None;
         let map: Option<Arc<str>> = is_ordered.then(|| Arc::from(state_map(&queue.spec.name, key)));
+        self.lane_of(handler, map)
+    }
+
+    /// The lane of this state map, or a new one.
+    pub(super) fn lane_of(&mut self, handler: usize, map: Option<Arc<str>>) -> u64 {
+        let queue = &mut self.handlers[handler];
         if let Some(&lane) = map.as_ref().and_then(|map| self.ordered_lanes.get(map)) {
             return lane;
         }

@@ -58,13 +58,14 @@ impl Broker {
         entry.waits_since = now;
         entry.on(JobEvent::Resubmit, &mut self.handlers);
         entry.record = JobRecord::queued(entry.record.spec.clone());
-        entry.delivery = 0;
+        (entry.delivery, entry.seat_losses) = (0, 0);
         entry.not_before = now;
         entry.awaited = false;
         if let Some(place) = entry.place.take() {
             self.retention.forget(place);
         }
         let (number, handler, spec) = (entry.lane, entry.handler, entry.record.spec.clone());
+        self.touch(id);
         if self.unpark(number, id) {
             // The parked head never left its place.
             self.make_ready(number, now);
@@ -80,6 +81,7 @@ impl Broker {
     pub fn pause(&mut self, handler: &str, paused: bool) -> bool {
         let Some(&index) = self.handler_index.get(handler) else { return false };
         self.handlers[index].figures.paused = paused;
+        self.changed.iter_mut().for_each(|changed| changed.handlers.push(index));
         if paused {
             // Of each run only the running job goes on.
             let held: Vec<(u64, JobId)> = self

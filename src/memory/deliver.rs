@@ -69,7 +69,8 @@ impl Broker {
         let Some(consumer) = self.consumers.get_mut(&id) else { return step };
         consumer.room = room;
         step.revoked = std::mem::take(&mut consumer.revoked);
-        while self.consumers[&id].has_room()
+        while !self.claims_nothing
+            && self.consumers[&id].has_room()
             && let Some(lane) = self.next_lane(id, now)
         {
             step.leases.push(self.claim(id, lane, now));
@@ -175,6 +176,7 @@ impl Broker {
             let context = self.context_of(&spec, now);
             jobs.push(LeasedJob { spec, payload, delivery, fence, context });
         }
+        run.iter().for_each(|job| self.touch(*job));
         let first = run[0];
         let (expires_at, deadline) = (now.plus(self.rules.visibility), self.deadline(first, now));
         let lease = Lease { consumer: id, lane: lane_number, jobs: run.into(), expires_at, deadline };
@@ -234,6 +236,7 @@ impl Broker {
         } else {
             self.totals.redelivered += 1;
         }
+        self.touch(id);
         self.note(Level::Debug, "queue.claimed", id, "");
     }
 
@@ -412,9 +415,10 @@ impl Broker {
     ) {
         let entry = &self.jobs[&job];
         let (deliveries, losses) = (entry.record.deliveries, entry.losses);
+        let all_losses = losses + entry.seat_losses;
         let most = self.max_deliveries(entry.handler);
         let error = JobError { code: Code::DeadLettered, detail, cause: Some(cause) };
-        if deliveries >= most || losses >= most.saturating_mul(2) {
+        if deliveries >= most || all_losses >= most.saturating_mul(2) {
             self.totals.dead += 1;
             self.finish(job, JobEvent::Exhaust, Err(error), now);
             self.note(Level::Debug, "queue.dead", job, cause.as_str());
@@ -441,5 +445,6 @@ impl Broker {
         if entry.on(event, &mut self.handlers).is_some() {
             entry.not_before = not_before;
         }
+        self.touch(job);
     }
 }

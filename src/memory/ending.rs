@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::broker::Broker;
+use super::broker::{Broker, InboxBooks};
 use super::records::Class;
 use crate::clock::Timestamp;
 use crate::handler::OnDead;
@@ -32,19 +32,32 @@ impl Broker {
         now: Timestamp,
     ) -> Option<JobRecord> {
         let record = self.record(viewer, id, now)?;
+        self.tell_also(id, instance);
+        Some(record)
+    }
+
+    /// This instance hears of the job's end as well.
+    pub(super) fn tell_also(&mut self, id: JobId, instance: InstanceId) {
         self.jobs.entry(id).and_modify(|entry| {
             if entry.instance != instance && !entry.watchers.contains(&instance) {
                 entry.watchers.push(instance);
             }
         });
-        Some(record)
     }
 
-    /// Takes ends out of an inbox.
-    pub fn take_ends(&mut self, instance: InstanceId, most: usize) -> Ends {
+    /// Takes ends out of an inbox: those of turns up to this one.
+    pub fn take_ends(&mut self, instance: InstanceId, most: usize, turn: u64) -> Ends {
         let Some(inbox) = self.inboxes.get_mut(&instance) else { return Ends::default() };
-        let take = most.min(inbox.ended.len());
-        Ends { ended: inbox.ended.drain(..take).collect(), lost: std::mem::take(&mut inbox.lost) }
+        let may_go = |(of, _): &&(u64, JobEnded)| *of <= turn;
+        let take = inbox.ended.iter().take(most).take_while(may_go).count();
+        let ended = inbox.ended.drain(..take).map(|(_, ended)| ended).collect();
+        Ends { ended, lost: std::mem::take(&mut inbox.lost) }
+    }
+
+    /// Instances that may be told of an end, up to this turn.
+    pub(super) fn told(&self, turn: u64) -> impl Iterator<Item = InstanceId> {
+        let is_told = move |inbox: &InboxBooks| inbox.ended.front().is_some_and(|(of, _)| *of <= turn);
+        self.inboxes.iter().filter(move |(_, inbox)| is_told(inbox)).map(|(instance, _)| *instance)
     }
 
     /// Ends a job's life: out of its lane, into the records, told to whoever waits. The caller looks after the
@@ -63,6 +76,7 @@ impl Broker {
         {
             self.failed(id, error, now);
         }
+        self.touch(id);
         let Some(entry) = self.jobs.get_mut(&id) else { return };
         let before = entry.record.status;
         let Some(queue) = entry.on(event, &mut self.handlers) else { return };
@@ -85,7 +99,7 @@ impl Broker {
         for instance in [&entry.instance].into_iter().chain(&entry.watchers) {
             let Some(inbox) = self.inboxes.get_mut(instance) else { continue };
             if inbox.ended.len() < INBOX_ENDS {
-                inbox.ended.push(JobEnded { job: id, finished: finished.clone() });
+                inbox.ended.push_back((self.turn + 1, JobEnded { job: id, finished: finished.clone() }));
             } else {
                 inbox.lost = true;
             }
@@ -111,12 +125,9 @@ impl Broker {
 
     pub(super) fn keep_record(&mut self, id: JobId, now: Timestamp) {
         const ENTRY_BYTES: usize = 512;
+        self.touch(id);
         let Some(entry) = self.jobs.get_mut(&id) else { return };
-        let result = entry.record.finished.as_ref().map_or(0, |finished| match &finished.result {
-            Ok(payload) => payload.bytes.len(),
-            Err(error) => error.detail.len(),
-        });
-        let bytes = ENTRY_BYTES + result + entry.payload_bytes();
+        let bytes = ENTRY_BYTES + entry.result_bytes() + entry.payload_bytes();
         let class = match (entry.record.status, entry.awaited) {
             (JobStatus::Succeeded, true) => Class::Awaited,
             (JobStatus::Succeeded, false) => Class::Succeeded,
@@ -129,11 +140,18 @@ impl Broker {
     /// Removes the records whose time is up, or that there is no more room for.
     pub(super) fn drop_records(&mut self, now: Timestamp) {
         while let Some(id) = self.retention.due(now) {
-            let Some(entry) = self.jobs.remove(&id) else { break };
-            if let Some(place) = entry.place {
-                self.retention.forget(place);
-            }
-            self.submissions.remove(&(entry.record.spec.submitted_at, id));
+            self.forget(id);
         }
+    }
+
+    /// Removes a record.
+    pub(super) fn forget(&mut self, id: JobId) {
+        let Some(entry) = self.jobs.remove(&id) else { return };
+        if let Some(place) = entry.place {
+            self.retention.forget(place);
+        }
+        self.submissions.remove(&(entry.record.spec.submitted_at, id));
+        self.job_bytes -= entry.written.bytes;
+        self.changed.iter_mut().for_each(|changed| changed.gone.push(id));
     }
 }

@@ -43,6 +43,10 @@ pub(super) struct Entry {
     pub(super) delivery: u32,
     /// How often its executor was lost while it may have been running, in this life: see [`LOSSES_TO_BE_ALONE`].
     pub(super) losses: u32,
+    /// The same of its broker's process, which says nothing about the job; but that must end somewhere.
+    pub(super) seat_losses: u32,
+    /// Its place among all jobs of its lane.
+    pub(super) order: u64,
     pub(super) not_before: Timestamp,
     /// When it could have run first: accepted, and after its caller's own delay.
     pub(super) waits_since: Timestamp,
@@ -55,6 +59,27 @@ pub(super) struct Entry {
     pub(super) watchers: Vec<InstanceId>,
     /// `Some` iff it is kept as a finished record.
     pub(super) place: Option<Place>,
+    pub(super) written: Written,
+}
+
+/// What a journal knows of a thing.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Written {
+    /// It has a base.
+    pub(super) has_base: bool,
+    /// It has changed since the last turn.
+    pub(super) is_outdated: bool,
+    /// What it counts for in the bytes of all jobs.
+    pub(super) bytes: usize,
+}
+
+/// What has changed since the last turn.
+#[derive(Debug, Default)]
+pub(super) struct Changed {
+    pub(super) jobs: Vec<JobId>,
+    pub(super) gone: Vec<JobId>,
+    /// That were paused or resumed.
+    pub(super) handlers: Vec<usize>,
 }
 
 impl HandlerQueue {
@@ -80,6 +105,22 @@ impl HandlerQueue {
 impl Entry {
     pub(super) fn payload_bytes(&self) -> usize {
         self.payload.as_ref().map_or(0, |payload| payload.bytes.len())
+    }
+
+    /// What a base of it takes in a journal, about.
+    pub(super) fn base_bytes(&self) -> usize {
+        const FIXED: usize = 192;
+        let spec = &self.record.spec;
+        let key = spec.ordering_key.as_ref().map_or(0, |key| key.len());
+        let texts = spec.owner.len() + spec.handler.len() + key;
+        FIXED + texts + self.result_bytes() + self.payload_bytes()
+    }
+
+    pub(super) fn result_bytes(&self) -> usize {
+        self.record.finished.as_ref().map_or(0, |finished| match &finished.result {
+            Ok(payload) => payload.bytes.len(),
+            Err(error) => error.detail.len(),
+        })
     }
 
     /// Takes the job to its next status, and counts it there. `None`: the event changes nothing.

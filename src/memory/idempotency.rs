@@ -1,14 +1,11 @@
 //! Idempotency keys: kept for a time of their own, however soon the records of their jobs go.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Timestamp;
 use crate::job::JobId;
-
-/// Owner, handler, key.
-pub(super) type Scope = (Arc<str>, Arc<str>, Arc<str>);
+pub(super) use crate::journal::facts::Scope;
 
 /// What a key is bound to.
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +13,8 @@ pub(super) struct Bound {
     pub(super) job: JobId,
     /// Of the payload that it was first used with.
     pub(super) fingerprint: [u8; 32],
+    /// When it goes, if its job has ended by then.
+    pub(super) until: Timestamp,
 }
 
 /// All keys. Each lives equally long from its first use, so they go in the order in which they came; one whose job has not
@@ -30,16 +29,22 @@ pub(super) struct Keys {
     pub(super) evicted: u64,
     /// When that was last said.
     said_at: Option<Timestamp>,
+    /// `Some` iff there is a journal: keys that it has to be told.
+    pub(super) changed: Option<Vec<Scope>>,
 }
 
 impl Keys {
     pub(super) fn new(ttl: Duration, most: usize) -> Keys {
         let (bound, order) = Default::default();
-        Keys { bound, order, ttl, most, evicted: 0, said_at: None }
+        Keys { bound, order, ttl, most, evicted: 0, said_at: None, changed: None }
     }
 
     pub(super) fn len(&self) -> usize {
         self.bound.len()
+    }
+
+    pub(super) fn scopes(&self) -> impl Iterator<Item = &Scope> {
+        self.bound.keys()
     }
 
     /// What the key is bound to.
@@ -51,14 +56,14 @@ impl Keys {
     pub(super) fn bind(
         &mut self,
         scope: Scope,
-        bound: Bound,
+        job: JobId,
+        fingerprint: [u8; 32],
         now: Timestamp,
         has_ended: impl Fn(JobId) -> bool,
     ) -> bool {
         const SAY_EVERY: Duration = Duration::from_secs(60);
         let is_evicted = self.bound.len() >= self.most && self.drop_oldest(now, has_ended);
-        self.order.push_back((now.plus(self.ttl), scope.clone()));
-        self.bound.insert(scope, bound);
+        self.keep(scope, Bound { job, fingerprint, until: now.plus(self.ttl) });
         if !is_evicted {
             return false;
         }
@@ -68,14 +73,36 @@ impl Keys {
         is_to_be_said
     }
 
+    fn keep(&mut self, scope: Scope, bound: Bound) {
+        self.changed.iter_mut().for_each(|changed| changed.push(scope.clone()));
+        self.restore(scope, bound);
+    }
+
+    fn keep_on(&mut self, scope: Scope, bound: Bound, now: Timestamp) {
+        self.keep(scope, Bound { until: now.plus(self.ttl), ..bound });
+    }
+
+    /// Puts back what a journal has kept, oldest first.
+    pub(super) fn restore(&mut self, scope: Scope, bound: Bound) {
+        self.order.push_back((bound.until, scope.clone()));
+        self.bound.insert(scope, bound);
+    }
+
+    /// Frees those that are bound to one of these.
+    pub(super) fn unbind(&mut self, jobs: &[JobId]) {
+        let freed = self.bound.extract_if(|_, bound| jobs.contains(&bound.job)).map(|(scope, _)| scope);
+        let freed: Vec<Scope> = freed.collect();
+        self.order.retain(|(_, scope)| !freed.contains(scope));
+        self.changed.iter_mut().for_each(|changed| changed.extend(freed.iter().cloned()));
+    }
+
     /// Frees those whose time is up and whose job has ended.
     pub(super) fn expire(&mut self, now: Timestamp, has_ended: impl Fn(JobId) -> bool) {
         while self.order.front().is_some_and(|(until, _)| *until <= now) {
             let Some((_, scope)) = self.order.pop_front() else { return };
-            if self.bound.get(&scope).is_some_and(|bound| has_ended(bound.job)) {
-                self.bound.remove(&scope);
-            } else {
-                self.order.push_back((now.plus(self.ttl), scope));
+            match self.bound.remove(&scope) {
+                Some(bound) if !has_ended(bound.job) => self.keep_on(scope, bound, now),
+                _ => self.changed.iter_mut().for_each(|changed| changed.push(scope.clone())),
             }
         }
     }
@@ -85,10 +112,13 @@ impl Keys {
         const LOOKS: usize = 64;
         for _ in 0..LOOKS.min(self.order.len()) {
             let Some((_, scope)) = self.order.pop_front() else { break };
-            if self.bound.get(&scope).is_none_or(|bound| has_ended(bound.job)) {
-                return self.bound.remove(&scope).is_some();
+            match self.bound.remove(&scope) {
+                Some(bound) if !has_ended(bound.job) => self.keep_on(scope, bound, now),
+                bound => {
+                    self.changed.iter_mut().for_each(|changed| changed.push(scope.clone()));
+                    return bound.is_some();
+                }
             }
-            self.order.push_back((now.plus(self.ttl), scope));
         }
         false
     }

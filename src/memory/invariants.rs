@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::broker::Broker;
 use crate::job::{JobId, JobStatus};
+use crate::journal::facts::Thing;
 use crate::ports::Share;
 
 impl Broker {
@@ -12,6 +13,17 @@ impl Broker {
         self.check_lanes();
         self.check_leases();
         self.check_counts();
+    }
+
+    /// All that a journal has bases of.
+    #[must_use]
+    pub fn things(&self) -> Vec<Thing> {
+        let jobs = self.jobs.keys().map(|id| Thing::Job(*id));
+        let maps = self.maps.names().map(|name| Thing::Map(name.clone()));
+        let keys = self.idempotency.scopes().map(|scope| Thing::Key(Box::new(scope.clone())));
+        let paused = self.handlers.iter().filter(|queue| queue.figures.paused);
+        let paused = paused.map(|queue| Thing::Paused(queue.spec.name.clone()));
+        jobs.chain(maps).chain(keys).chain(paused).collect()
     }
 
     /// A job that has not ended, or that holds its lane, stands in that lane's queue alone; and a lane is ready iff

@@ -1,6 +1,6 @@
 //! Named maps with a time to live, as a value.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,13 +16,17 @@ pub struct Maps {
     mortal: usize,
     /// What all of them take: see [`Map::held_bytes`].
     held: usize,
+    /// `Some` iff there is a journal: what has changed, by the map's name and the entries' keys.
+    pub(super) changed: Option<HashMap<Arc<str>, BTreeSet<Arc<str>>>>,
 }
 
 #[derive(Debug, Default)]
-struct Map {
-    entries: Entries,
+pub(super) struct Map {
+    pub(super) entries: Entries,
     bytes: usize,
-    expires_at: Option<Timestamp>,
+    pub(super) expires_at: Option<Timestamp>,
+    /// A journal knows it.
+    pub(super) has_base: bool,
 }
 
 impl Map {
@@ -78,6 +82,7 @@ impl Maps {
             Some(map) if map.lives(now) => {
                 if let (Some(ttl), Some(_)) = (ttl, map.expires_at) {
                     map.expires_at = Some(now.plus(ttl));
+                    touch(&mut self.changed, name);
                 }
                 map.entries.clone()
             }
@@ -111,6 +116,7 @@ impl Maps {
             self.maps.insert(Arc::from(name), Map::default());
             self.held += MAP_BYTES;
         }
+        self.touch(name, changes);
         let Some(map) = self.maps.get_mut(name) else { return };
         let before = map.held_bytes();
         for change in changes {
@@ -137,7 +143,45 @@ impl Maps {
         if let Some(map) = self.maps.remove(name) {
             self.mortal -= usize::from(map.expires_at.is_some());
             self.held -= map.held_bytes();
+            touch(&mut self.changed, name);
         }
+    }
+
+    /// These changes are to be told the journal.
+    pub(super) fn touch(&mut self, name: &str, changes: &[Change]) {
+        if let Some(keys) = touch(&mut self.changed, name) {
+            keys.extend(changes.iter().map(|change| change.key.clone()));
+        }
+    }
+
+    /// The map, if there is one, is written whole by the next turn of the journal.
+    pub(super) fn forget_base(&mut self, name: &str) {
+        if let Some(map) = self.maps.get_mut(name) {
+            map.has_base = false;
+            touch(&mut self.changed, name);
+        }
+    }
+
+    /// What the map takes of memory, about.
+    pub(super) fn bytes_of(&self, name: &str) -> usize {
+        self.maps.get(name).map_or(0, Map::held_bytes)
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.maps.keys()
+    }
+
+    pub(super) fn get_mut(&mut self, name: &str) -> Option<&mut Map> {
+        self.maps.get_mut(name)
+    }
+
+    /// Puts back what a journal has kept.
+    pub(super) fn restore(&mut self, name: Arc<str>, entries: Entries, expires_at: Option<Timestamp>) {
+        let bytes = entries.iter().map(|(key, value)| entry_bytes(key, value)).sum();
+        let map = Map { entries, bytes, expires_at, has_base: true };
+        self.held += map.held_bytes();
+        self.mortal += usize::from(expires_at.is_some());
+        self.maps.insert(name, map);
     }
 
     /// Frees what is past its time.
@@ -148,6 +192,14 @@ impl Maps {
             self.held = self.maps.values().map(Map::held_bytes).sum();
         }
     }
+}
+
+/// The map has to be written down; where there is a journal, the keys that have changed.
+fn touch<'a>(
+    changed: &'a mut Option<HashMap<Arc<str>, BTreeSet<Arc<str>>>>,
+    name: &str,
+) -> Option<&'a mut BTreeSet<Arc<str>>> {
+    changed.as_mut().map(|changed| changed.entry(Arc::from(name)).or_default())
 }
 
 #[cfg(test)]

@@ -67,12 +67,14 @@ impl Broker {
         if rest == Rest::MayHaveBegun {
             lease.jobs.iter().skip(1).for_each(|job| self.may_have_begun(*job));
         }
+        lease.jobs.iter().for_each(|job| self.touch(*job));
         self.make_ready(lease.lane, now);
     }
 
     /// A later job of a run that ends: the number that its handler may have been told is not told again.
     pub(super) fn may_have_begun(&mut self, job: JobId) {
         self.jobs.entry(job).and_modify(|entry| entry.delivery += 1);
+        self.touch(job);
     }
 
     /// Gives a lease back. One that is over, or another's, is ignored.
@@ -88,6 +90,7 @@ impl Broker {
         let Some(lease) = self.remove_lease(number) else { return };
         self.lanes.entry(lease.lane).and_modify(|lane| lane.maker = None);
         for job in lease.jobs {
+            self.touch(job);
             let Some(entry) = self.jobs.get_mut(&job).filter(|entry| !entry.record.status.is_terminal())
             else {
                 continue;
@@ -105,6 +108,28 @@ impl Broker {
             self.again(job, Cause::ExecutorLost, "its executor was lost".into(), None, now);
         }
         self.make_ready(lease.lane, now);
+    }
+
+    /// True if nothing runs. `claims_nothing`: what is queued stays so.
+    pub fn is_at_rest(&mut self, claims_nothing: bool) -> bool {
+        if self.claims_nothing && !claims_nothing {
+            self.signals.groups.extend(0..self.workers.len());
+        }
+        self.claims_nothing = claims_nothing;
+        self.leases.is_empty()
+    }
+
+    /// Gives all leases back, uncounted; says which jobs were running.
+    pub fn cut_off(&mut self, now: Timestamp) -> Vec<JobId> {
+        self.claims_nothing = true;
+        let running: Vec<JobId> =
+            self.leases.values().filter_map(|lease| lease.jobs.front()).copied().collect();
+        let leases: Vec<u64> = self.leases.keys().copied().collect();
+        for number in leases {
+            self.revoke_all(number);
+            self.end_lease(number, Rest::MayHaveBegun, now);
+        }
+        running
     }
 
     /// See [`ports::Consumer::extend`].

@@ -1,7 +1,7 @@
 //! The memory backend: one broker value, with time as an argument, behind one lock.
 //!
 //! [`broker::Broker`] decides; [`MemoryBroker`] is the thin shell that locks it, reads the clock, and rings
-//! the bells of those who should look. What it keeps goes with its process (logged at the start).
+//! the bells of those who should look. What it keeps goes with its process, unless [`Keeper`] writes a journal of it.
 
 pub mod broker;
 mod commands;
@@ -9,8 +9,10 @@ mod deliver;
 mod ending;
 mod entry;
 mod external_state;
+mod facts;
 mod idempotency;
 mod invariants;
+mod keeper;
 mod kv;
 mod leases;
 mod records;
@@ -19,4 +21,5 @@ mod timers;
 mod view;
 
 pub use external_state::ExternalState;
+pub use keeper::{Keeper, Keeping};
 pub use shared::MemoryBroker;

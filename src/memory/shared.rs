@@ -1,7 +1,7 @@
 //! The shell around the broker: one lock, the clock, the bells, and the ports.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::broker::{Broker, ConsumerId, Notice};
@@ -10,44 +10,101 @@ use crate::clock::{Clock, Timestamp};
 use crate::job::{Change, Entries, InstanceId, JobId, JobRecord, Payload};
 use crate::observe::job_event;
 use crate::ports::{
-    BackendError, Consumer, Ends, Filter, Inbox, KeyValue, Listed, NewJob, Producer, Refusal, Replies,
-    Requests, Retried, Seat, Stats, Step, Submitted, Viewer,
+    BackendError, Consumer, Ends, Filter, Inbox, KeyValue, Lease, Listed, NewJob, NotRetried, OfLease,
+    Producer, Refusal, Replies, Requests, Retried, Seat, Stats, Step, Submitted, Then, Viewer,
 };
 
 /// A handle to the memory backend; all clones are one broker.
 #[derive(Clone)]
-pub struct MemoryBroker(Arc<Shared>);
+pub struct MemoryBroker(pub(super) Arc<Shared>);
 
-struct Shared {
+pub(super) struct Shared {
     state: Mutex<State>,
-    clock: Clock,
+    pub(super) clock: Clock,
     groups: Vec<Arc<str>>,
+    /// Rings when there is something for the journal, and when it has been written.
+    pub(super) filled: Condvar,
+    pub(super) written: Condvar,
 }
 
-struct State {
-    broker: Broker,
+pub(super) struct State {
+    pub(super) broker: Broker,
     consumers: HashMap<ConsumerId, (usize, Bell)>,
     instances: HashMap<InstanceId, Bell>,
+    pub(super) pages: Pages,
+}
+
+impl State {
+    /// What was held back may go: the bells of those who wait for it.
+    pub(super) fn bells(&mut self) -> Vec<Bell> {
+        let consumers = std::mem::take(&mut self.pages.holding);
+        let consumers = consumers.iter().filter_map(|id| self.consumers.get(id)).map(|(_, bell)| bell);
+        let told = self.broker.told(self.pages.written);
+        let instances = told.filter_map(|instance| self.instances.get(&instance));
+        consumers.chain(instances).cloned().collect()
+    }
+}
+
+/// How far the journal is; without one it is as far as can be.
+pub(super) struct Pages {
+    /// What turns up to this one say is as safe as was promised.
+    pub(super) written: u64,
+    /// Answers that wait for a turn, to the submission of these jobs.
+    pub(super) answers: VecDeque<Waiting>,
+    /// Executors that wait for a turn.
+    pub(super) holding: Vec<ConsumerId>,
+    /// What has changed is to be written now.
+    pub(super) is_due: bool,
+    /// Why nothing new is taken.
+    pub(super) full: Option<String>,
+    /// Why nothing will be written any more.
+    pub(super) failed: Option<String>,
+    pub(super) is_closed: bool,
+    /// Executors are threads here, and nobody says when all of a turn is there.
+    pub(super) is_inline: bool,
+}
+
+/// See [`Pages::answers`].
+pub(super) struct Waiting {
+    pub(super) turn: u64,
+    pub(super) then: Then,
+    pub(super) jobs: Vec<JobId>,
+    pub(super) answers: Vec<Submitted>,
+}
+
+impl Default for Pages {
+    fn default() -> Pages {
+        let (answers, holding, is_due, full, failed, is_closed, is_inline) = Default::default();
+        Pages { written: u64::MAX, answers, holding, is_due, full, failed, is_closed, is_inline }
+    }
 }
 
 impl MemoryBroker {
     /// Takes the broker over. `groups` are the names of the process groups, in the order of their indices.
     #[must_use]
     pub fn new(broker: Broker, clock: Clock, groups: Vec<Arc<str>>) -> MemoryBroker {
-        let state = State { broker, consumers: HashMap::new(), instances: HashMap::new() };
-        MemoryBroker(Arc::new(Shared { state: Mutex::new(state), clock, groups }))
+        let (consumers, instances, pages) = Default::default();
+        let state = Mutex::new(State { broker, consumers, instances, pages });
+        let (filled, written) = Default::default();
+        MemoryBroker(Arc::new(Shared { state, clock, groups, filled, written }))
     }
 
     /// A panic under the lock leaves the books in doubt: everything after it panics too, and the process is replaced.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().expect("the broker's books are whole")
     }
 
     /// Runs one operation, then rings those who should look.
     pub fn with<R>(&self, operation: impl FnOnce(&mut Broker, Timestamp) -> R) -> R {
+        self.with_turn(|state, now| operation(&mut state.broker, now)).0
+    }
+
+    /// The same; with the turn of the journal after which the answer may be told.
+    pub(super) fn with_turn<R>(&self, operation: impl FnOnce(&mut State, Timestamp) -> R) -> (R, u64) {
         let mut state = self.lock();
         let now = self.0.clock.now();
-        let answer = operation(&mut state.broker, now);
+        let answer = operation(&mut state, now);
+        let turn = state.broker.seen_turn();
         let signals = state.broker.take_signals();
         let State { consumers, instances, .. } = &*state;
         let of_groups = consumers.values().filter(|(group, _)| signals.groups.contains(group));
@@ -64,7 +121,13 @@ impl MemoryBroker {
                 None => said.emit(),
             }
         }
-        answer
+        (answer, turn)
+    }
+
+    /// The same; returns once the answer may be told.
+    fn settled<R>(&self, operation: impl FnOnce(&mut Broker, Timestamp) -> R) -> Result<R, BackendError> {
+        let (answer, turn) = self.with_turn(|state, now| operation(&mut state.broker, now));
+        self.wait_for(turn).map(|()| answer)
     }
 
     /// An executor of this group; `bell` rings when a step would bring something.
@@ -73,7 +136,7 @@ impl MemoryBroker {
         let mut state = self.lock();
         let id = state.broker.connect(group);
         state.consumers.insert(id, (group, bell));
-        MemoryConsumer { broker: self.clone(), id }
+        MemoryConsumer { broker: self.clone(), id, held: VecDeque::new(), said: 0 }
     }
 }
 
@@ -95,27 +158,44 @@ impl Seat for MemoryBroker {
     }
 }
 
+impl MemoryBroker {
+    fn submit_all(state: &mut State, jobs: Vec<NewJob>, now: Timestamp) -> Vec<Submitted> {
+        if state.pages.full.is_some() {
+            return vec![Submitted::Refused(Refusal::DiskFull); jobs.len()];
+        }
+        let full = Submitted::Refused(Refusal::QueueFull);
+        let mut refused: Vec<Arc<str>> = Vec::new();
+        let mut submit = |job: NewJob| {
+            // Nothing overtakes: a smaller job behind one of its owner that found no room finds none either.
+            let owner = job.owner.clone();
+            if refused.contains(&owner) {
+                return full.clone();
+            }
+            let answer = state.broker.submit(job, now);
+            refused.extend(Some(owner).filter(|_| answer == full));
+            answer
+        };
+        jobs.into_iter().map(&mut submit).collect()
+    }
+}
+
 impl Producer for MemoryBroker {
     fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Submitted>, BackendError> {
-        Ok(self.with(|broker, now| {
-            let full = Submitted::Refused(Refusal::QueueFull);
-            let mut refused: Vec<Arc<str>> = Vec::new();
-            let mut submit = |job: NewJob| {
-                // Nothing overtakes: a smaller job behind one of its owner that found no room finds none either.
-                let owner = job.owner.clone();
-                if refused.contains(&owner) {
-                    return full.clone();
-                }
-                let answer = broker.submit(job, now);
-                refused.extend(Some(owner).filter(|_| answer == full));
-                answer
-            };
-            jobs.into_iter().map(&mut submit).collect()
-        }))
+        let (answers, turn) = self.with_turn(|state, now| MemoryBroker::submit_all(state, jobs, now));
+        self.wait_for(turn).map(|()| answers)
+    }
+
+    fn submit_later(&self, jobs: Vec<NewJob>, then: Then) {
+        let ids = jobs.iter().map(|job| job.id).collect();
+        let (answers, turn) = self.with_turn(|state, now| MemoryBroker::submit_all(state, jobs, now));
+        // What is refused tells nothing that might be lost.
+        let is_refused = |answer: &Submitted| *answer == Submitted::Refused(Refusal::DiskFull);
+        let turn = if answers.iter().all(is_refused) { 0 } else { turn };
+        self.answer_after(Waiting { turn, then, jobs: ids, answers });
     }
 
     fn record(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError> {
-        Ok(self.with(|broker, now| broker.record(viewer, id, now)))
+        self.settled(|broker, now| broker.record(viewer, id, now))
     }
 
     fn watch(
@@ -124,51 +204,56 @@ impl Producer for MemoryBroker {
         id: JobId,
         instance: InstanceId,
     ) -> Result<Option<JobRecord>, BackendError> {
-        Ok(self.with(|broker, now| broker.watch(viewer, id, instance, now)))
+        self.settled(|broker, now| broker.watch(viewer, id, instance, now))
     }
 
     fn cancel(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError> {
-        Ok(self.with(|broker, now| broker.cancel(viewer, id, now)))
+        self.settled(|broker, now| broker.cancel(viewer, id, now))
     }
 
     fn retry(&self, viewer: &Viewer, id: JobId) -> Result<Option<Retried>, BackendError> {
-        Ok(self.with(|broker, now| broker.retry(viewer, id, now)))
+        if self.lock().pages.full.is_some() {
+            return Ok(Some(Err(NotRetried::QueueFull)));
+        }
+        self.settled(|broker, now| broker.retry(viewer, id, now))
     }
 
     fn pause(&self, handler: &str, paused: bool) -> Result<bool, BackendError> {
-        Ok(self.with(|broker, _| broker.pause(handler, paused)))
+        self.settled(|broker, _| broker.pause(handler, paused))
     }
 
     fn payload(&self, viewer: &Viewer, id: JobId) -> Result<Option<Option<Payload>>, BackendError> {
-        Ok(self.with(|broker, _| broker.payload(viewer, id)))
+        self.settled(|broker, _| broker.payload(viewer, id))
     }
 
     fn list(&self, viewer: &Viewer, filter: &Filter) -> Result<Listed, BackendError> {
-        Ok(self.with(|broker, now| broker.list(viewer, filter, now)))
+        self.settled(|broker, now| broker.list(viewer, filter, now))
     }
 
     fn stats(&self) -> Result<Stats, BackendError> {
-        Ok(self.with(|broker, now| broker.stats(&self.0.groups, now)))
+        let stats = |state: &mut State, now| Stats {
+            full: state.pages.full.clone(),
+            ..state.broker.stats(&self.0.groups, now)
+        };
+        Ok(self.with_turn(stats).0)
     }
 }
 
 impl KeyValue for MemoryBroker {
     fn load(&self, map: &str, ttl: Option<Duration>) -> Result<Entries, BackendError> {
-        Ok(self.with(|broker, now| broker.maps().load(map, ttl, now)))
+        self.settled(|broker, now| broker.maps().load(map, ttl, now))
     }
 
     fn get(&self, map: &str, key: &str) -> Result<Option<Arc<[u8]>>, BackendError> {
-        Ok(self.with(|broker, now| broker.maps().get(map, key, now)))
+        self.settled(|broker, now| broker.maps().get(map, key, now))
     }
 
     fn apply(&self, map: &str, changes: &[Change], ttl: Option<Duration>) -> Result<(), BackendError> {
-        self.with(|broker, now| broker.maps().apply(map, changes, ttl, now));
-        Ok(())
+        self.settled(|broker, now| broker.maps().apply(map, changes, ttl, now))
     }
 
     fn delete(&self, map: &str) -> Result<(), BackendError> {
-        self.with(|broker, _| broker.maps().delete(map));
-        Ok(())
+        self.settled(|broker, _| broker.maps().delete(map))
     }
 }
 
@@ -188,7 +273,9 @@ struct MemoryInbox {
 
 impl Inbox for MemoryInbox {
     fn take(&mut self, most: usize) -> Ends {
-        self.broker.lock().broker.take_ends(self.instance, most)
+        let mut state = self.broker.lock();
+        let written = state.pages.written;
+        state.broker.take_ends(self.instance, most, written)
     }
 }
 
@@ -204,24 +291,71 @@ impl Drop for MemoryInbox {
 pub struct MemoryConsumer {
     broker: MemoryBroker,
     id: ConsumerId,
+    /// Leases that may not leave before a turn of the journal is written.
+    held: VecDeque<(u64, Lease)>,
+    /// The turn that says what was said here last.
+    said: u64,
+}
+
+impl MemoryConsumer {
+    /// Keeps leases back until the turn that says them is written.
+    fn hold(&mut self, mut step: Step, pages: &mut Pages) -> Step {
+        step.revoked.retain(|of| !self.leave_out(of));
+        self.held.extend(step.leases.drain(..).map(|lease| (self.said, lease)));
+        let may_go = self.held.iter().take_while(|(turn, _)| *turn <= pages.written).count();
+        step.leases.extend(self.held.drain(..may_go).map(|(_, lease)| lease));
+        if !pages.holding.contains(&self.id) {
+            pages.holding.push(self.id);
+        }
+        if pages.is_inline {
+            pages.is_due = true;
+            self.broker.0.filled.notify_one();
+        }
+        step
+    }
+
+    /// A job of a lease that nobody was given yet is left out, and all of the lease if that was to begin with it.
+    fn leave_out(&mut self, of: &OfLease) -> bool {
+        let Some((_, lease)) = self.held.iter_mut().find(|(_, lease)| lease.id == of.lease) else {
+            return false;
+        };
+        let is_first = lease.jobs.first().is_some_and(|job| job.spec.id == of.job);
+        lease.jobs.retain(|job| !is_first && job.spec.id != of.job);
+        self.held.retain(|(_, lease)| !lease.jobs.is_empty());
+        true
+    }
 }
 
 impl Consumer for MemoryConsumer {
     fn step(&mut self, requests: Requests, room: usize) -> Result<Step, BackendError> {
-        let step = |broker: &mut Broker, now| {
-            broker.knows(self.id).then(|| broker.step(self.id, requests, room, now))
+        let broker = self.broker.clone();
+        let step = |state: &mut State, now| {
+            let step =
+                state.broker.knows(self.id).then(|| state.broker.step(self.id, requests, room, now))?;
+            self.said = state.broker.seen_turn();
+            let is_written = self.said <= state.pages.written && self.held.is_empty();
+            Some(if is_written { step } else { self.hold(step, &mut state.pages) })
         };
-        self.broker.with(step).ok_or_else(|| BackendError("the broker has given this executor up".into()))
+        let step = broker.with_turn(step).0;
+        step.ok_or_else(|| BackendError("the broker has given this executor up".into()))
     }
 
     fn extend(&mut self) {
         self.broker.with(|broker, now| broker.extend(self.id, now));
+    }
+
+    fn is_settled(&self) -> bool {
+        self.held.is_empty() && self.said <= self.broker.lock().pages.written
     }
 }
 
 impl Drop for MemoryConsumer {
     fn drop(&mut self) {
         self.broker.lock().consumers.remove(&self.id);
-        self.broker.with(|broker, now| broker.disconnect(self.id, now));
+        self.broker.with(|broker, now| {
+            // What never left was not begun.
+            self.held.iter().for_each(|(_, lease)| broker.release(self.id, lease.id, now));
+            broker.disconnect(self.id, now);
+        });
     }
 }

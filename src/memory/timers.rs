@@ -66,7 +66,7 @@ impl Broker {
     }
 
     /// Nothing of the lease counts any more: its executor is told.
-    fn revoke_all(&mut self, number: u64) {
+    pub(super) fn revoke_all(&mut self, number: u64) {
         let jobs: Vec<JobId> = self.leases[&number].jobs.iter().copied().collect();
         jobs.into_iter().for_each(|job| self.revoke(number, job));
     }

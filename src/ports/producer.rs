@@ -147,6 +147,8 @@ pub enum Refusal {
     UnknownHandler,
     /// `queue.capacity` jobs, or their bytes, are waiting; or the owner has its [`Share`] of them.
     QueueFull,
+    /// The disk that jobs are kept on is full.
+    DiskFull,
     /// The idempotency key belongs to another payload, that of this job, if that is sure.
     IdempotencyMismatch(Option<JobId>),
     /// The idempotency key names this job, which has ended and whose record is gone.
@@ -169,7 +171,7 @@ impl Refusal {
     pub fn code(self) -> Code {
         match self {
             Refusal::UnknownHandler => Code::UnknownHandler,
-            Refusal::QueueFull => Code::QueueFull,
+            Refusal::QueueFull | Refusal::DiskFull => Code::QueueFull,
             Refusal::IdempotencyMismatch(_) => Code::IdempotencyMismatch,
             Refusal::ResultGone(_) => Code::ResultGone,
         }
@@ -339,6 +341,8 @@ pub struct ProcessStats {
 pub struct Stats {
     /// `Some`: the backend cannot be reached. Of all figures only those of this process's executors and connections are there.
     pub away: Option<BackendError>,
+    /// `Some`: why nothing is accepted for now, but what was goes on.
+    pub full: Option<String>,
     /// One a handler, in the order of the registry.
     pub handlers: Vec<HandlerStats>,
     /// Deliveries beyond a job's first.

@@ -9,6 +9,9 @@ pub trait Seat: Send + Sync {
     /// callers wait in this process.
     fn tick(&self, callers: usize) -> Option<Timestamp>;
 
+    /// All that belongs together has been said: what waits for it to be written may be written.
+    fn flush(&self) {}
+
     /// The service stops, which the first call tells; `callers_wait` while somebody here waits for a job. True once
     /// nothing runs for this process and nothing will before `deadline`.
     fn is_drained(&self, callers_wait: bool, deadline: Timestamp) -> bool;
@@ -23,6 +26,9 @@ pub trait Seat: Send + Sync {
 
     /// This process has taken the place of that one, whose leases are over.
     fn succeeds(&self, _predecessor: &str) {}
+
+    /// This process ends: what becomes of its connections from now on is no fault of those who have them.
+    fn close(&self) {}
 
     /// False once the seat cannot do its work any more, which is a bug of ours: the process should be replaced.
     fn is_sound(&self) -> bool {

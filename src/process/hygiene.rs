@@ -15,7 +15,7 @@ use rustix::process::{
     set_dumpable_behavior, set_parent_process_death_signal, setrlimit, waitpid,
 };
 use rustix::thread::set_no_new_privs;
-use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ};
 use signal_hook::low_level::pipe;
 
 use crate::bell::lock;
@@ -82,7 +82,13 @@ pub fn begin_child() -> Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // Its signals are its supervisor's to give: those sent to a whole group or by a terminal change nothing.
     // And whoever started the service may have ignored the end of children, which handlers wait for.
-    ignore(&[SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2, SIGCHLD])
+    ignore(&[SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2, SIGCHLD])?;
+    hear_of_limits()
+}
+
+/// A file that may not grow is an error of its write, not the end of its process.
+pub fn hear_of_limits() -> Result<()> {
+    ignore(&[SIGXFSZ])
 }
 
 /// Ten thousand callers need as many descriptors; the hard limit stays the administrator's.

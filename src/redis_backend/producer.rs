@@ -247,6 +247,7 @@ impl Producer for RedisBroker {
         }
         Ok(Stats {
             away,
+            full: None,
             handlers: handlers.collect(),
             redelivered: count("redelivered"),
             dead: count("dead"),

@@ -3,11 +3,13 @@
 mod batch;
 mod executor;
 mod inline;
+mod journal;
 mod run;
 mod serve;
 mod web;
 
 pub use batch::run as run_batch;
+pub use journal::{Question, journal};
 pub use run::{RunOptions, run as run_job};
 pub use serve::serve;
 

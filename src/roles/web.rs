@@ -9,9 +9,9 @@ use super::{Child, inline};
 use crate::config::secret::Secret;
 use crate::deployment::Deployment;
 use crate::exit::Exit;
-use crate::observe::event;
+use crate::observe::{event, log_writer};
 use crate::process::hygiene::{
-    Signals, keep_secrets, raise_descriptor_limit, set_data_apart, settle_prints, take_stdout,
+    Signals, hear_of_limits, keep_secrets, raise_descriptor_limit, set_data_apart, settle_prints, take_stdout,
 };
 use crate::process::listener::listen;
 use crate::process::private_dir::PrivateDir;
@@ -24,13 +24,27 @@ pub(super) fn serve_web(child: Child) -> Result<Exit, String> {
     // Behind the channel secrets of the groups: what is signed with at rest.
     let envelopes = bundle.secrets.split_off(deployment.groups().len());
     let envelopes = envelopes.iter().map(|secret| Secret::new(*secret.expose())).collect::<Result<_, _>>()?;
-    let backend = deployment.open(envelopes, "")?;
+    let journal_says = |why: String| {
+        log_writer::say(format!("cofferdam web: {why}\n"));
+        Exit::Usage
+    };
+    let has_journal = deployment.journal().is_some();
+    let backend = match deployment.open(envelopes, "") {
+        // Another process would fare no better.
+        Err(why) if has_journal => return Ok(journal_says(why)),
+        backend => backend?,
+    };
+    let seat = backend.seat.clone();
     let commander = Commander::Supervisor(control);
     let mut web =
         WebProcess::new(&deployment, listener, &backend, commander, Path::new(&bundle.private_dir))?;
     let (counters, bell) = (web.counters.clone(), web.reactor.bell());
     web.channel = Some(deployment.channel(bundle.secrets, &backend, counters, bell)?);
-    web.run()
+    drop(backend);
+    match web.run() {
+        Err(why) if has_journal && !seat.is_sound() => Ok(journal_says(why)),
+        exit => exit,
+    }
 }
 
 /// `serve` in one process: the same web and workers, no channel.
@@ -46,6 +60,7 @@ fn try_serve_inline(deployment: &Deployment) -> Result<Exit, String> {
     // A secret may be here, and handlers are.
     keep_secrets().map_err(io)?;
     set_data_apart("inline").map_err(io)?;
+    hear_of_limits().map_err(io)?;
     raise_descriptor_limit();
     let signals = Signals::take().map_err(io)?;
     let listener = listen(&deployment.config.web)?;

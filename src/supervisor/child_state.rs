@@ -206,6 +206,8 @@ pub enum How {
     FailedAtWork,
     /// The same without a job: it would end again.
     Failed,
+    /// It says that who takes its place would fare no better.
+    Final,
 }
 
 impl History {
@@ -215,6 +217,7 @@ impl History {
     /// has a backoff for such jobs.
     pub fn ended(&mut self, how: How, policy: &Restart, now_ms: u64) -> Option<u64> {
         let most_doublings = match how {
+            How::Final => return None,
             _ if policy.policy == "never" => return None,
             How::Killed => return Some(now_ms),
             How::FailedAtWork => DOUBLINGS_AT_WORK,
@@ -381,6 +384,7 @@ mod tests {
             assert_eq!(history.ended(failed, &on_failure, now_ms), verdict, "at {now_ms}");
         }
         assert_eq!(history.ended(How::Killed, &on_failure, 5_000), Some(5_000));
+        assert_eq!(history.ended(How::Final, &on_failure, 5_000), None);
         assert_eq!(history.ended(failed, &policy("never"), 0), None);
     }
 

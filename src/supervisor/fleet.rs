@@ -13,6 +13,7 @@ use mio::{Registry, Token};
 use super::child::{ChildProcess, Place};
 use super::child_state::{Action, Event, How, Life, State, may_say};
 use crate::config::Platform;
+use crate::exit::Exit;
 use crate::job::JobId;
 use crate::observe::event;
 use crate::process::account::Account;
@@ -257,10 +258,15 @@ impl Fleet {
         let has_worked = process.as_ref().is_some_and(|process| process.has_worked);
         let failed = if has_worked { How::FailedAtWork } else { How::Failed };
         let words = process.map(|process| process.stderr.last()).unwrap_or_default();
+        let role = self.places[*place].role;
         let (how, reason, said) = match &end {
             // It was ended since it did not answer: that is its own.
             Ok(status) if matches!(life.state, State::Ending { .. }) => {
                 (failed, "unresponsive", said(*status))
+            }
+            // A handler may end an executor with any code; web runs none.
+            Ok(status) if role == Role::Web && status.code() == Some(Exit::Usage as i32) => {
+                (How::Final, "crashed", said(*status))
             }
             Ok(status) if status.signal() == Some(9) => (How::Killed, "killed", said(*status)),
             Ok(status) if status.signal().is_some() => (failed, "killed", said(*status)),

@@ -106,6 +106,9 @@ impl Pages {
         if let Some(error) = stats.away.clone() {
             return Err(error.into());
         }
+        if let Some(why) = &stats.full {
+            return Err(JobError::new(Code::QueueFull, why.clone()));
+        }
         let mut groups = self.groups.iter().zip(&stats.consumers);
         match groups.find(|(_, executors)| **executors == 0) {
             None => Ok(Answer::json(200, r#"{"status":"ready"}"#.into())),

@@ -126,6 +126,12 @@ impl WebProcess {
                 registered.and_then(|()| server.address()).map_err(|error| error.to_string())?.to_string();
         }
         self.commander.say_ready(&self.address, &channel, &self.seat.name());
+        let exit = self.serve();
+        self.seat.close();
+        exit
+    }
+
+    fn serve(&mut self) -> Result<Exit, String> {
         loop {
             let rest = match self.turn()? {
                 ControlFlow::Continue(rest) => rest,
@@ -222,9 +228,10 @@ impl WebProcess {
             }
             self.gate.deliver(self.inbox.take(usize::MAX));
             if !self.reactor.is_rung() && self.gate.questions.is_empty() {
-                return;
+                break;
             }
         }
+        self.seat.flush();
     }
 
     /// How long nothing need be done here, if no event comes.

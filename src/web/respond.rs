@@ -140,7 +140,7 @@ pub fn http_date(now: Timestamp) -> String {
 /// A job record as JSON.
 pub fn record_json(record: &JobRecord) -> String {
     let result = record.finished.as_ref().and_then(|finished| finished.result.as_ref().ok());
-    json_of(record, Some(result.map(result_json)))
+    json_of(record, Some(result.map(payload_json)))
 }
 
 /// The same without the result, as lists show it.
@@ -187,7 +187,7 @@ struct Shown<'a> {
 }
 
 /// JSON stands as JSON, anything else as base64.
-fn result_json(payload: &Payload) -> Box<RawValue> {
+pub fn payload_json(payload: &Payload) -> Box<RawValue> {
     let text = std::str::from_utf8(&payload.bytes).ok().filter(|_| payload.media_type.is_json());
     let raw = text.and_then(|text| serde_json::from_str(text).ok());
     raw.unwrap_or_else(|| {

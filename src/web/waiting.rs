@@ -194,6 +194,9 @@ impl Gate {
                         "the key belongs to another payload, that of an earlier job; this one was not accepted",
                     ),
                     Refusal::UnknownHandler | Refusal::QueueFull => (None, "the job was not accepted"),
+                    Refusal::DiskFull => {
+                        (None, "the job was not accepted: the disk that jobs are kept on is full")
+                    }
                 };
                 return self.refuse_wait(number, refusal.code(), detail, named);
             }

@@ -24,7 +24,7 @@ use cofferdam::ports::{
 };
 use cofferdam::problem::{Code, JobError};
 use cofferdam::{HandlerOptions, OnDead};
-use jobs::plain;
+pub use jobs::plain;
 
 #[path = "jobs.rs"]
 mod jobs;

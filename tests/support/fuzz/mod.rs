@@ -10,6 +10,7 @@ mod config;
 mod control;
 mod ends;
 mod gate;
+mod journal;
 mod web;
 #[path = "../wire.rs"]
 mod wire;
@@ -45,6 +46,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "bundle", run: cofferdam::process::control_socket::fuzz_bundle, valid: control::bundles },
     Target { name: "config", run: config::config, valid: config::configs },
     Target { name: "secret", run: config::secret, valid: config::secrets },
+    Target { name: "journal_facts", run: journal::facts, valid: journal::some_facts },
+    Target { name: "journal_segment", run: journal::segment, valid: journal::segments },
     Target { name: "lines", run: web::lines, valid: web::line_inputs },
 ];
 

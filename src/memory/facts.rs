@@ -1,0 +1,351 @@
+//! What a journal is told of the broker, and how the broker is made again from it.
+//!
+//! A turn says how things stand at its end, whatever happened in between: so what was changed is only noted, and written
+//! down once. What ends by time alone is not written: it ends again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::broker::{Broker, Lane};
+use super::entry::{Changed, Entry, Written};
+use super::idempotency::Bound;
+use crate::clock::Timestamp;
+use crate::job::{Change, InstanceId, JobId, JobRecord, JobStatus, Version};
+use crate::journal::Image;
+use crate::journal::facts::{self, Fact, Job, Standing, Thing};
+use crate::ports::{HandlerStats, Viewer};
+use crate::problem::Cause;
+
+/// What an idempotency key takes, about.
+const KEY_BYTES: usize = 256;
+
+/// What a turn says.
+#[derive(Debug, Default)]
+pub struct Facts {
+    pub bytes: Vec<u8>,
+    /// What of that are bases.
+    pub bases: Vec<Thing>,
+    pub last_fence: u64,
+}
+
+impl Facts {
+    /// Adds one, which is the base of this thing, if it is one.
+    fn put(&mut self, fact: &Fact, base: Option<Thing>) {
+        facts::put(&mut self.bytes, fact);
+        self.bases.extend(base);
+    }
+}
+
+impl Broker {
+    /// From now on what changes is noted; with what a journal has kept, if this broker is new.
+    ///
+    /// # Errors
+    /// Jobs that have not ended are of handlers that are not there.
+    pub fn keep_journal(&mut self, image: Image, now: Timestamp) -> Result<(), String> {
+        self.changed = Some(Box::default());
+        let lost = self.restore(image, now)?;
+        // What stands as it was written is not written again.
+        for id in self.changed.iter_mut().flat_map(|changed| std::mem::take(&mut changed.jobs)) {
+            self.jobs.entry(id).and_modify(|entry| entry.written.is_outdated = false);
+        }
+        self.maps.changed = Some(Default::default());
+        self.idempotency.changed = Some(Vec::new());
+        lost.into_iter().for_each(|id| self.lose_with_seat(id, now));
+        // In the order in which their heads came, as they would have been ready.
+        let head = |lane: &Lane| lane.jobs.front().map(|id| (self.jobs[id].not_before, self.jobs[id].order));
+        let mut lanes: Vec<_> = self.lanes.iter().map(|(number, lane)| (head(lane), *number)).collect();
+        lanes.sort_unstable();
+        lanes.into_iter().for_each(|(_, lane)| self.make_ready(lane, now));
+        self.drop_records(now);
+        Ok(())
+    }
+
+    /// The job has changed.
+    pub(super) fn touch(&mut self, id: JobId) {
+        if let Some(changed) = &mut self.changed
+            && let Some(entry) = self.jobs.get_mut(&id)
+            && !std::mem::replace(&mut entry.written.is_outdated, true)
+        {
+            changed.jobs.push(id);
+        }
+    }
+
+    /// The turn whose end whoever learns how things stand now must wait for.
+    #[must_use]
+    pub fn seen_turn(&self) -> u64 {
+        let Some(Changed { jobs, gone, handlers }) = self.changed.as_deref() else { return 0 };
+        let is_quiet = jobs.is_empty() && gone.is_empty() && handlers.is_empty();
+        let maps = self.maps.changed.as_ref().is_none_or(|changed| changed.is_empty());
+        let keys = self.idempotency.changed.as_ref().is_none_or(Vec::is_empty);
+        if is_quiet && maps && keys { self.turn } else { self.turn + 1 }
+    }
+
+    /// How many turns were taken.
+    #[must_use]
+    pub fn taken_turns(&self) -> u64 {
+        self.turn
+    }
+
+    /// What a base of this takes, about; 0 if it is over.
+    #[must_use]
+    pub fn bytes_of(&self, thing: &Thing) -> usize {
+        match thing {
+            Thing::Job(id) => self.jobs.get(id).map_or(0, Entry::base_bytes),
+            Thing::Map(name) => self.maps.bytes_of(name),
+            Thing::Key(scope) => self.idempotency.get(scope).map_or(0, |_| KEY_BYTES),
+            Thing::Paused(handler) => KEY_BYTES * usize::from(self.paused(handler).is_some()),
+        }
+    }
+
+    /// Its number, if this handler is paused.
+    fn paused(&self, handler: &str) -> Option<usize> {
+        let index = self.handler_index.get(handler).copied();
+        index.filter(|index| self.handlers[*index].figures.paused)
+    }
+
+    /// This, if it is not over, is written whole with the next turn.
+    pub fn write_again(&mut self, thing: &Thing) {
+        match thing {
+            Thing::Job(id) => {
+                self.touch(*id);
+                self.jobs.entry(*id).and_modify(|entry| entry.written.has_base = false);
+            }
+            Thing::Map(name) => self.maps.forget_base(name),
+            Thing::Key(scope) => {
+                self.idempotency.changed.iter_mut().for_each(|keys| keys.push((**scope).clone()));
+            }
+            Thing::Paused(handler) => {
+                let paused = self.paused(handler);
+                self.changed.iter_mut().for_each(|changed| changed.handlers.extend(paused));
+            }
+        }
+    }
+
+    /// Bytes of all that is not over, about.
+    #[must_use]
+    pub fn live_bytes(&self) -> u64 {
+        (self.job_bytes + self.maps.held_bytes() + KEY_BYTES * self.idempotency.len()) as u64
+    }
+
+    /// Takes what there is to be written. It is the next turn's.
+    pub fn take_facts(&mut self) -> Facts {
+        let mut facts = Facts { last_fence: self.last_fence, ..Facts::default() };
+        let Some(changed) = self.changed.as_deref_mut().map(std::mem::take) else { return facts };
+        self.turn += 1;
+        for id in changed.jobs {
+            let Some(entry) = self.jobs.get_mut(&id) else { continue };
+            let now = Written { has_base: true, is_outdated: false, bytes: entry.base_bytes() };
+            let written = std::mem::replace(&mut entry.written, now);
+            self.job_bytes = self.job_bytes + now.bytes - written.bytes;
+            let entry = &self.jobs[&id];
+            let stands = self.standing(id, entry);
+            if written.has_base {
+                facts.put(&Fact::Stands(id, stands), None);
+            } else {
+                let (spec, payload) = (entry.record.spec.clone(), entry.payload.clone());
+                let job = Job { spec, is_follow_up: entry.is_follow_up, payload, stands };
+                facts.put(&Fact::Job(Box::new(job)), Some(Thing::Job(id)));
+            }
+        }
+        changed.gone.into_iter().for_each(|id| facts.put(&Fact::Gone(id), None));
+        for (name, keys) in self.maps.changed.as_mut().map(std::mem::take).unwrap_or_default() {
+            let version = self.ordered_lanes.get(&name).map_or(0, |lane| self.lanes[lane].version.0);
+            let Some(map) = self.maps.get_mut(&name) else {
+                facts.put(&Fact::MapGone(name), None);
+                continue;
+            };
+            let is_whole = !std::mem::replace(&mut map.has_base, true);
+            let keys = if is_whole { map.entries.keys().cloned().collect() } else { keys };
+            let change = |key: Arc<str>| Change { value: map.entries.get(&key).cloned(), key };
+            let changes = keys.into_iter().map(change).collect();
+            let thing = is_whole.then(|| Thing::Map(name.clone()));
+            facts.put(&Fact::Map { name, is_whole, version, expires_at: map.expires_at, changes }, thing);
+        }
+        for scope in self.idempotency.changed.as_mut().map(std::mem::take).unwrap_or_default() {
+            let Some(Bound { job, fingerprint, until }) = self.idempotency.get(&scope) else {
+                facts.put(&Fact::KeyGone(scope), None);
+                continue;
+            };
+            let thing = Thing::Key(Box::new(scope.clone()));
+            facts.put(&Fact::Key { scope, job, fingerprint, until }, Some(thing));
+        }
+        for index in changed.handlers {
+            let HandlerStats { handler, paused, .. } = &self.handlers[index].figures;
+            facts.put(&Fact::Paused(handler.clone(), *paused), Some(Thing::Paused(handler.clone())));
+        }
+        facts
+    }
+
+    /// What was taken could not be written: it is to be written with the next turn.
+    pub fn put_back_facts(&mut self, facts: &Facts) {
+        facts.bases.iter().for_each(|thing| self.write_again(thing));
+        let again = facts::read_all(&facts.bytes, |fact| {
+            match fact {
+                Fact::Stands(id, _) => self.touch(id),
+                Fact::Gone(id) => self.changed.iter_mut().for_each(|changed| changed.gone.push(id)),
+                Fact::Map { name, changes, .. } => self.maps.touch(&name, &changes),
+                Fact::MapGone(name) => self.maps.touch(&name, &[]),
+                Fact::KeyGone(scope) => {
+                    self.idempotency.changed.iter_mut().for_each(|keys| keys.push(scope.clone()))
+                }
+                // Of these it is the base.
+                Fact::Job(_) | Fact::Key { .. } | Fact::Paused(..) => {}
+            }
+            Ok(())
+        });
+        debug_assert!(again.is_ok(), "it was just written");
+    }
+
+    /// Jobs that nobody was told of are as if they had never come.
+    pub fn take_back(&mut self, jobs: &[JobId], now: Timestamp) {
+        for id in jobs {
+            self.cancel(&Viewer::service(), *id, now);
+            self.forget(*id);
+        }
+        self.idempotency.unbind(jobs);
+    }
+
+    fn standing(&self, id: JobId, entry: &Entry) -> Standing {
+        let lane = self.lanes.get(&entry.lane).filter(|_| entry.place.is_none());
+        let lease = lane.and_then(|lane| self.leases.get(&lane.lease?));
+        Standing {
+            status: entry.record.status,
+            is_leased: lease.is_some_and(|lease| lease.jobs.contains(&id)),
+            parks: lane.is_some_and(|lane| lane.parked && lane.jobs.front() == Some(&id)),
+            awaited: entry.awaited,
+            deliveries: entry.record.deliveries,
+            delivery: entry.delivery,
+            losses: entry.losses,
+            seat_losses: entry.seat_losses,
+            order: entry.order,
+            not_before: entry.not_before,
+            waits_since: entry.waits_since,
+            started_at: entry.record.started_at,
+            finished_at: entry.record.finished_at,
+            finished: entry.record.finished.clone(),
+        }
+    }
+
+    /// Says which jobs may have been running.
+    fn restore(&mut self, image: Image, now: Timestamp) -> Result<Vec<JobId>, String> {
+        self.last_fence = image.last_fence;
+        for (name, is_paused) in image.paused {
+            if let Some(index) = self.handler_index.get(&name) {
+                self.handlers[*index].figures.paused = is_paused;
+            }
+        }
+        for (name, map) in image.maps {
+            let handler = name.strip_prefix("state:").and_then(|rest| rest.split_once(':'));
+            if let Some(index) = handler.and_then(|(handler, _)| self.handler_index.get(handler)) {
+                let lane = self.lane_of(*index, Some(name.clone()));
+                self.lanes.entry(lane).and_modify(|lane| lane.version = Version(map.version));
+            }
+            self.maps.restore(name, map.entries, map.expires_at);
+        }
+        let mut jobs: Vec<Box<Job>> = image.jobs.into_values().collect();
+        jobs.sort_unstable_by_key(|job| job.stands.order);
+        let (mut ended, mut lost, mut unknown) = (Vec::new(), Vec::new(), BTreeMap::<Arc<str>, usize>::new());
+        for job in jobs {
+            let is_live = !job.stands.status.is_terminal();
+            let Some(&handler) = self.handler_index.get(&job.spec.handler) else {
+                *unknown.entry(job.spec.handler.clone()).or_default() += usize::from(is_live);
+                continue;
+            };
+            let (id, finished_at) = (job.spec.id, job.stands.finished_at);
+            let is_leased = job.stands.is_leased;
+            let parks = self.put_back(handler, *job);
+            lost.extend((is_live && is_leased).then_some(id));
+            ended.extend((!is_live && !parks).then_some((finished_at, id)));
+        }
+        if let Some((handler, count)) = unknown.into_iter().find(|(_, count)| *count > 0) {
+            return Err(format!(
+                "it has {count} jobs that have not ended of {handler}, which is no known handler"
+            ));
+        }
+        ended.sort_unstable();
+        ended.into_iter().for_each(|(finished_at, id)| self.keep_record(id, finished_at.unwrap_or(now)));
+        let mut keys: Vec<_> = image.keys.into_iter().collect();
+        keys.sort_unstable_by_key(|(_, key)| key.until);
+        for (scope, key) in keys {
+            let bound = Bound { job: key.job, fingerprint: key.fingerprint, until: key.until };
+            self.idempotency.restore(scope, bound);
+        }
+        Ok(lost)
+    }
+
+    /// A job as it stood, at the end of its lane if it has one. True if it holds that, being dead.
+    fn put_back(&mut self, handler: usize, job: Job) -> bool {
+        let Job { spec, is_follow_up, payload, mut stands } = job;
+        let (id, owner) = (spec.id, spec.owner.clone());
+        let bytes = payload.as_ref().map_or(0, |payload| payload.bytes.len());
+        let is_live = !stands.status.is_terminal();
+        let lane =
+            if is_live || stands.parks { self.lane_for(handler, spec.ordering_key.as_deref()) } else { 0 };
+        self.last_number = self.last_number.max(stands.order);
+        self.submissions.insert((spec.submitted_at, id));
+        let queue = &mut self.handlers[handler];
+        if is_live {
+            queue.count_live(&owner, bytes, is_follow_up, true);
+            self.totals.suspects += usize::from(stands.losses > 0);
+        }
+        match stands.status {
+            JobStatus::Queued => {
+                queue.figures.queued += 1;
+                queue.waiting.insert((stands.waits_since, id));
+            }
+            JobStatus::Running => queue.figures.running += 1,
+            _ => {}
+        }
+        if let Some(lane) = self.lanes.get_mut(&lane) {
+            // With other settings than before it may not be the first of a lane, or have none.
+            stands.parks &= lane.map.is_some() && lane.jobs.is_empty();
+            lane.jobs.extend((is_live || stands.parks).then_some(id));
+            lane.parked |= stands.parks;
+            self.handlers[handler].figures.parked += usize::from(stands.parks);
+        }
+        let record = JobRecord {
+            spec,
+            status: stands.status,
+            deliveries: stands.deliveries,
+            started_at: stands.started_at,
+            finished_at: stands.finished_at,
+            finished: stands.finished,
+            waiting_for: None,
+        };
+        let entry = Entry {
+            record,
+            payload,
+            handler,
+            lane,
+            fence: 0,
+            delivery: stands.delivery,
+            losses: stands.losses,
+            seat_losses: stands.seat_losses,
+            order: stands.order,
+            not_before: stands.not_before,
+            waits_since: stands.waits_since,
+            awaited: stands.awaited,
+            is_follow_up,
+            instance: InstanceId(0),
+            watchers: Vec::new(),
+            place: None,
+            written: Written::default(),
+        };
+        let written = Written { has_base: true, is_outdated: false, bytes: entry.base_bytes() };
+        self.job_bytes += written.bytes;
+        self.jobs.insert(id, Entry { written, ..entry });
+        stands.parks
+    }
+
+    /// The process of the job's broker has gone while the job may have been running: given back uncounted, and nothing is
+    /// said of the job by that; but a job that takes its host along each time must end somewhere.
+    fn lose_with_seat(&mut self, id: JobId, now: Timestamp) {
+        let Some(entry) = self.jobs.get_mut(&id) else { return };
+        entry.seat_losses += 1;
+        if entry.record.status == JobStatus::Queued {
+            return self.may_have_begun(id);
+        }
+        entry.record.deliveries -= 1;
+        self.again(id, Cause::ExecutorLost, "its broker's process was lost".into(), None, now);
+    }
+}

@@ -1,0 +1,211 @@
+//! A journal under pressure: what is over is left behind as fast as it comes, a full disk is said and holds nobody for ever, and a
+//! start has lanes, leases and losses as they were.
+
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use cofferdam::bell::Bell;
+use cofferdam::clock::Clock;
+use cofferdam::entropy::Entropy;
+use cofferdam::job::{JobId, JobStatus, Payload};
+use cofferdam::journal::facts::{Fact, Thing, put};
+use cofferdam::journal::{Log, Settings as LogSettings, frame};
+use cofferdam::memory::broker::Broker;
+use cofferdam::memory::{Keeping, MemoryBroker};
+use cofferdam::ports::{
+    BackendError, Consumer, NewJob, Producer, Refusal, Requests, Seat, Submitted, Viewer,
+};
+
+use support::conformance::{Backend, START, Settings, plain};
+use support::journaled::{Journaled, keys, open};
+use support::sim_disk::SimDisk;
+
+mod support {
+    #[allow(dead_code, unused_macros, reason = "the laws themselves are not run here")]
+    #[macro_use]
+    pub mod conformance;
+    pub mod journaled;
+    pub mod sim_disk;
+}
+
+/// What is answered at once, on a machine that is busy.
+const SOON: Duration = Duration::from_secs(10);
+
+fn id(number: u128) -> JobId {
+    JobId(number.to_be_bytes())
+}
+
+fn large(number: u128, bytes: usize) -> NewJob {
+    NewJob { payload: Payload::octets(vec![1; bytes]), ..plain(id(number), "free") }
+}
+
+type Answers = Receiver<Result<Vec<Submitted>, BackendError>>;
+
+fn submit_later(backend: &Journaled, jobs: Vec<NewJob>) -> Answers {
+    let (send, answers) = channel();
+    backend.broker.submit_later(jobs, Box::new(move |answer| _ = send.send(answer)));
+    backend.keeper.flush();
+    answers
+}
+
+#[test]
+fn segments_that_go_together_go_one_after_the_other() {
+    for seed in 0..400_u64 {
+        let disk = SimDisk::default();
+        let (mut log, ..) = open(&disk, true).expect("an empty disk");
+        let mut facts = Vec::new();
+        put(&mut facts, &Fact::Paused("h".repeat(9_000).into(), true));
+        for number in 0..6 {
+            log.append(START, 1, &facts, &mut vec![Thing::Job(id(number))]).expect("there is room");
+        }
+        while log.outdated(0).is_some() {}
+        disk.fail_power_after(seed % 20);
+        let _ = log.append(START, 1, &facts, &mut Vec::new());
+        let left = disk.crash(&mut Entropy::Seeded(seed));
+        assert!(open(&left, true).is_ok(), "{seed}: {:?}", open(&left, true).err());
+    }
+}
+
+#[test]
+fn what_is_over_is_left_behind_as_fast_as_it_comes() {
+    const SEGMENT: u64 = 4 << 20;
+    let disk = SimDisk::default();
+    let settings = Settings { retain_records: 10, retain_bytes: 1 << 20, ..Settings::default() };
+    let of_log = LogSettings { segment_bytes: SEGMENT, syncs_turns: true };
+    let (log, image, _) = Log::open(Box::new(disk.clone()), keys(), of_log).expect("an empty disk");
+    let mut broker =
+        Broker::new(settings.rules(), settings.handlers.clone(), vec![64; 2], Entropy::Seeded(1));
+    broker.keep_journal(image, START).expect("it is empty");
+    let keeping = Keeping { interval: None, is_inline: false };
+    let kept = MemoryBroker::keep(broker, Clock::manual(START), settings.group_names(), log, keeping);
+    let (broker, _keeper) = kept.expect("there are threads");
+    // Some that stay, and many that do not.
+    for number in 0..16 {
+        let stays = NewJob { delay: Duration::from_secs(3_600), ..large(number, 512 << 10) };
+        assert_eq!(broker.submit(vec![stays]), Ok(vec![Submitted::New]));
+    }
+    let (mut used, mut live) = (0, 0);
+    for number in 0..200 {
+        let two = [100 + 2 * number, 101 + 2 * number];
+        let _ = broker.submit(two.map(|number| large(number, 256 << 10)).into()).expect("it is there");
+        for number in two {
+            broker.with(|broker, now| broker.cancel(&Viewer::anonymous(), id(number), now));
+        }
+        live = live.max(broker.with(|broker, _| broker.live_bytes()));
+        used = used.max(disk.used());
+    }
+    assert!(used <= 2 * live + 6 * SEGMENT, "{used} bytes for {live}");
+}
+
+/// No room beyond what is taken, and that is used up: by jobs that stay, and what ends might have said.
+fn fill(backend: &Journaled) {
+    backend.disk.set_capacity(Some(backend.disk.used()));
+    let stays = |number| NewJob { delay: Duration::from_secs(3_600), ..large(number, 6_000) };
+    let is_new = |number| backend.broker.submit(vec![stays(number)]) == Ok(vec![Submitted::New]);
+    assert!((1_000..1_100).any(|number| !is_new(number)), "there is no more room for jobs");
+    let broker = backend.broker.clone();
+    let said = std::thread::spawn(move || (0..2_000).all(|at| broker.pause("narrow", at % 2 == 0).is_ok()));
+    assert!(!said.join().expect("it ends"), "at last there is no room for ends either, and that is said");
+}
+
+#[test]
+fn a_disk_that_is_really_full_is_said_to_everybody_and_holds_up_no_drain() {
+    let backend = Journaled::on(SimDisk::default(), &Settings::default(), START);
+    fill(&backend);
+    let answer = submit_later(&backend, vec![plain(id(1), "free")]).recv_timeout(SOON);
+    assert_eq!(answer, Ok(Ok(vec![Submitted::Refused(Refusal::DiskFull)])));
+    assert!(backend.broker.record(&Viewer::anonymous(), id(1)).is_err(), "who asks is told as well");
+    let begun = Instant::now();
+    backend.keeper.cut_off();
+    backend.keeper.close();
+    assert!(begun.elapsed() < SOON);
+}
+
+#[test]
+fn jobs_that_find_no_room_are_refused_and_leave_nothing_and_what_runs_ends() {
+    let backend = Journaled::on(SimDisk::default(), &Settings::default(), START);
+    assert_eq!(backend.broker.submit(vec![plain(id(1), "free")]), Ok(vec![Submitted::New]));
+    let before = backend.sizes();
+    // More than a segment: it would need a file of its own.
+    backend.disk.set_capacity(Some(backend.disk.used()));
+    backend.disk.hold_syncs(true);
+    let paused = std::thread::spawn({
+        let broker = backend.broker.clone();
+        move || broker.pause("narrow", true)
+    });
+    std::thread::sleep(Duration::from_millis(50));
+    let three = submit_later(&backend, (2..5).map(|number| large(number, 9_000)).collect());
+    let one = submit_later(&backend, vec![plain(id(9), "nobody")]);
+    backend.disk.hold_syncs(false);
+    let refused = Submitted::Refused(Refusal::DiskFull);
+    assert_eq!(three.recv_timeout(SOON), Ok(Ok(vec![refused; 3])));
+    assert_eq!(one.recv_timeout(SOON), Ok(Ok(vec![Submitted::Refused(Refusal::UnknownHandler)])));
+    assert_eq!(paused.join().expect("it ends"), Ok(true));
+    backend.broker.with(|broker, _| broker.check_invariants());
+    assert_eq!(backend.sizes(), before, "they are as if they had never come");
+    let again = Journaled::on(backend.disk.kill(), &Settings::default(), START);
+    assert_eq!(again.sizes(), before);
+}
+
+#[test]
+fn a_start_serves_the_oldest_first_as_before() {
+    let disk = SimDisk::default();
+    let backend = Journaled::on(disk.clone(), &Settings::default(), START);
+    for number in 0..50 {
+        backend.advance(Duration::from_millis(1));
+        assert_eq!(backend.broker.submit(vec![plain(id(number), "free")]), Ok(vec![Submitted::New]));
+    }
+    let backend = Journaled::on(disk.kill(), &Settings::default(), START.plus(Duration::from_secs(1)));
+    let mut executor = backend.broker.consumer(0, Bell::silent());
+    let mut order = Vec::new();
+    for _ in 0..3 {
+        let step = executor.step(Requests::default(), 50).expect("it is there");
+        order.extend(step.leases.iter().map(|lease| lease.jobs[0].spec.id));
+        backend.settle();
+    }
+    assert!(order.len() == 50 && order.is_sorted(), "{order:?}");
+}
+
+#[test]
+fn a_lease_that_never_left_and_an_end_of_our_process_count_no_delivery() {
+    let disk = SimDisk::default();
+    let backend = Journaled::on(disk.clone(), &Settings::default(), START);
+    assert_eq!(backend.broker.submit(vec![plain(id(1), "once")]), Ok(vec![Submitted::New]));
+    backend.disk.hold_syncs(true);
+    let mut executor = backend.broker.consumer(0, Bell::silent());
+    assert!(executor.step(Requests::default(), 1).expect("it is there").leases.is_empty());
+    drop(executor);
+    backend.disk.hold_syncs(false);
+    let stands = |backend: &Journaled| {
+        let record = backend.broker.record(&Viewer::anonymous(), id(1)).expect("it is there");
+        record.map(|record| (record.status, record.deliveries))
+    };
+    assert_eq!(
+        stands(&backend),
+        Some((JobStatus::Queued, 0)),
+        "its executor has gone before it had the lease"
+    );
+    let mut executor = backend.broker.consumer(0, Bell::silent());
+    let _ = executor.step(Requests::default(), 1).expect("it is there");
+    backend.settle();
+    assert_eq!(executor.step(Requests::default(), 1).expect("it is there").leases.len(), 1);
+    // Our process ends, and with it the connection.
+    backend.keeper.close();
+    drop(executor);
+    let again = Journaled::on(disk.kill(), &Settings::default(), START);
+    assert_eq!(stands(&again), Some((JobStatus::Queued, 0)), "it is to be delivered once, and comes again");
+}
+
+#[test]
+fn a_payload_that_looks_like_frames_costs_a_start_nothing() {
+    let mut bytes = vec![0_u8; 4 << 20];
+    // Every 12 bytes the outline of a frame that reaches nearly to the end.
+    for at in (0..bytes.len() - 200).step_by(12) {
+        let length = (bytes.len() - at - 12) as u32;
+        bytes[at..at + 4].copy_from_slice(&length.to_be_bytes());
+        bytes[at + 4..at + 12].copy_from_slice(&100_u64.to_be_bytes());
+    }
+    let begun = Instant::now();
+    assert!(frame::is_cut(&keys(), 1, &bytes, 0, 50));
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+}
