@@ -240,6 +240,8 @@ fn nothing_is_answered_before_it_is_written() {
     assert_eq!(answered.recv_timeout(Duration::from_secs(5)), Ok(Ok(vec![Submitted::New])));
     assert!(record.recv_timeout(Duration::from_secs(5)).expect("it is told").is_ok());
     assert!(reading.join().expect("it ends").is_ok());
+    backend.settle();
+    assert!(!executor.is_settled(), "its lease has not left yet");
     let lease = lease_of(&backend, &mut executor);
     // An end.
     backend.disk.hold_syncs(true);

@@ -102,8 +102,8 @@ fn q2_the_same_with_two_and_four_executors_and_with_two_such_jobs_at_once() {
 }
 
 #[test]
-fn q5_an_allocation_without_end_and_a_stack_overflow_are_as_an_abort() {
-    for what in ["hog", "overflow"] {
+fn q5_an_allocation_without_end_a_stack_overflow_and_an_exit_are_as_an_abort() {
+    for what in ["hog", "overflow", "exit"] {
         each_backend(1, &SOON, |name, service| six_beside(service, what, 1, name));
     }
 }

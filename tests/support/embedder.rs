@@ -189,6 +189,8 @@ fn look_at(line: &str) -> std::io::Result<String> {
 fn poison(job: &Job, cx: &mut JobContext) -> Result<Payload, HandlerError> {
     match &*String::from_utf8_lossy(&job.payload().bytes) {
         "abort" => std::process::abort(),
+        // As a web process ends that its successor would follow.
+        "exit" => std::process::exit(2),
         "overflow" => Ok(Payload::json(deeper(1).to_string().into_bytes())),
         "hog" => {
             // As a limit of its host would end it, and not the host.
