@@ -191,6 +191,7 @@ fn a_lease_that_never_left_and_an_end_of_our_process_count_no_delivery() {
     assert_eq!(executor.step(Requests::default(), 1).expect("it is there").leases.len(), 1);
     // Our process ends, and with it the connection.
     backend.keeper.close();
+    assert!(backend.keeper.is_sound(), "that is no failure of the journal: who takes its place may go on");
     drop(executor);
     let again = Journaled::on(disk.kill(), &Settings::default(), START);
     assert_eq!(stands(&again), Some((JobStatus::Queued, 0)), "it is to be delivered once, and comes again");

@@ -320,7 +320,8 @@ impl Seat for Keeper {
 
     fn is_sound(&self) -> bool {
         let is_there = self.thread.as_ref().is_some_and(|thread| !thread.is_finished());
-        is_there && self.broker.lock().pages.failed.is_none()
+        let Pages { failed, is_closed, .. } = &self.broker.lock().pages;
+        failed.is_none() && (is_there || *is_closed)
     }
 }
 
