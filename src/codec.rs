@@ -63,6 +63,15 @@ impl<'a> Cursor<'a> {
         (0..count).map(|_| item(self)).collect()
     }
 
+    /// 0 or 1.
+    pub(crate) fn flag(&mut self) -> Result<bool, Malformed> {
+        match self.u8()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(Malformed),
+        }
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.rest.is_empty()
     }

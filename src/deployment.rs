@@ -246,8 +246,7 @@ impl Deployment {
     pub fn root_secrets(&self) -> Result<Vec<Secret>, String> {
         let file = &self.platform().execution_ipc.auth.secret_file;
         let Some(file) = file else { return Ok(vec![Secret::generate()?]) };
-        let (current, previous) = Secret::read(Path::new(file))?;
-        Ok([Some(current), previous].into_iter().flatten().collect())
+        Secret::read_all(Path::new(file))
     }
 
     fn root_envelopes(&self) -> Result<Vec<Secret>, String> {

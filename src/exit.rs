@@ -19,10 +19,15 @@ pub enum Exit {
     CutOff = 4,
 }
 
-/// Prints what was asked for; that it cannot be written is a failure. A reader that has seen enough is none.
+/// Prints what was asked for; that it cannot be written is a failure.
 pub(crate) fn answer(text: &str) -> Exit {
     let mut out = std::io::stdout();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    written_out(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+}
+
+/// What became of it. A reader that has seen enough is no failure.
+pub(crate) fn written_out(written: std::io::Result<()>) -> Exit {
+    match written {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             ended(Err(format!("standard output: {error}")))
         }

@@ -1,24 +1,36 @@
-//! A job and its end as bytes at rest: what Redis' envelopes and the journal share. Pure.
+//! A job, its end and its changes as bytes: what the channel, Redis' envelopes and the journal share. Pure.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::{Timestamp, micros};
 use crate::codec::{Cursor, Malformed, put_bytes, put_text};
-use crate::job::{Finished, JobId, JobSpec, JobStatus, MediaType, Payload, Trace};
+use crate::job::{Change, Finished, JobId, JobSpec, JobStatus, MediaType, Payload, Trace};
 use crate::problem::{Cause, Code, JobError};
 
 /// All but the id.
 pub fn put_spec(out: &mut Vec<u8>, spec: &JobSpec) {
     put_text(out, &spec.owner);
     put_text(out, &spec.handler);
-    out.push(u8::from(spec.ordering_key.is_some()));
-    put_text(out, spec.ordering_key.as_deref().unwrap_or_default());
+    put_key(out, spec.ordering_key.as_deref());
     out.extend_from_slice(&spec.trace.id);
     out.extend_from_slice(&spec.trace.span);
     out.extend_from_slice(&spec.submitted_at.0.to_be_bytes());
     out.extend_from_slice(&micros(spec.timeout).to_be_bytes());
     out.push(u8::from(spec.one_line));
+}
+
+/// An ordering key, if there is one.
+pub fn put_key(out: &mut Vec<u8>, key: Option<&str>) {
+    out.push(u8::from(key.is_some()));
+    put_text(out, key.unwrap_or_default());
+}
+
+/// A key, and its value if it is not removed.
+pub fn put_change(out: &mut Vec<u8>, change: &Change) {
+    put_text(out, &change.key);
+    out.push(u8::from(change.value.is_some()));
+    put_bytes(out, change.value.as_deref().unwrap_or_default());
 }
 
 /// Reads what [`put_spec`] writes.

@@ -9,6 +9,7 @@ use crate::codec::{Cursor, put_bytes, put_list, put_text};
 use crate::job::{
     Change, Effects, Entries, FollowUp, JobId, JobSpec, MediaType, Outcome, Payload, Trace, Version,
 };
+use crate::job_codec::{put_change, put_key, put_payload};
 use crate::limits::{ERROR_DETAIL_BYTES, FOLLOW_UPS, MAP_NAME_BYTES};
 use crate::ports::{Lease, LeaseId, LeasedJob, StateAt};
 use crate::problem::{Code, JobError};
@@ -162,7 +163,7 @@ impl ToExecutor {
             PONG => ToExecutor::Pong,
             DRAIN => ToExecutor::Drain,
             STATE => {
-                let is_context = flag(&mut fields)?;
+                let is_context = fields.flag()?;
                 let trace = fields.array()?;
                 if !is_context && trace != [0; 16] {
                     return Err(Reject::Malformed);
@@ -210,14 +211,6 @@ pub fn encode_lease(lease: &Lease) -> (u8, Vec<u8>) {
     out.extend_from_slice(&version.0.to_be_bytes());
     put_list(&mut out, &lease.jobs, put_job);
     (LEASE, out)
-}
-
-fn flag(fields: &mut Cursor) -> Result<bool, Reject> {
-    match fields.u8()? {
-        0 => Ok(false),
-        1 => Ok(true),
-        _ => Err(Reject::Malformed),
-    }
 }
 
 fn name<'a>(fields: &mut Cursor<'a>) -> Result<&'a str, Reject> {
@@ -277,11 +270,6 @@ fn outcome(fields: &mut Cursor) -> Result<Outcome, Reject> {
     })
 }
 
-fn put_payload(out: &mut Vec<u8>, payload: &Payload) {
-    put_text(out, payload.media_type.as_str());
-    put_bytes(out, &payload.bytes);
-}
-
 fn payload(fields: &mut Cursor) -> Result<Payload, Reject> {
     // A type that is none becomes plain bytes: nothing else may reach a client's header.
     let media_type = MediaType::parse(fields.text()?).unwrap_or(MediaType::BYTES);
@@ -289,16 +277,12 @@ fn payload(fields: &mut Cursor) -> Result<Payload, Reject> {
 }
 
 fn put_changes(out: &mut Vec<u8>, changes: &[Change]) {
-    put_list(out, changes, |out, change| {
-        put_text(out, &change.key);
-        out.push(u8::from(change.value.is_some()));
-        put_bytes(out, change.value.as_deref().unwrap_or_default());
-    });
+    put_list(out, changes, put_change);
 }
 
 fn change(fields: &mut Cursor) -> Result<Change, Reject> {
     let key = Arc::from(name(fields)?);
-    let is_set = flag(fields)?;
+    let is_set = fields.flag()?;
     let value = fields.bytes()?;
     if !is_set && !value.is_empty() {
         return Err(Reject::Malformed);
@@ -306,13 +290,8 @@ fn change(fields: &mut Cursor) -> Result<Change, Reject> {
     Ok(Change { key, value: is_set.then(|| Arc::from(value)) })
 }
 
-fn put_key(out: &mut Vec<u8>, key: Option<&str>) {
-    out.push(u8::from(key.is_some()));
-    put_text(out, key.unwrap_or_default());
-}
-
 fn key(fields: &mut Cursor) -> Result<Option<Arc<str>>, Reject> {
-    let is_keyed = flag(fields)?;
+    let is_keyed = fields.flag()?;
     let key = fields.text()?;
     match (is_keyed, key) {
         (true, key) => Ok(Some(Arc::from(key))),
@@ -370,7 +349,7 @@ fn job(fields: &mut Cursor, handler: &Arc<str>) -> Result<LeasedJob, Reject> {
     let trace = Trace { id: fields.array()?, span: fields.array()? };
     let submitted_at = Timestamp(fields.u64()?);
     let timeout = Duration::from_millis(fields.u64()?);
-    let one_line = flag(fields)?;
+    let one_line = fields.flag()?;
     let owner = Arc::from(fields.text()?);
     let ordering_key = key(fields)?;
     let payload = payload(fields)?;

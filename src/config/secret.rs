@@ -39,6 +39,12 @@ impl Secret {
         Secret::parse(&text).map_err(|error| format!("{}: {error}", path.display()))
     }
 
+    /// The same as a list: the first signs, all of them verify.
+    pub fn read_all(path: &Path) -> Result<Vec<Secret>, String> {
+        let (current, previous) = Secret::read(path)?;
+        Ok([Some(current), previous].into_iter().flatten().collect())
+    }
+
     /// The same from its text; an error says what is wrong, never what is in it.
     pub fn parse(text: &[u8]) -> Result<(Secret, Option<Secret>), String> {
         let text = text.strip_suffix(b"\n").unwrap_or(text);

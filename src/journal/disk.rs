@@ -3,6 +3,7 @@
 //! What a disk promises (fsync(2), rename(2)): what was written is there after a crash once it was synced, and not
 //! before; a name is there once its directory was synced. A sync that failed says nothing about what was written before it.
 
+use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
@@ -19,6 +20,13 @@ pub enum Failure {
     NoRoom(String),
     /// Nothing is known of what was written: it must not go on.
     Broken(String),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Failure::NoRoom(why) | Failure::Broken(why)) = self;
+        f.write_str(why)
+    }
 }
 
 /// See the module. Names are those of files in the directory.

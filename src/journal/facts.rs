@@ -6,9 +6,9 @@
 use std::sync::Arc;
 
 use crate::clock::Timestamp;
-use crate::codec::{Cursor, Malformed, put_bytes, put_text};
-use crate::job::{Change, Finished, JobId, JobSpec, JobStatus, Payload};
-use crate::job_codec::{self, put_payload, put_result, put_spec};
+use crate::codec::{Cursor, Malformed, put_text};
+use crate::job::{Change, Finished, JobId, JobRecord, JobSpec, JobStatus, Payload};
+use crate::job_codec::{self, put_change, put_payload, put_result, put_spec};
 
 /// Owner, handler, key.
 pub type Scope = (Arc<str>, Arc<str>, Arc<str>);
@@ -56,6 +56,15 @@ pub struct Standing {
     pub finished_at: Option<Timestamp>,
     /// `Some` iff the status is terminal.
     pub finished: Option<Arc<Finished>>,
+}
+
+impl Standing {
+    /// The record of a job that stands so.
+    pub fn record(&self, spec: Arc<JobSpec>) -> JobRecord {
+        let Standing { status, deliveries, started_at, finished_at, .. } = *self;
+        let finished = self.finished.clone();
+        JobRecord { spec, status, deliveries, started_at, finished_at, finished, waiting_for: None }
+    }
 }
 
 /// One fact.
@@ -124,11 +133,7 @@ pub fn put(out: &mut Vec<u8>, fact: &Fact) {
             out.extend_from_slice(&version.to_be_bytes());
             put_time(out, *expires_at);
             out.extend_from_slice(&u32::try_from(changes.len()).unwrap_or(u32::MAX).to_be_bytes());
-            for Change { key, value } in changes {
-                put_text(out, key);
-                out.push(u8::from(value.is_some()));
-                put_bytes(out, value.as_deref().unwrap_or_default());
-            }
+            changes.iter().for_each(|change| put_change(out, change));
         }
         Fact::MapGone(name) => {
             out.push(MAP_GONE);
@@ -205,14 +210,6 @@ fn standing(fields: &mut Cursor) -> Result<Standing, Malformed> {
     })
 }
 
-fn flag(fields: &mut Cursor) -> Result<bool, Malformed> {
-    match fields.u8()? {
-        0 => Ok(false),
-        1 => Ok(true),
-        _ => Err(Malformed),
-    }
-}
-
 /// Reads the facts of a turn.
 ///
 /// # Errors
@@ -232,17 +229,17 @@ fn read(fields: &mut Cursor) -> Result<Fact, Malformed> {
         JOB => {
             let id = JobId(fields.array()?);
             let spec = Arc::new(job_codec::spec(fields, id)?);
-            let is_follow_up = flag(fields)?;
-            let payload = flag(fields)?.then(|| job_codec::payload(fields)).transpose()?;
+            let is_follow_up = fields.flag()?;
+            let payload = fields.flag()?.then(|| job_codec::payload(fields)).transpose()?;
             Fact::Job(Box::new(Job { spec, is_follow_up, payload, stands: standing(fields)? }))
         }
         STANDS => Fact::Stands(JobId(fields.array()?), standing(fields)?),
         GONE => Fact::Gone(JobId(fields.array()?)),
         MAP => {
             let (name, is_whole, version, expires_at) =
-                (text(fields)?, flag(fields)?, fields.u64()?, time(fields)?);
+                (text(fields)?, fields.flag()?, fields.u64()?, time(fields)?);
             let change = |fields: &mut Cursor| {
-                let (key, is_set) = (text(fields)?, flag(fields)?);
+                let (key, is_set) = (text(fields)?, fields.flag()?);
                 let value = fields.bytes()?;
                 Ok(Change { key, value: is_set.then(|| Arc::from(value)) })
             };
@@ -257,7 +254,7 @@ fn read(fields: &mut Cursor) -> Result<Fact, Malformed> {
             Fact::Key { scope, job, fingerprint, until: Timestamp(fields.u64()?) }
         }
         KEY_GONE => Fact::KeyGone(scope(fields)?),
-        PAUSED => Fact::Paused(text(fields)?, flag(fields)?),
+        PAUSED => Fact::Paused(text(fields)?, fields.flag()?),
         _ => return Err(Malformed),
     })
 }

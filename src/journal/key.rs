@@ -39,8 +39,7 @@ pub fn known_keys(dir: &Path, envelopes: &[Secret]) -> Result<Vec<MacKey>, Strin
     if !path.exists() {
         return Err(format!("{}: has no key of its own: its service's secret file is needed", dir.display()));
     }
-    let (current, previous) = Secret::read(&path)?;
-    [Some(current), previous].iter().flatten().map(|root| Ok(key(&root.envelope()?))).collect()
+    Secret::read_all(&path)?.iter().map(|root| Ok(key(&root.envelope()?))).collect()
 }
 
 /// `HKDF-Expand(HKDF-Extract("cofferdam/1 envelope", R), "journal", 32)`

@@ -97,10 +97,10 @@ impl Log {
         let io = |error: Error| error.to_string();
         log.copy_last(segment, &last).map_err(|failure| match failure {
             Failure::NoRoom(why) => format!("there is no room to go on: {why}"),
-            Failure::Broken(why) => why,
+            broken => broken.to_string(),
         })?;
         log.drop_old().map_err(io)?;
-        log.try_spare().map_err(|failure| format!("{failure:?}"))?;
+        log.try_spare().map_err(|failure| failure.to_string())?;
         Ok((log, image, cut))
     }
 
@@ -217,23 +217,20 @@ impl Log {
     /// # Errors
     /// The disk cannot be relied on any more.
     pub fn try_spare(&mut self) -> Result<(), Failure> {
-        match self.take_spare() {
-            Err(Failure::NoRoom(_)) => Ok(()),
-            taken => taken,
+        if self.has_spare {
+            return Ok(());
         }
+        match self.disk.make(SPARE, self.settings.segment_bytes).map_err(failure) {
+            Err(Failure::NoRoom(_)) => return Ok(()),
+            made => made?,
+        }
+        self.sync_names().map_err(broken)?;
+        self.has_spare = true;
+        Ok(())
     }
 
     fn sync_names(&mut self) -> std::io::Result<()> {
         if is_off(Control::JournalNames) { Ok(()) } else { self.disk.sync_names() }
-    }
-
-    fn take_spare(&mut self) -> Result<(), Failure> {
-        if !self.has_spare {
-            self.disk.make(SPARE, self.settings.segment_bytes).map_err(failure)?;
-            self.sync_names().map_err(broken)?;
-            self.has_spare = true;
-        }
-        Ok(())
     }
 
     /// False while there is room for no more than what must still be said.

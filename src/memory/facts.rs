@@ -10,7 +10,7 @@ use super::broker::{Broker, Lane};
 use super::entry::{Changed, Entry, Written};
 use super::idempotency::Bound;
 use crate::clock::Timestamp;
-use crate::job::{Change, InstanceId, JobId, JobRecord, JobStatus, Version};
+use crate::job::{Change, InstanceId, JobId, JobStatus, Version};
 use crate::journal::Image;
 use crate::journal::facts::{self, Fact, Job, Standing, Thing};
 use crate::ports::{HandlerStats, Viewer};
@@ -111,9 +111,7 @@ impl Broker {
                 self.jobs.entry(*id).and_modify(|entry| entry.written.has_base = false);
             }
             Thing::Map(name) => self.maps.forget_base(name),
-            Thing::Key(scope) => {
-                self.idempotency.changed.iter_mut().for_each(|keys| keys.push((**scope).clone()));
-            }
+            Thing::Key(scope) => self.idempotency.touch(scope),
             Thing::Paused(handler) => {
                 let paused = self.paused(handler);
                 self.changed.iter_mut().for_each(|changed| changed.handlers.extend(paused));
@@ -185,9 +183,7 @@ impl Broker {
                 Fact::Gone(id) => self.changed.iter_mut().for_each(|changed| changed.gone.push(id)),
                 Fact::Map { name, changes, .. } => self.maps.touch(&name, &changes),
                 Fact::MapGone(name) => self.maps.touch(&name, &[]),
-                Fact::KeyGone(scope) => {
-                    self.idempotency.changed.iter_mut().for_each(|keys| keys.push(scope.clone()))
-                }
+                Fact::KeyGone(scope) => self.idempotency.touch(&scope),
                 // Of these it is the base.
                 Fact::Job(_) | Fact::Key { .. } | Fact::Paused(..) => {}
             }
@@ -303,17 +299,8 @@ impl Broker {
             lane.parked |= stands.parks;
             self.handlers[handler].figures.parked += usize::from(stands.parks);
         }
-        let record = JobRecord {
-            spec,
-            status: stands.status,
-            deliveries: stands.deliveries,
-            started_at: stands.started_at,
-            finished_at: stands.finished_at,
-            finished: stands.finished,
-            waiting_for: None,
-        };
         let entry = Entry {
-            record,
+            record: stands.record(spec),
             payload,
             handler,
             lane,

@@ -73,8 +73,13 @@ impl Keys {
         is_to_be_said
     }
 
-    fn keep(&mut self, scope: Scope, bound: Bound) {
+    /// The journal is to be told of this key.
+    pub(super) fn touch(&mut self, scope: &Scope) {
         self.changed.iter_mut().for_each(|changed| changed.push(scope.clone()));
+    }
+
+    fn keep(&mut self, scope: Scope, bound: Bound) {
+        self.touch(&scope);
         self.restore(scope, bound);
     }
 
@@ -102,7 +107,7 @@ impl Keys {
             let Some((_, scope)) = self.order.pop_front() else { return };
             match self.bound.remove(&scope) {
                 Some(bound) if !has_ended(bound.job) => self.keep_on(scope, bound, now),
-                _ => self.changed.iter_mut().for_each(|changed| changed.push(scope.clone())),
+                _ => self.touch(&scope),
             }
         }
     }
@@ -115,7 +120,7 @@ impl Keys {
             match self.bound.remove(&scope) {
                 Some(bound) if !has_ended(bound.job) => self.keep_on(scope, bound, now),
                 bound => {
-                    self.changed.iter_mut().for_each(|changed| changed.push(scope.clone()));
+                    self.touch(&scope);
                     return bound.is_some();
                 }
             }

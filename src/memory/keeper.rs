@@ -133,10 +133,9 @@ impl MemoryBroker {
                 break failure;
             }
         };
-        let (Failure::Broken(why) | Failure::NoRoom(why)) = failed;
-        log::error!("the journal cannot be written any more: {why}");
+        let error = format!("the journal cannot be written any more: {failed}");
+        log::error!("{error}");
         let mut state = self.lock();
-        let error = format!("the journal cannot be written any more: {why}");
         state.pages.failed = Some(error.clone());
         let unanswered = std::mem::take(&mut state.pages.answers);
         drop(state);

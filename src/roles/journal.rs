@@ -4,8 +4,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::config::secret::Secret;
-use crate::exit::{Exit, answer};
-use crate::job::{JobRecord, JobStatus};
+use crate::exit::{Exit, answer, written_out};
+use crate::job::JobStatus;
 use crate::journal::facts::Job;
 use crate::journal::scan::{Scan, name, scan};
 use crate::journal::{Disk, Files, known_keys};
@@ -27,9 +27,8 @@ pub enum Question {
 /// # Errors
 /// It cannot be read, or is not as it was written.
 pub fn journal(dir: &Path, secret_file: Option<&Path>, question: &Question) -> Result<Exit, String> {
-    let secrets = secret_file.map(Secret::read).transpose()?;
-    let secrets = secrets.into_iter().flat_map(|(current, previous)| [Some(current), previous]).flatten();
-    let envelopes: Vec<Secret> = secrets.map(|secret| secret.envelope()).collect::<Result<_, _>>()?;
+    let secrets = secret_file.map(Secret::read_all).transpose()?.unwrap_or_default();
+    let envelopes: Vec<Secret> = secrets.iter().map(Secret::envelope).collect::<Result<_, _>>()?;
     let keys = known_keys(dir, &envelopes)?;
     let read = |dir: &Path| {
         let scan = scan(&mut Files::look(dir)?, &keys);
@@ -37,7 +36,7 @@ pub fn journal(dir: &Path, secret_file: Option<&Path>, question: &Question) -> R
     };
     match question {
         Question::Check => Ok(answer(&summary(dir, &read(dir)?))),
-        Question::Export => export(read(dir)?),
+        Question::Export => Ok(export(read(dir)?)),
         Question::Repair { segment, offset } => {
             let copy = repair(dir, *segment, *offset, &keys)?;
             let said = format!("{} ends there; {} is as it was\n", copy.display(), dir.display());
@@ -68,31 +67,17 @@ fn summary(dir: &Path, scan: &Scan) -> String {
     out
 }
 
-fn export(scan: Scan) -> Result<Exit, String> {
+fn export(scan: Scan) -> Exit {
     let mut jobs: Vec<Box<Job>> = scan.image.jobs.into_values().collect();
     jobs.sort_unstable_by_key(|job| (job.spec.submitted_at, job.stands.order));
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     let written = jobs.into_iter().try_for_each(|job| {
         let payload = job.payload.as_ref().map(payload_json);
-        let record = JobRecord {
-            spec: job.spec,
-            status: job.stands.status,
-            deliveries: job.stands.deliveries,
-            started_at: job.stands.started_at,
-            finished_at: job.stands.finished_at,
-            finished: job.stands.finished,
-            waiting_for: None,
-        };
-        let record = record_json(&record);
+        let record = record_json(&job.stands.record(job.spec));
         let fields = record.strip_suffix('}').unwrap_or(&record);
         writeln!(out, "{fields},\"payload\":{}}}", payload.as_ref().map_or("null", |payload| payload.get()))
     });
-    match written.and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(format!("standard output: {error}"))
-        }
-        _ => Ok(Exit::Done),
-    }
+    written_out(written.and_then(|()| out.flush()))
 }
 
 /// Copies what stands before an offset; says where.
