@@ -25,10 +25,12 @@ use cofferdam::{HandlerOptions, OnDead};
 
 use support::jobs::plain;
 use support::model::{Accepted, Figures, Held, Job, Kind, Model};
+use support::seeds::{TellSeed, seeds};
 
 mod support {
     pub mod jobs;
     pub mod model;
+    pub mod seeds;
 }
 
 const SCHEDULES: u64 = 300;
@@ -50,15 +52,11 @@ const KINDS: [Kind; 6] = [
 
 #[test]
 fn random_schedules_agree_with_the_naive_model() {
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
-    let (first, end) = match number("COFFERDAM_SEED") {
-        Some(seed) => (seed, seed + 1),
-        None => (0, number("COFFERDAM_SCHEDULES").unwrap_or(SCHEDULES)),
-    };
+    let seeds = &seeds(SCHEDULES);
     let parts: u64 = 4;
     std::thread::scope(|scope| {
         for part in 0..parts {
-            scope.spawn(move || (first..end).filter(|seed| seed % parts == part).for_each(run));
+            scope.spawn(move || seeds.clone().filter(|seed| seed % parts == part).for_each(run));
         }
     });
 }
@@ -70,17 +68,6 @@ fn run(seed: u64) {
         schedule.operate();
     }
     schedule.drain();
-}
-
-/// Says how to replay a schedule that panics.
-struct TellSeed(u64);
-
-impl Drop for TellSeed {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("replay this schedule alone with COFFERDAM_SEED={}", self.0);
-        }
-    }
 }
 
 struct Schedule {

@@ -20,9 +20,11 @@ use cofferdam::problem::{Code, JobError};
 
 use support::conformance::{START, Settings, plain};
 use support::journaled::{SEGMENT_BYTES, open};
+use support::seeds::{TellSeed, seeds};
 use support::sim_disk::SimDisk;
 
 mod support {
+    pub mod seeds;
     #[allow(dead_code, unused_macros, reason = "the laws themselves are not run here")]
     #[macro_use]
     pub mod conformance;
@@ -36,15 +38,12 @@ const HANDLERS: [&str; 7] = ["free", "narrow", "serial", "serial2", "keyed", "on
 
 #[test]
 fn what_is_read_back_after_a_crash_is_what_was_answered() {
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
-    let (first, end) = match number("COFFERDAM_SEED") {
-        Some(seed) => (seed, seed + 1),
-        None => (0, number("COFFERDAM_SCHEDULES").unwrap_or(SCHEDULES)),
-    };
+    let seeds = &seeds(SCHEDULES);
     let parts: u64 = 4;
     let seen = std::thread::scope(|scope| {
         let part = |part| {
-            scope.spawn(move || (first..end).filter(|seed| seed % parts == part).map(run).collect::<Vec<_>>())
+            scope
+                .spawn(move || seeds.clone().filter(|seed| seed % parts == part).map(run).collect::<Vec<_>>())
         };
         let parts: Vec<_> = (0..parts).map(part).collect();
         parts.into_iter().flat_map(|part| part.join().expect("each schedule holds")).collect::<Vec<_>>()
@@ -61,7 +60,7 @@ fn what_is_read_back_after_a_crash_is_what_was_answered() {
         sum(|seen| seen.segments),
         sum(|seen| seen.jobs),
     );
-    if first == 0 && end >= SCHEDULES {
+    if seeds.start == 0 && seeds.end >= SCHEDULES {
         let all: [fn(&Seen) -> u64; 5] = [
             |seen| seen.crashes,
             |seen| seen.lost,
@@ -82,17 +81,6 @@ struct Seen {
     failed: u64,
     segments: u64,
     jobs: u64,
-}
-
-/// Says how to replay a schedule that panics.
-struct TellSeed(u64);
-
-impl Drop for TellSeed {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("replay this schedule alone with COFFERDAM_SEED={}", self.0);
-        }
-    }
 }
 
 fn run(seed: u64) -> Seen {
