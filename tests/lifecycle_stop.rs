@@ -29,7 +29,7 @@ const LONG_SLEEP: &str = r#"{"ms":600000}"#;
 fn p10_an_executor_that_is_stopped_for_three_seconds_costs_latency_only() {
     let trial = counting(&[]);
     let executor = trial.child("executor");
-    let mut callers = counters(&trial, 10, 50);
+    let mut callers = counters(&trial, 10, 200);
     running(&trial, 1);
     signal(executor, Signal::STOP);
     callers.extend(counters(&trial, 10, 0));
@@ -47,7 +47,7 @@ fn p10_an_executor_that_is_stopped_for_three_seconds_costs_latency_only() {
 fn p10_an_executor_that_is_stopped_for_good_is_replaced_and_its_callers_are_served_by_the_next_one() {
     let trial = counting(&["runtime.platform.execution_ipc.heartbeat_ms=200"]);
     let executor = trial.child("executor");
-    let mut callers = counters(&trial, 5, 100);
+    let mut callers = counters(&trial, 5, 400);
     running(&trial, 1);
     signal(executor, Signal::STOP);
     assert_counted(&mut callers, 1);
@@ -163,7 +163,7 @@ fn p11_a_supervisor_that_is_stopped_is_missed_by_nobody_and_misses_nobody_afterw
 fn p11_a_service_that_is_stopped_as_a_whole_goes_on_with_the_same_processes() {
     let trial = counting(&["runtime.platform.execution_ipc.heartbeat_ms=100"]);
     let children = all_children(trial.pid);
-    let mut callers = counters(&trial, 5, 50);
+    let mut callers = counters(&trial, 5, 300);
     running(&trial, 1);
     // As when its host is suspended.
     let all = [children.clone(), vec![trial.pid]].concat();
@@ -191,11 +191,11 @@ fn p12_sigterm_lets_running_and_queued_jobs_finish_and_exits_0() {
     for mode in [INLINE, SUPERVISED] {
         for stop in [Signal::TERM, Signal::INT] {
             let trial = Trial::start(&[mode]);
-            let mut callers: Vec<Client> = (0..12).map(|_| sleeper(&trial, 600)).collect();
+            let mut callers: Vec<Client> = (0..12).map(|_| sleeper(&trial, 1_200)).collect();
             waiters(&trial, 12.0);
             signal(trial.pid, stop);
             for caller in &mut callers {
-                assert_text(&caller.read(), r#"{"slept_ms":600}"#);
+                assert_text(&caller.read(), r#"{"slept_ms":1200}"#);
             }
             drop(callers);
             trial.ended(Some(0));
