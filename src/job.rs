@@ -11,7 +11,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use crate::clock::Timestamp;
-use crate::limits::{CHANGE_BYTES, FOLLOW_UP_OVERHEAD_BYTES, MEDIA_TYPE_BYTES};
+use crate::limits::{CHANGE_BYTES, FOLLOW_UP_OVERHEAD_BYTES, MEDIA_TYPE_BYTES, PAST_ATTEMPTS};
 use crate::named::named;
 use crate::problem::JobError;
 
@@ -355,6 +355,50 @@ pub struct FollowUp {
     pub payload: Payload,
 }
 
+named! {
+    /// What came of a delivery.
+    AttemptOutcome {
+        Succeeded = "succeeded",
+        Failed = "failed",
+        Cancelled = "cancelled",
+        TimedOut = "timed_out",
+        Dead = "dead",
+        /// The handler asked for another try.
+        HandlerRetry = "handler_retry",
+        /// The handler panicked or its program was killed.
+        HandlerCrashed = "handler_crashed",
+        ExecutorLost = "executor_lost",
+        /// It was cut off by no fault of its own.
+        GivenBack = "given_back",
+        /// It succeeded, but what it submits found no room.
+        QueueFull = "queue_full",
+    }
+}
+
+impl AttemptOutcome {
+    /// Of the delivery that ended the job's life; `None` before that.
+    pub fn of(status: JobStatus) -> Option<AttemptOutcome> {
+        match status {
+            JobStatus::Queued | JobStatus::Running => None,
+            JobStatus::Succeeded => Some(AttemptOutcome::Succeeded),
+            JobStatus::Failed => Some(AttemptOutcome::Failed),
+            JobStatus::Cancelled => Some(AttemptOutcome::Cancelled),
+            JobStatus::TimedOut => Some(AttemptOutcome::TimedOut),
+            JobStatus::Dead => Some(AttemptOutcome::Dead),
+        }
+    }
+}
+
+/// A delivery that is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    pub started_at: Timestamp,
+    pub ended_at: Timestamp,
+    /// The broker's name of who had it.
+    pub executor: Arc<str>,
+    pub outcome: AttemptOutcome,
+}
+
 /// Why a queued job is not running.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WaitingFor {
@@ -387,14 +431,39 @@ pub struct JobRecord {
     pub finished: Option<Arc<Finished>>,
     /// `Some` iff the status is queued.
     pub waiting_for: Option<WaitingFor>,
+    /// Who had its last delivery; `None` once that is among the past ones.
+    pub executor: Option<Arc<str>>,
+    /// Its last deliveries but for that one, oldest first, of its earlier lives too: at most [`PAST_ATTEMPTS`].
+    pub past: Vec<Attempt>,
 }
 
 impl JobRecord {
     /// A new job's.
     pub fn queued(spec: Arc<JobSpec>) -> JobRecord {
-        let (started_at, finished_at, finished, waiting_for) = Default::default();
+        let (started_at, finished_at, finished, waiting_for, executor, past) = Default::default();
         let status = JobStatus::Queued;
-        JobRecord { spec, status, deliveries: 0, started_at, finished_at, finished, waiting_for }
+        let deliveries = 0;
+        JobRecord { spec, status, deliveries, started_at, finished_at, finished, waiting_for, executor, past }
+    }
+
+    /// Its last delivery is over. Of too many the oldest is forgotten.
+    pub fn end_attempt(&mut self, outcome: AttemptOutcome, ended_at: Timestamp) {
+        let Some(executor) = self.executor.take() else { return };
+        if self.past.len() == PAST_ATTEMPTS {
+            self.past.remove(0);
+        }
+        let started_at = self.started_at.unwrap_or(ended_at);
+        self.past.push(Attempt { started_at, ended_at, executor, outcome });
+    }
+
+    /// The same, where its life is over and a new one begins.
+    pub fn begin_again(&mut self) {
+        let outcome = self.finished.as_ref().and_then(|finished| AttemptOutcome::of(finished.status));
+        if let (Some(outcome), Some(at)) = (outcome, self.finished_at) {
+            self.end_attempt(outcome, at);
+        }
+        let past = std::mem::take(&mut self.past);
+        *self = JobRecord { past, ..JobRecord::queued(self.spec.clone()) };
     }
 }
 

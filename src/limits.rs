@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// Deliveries of a job that its record tells of, besides the last one.
+pub const PAST_ATTEMPTS: usize = 7;
+
 /// Jobs of one lease at most. Measured: a run of 32 hides the round trip of a serial lane; more only makes
 /// what a lost executor repeats longer.
 pub const RUN_JOBS: usize = 32;

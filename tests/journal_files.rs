@@ -375,6 +375,8 @@ fn the_page_of_the_format_has_these_bytes() {
         started_at: Some(START),
         finished_at: None,
         finished: None,
+        executor: Some("3".into()),
+        past: Vec::new(),
     };
     let mut job = Vec::new();
     let payload = Some(Payload::json(*b"{}"));

@@ -17,8 +17,8 @@ use aftermath::{Trial, assert_counted, assert_ended, assert_text, call, counters
 use program::{Folder, cofferdam, wait};
 use rustix::process::Signal;
 use service::{
-    Client, NoAnswer, PATIENCE, Service, all_children, caller, is_alive, kill, request, running, signal,
-    sleeper, until, waiters,
+    Client, NoAnswer, PATIENCE, Service, all_children, caller, has_pending, is_alive, kill, request, running,
+    signal, sleeper, until, waiters,
 };
 
 const INLINE: &str = "runtime.platform.bootstrap.mode=inline";
@@ -67,7 +67,8 @@ fn p10_an_executor_that_continues_after_it_was_taken_for_dead_delivers_nothing()
     until("its connection is closed", PATIENCE, || {
         (trial.get("/v1/stats").json()["groups"][0]["executors"] == 0).then_some(())
     });
-    // It has its SIGTERM by now, and goes on with what it was doing until SIGKILL comes a second later.
+    until("its SIGTERM waits for it", PATIENCE, || has_pending(executor, Signal::TERM).then_some(()));
+    // It goes on with what it was doing until SIGKILL comes a second later.
     signal(executor, Signal::CONT);
     assert_counted(&mut callers, 1);
     drop(callers);

@@ -402,7 +402,7 @@ fn h9_a_worker_that_breaks_the_protocol_is_replaced_and_the_next_job_is_right() 
     };
     let service = start(&[
         handler("work", &options(json!({}))),
-        handler("brief", &options(json!({"timeout_ms": 300}))),
+        handler("brief", &options(json!({"timeout_ms": 1_500}))),
         handler("spent", &options(json!({"max_jobs": 2}))),
         handler("idle", &options(json!({"idle_ms": 100}))),
     ]);

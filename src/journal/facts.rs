@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::clock::Timestamp;
 use crate::codec::{Cursor, Malformed, put_text};
-use crate::job::{Change, Finished, JobId, JobRecord, JobSpec, JobStatus, Payload};
+use crate::job::{Attempt, AttemptOutcome, Change, Finished, JobId, JobRecord, JobSpec, JobStatus, Payload};
 use crate::job_codec::{self, put_change, put_payload, put_result, put_spec};
 
 /// Owner, handler, key.
@@ -56,14 +56,18 @@ pub struct Standing {
     pub finished_at: Option<Timestamp>,
     /// `Some` iff the status is terminal.
     pub finished: Option<Arc<Finished>>,
+    /// Who had its last delivery, unless that is among the past ones.
+    pub executor: Option<Arc<str>>,
+    pub past: Vec<Attempt>,
 }
 
 impl Standing {
     /// The record of a job that stands so.
     pub fn record(&self, spec: Arc<JobSpec>) -> JobRecord {
         let Standing { status, deliveries, started_at, finished_at, .. } = *self;
-        let finished = self.finished.clone();
-        JobRecord { spec, status, deliveries, started_at, finished_at, finished, waiting_for: None }
+        let (finished, executor, past) = (self.finished.clone(), self.executor.clone(), self.past.clone());
+        let waiting_for = None;
+        JobRecord { spec, status, deliveries, started_at, finished_at, finished, waiting_for, executor, past }
     }
 }
 
@@ -181,6 +185,14 @@ fn put_standing(out: &mut Vec<u8>, stands: &Standing) {
     let times = [Some(stands.not_before), Some(stands.waits_since), stands.started_at, stands.finished_at];
     times.into_iter().for_each(|time| put_time(out, time));
     stands.finished.iter().for_each(|finished| put_result(out, finished));
+    put_text(out, stands.executor.as_deref().unwrap_or_default());
+    out.push(u8::try_from(stands.past.len()).unwrap_or(u8::MAX));
+    for attempt in &stands.past {
+        put_time(out, Some(attempt.started_at));
+        put_time(out, Some(attempt.ended_at));
+        put_text(out, &attempt.executor);
+        put_text(out, attempt.outcome.as_str());
+    }
 }
 
 fn standing(fields: &mut Cursor) -> Result<Standing, Malformed> {
@@ -192,6 +204,8 @@ fn standing(fields: &mut Cursor) -> Result<Standing, Malformed> {
     let (not_before, waits_since) = (Timestamp(fields.u64()?), Timestamp(fields.u64()?));
     let (started_at, finished_at) = (time(fields)?, time(fields)?);
     let ended = status.is_terminal().then(|| job_codec::finished(fields, status)).transpose()?;
+    let executor = Some(fields.text()?).filter(|name| !name.is_empty()).map(Arc::from);
+    let past = (0..fields.u8()?).map(|_| attempt(fields)).collect::<Result<_, _>>()?;
     Ok(Standing {
         status,
         is_leased: flags & 1 > 0,
@@ -207,7 +221,15 @@ fn standing(fields: &mut Cursor) -> Result<Standing, Malformed> {
         started_at,
         finished_at,
         finished: ended.map(Arc::new),
+        executor,
+        past,
     })
+}
+
+fn attempt(fields: &mut Cursor) -> Result<Attempt, Malformed> {
+    let (started_at, ended_at) = (Timestamp(fields.u64()?), Timestamp(fields.u64()?));
+    let (executor, outcome) = (Arc::from(fields.text()?), AttemptOutcome::parse(fields.text()?));
+    Ok(Attempt { started_at, ended_at, executor, outcome: outcome.ok_or(Malformed)? })
 }
 
 /// Reads the facts of a turn.
@@ -295,6 +317,13 @@ mod tests {
             started_at: Some(Timestamp(8)),
             finished_at: None,
             finished: Some(Arc::new(Finished { status: JobStatus::Failed, result: Err(error) })),
+            executor: Some("12".into()),
+            past: vec![Attempt {
+                started_at: Timestamp(13),
+                ended_at: Timestamp(14),
+                executor: "15".into(),
+                outcome: AttemptOutcome::GivenBack,
+            }],
         };
         let payload = Some(Payload::json(*b"{}"));
         let scope: Scope = ("o".into(), "h".into(), "k".into());

@@ -136,6 +136,8 @@ pub(super) struct Lease {
 #[derive(Debug, Default)]
 pub(super) struct ConsumerEntry {
     pub(super) group: usize,
+    /// As records name it.
+    pub(super) name: Arc<str>,
     /// Leases that it takes at once.
     pub(super) room: usize,
     pub(super) leases: Vec<u64>,

@@ -57,7 +57,7 @@ impl Broker {
         let entry = self.jobs.get_mut(&id)?;
         entry.waits_since = now;
         entry.on(JobEvent::Resubmit, &mut self.handlers);
-        entry.record = JobRecord::queued(entry.record.spec.clone());
+        entry.record.begin_again();
         (entry.delivery, entry.seat_losses) = (0, 0);
         entry.not_before = now;
         entry.awaited = false;

@@ -1,5 +1,6 @@
 //! Delivering: claims and commits.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use log::Level;
@@ -7,7 +8,7 @@ use log::Level;
 use super::broker::{Broker, ConsumerEntry, ConsumerId, Lease};
 use super::leases::Rest;
 use crate::clock::{Timestamp, micros};
-use crate::job::{Effects, Entries, JobId, Outcome, Payload, Version, context_map};
+use crate::job::{AttemptOutcome, Effects, Entries, JobId, Outcome, Payload, Version, context_map};
 use crate::job_status::JobEvent;
 use crate::limits::{
     CONTEXT_BYTES, DELAY_MAX, LANE_AFFINITY, LEASE_GRACE, LOSSES_TO_BE_ALONE, PUT_OFF_DOUBLINGS,
@@ -25,7 +26,8 @@ impl Broker {
     pub fn connect(&mut self, group: usize) -> ConsumerId {
         self.last_number += 1;
         let id = ConsumerId(self.last_number);
-        self.consumers.insert(id, ConsumerEntry { group, ..ConsumerEntry::default() });
+        let name = Arc::from(self.last_number.to_string());
+        self.consumers.insert(id, ConsumerEntry { group, name, ..ConsumerEntry::default() });
         self.totals.consumers[group] += 1;
         id
     }
@@ -182,7 +184,7 @@ impl Broker {
         let lease = Lease { consumer: id, lane: lane_number, jobs: run.into(), expires_at, deadline };
         self.leases.insert(number, lease);
         self.consumers.entry(id).and_modify(|consumer| consumer.leases.push(number));
-        self.start(first, now);
+        self.start(first, id, now);
         let handler = self.handlers[handler].spec.name.clone();
         ports::Lease { id: LeaseId(number), handler, state, jobs }
     }
@@ -224,13 +226,15 @@ impl Broker {
     }
 
     /// A delivery counts when it starts.
-    pub(super) fn start(&mut self, id: JobId, now: Timestamp) {
+    pub(super) fn start(&mut self, id: JobId, consumer: ConsumerId, now: Timestamp) {
+        let executor = self.consumers.get(&consumer).map(|consumer| consumer.name.clone());
         let Some(entry) = self.jobs.get_mut(&id) else { return };
         let Some(queue) = entry.on(JobEvent::Start, &mut self.handlers) else { return };
         entry.delivery += 1;
         let record = &mut entry.record;
         record.deliveries += 1;
         record.started_at = Some(now);
+        record.executor = executor;
         if entry.delivery == 1 {
             queue.figures.queue_wait_seconds.observe(now.since(entry.not_before));
         } else {
@@ -302,6 +306,7 @@ impl Broker {
     /// start, for a while: room may come at any time.
     fn put_off(&mut self, job: JobId, now: Timestamp) {
         let backoff = self.backoff(job, self.jobs[&job].delivery.min(PUT_OFF_DOUBLINGS));
+        self.end_attempt(job, AttemptOutcome::QueueFull, now);
         self.requeue(job, JobEvent::GiveBack, now.plus(backoff));
         self.jobs.entry(job).and_modify(|entry| entry.record.deliveries -= 1);
         // There may be thousands of them: one a second says it.
@@ -430,6 +435,12 @@ impl Broker {
             Cause::ExecutorLost => self.backoff(job, losses - 1),
             Cause::RetriesExhausted | Cause::HandlerCrashed => self.backoff(job, deliveries),
         };
+        let outcome = match cause {
+            Cause::RetriesExhausted => AttemptOutcome::HandlerRetry,
+            Cause::HandlerCrashed => AttemptOutcome::HandlerCrashed,
+            Cause::ExecutorLost => AttemptOutcome::ExecutorLost,
+        };
+        self.end_attempt(job, outcome, now);
         self.requeue(job, JobEvent::Again, now.plus(backoff));
         self.retried(job, cause.so_far(), error.reason(), now);
     }
@@ -437,6 +448,10 @@ impl Broker {
     fn backoff(&mut self, job: JobId, tries: u32) -> Duration {
         let retry = self.handlers[self.jobs[&job].handler].spec.options.retry.unwrap_or(self.rules.retry);
         Duration::from_micros(self.entropy.up_to(micros(retry.backoff(tries))))
+    }
+
+    pub(super) fn end_attempt(&mut self, job: JobId, outcome: AttemptOutcome, now: Timestamp) {
+        self.jobs.entry(job).and_modify(|entry| entry.record.end_attempt(outcome, now));
     }
 
     /// A running job is queued again; it never left its lane.

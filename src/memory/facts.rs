@@ -219,6 +219,8 @@ impl Broker {
             started_at: entry.record.started_at,
             finished_at: entry.record.finished_at,
             finished: entry.record.finished.clone(),
+            executor: entry.record.executor.clone(),
+            past: entry.record.past.clone(),
         }
     }
 

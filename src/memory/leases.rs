@@ -4,7 +4,7 @@ use log::Level;
 
 use super::broker::{Broker, ConsumerId, Lease};
 use crate::clock::Timestamp;
-use crate::job::{JobId, JobStatus};
+use crate::job::{AttemptOutcome, JobId, JobStatus};
 use crate::job_status::JobEvent;
 use crate::limits::LOSSES_TO_BE_ALONE;
 use crate::ports::LeaseId;
@@ -25,11 +25,12 @@ impl Broker {
         let Some(lease) = self.leases.get_mut(&number) else { return };
         lease.jobs.pop_front();
         lease.expires_at = now.plus(self.rules.visibility);
+        let consumer = lease.consumer;
         match lease.jobs.front().copied() {
             Some(next) => {
                 let deadline = self.deadline(next, now);
                 self.leases.entry(number).and_modify(|lease| lease.deadline = deadline);
-                self.start(next, now);
+                self.start(next, consumer, now);
             }
             None => {
                 let Some(lease) = self.remove_lease(number) else { return };
@@ -57,10 +58,14 @@ impl Broker {
         self.lanes.entry(lease.lane).and_modify(|lane| lane.maker = None);
         let running = lease.jobs.front().filter(|job| self.jobs[*job].record.status == JobStatus::Running);
         if let Some(job) = running {
+            if rest == Rest::MayHaveBegun {
+                self.end_attempt(*job, AttemptOutcome::GivenBack, now);
+            }
             // Cut off by a release, not by its own fault: not counted.
             self.requeue(*job, JobEvent::GiveBack, now);
             self.jobs.entry(*job).and_modify(|entry| {
                 entry.record.deliveries -= 1;
+                entry.record.executor = None;
                 entry.delivery -= u32::from(rest == Rest::NotBegun);
             });
         }

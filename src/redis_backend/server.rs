@@ -17,10 +17,13 @@ use crate::config::Redis;
 use crate::config::secret::Secret;
 use crate::entropy::Entropy;
 use crate::handler::{HandlerSpec, OnDead, Ordering};
-use crate::job::{Change, JobId, JobRecord, JobSpec, JobStatus, WaitingFor, state_map};
+use crate::job::{
+    Attempt, AttemptOutcome, Change, JobId, JobRecord, JobSpec, JobStatus, WaitingFor, state_map,
+};
 use crate::limits::{
     CONTEXT_BYTES, ENDS_AN_ENTRY, FRAME_OVERHEAD_BYTES, INBOX_ENDS, INBOX_RESULT_BYTES, LANE_AFFINITY,
-    LEASE_GRACE, LOSSES_TO_BE_ALONE, PROCESS_LIVES, PUT_OFF_DOUBLINGS, QUEUED_BYTES, RUN_JOBS, SUB_LIVES,
+    LEASE_GRACE, LOSSES_TO_BE_ALONE, PAST_ATTEMPTS, PROCESS_LIVES, PUT_OFF_DOUBLINGS, QUEUED_BYTES, RUN_JOBS,
+    SUB_LIVES,
 };
 use crate::negative_controls::{Control, is_off};
 use crate::ports::{BackendError, Forged, NewJob, Rules, Viewer};
@@ -31,6 +34,8 @@ const QUARANTINE_MS: u64 = 7 * 24 * 3_600_000;
 const SWEEP_EVERY: Duration = Duration::from_millis(50);
 /// An inbox that nobody keeps open vanishes after this long.
 const INBOX_LIVES_MS: u64 = 60_000;
+/// An executor's name at most: its process's, a point, and its number.
+const CONSUMER_BYTES: usize = 40;
 /// Ready lanes of a handler that a claim looks at, beyond those that it has room for.
 const SCAN: usize = 64;
 
@@ -106,7 +111,8 @@ pub(super) fn or_false<T: Into<Json>>(value: Option<T>) -> Json {
 pub(super) type Sealed = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// A finished record, or one under way, as the functions give it.
-pub(super) type Row = (String, Vec<u8>, String, u64, Option<u64>, Option<u64>, Vec<u8>, (String, String));
+pub(super) type Row =
+    (String, Vec<u8>, String, u64, Option<u64>, Option<u64>, Vec<u8>, (String, String), String, String);
 
 impl Server {
     pub(super) fn new(settings: Settings, envelopes: &[&Secret]) -> Result<Server, String> {
@@ -261,7 +267,7 @@ impl Server {
     /// `None` where there is no such job. What is not signed is as good as not there, and so is what the viewer may not see:
     /// whose a job is stands in its envelope.
     pub(super) fn record(&self, viewer: &Viewer, row: Option<Row>) -> Option<JobRecord> {
-        let (id, envelope, status, deliveries, started, finished, result, (why, what)) = row?;
+        let (id, envelope, status, deliveries, started, finished, result, (why, what), executor, past) = row?;
         let (id, status) = (JobId::parse(&id)?, JobStatus::parse(&status)?);
         let sealed =
             self.signer.open_job(id, &envelope).ok().filter(|sealed| viewer.sees(&sealed.spec.owner))?;
@@ -287,8 +293,19 @@ impl Server {
             finished_at: finished.map(Timestamp),
             finished: ended,
             waiting_for,
+            executor: Some(executor).filter(|name| (1..=CONSUMER_BYTES).contains(&name.len())).map(Arc::from),
+            past: past.lines().take(PAST_ATTEMPTS).filter_map(attempt).collect(),
         })
     }
+}
+
+/// A line of a job's past deliveries. Nobody has signed it: one that is none is left out.
+fn attempt(line: &str) -> Option<Attempt> {
+    let mut words = line.split(' ');
+    let mut time = || words.next()?.parse().ok().map(Timestamp);
+    let (started_at, ended_at) = (time()?, time()?);
+    let executor = words.next().filter(|name| name.len() <= CONSUMER_BYTES)?.into();
+    Some(Attempt { started_at, ended_at, executor, outcome: AttemptOutcome::parse(words.next()?)? })
 }
 
 /// The functions as they stand, but for the check that a negative control has switched off, and their digest.
@@ -343,7 +360,7 @@ fn config(settings: &Settings) -> Json {
         "ctx": micros(rules.context_ttl), "ctxm": CONTEXT_BYTES, "lsm": rules.lane_state_max,
         "mp": rules.max_payload, "envelope": rules.max_payload + FRAME_OVERHEAD_BYTES,
         "tag": crate::mac::MAC_BYTES,
-        "run": RUN_JOBS, "scan": SCAN, "aff": micros(LANE_AFFINITY), "groups": settings.groups.len(),
+        "run": RUN_JOBS, "past": PAST_ATTEMPTS, "scan": SCAN, "aff": micros(LANE_AFFINITY), "groups": settings.groups.len(),
         "entries": INBOX_ENDS / ENDS_AN_ENTRY, "ends": ENDS_AN_ENTRY, "small": INBOX_RESULT_BYTES,
         "inbox": INBOX_LIVES_MS, "con": micros(PROCESS_LIVES), "quarantine": QUARANTINE_MS,
         "sweep": micros(SWEEP_EVERY),

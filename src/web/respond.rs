@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use crate::clock::Timestamp;
 use crate::codec::base64;
-use crate::job::{Finished, JobId, JobRecord, Payload, Trace, WaitingFor};
+use crate::job::{AttemptOutcome, Finished, JobId, JobRecord, Payload, Trace, WaitingFor};
 use crate::problem::{Code, JobError, document};
 
 /// An answer before it is framed.
@@ -165,6 +165,8 @@ fn json_of(record: &JobRecord, result: Option<Option<Box<RawValue>>>) -> String 
         result,
         error: error.and_then(|text| RawValue::from_string(text).ok()),
         waiting_for: record.waiting_for.as_ref().map(waiting),
+        trace_id: spec.trace.id_text(),
+        attempts: attempts(record),
     };
     serde_json::to_string(&shown).unwrap_or_default()
 }
@@ -184,6 +186,25 @@ struct Shown<'a> {
     result: Option<Option<Box<RawValue>>>,
     error: Option<Box<RawValue>>,
     waiting_for: Option<Value>,
+    trace_id: String,
+    attempts: Vec<Value>,
+}
+
+/// The last deliveries, oldest first; the last of them may be under way.
+fn attempts(record: &JobRecord) -> Vec<Value> {
+    let shown = |started: Timestamp,
+                 ended: Option<Timestamp>,
+                 executor: &str,
+                 outcome: Option<AttemptOutcome>| {
+        let ended = ended.map(|at| at.to_string());
+        let outcome = outcome.map(AttemptOutcome::as_str);
+        json!({ "started_at": started.to_string(), "ended_at": ended, "executor": executor, "outcome": outcome })
+    };
+    let past =
+        record.past.iter().map(|it| shown(it.started_at, Some(it.ended_at), &it.executor, Some(it.outcome)));
+    let last = record.started_at.zip(record.executor.as_ref());
+    let last = last.map(|(at, by)| shown(at, record.finished_at, by, AttemptOutcome::of(record.status)));
+    past.chain(last).collect()
 }
 
 /// JSON stands as JSON, anything else as base64.

@@ -635,6 +635,7 @@ macro_rules! conformance {
             a_pause_cuts_a_run_after_the_running_job
             a_pause_of_an_unknown_handler_is_refused
             a_retry_is_a_new_life_at_the_lanes_tail
+            a_record_tells_of_its_last_deliveries
             only_ended_jobs_without_a_result_are_retried
             a_late_commit_of_an_earlier_life_is_fenced
             each_life_has_one_end_and_one_doorbell

@@ -72,6 +72,14 @@ pub fn is_alive(pid: u32) -> bool {
     stat(pid, 0).is_some_and(|state| state != "Z" && state != "X")
 }
 
+/// True if this signal waits for the process, which is stopped.
+pub fn has_pending(pid: u32, signal: Signal) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let set = status.lines().find_map(|line| line.strip_prefix("ShdPnd:\t"));
+    set.and_then(|set| u64::from_str_radix(set, 16).ok())
+        .is_some_and(|set| set >> (signal.as_raw() - 1) & 1 > 0)
+}
+
 /// The words of a process's command line.
 pub fn words(pid: u32) -> Vec<String> {
     let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();

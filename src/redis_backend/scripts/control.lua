@@ -11,7 +11,7 @@
 -- "delete"  {map}; ttl in us or absent
 -- "ow"      sees this owner's jobs only; absent: all
 --
--- A record is {id, env, s, d, st or nil, fi or nil, r, {why it waits, for what}}; nil where there is none.
+-- A record is {id, env, s, d, st or nil, fi or nil, r, {why it waits, for what}, ex, at}; nil where there is none.
 
 local function sees(id)
   if not is_sound(id) then return false end
@@ -34,10 +34,10 @@ end
 
 local function record(id)
   if not sees(id) or call('HSTRLEN', job_key(id), 'r') > R.envelope then return false end
-  local env, s, d, st, fi, r, h, l, nb, dl =
-    unpack(call('HMGET', job_key(id), 'env', 's', 'd', 'st', 'fi', 'r', 'h', 'l', 'nb', 'dl'))
+  local env, s, d, st, fi, r, h, l, nb, dl, ex, at =
+    unpack(call('HMGET', job_key(id), 'env', 's', 'd', 'st', 'fi', 'r', 'h', 'l', 'nb', 'dl', 'ex', 'at'))
   local why = s == 'queued' and waiting(id, h, l, num(nb), num(dl)) or {'', ''}
-  return {id, env, s or '', int(num(d)), st and int(num(st)), fi and int(num(fi)), r or '', why}
+  return {id, env, s or '', int(num(d)), st and int(num(st)), fi and int(num(fi)), r or '', why, ex or '', at or ''}
 end
 
 local function unpark(id, h, lane)
@@ -72,9 +72,10 @@ local function cancel(id)
 end
 
 local function retry(id)
-  local h, l, ow, bytes, fu = unpack(call('HMGET', job_key(id), 'h', 'l', 'ow', 'pb', 'fu'))
+  local h, l, ow, bytes, fu, s, ended = unpack(call('HMGET', job_key(id), 'h', 'l', 'ow', 'pb', 'fu', 's', 'fi'))
   bytes = num(bytes)
   forget(id)
+  end_attempt(id, s, num(ended))
   call('HSET', job_key(id), 's', 'queued', 'd', '0', 'nb', now_text, 'ws', now_text, 'aw', '0', 'ls', '', 'rm', '', 'rc', A.call)
   call('HDEL', job_key(id), 'dl', 'st', 'fi', 'r', 'ct', 'cd')
   if l ~= '' and unpark(id, h, l) then

@@ -16,6 +16,7 @@
 --                      st(arted), fi(nished), r(esult), ls (its lease or ''),
 --                      ct + cd (last commit's lease and delivery), pb (payload bytes), fu (1: another job submitted it), ow(ner), in(stances: 16 characters each,
 --                      a space between), aw(aited),
+--                      ex (who had its last delivery), at (those before, a line each: started, ended, executor, what came of it),
 --                      tr(ace), kc + km (class and member as a kept record), rc (the call that retried it);
 --                      of an unordered job also rs + rm as of a lane, and of its lease lc, lx, ly (consumer, end, deadline)
 --   q:LANE      list   an ordered lane's jobs in submission order
@@ -413,21 +414,33 @@ local function accept(job)
 end
 
 -- The fields of a job whose delivery starts, for its hash. "number" is that of the start before, "deliveries" those that count.
-local function started(id, h, number, deliveries, not_before)
+local function started(id, h, executor, number, deliveries, not_before)
   local names = of(h)
   zrem(names.waits, id)
   count('queued', -1)
   count(names.queued, -1)
   count(names.running, 1)
   if number == 0 then observe(names.wait, now - not_before) else count('redelivered', 1) end
-  return 's', 'running', 'st', now_text, 'd', int(deliveries + 1), 'dl', int(number + 1)
+  return 's', 'running', 'st', now_text, 'd', int(deliveries + 1), 'dl', int(number + 1), 'ex', executor
 end
 
--- A running job is queued again; it never left its lane.
-local function requeue(id, job, not_before)
+-- Its last delivery is over, as its record tells: of too many the oldest is forgotten.
+local function end_attempt(id, outcome, ended)
+  local key = job_key(id)
+  local started, executor, past = unpack(call('HMGET', key, 'st', 'ex', 'at'))
+  if not given(executor) then return end
+  local lines = {}
+  for line in string.gmatch(past or '', '[^\n]+') do lines[#lines + 1] = line end
+  lines[#lines + 1] = int(num(started)) .. ' ' .. int(ended) .. ' ' .. executor .. ' ' .. outcome
+  call('HSET', key, 'ex', '', 'at', table.concat(lines, '\n', math.max(1, #lines - R.past + 1)))
+end
+
+-- A running job is queued again; it never left its lane. "outcome": what came of its delivery, unless that has not begun.
+local function requeue(id, job, not_before, outcome)
   local names = of(job.h)
+  if outcome then end_attempt(id, outcome, now) end
   zadd(names.waits, digits(job.ws), id)
-  call('HSET', job_key(id), 's', 'queued', 'nb', digits(not_before), 'ls', '', 'd', int(job.d), 'dl', int(job.dl))
+  call('HSET', job_key(id), 's', 'queued', 'nb', digits(not_before), 'ls', '', 'ex', '', 'd', int(job.d), 'dl', int(job.dl))
   count(names.running, -1)
   count(names.queued, 1)
   count('queued', 1)
@@ -631,7 +644,7 @@ local function end_lease(lease, has_begun)
   local job = id and read_job(id)
   if job and job.s == 'running' then
     job.d, job.dl = job.d - 1, job.dl - (has_begun and 0 or 1)
-    requeue(id, job, now)
+    requeue(id, job, now, has_begun and 'given_back')
   end
   if has_begun then for later in each(string.sub(lease.run, 33)) do may_have_begun(later) end end
   make_ready(lease.lane)
@@ -645,7 +658,7 @@ end
 -- A delivery that came to nothing: queued again after a backoff or "after" us, or dead. "jitter" is between 0 and 1, "dead" the
 -- signed outcome of a dead job. Without one it is dead once a process has signed that: until then it holds its place.
 local function again(id, job, cause, dead, jitter, n, delivery, after)
-  local of_handler = conf(job.h)
+  local of_handler, outcome = conf(job.h), cause == 'retries_exhausted' and 'handler_retry' or cause
   if job.d >= of_handler.d or job.lo + job.sl >= 2 * of_handler.d then
     if dead then
       count('dead', 1)
@@ -655,7 +668,7 @@ local function again(id, job, cause, dead, jitter, n, delivery, after)
     end
     count('dying', 1)
     zadd('dying', now_text, id)
-    requeue(id, job, now)
+    requeue(id, job, now, outcome)
     call('HSET', job_key(id), 'by', digits(next_number()), 'ct', n, 'cd', delivery)
     return
   end
@@ -663,7 +676,7 @@ local function again(id, job, cause, dead, jitter, n, delivery, after)
     local tries = cause == 'executor_lost' and job.lo - 1 or job.d
     after = backoff(job.h, tries, jitter)
   end
-  requeue(id, job, now + after)
+  requeue(id, job, now + after, outcome)
   call('HSET', job_key(id), 'ct', n, 'cd', delivery)
   note('queue.redelivered', id, cause, job, dead)
 end

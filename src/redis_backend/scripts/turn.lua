@@ -89,7 +89,7 @@ local function next_of_run(lease)
     lease.deadline = now + job.to + R.grace
     call('HSET', P .. 'lease:' .. lease.n, 'run', lease.run, 'y', digits(lease.deadline))
     renew(lease)
-    call('HSET', job_key(following), started(following, job.h, job.dl, job.d, job.nb))
+    call('HSET', job_key(following), started(following, job.h, lease.consumer, job.dl, job.d, job.nb))
     return
   end
   remove_lease(lease)
@@ -123,7 +123,7 @@ local function commit(c)
     -- Nobody's fault: again after a backoff, uncounted. It grows with each start, for a while: room may come at any time.
     local after = backoff(job.h, math.min(job.dl, R.put_off), c.j)
     job.d = job.d - 1
-    requeue(c.id, job, now + after)
+    requeue(c.id, job, now + after, 'queue_full')
     call('HSET', job_key(c.id), 'ct', c.n, 'cd', delivery)
     note('queue.redelivered', c.id, 'queue_full', job)
     end_lease(lease, true)
@@ -420,8 +420,8 @@ local function claim(member, h, exec, alone)
       deadline = digits(now + to + R.grace)
       ends = deadline < ends and deadline or ends
     end
-    if free then set_job(id, 'ls', n, 'f', fence, 'rm', '', 'lc', exec.k, 'lx', ends, 'ly', deadline, started(id, h, dl, d, nb))
-    elseif i == 1 then set_job(id, 'ls', n, 'f', fence, started(id, h, dl, d, nb))
+    if free then set_job(id, 'ls', n, 'f', fence, 'rm', '', 'lc', exec.k, 'lx', ends, 'ly', deadline, started(id, h, exec.k, dl, d, nb))
+    elseif i == 1 then set_job(id, 'ls', n, 'f', fence, started(id, h, exec.k, dl, d, nb))
     else set_job(id, 'ls', n, 'f', fence) end
     jobs[i] = leased(id, env or '', tr, ow, payload, dl + 1, fence)
   end

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use cofferdam::bell::Bell;
-use cofferdam::job::{InstanceId, JobId, JobStatus, Outcome, Payload};
+use cofferdam::job::{AttemptOutcome, InstanceId, JobId, JobStatus, Outcome, Payload};
+use cofferdam::limits::PAST_ATTEMPTS;
 use cofferdam::ports::{Inbox, NewJob, NotRetried, OfLease, StateAt};
 use cofferdam::problem::{Code, JobError};
 
@@ -189,6 +190,62 @@ pub fn a_retry_is_a_new_life_at_the_lanes_tail(make: Make) {
     let lease = executor.lease();
     executor.finish(&lease);
     assert_eq!(bench.status(job), JobStatus::Succeeded);
+}
+
+pub fn a_record_tells_of_its_last_deliveries(make: Make) {
+    use AttemptOutcome::{Dead, ExecutorLost, HandlerCrashed, HandlerRetry};
+    let bench = Bench::with(make, |settings| settings.max_deliveries = 4);
+    for handler in ["free", "serial"] {
+        let job = bench.submit_to(handler);
+        let told = || {
+            let record = bench.record(job);
+            let outcomes: Vec<_> = record.past.iter().map(|attempt| attempt.outcome).collect();
+            (record.executor.is_some(), outcomes)
+        };
+        assert_eq!(told(), (false, vec![]));
+        let mut executor = bench.executor();
+        let lease = executor.lease();
+        assert_eq!(told(), (true, vec![]));
+        // What has not begun is nothing to tell of.
+        executor.release(&lease);
+        assert_eq!(told(), (false, vec![]));
+        for outcome in [retry(), crashed()] {
+            bench.pass(Duration::from_secs(10));
+            let lease = executor.lease();
+            assert_eq!(executor.say(&lease, 0, outcome), COMMITTED);
+        }
+        assert_eq!(told(), (false, vec![HandlerRetry, HandlerCrashed]));
+        bench.pass(Duration::from_secs(10));
+        let _ = executor.lease();
+        let (first, started) = (bench.record(job).executor, bench.record(job).started_at);
+        bench.pass(Duration::from_millis(3));
+        executor.die();
+        assert_eq!(told(), (false, vec![HandlerRetry, HandlerCrashed, ExecutorLost]));
+        let lost = bench.record(job).past.pop().expect("three");
+        assert_eq!((Some(lost.executor.clone()), Some(lost.started_at)), (first, started));
+        assert_eq!(lost.ended_at.since(lost.started_at), Duration::from_millis(3));
+        bench.pass(Duration::from_secs(10));
+        let mut executor = bench.executor();
+        let lease = executor.lease();
+        assert_ne!(bench.record(job).executor, Some(lost.executor), "another executor, another name");
+        assert_eq!(executor.say(&lease, 0, crashed()), COMMITTED);
+        assert_eq!(bench.status(job), JobStatus::Dead);
+        assert_eq!(told(), (true, vec![HandlerRetry, HandlerCrashed, ExecutorLost]));
+        // A new life goes on with the story; of too many the oldest are forgotten.
+        assert!(bench.retry(job).is_ok());
+        assert_eq!(told(), (false, vec![HandlerRetry, HandlerCrashed, ExecutorLost, Dead]));
+        for _ in 0..6 {
+            assert!(bench.retry(job).is_err());
+            let lease = executor.lease();
+            assert_eq!(executor.say(&lease, 0, failed()), COMMITTED);
+            assert!(bench.retry(job).is_ok());
+        }
+        let lease = executor.lease();
+        executor.finish(&lease);
+        let mut expected = vec![AttemptOutcome::Failed; PAST_ATTEMPTS];
+        expected[0] = Dead;
+        assert_eq!(told(), (true, expected));
+    }
 }
 
 pub fn only_ended_jobs_without_a_result_are_retried(make: Make) {

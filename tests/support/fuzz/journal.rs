@@ -54,6 +54,8 @@ pub fn some_facts() -> Vec<Vec<u8>> {
         started_at: Some(Timestamp(9)),
         finished_at: None,
         finished: Option::map(result, |result| Arc::new(Finished { status, result })),
+        executor: None,
+        past: Vec::new(),
     };
     let dead = stands(JobStatus::Dead, Some(Err(JobError::new(Code::DeadLettered, "no"))));
     let payload = Payload::json(*b"{}");
