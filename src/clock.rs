@@ -42,6 +42,32 @@ impl Timestamp {
     }
 }
 
+impl Timestamp {
+    /// Reads what its [`fmt::Display`] writes, with any fraction of a second or none (RFC 3339, 5.6, UTC only), from 1970 on.
+    pub fn parse(text: &str) -> Option<Timestamp> {
+        let (whole, fraction) = match text.strip_suffix('Z')?.split_once('.') {
+            Some((whole, digits)) if (1..=9).contains(&digits.len()) => (whole, digits),
+            Some(_) => return None,
+            None => (text.strip_suffix('Z')?, "0"),
+        };
+        let is_shaped = whole.len() == 19
+            && whole.bytes().zip("0000-00-00T00:00:00".bytes()).all(|(byte, shape)| match shape {
+                b'0' => byte.is_ascii_digit(),
+                mark => byte == mark,
+            });
+        if !is_shaped || !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
+            return None;
+        }
+        let field = |from: usize, to: usize| whole[from..to].parse::<u64>().ok();
+        let (year, month, day) = (field(0, 4)?, field(5, 7)?, field(8, 10)?);
+        let (hour, minute, second) = (field(11, 13)?, field(14, 16)?, field(17, 19)?);
+        let days = days_from_civil(year, month, day)?;
+        let is_a_time = hour < 24 && minute < 60 && second < 60;
+        let micros = format!("{fraction:0<6}")[..6].parse::<u64>().ok().filter(|_| is_a_time)?;
+        Some(Timestamp(((days * 24 + hour) * 60 + minute) * 60_000_000 + second * 1_000_000 + micros))
+    }
+}
+
 impl fmt::Display for Timestamp {
     /// RFC 3339, UTC, milliseconds: `2026-01-31T09:00:00.000Z`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -66,6 +92,16 @@ fn civil_from_days(days: u64) -> (u64, u64, u64) {
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
     let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
     (year_of_era + era * 400 + u64::from(month <= 2), month, day)
+}
+
+/// The other way (`days_from_civil` there); `None` for a day that no calendar has, and before 1970.
+fn days_from_civil(year: u64, month: u64, day: u64) -> Option<u64> {
+    let shifted_year = year.checked_sub(u64::from(month <= 2))?;
+    let (era, year_of_era) = (shifted_year / 400, shifted_year % 400);
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day.checked_sub(1)?;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    let days = (era * 146_097 + day_of_era).checked_sub(719_468)?;
+    (civil_from_days(days) == (year, month, day)).then_some(days)
 }
 
 /// Milliseconds of `CLOCK_MONOTONIC`: one clock for all processes of a host; what the channel's frames carry.

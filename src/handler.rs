@@ -239,9 +239,13 @@ impl HandlerSpec {
     }
 }
 
+/// Names that would hide a resource: `POST /v1/jobs/retry` retries jobs.
+const TAKEN: [&str; 2] = ["retry", "cancel"];
+
 /// True for a name that can stand in a URL, a metric label and a config path.
 pub fn is_handler_name(name: &str) -> bool {
     (1..=64).contains(&name.len())
+        && !TAKEN.contains(&name)
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
 }
 

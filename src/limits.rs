@@ -138,6 +138,12 @@ pub const UNAUTHORIZED_ADDRESSES: usize = 4_096;
 /// The body of a request that asks for none: it is read over.
 pub const UNASKED_BODY_BYTES: usize = 4 << 10;
 
+/// Who may listen to `/v1/events` at once.
+pub const LISTENERS: u64 = 16;
+
+/// Lanes of one answer.
+pub const LIST_LANES: usize = 100;
+
 /// Records of one list answer.
 pub const LIST_RECORDS: usize = 1_000;
 /// The log buffer between the threads and the one writer: some 4,000 lines.

@@ -37,6 +37,12 @@ pub fn peak_kib(pid: i32) -> Option<u64> {
     field(&pid.to_string(), "VmHWM:")?.strip_suffix(" kB")?.parse().ok()
 }
 
+/// What a process holds in memory now.
+pub fn resident_bytes(pid: u32) -> Option<u64> {
+    let kib: u64 = field(&pid.to_string(), "VmRSS:")?.strip_suffix(" kB")?.parse().ok()?;
+    Some(kib * 1_024)
+}
+
 /// A field of `/proc/{who}/status`.
 pub fn field(who: &str, name: &str) -> Option<String> {
     field_of(&format!("{who}/status"), name)

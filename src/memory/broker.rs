@@ -25,7 +25,7 @@ use crate::limits::QUEUED_BYTES;
 use crate::negative_controls::{Control, is_off};
 use crate::observe::Delivery;
 use crate::ports::{
-    HandlerStats, Idempotency, JobEnded, NewJob, OfLease, Refusal, Rules, Share, Stats, Submitted,
+    HandlerStats, Idempotency, JobEnded, NewJob, OfLease, RecentEnds, Refusal, Rules, Share, Stats, Submitted,
 };
 use crate::problem::JobError;
 
@@ -96,6 +96,7 @@ pub struct Broker {
     pub(super) log_level: LevelFilter,
     /// `Some` iff there is a journal: what it has to be told.
     pub(super) changed: Option<Box<Changed>>,
+    pub(super) recent: RecentEnds,
     /// The turn of the journal that gathers now; what came before it was told in earlier ones.
     pub(super) turn: u64,
     /// Bytes of all jobs' bases in the journal, about.
@@ -211,6 +212,7 @@ impl Broker {
             workers,
             log_level: log::max_level(),
             changed: None,
+            recent: RecentEnds::default(),
             turn: 0,
             job_bytes: 0,
             claims_nothing: false,

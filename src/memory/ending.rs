@@ -94,6 +94,7 @@ impl Broker {
         if status == JobStatus::Succeeded {
             entry.payload = None;
         }
+        self.recent.push(record.spec.clone(), status, now);
         let finished = Arc::new(Finished { status, result });
         record.finished = Some(finished.clone());
         for instance in [&entry.instance].into_iter().chain(&entry.watchers) {

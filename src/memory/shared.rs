@@ -10,7 +10,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::job::{Change, Entries, InstanceId, JobId, JobRecord, Payload};
 use crate::observe::job_event;
 use crate::ports::{
-    BackendError, Consumer, Ends, Filter, Inbox, KeyValue, Lease, Listed, NewJob, NotRetried, OfLease,
+    BackendError, Consumer, Ends, Filter, Inbox, KeyValue, LaneStats, Lease, Listed, Looked, NewJob, NotRetried, OfLease,
     Producer, Refusal, Replies, Requests, Retried, Seat, Stats, Step, Submitted, Then, Viewer,
 };
 
@@ -228,6 +228,21 @@ impl Producer for MemoryBroker {
 
     fn list(&self, viewer: &Viewer, filter: &Filter) -> Result<Listed, BackendError> {
         self.settled(|broker, now| broker.list(viewer, filter, now))
+    }
+
+    fn lanes(
+        &self,
+        viewer: &Viewer,
+        handler: &str,
+        most: usize,
+    ) -> Result<Option<Vec<LaneStats>>, BackendError> {
+        self.settled(|broker, now| broker.lanes(viewer, handler, most, now))
+    }
+
+    fn recent_ends(&self, count: u64) -> Looked {
+        let (looked, turn) = self.with_turn(|state, _| state.broker.recent.since(count));
+        // What may still be lost is told by the next look.
+        if self.wait_for(turn).is_ok() { looked } else { Looked { count, ..Looked::default() } }
     }
 
     fn stats(&self) -> Result<Stats, BackendError> {

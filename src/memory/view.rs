@@ -4,7 +4,7 @@ use super::broker::Broker;
 use super::entry::HandlerQueue;
 use crate::clock::Timestamp;
 use crate::job::{JobId, JobRecord, JobStatus, Payload, WaitingFor};
-use crate::ports::{Filter, HandlerStats, Listed, Place, Share, Stats, Viewer};
+use crate::ports::{Filter, HandlerStats, LaneStats, Listed, Place, Share, Stats, Viewer};
 
 impl Broker {
     /// Jobs that wait, and the payload bytes of all that have not ended; then follow-ups that have not ended, and theirs. Each
@@ -74,14 +74,38 @@ impl Broker {
         let newest = self.submissions.range(..after).rev().map(|(_, id)| (*id, &self.jobs[id].record));
         let records: Vec<JobRecord> = newest
             .filter(|(_, record)| viewer.sees(&record.spec.owner))
-            .filter(|(_, record)| filter.status.is_none_or(|status| status == record.status))
-            .filter(|(_, record)| filter.handler.as_ref().is_none_or(|name| **name == *record.spec.handler))
+            .filter(|(_, record)| filter.matches(record.status, &record.spec))
             .take(filter.limit)
             .map(|(id, _)| self.record_of(id, now))
             .collect();
         let last = records.last().filter(|_| records.len() == filter.limit).map(|record| &record.spec);
         let next = last.map(|spec| Place { number: spec.submitted_at.0, job: spec.id });
         Listed { records, next }
+    }
+
+    /// See [`crate::ports::Producer::lanes`].
+    #[must_use]
+    pub fn lanes(
+        &self,
+        viewer: &Viewer,
+        handler: &str,
+        most: usize,
+        now: Timestamp,
+    ) -> Option<Vec<LaneStats>> {
+        let index = *self.handler_index.get(handler)?;
+        let lanes = self.lanes.values().filter(|lane| lane.handler == index);
+        let mut waiting: Vec<_> = lanes
+            .filter_map(|lane| {
+                let head = &self.jobs[lane.jobs.front()?];
+                // Behind a head that runs the next one waits.
+                let waits = lane.parked || head.record.status == JobStatus::Queued || lane.jobs.len() > 1;
+                let is_seen = waits && viewer.sees(&head.record.spec.owner);
+                is_seen.then(|| (head.waits_since, head.order, head.record.spec.id, lane.jobs.len()))
+            })
+            .collect();
+        waiting.sort_unstable();
+        let shown = waiting.into_iter().take(most);
+        Some(shown.map(|(_, _, head, jobs)| LaneStats { head: self.record_of(head, now), jobs }).collect())
     }
 
     /// The figures now.

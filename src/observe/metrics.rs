@@ -19,6 +19,8 @@ pub struct Counters {
     pub http_rejected: Counts<&'static str>,
     /// Callers waiting now.
     pub waiters: AtomicU64,
+    /// Who listens to events now.
+    pub listeners: AtomicU64,
     /// Waits that ended by their deadline.
     pub reply_timeouts: AtomicU64,
     /// Waits that ended because the caller hung up.

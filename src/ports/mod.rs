@@ -10,6 +10,7 @@ mod fitness;
 mod forged;
 mod key_value;
 mod producer;
+mod recent;
 mod replies;
 mod rules;
 mod seat;
@@ -20,9 +21,10 @@ pub use fitness::Fitness;
 pub use forged::Forged;
 pub use key_value::KeyValue;
 pub use producer::{
-    Filter, HandlerStats, Histogram, Idempotency, Listed, NewJob, NotRetried, Place, ProcessStats, Producer,
+    Filter, HandlerStats, Histogram, Idempotency, LaneStats, Listed, NewJob, NotRetried, Place, ProcessStats, Producer,
     Refusal, Retried, Share, Stats, Submitted, Then, Viewer,
 };
+pub use recent::{Looked, RecentEnd, RecentEnds};
 pub use replies::{Ends, Inbox, JobEnded, Replies};
 pub use rules::Rules;
 pub use seat::Seat;

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use super::error::BackendError;
 use super::forged::Forged;
+use super::recent::Looked;
 use super::replies::JobEnded;
+use crate::clock::Timestamp;
 use crate::entropy::Entropy;
 use crate::job::{FollowUp, InstanceId, JobId, JobRecord, JobSpec, JobStatus, Payload, Trace};
 use crate::limits::QUEUED_BYTES;
@@ -65,6 +67,13 @@ pub trait Producer: Send + Sync {
 
     /// Records, newest submission first.
     fn list(&self, viewer: &Viewer, filter: &Filter) -> Result<Listed, BackendError>;
+
+    /// Lanes of a handler in which jobs wait, or that a dead head holds; at most so many, the one that has waited longest first.
+    /// `None`: there is no such handler.
+    fn lanes(&self, viewer: &Viewer, handler: &str, most: usize) -> Result<Option<Vec<LaneStats>>, BackendError>;
+
+    /// Jobs that have ended here since a look that found so many: not all that a deployment of many processes has.
+    fn recent_ends(&self, count: u64) -> Looked;
 
     /// Where the backend cannot be reached, what this process knows itself.
     fn stats(&self) -> Result<Stats, BackendError>;
@@ -228,14 +237,32 @@ impl Viewer {
 /// Which records to list.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
-    pub status: Option<JobStatus>,
+    /// Any of these; none: any at all.
+    pub statuses: Vec<JobStatus>,
     pub handler: Option<String>,
+    /// The ordering key.
+    pub key: Option<String>,
+    /// The trace's id.
+    pub trace: Option<[u8; 16]>,
+    /// Submitted before then.
+    pub before: Option<Timestamp>,
     /// At most so many, newest first.
     pub limit: usize,
     /// Only those that were submitted before the job of this place.
     pub after: Option<Place>,
     /// Results are not looked at: they may be left out.
     pub bare: bool,
+}
+
+impl Filter {
+    /// True if a record of this status and job is one of those; its place is not looked at.
+    pub fn matches(&self, status: JobStatus, spec: &JobSpec) -> bool {
+        (self.statuses.is_empty() || self.statuses.contains(&status))
+            && self.handler.as_ref().is_none_or(|name| **name == *spec.handler)
+            && self.key.as_ref().is_none_or(|key| spec.ordering_key.as_deref() == Some(key))
+            && self.trace.is_none_or(|trace| trace == spec.trace.id)
+            && self.before.is_none_or(|before| spec.submitted_at < before)
+    }
 }
 
 /// A page of records.
@@ -286,6 +313,37 @@ impl Histogram {
         1_000_000, 5_000_000, 10_000_000, 60_000_000, 300_000_000,
     ];
 
+    /// Counts what another has counted as well.
+    pub fn add(&mut self, other: &Histogram) {
+        self.buckets.iter_mut().zip(other.buckets).for_each(|(bucket, more)| *bucket += more);
+        self.sum_micros = self.sum_micros.saturating_add(other.sum_micros);
+    }
+
+    /// What was counted since this one had counted `earlier`.
+    #[must_use]
+    pub fn since(&self, earlier: &Histogram) -> Histogram {
+        let mut buckets = self.buckets;
+        buckets.iter_mut().zip(earlier.buckets).for_each(|(bucket, less)| *bucket = bucket.saturating_sub(less));
+        Histogram { buckets, sum_micros: self.sum_micros.saturating_sub(earlier.sum_micros) }
+    }
+
+    /// Seconds that this part of all durations, between 0 and 1, does not exceed; within a bucket in proportion, beyond the
+    /// last bound that bound (as Prometheus' `histogram_quantile`). `None`: there are no durations.
+    #[must_use]
+    #[allow(clippy::cast_precision_loss, reason = "an estimate anyhow")]
+    pub fn quantile(&self, part: f64) -> Option<f64> {
+        let all: u64 = self.buckets.iter().sum();
+        let (wanted, mut below, mut from) = (part * all as f64, 0, 0);
+        for (bound, count) in Histogram::BOUNDS.into_iter().zip(self.buckets) {
+            if count > 0 && (below + count) as f64 >= wanted {
+                let within = (wanted - below as f64) / count as f64;
+                return Some((from as f64 + within * (bound - from) as f64) / 1e6);
+            }
+            (below, from) = (below + count, bound);
+        }
+        (all > 0).then_some(from as f64 / 1e6)
+    }
+
     /// Counts one duration.
     pub fn observe(&mut self, duration: Duration) {
         let micros = crate::clock::micros(duration);
@@ -320,6 +378,15 @@ pub struct HandlerStats {
     pub job_seconds: Histogram,
     /// From acceptance (or not-before) to the first start.
     pub queue_wait_seconds: Histogram,
+}
+
+/// A lane in which jobs wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaneStats {
+    /// Its first job: one that runs or waits, or the dead one that holds it.
+    pub head: JobRecord,
+    /// Jobs in it.
+    pub jobs: usize,
 }
 
 /// A process of a deployment.

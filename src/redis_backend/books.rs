@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::bell::Bell;
 use crate::clock::Timestamp;
-use crate::job::{JobId, JobSpec, Outcome};
+use crate::job::{JobId, JobSpec, JobStatus, Outcome};
 use crate::observe::{event, job_event};
 use crate::ports::{Commit, LeaseId, OfLease, Step};
 
@@ -89,6 +89,16 @@ impl Held {
 }
 
 impl Told {
+    /// How its job has ended with that, if it has for sure.
+    pub(super) fn status(&self) -> Option<JobStatus> {
+        match &self.commit.outcome {
+            Outcome::Succeeded(..) => Some(JobStatus::Succeeded),
+            Outcome::Failed(_) => Some(JobStatus::Failed),
+            Outcome::TimedOut(_) => Some(JobStatus::TimedOut),
+            Outcome::Retry(..) | Outcome::Crashed(_) => None,
+        }
+    }
+
     /// It held.
     pub(super) fn log(&self) {
         if !matches!(self.commit.outcome, Outcome::Retry(..) | Outcome::Crashed(_)) {

@@ -100,12 +100,12 @@ impl Call {
         }
         let mut answer = Answer {
             was_repeated: results.iter().any(|result| result == "again"),
-            held: results.iter().map(|result| result != "fenced").collect(),
             over: over.into_iter().map(LeaseId).collect(),
             idle,
             due: due.map(Duration::from_micros),
             opened: opened.iter().filter_map(|text| instance(text)).collect(),
             dying: dying.iter().filter_map(|id| JobId::parse(id)).collect(),
+            results,
             ..Answer::default()
         };
         for lease in leases {

@@ -13,9 +13,9 @@ use super::server::{Arguments, Row, Server, or_false};
 use crate::bell::lock;
 use crate::entropy::Entropy;
 use crate::handler::Ordering;
-use crate::job::{Finished, InstanceId, JobId, JobRecord, JobStatus, Payload};
+use crate::job::{Finished, InstanceId, JobId, JobRecord, JobStatus, Payload, Trace, state_map};
 use crate::ports::{
-    BackendError, Filter, Forged, HandlerStats, Histogram, JobEnded, Listed, NewJob, NotRetried, Place,
+    BackendError, Filter, Forged, HandlerStats, Histogram, JobEnded, LaneStats, Listed, Looked, NewJob, NotRetried, Place,
     ProcessStats, Producer, Retried, Stats, Submitted, Then, Viewer,
 };
 use crate::problem::{Code, JobError};
@@ -58,6 +58,9 @@ impl Server {
         Ok(self.records(viewer, &[id], None)?.pop())
     }
 }
+
+/// Numbers of submissions may run ahead of the time by so much; the time itself is looked at in the records.
+const BEFORE_SLACK_US: u64 = 1_000_000;
 
 /// Records that are read together: each comes with its result, which its signature covers.
 const RECORDS_AT_ONCE: usize = 4;
@@ -160,10 +163,14 @@ impl Producer for RedisBroker {
     }
 
     fn list(&self, viewer: &Viewer, filter: &Filter) -> Result<Listed, BackendError> {
-        let (handler, status) = (filter.handler.as_deref(), filter.status.map(JobStatus::as_str));
+        let statuses: Json = filter.statuses.iter().map(|status| (status.as_str().to_owned(), json!(true))).collect();
+        // A lane is named by its key's digest.
+        let key = filter.key.as_deref().map(|key| state_map("", Some(key)).split_off("state:".len()));
         let what = json!({
-            "most": filter.limit, "h": or_false(handler), "s": or_false(status), "ow": owner(viewer),
-            "after": filter.after.map(|place| place.number),
+            "most": filter.limit, "h": or_false(filter.handler.as_deref()), "ow": owner(viewer), "k": or_false(key),
+            "s": or_false(Some(statuses).filter(|_| !filter.statuses.is_empty())),
+            "tr": or_false(filter.trace.map(|id| Trace { id, span: [0; 8] }.id_text())),
+            "after": filter.after.map(|place| place.number), "before": or_false(filter.before.map(|at| at.0 + BEFORE_SLACK_US)),
         });
         let (ids, last): (Vec<String>, Option<u64>) = self.0.server.ask("list", what)?;
         let ids: Vec<JobId> = ids.iter().filter_map(|id| JobId::parse(id)).collect();
@@ -172,6 +179,10 @@ impl Producer for RedisBroker {
         let mut out = Vec::with_capacity(ids.len());
         for some in ids.chunks(RECORDS_AT_ONCE) {
             for mut record in self.0.server.records(viewer, some, None)? {
+                // The script has looked at what nobody signed.
+                if !filter.matches(record.status, &record.spec) {
+                    continue;
+                }
                 if filter.bare
                     && let Some(Finished { status, result: Ok(payload) }) = record.finished.as_deref()
                 {
@@ -182,6 +193,26 @@ impl Producer for RedisBroker {
             }
         }
         Ok(Listed { records: out, next })
+    }
+
+    fn lanes(
+        &self,
+        viewer: &Viewer,
+        handler: &str,
+        most: usize,
+    ) -> Result<Option<Vec<LaneStats>>, BackendError> {
+        let server = &self.0.server;
+        if !server.settings.handlers.iter().any(|spec| *spec.name == *handler) {
+            return Ok(None);
+        }
+        let what = json!({ "h": handler, "most": most, "ow": owner(viewer) });
+        let rows: Vec<(Option<Row>, usize)> = server.ask("lanes", what)?;
+        let lane = |(row, jobs)| server.record(viewer, row).map(|head| LaneStats { head, jobs });
+        Ok(Some(rows.into_iter().filter_map(lane).collect()))
+    }
+
+    fn recent_ends(&self, count: u64) -> Looked {
+        lock(&self.0.state).recent.since(count)
     }
 
     fn stats(&self) -> Result<Stats, BackendError> {

@@ -14,7 +14,7 @@ use crate::clock::{Timestamp, millis};
 use crate::job::{IdMap, InstanceId, JobId};
 use crate::limits::INBOX_ENDS;
 use crate::observe::event;
-use crate::ports::{BackendError, Ends, JobEnded, Lease, LeaseId, NewJob, OfLease, Requests, Step, Then};
+use crate::ports::{BackendError, Ends, JobEnded, Lease, LeaseId, NewJob, OfLease, RecentEnds, Requests, Step, Then};
 
 /// A process says of itself this often that it lives, and looks at what time alone does.
 const TELL_EVERY: Duration = Duration::from_secs(1);
@@ -38,6 +38,8 @@ pub(super) struct State {
     inboxes: Vec<InboxBooks>,
     /// Groups with room after the last call.
     idle: Vec<usize>,
+    /// Jobs whose ends this process has told the server.
+    pub(super) recent: RecentEnds,
     /// Bells to ring, once nobody holds this any more.
     pub(super) rings: Vec<Bell>,
     /// The service stops: nothing is claimed unless somebody waits.
@@ -103,7 +105,8 @@ pub(super) type Forgery = (Named, Option<JobId>, Arc<str>);
 /// What a call has answered.
 #[derive(Default)]
 pub(super) struct Answer {
-    pub(super) held: Vec<bool>,
+    /// What became of each commit.
+    pub(super) results: Vec<String>,
     pub(super) was_repeated: bool,
     pub(super) leases: Vec<(u64, Lease, Held)>,
     pub(super) forged: Vec<Forgery>,
@@ -357,9 +360,13 @@ impl State {
             }
             event(log::Level::Info, "backend.back").number("after_ms", millis(now.since(away.since))).emit();
         }
-        for (told, held) in commits.iter().zip(answer.held) {
-            if held {
+        for (told, result) in commits.iter().zip(answer.results) {
+            if result != "fenced" {
                 told.log();
+                let ended = told.status().filter(|_| result == "committed");
+                if let Some((spec, status)) = told.spec.clone().zip(ended) {
+                    self.recent.push(spec, status, now);
+                }
             } else if let Some(books) = self.consumers.get_mut(&told.consumer) {
                 books.is_fenced(&told.commit);
             }

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use super::inner::Pool;
 use super::pages::Pages;
 use super::questions::{Answered, Back, Question};
+use super::watch::watch;
 use crate::bell::Bell;
 use crate::limits::{INNER_CONNECTIONS, INNER_RESERVED};
 use crate::ports::{BackendError, Producer, Viewer};
@@ -25,6 +26,8 @@ pub struct Calls {
     producer: Arc<dyn Producer>,
     /// `Some` iff calls may wait.
     thread: Option<(SyncSender<Question>, JoinHandle<()>)>,
+    /// Tells who listens what happens.
+    watcher: JoinHandle<()>,
     pages: Pool,
     back: Back,
     answers: Receiver<Answered>,
@@ -45,6 +48,10 @@ impl Calls {
             other_bell.ring();
         });
         let producer = pages.producer.clone();
+        let pages = Arc::new(pages);
+        let (watched, told) = (pages.clone(), large_back.clone());
+        let watcher = std::thread::Builder::new().name("watch".into());
+        let watcher = watcher.spawn(move || watch(&watched, &told)).map_err(|error| error.to_string())?;
         let pages = Pool::open(pages, socket, &large_back);
         let pages = pages.map_err(|error| format!("{}: {error}", socket.display()))?;
         let mut thread = None;
@@ -55,7 +62,7 @@ impl Calls {
             let work = builder.spawn(move || answer_all(&asked, &*producer, &back));
             thread = Some((questions, work.map_err(|error| error.to_string())?));
         }
-        Ok(Calls { producer, thread, pages, back, answers, large })
+        Ok(Calls { producer, thread, watcher, pages, back, answers, large })
     }
 
     /// Asks all of these, in their order. What was answered at once, and since the last call.
@@ -88,7 +95,8 @@ impl Calls {
 
     /// False once one of its threads has ended: somebody would not be answered any more.
     pub fn is_sound(&self) -> bool {
-        self.thread.as_ref().is_none_or(|(_, thread)| !thread.is_finished()) && self.pages.is_sound()
+        let is_there = |thread: &JoinHandle<()>| !thread.is_finished();
+        self.thread.as_ref().is_none_or(|(_, thread)| is_there(thread)) && is_there(&self.watcher) && self.pages.is_sound()
     }
 }
 

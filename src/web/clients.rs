@@ -3,7 +3,7 @@
 //! ```text
 //!            head whole       body whole                            answer
 //!    Head ---------------> Body ---------> Waiting | Inner ----------------> Head
-//!      |                     |             | Streaming
+//!      |                     |             | Streaming | Listening
 //!      |                     |                                (keep-alive)     |
 //!      | refused, closing    |                                                 |
 //!      +---------------------+-------------> Closing <-------------------------+
@@ -17,6 +17,7 @@ use std::time::Duration;
 use super::chunked::Chunked;
 use super::guard::{Caller, Known};
 use super::http1::{Head, Refused, refused};
+use super::listening::Listening;
 use super::questions::Asker;
 use super::respond::{Answer, http_date, reason};
 use super::routes::Route;
@@ -114,6 +115,8 @@ pub enum Phase {
     Inner,
     /// A batch's results are streaming.
     Streaming(Box<Batch>),
+    /// It is told what happens.
+    Listening(Box<Listening>),
     /// The answer is the last one; after it the client is given a moment to read it.
     Closing,
 }
@@ -148,11 +151,32 @@ impl Conn {
         let most = match &self.phase {
             Phase::Head => head_bytes,
             Phase::Body(incoming) => incoming.head.length.unwrap_or(READ_AHEAD_BYTES),
-            Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) => READ_AHEAD_BYTES,
+            Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) | Phase::Listening(_) => READ_AHEAD_BYTES,
             // What comes after the last request is thrown away.
             Phase::Closing => usize::MAX,
         };
         most.saturating_sub(self.input.len())
+    }
+
+    /// Part of an answer without a length: to HTTP/1.1 a chunk. One without data would end the answer.
+    pub fn write_part(&mut self, part: &[u8]) {
+        if part.is_empty() {
+            return;
+        }
+        if self.current.is_1_1 {
+            let _ = write!(self.output, "{:x}\r\n", part.len());
+        }
+        self.output.extend_from_slice(part);
+        if self.current.is_1_1 {
+            self.output.extend_from_slice(b"\r\n");
+        }
+    }
+
+    /// Ends such an answer; to HTTP/1.0 it ends with the connection.
+    pub fn end_parts(&mut self) {
+        if self.current.is_1_1 {
+            self.output.extend_from_slice(b"0\r\n\r\n");
+        }
     }
 
     pub fn unsent(&self) -> &[u8] {
@@ -289,7 +313,7 @@ impl Clients {
             }
             Phase::Head => Some((2, conn.rests_since)),
             Phase::Body(incoming) => Some((2, incoming.since)).filter(|_| !incoming.route.takes_body()),
-            Phase::Inner | Phase::Streaming(_) | Phase::Closing => None,
+            Phase::Inner | Phase::Streaming(_) | Phase::Listening(_) | Phase::Closing => None,
         };
         let known = self.conns.iter().filter(|(number, _)| !may_say_more(**number));
         let ranked = known.filter_map(|(number, conn)| Some((rank(conn)?, *number)));

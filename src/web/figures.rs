@@ -10,8 +10,12 @@ use crate::job::JobStatus;
 use crate::observe::metrics::Counters;
 use crate::ports::{Forged, HandlerStats, Histogram, Stats};
 use crate::problem::Code;
+use crate::process_table;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Why processes are replaced: because they have ended, and because they have done enough.
+const RESTARTS: [&str; 3] = ["crashed", "killed", "unresponsive"];
+const RECYCLES: [&str; 3] = ["max_jobs", "max_rss", "stuck"];
 
 /// Each metric once; what `/v1/stats` shows of it as well is in [`stats_json`]. While the backend is away its series are
 /// left out: a counter that shows 0 would look as if it had begun anew.
@@ -49,9 +53,9 @@ pub fn metrics_text(counters: &Counters, stats: &Stats, groups: &[String]) -> St
         })
     };
     let all = groups.iter().map(String::as_str).chain(["web"]);
-    let restarted = all.flat_map(|group| replaced(group, ["crashed", "killed", "unresponsive"]));
+    let restarted = all.flat_map(|group| replaced(group, RESTARTS));
     page.family("process_restarts_total", "Processes that were replaced.", restarted);
-    let recycled = groups.iter().flat_map(|group| replaced(group, ["max_jobs", "max_rss", "stuck"]));
+    let recycled = groups.iter().flat_map(|group| replaced(group, RECYCLES));
     let help = "Processes that finished their jobs and made room for a new one.";
     page.family("process_recycled_total", help, recycled);
     let requests = counters.requests.all().into_iter();
@@ -171,13 +175,40 @@ impl Page {
     }
 }
 
+fn finished(of: &HandlerStats) -> Value {
+    let ends = JobStatus::ALL.into_iter().filter(|status| status.is_terminal());
+    ends.map(|status| (status.as_str().to_owned(), Value::from(of.finished[status as usize]))).collect()
+}
+
+fn quantiles(of: &Histogram) -> Value {
+    json!({ "p50": of.quantile(0.5), "p99": of.quantile(0.99) })
+}
+
 /// The page at `/v1/stats`. While the backend is away, what it counts is left out.
-pub fn stats_json(profile: &str, counters: &Counters, stats: &Stats, groups: &[String]) -> Value {
-    let groups = groups.iter().zip(&stats.consumers);
-    let groups = groups.map(|(name, executors)| json!({ "name": name, "executors": executors }));
+pub fn stats_json(
+    profile: &str,
+    counters: &Counters,
+    stats: &Stats,
+    groups: &[String],
+    workers: &[usize],
+) -> Value {
+    let replaced = |name: &str, reasons: [&str; 3]| -> Value {
+        let count = |reason: &str| counters.replaced.get(&(name.into(), reason.into()));
+        reasons.into_iter().map(|reason| (reason.to_owned(), Value::from(count(reason)))).collect()
+    };
+    let groups = groups.iter().zip(workers).zip(stats.consumers.iter().zip(&stats.busy));
+    let groups = groups.map(|((name, workers), (executors, busy))| {
+        json!({
+            "name": name, "executors": executors, "busy": busy, "workers": workers,
+            "restarts": replaced(name, RESTARTS), "recycled": replaced(name, RECYCLES),
+        })
+    });
     let processes = stats.processes.iter().map(|of| {
         let group = of.group.as_deref();
-        json!({ "role": of.role, "group": group, "host": of.host, "pid": of.pid, "busy": of.busy })
+        let rss = of.pid.filter(|pid| *pid == std::process::id()).and_then(process_table::resident_bytes);
+        json!({
+            "role": of.role, "group": group, "host": of.host, "pid": of.pid, "busy": of.busy, "rss_bytes": rss,
+        })
     });
     let mut page = json!({
         "profile": profile,
@@ -194,7 +225,8 @@ pub fn stats_json(profile: &str, counters: &Counters, stats: &Stats, groups: &[S
         json!({
             "name": *of.handler, "group": *of.group, "paused": of.paused, "queued": of.queued,
             "running": of.running, "lanes": of.lanes, "parked": of.parked, "submitted": of.submitted,
-            "oldest_seconds": of.oldest.as_secs_f64(),
+            "oldest_seconds": of.oldest.as_secs_f64(), "finished": finished(of),
+            "job_seconds": quantiles(&of.job_seconds), "queue_wait_seconds": quantiles(&of.queue_wait_seconds),
         })
     });
     page["handlers"] = handlers.collect();

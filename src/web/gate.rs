@@ -1,7 +1,7 @@
 //! The gate: connections, requests, waiters and batches, as one value. Bytes, ends of jobs, answers and time come in;
 //! bytes to send and questions come out. All that happens in one turn happens at one time.
 //!
-//! `requests` reads and judges them, `waiting` has those that wait for a job, `streaming` the batches. Invariants: a
+//! `requests` reads and judges them, `waiting` has those that wait for a job, `streaming` the batches, `listening` who looks on. Invariants: a
 //! caller is in the table of waiters iff its connection's phase says that it waits; exactly one of reply, deadline,
 //! hang-up and drain takes it out; an answer goes to the request that asked, or nowhere.
 
@@ -153,6 +153,7 @@ impl Gate {
             Phase::Waiting(waiting) => self.waiter_hung_up(number, &waiting, trace),
             Phase::Streaming(batch) => self.batch_hung_up(number, &batch, trace),
             Phase::Body(incoming) => self.drop_body(&incoming),
+            Phase::Listening(_) => self.listener_left(),
             Phase::Head | Phase::Inner | Phase::Closing => {}
         }
     }
@@ -228,6 +229,7 @@ impl Gate {
                 self.deliver(Ends { ended, lost: false });
                 self.waiters.cannot_tell(unsure, self.clients.now);
             }
+            Answered::News(news) => self.tell(&news),
             Answered::Page(asker, answer) => {
                 if self.clients.of(asker).is_some_and(|conn| matches!(conn.phase, Phase::Inner)) {
                     self.clients.answer(asker.conn, &answer);
@@ -285,7 +287,7 @@ impl Gate {
                 let refused = refused(Code::RequestTimeout, "the request did not arrive in time");
                 self.refuse_and_close(number, refused);
             }
-            Phase::Closing => self.hung_up(number),
+            Phase::Closing | Phase::Listening(_) => self.hung_up(number),
             Phase::Inner => {
                 let refused = refused(Code::BackendUnavailable, "the answer could not be found out in time");
                 self.clients.refuse(number, refused);
@@ -306,6 +308,7 @@ impl Gate {
         for number in self.clients.in_phase(|phase| matches!(phase, Phase::Body(_))) {
             self.refuse_and_close(number, DRAINING);
         }
+        self.end_listening();
     }
 
     /// True while somebody waits for a job, or for the answer to a submission.
@@ -313,7 +316,7 @@ impl Gate {
         self.clients.conns.values().any(|conn| match &conn.phase {
             Phase::Waiting(waiting) => waiting.is_counted || !conn.has_left,
             Phase::Streaming(_) => true,
-            Phase::Head | Phase::Body(_) | Phase::Inner | Phase::Closing => false,
+            Phase::Head | Phase::Body(_) | Phase::Inner | Phase::Listening(_) | Phase::Closing => false,
         })
     }
 
@@ -322,7 +325,7 @@ impl Gate {
         self.clients.conns.values().all(|conn| match &conn.phase {
             Phase::Head | Phase::Closing => conn.unsent().is_empty(),
             Phase::Waiting(waiting) => conn.has_left && !waiting.is_counted,
-            Phase::Body(_) | Phase::Inner | Phase::Streaming(_) => false,
+            Phase::Body(_) | Phase::Inner | Phase::Streaming(_) | Phase::Listening(_) => false,
         })
     }
 }

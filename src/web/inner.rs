@@ -83,9 +83,9 @@ impl Drop for Turn {
 
 impl Pool {
     /// Serves the pages on `socket` for the life of the process, and connects.
-    pub fn open(pages: Pages, socket: &Path, back: &Back) -> Result<Pool, Box<dyn Error + Send + Sync>> {
+    pub fn open(pages: Arc<Pages>, socket: &Path, back: &Back) -> Result<Pool, Box<dyn Error + Send + Sync>> {
         let server = Server::from_listener(UnixListener::bind(socket)?, None)?;
-        let (server, pages, pass) = (Arc::new(server), Arc::new(pages), Arc::new(Pass::new()));
+        let (server, pass) = (Arc::new(server), Arc::new(Pass::new()));
         for index in 0..INNER_CONNECTIONS + INNER_RESERVED {
             let (server, pages, pass) = (server.clone(), pages.clone(), pass.clone());
             let serve = move || {
@@ -131,6 +131,8 @@ impl Pool {
             | Inner::Result(_)
             | Inner::Payload(_)
             | Inner::List
+            | Inner::Bulk(_)
+            | Inner::Lanes(_)
             | Inner::Cancel(_)
             | Inner::Retry(_)
             | Inner::Pause(..)
@@ -155,7 +157,7 @@ fn connect(socket: &Path) -> IoResult<UnixStream> {
     // A signal may come now: it is nothing that happened to this connection.
     let mut stream = retry(|| UnixStream::connect(socket))?;
     stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-    exchange(&mut stream, "GET /nothing HTTP/1.1\r\nHost: inner\r\nContent-Length: 0\r\n\r\n")?;
+    exchange(&mut stream, b"GET /nothing HTTP/1.1\r\nHost: inner\r\nContent-Length: 0\r\n\r\n")?;
     stream.set_read_timeout(Some(INNER_HANGS))?;
     Ok(stream)
 }
@@ -183,7 +185,11 @@ fn work(mut stream: UnixStream, requests: &Mutex<Receiver<Turn>>, socket: &Path,
     }
 }
 
-fn respond(request: Request, pages: &Pages, pass: &Pass) {
+fn respond(mut request: Request, pages: &Pages, pass: &Pass) {
+    let mut body = Vec::new();
+    if request.as_reader().read_to_end(&mut body).is_err() {
+        return;
+    }
     let header = |name| {
         request.headers().iter().find(|header| header.field.equiv(name)).map(|header| header.value.as_str())
     };
@@ -193,7 +199,7 @@ fn respond(request: Request, pages: &Pages, pass: &Pass) {
     let answer = match (route(request.method().as_str(), request.url()), viewer) {
         (Ok((Route::Inner(inner), _)), Some(viewer)) => {
             let query = request.url().split_once('?').map_or("", |(_, query)| query);
-            Ok(pages.answer(&inner, query, &viewer, &trace))
+            Ok(pages.answer(&inner, query, &body, &viewer, &trace))
         }
         _ => Err(JobError::new(Code::InternalError, "this request should not have come here")),
     };
@@ -218,8 +224,8 @@ fn viewer(text: &str) -> Option<Viewer> {
 }
 
 /// Says a request and reads its answer.
-fn exchange(stream: &mut UnixStream, request: &str) -> IoResult<Answer> {
-    stream.write_all(request.as_bytes())?;
+fn exchange(stream: &mut UnixStream, request: &[u8]) -> IoResult<Answer> {
+    stream.write_all(request)?;
     let (mut input, mut part) = (Vec::new(), [0; 16_384]);
     loop {
         match retry(|| stream.read(&mut part))? {
@@ -233,15 +239,20 @@ fn exchange(stream: &mut UnixStream, request: &str) -> IoResult<Answer> {
 }
 
 /// The request as the gate understood it: nothing that the client wrote frames it.
-fn rebuilt(request: &PageRequest, Pass(pass): &Pass) -> Zeroizing<String> {
-    let PageRequest { method, target, trace, viewer, .. } = request;
+fn rebuilt(request: &PageRequest, Pass(pass): &Pass) -> Zeroizing<Vec<u8>> {
+    let PageRequest { method, target, body, trace, viewer, .. } = request;
     let kind = if viewer.admin { "admin" } else { "user" };
-    format!(
+    let mut out = Zeroizing::new(Vec::with_capacity(512 + target.len() + body.len()));
+    let _ = write!(
+        *out,
         "{method} {target} HTTP/1.1\r\nHost: inner\r\n{TRACE_HEADER}: {trace}\r\n{PASS_HEADER}: {}\r\n\
-         {VIEWER_HEADER}: {kind} {}\r\nContent-Length: 0\r\n\r\n",
-        **pass, viewer.name
-    )
-    .into()
+         {VIEWER_HEADER}: {kind} {}\r\nContent-Length: {}\r\n\r\n",
+        **pass,
+        viewer.name,
+        body.len()
+    );
+    out.extend_from_slice(body);
+    out
 }
 
 /// tiny_http's answer, once it is whole: always with a Content-Length, as we never let it choose chunks.

@@ -1,9 +1,10 @@
 //! The web process: the gate that meets strangers, and the routes behind it.
 //!
 //! Pure: [`http1`], [`chunked`], [`routes`], `submission`, [`respond`], and [`gate::Gate`] with its clients, requests,
-//! waiters and batches. With I/O: [`WebProcess`] (the one event loop), its sockets, its calls of the broker and of the
+//! waiters, batches and listeners. With I/O: [`WebProcess`] (the one event loop), its sockets, its calls of the broker and of the
 //! inner server. What web knows of jobs are the ports.
 
+mod bulk;
 mod by_name;
 pub mod calls;
 pub mod chunked;
@@ -18,6 +19,7 @@ mod commander;
 mod figures;
 mod guard;
 mod inner;
+mod listening;
 mod pages;
 mod process;
 mod requests;
@@ -26,6 +28,7 @@ mod streaming;
 mod submission;
 mod waiters;
 mod waiting;
+mod watch;
 
 pub use commander::Commander;
 #[doc(hidden)]

@@ -3,12 +3,16 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use serde_json::{Value, json};
+
+use super::bulk;
 use super::figures;
-use super::respond::{Answer, record_json, record_json_without_result};
-use super::routes::{Inner, parameter};
+use super::respond::{Answer, lanes_json, record_json, record_json_without_result};
+use super::routes::{Inner, parameter, unescaped};
 use super::submission::number;
-use crate::job::{JobRecord, JobStatus, Trace};
-use crate::limits::LIST_RECORDS;
+use crate::clock::{Clock, Timestamp};
+use crate::job::{JobId, JobRecord, JobStatus, Trace};
+use crate::limits::{LIST_LANES, LIST_RECORDS};
 use crate::observe::metrics::Counters;
 use crate::ports::{BackendError, Filter, HandlerStats, Listed, NotRetried, Place, Producer, Stats, Viewer};
 use crate::problem::{Code, JobError, json_text};
@@ -21,6 +25,9 @@ pub struct Pages {
     pub counters: Arc<Counters>,
     /// The names of the process groups.
     pub groups: Vec<String>,
+    /// Workers of one of their executors.
+    pub workers: Vec<usize>,
+    pub clock: Clock,
     /// For the figures and the index page.
     pub profile: String,
     /// Where the service listens, for the index page.
@@ -29,8 +36,15 @@ pub struct Pages {
 
 impl Pages {
     /// Whatever it says of a job that there is, or may be, carries that job's id.
-    pub fn answer(&self, route: &Inner, query: &str, viewer: &Viewer, trace: &Trace) -> Answer {
-        let page = self.page(route, query, viewer, trace);
+    pub fn answer(
+        &self,
+        route: &Inner,
+        query: &str,
+        body: &[u8],
+        viewer: &Viewer,
+        trace: &Trace,
+    ) -> Answer {
+        let page = self.page(route, query, body, viewer, trace);
         let is_known = !matches!(&page, Err(JobError { code: Code::UnknownJob, .. }));
         let answer = page.unwrap_or_else(|error| Answer::problem(&error, trace));
         match route.job() {
@@ -39,7 +53,14 @@ impl Pages {
         }
     }
 
-    fn page(&self, route: &Inner, query: &str, viewer: &Viewer, trace: &Trace) -> Result<Answer, JobError> {
+    fn page(
+        &self,
+        route: &Inner,
+        query: &str,
+        body: &[u8],
+        viewer: &Viewer,
+        trace: &Trace,
+    ) -> Result<Answer, JobError> {
         let producer = &self.producer;
         match route {
             Inner::Record(id) => shown(producer.record(viewer, *id)?),
@@ -61,6 +82,12 @@ impl Pages {
                 let records: Vec<String> = records.iter().map(record_json_without_result).collect();
                 let next = next.map_or("null".into(), |place| format!(r#""{place}""#));
                 Ok(Answer::json(200, format!(r#"{{"jobs":[{}],"next":{next}}}"#, records.join(","))))
+            }
+            Inner::Bulk(bulk) => bulk::answer(*bulk, body, viewer, &**producer),
+            Inner::Lanes(name) => {
+                let lanes = producer.lanes(viewer, name, LIST_LANES + 1)?;
+                let unknown = || JobError::new(Code::UnknownHandler, "there is no handler of this name");
+                Ok(Answer::json(200, lanes_json(name, &lanes.ok_or_else(unknown)?, self.clock.now())))
             }
             Inner::Retry(id) => {
                 let retried = producer.retry(viewer, *id)?.ok_or_else(unknown_job)?;
@@ -85,8 +112,8 @@ impl Pages {
                 false => Err(JobError::new(Code::UnknownHandler, "there is no handler of this name")),
             },
             Inner::Stats => {
-                let stats = producer.stats()?;
-                let body = figures::stats_json(&self.profile, &self.counters, &stats, &self.groups);
+                let mut body = self.figures(&producer.stats()?);
+                body["viewer"] = json!({ "name": *viewer.name, "admin": viewer.admin });
                 Ok(Answer::json(200, body.to_string()))
             }
             Inner::Ready => self.ready(&producer.stats()?),
@@ -96,6 +123,11 @@ impl Pages {
             }
             Inner::Index => Ok(self.index()),
         }
+    }
+
+    /// What `/v1/stats` says.
+    pub fn figures(&self, stats: &Stats) -> Value {
+        figures::stats_json(&self.profile, &self.counters, stats, &self.groups, &self.workers)
     }
 
     /// Ready: every group has an executor, and the service is not stopping.
@@ -147,6 +179,15 @@ fn filter(query: &str) -> Result<Filter, JobError> {
         None => None,
         Some(text) => Some(JobStatus::parse(text).ok_or_else(|| bad("status is one of the job statuses"))?),
     };
+    let trace = match given("trace") {
+        None => None,
+        Some(text) => Some(JobId::parse(text).ok_or_else(|| bad("trace is 32 hexadecimal digits"))?.0),
+    };
+    let before = match given("before") {
+        None => None,
+        Some(text) => Some(Timestamp::parse(text).ok_or_else(|| bad("before is a time as records show it"))?),
+    };
+    let key = given("key").map(|text| unescaped(text).ok_or_else(|| bad("key is UTF-8, with its % escaped")));
     let limit = number(given("limit").unwrap_or("100")).and_then(|limit| usize::try_from(limit).ok());
     let limit = limit.filter(|limit| (1..=LIST_RECORDS).contains(limit));
     let limit = limit.ok_or_else(|| bad("limit is a number from 1 to 1000"))?;
@@ -154,7 +195,8 @@ fn filter(query: &str) -> Result<Filter, JobError> {
         None => None,
         Some(text) => Some(Place::parse(text).ok_or_else(|| bad("after is the next of another page"))?),
     };
-    Ok(Filter { status, handler: given("handler").map(str::to_owned), limit, after, bare: true })
+    let (statuses, handler) = (status.into_iter().collect(), given("handler").map(str::to_owned));
+    Ok(Filter { statuses, handler, key: key.transpose()?, trace, before, limit, after, bare: true })
 }
 
 fn shown(record: Option<JobRecord>) -> Result<Answer, JobError> {

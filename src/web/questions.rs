@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::respond::Answer;
 use super::routes::Inner;
+use super::watch::News;
 use crate::job::{InstanceId, JobId, JobRecord, Trace};
 use crate::ports::{BackendError, JobEnded, NewJob, Submitted, Viewer};
 use crate::problem::Code;
@@ -55,6 +56,7 @@ pub struct PageRequest {
     pub method: &'static str,
     /// Path and query, checked to be visible ASCII.
     pub target: String,
+    pub body: Arc<[u8]>,
     /// For problem documents.
     pub trace: Trace,
     /// Who asks.
@@ -76,6 +78,8 @@ pub enum Answered {
     /// These have ended; whether those have could not be found out.
     Ended(Vec<JobEnded>, Vec<JobId>),
     Page(Asker, Answer),
+    /// For all who listen.
+    News(Arc<News>),
 }
 
 /// Takes answers that come later, from any thread.

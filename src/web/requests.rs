@@ -27,7 +27,11 @@ impl Gate {
                 Phase::Head => !full && !conn.input.is_empty() && self.advance_head(number),
                 Phase::Body(_) => self.advance_body(number),
                 Phase::Streaming(_) if !full => return self.feed_batch(number),
-                Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) | Phase::Closing => false,
+                Phase::Waiting(_)
+                | Phase::Inner
+                | Phase::Streaming(_)
+                | Phase::Listening(_)
+                | Phase::Closing => false,
             };
             if !goes_on {
                 return self.end_at_end(number);
@@ -46,7 +50,13 @@ impl Gate {
                     self.drop_body(&incoming);
                 }
             }
-            Phase::Head | Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) | Phase::Closing => return,
+            // Who only looks on, and says nothing more, may still read.
+            Phase::Head
+            | Phase::Waiting(_)
+            | Phase::Inner
+            | Phase::Streaming(_)
+            | Phase::Listening(_)
+            | Phase::Closing => return,
         }
         self.clients.touched.push(number);
     }
@@ -217,6 +227,8 @@ impl Gate {
             Route::Submit(name) => self.submit(number, head, &name, body),
             Route::Batch(name) => self.begin_batch(number, head, &name, body),
             Route::Wait(id) => self.wait_for_record(number, head, id),
+            Route::Events => self.begin_listening(number),
+            Route::OpenApi => self.clients.answer(number, &Answer::openapi()),
             Route::Inner(Inner::Index) if self.locked.is_some() => {
                 self.locked.iter().for_each(|page| self.clients.answer(number, page));
             }
@@ -226,7 +238,7 @@ impl Gate {
                     "POST" => "POST",
                     _ => "GET",
                 };
-                self.ask_pages(number, route, method, head.target().to_owned());
+                self.ask_pages(number, route, method, head.target().to_owned(), body);
             }
         }
     }
@@ -242,12 +254,19 @@ impl Gate {
     }
 
     /// A route that renders is to answer.
-    pub(super) fn ask_pages(&mut self, number: usize, route: Inner, method: &'static str, target: String) {
+    pub(super) fn ask_pages(
+        &mut self,
+        number: usize,
+        route: Inner,
+        method: &'static str,
+        target: String,
+        body: Arc<[u8]>,
+    ) {
         self.clients.set_deadline(number, self.clients.now.plus(INNER_TIMEOUT));
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };
         conn.phase = Phase::Inner;
         let (trace, viewer) = (conn.current.trace, conn.current.caller.viewer());
-        let request = PageRequest { asker: conn.asker, route, method, target, trace, viewer };
+        let request = PageRequest { asker: conn.asker, route, method, target, body, trace, viewer };
         self.questions.push(Question::Page(request));
     }
 }

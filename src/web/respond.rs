@@ -10,7 +10,9 @@ use sha2::{Digest, Sha256};
 
 use crate::clock::Timestamp;
 use crate::codec::base64;
-use crate::job::{AttemptOutcome, Finished, JobId, JobRecord, Payload, Trace, WaitingFor};
+use crate::job::{AttemptOutcome, Finished, JobId, JobRecord, JobStatus, Payload, Trace, WaitingFor};
+use crate::limits::LIST_LANES;
+use crate::ports::LaneStats;
 use crate::problem::{Code, JobError, document};
 
 /// An answer before it is framed.
@@ -67,6 +69,12 @@ impl Answer {
             .with("x-content-type-options", "nosniff")
             .with("referrer-policy", "no-referrer")
             .with("content-security-policy", policy)
+    }
+
+    /// This interface as OpenAPI has it.
+    pub fn openapi() -> Answer {
+        let text = include_str!("openapi.json").replace("{version}", env!("CARGO_PKG_VERSION"));
+        Answer::json(200, text)
     }
 
     /// How a job ended, for the caller who waited for it.
@@ -146,6 +154,25 @@ pub fn record_json(record: &JobRecord) -> String {
 /// The same without the result, as lists show it.
 pub fn record_json_without_result(record: &JobRecord) -> String {
     json_of(record, None)
+}
+
+/// Lanes in which jobs wait: so many as are shown at once, and whether there are more.
+pub fn lanes_json(handler: &str, lanes: &[LaneStats], now: Timestamp) -> String {
+    let shown = lanes.iter().take(LIST_LANES).map(|LaneStats { head, jobs }| {
+        let mut lane = match (&head.waiting_for, head.status) {
+            (Some(why), _) => waiting(why),
+            (None, JobStatus::Running) => json!({ "reason": "running" }),
+            (None, _) => json!({ "reason": "parked" }),
+        };
+        let spec = &head.spec;
+        lane["head"] = spec.id.to_string().into();
+        lane["ordering_key"] = spec.ordering_key.as_deref().into();
+        lane["length"] = (*jobs).into();
+        lane["oldest_seconds"] = now.since(spec.submitted_at).as_secs_f64().into();
+        lane
+    });
+    let (lanes, more): (Vec<Value>, bool) = (shown.collect(), lanes.len() > LIST_LANES);
+    json!({ "handler": handler, "lanes": lanes, "more": more }).to_string()
 }
 
 fn json_of(record: &JobRecord, result: Option<Option<Box<RawValue>>>) -> String {

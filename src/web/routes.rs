@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use super::bulk::Bulk;
 use super::http1::{Head, Refused, refused};
 use crate::job::JobId;
 use crate::problem::Code;
@@ -17,6 +18,10 @@ pub enum Route {
     Wait(JobId),
     /// `GET /healthz` and `GET /livez`
     Alive,
+    /// `GET /v1/events`
+    Events,
+    /// `GET /openapi.json`
+    OpenApi,
     /// `OPTIONS *`, and of any resource: its methods.
     Options(&'static str),
     /// Answered by a route that renders or may block.
@@ -38,6 +43,10 @@ pub enum Inner {
     Cancel(JobId),
     /// `POST /v1/jobs/{id}/retry`
     Retry(JobId),
+    /// `POST /v1/jobs/retry` and `POST /v1/jobs/cancel`
+    Bulk(Bulk),
+    /// `GET /v1/lanes/{handler}`
+    Lanes(String),
     /// `POST /v1/handlers/{name}/pause` and `POST /v1/handlers/{name}/resume`
     Pause(String, bool),
     /// `GET /v1/stats`
@@ -53,7 +62,7 @@ pub enum Inner {
 impl Route {
     /// It does something with its body.
     pub fn takes_body(&self) -> bool {
-        matches!(self, Route::Submit(_) | Route::Batch(_))
+        matches!(self, Route::Submit(_) | Route::Batch(_) | Route::Inner(Inner::Bulk(_)))
     }
 }
 
@@ -66,17 +75,22 @@ impl Inner {
             | Inner::Payload(id)
             | Inner::Cancel(id)
             | Inner::Retry(id) => Some(*id),
-            Inner::List | Inner::Pause(..) | Inner::Stats | Inner::Ready | Inner::Metrics | Inner::Index => {
-                None
-            }
+            Inner::List
+            | Inner::Bulk(_)
+            | Inner::Lanes(_)
+            | Inner::Pause(..)
+            | Inner::Stats
+            | Inner::Ready
+            | Inner::Metrics
+            | Inner::Index => None,
         }
     }
 }
 
 /// The names of the routes in the metric.
-pub const LABELS: [&str; 16] = [
+pub const LABELS: [&str; 21] = [
     "submit", "batch", "record", "healthz", "result", "payload", "list", "cancel", "retry", "pause",
-    "resume", "stats", "readyz", "metrics", "index", "options",
+    "resume", "stats", "readyz", "metrics", "index", "options", "retry_all", "cancel_all", "lanes", "events", "openapi",
 ];
 
 /// The route of a method and target, and its name in the metric. `HEAD` is `GET` without the body.
@@ -97,6 +111,11 @@ pub fn route(method: &str, target: &str) -> Result<(Route, &'static str), Refuse
         (["readyz"], _) => (GET, "readyz", page(Inner::Ready)),
         (["metrics"], _) => (GET, "metrics", page(Inner::Metrics)),
         ([""], _) => (GET, "index", page(Inner::Index)),
+        (["openapi.json"], _) => (GET, "openapi", Some(Route::OpenApi)),
+        (["v1", "events"], _) => (GET, "events", Some(Route::Events)),
+        (["v1", "lanes", name], _) => (GET, "lanes", page(Inner::Lanes((*name).to_owned()))),
+        (["v1", "jobs", "retry"], _) => ("POST", "retry_all", page(Inner::Bulk(Bulk::Retry))),
+        (["v1", "jobs", "cancel"], _) => ("POST", "cancel_all", page(Inner::Bulk(Bulk::Cancel))),
         (["v1", "stats"], _) => (GET, "stats", page(Inner::Stats)),
         (["v1", "jobs"], _) => (GET, "list", page(Inner::List)),
         // An id is no handler's name that anyone would choose, so the method tells which it is.
@@ -136,8 +155,8 @@ fn check_query(query: &str, label: &str) -> Result<(), Refused> {
         "batch" => (&["sink_mode"], "the query parameter here is sink_mode, once"),
         "record" => (&["wait"], "the query parameter here is wait, once"),
         "list" => (
-            &["status", "handler", "limit", "after"],
-            "the query parameters here are status, handler, limit and after, each once",
+            &["status", "handler", "key", "trace", "before", "limit", "after"],
+            "the query parameters here are status, handler, key, trace, before, limit and after, each once",
         ),
         _ => (&[], "there are no query parameters here"),
     };
@@ -155,6 +174,24 @@ fn parameters(query: &str) -> impl Iterator<Item = (&str, &str)> {
 /// The value of a query parameter.
 pub fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
     parameters(query).find_map(|(known, value)| (known == name).then_some(value))
+}
+
+/// A query's value without its escapes (RFC 3986, 2.1); `None` if that is no text.
+pub fn unescaped(text: &str) -> Option<String> {
+    let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
+    while let [first, behind @ ..] = rest {
+        rest = behind;
+        bytes.push(match (first, rest) {
+            (b'%', [high, low, behind @ ..]) => {
+                rest = behind;
+                let digit = |byte: u8| char::from(byte).to_digit(16);
+                u8::try_from(digit(*high)? * 16 + digit(*low)?).ok()?
+            }
+            (b'%', _) => return None,
+            (byte, _) => *byte,
+        });
+    }
+    String::from_utf8(bytes).ok()
 }
 
 /// A browser's guards: with them no web page can submit jobs, whatever name resolves to us.
@@ -206,6 +243,11 @@ mod tests {
             ("GET", "/v1/jobs?limit=3&after=", "list"),
             ("GET", "/metrics?", "metrics"),
             ("GET", "/v1/stats", "stats"),
+            ("GET", "/v1/events", "events"),
+            ("GET", "/v1/lanes/echo", "lanes"),
+            ("POST", "/v1/jobs/retry", "retry_all"),
+            ("POST", "/v1/jobs/cancel", "cancel_all"),
+            ("GET", "/openapi.json", "openapi"),
             ("HEAD", "/healthz", "healthz"),
             ("GET", "/livez", "healthz"),
             ("GET", "/readyz", "readyz"),

@@ -1,6 +1,5 @@
 //! `/v1/batch`: the lines of one body, so many of them in flight, their results streamed as they come.
 
-use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -84,21 +83,13 @@ impl Gate {
                 self.clients.write(number, &Answer::new(200, "application/x-ndjson", []), None);
             }
             let Some(conn) = self.clients.conns.get_mut(&number) else { return };
-            let is_chunked = conn.current.is_1_1;
-            // One without data would end the body.
-            if !results.is_empty() && is_chunked {
-                let _ = write!(conn.output, "{:x}\r\n", results.len());
-            }
-            conn.output.extend_from_slice(&results);
-            if !results.is_empty() && is_chunked {
-                conn.output.extend_from_slice(b"\r\n");
+            conn.write_part(&results);
+            if is_done {
+                conn.end_parts();
             }
             let Phase::Streaming(batch) = &mut conn.phase else { return };
             if is_done {
                 self.waiters.count_owner(&batch.owner, -1);
-                if is_chunked {
-                    conn.output.extend_from_slice(b"0\r\n\r\n");
-                }
                 return self.clients.next_request(number);
             }
             let has_room = unsent + results.len() < OUTPUT_BYTES;

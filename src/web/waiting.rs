@@ -56,7 +56,7 @@ impl Gate {
         };
         let wait = Duration::from_secs(seconds).min(self.settings.reply_timeout);
         if wait.is_zero() {
-            return self.ask_pages(number, Inner::Record(job), "GET", format!("/v1/jobs/{job}"));
+            return self.ask_pages(number, Inner::Record(job), "GET", format!("/v1/jobs/{job}"), [].into());
         }
         if self.begin_asking(number, job, Arc::default(), Kind::Record, wait) {
             self.ask_for_record(number, Stage::Asked);
@@ -254,7 +254,7 @@ impl Gate {
         let handler = match &conn.phase {
             Phase::Waiting(waiting) => waiting.handler.clone(),
             Phase::Streaming(batch) => batch.pump.handler().clone(),
-            Phase::Head | Phase::Body(_) | Phase::Inner | Phase::Closing => return,
+            Phase::Head | Phase::Body(_) | Phase::Inner | Phase::Listening(_) | Phase::Closing => return,
         };
         match &mut conn.phase {
             // Its caller is told first that it was accepted.
@@ -272,7 +272,7 @@ impl Gate {
                 batch.pump.finished(job, finished);
                 self.feed_batch(number);
             }
-            Phase::Head | Phase::Body(_) | Phase::Inner | Phase::Closing => return,
+            Phase::Head | Phase::Body(_) | Phase::Inner | Phase::Listening(_) | Phase::Closing => return,
         }
         said("reply.delivered", job, &trace, &handler, "");
     }
@@ -362,6 +362,8 @@ impl Gate {
                 self.leave(number, job, &owner, Some(late), takes_along);
             }
             Phase::Streaming(batch) if cancelling.contains(batch.pump.handler()) => self.hung_up(number),
+            // Most likely it is gone: its place is another's.
+            Phase::Listening(_) => self.hung_up(number),
             Phase::Head
             | Phase::Body(_)
             | Phase::Waiting(_)

@@ -5,7 +5,9 @@
 -- "records" {ids, in: an instance that hears of their ends, or absent}: their records
 -- "pause"   {h, on}: whether there is such a handler
 -- "payload" {id}: its envelope, and its payload unless that is not kept any more
--- "list"    {h, s, most, after: a number of submission}: ids, newest first, of those before it; the number of the last one
+-- "list"    {h, s: statuses, k: the end of their lanes' names, tr: trace, before: us, most, after: a number of submission}: ids, newest
+--           first, of those before it; the number of the last one
+-- "lanes"   {h, most}: of its lanes in which jobs wait the record of the head, or nil, and how many jobs there are
 -- "stats"   {}: figures as a flat list; how long each handler's oldest job waits, us; nodes; records; leases; idempotency keys
 -- "load"    {map, ttl}: a flat list of entries; "get" {map, key: index}: a value or nil; "apply" {map, ch: changes, ttl};
 -- "delete"  {map}; ttl in us or absent
@@ -43,6 +45,7 @@ end
 local function unpark(id, h, lane)
   if call('HEXISTS', P .. 'lane:' .. lane, 'pk') == 1 and call('LINDEX', P .. 'q:' .. lane, 0) == id then
     call('HDEL', P .. 'lane:' .. lane, 'pk')
+    call('SREM', P .. 'parked:' .. h, lane)
     count(of(h).parked, -1)
     return true
   end
@@ -152,7 +155,8 @@ callable('payload', function()
 end)
 
 callable('list', function()
-  local out, last, from = {}, false, type(A.after) == 'number' and '(' .. int(A.after) or '+inf'
+  local below = math.min(type(A.after) == 'number' and A.after or math.huge, A.before or math.huge)
+  local out, last, from = {}, false, below < math.huge and '(' .. int(below) or '+inf'
   while #out < A.most do
     local members = call('ZRANGE', P .. 'all', from, '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, 256, 'WITHSCORES')
     if #members == 0 then break end
@@ -160,12 +164,29 @@ callable('list', function()
     for at = 1, #members, 2 do
       local id = members[at]
       if #out < A.most and sees(id) then
-        local h, s = unpack(call('HMGET', job_key(id), 'h', 's'))
-        if (not A.h or A.h == h) and (not A.s or A.s == s) then out[#out + 1], last = id, tonumber(members[at + 1]) end
+        local h, s, l, tr = unpack(call('HMGET', job_key(id), 'h', 's', 'l', 'tr'))
+        if (not A.h or A.h == h) and (not A.s or A.s[s]) and (not A.tr or A.tr == tr)
+          and (not A.k or string.sub(l or '', -#A.k) == A.k) then out[#out + 1], last = id, tonumber(members[at + 1]) end
       end
     end
   end
   return {out, last}
+end)
+
+callable('lanes', function()
+  local out, seen = {}, {}
+  local function add(lane)
+    if seen[lane] or #out == A.most then return end
+    seen[lane] = true
+    local head = is_free(lane) and lane or call('LINDEX', P .. 'q:' .. lane, 0)
+    if head and sees(head) then out[#out + 1] = {record(head), is_free(lane) and 1 or call('LLEN', P .. 'q:' .. lane)} end
+  end
+  for _, lane in ipairs(call('SRANDMEMBER', P .. 'parked:' .. A.h, A.most)) do add(lane) end
+  for _, id in ipairs(call('ZRANGE', P .. 'waits:' .. A.h, 0, 16 * A.most)) do
+    local l = is_sound(id) and call('HGET', job_key(id), 'l')
+    if l then add(l == '' and id or l) end
+  end
+  return out
 end)
 
 callable('stats', function()

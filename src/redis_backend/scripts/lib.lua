@@ -25,6 +25,7 @@
 --                      sg (signature of its whole state), rs + rm (place in the ready set: score and member)
 --   ready:H     zset   lanes that can be claimed from that time on, us; member = number, ":", lane
 --   dying       zset   jobs whose executors were lost too often: a process signs their ends with its next call
+--   parked:H    set    lanes that a dead head holds
 --   forged:H    set    lanes whose states are not what was signed
 --   waits:H     zset   queued jobs -> since when each could have run, but for what hinders it
 --   lease:N     hash   of an ordered lane: c(onsumer), l(ane), h, run (its jobs' ids, 32 characters each), x (end, unless it is
@@ -588,6 +589,7 @@ local function finish(id, job, status, r, n, delivery)
   if parks then
     count(names.parked, 1)
     call('HSET', P .. 'lane:' .. job.l, 'pk', 1)
+    call('SADD', P .. 'parked:' .. h, job.l)
   elseif job.l ~= '' then call('LREM', P .. 'q:' .. job.l, 1, id)
   elseif given(job.rm) and job.s == 'queued' then zrem('ready:' .. h, job.rm) end
 end

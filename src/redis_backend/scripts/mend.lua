@@ -50,7 +50,7 @@ do
     if lease then zadd('leases', digits(lease.ends), member_of(lease))
     elseif job.s == 'running' then
       job.d = job.d - 1
-      requeue(id, job, now)
+      requeue(id, job, now, 'given_back')
     end
     if job.l == '' then
       call('HSET', key, 'rm', '', 'ls', lease and job.ls or '')
@@ -63,7 +63,7 @@ do
     local key = P .. 'lane:' .. lane
     local lease, parked = unpack(call('HMGET', key, 'ls', 'pk'))
     if parked then count(of(h).parked, 1) end
-    if parked == 'forged' then call('SADD', P .. 'forged:' .. h, lane) end
+    if parked then call('SADD', P .. (parked == 'forged' and parked or 'parked') .. ':' .. h, lane) end
     if given(lease) and call('EXISTS', P .. 'lease:' .. lease) == 0 then call('HSET', key, 'ls', '') end
     call('HSET', key, 'rm', '')
     make_ready(lane)
@@ -78,6 +78,7 @@ do
       keeps('ready:' .. h, 'zset')
       keeps('waits:' .. h, 'zset')
       keeps('forged:' .. h, 'set')
+      keeps('parked:' .. h, 'set')
     end
     for g = 0, R.groups - 1 do
       keeps('idle:' .. int(g), 'set')

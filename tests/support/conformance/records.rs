@@ -200,7 +200,7 @@ pub fn an_owner_leaves_others_their_share_of_the_queue(make: Make) {
         .producer()
         .list(
             &Viewer { name: Arc::from("ann"), admin: false },
-            &Filter { status: Some(JobStatus::Queued), limit: 12, ..Filter::default() },
+            &Filter { statuses: vec![JobStatus::Queued], limit: 12, ..Filter::default() },
         )
         .unwrap()
         .records
@@ -465,7 +465,8 @@ pub fn a_list_is_newest_first_filtered_and_limited(make: Make) {
     let d = submit("free");
     let list = |status, handler: Option<&str>, limit| -> Vec<JobId> {
         let handler = handler.map(str::to_owned);
-        let filter = Filter { status, handler, limit, ..Filter::default() };
+        let statuses = Option::into_iter(status).collect();
+        let filter = Filter { statuses, handler, limit, ..Filter::default() };
         let records = bench.backend.producer().list(&Viewer::anonymous(), &filter).unwrap().records;
         records.iter().for_each(|record| assert_eq!(*record, bench.record(record.spec.id)));
         records.iter().map(|record| record.spec.id).collect()
@@ -477,6 +478,69 @@ pub fn a_list_is_newest_first_filtered_and_limited(make: Make) {
     assert_eq!(list(Some(JobStatus::Succeeded), Some("free"), 10), [c, a]);
     assert_eq!(list(Some(JobStatus::Dead), None, 10), []);
     assert_eq!(list(None, Some("unheard of"), 10), []);
+}
+
+pub fn a_list_is_of_a_key_a_trace_and_a_time(make: Make) {
+    let bench = Bench::new(make);
+    let trace = |number: u8| Trace { id: [number; 16], span: [7; 8] };
+    let mut times = Vec::new();
+    let mut submit = |key: &str, number| {
+        bench.pass(SECOND);
+        let new = bench.job(if key.is_empty() { "free" } else { "keyed" });
+        let ordering_key = Some(Arc::from(key)).filter(|_| !key.is_empty());
+        let id = bench.submit(NewJob { ordering_key, trace: trace(number), ..new });
+        times.push(bench.record(id).spec.submitted_at);
+        id
+    };
+    let jobs = [submit("a", 1), submit("b", 2), submit("", 1), submit("a", 3)];
+    let list = |filter: Filter| -> Vec<JobId> {
+        let filter = Filter { limit: 10, ..filter };
+        let listed = bench.backend.producer().list(&Viewer::anonymous(), &filter).unwrap();
+        listed.records.iter().map(|record| record.spec.id).collect()
+    };
+    let all = Filter::default;
+    let of_key = |key: &str| Filter { key: Some(key.into()), ..all() };
+    assert_eq!(list(of_key("a")), [jobs[3], jobs[0]]);
+    assert_eq!(list(of_key("b")), [jobs[1]]);
+    assert_eq!(list(of_key("")), []);
+    assert_eq!(list(Filter { trace: Some([1; 16]), ..all() }), [jobs[2], jobs[0]]);
+    assert_eq!(list(Filter { trace: Some([1; 16]), ..of_key("a") }), [jobs[0]]);
+    assert_eq!(list(Filter { before: Some(times[2]), ..all() }), [jobs[1], jobs[0]]);
+    assert_eq!(list(Filter { before: Some(times[0]), ..all() }), []);
+    bench.cancel(jobs[0]);
+    bench.cancel(jobs[1]);
+    let statuses = vec![JobStatus::Cancelled, JobStatus::Queued];
+    assert_eq!(list(Filter { statuses, before: Some(times[3]), ..all() }), [jobs[2], jobs[1], jobs[0]]);
+}
+
+pub fn lanes_say_who_waits_and_why(make: Make) {
+    let bench = Bench::new(make);
+    let lanes = |viewer: &Viewer, handler: &str, most| -> Vec<(JobId, JobStatus, usize)> {
+        let lanes = bench.backend.producer().lanes(viewer, handler, most).unwrap().expect("a handler");
+        lanes.iter().map(|lane| (lane.head.spec.id, lane.head.status, lane.jobs)).collect()
+    };
+    let all = Viewer::anonymous();
+    assert_eq!(bench.backend.producer().lanes(&all, "unheard of", 9), Ok(None));
+    assert_eq!(lanes(&all, "keyed", 9), []);
+    let submit = |key| {
+        bench.pass(SECOND);
+        bench.submit_keyed(key)
+    };
+    let (a, b, _, c) = (submit("a"), submit("b"), submit("b"), submit("c"));
+    use JobStatus::{Queued, Running};
+    assert_eq!(lanes(&all, "keyed", 9), [(a, Queued, 1), (b, Queued, 2), (c, Queued, 1)]);
+    assert_eq!(lanes(&all, "keyed", 2), [(a, Queued, 1), (b, Queued, 2)]);
+    assert_eq!(lanes(&Viewer { name: "ann".into(), admin: false }, "keyed", 9), []);
+    // What runs waits for nothing; who is behind it does.
+    let mut executor = bench.executor();
+    let first = executor.lease();
+    assert_eq!(ids(&first), [a]);
+    let second = executor.lease();
+    assert_eq!(lanes(&all, "keyed", 9), [(b, Running, 2), (c, Queued, 1)]);
+    executor.finish(&first);
+    executor.finish(&second);
+    executor.finish_everything();
+    assert_eq!(lanes(&all, "keyed", 9), []);
 }
 
 pub fn pages_of_a_list_follow_one_another_whatever_comes_and_goes_between_them(make: Make) {

@@ -1,0 +1,103 @@
+//! `POST /v1/jobs/retry` and `POST /v1/jobs/cancel`: the same to all jobs that match, counted first if that is asked for.
+
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+use serde_json::json;
+
+use super::respond::Answer;
+use crate::clock::Timestamp;
+use crate::job::{JobId, JobStatus};
+use crate::limits::LIST_RECORDS;
+use crate::ports::{Filter, Producer, Viewer};
+use crate::problem::{Code, JobError};
+
+/// What is done to them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bulk {
+    Retry,
+    Cancel,
+}
+
+/// Jobs at once; whoever has more of them asks again.
+const MOST: usize = 10_000;
+/// The same in time: the answer comes while its caller still waits.
+const LONGEST: Duration = Duration::from_secs(10);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Asked {
+    status: Option<String>,
+    handler: Option<String>,
+    key: Option<String>,
+    before: Option<String>,
+    #[serde(default)]
+    dry_run: bool,
+}
+
+impl Bulk {
+    fn applies_to(self) -> &'static [JobStatus] {
+        match self {
+            Bulk::Retry => &[JobStatus::Failed, JobStatus::Cancelled, JobStatus::TimedOut, JobStatus::Dead],
+            Bulk::Cancel => &[JobStatus::Queued, JobStatus::Running],
+        }
+    }
+}
+
+/// Does it, or counts.
+pub fn answer(bulk: Bulk, body: &[u8], viewer: &Viewer, producer: &dyn Producer) -> Result<Answer, JobError> {
+    let asked = serde_json::from_slice::<Asked>(body);
+    let Asked { status, handler, key, before, dry_run } = asked.map_err(|error| bad(error.to_string()))?;
+    if [&status, &handler, &key, &before].iter().all(|given| given.is_none()) {
+        return Err(bad("what matches everything is refused: give one of status, handler, key, before"));
+    }
+    let mut statuses = bulk.applies_to().to_vec();
+    if let Some(status) = status {
+        let status = JobStatus::parse(&status).ok_or_else(|| bad("status is one of the job statuses"))?;
+        if !statuses.contains(&status) {
+            return Err(bad(format!("this does not apply to jobs that are {}", status.as_str())));
+        }
+        statuses = vec![status];
+    }
+    let before = before.map(|text| {
+        Timestamp::parse(&text).ok_or_else(|| bad("before is a time as records show it: 2026-01-31T09:00:00Z"))
+    });
+    let filter = Filter { statuses, handler, key, before: before.transpose()?, bare: true, ..Filter::default() };
+    let (matched, mut more) = find(&filter, viewer, producer)?;
+    let (mut done, mut refused, begun) = (0, 0, Instant::now());
+    for id in matched.iter().filter(|_| !dry_run) {
+        if begun.elapsed() > LONGEST {
+            more = true;
+            break;
+        }
+        let has_changed = match bulk {
+            Bulk::Retry => producer.retry(viewer, *id)?.is_some_and(|retried| retried.is_ok()),
+            Bulk::Cancel => {
+                producer.cancel(viewer, *id)?.is_some_and(|record| record.status == JobStatus::Cancelled)
+            }
+        };
+        *if has_changed { &mut done } else { &mut refused } += 1;
+    }
+    let matched = matched.len();
+    let body = json!({ "matched": matched, "done": done, "refused": refused, "more": more, "dry_run": dry_run });
+    Ok(Answer::json(200, body.to_string()))
+}
+
+/// What matches now, oldest first, so that what is retried comes in the order in which it came; and whether there is more.
+fn find(filter: &Filter, viewer: &Viewer, producer: &dyn Producer) -> Result<(Vec<JobId>, bool), JobError> {
+    let (mut found, mut after) = (Vec::new(), None);
+    loop {
+        let page = producer.list(viewer, &Filter { limit: LIST_RECORDS, after, ..filter.clone() })?;
+        found.extend(page.records.iter().map(|record| record.spec.id));
+        after = page.next;
+        if after.is_none() || found.len() >= MOST {
+            found.truncate(MOST);
+            found.reverse();
+            return Ok((found, after.is_some()));
+        }
+    }
+}
+
+fn bad(detail: impl Into<String>) -> JobError {
+    JobError::new(Code::BadRequest, detail)
+}
