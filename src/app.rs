@@ -47,7 +47,10 @@ impl App {
         options: HandlerOptions,
         handler: impl Handler + 'static,
     ) -> App {
-        assert!(is_handler_name(name), "a handler's name is 1 to 64 of a-z, A-Z, 0-9, _ and -, and not retry or cancel: {name:?}");
+        assert!(
+            is_handler_name(name),
+            "a handler's name is 1 to 64 of a-z, A-Z, 0-9, _ and -, and not retry or cancel: {name:?}"
+        );
         self.0.registry.insert(name.to_owned(), (options, Arc::new(handler)));
         self
     }

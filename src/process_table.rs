@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, getppid, kill_process};
 
 /// What proc_pid_stat(5) says of a process.
 pub struct Stat {
@@ -67,6 +67,11 @@ pub fn variable(pid: i32, name: &str) -> Option<String> {
 pub fn children_of_first_thread(pid: i32) -> Vec<i32> {
     let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// The children of our parent's first thread, this process among them; none where the kernel does not say.
+pub fn siblings() -> Vec<i32> {
+    getppid().map_or(Vec::new(), |parent| children_of_first_thread(parent.as_raw_nonzero().get()))
 }
 
 /// Kills these processes and all that they have started. What forks faster than it can be counted is stopped first, until

@@ -117,14 +117,19 @@ fn every_route_asks_for_its_scope_and_for_nothing_in_the_mode_none() {
     let file = TokenFile::new(&lines);
     let job = |rest: &str| format!("/v1/jobs/{NO_JOB}{rest}");
     // Method, target, what it asks for, and the answer to who may do it.
-    let routes: [(&str, String, &[&str], u16); 18] = [
+    let routes: [(&str, String, &[&str], u16); 23] = [
         ("GET", "/healthz".into(), &[], 200),
         ("GET", "/livez".into(), &[], 200),
         ("GET", "/".into(), &[], 200),
         ("OPTIONS", "*".into(), &[], 200),
+        ("GET", "/openapi.json".into(), &[], 200),
         ("GET", "/readyz".into(), &["read", "admin"], 200),
         ("GET", "/metrics".into(), &["read", "admin"], 200),
         ("GET", "/v1/stats".into(), &["read", "admin"], 200),
+        ("HEAD", "/v1/events".into(), &["read", "admin"], 200),
+        ("GET", "/v1/lanes/echo".into(), &["read", "admin"], 200),
+        ("POST", "/v1/jobs/retry".into(), &["admin"], 400),
+        ("POST", "/v1/jobs/cancel".into(), &["admin"], 400),
         ("GET", "/v1/jobs".into(), &["read", "admin"], 200),
         ("GET", job(""), &["read", "admin"], 404),
         ("GET", job("?wait=1"), &["read", "admin"], 404),

@@ -10,8 +10,9 @@ use crate::clock::{Clock, Timestamp};
 use crate::job::{Change, Entries, InstanceId, JobId, JobRecord, Payload};
 use crate::observe::job_event;
 use crate::ports::{
-    BackendError, Consumer, Ends, Filter, Inbox, KeyValue, LaneStats, Lease, Listed, Looked, NewJob, NotRetried, OfLease,
-    Producer, Refusal, Replies, Requests, Retried, Seat, Stats, Step, Submitted, Then, Viewer,
+    BackendError, Consumer, Ends, Filter, Inbox, KeyValue, LaneStats, Lease, Listed, Looked, NewJob,
+    NotRetried, OfLease, Producer, Refusal, Replies, Requests, Retried, Seat, Stats, Step, Submitted, Then,
+    Viewer,
 };
 
 /// A handle to the memory backend; all clones are one broker.

@@ -21,8 +21,8 @@ pub use fitness::Fitness;
 pub use forged::Forged;
 pub use key_value::KeyValue;
 pub use producer::{
-    Filter, HandlerStats, Histogram, Idempotency, LaneStats, Listed, NewJob, NotRetried, Place, ProcessStats, Producer,
-    Refusal, Retried, Share, Stats, Submitted, Then, Viewer,
+    Filter, HandlerStats, Histogram, Idempotency, LaneStats, Listed, NewJob, NotRetried, Place, ProcessStats,
+    Producer, Refusal, Retried, Share, Stats, Submitted, Then, Viewer,
 };
 pub use recent::{Looked, RecentEnd, RecentEnds};
 pub use replies::{Ends, Inbox, JobEnded, Replies};

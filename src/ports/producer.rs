@@ -70,7 +70,12 @@ pub trait Producer: Send + Sync {
 
     /// Lanes of a handler in which jobs wait, or that a dead head holds; at most so many, the one that has waited longest first.
     /// `None`: there is no such handler.
-    fn lanes(&self, viewer: &Viewer, handler: &str, most: usize) -> Result<Option<Vec<LaneStats>>, BackendError>;
+    fn lanes(
+        &self,
+        viewer: &Viewer,
+        handler: &str,
+        most: usize,
+    ) -> Result<Option<Vec<LaneStats>>, BackendError>;
 
     /// Jobs that have ended here since a look that found so many: not all that a deployment of many processes has.
     fn recent_ends(&self, count: u64) -> Looked;
@@ -323,7 +328,10 @@ impl Histogram {
     #[must_use]
     pub fn since(&self, earlier: &Histogram) -> Histogram {
         let mut buckets = self.buckets;
-        buckets.iter_mut().zip(earlier.buckets).for_each(|(bucket, less)| *bucket = bucket.saturating_sub(less));
+        buckets
+            .iter_mut()
+            .zip(earlier.buckets)
+            .for_each(|(bucket, less)| *bucket = bucket.saturating_sub(less));
         Histogram { buckets, sum_micros: self.sum_micros.saturating_sub(earlier.sum_micros) }
     }
 
@@ -399,8 +407,10 @@ pub struct ProcessStats {
     pub host: String,
     /// `None` where only its connection is known.
     pub pid: Option<u32>,
-    /// An executor's leases; callers that wait in a web process.
-    pub busy: u64,
+    /// An executor's leases; callers that wait in a web process. `None` where only the process is known.
+    pub busy: Option<u64>,
+    /// What it holds in memory, where it is one of this host.
+    pub rss_bytes: Option<u64>,
 }
 
 /// The broker's figures.

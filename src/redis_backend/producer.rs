@@ -15,10 +15,11 @@ use crate::entropy::Entropy;
 use crate::handler::Ordering;
 use crate::job::{Finished, InstanceId, JobId, JobRecord, JobStatus, Payload, Trace, state_map};
 use crate::ports::{
-    BackendError, Filter, Forged, HandlerStats, Histogram, JobEnded, LaneStats, Listed, Looked, NewJob, NotRetried, Place,
-    ProcessStats, Producer, Retried, Stats, Submitted, Then, Viewer,
+    BackendError, Filter, Forged, HandlerStats, Histogram, JobEnded, LaneStats, Listed, Looked, NewJob,
+    NotRetried, Place, ProcessStats, Producer, Retried, Stats, Submitted, Then, Viewer,
 };
 use crate::problem::{Code, JobError};
+use crate::process_table;
 
 /// Whose jobs are seen.
 fn owner(viewer: &Viewer) -> Json {
@@ -65,16 +66,62 @@ const BEFORE_SLACK_US: u64 = 1_000_000;
 /// Records that are read together: each comes with its result, which its signature covers.
 const RECORDS_AT_ONCE: usize = 4;
 
+/// A web process as the server knows it: its name, host, pid, callers, executors.
+type Node = (String, String, u64, u64, String);
+
 /// Counts by name; how long each handler's oldest job waits, us; node, host, pid, callers and executors of each
 /// process; records; leases; idempotency keys.
-type Figures = (
-    HashMap<String, String>,
-    HashMap<String, u64>,
-    Vec<(String, String, u64, u64, String)>,
-    usize,
-    usize,
-    usize,
-);
+type Figures = (HashMap<String, String>, HashMap<String, u64>, Vec<Node>, usize, usize, usize);
+
+impl RedisBroker {
+    /// All that are alive; of each group its executors, and their workers that have a lease.
+    fn processes(&self, nodes: Vec<Node>) -> (Vec<ProcessStats>, Vec<usize>, Vec<usize>) {
+        let server = &self.0.server;
+        let (mut consumers, mut busy) =
+            (vec![0; server.settings.groups.len()], vec![0; server.settings.groups.len()]);
+        let size = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
+        // What this process has told of itself may be a second old, or is still to be told.
+        let (callers, executors) = lock(&self.0.state).facts();
+        let mut webs = vec![(server.host.clone(), Some(std::process::id()), callers, executors)];
+        for (node, host, pid, waiters, executors) in nodes {
+            if node != server.node {
+                webs.push((host, u32::try_from(pid).ok(), waiters, executors));
+            }
+        }
+        let mut processes = Vec::new();
+        for (host, pid, waiters, executors) in webs {
+            let own = pid.filter(|pid| *pid == std::process::id());
+            processes.push(ProcessStats {
+                role: "web",
+                group: None,
+                host: host.clone(),
+                pid,
+                busy: Some(waiters),
+                rss_bytes: own.and_then(process_table::resident_bytes),
+            });
+            for executor in executors.split_whitespace() {
+                let Some((Ok(group), Ok(leases))) =
+                    executor.split_once(':').map(|(group, leases)| (group.parse::<usize>(), leases.parse()))
+                else {
+                    continue;
+                };
+                let Some(name) = server.settings.groups.get(group).cloned() else { continue };
+                consumers[group] += 1;
+                busy[group] += size(leases).min(server.settings.workers[group]);
+                let (role, host) = ("executor", host.clone());
+                processes.push(ProcessStats {
+                    role,
+                    group: Some(name),
+                    host,
+                    pid: None,
+                    busy: Some(leases),
+                    rss_bytes: None,
+                });
+            }
+        }
+        (processes, consumers, busy)
+    }
+}
 
 impl Producer for RedisBroker {
     fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Submitted>, BackendError> {
@@ -163,7 +210,8 @@ impl Producer for RedisBroker {
     }
 
     fn list(&self, viewer: &Viewer, filter: &Filter) -> Result<Listed, BackendError> {
-        let statuses: Json = filter.statuses.iter().map(|status| (status.as_str().to_owned(), json!(true))).collect();
+        let statuses: Json =
+            filter.statuses.iter().map(|status| (status.as_str().to_owned(), json!(true))).collect();
         // A lane is named by its key's digest.
         let key = filter.key.as_deref().map(|key| state_map("", Some(key)).split_off("state:".len()));
         let what = json!({
@@ -250,32 +298,7 @@ impl Producer for RedisBroker {
                 queue_wait_seconds: histogram("wait", name),
             }
         });
-        let (mut consumers, mut busy) =
-            (vec![0; server.settings.groups.len()], vec![0; server.settings.groups.len()]);
-        // What this process has told of itself may be a second old, or is still to be told.
-        let (callers, executors) = lock(&self.0.state).facts();
-        let mut webs = vec![(server.host.clone(), Some(std::process::id()), callers, executors)];
-        for (node, host, pid, waiters, executors) in nodes {
-            if node != server.node {
-                webs.push((host, u32::try_from(pid).ok(), waiters, executors));
-            }
-        }
-        let mut processes = Vec::new();
-        for (host, pid, waiters, executors) in webs {
-            processes.push(ProcessStats { role: "web", group: None, host: host.clone(), pid, busy: waiters });
-            for executor in executors.split_whitespace() {
-                let Some((Ok(group), Ok(leases))) =
-                    executor.split_once(':').map(|(group, leases)| (group.parse::<usize>(), leases.parse()))
-                else {
-                    continue;
-                };
-                let Some(name) = server.settings.groups.get(group).cloned() else { continue };
-                consumers[group] += 1;
-                busy[group] += size(leases).min(server.settings.workers[group]);
-                let (role, host) = ("executor", host.clone());
-                processes.push(ProcessStats { role, group: Some(name), host, pid: None, busy: leases });
-            }
-        }
+        let (processes, consumers, busy) = self.processes(nodes);
         Ok(Stats {
             away,
             full: None,

@@ -14,7 +14,9 @@ use crate::clock::{Timestamp, millis};
 use crate::job::{IdMap, InstanceId, JobId};
 use crate::limits::INBOX_ENDS;
 use crate::observe::event;
-use crate::ports::{BackendError, Ends, JobEnded, Lease, LeaseId, NewJob, OfLease, RecentEnds, Requests, Step, Then};
+use crate::ports::{
+    BackendError, Ends, JobEnded, Lease, LeaseId, NewJob, OfLease, RecentEnds, Requests, Step, Then,
+};
 
 /// A process says of itself this often that it lives, and looks at what time alone does.
 const TELL_EVERY: Duration = Duration::from_secs(1);

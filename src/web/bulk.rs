@@ -1,6 +1,6 @@
 //! `POST /v1/jobs/retry` and `POST /v1/jobs/cancel`: the same to all jobs that match, counted first if that is asked for.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::json;
@@ -45,7 +45,13 @@ impl Bulk {
 }
 
 /// Does it, or counts.
-pub fn answer(bulk: Bulk, body: &[u8], viewer: &Viewer, producer: &dyn Producer) -> Result<Answer, JobError> {
+pub fn answer(
+    bulk: Bulk,
+    body: &[u8],
+    viewer: &Viewer,
+    producer: &dyn Producer,
+    now: impl Fn() -> Timestamp,
+) -> Result<Answer, JobError> {
     let asked = serde_json::from_slice::<Asked>(body);
     let Asked { status, handler, key, before, dry_run } = asked.map_err(|error| bad(error.to_string()))?;
     if [&status, &handler, &key, &before].iter().all(|given| given.is_none()) {
@@ -60,13 +66,15 @@ pub fn answer(bulk: Bulk, body: &[u8], viewer: &Viewer, producer: &dyn Producer)
         statuses = vec![status];
     }
     let before = before.map(|text| {
-        Timestamp::parse(&text).ok_or_else(|| bad("before is a time as records show it: 2026-01-31T09:00:00Z"))
+        Timestamp::parse(&text)
+            .ok_or_else(|| bad("before is a time as records show it: 2026-01-31T09:00:00Z"))
     });
-    let filter = Filter { statuses, handler, key, before: before.transpose()?, bare: true, ..Filter::default() };
+    let filter =
+        Filter { statuses, handler, key, before: before.transpose()?, bare: true, ..Filter::default() };
     let (matched, mut more) = find(&filter, viewer, producer)?;
-    let (mut done, mut refused, begun) = (0, 0, Instant::now());
+    let (mut done, mut refused, until) = (0, 0, now().plus(LONGEST));
     for id in matched.iter().filter(|_| !dry_run) {
-        if begun.elapsed() > LONGEST {
+        if now() > until {
             more = true;
             break;
         }
@@ -79,7 +87,8 @@ pub fn answer(bulk: Bulk, body: &[u8], viewer: &Viewer, producer: &dyn Producer)
         *if has_changed { &mut done } else { &mut refused } += 1;
     }
     let matched = matched.len();
-    let body = json!({ "matched": matched, "done": done, "refused": refused, "more": more, "dry_run": dry_run });
+    let body =
+        json!({ "matched": matched, "done": done, "refused": refused, "more": more, "dry_run": dry_run });
     Ok(Answer::json(200, body.to_string()))
 }
 

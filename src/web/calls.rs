@@ -3,13 +3,15 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, channel, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::inner::Pool;
 use super::pages::Pages;
 use super::questions::{Answered, Back, Question};
-use super::watch::watch;
+use super::watch::Watch;
 use crate::bell::Bell;
 use crate::limits::{INNER_CONNECTIONS, INNER_RESERVED};
 use crate::ports::{BackendError, Producer, Viewer};
@@ -96,7 +98,27 @@ impl Calls {
     /// False once one of its threads has ended: somebody would not be answered any more.
     pub fn is_sound(&self) -> bool {
         let is_there = |thread: &JoinHandle<()>| !thread.is_finished();
-        self.thread.as_ref().is_none_or(|(_, thread)| is_there(thread)) && is_there(&self.watcher) && self.pages.is_sound()
+        self.thread.as_ref().is_none_or(|(_, thread)| is_there(thread))
+            && is_there(&self.watcher)
+            && self.pages.is_sound()
+    }
+}
+
+/// Looks for as long as the process lives. Without listeners it only takes its samples.
+fn watch(pages: &Pages, back: &Back) {
+    let mut watch = Watch::new();
+    loop {
+        std::thread::sleep(Duration::from_secs(1));
+        let (is_due, is_heard) = (watch.tick(), pages.counters.listeners.load(Relaxed) > 0);
+        if !is_due && !is_heard {
+            continue;
+        }
+        let Ok(stats) = pages.producer.stats() else { continue };
+        let looked = pages.producer.recent_ends(watch.ends);
+        let news = watch.look(&stats, &pages.figures(&stats), looked, pages.clock.now());
+        if is_heard {
+            back(Answered::News(Arc::new(news)));
+        }
     }
 }
 

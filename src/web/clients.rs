@@ -17,7 +17,6 @@ use std::time::Duration;
 use super::chunked::Chunked;
 use super::guard::{Caller, Known};
 use super::http1::{Head, Refused, refused};
-use super::listening::Listening;
 use super::questions::Asker;
 use super::respond::{Answer, http_date, reason};
 use super::routes::Route;
@@ -31,6 +30,7 @@ use crate::ndjson::Pump;
 use crate::negative_controls::{Control, is_off};
 use crate::observe::event;
 use crate::observe::metrics::Counters;
+use crate::ports::Viewer;
 use crate::problem::Code;
 
 /// Answers that a client has not read yet; beyond it no further request of the connection is begun.
@@ -132,6 +132,15 @@ pub struct Incoming {
     pub since: Timestamp,
     /// Bytes of it in the budget of all bodies.
     pub counted: usize,
+}
+
+/// Who listens to `/v1/events`.
+pub struct Listening {
+    pub viewer: Viewer,
+    /// It has been told nothing.
+    pub is_new: bool,
+    /// Events that it was too slow for.
+    pub lost: u64,
 }
 
 /// The lines of one `/v1/batch` request.

@@ -8,9 +8,8 @@ use serde_json::{Value, json};
 use crate::channel::Reject;
 use crate::job::JobStatus;
 use crate::observe::metrics::Counters;
-use crate::ports::{Forged, HandlerStats, Histogram, Stats};
+use crate::ports::{Forged, HandlerStats, Histogram, ProcessStats, Stats};
 use crate::problem::Code;
-use crate::process_table;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Why processes are replaced: because they have ended, and because they have done enough.
@@ -175,6 +174,14 @@ impl Page {
     }
 }
 
+/// A process of the deployment.
+pub fn process_json(of: &ProcessStats) -> Value {
+    json!({
+        "role": of.role, "group": of.group.as_deref(), "host": of.host, "pid": of.pid, "busy": of.busy,
+        "rss_bytes": of.rss_bytes,
+    })
+}
+
 fn finished(of: &HandlerStats) -> Value {
     let ends = JobStatus::ALL.into_iter().filter(|status| status.is_terminal());
     ends.map(|status| (status.as_str().to_owned(), Value::from(of.finished[status as usize]))).collect()
@@ -203,13 +210,7 @@ pub fn stats_json(
             "restarts": replaced(name, RESTARTS), "recycled": replaced(name, RECYCLES),
         })
     });
-    let processes = stats.processes.iter().map(|of| {
-        let group = of.group.as_deref();
-        let rss = of.pid.filter(|pid| *pid == std::process::id()).and_then(process_table::resident_bytes);
-        json!({
-            "role": of.role, "group": group, "host": of.host, "pid": of.pid, "busy": of.busy, "rss_bytes": rss,
-        })
-    });
+    let processes = stats.processes.iter().map(process_json);
     let mut page = json!({
         "profile": profile,
         "version": VERSION,

@@ -4,23 +4,14 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use serde_json::{Value, json};
 
-use super::clients::{NEVER, OUTPUT_BYTES, Phase};
+use super::clients::{Listening, NEVER, OUTPUT_BYTES, Phase};
 use super::gate::Gate;
 use super::http1::refused;
 use super::respond::Answer;
 use super::watch::{News, event};
 use crate::limits::LISTENERS;
-use crate::ports::{RecentEnd, Viewer};
+use crate::ports::RecentEnd;
 use crate::problem::Code;
-
-/// One listener.
-pub struct Listening {
-    viewer: Viewer,
-    /// It has been told nothing.
-    is_new: bool,
-    /// Events that it was too slow for.
-    lost: u64,
-}
 
 impl Gate {
     /// From now on this client is told what happens.
@@ -32,7 +23,8 @@ impl Gate {
             return self.clients.answer(number, &head);
         }
         if self.clients.draining || listeners.load(Relaxed) >= LISTENERS {
-            let refused = refused(Code::Overloaded, "too many listen already: ask for /v1/stats now and then");
+            let refused =
+                refused(Code::Overloaded, "too many listen already: ask for /v1/stats now and then");
             return self.clients.refuse(number, refused);
         }
         listeners.fetch_add(1, Relaxed);

@@ -14,8 +14,11 @@ use crate::clock::{Clock, Timestamp};
 use crate::job::{JobId, JobRecord, JobStatus, Trace};
 use crate::limits::{LIST_LANES, LIST_RECORDS};
 use crate::observe::metrics::Counters;
-use crate::ports::{BackendError, Filter, HandlerStats, Listed, NotRetried, Place, Producer, Stats, Viewer};
+use crate::ports::{
+    BackendError, Filter, HandlerStats, Listed, NotRetried, Place, ProcessStats, Producer, Stats, Viewer,
+};
 use crate::problem::{Code, JobError, json_text};
+use crate::process_table;
 
 /// What the routes look at.
 pub struct Pages {
@@ -36,14 +39,7 @@ pub struct Pages {
 
 impl Pages {
     /// Whatever it says of a job that there is, or may be, carries that job's id.
-    pub fn answer(
-        &self,
-        route: &Inner,
-        query: &str,
-        body: &[u8],
-        viewer: &Viewer,
-        trace: &Trace,
-    ) -> Answer {
+    pub fn answer(&self, route: &Inner, query: &str, body: &[u8], viewer: &Viewer, trace: &Trace) -> Answer {
         let page = self.page(route, query, body, viewer, trace);
         let is_known = !matches!(&page, Err(JobError { code: Code::UnknownJob, .. }));
         let answer = page.unwrap_or_else(|error| Answer::problem(&error, trace));
@@ -83,7 +79,7 @@ impl Pages {
                 let next = next.map_or("null".into(), |place| format!(r#""{place}""#));
                 Ok(Answer::json(200, format!(r#"{{"jobs":[{}],"next":{next}}}"#, records.join(","))))
             }
-            Inner::Bulk(bulk) => bulk::answer(*bulk, body, viewer, &**producer),
+            Inner::Bulk(bulk) => bulk::answer(*bulk, body, viewer, &**producer, || self.clock.now()),
             Inner::Lanes(name) => {
                 let lanes = producer.lanes(viewer, name, LIST_LANES + 1)?;
                 let unknown = || JobError::new(Code::UnknownHandler, "there is no handler of this name");
@@ -127,7 +123,12 @@ impl Pages {
 
     /// What `/v1/stats` says.
     pub fn figures(&self, stats: &Stats) -> Value {
-        figures::stats_json(&self.profile, &self.counters, stats, &self.groups, &self.workers)
+        let mut shown =
+            figures::stats_json(&self.profile, &self.counters, stats, &self.groups, &self.workers);
+        if stats.processes.is_empty() {
+            shown["processes"] = local_processes().iter().map(figures::process_json).collect();
+        }
+        shown
     }
 
     /// Ready: every group has an executor, and the service is not stopping.
@@ -171,32 +172,58 @@ impl Pages {
     }
 }
 
+/// A service of one host, where no backend tells of processes: this one, and those that its supervisor has started.
+fn local_processes() -> Vec<ProcessStats> {
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    let role_of =
+        |pid| ["web", "executor"].into_iter().find(|role| Some(*role) == second_word(pid).as_deref());
+    let siblings = process_table::siblings().into_iter().filter(|pid| *pid != own);
+    let siblings = siblings.filter(|_| role_of(own).is_some());
+    let known = siblings.filter_map(|pid| Some((pid, role_of(pid)?)));
+    let all = [(own, role_of(own).unwrap_or("inline"))].into_iter().chain(known);
+    all.filter_map(|(pid, role)| {
+        let pid = u32::try_from(pid).ok()?;
+        let rss_bytes = process_table::resident_bytes(pid);
+        Some(ProcessStats { role, pid: Some(pid), rss_bytes, ..ProcessStats::default() })
+    })
+    .collect()
+}
+
+/// Of its command line: what it is, if it is one of ours.
+fn second_word(pid: i32) -> Option<String> {
+    let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+    line.split('\0').nth(1).map(str::to_owned)
+}
+
 /// Which records a query asks for.
 fn filter(query: &str) -> Result<Filter, JobError> {
-    let given = |name| parameter(query, name).filter(|text| !text.is_empty());
     let bad = |detail| JobError::new(Code::BadRequest, detail);
-    let status = match parameter(query, "status") {
-        None => None,
-        Some(text) => Some(JobStatus::parse(text).ok_or_else(|| bad("status is one of the job statuses"))?),
+    let given = |name| match parameter(query, name) {
+        None => Ok(None),
+        // As the first page says it.
+        Some("") if name == "after" => Ok(None),
+        Some(text) => unescaped(text).map(Some).ok_or_else(|| bad("an escape in the query is none of UTF-8")),
     };
-    let trace = match given("trace") {
-        None => None,
-        Some(text) => Some(JobId::parse(text).ok_or_else(|| bad("trace is 32 hexadecimal digits"))?.0),
-    };
-    let before = match given("before") {
-        None => None,
-        Some(text) => Some(Timestamp::parse(text).ok_or_else(|| bad("before is a time as records show it"))?),
-    };
-    let key = given("key").map(|text| unescaped(text).ok_or_else(|| bad("key is UTF-8, with its % escaped")));
-    let limit = number(given("limit").unwrap_or("100")).and_then(|limit| usize::try_from(limit).ok());
-    let limit = limit.filter(|limit| (1..=LIST_RECORDS).contains(limit));
-    let limit = limit.ok_or_else(|| bad("limit is a number from 1 to 1000"))?;
-    let after = match given("after") {
-        None => None,
-        Some(text) => Some(Place::parse(text).ok_or_else(|| bad("after is the next of another page"))?),
-    };
-    let (statuses, handler) = (status.into_iter().collect(), given("handler").map(str::to_owned));
-    Ok(Filter { statuses, handler, key: key.transpose()?, trace, before, limit, after, bare: true })
+    let (handler, key) = (given("handler")?, given("key")?);
+    let status = read(given("status")?, JobStatus::parse, "status is one of the job statuses")?;
+    let trace = read(given("trace")?, JobId::parse, "trace is 32 hexadecimal digits")?.map(|JobId(id)| id);
+    let before = read(given("before")?, Timestamp::parse, "before is a time as records show it")?;
+    let after = read(given("after")?, Place::parse, "after is the next of another page")?;
+    let limit = |text: &str| number(text).and_then(|limit| usize::try_from(limit).ok());
+    let limit = |text: &str| limit(text).filter(|limit| (1..=LIST_RECORDS).contains(limit));
+    let limit = read(given("limit")?, limit, "limit is a number from 1 to 1000")?.unwrap_or(100);
+    let statuses = status.into_iter().collect();
+    Ok(Filter { statuses, handler, key, trace, before, limit, after, bare: true })
+}
+
+/// What a parameter says, if it is there.
+fn read<T>(
+    text: Option<String>,
+    parse: impl Fn(&str) -> Option<T>,
+    detail: &'static str,
+) -> Result<Option<T>, JobError> {
+    let Some(text) = text else { return Ok(None) };
+    parse(&text).map(Some).ok_or_else(|| JobError::new(Code::BadRequest, detail))
 }
 
 fn shown(record: Option<JobRecord>) -> Result<Answer, JobError> {

@@ -89,8 +89,27 @@ impl Inner {
 
 /// The names of the routes in the metric.
 pub const LABELS: [&str; 21] = [
-    "submit", "batch", "record", "healthz", "result", "payload", "list", "cancel", "retry", "pause",
-    "resume", "stats", "readyz", "metrics", "index", "options", "retry_all", "cancel_all", "lanes", "events", "openapi",
+    "submit",
+    "batch",
+    "record",
+    "healthz",
+    "result",
+    "payload",
+    "list",
+    "cancel",
+    "retry",
+    "pause",
+    "resume",
+    "stats",
+    "readyz",
+    "metrics",
+    "index",
+    "options",
+    "retry_all",
+    "cancel_all",
+    "lanes",
+    "events",
+    "openapi",
 ];
 
 /// The route of a method and target, and its name in the metric. `HEAD` is `GET` without the body.

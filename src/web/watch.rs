@@ -1,20 +1,15 @@
-//! What listeners of `/v1/events` are told each second: figures, jobs that ended, and the last 15 minutes in samples.
+//! What listeners of `/v1/events` are told each second: figures, jobs that ended, and the last 15 minutes in samples. Pure.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::pages::Pages;
-use super::questions::{Answered, Back};
 use crate::clock::Timestamp;
 use crate::job::JobStatus;
 use crate::ports::{HandlerStats, Histogram, Looked, RecentEnd, Stats};
 
-const TICK: Duration = Duration::from_secs(1);
-/// Ticks from one sample to the next.
+/// Seconds from one sample to the next.
 const SAMPLE_EVERY: u64 = 5;
 /// Samples that are kept: 15 minutes of them.
 const SAMPLES: usize = 180;
@@ -30,39 +25,20 @@ pub struct News {
     pub lost: u64,
 }
 
-/// Looks for as long as the process lives. Without listeners it only takes its samples.
-pub fn watch(pages: &Pages, back: &Back) {
-    let mut watch = Watch { history: history(&VecDeque::new()), ..Watch::default() };
-    loop {
-        std::thread::sleep(TICK);
-        watch.ticks += 1;
-        let is_heard = pages.counters.listeners.load(Relaxed) > 0;
-        if !is_heard && !watch.is_sampling() {
-            continue;
-        }
-        let Ok(stats) = pages.producer.stats() else { continue };
-        let looked = pages.producer.recent_ends(watch.ends);
-        let news = watch.look(&stats, &pages.figures(&stats), looked, pages.clock.now());
-        if is_heard {
-            back(Answered::News(Arc::new(news)));
-        }
-    }
-}
-
 /// One event.
 pub fn event(name: &str, data: &Value) -> String {
     format!("event: {name}\ndata: {data}\n\n")
 }
 
-/// The same without time and threads.
+/// See the module.
 #[derive(Default)]
-struct Watch {
-    ticks: u64,
+pub struct Watch {
+    seconds: u64,
     before: Option<Sum>,
     samples: VecDeque<Value>,
     history: Arc<str>,
     /// Ends that were looked at.
-    ends: u64,
+    pub ends: u64,
 }
 
 /// Of all handlers.
@@ -85,11 +61,23 @@ impl Sum {
 }
 
 impl Watch {
-    fn is_sampling(&self) -> bool {
-        self.ticks.is_multiple_of(SAMPLE_EVERY)
+    /// Without samples.
+    pub fn new() -> Watch {
+        Watch { history: history(&VecDeque::new()), ..Watch::default() }
     }
 
-    fn look(&mut self, stats: &Stats, figures: &Value, looked: Looked, now: Timestamp) -> News {
+    /// A second has passed: true if a sample is due.
+    pub fn tick(&mut self) -> bool {
+        self.seconds += 1;
+        self.is_sampling()
+    }
+
+    fn is_sampling(&self) -> bool {
+        self.seconds.is_multiple_of(SAMPLE_EVERY)
+    }
+
+    /// What there is to tell of this second.
+    pub fn look(&mut self, stats: &Stats, figures: &Value, looked: Looked, now: Timestamp) -> News {
         let mut told = event("figures", figures);
         if self.is_sampling() {
             // What a backend that is away counts is not known, and what it says afterwards is of a longer time.
@@ -131,6 +119,8 @@ fn sample(stats: &Stats, sum: &Sum, before: &Sum, now: Timestamp) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -138,11 +128,15 @@ mod tests {
         let mut watch = Watch::default();
         let mut handler = HandlerStats::default();
         let mut look = |watch: &mut Watch, handler: &HandlerStats| {
-            watch.ticks += SAMPLE_EVERY;
+            watch.seconds += SAMPLE_EVERY;
             let stats = Stats { handlers: vec![handler.clone()], ..Stats::default() };
             watch.look(&stats, &Value::Null, Looked::default(), Timestamp(0))
         };
-        assert_eq!(look(&mut watch, &handler).figures, "event: figures\ndata: null\n\n", "there is no before");
+        assert_eq!(
+            look(&mut watch, &handler).figures,
+            "event: figures\ndata: null\n\n",
+            "there is no before"
+        );
         handler.submitted = 7;
         handler.finished[JobStatus::Succeeded as usize] = 2;
         handler.finished[JobStatus::Dead as usize] = 1;
@@ -153,7 +147,10 @@ mod tests {
             look(&mut watch, &handler);
             last(&watch)
         });
-        assert_eq!((&sample["submitted"], &sample["succeeded"], &sample["failed"]), (&json!(7), &json!(2), &json!(1)));
+        assert_eq!(
+            (&sample["submitted"], &sample["succeeded"], &sample["failed"]),
+            (&json!(7), &json!(2), &json!(1))
+        );
         assert!(sample["p99"].as_f64().is_some_and(|seconds| seconds <= 1e-4), "{sample}");
         assert_eq!((&quiet["submitted"], &quiet["p50"]), (&json!(0), &Value::Null));
         for _ in 0..2 * SAMPLES {
@@ -162,7 +159,7 @@ mod tests {
         assert_eq!(watch.samples.len(), SAMPLES);
         // While the backend is away nothing is sampled, nor is the time of its absence afterwards.
         let away = Stats { away: Some(crate::ports::BackendError("gone".into())), ..Stats::default() };
-        watch.ticks += SAMPLE_EVERY;
+        watch.seconds += SAMPLE_EVERY;
         let news = watch.look(&away, &Value::Null, Looked::default(), Timestamp(0));
         assert!(!news.figures.contains("sample"), "{}", news.figures);
         assert!(!look(&mut watch, &handler).figures.contains("sample"));

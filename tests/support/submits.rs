@@ -3,7 +3,9 @@
 //! It guards against two stand-ins for a broker that drift apart.
 
 use cofferdam::job::{InstanceId, JobId, JobRecord, Payload};
-use cofferdam::ports::{BackendError, Filter, Listed, NewJob, Producer, Retried, Stats, Submitted, Viewer};
+use cofferdam::ports::{
+    BackendError, Filter, LaneStats, Listed, Looked, NewJob, Producer, Retried, Stats, Submitted, Viewer,
+};
 
 /// Answers each job by this.
 pub struct Submits<F>(pub F);
@@ -39,6 +41,14 @@ impl<F: Fn(NewJob) -> Submitted + Send + Sync> Producer for Submits<F> {
 
     fn list(&self, _: &Viewer, _: &Filter) -> Result<Listed, BackendError> {
         Ok(Listed::default())
+    }
+
+    fn lanes(&self, _: &Viewer, _: &str, _: usize) -> Result<Option<Vec<LaneStats>>, BackendError> {
+        Ok(None)
+    }
+
+    fn recent_ends(&self, _: u64) -> Looked {
+        Looked::default()
     }
 
     fn stats(&self) -> Result<Stats, BackendError> {
