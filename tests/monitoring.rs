@@ -132,7 +132,8 @@ fn prometheus_own_tool_finds_nothing_wrong() {
 }
 
 #[test]
-fn each_alert_has_a_case_that_fires_it() {
+fn each_alert_has_a_case_that_fires_it_and_a_line_about_where_to_look() {
+    let document = include_str!("../docs/operations.md");
     let cases = read("alerts_test.yml");
     let rules = read("alerts.yml");
     let alerts: Vec<&str> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
@@ -140,6 +141,7 @@ fn each_alert_has_a_case_that_fires_it() {
     for alert in alerts {
         let fires = format!("exp_samples: [{{labels: '{{alertname=\"{alert}\"}}', value: 1}}]");
         assert!(cases.contains(&fires), "dist/alerts_test.yml never fires {alert}");
+        assert!(document.contains(&format!("`{alert}`")), "docs/operations.md does not know {alert}");
     }
 }
 
