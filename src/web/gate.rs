@@ -53,8 +53,9 @@ pub struct Gate {
     pub(super) clients: Clients,
     pub(super) waiters: Waiters,
     pub(super) questions: Vec<Question>,
-    /// The page at `/` where requests bring tokens: made here, as anybody may ask for it.
-    pub(super) locked: Option<Answer>,
+    /// What anybody may have.
+    pub(super) dashboard: Answer,
+    pub(super) openapi: Answer,
     /// Bytes of bodies that are being read, over all connections.
     pub(super) body_bytes: usize,
 }
@@ -71,7 +72,6 @@ impl Gate {
         LABELS.into_iter().for_each(|route| counters.requests.add((route, 200), 0));
         let cancelling = settings.handlers.values().filter(|spec| spec.options.cancel_on_disconnect);
         let cancelling = cancelling.map(|spec| spec.name.clone()).collect();
-        let locked = (settings.web.auth.mode == "bearer").then(Answer::locked);
         Gate {
             clients: Clients::new(settings.web.limits, counters.clone()),
             waiters: Waiters { cancelling, counters, ..Waiters::default() },
@@ -79,7 +79,8 @@ impl Gate {
             settings,
             entropy,
             questions: Vec::new(),
-            locked,
+            dashboard: Answer::dashboard(),
+            openapi: Answer::openapi(),
             body_bytes: 0,
         }
     }

@@ -254,7 +254,7 @@ fn names<'a>(tokens: impl Iterator<Item = (&'a [u8; 32], &'a Arc<Token>)>) -> St
 fn asks_for(route: &Route) -> (&'static [Scope], Option<&str>) {
     use Scope::{Admin, Read, Submit};
     match route {
-        Route::Alive | Route::Options(_) | Route::OpenApi | Route::Inner(Inner::Index) => (&[], None),
+        Route::Alive | Route::Options(_) | Route::OpenApi | Route::Dashboard => (&[], None),
         Route::Submit(handler) | Route::Batch(handler) => (&[Submit], Some(handler)),
         Route::Inner(Inner::Pause(handler, _)) => (&[Admin], Some(handler)),
         Route::Inner(Inner::Bulk(_)) => (&[Admin], None),

@@ -136,8 +136,7 @@ impl Pool {
             | Inner::Cancel(_)
             | Inner::Retry(_)
             | Inner::Pause(..)
-            | Inner::Stats
-            | Inner::Index => &self.anyone,
+            | Inner::Stats => &self.anyone,
         };
         match queue.try_send(turn) {
             Ok(()) => None,

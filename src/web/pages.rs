@@ -14,9 +14,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::job::{JobId, JobRecord, JobStatus, Trace};
 use crate::limits::{LIST_LANES, LIST_RECORDS};
 use crate::observe::metrics::Counters;
-use crate::ports::{
-    BackendError, Filter, HandlerStats, Listed, NotRetried, Place, ProcessStats, Producer, Stats, Viewer,
-};
+use crate::ports::{BackendError, Filter, Listed, NotRetried, Place, ProcessStats, Producer, Stats, Viewer};
 use crate::problem::{Code, JobError, json_text};
 use crate::process_table;
 
@@ -31,10 +29,8 @@ pub struct Pages {
     /// Workers of one of their executors.
     pub workers: Vec<usize>,
     pub clock: Clock,
-    /// For the figures and the index page.
+    /// For the figures.
     pub profile: String,
-    /// Where the service listens, for the index page.
-    pub address: String,
 }
 
 impl Pages {
@@ -117,7 +113,6 @@ impl Pages {
                 let body = figures::metrics_text(&self.counters, &producer.stats()?, &self.groups);
                 Ok(Answer::new(200, "text/plain; version=0.0.4", body.into_bytes()))
             }
-            Inner::Index => Ok(self.index()),
         }
     }
 
@@ -149,26 +144,6 @@ impl Pages {
                 Err(JobError::new(Code::Overloaded, format!("no executor of group {group} is connected")))
             }
         }
-    }
-
-    fn index(&self) -> Answer {
-        let row = |of: &HandlerStats| {
-            let paused = if of.paused { "paused" } else { "open" };
-            let HandlerStats { handler, queued, running, submitted, .. } = of;
-            let numbers = format!("<td>{queued}</td><td>{running}</td><td>{submitted}</td>");
-            format!("<tr><td>{handler}</td><td>{paused}</td>{numbers}</tr>")
-        };
-        let rows = match self.producer.stats() {
-            Ok(Stats { away: Some(error), .. }) | Err(error) => {
-                format!("<tr><td colspan=5>{}</td></tr>", error.0.replace('<', "&lt;"))
-            }
-            Ok(stats) => stats.handlers.iter().map(row).collect::<String>(),
-        };
-        let body =
-            format!(include_str!("index.html"), profile = self.profile, address = self.address, rows = rows);
-        Answer::new(200, "text/html; charset=utf-8", body.into_bytes())
-            .with("x-content-type-options", "nosniff")
-            .with("content-security-policy", "default-src 'none'; style-src 'unsafe-inline'")
     }
 }
 

@@ -91,7 +91,6 @@ impl WebProcess {
                 .collect(),
             clock: deployment.clock.clone(),
             profile: crate::config::profile(config),
-            address: address.clone(),
         };
         let socket = socket_dir.join(format!("web-{}.sock", std::process::id()));
         let calls = Calls::new(pages, &socket, backend.calls_may_wait, reactor.bell())?;

@@ -52,20 +52,21 @@ impl Answer {
         Answer::problem(&JobError::new(code, detail), trace)
     }
 
-    /// The index page for who has still to bring a token: the same for everybody. Its own script and style run, and no others.
-    pub fn locked() -> Answer {
-        const PAGE: &str = include_str!("locked.html");
-        let digest = |from: &str, to: &str| {
-            let part =
-                PAGE.split_once(from).and_then(|(_, rest)| rest.split_once(to)).map_or("", |(part, _)| part);
-            base64(&Sha256::digest(part))
-        };
-        let (script, style) = (digest("<script>", "</script>"), digest("<style>", "</style>"));
+    /// The dashboard: the same for everybody. Its own script and style run, and no others; what it shows it asks for.
+    pub fn dashboard() -> Answer {
+        const STYLE: &str = include_str!("page/style.css");
+        const SCRIPT: &str = include_str!("page/app.js");
+        let page = include_str!("page/index.html");
+        let page = page.replace("<!-- style -->", &format!("<style>{STYLE}</style>"));
+        let page = page.replace("<!-- script -->", &format!("<script>{SCRIPT}</script>"));
+        let digest = |part| base64(&Sha256::digest(part));
         let policy = format!(
-            "default-src 'none'; script-src 'sha256-{script}'; style-src 'sha256-{style}'; connect-src 'self'; \
-             form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+            "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; connect-src 'self'; img-src data:; \
+             form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
+            digest(SCRIPT),
+            digest(STYLE)
         );
-        Answer::new(200, "text/html; charset=utf-8", PAGE.as_bytes())
+        Answer::new(200, "text/html; charset=utf-8", page.into_bytes())
             .with("x-content-type-options", "nosniff")
             .with("referrer-policy", "no-referrer")
             .with("content-security-policy", policy)

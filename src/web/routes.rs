@@ -20,6 +20,8 @@ pub enum Route {
     Alive,
     /// `GET /v1/events`
     Events,
+    /// `GET /`
+    Dashboard,
     /// `GET /openapi.json`
     OpenApi,
     /// `OPTIONS *`, and of any resource: its methods.
@@ -55,8 +57,6 @@ pub enum Inner {
     Ready,
     /// `GET /metrics`
     Metrics,
-    /// `GET /`
-    Index,
 }
 
 impl Route {
@@ -81,8 +81,7 @@ impl Inner {
             | Inner::Pause(..)
             | Inner::Stats
             | Inner::Ready
-            | Inner::Metrics
-            | Inner::Index => None,
+            | Inner::Metrics => None,
         }
     }
 }
@@ -129,7 +128,7 @@ pub fn route(method: &str, target: &str) -> Result<(Route, &'static str), Refuse
         (["healthz" | "livez"], _) => (GET, "healthz", Some(Route::Alive)),
         (["readyz"], _) => (GET, "readyz", page(Inner::Ready)),
         (["metrics"], _) => (GET, "metrics", page(Inner::Metrics)),
-        ([""], _) => (GET, "index", page(Inner::Index)),
+        ([""], _) => (GET, "index", Some(Route::Dashboard)),
         (["openapi.json"], _) => (GET, "openapi", Some(Route::OpenApi)),
         (["v1", "events"], _) => (GET, "events", Some(Route::Events)),
         (["v1", "lanes", name], _) => (GET, "lanes", page(Inner::Lanes((*name).to_owned()))),
