@@ -182,8 +182,8 @@ async function request(method, path, { body, signal } = {}) {
   throw refused;
 }
 
-async function call(method, path, body) {
-  return (await request(method, path, { body, signal: AbortSignal.timeout(ANSWER_MS) })).json();
+async function call(method, path, body, time = ANSWER_MS) {
+  return (await request(method, path, { body, signal: AbortSignal.timeout(time) })).json();
 }
 
 function lock(refused) {
@@ -237,7 +237,7 @@ async function watch(signal) {
 
 // The figures say who looks; those of the stream do not.
 async function greet(signal) {
-  const figures = await call("GET", "/v1/stats");
+  const figures = await call("GET", "/v1/stats", null, QUIET_MS);
   if (signal.aborted) return;
   state.viewer = figures.viewer;
   takeFigures(figures);
@@ -258,7 +258,9 @@ async function follow(signal) {
     takeFigures(figures);
     takeDifference(before, figures);
   }
-  if (events > 0) await rest(500);
+  if (events === 0) return;
+  setLink("connecting");
+  await rest(500);
 }
 
 // How many events came before the stream ended; the next greeting tells whether the server is lost as well.
@@ -668,7 +670,7 @@ function handlerView({ handler: name }) {
 
 function lanesTable() {
   const note = `As of ${clock(view.loadedAt)}; it stays still while the pointer or the focus is in it.`;
-  return [view.lanes.length > 0 && hint(note, view.more ? " There are more than these 100 lanes." : ""), table("Lanes", [
+  return [view.lanes.length > 0 && hint(note, view.more ? " There are more lanes." : ""), table("Lanes", [
     ["Ordering key", keyOf],
     ["Why it waits", reasonWords],
     ["Jobs", (lane) => count(lane.length), "n"],
@@ -852,7 +854,7 @@ function bytesView(job, which) {
   if (shown) return section(title, hint(shown.about), h("pre", { tabindex: "0", role: "region", "aria-label": title }, shown.text));
   const show = () => button(`Show the ${which}`, "bytes", { "data-which": which });
   if (which === "payload" || job.status === "succeeded") return section(title, show());
-  return section(title, hint(isEnded(job) ? "It ended without a result." : "There is none yet."));
+  return section(title, hint(isEnded(job) ? "It has none." : "There is none yet."));
 }
 
 async function showBytes({ which }) {
@@ -943,7 +945,7 @@ function tokenView() {
     h("p.hint", "It stays in the memory of this tab until that is closed or reloaded, and nowhere else."))];
 }
 
-const nowhere = () => [heading("No such page"), link("#/", "Go to the overview")];
+const nowhere = () => [heading("No such page"), link("#/", "Overview")];
 
 const VIEWS = { overview, handler: handlerView, jobs: jobsView, job: jobView, nowhere };
 
