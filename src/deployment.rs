@@ -16,6 +16,7 @@ use crate::execution::program::{self, ProgramHandler, User};
 use crate::execution::{Handlers, Outfit, Registry, WorkerStart};
 use crate::handler::{HandlerSpec, OwnOptions};
 use crate::journal::{self, Files, Log};
+use crate::limits::BATCH_RECORDS;
 use crate::memory::broker::Broker;
 use crate::memory::{Keeping, MemoryBroker};
 use crate::observe::metrics::Counters;
@@ -44,6 +45,8 @@ pub struct Backend {
     pub consumers: Consumers,
     /// A call may wait for a network: nothing that others wait for may make it.
     pub calls_may_wait: bool,
+    /// A journal has kept jobs, keys or states.
+    pub goes_on: bool,
 }
 
 /// Makes an executor of a group, by its index; the bell rings when a step would bring something.
@@ -279,13 +282,15 @@ impl Deployment {
         let settings = journal::Settings { segment_bytes: journal.segment_mb << 20, syncs_turns };
         let (log, image, cut) = Log::open(Box::new(files), keys, settings)?;
         cut.iter().for_each(|cut| log::warn!("the journal: {cut}"));
+        let goes_on = !(image.jobs.is_empty() && image.keys.is_empty() && image.maps.is_empty());
         let mut broker = self.broker();
         broker.keep_journal(image, self.clock.now())?;
         let interval = (!syncs_turns).then(|| Duration::from_millis(journal.interval_ms));
         let keeping = Keeping { interval, is_inline: self.is_inline() };
         let kept = MemoryBroker::keep(broker, self.clock.clone(), self.groups(), log, keeping);
         let (broker, keeper) = kept.map_err(|error| format!("a thread: {error}"))?;
-        Ok(Backend { seat: Arc::new(keeper), calls_may_wait: true, ..Deployment::backend(broker) })
+        let seat = Arc::new(keeper);
+        Ok(Backend { seat, calls_may_wait: true, goes_on, ..Deployment::backend(broker) })
     }
 
     fn memory(&self) -> Backend {
@@ -296,7 +301,7 @@ impl Deployment {
         let broker = Arc::new(broker);
         let (producer, replies, seat) = (broker.clone(), broker.clone(), broker.clone());
         let consumers = Arc::new(move |group, bell| Box::new(broker.consumer(group, bell)) as _);
-        Backend { producer, replies, seat, consumers, calls_may_wait: false }
+        Backend { producer, replies, seat, consumers, calls_may_wait: false, goes_on: false }
     }
 
     /// Workers of one executor, by group.
@@ -304,13 +309,19 @@ impl Deployment {
         self.platform().process_groups.iter().map(|group| group.workers).collect()
     }
 
-    /// The same for a batch: nobody reads its records but it itself, which needs all of those in flight.
+    /// The same for a batch: nobody reads its records but it itself, which needs all of those in flight; or with a journal, whenever
+    /// it goes on, all that its output may lack.
     pub fn for_batch(&self, window: usize) -> Deployment {
         let mut deployment = self.clone();
         let reply = &mut deployment.config.runtime.platform.reply;
         let (records, bytes) = (window, 1 << 40);
         reply.retain = Retain { records, bytes, failed_records: records, failed_bytes: bytes };
         (reply.awaited_ttl_seconds, reply.result_ttl_seconds) = (24 * 3_600, 24 * 3_600);
+        if self.journal().is_some() {
+            const CENTURY: u64 = 36_500 * 24 * 3_600;
+            reply.failed_ttl_seconds = CENTURY;
+            (reply.retain.records, reply.retain.failed_records) = (0, BATCH_RECORDS);
+        }
         deployment
     }
 
@@ -412,7 +423,7 @@ mod at_rest {
             let broker = Arc::new(broker);
             let (producer, replies) = (broker.clone(), broker.clone());
             let consumers = Arc::new(move |group, bell| Box::new(broker.consumer(group, bell)) as _);
-            Ok(Backend { producer, replies, seat, consumers, calls_may_wait: true })
+            Ok(Backend { producer, replies, seat, consumers, calls_may_wait: true, goes_on: false })
         }
 
         /// The queue in this process, lane states and contexts in Redis.
