@@ -15,10 +15,11 @@ use crate::entropy::Entropy;
 use crate::execution::program::{self, ProgramHandler, User};
 use crate::execution::{Handlers, Outfit, Registry, WorkerStart};
 use crate::handler::{HandlerSpec, OwnOptions};
-use crate::journal::{self, Files, Log};
+use crate::journal::{self, Files, Image, Log};
 use crate::limits::BATCH_RECORDS;
 use crate::memory::broker::Broker;
 use crate::memory::{Keeping, MemoryBroker};
+use crate::ndjson::LineIds;
 use crate::observe::metrics::Counters;
 use crate::ports::{Consumer, Fitness, Producer, Replies, Rules, Seat};
 use crate::process::account::Account;
@@ -45,8 +46,6 @@ pub struct Backend {
     pub consumers: Consumers,
     /// A call may wait for a network: nothing that others wait for may make it.
     pub calls_may_wait: bool,
-    /// A journal has kept jobs, keys or states.
-    pub goes_on: bool,
 }
 
 /// Makes an executor of a group, by its index; the bell rings when a step would bring something.
@@ -282,15 +281,17 @@ impl Deployment {
         let settings = journal::Settings { segment_bytes: journal.segment_mb << 20, syncs_turns };
         let (log, image, cut) = Log::open(Box::new(files), keys, settings)?;
         cut.iter().for_each(|cut| log::warn!("the journal: {cut}"));
-        let goes_on = !(image.jobs.is_empty() && image.keys.is_empty() && image.maps.is_empty());
         let mut broker = self.broker();
+        let is_none = image.jobs.is_empty() && image.keys.is_empty() && image.maps.is_empty();
+        if Rules::from_config(&self.config).keeps_lines() && !is_none && !holds_a_batch(&image) {
+            return Err(format!("{} holds what is no batch's: choose another directory", dir.display()));
+        }
         broker.keep_journal(image, self.clock.now())?;
         let interval = (!syncs_turns).then(|| Duration::from_millis(journal.interval_ms));
         let keeping = Keeping { interval, is_inline: self.is_inline() };
         let kept = MemoryBroker::keep(broker, self.clock.clone(), self.groups(), log, keeping);
         let (broker, keeper) = kept.map_err(|error| format!("a thread: {error}"))?;
-        let seat = Arc::new(keeper);
-        Ok(Backend { seat, calls_may_wait: true, goes_on, ..Deployment::backend(broker) })
+        Ok(Backend { seat: Arc::new(keeper), calls_may_wait: true, ..Deployment::backend(broker) })
     }
 
     fn memory(&self) -> Backend {
@@ -301,7 +302,7 @@ impl Deployment {
         let broker = Arc::new(broker);
         let (producer, replies, seat) = (broker.clone(), broker.clone(), broker.clone());
         let consumers = Arc::new(move |group, bell| Box::new(broker.consumer(group, bell)) as _);
-        Backend { producer, replies, seat, consumers, calls_may_wait: false, goes_on: false }
+        Backend { producer, replies, seat, consumers, calls_may_wait: false }
     }
 
     /// Workers of one executor, by group.
@@ -378,6 +379,12 @@ impl Deployment {
     }
 }
 
+/// True if all jobs of callers are lines of the batch command, and there are some.
+fn holds_a_batch(image: &Image) -> bool {
+    let mut jobs = image.jobs.values().filter(|job| !job.is_follow_up).peekable();
+    jobs.peek().is_some() && image.keys.is_empty() && jobs.all(|job| LineIds::number(job.spec.id) < 1 << 40)
+}
+
 #[cfg(not(feature = "redis"))]
 impl Deployment {
     fn open_at_rest(&self, _: Vec<Secret>, _: &str) -> Result<Backend, String> {
@@ -423,7 +430,7 @@ mod at_rest {
             let broker = Arc::new(broker);
             let (producer, replies) = (broker.clone(), broker.clone());
             let consumers = Arc::new(move |group, bell| Box::new(broker.consumer(group, bell)) as _);
-            Ok(Backend { producer, replies, seat, consumers, calls_may_wait: true, goes_on: false })
+            Ok(Backend { producer, replies, seat, consumers, calls_may_wait: true })
         }
 
         /// The queue in this process, lane states and contexts in Redis.

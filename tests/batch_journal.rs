@@ -331,11 +331,16 @@ fn a_directory_that_holds_a_run_or_a_services_jobs_is_no_place_for_another() {
     let batch = Batch::new(&cofferdam(), "echo", "always", &numbered(10), &[]);
     let service = Service::start(&[&journal(&batch.folder.path("journal"))]);
     batch.ends(&[], 1, "another process has it");
-    service.submit("/v1/jobs/echo", &[], "1");
+    let jobs: Vec<String> = (0..3).map(|_| service.submit("/v1/jobs/echo", &[], "1")).collect();
+    let records = |service: &Service| jobs.iter().map(|id| service.record_when(id, "succeeded")).collect();
+    let before: Vec<Value> = records(&service);
     kill_whole(service);
-    batch.ends(&[], 2, "the journal holds a run");
-    batch.ends(RESUME, 1, "or another journal's jobs");
+    for more in [&[], RESUME] {
+        batch.ends(more, 1, "holds what is no batch's: choose another directory");
+    }
     assert!(!batch.folder.path("out").exists());
+    let after: Vec<Value> = records(&Service::start(&[&journal(&batch.folder.path("journal"))]));
+    assert_eq!(after, before, "a batch that is refused leaves all as it was");
 }
 
 #[test]

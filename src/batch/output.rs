@@ -111,21 +111,25 @@ impl Output {
     }
 
     pub fn write_line(&mut self, line: &[u8]) -> Result<()> {
-        if let (Some(file), Some(bytes)) = (&self.file, self.stands.take()) {
-            file.set_len(bytes)?;
-        }
+        self.cut()?;
         self.writer.write_all(line)?;
         self.unsynced += 1;
         if self.unsynced < BATCH_COMMAND_LINES { Ok(()) } else { self.sync() }
+    }
+
+    fn cut(&mut self) -> Result<()> {
+        let end = self.file.as_ref().zip(self.stands.take());
+        end.map_or(Ok(()), |(file, bytes)| file.set_len(bytes))
     }
 
     pub fn flush(&mut self) -> Result<()> {
         self.writer.flush()
     }
 
-    /// With a journal: all lines are on the disk.
+    /// With a journal: these lines are all, and on the disk.
     pub fn sync(&mut self) -> Result<()> {
         self.unsynced = 0;
+        self.cut()?;
         let Some(file) = &self.file else { return Ok(()) };
         self.writer.flush().and_then(|()| file.sync_data())
     }

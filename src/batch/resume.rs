@@ -65,7 +65,7 @@ impl Kept {
 }
 
 fn another(what: &str) -> BatchError {
-    let why = "the journal holds the run of another input or handler, or another journal's jobs";
+    let why = "the journal holds the run of another input, or by another handler";
     BatchError::Failed(format!("--resume: {why}: {what} is not as it was"))
 }
 
@@ -102,15 +102,13 @@ pub fn begin(
     lines: &mut Lines,
 ) -> Result<(u64, Output, Option<Kept>), BatchError> {
     let mut kept = journal.map(|backend| Kept::of(backend, &options.handler)).transpose()?;
-    let goes_on = journal.is_some_and(|backend| backend.goes_on);
     let done = match (options.resume, &kept) {
         (Some(Resume::Lines(lines)), _) => lines,
         (_, None) => 0,
-        (None, Some(_)) if goes_on => {
+        (None, Some(kept)) if kept.last > 0 => {
             let why = "the journal holds a run: --resume goes on with it, or choose another directory";
             return Err(BatchError::Usage(why.into()));
         }
-        (_, Some(kept)) if goes_on && kept.ids.is_empty() => return Err(another("the first line")),
         (_, Some(kept)) => kept.last.saturating_sub(BATCH_LINES_BEHIND),
     };
     let each = |line: &Line| {

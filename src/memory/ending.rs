@@ -128,10 +128,10 @@ impl Broker {
         self.touch(id);
         let Some(entry) = self.jobs.get_mut(&id) else { return };
         let bytes = ENTRY_BYTES + entry.result_bytes() + entry.payload_bytes();
-        // With a journal a batch keeps its lines alone, however they ended: what they submitted has another budget, of none.
-        let keeps_lines = self.rules.retain.records == 0;
         let class = match (entry.record.status, entry.awaited) {
-            (_, is_line) if keeps_lines => [Class::Succeeded, Class::Failed][usize::from(is_line)],
+            (_, is_line) if self.rules.keeps_lines() => {
+                [Class::Succeeded, Class::Failed][usize::from(is_line)]
+            }
             (JobStatus::Succeeded, true) => Class::Awaited,
             (JobStatus::Succeeded, false) => Class::Succeeded,
             (_, _) => Class::Failed,

@@ -47,6 +47,12 @@ impl Default for Rules {
 }
 
 impl Rules {
+    /// Of a batch with a journal: its lines alone are kept, however they end, and there is another budget, of none, for what they
+    /// submit. Nobody else's records outlive that.
+    pub fn keeps_lines(&self) -> bool {
+        self.retain.records == 0
+    }
+
     pub fn from_config(config: &Config) -> Rules {
         let platform = &config.runtime.platform;
         Rules {

@@ -91,7 +91,8 @@ pub fn run(deployment: &Deployment, options: &BatchOptions) -> Result<Summary, B
         // Nothing that is cut off counts as lost with its executor.
         backend.seat.cut_off();
         let unsynced = |error| BatchError::Failed(format!("the output cannot be written: {error}"));
-        summary = summary.and_then(|done| output.sync().map_err(unsynced).and_then(|()| kept.total(done)));
+        let total = summary.and_then(|summary| kept.total(summary));
+        summary = total.and_then(|total| output.sync().map_err(unsynced).map(|()| total));
     }
     drop(failed);
     deployment.end_workers();
