@@ -15,7 +15,7 @@ use crate::entropy::Entropy;
 use crate::execution::program::{self, ProgramHandler, User};
 use crate::execution::{Handlers, Outfit, Registry, WorkerStart};
 use crate::handler::{HandlerSpec, OwnOptions};
-use crate::journal::{self, Files, Image, Log};
+use crate::journal::{self, Files, Log};
 use crate::limits::BATCH_RECORDS;
 use crate::memory::broker::Broker;
 use crate::memory::{Keeping, MemoryBroker};
@@ -282,8 +282,7 @@ impl Deployment {
         let (log, image, cut) = Log::open(Box::new(files), keys, settings)?;
         cut.iter().for_each(|cut| log::warn!("the journal: {cut}"));
         let mut broker = self.broker();
-        let is_none = image.jobs.is_empty() && image.keys.is_empty() && image.maps.is_empty();
-        if Rules::from_config(&self.config).keeps_lines() && !is_none && !holds_a_batch(&image) {
+        if Rules::from_config(&self.config).keeps_lines() && !LineIds::are_of_all(&image) {
             return Err(format!("{} holds what is no batch's: choose another directory", dir.display()));
         }
         broker.keep_journal(image, self.clock.now())?;
@@ -377,12 +376,6 @@ impl Deployment {
         let handlers: Handlers = self.specs.iter().filter_map(with_code).collect();
         Outfit { workers, handlers, rules: Rules::from_config(&self.config), clock: self.clock.clone(), bell }
     }
-}
-
-/// True if all jobs of callers are lines of the batch command, and there are some.
-fn holds_a_batch(image: &Image) -> bool {
-    let mut jobs = image.jobs.values().filter(|job| !job.is_follow_up).peekable();
-    jobs.peek().is_some() && image.keys.is_empty() && jobs.all(|job| LineIds::number(job.spec.id) < 1 << 40)
 }
 
 #[cfg(not(feature = "redis"))]

@@ -10,6 +10,7 @@ use crate::config::SinkMode;
 use crate::entropy::Entropy;
 use crate::handler::HandlerSpec;
 use crate::job::{Finished, IdMap, InstanceId, JobId, Payload, Trace};
+use crate::journal::Image;
 use crate::ports::{BackendError, NewJob, Refusal, Submitted};
 use crate::problem::{Code, JobError, document_of_line};
 
@@ -36,6 +37,14 @@ impl LineIds {
         id[..8].copy_from_slice(&self.last.to_be_bytes());
         id[8..].copy_from_slice(&self.hash[..8]);
         JobId(id)
+    }
+
+    /// True if a journal holds a run, which is lines and what they have submitted, or nothing.
+    pub fn are_of_all(image: &Image) -> bool {
+        let mut lines = image.jobs.values().filter(|job| !job.is_follow_up).peekable();
+        let is_run = lines.peek().is_some() || image.jobs.is_empty() && image.maps.is_empty();
+        // A random id is hardly ever so small.
+        is_run && image.keys.is_empty() && lines.all(|job| LineIds::number(job.spec.id) < 1 << 40)
     }
 
     /// The number of the line whose id this is; the first is 1.
@@ -284,6 +293,23 @@ mod tests {
             }
             assert_eq!(String::from_utf8_lossy(&out), expected);
         }
+    }
+
+    #[test]
+    fn the_id_of_a_line_is_its_number_and_says_all_before_it() {
+        let ids = |handler: &str, lines: &[Option<&[u8]>]| -> Vec<JobId> {
+            let mut ids = LineIds::new(handler);
+            lines.iter().map(|line| ids.next(*line)).collect()
+        };
+        let [a, b]: [Option<&[u8]>; 2] = [Some(b"a"), Some(b"b")];
+        let all = ids("x", &[a, b, None]);
+        assert_eq!(all.iter().map(|id| LineIds::number(*id)).collect::<Vec<_>>(), [1, 2, 3]);
+        assert_eq!(all, ids("x", &[a, b, None]));
+        for other in [ids("y", &[a, b, None]), ids("x", &[b, b, None]), ids("x", &[None, b, None])] {
+            assert!(all.iter().zip(&other).all(|(one, other)| one != other), "{all:?} {other:?}");
+        }
+        assert_eq!(all[..2], ids("x", &[a, b, Some(b"")])[..2]);
+        assert_ne!(all[2], ids("x", &[a, b, Some(b"")])[2], "a line that is too long is no empty one");
     }
 
     #[test]

@@ -371,3 +371,22 @@ fn what_cannot_be_promised_with_a_journal_or_without_is_refused_by_name() {
     );
     assert!(!batch.folder.path("out").exists());
 }
+
+#[test]
+fn what_lines_submit_takes_no_room_of_what_is_kept_for_the_output() {
+    const SUBMITS: &str = r#"{"handler":"echo","payload":1},{"handler":"echo","payload":2},{"handler":"echo","payload":3},{"handler":"sleep","payload":"fails"}"#;
+    let folder = Folder::new();
+    let worker = format!(
+        "while IFS= read -r line; do id=${{line#*'\"id\":\"'}}; echo '{{\"id\":\"'\"${{id%%'\"'*}}\"'\",\"ok\":1,\"submit\":[{SUBMITS},{SUBMITS}]}}'; done"
+    );
+    let file = folder.file("worker.sh", worker);
+    let option = json!({"command": ["sh", file], "mode": "worker"});
+    let set = format!("handlers.fans_out={option}");
+    // Three times as many jobs as a journal keeps records of.
+    let lines = 6_000;
+    let batch = Batch::new(&cofferdam(), "fans_out", "interval", &b"0\n".repeat(lines), &[&set, INLINE]);
+    batch.ends(&[], 0, "");
+    assert_same(&batch.output(), &b"1\n".repeat(lines), "once");
+    batch.ends(RESUME, 0, "");
+    assert_same(&batch.output(), &b"1\n".repeat(lines), "again");
+}
