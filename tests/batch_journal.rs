@@ -322,11 +322,16 @@ fn a_directory_that_holds_a_run_or_a_services_jobs_is_no_place_for_another() {
     let batch = Batch::new(&cofferdam(), "echo", "always", &numbered(10), &[]);
     // Nothing is there to go on with: it begins.
     batch.ends(RESUME, 0, "");
-    batch.folder.file("out", "mine");
+    let mine = b"mine\n".repeat(100);
+    batch.folder.file("out", &mine);
     batch.ends(&[], 2, "the journal holds a run: --resume goes on with it, or choose another directory");
-    assert_eq!(batch.output(), b"mine");
+    assert_eq!(batch.output(), mine);
     batch.ends(RESUME, 0, "");
-    assert_same(&batch.output(), &numbered(10), "written again");
+    assert_same(&batch.output(), &numbered(10), "written again, and no more");
+    let nothing = Batch::new(&cofferdam(), "echo", "always", b"", &[]);
+    nothing.folder.file("out", &mine);
+    nothing.ends(RESUME, 0, "");
+    assert_same(&nothing.output(), b"", "cut where nothing is written");
 
     let batch = Batch::new(&cofferdam(), "echo", "always", &numbered(10), &[]);
     let service = Service::start(&[&journal(&batch.folder.path("journal"))]);

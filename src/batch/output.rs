@@ -134,3 +134,36 @@ impl Output {
         self.writer.flush().and_then(|()| file.sync_data())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn with_a_journal_so_many_lines_are_written_out_at_most_later() {
+        let path = std::env::temp_dir().join(format!("cofferdam-output-{}", std::process::id()));
+        std::fs::write(&path, "1\n2\n3\n").unwrap();
+        let options = BatchOptions {
+            handler: "x".into(),
+            input: None,
+            output: Some(path.clone()),
+            sink_mode: None,
+            shows_progress: false,
+            resume: Some(Resume::Journal),
+        };
+        let bytes = || std::fs::metadata(&path).unwrap().len() as usize;
+        assert!(Output::open(&options, Some(4)).is_err(), "it has fewer lines");
+        let (mut output, before) = Output::open(&options, Some(1)).unwrap();
+        assert_eq!((before.lines, before.bytes, bytes()), (1, 2, 6), "nothing is cut before there is a line");
+        for unsynced in (1..BATCH_COMMAND_LINES).chain([0]).chain(1..BATCH_COMMAND_LINES).chain([0]) {
+            output.write_line(b"x\n").unwrap();
+            assert_eq!(output.unsynced, unsynced);
+            assert!(bytes() > 2 || unsynced > 0);
+        }
+        assert_eq!(bytes(), 2 + 2 * 2 * BATCH_COMMAND_LINES);
+        output.write_line(b"x\n").unwrap();
+        output.sync().unwrap();
+        assert_eq!(bytes(), 4 + 2 * 2 * BATCH_COMMAND_LINES);
+        std::fs::remove_file(&path).unwrap();
+    }
+}
