@@ -341,7 +341,7 @@ fn a_directory_that_holds_a_run_or_a_services_jobs_is_no_place_for_another() {
     let before: Vec<Value> = records(&service);
     kill_whole(service);
     for more in [&[], RESUME] {
-        batch.ends(more, 1, "holds what is no batch's: choose another directory");
+        batch.ends(more, 1, "holds other jobs than a batch's: choose another directory");
     }
     assert!(!batch.folder.path("out").exists());
     let after: Vec<Value> = records(&Service::start(&[&journal(&batch.folder.path("journal"))]));

@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn with_a_journal_so_many_lines_are_written_out_at_most_later() {
+    fn with_a_journal_lines_are_written_out_at_the_latest_when_there_are_so_many() {
         let path = std::env::temp_dir().join(format!("cofferdam-output-{}", std::process::id()));
         std::fs::write(&path, "1\n2\n3\n").unwrap();
         let options = BatchOptions {

@@ -36,7 +36,7 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// Nothing has begun yet.
+    /// To be asked before any job runs.
     fn of(backend: &Backend, handler: &str) -> Result<Kept, BatchError> {
         let all = Filter { limit: usize::MAX, bare: true, ..Filter::default() };
         let listed = backend.producer.list(&Viewer::service(), &all);

@@ -47,8 +47,8 @@ impl Default for Rules {
 }
 
 impl Rules {
-    /// Of a batch with a journal: its lines alone are kept, however they end, and there is another budget, of none, for what they
-    /// submit. Nobody else's records outlive that.
+    /// True for a batch with a journal: records of its lines are kept in one budget, however they ended, and what they have submitted
+    /// has another, of none. Records of a service would be dropped by this.
     pub fn keeps_lines(&self) -> bool {
         self.retain.records == 0
     }
