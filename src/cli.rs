@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use crate::batch::{BatchError, BatchOptions};
+use crate::batch::{BatchError, BatchOptions, Resume};
 use crate::clock::Clock;
 use crate::config::{self, Loaded, SinkMode, Source};
 use crate::deployment::{Deployment, own_options};
@@ -138,6 +138,16 @@ impl Options {
             values.push(self.0.remove(at));
         }
         Ok(values)
+    }
+
+    /// True if this option has no value, as one that may do without.
+    fn is_alone(&mut self, name: &str) -> bool {
+        let Some(at) = self.0.iter().position(|argument| argument == name) else { return false };
+        let is_alone = self.0.get(at + 1).is_none_or(|next| next.starts_with("--"));
+        if is_alone {
+            self.0.remove(at);
+        }
+        is_alone
     }
 
     /// The first word, if it is no option.
@@ -295,15 +305,20 @@ fn run_batch(options: &mut Options, program: &Program) -> Result<Exit, String> {
     };
     let input = options.value("--input")?.map(PathBuf::from);
     let output = options.value("--output")?.map(PathBuf::from);
-    let resume = options.value("--resume")?.unwrap_or_else(|| "0".into());
-    let resume = resume.parse().map_err(|_| format!("--resume is a number of lines, not {resume}"))?;
+    let is_alone = options.is_alone("--resume");
+    let lines = options
+        .value("--resume")?
+        .map(|lines| lines.parse().map_err(|_| format!("--resume is a number of lines, not {lines}")));
+    let lines: Option<u64> = lines.transpose()?;
+    let resume = lines.map(Resume::Lines).or(is_alone.then_some(Resume::Journal));
     let deployment = start(&options.load(&program.registry)?, program, "batch", None)?;
     let options = BatchOptions { handler, input, output, sink_mode, shows_progress, resume };
     let end = roles::run_batch(&deployment, &options);
     log_writer::settle();
     match end {
         Ok(summary) => {
-            summary.complaints(resume).iter().for_each(|complaint| complain(complaint));
+            let before = deployment.journal().is_none().then(|| lines.unwrap_or(0));
+            summary.complaints(before).iter().for_each(|complaint| complain(complaint));
             Ok(summary.exit())
         }
         Err(BatchError::Usage(message)) => Err(message),

@@ -16,8 +16,10 @@ use crate::execution::program::{self, ProgramHandler, User};
 use crate::execution::{Handlers, Outfit, Registry, WorkerStart};
 use crate::handler::{HandlerSpec, OwnOptions};
 use crate::journal::{self, Files, Log};
+use crate::limits::BATCH_RECORDS;
 use crate::memory::broker::Broker;
 use crate::memory::{Keeping, MemoryBroker};
+use crate::ndjson::LineIds;
 use crate::observe::metrics::Counters;
 use crate::ports::{Consumer, Fitness, Producer, Replies, Rules, Seat};
 use crate::process::account::Account;
@@ -280,6 +282,12 @@ impl Deployment {
         let (log, image, cut) = Log::open(Box::new(files), keys, settings)?;
         cut.iter().for_each(|cut| log::warn!("the journal: {cut}"));
         let mut broker = self.broker();
+        if Rules::from_config(&self.config).keeps_lines() && !LineIds::are_of_all(&image) {
+            return Err(format!(
+                "{} holds other jobs than a batch's: choose another directory",
+                dir.display()
+            ));
+        }
         broker.keep_journal(image, self.clock.now())?;
         let interval = (!syncs_turns).then(|| Duration::from_millis(journal.interval_ms));
         let keeping = Keeping { interval, is_inline: self.is_inline() };
@@ -304,13 +312,19 @@ impl Deployment {
         self.platform().process_groups.iter().map(|group| group.workers).collect()
     }
 
-    /// The same for a batch: nobody reads its records but it itself, which needs all of those in flight.
+    /// The same for a batch: nobody reads its records but it itself, which needs all of those in flight; or with a journal, whenever
+    /// it goes on, all that its output may lack.
     pub fn for_batch(&self, window: usize) -> Deployment {
         let mut deployment = self.clone();
         let reply = &mut deployment.config.runtime.platform.reply;
         let (records, bytes) = (window, 1 << 40);
         reply.retain = Retain { records, bytes, failed_records: records, failed_bytes: bytes };
         (reply.awaited_ttl_seconds, reply.result_ttl_seconds) = (24 * 3_600, 24 * 3_600);
+        if self.journal().is_some() {
+            const CENTURY: u64 = 36_500 * 24 * 3_600;
+            reply.failed_ttl_seconds = CENTURY;
+            (reply.retain.records, reply.retain.failed_records) = (0, BATCH_RECORDS);
+        }
         deployment
     }
 

@@ -15,7 +15,7 @@ use crate::limits::{CHANGE_BYTES, FOLLOW_UP_OVERHEAD_BYTES, MEDIA_TYPE_BYTES, PA
 use crate::named::named;
 use crate::problem::JobError;
 
-/// 128 random bits, written as 32 lowercase hex digits.
+/// 128 random bits, or with a journal the line of a batch, written as 32 lowercase hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JobId(pub [u8; 16]);
 

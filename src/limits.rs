@@ -110,6 +110,11 @@ pub const BATCH_LINES: usize = 256;
 /// Lines of the `batch` command in flight: enough to keep runs of [`RUN_JOBS`] full on some lanes.
 pub const BATCH_COMMAND_LINES: usize = 4_096;
 const _: () = assert!(BATCH_LINES > RUN_JOBS && BATCH_COMMAND_LINES > BATCH_LINES);
+/// With a journal, the output is on the disk but for so many lines at most, where each further line is submitted: those in
+/// flight, and as many since the last sync. A journal relies on the process that wrote it having had no larger number.
+pub const BATCH_LINES_BEHIND: u64 = 2 * BATCH_COMMAND_LINES as u64;
+/// Records that a journal of a batch keeps: see `batch::resume`.
+pub const BATCH_RECORDS: usize = 2 * BATCH_LINES_BEHIND as usize;
 
 /// A request target; browsers and proxies stop at about this length too.
 pub const TARGET_BYTES: usize = 8 << 10;

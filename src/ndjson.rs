@@ -4,15 +4,54 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
+
 use crate::config::SinkMode;
 use crate::entropy::Entropy;
 use crate::handler::HandlerSpec;
 use crate::job::{Finished, IdMap, InstanceId, JobId, Payload, Trace};
+use crate::journal::Image;
 use crate::ports::{BackendError, NewJob, Refusal, Submitted};
 use crate::problem::{Code, JobError, document_of_line};
 
 /// A line's number and the job that it is, also when it is submitted again.
 type Line = (u64, NewJob);
+
+/// Ids of the lines of one input: each is the line's number, and says all of the input up to it, and who does it.
+#[derive(Clone, Debug)]
+pub struct LineIds {
+    last: u64,
+    hash: [u8; 32],
+}
+
+impl LineIds {
+    pub fn new(handler: &str) -> LineIds {
+        LineIds { last: 0, hash: Sha256::digest(handler).into() }
+    }
+
+    /// The next line's; `None`: it is too long.
+    pub fn next(&mut self, line: Option<&[u8]>) -> JobId {
+        let of = [&self.hash[..], &[u8::from(line.is_some())], line.unwrap_or_default()].concat();
+        (self.last, self.hash) = (self.last + 1, Sha256::digest(of).into());
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&self.last.to_be_bytes());
+        id[8..].copy_from_slice(&self.hash[..8]);
+        JobId(id)
+    }
+
+    /// True if a journal holds a run, which is lines and what they have submitted, or nothing.
+    pub fn are_of_all(image: &Image) -> bool {
+        let mut lines = image.jobs.values().filter(|job| !job.is_follow_up).peekable();
+        let is_run = lines.peek().is_some() || image.jobs.is_empty() && image.maps.is_empty();
+        // A random id is hardly ever so small.
+        is_run && image.keys.is_empty() && lines.all(|job| LineIds::number(job.spec.id) < 1 << 40)
+    }
+
+    /// The number of the line whose id this is; the first is 1.
+    pub fn number(JobId(id): JobId) -> u64 {
+        u64::from_be_bytes(std::array::from_fn(|at| id[at]))
+    }
+}
 
 /// The lines of one input.
 #[derive(Debug)]
@@ -42,6 +81,8 @@ pub struct Pump {
     pub first_failed: Option<u64>,
     /// The number of the first line, for people.
     first_number: u64,
+    /// `None`: the ids of jobs are random.
+    ids: Option<LineIds>,
 }
 
 impl Pump {
@@ -68,6 +109,7 @@ impl Pump {
             failed: 0,
             first_failed: None,
             first_number: 1,
+            ids: None,
         }
     }
 
@@ -76,9 +118,9 @@ impl Pump {
         self.owner = owner;
     }
 
-    /// The first line has this number, where it is told.
-    pub fn number_from(&mut self, first: u64) {
-        self.first_number = first;
+    /// The first line has this number, where it is told, and jobs have these ids.
+    pub fn number_from(&mut self, first: u64, ids: Option<LineIds>) {
+        (self.first_number, self.ids) = (first, ids);
     }
 
     /// The jobs to submit next: those that found no room, then those of lines from `next`, some `most` in all; none
@@ -100,7 +142,9 @@ impl Pump {
         {
             let number = self.next_number;
             self.next_number += 1;
-            match bytes.map_err(too_long).and_then(|bytes| self.job(bytes.as_ref(), entropy)) {
+            let line = bytes.as_ref().ok().map(AsRef::as_ref);
+            let id = self.ids.as_mut().map_or_else(|| JobId(entropy.bytes()), |ids| ids.next(line));
+            match bytes.map_err(too_long).and_then(|bytes| self.job(id, bytes.as_ref())) {
                 Ok(job) => self.asked.push((number, job)),
                 Err(error) => self.refuse(number, &error),
             }
@@ -110,10 +154,10 @@ impl Pump {
         self.asked.iter().map(|(_, job)| job.clone()).collect()
     }
 
-    fn job(&self, bytes: &[u8], entropy: &mut Entropy) -> Result<NewJob, JobError> {
+    fn job(&self, id: JobId, bytes: &[u8]) -> Result<NewJob, JobError> {
         let key = self.handler.options.ordering.key(None, bytes);
         Ok(NewJob {
-            id: JobId(entropy.bytes()),
+            id,
             owner: self.owner.clone(),
             handler: self.handler.name.clone(),
             ordering_key: key.map_err(|detail| JobError::new(Code::BadRequest, detail))?,
@@ -133,7 +177,11 @@ impl Pump {
         let mut gone = Vec::new();
         for (index, (number, job)) in std::mem::take(&mut self.asked).into_iter().enumerate() {
             let answer = answers.as_ref().ok().and_then(|answers| answers.get(index));
-            if let Some(Submitted::New | Submitted::Existing(_)) = answer {
+            if let Some(Submitted::Existing(record)) = answer {
+                record.finished.iter().for_each(|finished| self.finished(job.id, finished));
+                continue;
+            }
+            if let Some(Submitted::New) = answer {
                 continue;
             }
             // A job that has ended was accepted all the same.
@@ -245,6 +293,23 @@ mod tests {
             }
             assert_eq!(String::from_utf8_lossy(&out), expected);
         }
+    }
+
+    #[test]
+    fn the_id_of_a_line_is_its_number_and_says_all_before_it() {
+        let ids = |handler: &str, lines: &[Option<&[u8]>]| -> Vec<JobId> {
+            let mut ids = LineIds::new(handler);
+            lines.iter().map(|line| ids.next(*line)).collect()
+        };
+        let [a, b]: [Option<&[u8]>; 2] = [Some(b"a"), Some(b"b")];
+        let all = ids("x", &[a, b, None]);
+        assert_eq!(all.iter().map(|id| LineIds::number(*id)).collect::<Vec<_>>(), [1, 2, 3]);
+        assert_eq!(all, ids("x", &[a, b, None]));
+        for other in [ids("y", &[a, b, None]), ids("x", &[b, b, None]), ids("x", &[None, b, None])] {
+            assert!(all.iter().zip(&other).all(|(one, other)| one != other), "{all:?} {other:?}");
+        }
+        assert_eq!(all[..2], ids("x", &[a, b, Some(b"")])[..2]);
+        assert_ne!(all[2], ids("x", &[a, b, Some(b"")])[2], "a line that is too long is no empty one");
     }
 
     #[test]

@@ -156,6 +156,12 @@ pub fn document_of_line(error: &JobError, line: u64) -> String {
     out
 }
 
+/// True if that has written it.
+pub fn is_document_of_line(text: &[u8], line: u64) -> bool {
+    text.starts_with(br#"{"type":"urn:cofferdam:error:"#)
+        && text.ends_with(format!(",\"line\":{line}}}").as_bytes())
+}
+
 /// `text` as a JSON string.
 pub fn json_text(text: &str) -> String {
     serde_json::Value::from(text).to_string()

@@ -49,11 +49,13 @@ impl Lines {
     }
 
     /// Passes over the first lines, as if the rest were all; false if there are fewer.
-    pub fn skip(&mut self, count: u64) -> Result<bool> {
+    pub fn skip(&mut self, count: u64, mut each: impl FnMut(&Line)) -> Result<bool> {
         for _ in 0..count {
-            if self.next_line()? == Line::End {
+            let line = self.next_line()?;
+            if line == Line::End {
                 return Ok(false);
             }
+            each(&line);
         }
         self.size = self.size.map(|size| size.saturating_sub(std::mem::take(&mut self.consumed)));
         Ok(true)
@@ -100,13 +102,13 @@ mod tests {
             [(0, Line::Whole(b"ab".to_vec()), 3), (3, Line::Whole(b"x".to_vec()), 1)]
         {
             let mut lines = Lines::new(BufReader::new(Box::new(text)), Some(11), 4);
-            assert!(lines.skip(count).unwrap());
+            assert!(lines.skip(count, |_| ()).unwrap());
             assert_eq!((lines.next_line().unwrap(), lines.consumed), (next, consumed));
         }
         let mut lines = Lines::new(BufReader::new(Box::new(text)), Some(11), 4);
-        assert!(lines.skip(4).unwrap());
+        assert!(lines.skip(4, |_| ()).unwrap());
         assert_eq!((lines.next_line().unwrap(), lines.size), (Line::End, Some(0)));
-        assert!(!Lines::new(BufReader::new(Box::new(text)), None, 4).skip(5).unwrap());
+        assert!(!Lines::new(BufReader::new(Box::new(text)), None, 4).skip(5, |_| ()).unwrap());
     }
 
     #[test]

@@ -4,16 +4,19 @@
 //! when they are, reading stops. In scope: the input and the output, progress. Not in scope: who runs the jobs.
 
 mod input;
+mod output;
 mod progress;
+mod resume;
 
 use std::collections::VecDeque;
-use std::io::{BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
 pub use input::{Line, Lines};
+pub use output::Output;
+pub use resume::{Kept, begin, vet};
 
 use crate::bell::Bell;
 use crate::config::SinkMode;
@@ -24,7 +27,6 @@ use crate::handler::{HandlerSpec, Ordering};
 use crate::job::{InstanceId, JobId, Trace};
 use crate::ndjson::Pump;
 use crate::ports::{Ends, Fitness, JobEnded, Producer, Stats, Viewer};
-use crate::process::hygiene;
 use progress::Progress;
 
 /// The command's own options. `-` or nothing is standard input or output.
@@ -36,8 +38,16 @@ pub struct BatchOptions {
     /// Overrides `runtime.ordering.sink_mode`.
     pub sink_mode: Option<SinkMode>,
     pub shows_progress: bool,
+    pub resume: Option<Resume>,
+}
+
+/// Where it begins, if not with the first line of the input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resume {
     /// So many lines were done before: they are passed over, and the output file is gone on with.
-    pub resume: u64,
+    Lines(u64),
+    /// Where it was, which the journal knows.
+    Journal,
 }
 
 /// How a batch ended.
@@ -76,14 +86,15 @@ impl Summary {
         }
     }
 
-    /// What a user should know, where not all is well. So many lines were done before.
-    pub fn complaints(&self, before: u64) -> Vec<String> {
+    /// What a user should know, where not all is well. So many lines were done before; `None`: a journal knows.
+    pub fn complaints(&self, before: Option<u64>) -> Vec<String> {
         let Summary { done, failed, first_failed, has_state, end } = *self;
         let first =
             first_failed.map(|line| format!("{failed} of {done} lines failed, the first is line {line}"));
-        let done = before + done;
+        let done = before.unwrap_or(0) + done;
+        let number = before.map_or(String::new(), |_| format!(" {done}"));
         let state = if has_state { ", or from the beginning: its state would be empty" } else { "" };
-        let go_on = format!("line {done} was the last that is done; go on with --resume {done}{state}");
+        let go_on = format!("line {done} was the last that is done; go on with --resume{number}{state}");
         first
             .into_iter()
             .chain(match end {
@@ -130,6 +141,8 @@ pub struct Parts<'a> {
     pub patience: Duration,
     /// Lines that were passed over.
     pub before: u64,
+    /// `Some` iff there is a journal.
+    pub kept: Option<&'a Kept>,
 }
 
 /// Lines of one submission at most: the broker's lock is taken once for them.
@@ -140,19 +153,19 @@ impl Parts<'_> {
     ///
     /// # Errors
     /// The input cannot be read, the output not written, the backend refuses for good, or nobody runs jobs any more.
-    pub fn run(self, lines: Lines, mut output: impl Write) -> Result<Summary, BatchError> {
+    pub fn run(self, lines: Lines, output: &mut Output) -> Result<Summary, BatchError> {
         let inbox = self.backend.replies.subscribe(INSTANCE, self.bell.clone());
         let mut inbox = inbox.map_err(|error| BatchError::Failed(error.to_string()))?;
         let mut progress = Progress::new(self.shows_progress, lines.size);
         let mut source = Source::start(lines, self.bell.clone())?;
         let mut entropy = Entropy::system();
         let trace = Trace { id: entropy.bytes(), span: entropy.bytes() };
-        let has_state = self.handler.options.ordering != Ordering::None;
+        let has_state = self.handler.options.ordering != Ordering::None && self.kept.is_none();
         let mut pump = Pump::new(self.handler, self.mode, self.window, trace, INSTANCE);
-        pump.number_from(self.before + 1);
+        pump.number_from(self.before + 1, self.kept.map(|kept| kept.next.clone()));
         let (again_at, refusing_since, pause) = (Instant::now(), None, Duration::ZERO);
         let producer = &*self.backend.producer;
-        let mut submitter = Submitter { producer, entropy, again_at, refusing_since, pause };
+        let mut submitter = Submitter { producer, kept: self.kept, entropy, again_at, refusing_since, pause };
         let mut silence = Silence { asked: Instant::now(), bad_since: None };
         let (mut is_unsure, mut cut_off_at) = (false, None);
         // After a stop nothing new begins; once nothing runs any more, and all ends were looked for, it is over.
@@ -182,7 +195,7 @@ impl Parts<'_> {
                 && let Some(line) = pump.next_result()
             {
                 is_quiet = false;
-                written = output.write_all(&line);
+                written = output.write_line(&line);
             }
             let is_over = source.end.is_some() && pump.is_idle();
             let is_stopped = is_held && has_settled && is_quiet;
@@ -237,39 +250,6 @@ impl Parts<'_> {
 }
 
 const INSTANCE: InstanceId = InstanceId(1);
-
-/// The output; not the input, which would be emptied. One that is gone on with must end with a whole line.
-pub fn open_output(options: &BatchOptions) -> Result<impl Write + use<>, BatchError> {
-    const BUFFER_BYTES: usize = 256 << 10;
-    let with_buffer = |output: Box<dyn Write>| BufWriter::with_capacity(BUFFER_BYTES, output);
-    let Some(path) = options.output.as_deref().filter(|path| *path != Path::new("-")) else {
-        return Ok(with_buffer(hygiene::data()));
-    };
-    let failed = |why: String| BatchError::Usage(format!("--output {}: {why}", path.display()));
-    let file = |path: &Path| {
-        let meta = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file)?;
-        Some((meta.dev(), meta.ino(), meta.len()))
-    };
-    let there = file(path);
-    if there.is_some() && options.input.as_deref().and_then(file) == there {
-        return Err(failed("is the input".into()));
-    }
-    let goes_on = options.resume > 0;
-    let mut open = std::fs::File::options();
-    open.create(true).write(true).truncate(!goes_on).read(goes_on && there.is_some());
-    let mut file = open.open(path).map_err(|error| failed(error.to_string()))?;
-    if goes_on && there.is_some_and(|(.., size)| size > 0) {
-        let mut last = [0];
-        let read = file.seek(SeekFrom::End(-1)).and_then(|_| file.read_exact(&mut last));
-        read.map_err(|error| failed(error.to_string()))?;
-        if last != *b"\n" {
-            return Err(failed(
-                "its last line is not whole: remove that, and --resume after the line before".into(),
-            ));
-        }
-    }
-    Ok(with_buffer(Box::new(file)))
-}
 
 /// The input, read ahead by a thread of its own: a source that is slow holds up no result.
 struct Source {
@@ -388,6 +368,7 @@ impl Silence {
 /// call is safe to repeat.
 struct Submitter<'a> {
     producer: &'a dyn Producer,
+    kept: Option<&'a Kept>,
     entropy: Entropy,
     /// Nothing is submitted before.
     again_at: Instant,
@@ -406,6 +387,9 @@ impl Submitter<'_> {
         let jobs = pump.jobs(CHUNK, &mut self.entropy, || source.next());
         if jobs.is_empty() {
             return Ok(false);
+        }
+        if let Some(kept) = self.kept {
+            jobs.iter().try_for_each(|job| kept.vet(job.id))?;
         }
         let answers = self.producer.submit(jobs);
         pump.answered(&answers);

@@ -235,9 +235,14 @@ impl Broker {
             return Submitted::Refused(Refusal::UnknownHandler);
         };
         if let Some(existing) = self.jobs.get(&new.id) {
-            // The call was repeated: the job is there already.
             debug_assert_eq!(existing.record.spec.handler, new.handler);
-            return Submitted::New;
+            // The call was repeated: the job is there already.
+            if existing.instance == new.instance {
+                return Submitted::New;
+            }
+            // Or it is a line of a batch, which the journal has kept.
+            self.tell_also(new.id, new.instance);
+            return Submitted::Existing(Box::new(self.record_of(new.id, now)));
         }
         if let Some(Idempotency { key, fingerprint }) = &new.idempotency
             && let scope = (new.owner.clone(), new.handler.clone(), key.clone())

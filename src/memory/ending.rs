@@ -130,6 +130,9 @@ impl Broker {
         let Some(entry) = self.jobs.get_mut(&id) else { return };
         let bytes = ENTRY_BYTES + entry.result_bytes() + entry.payload_bytes();
         let class = match (entry.record.status, entry.awaited) {
+            (_, is_line) if self.rules.keeps_lines() => {
+                [Class::Succeeded, Class::Failed][usize::from(is_line)]
+            }
             (JobStatus::Succeeded, true) => Class::Awaited,
             (JobStatus::Succeeded, false) => Class::Succeeded,
             (_, _) => Class::Failed,

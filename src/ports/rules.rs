@@ -47,6 +47,12 @@ impl Default for Rules {
 }
 
 impl Rules {
+    /// True for a batch with a journal: records of its lines are kept in one budget, however they ended, and what they have submitted
+    /// has another, of none. Records of a service would be dropped by this.
+    pub fn keeps_lines(&self) -> bool {
+        self.retain.records == 0
+    }
+
     pub fn from_config(config: &Config) -> Rules {
         let platform = &config.runtime.platform;
         Rules {

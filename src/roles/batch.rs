@@ -33,25 +33,26 @@ pub fn run(deployment: &Deployment, options: &BatchOptions) -> Result<Summary, B
     let handler = handler.ok_or_else(unknown)?;
     let max_payload = deployment.platform().execution_ipc.max_payload_bytes;
     let mut lines = Lines::open(options.input.as_deref(), max_payload).map_err(BatchError::Usage)?;
-    let resume = options.resume;
-    match lines.skip(resume) {
-        Ok(true) => {}
-        Ok(false) => {
-            return Err(BatchError::Usage(format!("--resume: the input has less than {resume} lines")));
-        }
-        Err(error) => return Err(BatchError::Failed(format!("the input: {error}"))),
-    }
+    let mode = options.sink_mode.unwrap_or(deployment.config.runtime.ordering.sink_mode);
+    let has_journal = deployment.journal().is_some();
+    batch::vet(options, mode, has_journal)?;
     let failed = |error: std::io::Error| BatchError::Failed(error.to_string());
     hygiene::set_data_apart("batch").map_err(failed)?;
-    let output = batch::open_output(options)?;
-    let mut signals = Signals::take().map_err(failed)?;
 
     let window = BATCH_COMMAND_LINES.min(deployment.platform().queue.capacity);
     let deployment = &deployment.for_batch(window);
-    // A deployment of its own, that starts from empty state and leaves none.
-    let prefix = format!("batch-{:016x}:", Entropy::system().up_to(u64::MAX));
+    // Without a journal: a deployment of its own, that starts from empty state and leaves none.
+    let own = || format!("batch-{:016x}:", Entropy::system().up_to(u64::MAX));
+    let prefix = if has_journal { String::new() } else { own() };
     let sub = SubDeployment { deployment, prefix, renewed: Cell::new(Instant::now()) };
     let backend = &deployment.open(Vec::new(), &sub.prefix).map_err(BatchError::Failed)?;
+    let (before, mut output, kept) = batch::begin(options, has_journal.then_some(backend), &mut lines)?;
+    if has_journal {
+        // A run that was stopped has left it so.
+        let resumed = backend.producer.pause(&handler.name, false);
+        resumed.map_err(|error| BatchError::Failed(error.to_string()))?;
+    }
+    let mut signals = Signals::take().map_err(failed)?;
     let bell = Bell::for_this_thread();
     // Both end with what looks after them, which is before the backend and what is left behind there.
     let failed: Box<dyn Fn() -> Option<String>> = if deployment.is_inline() {
@@ -63,14 +64,16 @@ pub fn run(deployment: &Deployment, options: &BatchOptions) -> Result<Summary, B
     };
     let parts = batch::Parts {
         handler,
-        mode: options.sink_mode.unwrap_or(deployment.config.runtime.ordering.sink_mode),
+        mode,
         window,
         shows_progress: options.shows_progress,
         backend,
         bell,
         failed: &|| {
             sub.renew();
-            failed()
+            let broken =
+                || (!backend.seat.is_sound()).then(|| "the journal cannot be written any more".into());
+            failed().or_else(broken)
         },
         fitness: &|| deployment.fitness(),
         stops: &mut || {
@@ -80,9 +83,17 @@ pub fn run(deployment: &Deployment, options: &BatchOptions) -> Result<Summary, B
             drain_bytes(&mut signals.stop)
         },
         patience: Duration::from_millis(deployment.platform().lifecycle.patience_ms()),
-        before: resume,
+        before,
+        kept: kept.as_ref(),
     };
-    let summary = parts.run(lines, output);
+    let mut summary = parts.run(lines, &mut output);
+    if let Some(kept) = &kept {
+        // Nothing that is cut off counts as lost with its executor.
+        backend.seat.cut_off();
+        let unsynced = |error| BatchError::Failed(format!("the output cannot be written: {error}"));
+        let total = summary.and_then(|summary| kept.total(summary));
+        summary = total.and_then(|total| output.sync().map_err(unsynced).map(|()| total));
+    }
     drop(failed);
     deployment.end_workers();
     hygiene::end_orphans();
