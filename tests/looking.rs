@@ -71,6 +71,8 @@ on_each_backend! {
     a_drain_ends_the_stream_properly_and_waits_for_no_listener
 }
 
+/// To Redis, that a process keeps for its next call; they come with its first load.
+const KEPT_CONNECTIONS: usize = 4;
 const JSON: &str = "Content-Type: application/json";
 const HOUR: &str = r#"{"ms":3600000}"#;
 
@@ -755,6 +757,7 @@ fn ids(ended: &[Value]) -> BTreeSet<&str> {
 
 fn a_listener_is_told_the_past_the_figures_and_each_end(start: Start) {
     let service = start(&[&handlers(&json!({}))]);
+    let begun = Instant::now();
     let mut listener = Listener::of(&service);
     assert_eq!(listener.status(), "200");
     for line in ["content-type: text/event-stream", "cache-control: no-store", "transfer-encoding: chunked"] {
@@ -770,9 +773,8 @@ fn a_listener_is_told_the_past_the_figures_and_each_end(start: Start) {
     let mut expected = names(&stats);
     assert!(expected.remove("viewer"));
     assert_eq!(names(&figures), expected);
-    let begun = Instant::now();
     (0..3).for_each(|_| drop(listener.next_of("figures")));
-    assert!(begun.elapsed() > Duration::from_millis(1_500), "each second: {:?}", begun.elapsed());
+    assert!(begun.elapsed() > Duration::from_secs(2), "four of them, a second apart: {:?}", begun.elapsed());
     // Ends of each kind, with what a list would say of them.
     let [echo, no, long] = [("echo", "1"), ("no", "1"), ("sleep", HOUR)]
         .map(|(name, body)| service.submit(&format!("/v1/jobs/{name}"), &[], body));
@@ -948,7 +950,7 @@ fn there_are_sixteen_listeners_and_one_that_closes_makes_room(start: Start) {
     assert_eq!(old.next().0, "history");
     old.next_of("figures");
     drop(old);
-    until("no descriptor is left", PATIENCE, || (descriptors() <= before).then_some(()));
+    until("no descriptor is left", PATIENCE, || (descriptors() <= before + KEPT_CONNECTIONS).then_some(()));
 }
 
 fn a_drain_ends_the_stream_properly_and_waits_for_no_listener(start: Start) {
