@@ -674,6 +674,16 @@ fn a_later_source_that_sets_the_default_again_leaves_no_origin() {
 }
 
 #[test]
+fn null_takes_back_a_journal_and_all_that_was_said_of_it() {
+    let folder = Folder::new();
+    let file = folder.file("config.json", r#"{"runtime":{"platform":{"queue":{"journal":{"dir":"/j"}}}}}"#);
+    let queue = "runtime.platform.queue";
+    let loaded = accepted(&Source { file: Some(file), ..sets([&*format!("{queue}.journal=null")]) });
+    assert!(loaded.config.runtime.platform.queue.journal.is_none());
+    assert_eq!(loaded.origins.into_keys().collect::<Vec<_>>(), [format!("{queue}.journal")]);
+}
+
+#[test]
 fn sources_are_merged_key_by_key_and_lists_replace_lists() {
     let folder = Folder::new();
     let file = folder.file(

@@ -229,6 +229,9 @@ fn merge(base: &mut Value, layer: Value, path: &str, origin: &Origin, origins: &
             }
         }
         (base, layer) => {
+            // What was inside comes from nowhere any more.
+            let inside = format!("{path}.");
+            origins.retain(|known, _| !known.starts_with(&inside));
             let is_default = !layer.is_null() && Key::at(path).is_some_and(|key| (key.default)() == layer);
             *base = layer;
             if is_default {

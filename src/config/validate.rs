@@ -41,7 +41,8 @@ fn section(given: Option<&Value>, at: &str, keys: &[Key], issues: &mut Vec<Issue
     let mut out = Map::new();
     for key in keys {
         let path = inside(at, key.name);
-        let judges_null = matches!(key.kind, Kind::Section(_) | Kind::Shape(..) | Kind::Optional(_));
+        // Where nothing is a value too, null says so: a later source takes back what an earlier one has set.
+        let judges_null = matches!(key.kind, Kind::Section(_) | Kind::Shape(..));
         let given = given.and_then(|given| given.get(key.name));
         let value = match (key.kind, given.filter(|value| judges_null || !value.is_null())) {
             (Kind::Section(keys), given) => section(given, &path, keys, issues),
