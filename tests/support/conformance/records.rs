@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cofferdam::job::{Effects, InstanceId, JobId, JobStatus, Outcome, Payload, WaitingFor};
+use cofferdam::job::{Effects, InstanceId, JobId, JobStatus, Outcome, Payload, Trace, WaitingFor};
 use cofferdam::ports::{Filter, Idempotency, NewJob, NotRetried, Refusal, Submitted, Viewer};
 
 use super::{
