@@ -52,7 +52,8 @@ fn assert_usage_error(output: &Output, complaint: &str) {
 
 // --- Help and usage ---
 
-const COMMANDS: [&str; 8] = ["serve", "web", "executor", "batch", "check", "keygen", "token", "health"];
+const COMMANDS: [&str; 9] =
+    ["serve", "web", "executor", "batch", "check", "facts", "keygen", "token", "health"];
 
 #[test]
 fn help_names_every_command_on_standard_output() {
@@ -121,6 +122,7 @@ fn what_is_not_a_command_or_an_option_of_it_is_bad_usage() {
         (&["serve", "now"], "now"),
         (&["serve", "--json"], "--json"),
         (&["check", "--verbose"], "--verbose"),
+        (&["facts", "--verbose"], "--verbose"),
         (&["check", "--jso"], "--jso"),
         (&["check", "-"], "unknown argument -"),
         (&["check", "--config"], "--config needs a value"),

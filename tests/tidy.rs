@@ -85,7 +85,7 @@ const FLOORS: &[&[&str]] = &[
     &["main"],
     &["app"],
     &["cli"],
-    &["roles"],
+    &["facts", "roles"],
     &["batch", "supervisor", "web"],
     &["deployment"],
     &["process"],
