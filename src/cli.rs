@@ -1,29 +1,27 @@
 //! Arguments to a command, and a command's end to an exit code.
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{ErrorKind, IsTerminal, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::io::IsTerminal;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use zeroize::Zeroizing;
-
 use crate::batch::{BatchError, BatchOptions, Resume};
 use crate::clock::Clock;
 use crate::config::{self, Loaded, SinkMode, Source};
+use crate::console::Trouble;
 use crate::deployment::{Deployment, own_options};
 use crate::execution::program::EXEC;
 use crate::execution::{Registry, WorkerStart, running_job};
 use crate::exit::{Exit, answer, complain, ended, say};
 use crate::facts::Facts;
-use crate::limits::AUTHORIZATION_BYTES;
 use crate::observe::{job_event, log_writer};
+use crate::options::Options;
 use crate::ports::Fitness;
 use crate::process::control_socket::Role;
 use crate::process::{exec_shim, hygiene};
-use crate::{roles, usage};
+use crate::{console, roles, usage};
 
 /// Names the config file where `--config` does not.
 const CONFIG_VARIABLE: &str = "COFFERDAM_CONFIG";
@@ -93,125 +91,65 @@ fn run(arguments: &[String], program: &Program) -> Result<Exit, String> {
         return Ok(roles::run_child(role, registry, worker_start.as_ref()));
     }
     match command {
-        "serve" => serve(&options.load(registry)?, program, None),
+        "serve" => serve(&load(&mut options, registry)?, program, None),
         "batch" => run_batch(&mut options, program),
         "check" => check(&mut options, program),
         "facts" => facts(&mut options, program),
         "run" => run_job(&mut options, program),
         "keygen" => keygen(&mut options),
         "health" => health(&mut options, registry),
-        "web" => serve(&options.load_of_many(registry)?, program, Some(&[])),
+        "web" => serve(&load_of_many(&mut options, registry)?, program, Some(&[])),
         "executor" => run_executor(&mut options, program),
         "token" => token(&mut options),
         "journal" => journal(&mut options),
+        "jobs" | "lanes" | "handlers" | "top" => console::run(command, &mut options),
         unknown => Err(format!("there is no command {unknown}; see --help")),
     }
 }
 
-/// What follows the command. Every option is taken by name; what is left over is an error.
-struct Options(Vec<String>);
-
-impl Options {
-    fn new(arguments: &[String]) -> Options {
-        // `--name=value` is `--name value`, except that `--set a=b` is one word already.
-        let split = arguments.iter().flat_map(|argument| match argument.split_once('=') {
-            Some((name, value)) if name.starts_with("--") => vec![name.to_owned(), value.to_owned()],
-            Some(_) | None => vec![argument.clone()],
-        });
-        Options(split.collect())
-    }
-
-    /// The value of an option, if given; the last one wins.
-    fn value(&mut self, name: &str) -> Result<Option<String>, String> {
-        match &*self.values(name)? {
-            [] => Ok(None),
-            [value] => Ok(Some(value.clone())),
-            [..] => Err(format!("{name} is given more than once")),
-        }
-    }
-
-    fn values(&mut self, name: &str) -> Result<Vec<String>, String> {
-        let mut values = Vec::new();
-        while let Some(at) = self.0.iter().position(|argument| argument == name) {
-            self.0.remove(at);
-            if at >= self.0.len() {
-                return Err(format!("{name} needs a value"));
-            }
-            values.push(self.0.remove(at));
-        }
-        Ok(values)
-    }
-
-    /// True if this option has no value, as one that may do without.
-    fn is_alone(&mut self, name: &str) -> bool {
-        let Some(at) = self.0.iter().position(|argument| argument == name) else { return false };
-        let is_alone = self.0.get(at + 1).is_none_or(|next| next.starts_with("--"));
-        if is_alone {
-            self.0.remove(at);
-        }
-        is_alone
-    }
-
-    /// The first word, if it is no option.
-    fn positional(&mut self) -> Option<String> {
-        let is_word = self.0.first().is_some_and(|word| !word.starts_with("--"));
-        is_word.then(|| self.0.remove(0))
-    }
-
-    fn flag(&mut self, name: &str) -> bool {
-        let before = self.0.len();
-        self.0.retain(|argument| argument != name);
-        self.0.len() != before
-    }
-
-    fn finish(&self) -> Result<(), String> {
-        self.0.first().map_or(Ok(()), |unknown| Err(format!("unknown argument {unknown}; see --help")))
-    }
-
-    /// Takes `--config` and `--set`, reads everything, and reports all that is wrong.
-    fn load(&mut self, registry: &Registry) -> Result<Loaded, String> {
-        let mut environment = Vec::new();
-        for (name, value) in std::env::vars_os() {
-            let Some(name) = name.into_string().ok().filter(|name| name.starts_with("COFFERDAM_")) else {
-                continue;
-            };
-            match value.into_string() {
-                Ok(value) => environment.push((name, value)),
-                Err(_) if name.contains("__") || name == CONFIG_VARIABLE => {
-                    return Err(format!("{name}: its value is not UTF-8"));
-                }
-                Err(_) => {}
-            }
-        }
-        let named = environment.iter().find(|(name, file)| name == CONFIG_VARIABLE && !file.is_empty());
-        let file = self.value("--config")?.or_else(|| named.map(|(_, file)| file.clone()));
-        let sets = self.values("--set")?;
-        let source = Source { file: file.map(PathBuf::from), environment, sets };
-        self.finish()?;
-        let loaded = config::load(&source, &own_options(registry)).map_err(|issues| {
-            let lines: String = issues.iter().map(|issue| format!("\n  {issue}")).collect();
-            let (count, plural) = (issues.len(), if issues.len() == 1 { "" } else { "s" });
-            format!("the config has {count} error{plural}:{lines}")
-        })?;
-        loaded.warnings.iter().for_each(|warning| complain(warning));
-        Ok(loaded)
-    }
-
-    /// The same for one of many processes: its broker must be where the others find it.
-    fn load_of_many(&mut self, registry: &Registry) -> Result<Loaded, String> {
-        let loaded = self.load(registry)?;
-        let platform = &loaded.config.runtime.platform;
-        let why = if platform.queue.backend == "memory" {
-            "runtime.platform.queue.backend: a single process needs the redis backends (got memory; expected redis); \
-             `serve` runs with memory"
-        } else if platform.bootstrap.mode == "inline" {
-            "runtime.platform.bootstrap.mode: inline runs web and executors together (got inline; expected \
-             process_supervisor)"
-        } else {
-            return Ok(loaded);
+/// Takes `--config` and `--set`, reads everything, and reports all that is wrong.
+fn load(options: &mut Options, registry: &Registry) -> Result<Loaded, String> {
+    let mut environment = Vec::new();
+    for (name, value) in std::env::vars_os() {
+        let Some(name) = name.into_string().ok().filter(|name| name.starts_with("COFFERDAM_")) else {
+            continue;
         };
-        Err(why.into())
+        match value.into_string() {
+            Ok(value) => environment.push((name, value)),
+            Err(_) if name.contains("__") || name == CONFIG_VARIABLE => {
+                return Err(format!("{name}: its value is not UTF-8"));
+            }
+            Err(_) => {}
+        }
     }
+    let named = environment.iter().find(|(name, file)| name == CONFIG_VARIABLE && !file.is_empty());
+    let file = options.value("--config")?.or_else(|| named.map(|(_, file)| file.clone()));
+    let sets = options.values("--set")?;
+    let source = Source { file: file.map(PathBuf::from), environment, sets };
+    options.finish()?;
+    let loaded = config::load(&source, &own_options(registry)).map_err(|issues| {
+        let lines: String = issues.iter().map(|issue| format!("\n  {issue}")).collect();
+        let (count, plural) = (issues.len(), if issues.len() == 1 { "" } else { "s" });
+        format!("the config has {count} error{plural}:{lines}")
+    })?;
+    loaded.warnings.iter().for_each(|warning| complain(warning));
+    Ok(loaded)
+}
+
+/// The same for one of many processes: its broker must be where the others find it.
+fn load_of_many(options: &mut Options, registry: &Registry) -> Result<Loaded, String> {
+    let loaded = load(options, registry)?;
+    let platform = &loaded.config.runtime.platform;
+    let why = if platform.queue.backend == "memory" {
+        "runtime.platform.queue.backend: a single process needs the redis backends (got memory; expected redis); \
+         `serve` runs with memory"
+    } else if platform.bootstrap.mode == "inline" {
+        "runtime.platform.bootstrap.mode: inline runs web and executors together (got inline; expected \
+         process_supervisor)"
+    } else {
+        return Ok(loaded);
+    };
+    Err(why.into())
 }
 
 /// What to run from, where these process groups run (`None`: all), and what its backend says of itself. Refuses what is not built yet, cannot be read or cannot be used.
@@ -278,7 +216,7 @@ fn serve(loaded: &Loaded, program: &Program, groups: Option<&[String]>) -> Resul
 /// `executor`: `serve` for some executors, whose web process strangers need not reach.
 fn run_executor(options: &mut Options, program: &Program) -> Result<Exit, String> {
     let named = options.values("--group")?;
-    let mut loaded = options.load_of_many(&program.registry)?;
+    let mut loaded = load_of_many(options, &program.registry)?;
     if !loaded.origins.contains_key("web.bind") {
         loaded.config.web.bind = "127.0.0.1:0".into();
         loaded.value["web"]["bind"] = "127.0.0.1:0".into();
@@ -313,7 +251,7 @@ fn run_batch(options: &mut Options, program: &Program) -> Result<Exit, String> {
         .map(|lines| lines.parse().map_err(|_| format!("--resume is a number of lines, not {lines}")));
     let lines: Option<u64> = lines.transpose()?;
     let resume = lines.map(Resume::Lines).or(is_alone.then_some(Resume::Journal));
-    let deployment = start(&options.load(&program.registry)?, program, "batch", None)?;
+    let deployment = start(&load(options, &program.registry)?, program, "batch", None)?;
     let options = BatchOptions { handler, input, output, sink_mode, shows_progress, resume };
     let end = roles::run_batch(&deployment, &options);
     log_writer::settle();
@@ -333,7 +271,7 @@ fn run_job(options: &mut Options, program: &Program) -> Result<Exit, String> {
     let (payload, key, state) = (payload?, key?, state?);
     let handler = options.positional().ok_or("run needs the name of a handler")?;
     let run = roles::RunOptions { handler, payload, key, state };
-    let deployment = start(&options.load(&program.registry)?, program, "run", None)?;
+    let deployment = start(&load(options, &program.registry)?, program, "run", None)?;
     let exit = roles::run_job(&deployment, &run);
     log_writer::settle();
     exit
@@ -345,7 +283,7 @@ fn check(options: &mut Options, program: &Program) -> Result<Exit, String> {
         return Ok(answer(&config::reference()));
     }
     let as_json = options.flag("--json");
-    let loaded = options.load(&program.registry)?;
+    let loaded = load(options, &program.registry)?;
     let text =
         if as_json { format!("{:#}\n", config::normalised(&loaded)) } else { config::summary(&loaded) };
     let said = answer(&text);
@@ -360,7 +298,7 @@ fn check(options: &mut Options, program: &Program) -> Result<Exit, String> {
 /// `facts`: nothing is vetted, opened or started for it.
 fn facts(options: &mut Options, program: &Program) -> Result<Exit, String> {
     let as_json = options.flag("--json");
-    let loaded = options.load(&program.registry)?;
+    let loaded = load(options, &program.registry)?;
     let facts = Facts::of(&program.name, &program.version, &program.registry, &loaded);
     Ok(answer(&if as_json { format!("{:#}\n", facts.json()) } else { facts.text() }))
 }
@@ -414,38 +352,22 @@ fn journal(options: &mut Options) -> Result<Exit, String> {
 
 /// `health`: asks a running service, the one of this configuration unless a URL is given, whether it is ready.
 fn health(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
-    let token = options.value("--token-file")?.map(|file| read_token(&file)).transpose()?;
-    let address = match options.value("--url")? {
+    let token = options.value("--token-file")?.map(|file| console::read_token(&file)).transpose()?;
+    let url = match options.value("--url")? {
         Some(url) => {
             options.finish()?;
-            let rest = url.strip_prefix("http://").ok_or("--url must begin with http://")?;
-            rest.split('/').next().unwrap_or_default().to_owned()
+            url
         }
-        None => reachable(&options.load(registry)?.config.web.bind)?,
+        None => format!("http://{}", reachable(&load(options, registry)?.config.web.bind)?),
     };
-    let end = match ask_ready(&address, token.as_deref()) {
-        Ok(answer) if answer.starts_with("HTTP/1.1 200 ") => Ok(Exit::Done),
-        Ok(answer) => {
-            let body = answer.split_once("\r\n\r\n").map_or(&*answer, |(_, body)| body);
-            Err(format!("health: {address} is not ready: {body}"))
-        }
-        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-            Err(format!("health: {address}: no answer within {} s", PATIENCE.as_secs()))
-        }
-        Err(error) => Err(format!("health: {address}: {error}")),
+    let mut client = console::Client::new(&url, token)?;
+    client.patience = PATIENCE;
+    let end = match client.ask("GET", "/readyz", &[], b"") {
+        Ok(reply) if reply.status == 200 => Ok(Exit::Done),
+        Ok(reply) => Err(format!("health: {url} is not ready: {}", String::from_utf8_lossy(&reply.body))),
+        Err(Trouble::Unreachable(why) | Trouble::Refused(why)) => Err(format!("health: {why}")),
     };
     Ok(ended(end))
-}
-
-/// The token that such a file holds, on a line of its own.
-fn read_token(file: &str) -> Result<Zeroizing<String>, String> {
-    let mut text = Zeroizing::new(String::new());
-    let read =
-        File::open(file).and_then(|file| file.take(AUTHORIZATION_BYTES as u64).read_to_string(&mut text));
-    read.map_err(|error| format!("--token-file {file}: {error}"))?;
-    let token = text.trim();
-    let is_one = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
-    if is_one { Ok(token.to_owned().into()) } else { Err(format!("--token-file {file}: holds no token")) }
 }
 
 /// Where a service that is bound to this address answers on its own host.
@@ -463,16 +385,3 @@ fn reachable(bind: &str) -> Result<String, String> {
 
 /// What `health` waits for a service.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-fn ask_ready(address: &str, token: Option<&String>) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    let token =
-        token.map_or(Zeroizing::default(), |token| format!("Authorization: Bearer {token}\r\n").into());
-    let token = token.as_str();
-    write!(stream, "GET /readyz HTTP/1.1\r\nHost: {address}\r\n{token}Connection: close\r\n\r\n")?;
-    let mut answer = Vec::new();
-    stream.take(65_536).read_to_end(&mut answer)?;
-    Ok(String::from_utf8_lossy(&answer).into_owned())
-}

@@ -174,6 +174,8 @@ fn connections(config: &Config) -> Vec<Row> {
         "sd_notify(3), a Unix datagram; none: nothing"
     ]);
     rows.push(row!["health", config.web.bind, "health", "or --url: asks a running service"]);
+    let about = "or --url; none: http://127.0.0.1:8080. The C library resolves a host's name";
+    rows.push(row!["console", "$COFFERDAM_URL", "jobs lanes handlers top", about]);
     rows
 }
 
@@ -261,7 +263,7 @@ fn files(loaded: &Loaded) -> Vec<Row> {
         "FILE",
         "read",
         "command line",
-        "batch --input, run --payload and --state, health --token-file"
+        "batch --input, run --payload and --state; --token-file of what asks a service"
     ]);
     rows.push(row!["FILE", "write", "command line", "batch --output, keygen --output"]);
     rows.push(row!["DIR/", "read", "command line", "journal; repair writes DIR.repaired/"]);
@@ -289,10 +291,12 @@ fn environment() -> Vec<Row> {
     rows
 }
 
-const ENVIRONMENT: [(&str, &str); 19] = [
+const ENVIRONMENT: [(&str, &str); 21] = [
     ("COFFERDAM_CONFIG", "the config file, where --config names none"),
     ("COFFERDAM_*__*", "a value of the configuration; COFFERDAM_WEB__BIND is web.bind"),
-    ("COFFERDAM_*", "any other is warned of; its value is not used"),
+    ("COFFERDAM_URL", "where jobs, lanes, handlers and top ask"),
+    ("COFFERDAM_TOKEN_FILE", "the file of their token"),
+    ("COFFERDAM_*", "of any other the name alone: for a warning, where it looks like a key"),
     ("COFFERDAM_PROGRAM", "in /proc/PID/environ: whether a process is a program's"),
     ("CREDENTIALS_DIRECTORY", "secret files below it may be root's"),
     ("RUNTIME_DIRECTORY", "the first place of the private directory"),

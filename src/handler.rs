@@ -243,10 +243,14 @@ impl HandlerSpec {
 const TAKEN: [&str; 2] = ["retry", "cancel"];
 
 /// True for a name that can stand in a URL, a metric label and a config path.
-pub fn is_handler_name(name: &str) -> bool {
+pub fn is_name(name: &str) -> bool {
     (1..=64).contains(&name.len())
-        && !TAKEN.contains(&name)
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
+}
+
+/// True for the name of a handler.
+pub fn is_handler_name(name: &str) -> bool {
+    is_name(name) && !TAKEN.contains(&name)
 }
 
 #[cfg(test)]

@@ -45,6 +45,8 @@ pub mod clock;
 #[doc(hidden)]
 pub mod config;
 #[doc(hidden)]
+pub mod console;
+#[doc(hidden)]
 pub mod deployment;
 #[doc(hidden)]
 pub mod entropy;
@@ -75,6 +77,8 @@ pub mod ndjson;
 pub mod negative_controls;
 #[doc(hidden)]
 pub mod observe;
+#[doc(hidden)]
+pub mod options;
 #[doc(hidden)]
 pub mod ports;
 #[doc(hidden)]

@@ -43,6 +43,13 @@ pub fn resident_bytes(pid: u32) -> Option<u64> {
     Some(kib * 1_024)
 }
 
+/// Of a process's command line: the command, where it is one of our binaries.
+pub fn second_word(pid: i32) -> Option<String> {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let word = line.split(|byte| *byte == 0).nth(1)?;
+    String::from_utf8(word.to_vec()).ok()
+}
+
 /// A field of `/proc/{who}/status`.
 pub fn field(who: &str, name: &str) -> Option<String> {
     field_of(&format!("{who}/status"), name)

@@ -5,6 +5,12 @@ const CONFIG: &str = "  --config FILE          a JSON config file; default: $COF
   --set PATH=VALUE       one value, such as web.bind=127.0.0.1:0; may be repeated, later ones win.
                          Each is an environment variable, too: COFFERDAM_WEB__BIND=127.0.0.1:0";
 
+/// The options of every command that asks a running service.
+const CONSOLE: &str =
+    "  --url URL              where it serves; default: $COFFERDAM_URL, else http://127.0.0.1:8080
+  --token-file FILE      a file that holds a token; default: $COFFERDAM_TOKEN_FILE, else none
+  --json                 JSON for scripts, where several things are shown a line each";
+
 /// Name, purpose and page of each command.
 fn pages() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
     let all = include_str!("usage.txt").trim_start_matches("== ").split("\n== ");
@@ -27,6 +33,6 @@ pub fn overview() -> String {
 /// A command's own page.
 pub fn page(command: &str) -> Option<String> {
     let (name, does, page) = pages().find(|(name, ..)| *name == command)?;
-    let page = page.replace("{config}", CONFIG);
+    let page = page.replace("{config}", CONFIG).replace("{console}", CONSOLE);
     Some(format!("{name}: {does}.\n\n{page}\n"))
 }

@@ -52,8 +52,10 @@ fn assert_usage_error(output: &Output, complaint: &str) {
 
 // --- Help and usage ---
 
-const COMMANDS: [&str; 9] =
-    ["serve", "web", "executor", "batch", "check", "facts", "keygen", "token", "health"];
+const COMMANDS: [&str; 13] = [
+    "serve", "web", "executor", "batch", "check", "facts", "keygen", "token", "health", "jobs", "lanes",
+    "handlers", "top",
+];
 
 #[test]
 fn help_names_every_command_on_standard_output() {
@@ -359,7 +361,7 @@ fn health_asks_the_service_of_its_configuration() {
         if asked != "127.0.0.1:8080" {
             assert_code(&output, 1);
             assert!(
-                stderr(&output).starts_with(&format!("cofferdam: health: {asked}: ")),
+                stderr(&output).starts_with(&format!("cofferdam: health: http://{asked}: ")),
                 "{}",
                 shown(&output)
             );

@@ -918,6 +918,8 @@ fn a_record_has_every_field_and_a_result_that_is_not_json_stands_as_base64() {
         "result",
         "error",
         "waiting_for",
+        "trace_id",
+        "attempts",
     ];
     assert_eq!(fields, HashSet::from(promised), "{record}");
     assert_eq!(record["result"], json!([1, 2]));
@@ -1203,7 +1205,14 @@ fn the_pages_answer_and_say_what_they_promise() {
         }
         let stats = service.get("/v1/stats").json();
         assert_eq!(stats["totals"]["submitted"], 1, "{stats}");
-        assert_eq!(stats["groups"], json!([{"name": "execution", "executors": 1}]), "{mode}");
+        let replaced = json!({
+            "restarts": {"crashed": 0, "killed": 0, "unresponsive": 0},
+            "recycled": {"max_jobs": 0, "max_rss": 0, "stuck": 0},
+        });
+        let mut group = json!({"name": "execution", "executors": 1, "busy": 0, "workers": 8});
+        group.as_object_mut().expect("an object").extend(replaced.as_object().expect("an object").clone());
+        assert_eq!(stats["groups"], json!([group]), "{mode}");
+        assert!(stats["processes"][0]["rss_bytes"].as_u64() > Some(1 << 20), "{mode}: {stats}");
         assert_eq!(stats["waiters"], 0);
     }
 }

@@ -12,9 +12,9 @@ const FILE_LINES: usize = 500;
 const FUNCTION_LINES: usize = 100;
 /// Code lines of all of `src`, of it without what feature `redis` brings, and of the rooms that an auditor must trust
 /// first: no blanks, comments or unit tests.
-const CODE_LINES: [(&str, usize); 3] = [("all", 21_450), ("lean", 19_150), ("trusted", 4_200)];
+const CODE_LINES: [(&str, usize); 3] = [("all", 23_200), ("lean", 20_800), ("trusted", 4_200)];
 /// Bytes of all sources, comments and unit tests included: dense lines are no gain.
-const BYTES: usize = 1_215_000;
+const BYTES: usize = 1_330_000;
 /// What an auditor must trust first: who is let in, what is taken from whom, and who runs with which rights.
 const TRUSTED: &[&str] = &["src/channel/", "src/process/", "src/supervisor/", "src/roles/"];
 
@@ -32,6 +32,7 @@ const DOES_IO: &[&str] = &[
     "src/cli.rs",
     "src/clock.rs",
     "src/config/secret.rs",
+    "src/console/",
     "src/config/sources.rs",
     "src/execution/crew.rs",
     "src/execution/deck.rs",
@@ -85,7 +86,7 @@ const FLOORS: &[&[&str]] = &[
     &["main"],
     &["app"],
     &["cli"],
-    &["facts", "roles"],
+    &["facts", "roles", "console"],
     &["batch", "supervisor", "web"],
     &["deployment"],
     &["process"],

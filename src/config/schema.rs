@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::key::Kind::{Int, Is, OneOf, Optional, Path, Section, Shape, Text};
 use super::key::{COUNT, FROM_0, Key, Kind, MAX, MILLIS, USER, keys};
 use super::program::{COMMAND_KEYS, HandlerConfig};
-use crate::handler::{Retry, is_handler_name};
+use crate::handler::{Retry, is_name};
 
 /// A typed section of the configuration, whose fields are in their ranges once the validator has passed them.
 macro_rules! section {
@@ -43,7 +43,7 @@ const LOOPBACK: Kind = Text(
     "a loopback address: the channel never leaves the host",
 );
 const PREFIX: Kind = Text(is_key_prefix, "1 to 32 of a-z, 0-9, _ and -");
-const NAME: Kind = Text(is_handler_name, "1 to 64 of a-z, A-Z, 0-9, _ and -, and not retry or cancel");
+const NAME: Kind = Text(is_name, "1 to 64 of a-z, A-Z, 0-9, _ and -");
 const REDIS_URL: Kind =
     Text(is_redis_url, "redis://HOST:PORT/DB, rediss://… or redis+unix://PATH, without user and password");
 const GROUPS: Kind = Is(

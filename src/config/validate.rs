@@ -120,7 +120,7 @@ fn handlers(given: &Value, registered: &OwnOptions, issues: &mut Vec<Issue>) -> 
         let at = format!("handlers.{name}");
         let own = registered.get(name);
         if own.is_none() && !is_handler_name(name) {
-            let expected = "1 to 64 of a-z, A-Z, 0-9, _ and -";
+            let expected = "1 to 64 of a-z, A-Z, 0-9, _ and -, and not retry or cancel";
             issues.push(Issue::new(&at, "is not a handler's name", name, expected));
         } else if own.is_none() && options.get("command").is_none() {
             let known = registered.keys().cloned().collect::<Vec<_>>().join(", ");

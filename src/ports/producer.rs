@@ -311,11 +311,11 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    /// Upper bounds in microseconds: 100 us to 5 min.
+    /// Upper bounds in microseconds: 100 us to 10 min.
     #[rustfmt::skip]
-    pub const BOUNDS: [u64; 13] = [
+    pub const BOUNDS: [u64; 14] = [
         100, 500, 1_000, 5_000, 10_000, 50_000, 100_000, 500_000,
-        1_000_000, 5_000_000, 10_000_000, 60_000_000, 300_000_000,
+        1_000_000, 5_000_000, 10_000_000, 60_000_000, 300_000_000, 600_000_000,
     ];
 
     /// Counts what another has counted as well.

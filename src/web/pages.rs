@@ -150,8 +150,9 @@ impl Pages {
 /// A service of one host, where no backend tells of processes: this one, and those that its supervisor has started.
 fn local_processes() -> Vec<ProcessStats> {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
-    let role_of =
-        |pid| ["web", "executor"].into_iter().find(|role| Some(*role) == second_word(pid).as_deref());
+    let role_of = |pid| {
+        ["web", "executor"].into_iter().find(|role| Some(*role) == process_table::second_word(pid).as_deref())
+    };
     let siblings = process_table::siblings().into_iter().filter(|pid| *pid != own);
     let siblings = siblings.filter(|_| role_of(own).is_some());
     let known = siblings.filter_map(|pid| Some((pid, role_of(pid)?)));
@@ -162,12 +163,6 @@ fn local_processes() -> Vec<ProcessStats> {
         Some(ProcessStats { role, pid: Some(pid), rss_bytes, ..ProcessStats::default() })
     })
     .collect()
-}
-
-/// Of its command line: what it is, if it is one of ours.
-fn second_word(pid: i32) -> Option<String> {
-    let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
-    line.split('\0').nth(1).map(str::to_owned)
 }
 
 /// Which records a query asks for.

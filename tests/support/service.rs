@@ -448,7 +448,7 @@ impl Client {
         let _ = self.stream.write_all(bytes.as_ref());
     }
 
-    /// A request with a `Host` and the body's length.
+    /// A request with a `Host` and the body's length, and its answer, which must come.
     #[track_caller]
     pub fn request(
         &mut self,
@@ -458,7 +458,8 @@ impl Client {
         body: impl AsRef<[u8]>,
     ) -> Answer {
         self.send(request(method, target, headers, body));
-        self.read()
+        self.read_framed(PATIENCE, method != "HEAD")
+            .unwrap_or_else(|why| panic!("no answer: {why:?}, after {:?}", self.input))
     }
 
     /// One answer, which must come.

@@ -173,7 +173,7 @@ local function note(name, id, cause, job, r)
 end
 
 -- The names of a handler's figures. Durations are counted in the buckets of ports::Histogram.
-local BOUNDS = {100, 500, 1000, 5000, 10000, 50000, 100000, 500000, 1000000, 5000000, 10000000, 60000000, 300000000}
+local BOUNDS = {100, 500, 1000, 5000, 10000, 50000, 100000, 500000, 1000000, 5000000, 10000000, 60000000, 300000000, 600000000}
 local function names_of(h)
   local names = {wait = {sum = 'wait:' .. h .. ':sum'}, job = {sum = 'job:' .. h .. ':sum'}, finished = 'finished:' .. h .. ':'}
   for _, name in ipairs({'queued', 'running', 'submitted', 'lanes', 'parked', 'waits'}) do names[name] = name .. ':' .. h end

@@ -1,0 +1,244 @@
+//! A running service as its HTTP interface shows it: one connection, kept, one request at a time.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::time::Duration;
+
+use serde_json::Value;
+use zeroize::Zeroizing;
+
+use crate::web::chunked::Chunked;
+
+/// An answer is waited for so long beyond what was asked for.
+const PATIENCE: Duration = Duration::from_secs(60);
+const CONNECTS: Duration = Duration::from_secs(5);
+/// As large as anything that a service may keep.
+const ANSWER_BYTES: usize = 256 << 20;
+
+/// Who asks what, and where.
+pub struct Client {
+    authority: String,
+    token: Option<Zeroizing<String>>,
+    /// Kept from one request to the next.
+    stream: Option<TcpStream>,
+    pub patience: Duration,
+}
+
+/// What came back.
+#[derive(Debug, Default)]
+pub struct Reply {
+    pub status: u16,
+    pub body: Vec<u8>,
+}
+
+/// Why there is no result.
+#[derive(Debug)]
+pub enum Trouble {
+    /// Nobody answered, or not as a service does.
+    Unreachable(String),
+    /// It said no.
+    Refused(String),
+}
+
+impl Client {
+    /// # Errors
+    /// The URL is none of a service.
+    pub fn new(url: &str, token: Option<Zeroizing<String>>) -> Result<Client, String> {
+        let rest = url
+            .strip_prefix("http://")
+            .ok_or("--url begins with http://: what ends TLS stands before the service")?;
+        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let is_fine =
+            !authority.is_empty() && path.is_empty() && authority.bytes().all(|byte| byte.is_ascii_graphic());
+        if !is_fine || authority.contains('@') {
+            return Err(format!("--url is http://HOST:PORT, not {url}"));
+        }
+        let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+        let authority = if has_port { authority.to_owned() } else { format!("{authority}:80") };
+        Ok(Client { authority, token, stream: None, patience: PATIENCE })
+    }
+
+    /// A successful answer as JSON.
+    pub fn json(&mut self, method: &str, target: &str, body: &str) -> Result<Value, Trouble> {
+        let reply = self.success(method, target, &[], body.as_bytes())?;
+        serde_json::from_slice(&reply.body).map_err(|_| self.is_no_service("the answer is no JSON"))
+    }
+
+    /// A successful answer; anything else in words.
+    pub fn success(
+        &mut self,
+        method: &str,
+        target: &str,
+        headers: &[String],
+        body: &[u8],
+    ) -> Result<Reply, Trouble> {
+        let reply = self.ask(method, target, headers, body)?;
+        if (200..300).contains(&reply.status) { Ok(reply) } else { Err(self.refusal(&reply)) }
+    }
+
+    /// What a service's problem says.
+    pub fn refusal(&self, reply: &Reply) -> Trouble {
+        let problem: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
+        let text = |name: &str| problem[name].as_str().unwrap_or_default().to_owned();
+        match text("code").as_str() {
+            "" => self.is_no_service(&format!("status {}, and no word why", reply.status)),
+            "not_found" if text("detail").contains("no such resource") => {
+                Trouble::Refused("the service does not know this: it may be older than this command".into())
+            }
+            code => Trouble::Refused(format!("{code}: {} (trace {})", text("detail"), text("trace_id"))),
+        }
+    }
+
+    fn is_no_service(&self, why: &str) -> Trouble {
+        Trouble::Unreachable(format!("http://{}: {why}: is this a Cofferdam service?", self.authority))
+    }
+
+    /// Any answer. A request that can be said twice is, if a kept connection has ended meanwhile.
+    pub fn ask(
+        &mut self,
+        method: &str,
+        target: &str,
+        headers: &[String],
+        body: &[u8],
+    ) -> Result<Reply, Trouble> {
+        let mut request = Zeroizing::new(Vec::with_capacity(512 + body.len()));
+        let _ = write!(request, "{method} {target} HTTP/1.1\r\nHost: {}\r\n", self.authority);
+        if let Some(token) = &self.token {
+            let _ = write!(request, "Authorization: Bearer {}\r\n", **token);
+        }
+        headers.iter().for_each(|header| drop(write!(request, "{header}\r\n")));
+        let _ = write!(request, "Content-Length: {}\r\n\r\n", body.len());
+        request.extend_from_slice(body);
+        let is_kept = self.stream.is_some();
+        match self.exchange(&request) {
+            Err(_) if is_kept && method != "POST" => self.exchange(&request),
+            reply => reply,
+        }
+        .map_err(|error| {
+            let why = match error.kind() {
+                ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+                    format!("no answer within {} s", self.patience.as_secs())
+                }
+                ErrorKind::UnexpectedEof => "the connection was closed before an answer came".into(),
+                ErrorKind::InvalidData => return self.is_no_service("the answer is no HTTP"),
+                _ => error.to_string(),
+            };
+            Trouble::Unreachable(format!("http://{}: {why}", self.authority))
+        })
+    }
+
+    /// The connection is kept only once its answer is whole.
+    fn exchange(&mut self, request: &[u8]) -> std::io::Result<Reply> {
+        let mut stream = match self.stream.take() {
+            Some(stream) => stream,
+            None => self.connect()?,
+        };
+        stream.set_read_timeout(Some(self.patience))?;
+        stream.write_all(request)?;
+        let (mut input, mut part) = (Vec::new(), [0; 16_384]);
+        loop {
+            let read = match stream.read(&mut part) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                read => read?,
+            };
+            input.extend_from_slice(&part[..read]);
+            match parse(&input, read == 0)? {
+                Some((reply, is_kept)) => {
+                    self.stream = is_kept.then_some(stream);
+                    return Ok(reply);
+                }
+                None if read == 0 => return Err(ErrorKind::UnexpectedEof.into()),
+                None => {}
+            }
+        }
+    }
+
+    fn connect(&self) -> std::io::Result<TcpStream> {
+        let mut last = ErrorKind::NotFound.into();
+        for address in self.authority.to_socket_addrs()? {
+            match TcpStream::connect_timeout(&address, CONNECTS) {
+                Ok(stream) => {
+                    stream.set_write_timeout(Some(PATIENCE))?;
+                    return Ok(stream);
+                }
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+}
+
+/// An answer (RFC 9112), once it is whole, and whether another may follow; a length, chunks, or what comes until `is_end`.
+fn parse(input: &[u8], is_end: bool) -> std::io::Result<Option<(Reply, bool)>> {
+    let Some(end) = input.windows(4).position(|window| window == b"\r\n\r\n") else {
+        let is_http = input.iter().zip(b"HTTP/1.").all(|(byte, of)| byte == of) && input.len() < 1 << 20;
+        return if is_http { Ok(None) } else { Err(ErrorKind::InvalidData.into()) };
+    };
+    let head = String::from_utf8_lossy(&input[..end]).to_ascii_lowercase();
+    let mut lines = head.split("\r\n");
+    let status = lines.next().and_then(|line| line.strip_prefix("http/1.")?.get(2..5)?.parse().ok());
+    let status = status.ok_or(ErrorKind::InvalidData)?;
+    let (mut length, mut is_chunked, mut is_kept) = (None, false, true);
+    for (name, value) in lines.filter_map(|line| line.split_once(':')) {
+        match (name, value.trim()) {
+            ("content-length", value) => length = Some(value.parse().map_err(|_| ErrorKind::InvalidData)?),
+            ("transfer-encoding", value) => is_chunked = value == "chunked",
+            ("connection", value) => is_kept = value != "close",
+            _ => {}
+        }
+    }
+    let rest = &input[end + 4..];
+    let mut body = Vec::new();
+    if is_chunked {
+        let read =
+            Chunked::default().read(rest, &mut body, ANSWER_BYTES).map_err(|_| ErrorKind::InvalidData)?;
+        return Ok(read.1.then_some((Reply { status, body }, is_kept)));
+    }
+    Ok(match length {
+        Some(length) => rest.get(..length).map(|body| (Reply { status, body: body.into() }, is_kept)),
+        None => is_end.then(|| (Reply { status, body: rest.into() }, false)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_read_once_it_is_whole_however_it_is_framed() {
+        for (text, body, is_kept) in [
+            ("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", "abc", true),
+            (
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n",
+                "abc",
+                true,
+            ),
+            ("HTTP/1.1 204 No\r\ncontent-length:0\r\nConnection: close\r\n\r\n", "", false),
+        ] {
+            for end in 0..text.len() {
+                assert!(matches!(parse(&text.as_bytes()[..end], false), Ok(None)), "{end} of {text}");
+            }
+            let (reply, kept) = parse(text.as_bytes(), false).unwrap().unwrap();
+            assert_eq!((&*String::from_utf8_lossy(&reply.body), kept), (body, is_kept), "{text}");
+        }
+        let until_the_end = b"HTTP/1.0 200 OK\r\n\r\nabc";
+        assert!(parse(until_the_end, false).unwrap().is_none());
+        assert_eq!(parse(until_the_end, true).unwrap().unwrap().0.body, b"abc");
+        for bad in ["SSH-2.0-x\r\n", "HTTP/1.1 abc\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"] {
+            assert!(parse(bad.as_bytes(), true).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_url_is_of_a_service_or_said_to_be_none() {
+        let authority = |url: &str| Client::new(url, None).map(|client| client.authority).ok();
+        assert_eq!(authority("http://127.0.0.1:8080").as_deref(), Some("127.0.0.1:8080"));
+        assert_eq!(authority("http://[::1]:9/").as_deref(), Some("[::1]:9"));
+        assert_eq!(authority("http://jobs.example").as_deref(), Some("jobs.example:80"));
+        for bad in
+            ["", "127.0.0.1:8080", "https://x", "http://", "http://a b", "http://u:p@x", "http://x/path"]
+        {
+            assert_eq!(authority(bad), None, "{bad}");
+        }
+    }
+}

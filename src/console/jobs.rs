@@ -1,0 +1,195 @@
+//! `jobs`: listed, shown, waited for, retried and cancelled, one or all that match.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+use serde_json::{Value, json};
+
+use super::show::list;
+use super::submit::{self, submit};
+use super::table::{cell, table};
+use super::{Console, Stop, Trouble, escaped, tell, width};
+use crate::exit::{Exit, answer, complain, written_out};
+use crate::job::JobId;
+use crate::options::Options;
+
+/// Of a record, as `show` has them.
+const FIELDS: [&str; 12] = [
+    "id",
+    "handler",
+    "status",
+    "waiting_for",
+    "deliveries",
+    "ordering_key",
+    "trace_id",
+    "submitted_at",
+    "started_at",
+    "finished_at",
+    "result",
+    "error",
+];
+/// Records of one request.
+const PAGE: usize = 1_000;
+
+pub fn run(console: &mut Console, options: &mut Options) -> Result<Exit, Stop> {
+    let what = options.positional().unwrap_or_default();
+    match what.as_str() {
+        "list" => list_jobs(console, options),
+        "submit" => submit(console, options),
+        "retry" | "cancel" => change(console, options, &what),
+        "show" | "result" | "payload" | "wait" => {
+            let ids = ids(options)?;
+            match (what.as_str(), ids.as_slice()) {
+                ("wait", ids) if !ids.is_empty() => wait_for_all(console, ids),
+                ("show", [id]) => show(console, id),
+                ("result" | "payload", [id]) => bytes(console, id, &what),
+                _ => Err(format!("jobs {what} needs the id of a job").into()),
+            }
+        }
+        _ => Err("jobs takes list, show, submit, wait, result, payload, retry or cancel".to_owned().into()),
+    }
+}
+
+/// The words that are left: ids, and no options.
+fn ids(options: &mut Options) -> Result<Vec<String>, String> {
+    let mut ids = Vec::new();
+    while let Some(word) = options.positional() {
+        if JobId::parse(&word).is_none() {
+            return Err(format!("{word} is no id of a job: 32 hexadecimal digits"));
+        }
+        ids.push(word);
+    }
+    options.finish().map(|()| ids)
+}
+
+fn list_jobs(console: &mut Console, options: &mut Options) -> Result<Exit, Stop> {
+    let mut query = String::new();
+    for name in ["status", "handler", "key", "trace", "before"] {
+        if let Some(value) = options.value(&format!("--{name}"))? {
+            let _ = write!(query, "&{name}={}", escaped(&value));
+        }
+    }
+    let limit = options.value("--limit")?.unwrap_or("20".into());
+    let mut left: usize = limit.parse().map_err(|_| format!("--limit is a number, not {limit}"))?;
+    options.finish()?;
+    let (mut jobs, mut after) = (Vec::new(), String::new());
+    while left > 0 {
+        let page = left.min(PAGE);
+        let mut shown =
+            console.client.json("GET", &format!("/v1/jobs?limit={page}&after={after}{query}"), "")?;
+        let found = std::mem::take(&mut shown["jobs"]);
+        jobs.extend(list(&found).iter().cloned());
+        left -= page;
+        match shown["next"].as_str() {
+            Some(next) => next.clone_into(&mut after),
+            None => break,
+        }
+    }
+    if console.as_json {
+        let lines: String = jobs.iter().map(|job| format!("{job}\n")).collect();
+        return Ok(answer(&lines));
+    }
+    let row = |job: &Value| {
+        let names = ["id", "handler", "status", "deliveries", "submitted_at", "finished_at", "ordering_key"];
+        names.into_iter().map(|name| cell(&job[name])).collect()
+    };
+    let rows: Vec<Vec<String>> = jobs.iter().map(row).collect();
+    let heads = ["ID", "HANDLER", "STATUS", "DELIVERIES", "SUBMITTED", "FINISHED", "KEY"];
+    Ok(answer(&table(&heads, &rows, width())))
+}
+
+fn show(console: &mut Console, id: &str) -> Result<Exit, Stop> {
+    let record = console.client.json("GET", &format!("/v1/jobs/{id}"), "")?;
+    if console.as_json {
+        return Ok(answer(&format!("{record}\n")));
+    }
+    let mut text = String::new();
+    for name in FIELDS {
+        let _ = writeln!(text, "{name:13} {}", cell(&record[name]));
+    }
+    let row = |attempt: &Value| {
+        ["started_at", "ended_at", "executor", "outcome"].map(|name| cell(&attempt[name])).into()
+    };
+    let rows: Vec<Vec<String>> = list(&record["attempts"]).iter().map(row).collect();
+    text += "\n";
+    text += &table(&["STARTED", "ENDED", "EXECUTOR", "OUTCOME"], &rows, width());
+    Ok(answer(&text))
+}
+
+/// A result's or payload's bytes as they are.
+fn bytes(console: &mut Console, id: &str, what: &str) -> Result<Exit, Stop> {
+    let reply = console.client.success("GET", &format!("/v1/jobs/{id}/{what}"), &[], b"")?;
+    let mut out = std::io::stdout();
+    Ok(written_out(out.write_all(&reply.body).and_then(|()| out.flush())))
+}
+
+fn wait_for_all(console: &mut Console, ids: &[String]) -> Result<Exit, Stop> {
+    let mut have_succeeded = true;
+    for id in ids {
+        let record = submit::wait(console, id)?;
+        have_succeeded &= record["status"] == "succeeded";
+        let text =
+            if console.as_json { record.to_string() } else { format!("{id} {}", cell(&record["status"])) };
+        tell(&format!("{text}\n"))?;
+    }
+    Ok(if have_succeeded { Exit::Done } else { Exit::Failed })
+}
+
+/// `retry` and `cancel`: these jobs, or all that match.
+fn change(console: &mut Console, options: &mut Options, what: &str) -> Result<Exit, Stop> {
+    let mut body = json!({});
+    for name in ["status", "handler", "key", "before"] {
+        if let Some(value) = options.value(&format!("--{name}"))? {
+            body[name] = value.into();
+        }
+    }
+    let [all, counts, is_sure] = ["--all", "--dry-run", "--yes"].map(|name| options.flag(name));
+    let ids = ids(options)?;
+    let has_filter = body.as_object().is_some_and(|filter| !filter.is_empty());
+    match (all || counts || has_filter, ids.is_empty()) {
+        (false, false) => return change_each(console, &ids, what),
+        (false, true) => {
+            return Err(format!("jobs {what} needs ids, or --all and what they have in common").into());
+        }
+        (true, false) => return Err(format!("jobs {what} takes ids or a filter, not both").into()),
+        (true, true) => {}
+    }
+    body["dry_run"] = (counts || !is_sure).into();
+    let done = console.client.json("POST", &format!("/v1/jobs/{what}"), &body.to_string())?;
+    let number = |name: &str| cell(&done[name]);
+    let more = if done["more"] == true { ", and there are more" } else { "" };
+    if !counts && !is_sure {
+        complain(&format!("{} jobs match{more}: nothing was done; --yes does it", number("matched")));
+        return Ok(Exit::Usage);
+    }
+    let text = match counts {
+        true => format!("{} jobs match{more}\n", number("matched")),
+        false => format!("{} of {} jobs: {what} done{more}\n", number("done"), number("matched")),
+    };
+    let exit = answer(&if console.as_json { format!("{done}\n") } else { text });
+    Ok(if done["refused"].as_u64() > Some(0) && !counts { Exit::Failed } else { exit })
+}
+
+fn change_each(console: &mut Console, ids: &[String], what: &str) -> Result<Exit, Stop> {
+    let mut exit = Exit::Done;
+    for id in ids {
+        let (method, target) = match what {
+            "retry" => ("POST", format!("/v1/jobs/{id}/retry")),
+            _ => ("DELETE", format!("/v1/jobs/{id}")),
+        };
+        let reply = console.client.ask(method, &target, &[], b"")?;
+        if !(200..300).contains(&reply.status) {
+            exit = Exit::Failed;
+            match console.client.refusal(&reply) {
+                Trouble::Refused(why) => complain(&format!("{id}: {why}")),
+                trouble @ Trouble::Unreachable(_) => return Err(trouble.into()),
+            }
+            continue;
+        }
+        let record: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
+        let text =
+            if console.as_json { record.to_string() } else { format!("{id} {}", cell(&record["status"])) };
+        tell(&format!("{text}\n"))?;
+    }
+    Ok(exit)
+}

@@ -1,0 +1,126 @@
+//! `jobs`, `lanes`, `handlers` and `top`: a running service, looked at and steered over its HTTP interface.
+
+mod client;
+mod jobs;
+mod show;
+mod submit;
+mod table;
+
+use std::fs::File;
+use std::io::{IsTerminal, Read, Write};
+
+use zeroize::Zeroizing;
+
+pub use client::{Client, Reply, Trouble};
+
+use crate::exit::{Exit, complain, written_out};
+use crate::limits::AUTHORIZATION_BYTES;
+use crate::options::Options;
+
+/// Names the service where `--url` does not, and the token's file where `--token-file` does not.
+const URL_VARIABLE: &str = "COFFERDAM_URL";
+const TOKEN_VARIABLE: &str = "COFFERDAM_TOKEN_FILE";
+const URL: &str = "http://127.0.0.1:8080";
+/// Lines to who reads them elsewhere than on a terminal.
+const UNBOUNDED: usize = usize::MAX;
+
+/// How a command ends before its end.
+enum Stop {
+    Usage(String),
+    Trouble(Trouble),
+    /// What was said is enough.
+    Done(Exit),
+}
+
+impl From<Trouble> for Stop {
+    fn from(trouble: Trouble) -> Stop {
+        Stop::Trouble(trouble)
+    }
+}
+
+impl From<String> for Stop {
+    fn from(usage: String) -> Stop {
+        Stop::Usage(usage)
+    }
+}
+
+/// What each of these commands needs.
+struct Console {
+    client: Client,
+    as_json: bool,
+}
+
+/// Runs one of them.
+///
+/// # Errors
+/// It is used wrongly.
+pub fn run(command: &str, options: &mut Options) -> Result<Exit, String> {
+    let end = Console::open(options).map_err(Stop::Usage).and_then(|mut console| match command {
+        "jobs" => jobs::run(&mut console, options),
+        "lanes" => show::lanes(&mut console, options),
+        "handlers" => show::handlers(&mut console, options),
+        _ => show::top(&mut console, options),
+    });
+    match end {
+        Ok(exit) | Err(Stop::Done(exit)) => Ok(exit),
+        Err(Stop::Usage(why)) => Err(why),
+        Err(Stop::Trouble(Trouble::Refused(why))) => {
+            complain(&why);
+            Ok(Exit::Failed)
+        }
+        Err(Stop::Trouble(Trouble::Unreachable(why))) => {
+            complain(&why);
+            Ok(Exit::NotReady)
+        }
+    }
+}
+
+impl Console {
+    fn open(options: &mut Options) -> Result<Console, String> {
+        let given = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let url = options.value("--url")?.or_else(|| given(URL_VARIABLE)).unwrap_or(URL.into());
+        let token = options.value("--token-file")?.or_else(|| given(TOKEN_VARIABLE));
+        let token = token.map(|file| read_token(&file)).transpose()?;
+        Ok(Console { client: Client::new(&url, token)?, as_json: options.flag("--json") })
+    }
+}
+
+/// The token that such a file holds, on a line of its own.
+///
+/// # Errors
+/// It cannot be read, or holds none.
+pub fn read_token(file: &str) -> Result<Zeroizing<String>, String> {
+    let mut text = Zeroizing::new(String::new());
+    let read =
+        File::open(file).and_then(|file| file.take(AUTHORIZATION_BYTES as u64).read_to_string(&mut text));
+    read.map_err(|error| format!("--token-file {file}: {error}"))?;
+    let token = text.trim();
+    let is_one = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
+    if is_one { Ok(token.to_owned().into()) } else { Err(format!("--token-file {file}: holds no token")) }
+}
+
+/// Says a part of an answer. Who reads no more has seen enough.
+fn tell(text: &str) -> Result<(), Stop> {
+    let mut out = std::io::stdout();
+    let told = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    told.map_err(|error| Stop::Done(written_out(Err(error))))
+}
+
+/// Columns of the terminal that standard output is.
+fn width() -> usize {
+    let size =
+        rustix::termios::tcgetwinsize(std::io::stdout()).ok().filter(|_| std::io::stdout().is_terminal());
+    size.map(|size| usize::from(size.ws_col)).filter(|columns| *columns > 0).unwrap_or(UNBOUNDED)
+}
+
+/// A text as part of a target (RFC 3986, 2.1).
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => out.push(char::from(byte)),
+            byte => out += &format!("%{byte:02X}"),
+        }
+    }
+    out
+}

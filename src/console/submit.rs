@@ -1,0 +1,95 @@
+//! `jobs submit`: one job, or each line of standard input; and waiting for one.
+
+use std::io::{BufRead, IsTerminal, Read, Write as _};
+
+use serde_json::Value;
+
+use super::table::cell;
+use super::{Console, Stop, escaped, tell};
+use crate::exit::{Exit, answer, complain, written_out};
+use crate::options::Options;
+
+/// A service is asked again after so many seconds.
+const WAIT_SECONDS: u64 = 25;
+
+pub fn submit(console: &mut Console, options: &mut Options) -> Result<Exit, Stop> {
+    let mut headers = vec!["Prefer: respond-async".to_owned()];
+    for (option, header) in [("--key", "Ordering-Key"), ("--idempotency-key", "Idempotency-Key")] {
+        if let Some(value) = options.value(option)? {
+            if value.contains(|char: char| char.is_ascii_control()) {
+                return Err(format!("{option}: a header has no control characters").into());
+            }
+            headers.push(format!("{header}: {value}"));
+        }
+    }
+    let delay = options.value("--delay-ms")?.map(|ms| format!("?delay_ms={}", escaped(&ms)));
+    let [waits, by_line] = ["--wait", "--lines"].map(|name| options.flag(name));
+    let handler = options.positional().ok_or("jobs submit needs the name of a handler".to_owned())?;
+    let payload = options.positional();
+    options.finish()?;
+    let target = format!("/v1/jobs/{}{}", escaped(&handler), delay.unwrap_or_default());
+    if by_line {
+        return match payload.as_deref() {
+            None | Some("-") if !waits => submit_lines(console, &target, &headers),
+            _ => Err("--lines takes its jobs from standard input, and does not wait".to_owned().into()),
+        };
+    }
+    let payload = match payload.as_deref() {
+        Some(text) if text != "-" => text.as_bytes().to_vec(),
+        None if std::io::stdin().is_terminal() => Vec::new(),
+        _ => read_all().map_err(|error| format!("standard input: {error}"))?,
+    };
+    let id = accepted(console, &target, &headers, &payload)?;
+    if !waits {
+        return Ok(answer(&said(console, &id)));
+    }
+    let record = wait(console, &id)?;
+    if record["status"] != "succeeded" {
+        complain(&format!("job {id} is {}: {}", cell(&record["status"]), cell(&record["error"]["detail"])));
+        return Ok(Exit::Failed);
+    }
+    let reply = console.client.success("GET", &format!("/v1/jobs/{id}/result"), &[], b"")?;
+    let mut out = std::io::stdout();
+    Ok(written_out(out.write_all(&reply.body).and_then(|()| out.flush())))
+}
+
+/// The job's record, once it has ended.
+pub fn wait(console: &mut Console, id: &str) -> Result<Value, Stop> {
+    loop {
+        let record = console.client.json("GET", &format!("/v1/jobs/{id}?wait={WAIT_SECONDS}"), "")?;
+        if !record["finished_at"].is_null() {
+            return Ok(record);
+        }
+    }
+}
+
+/// Each line is a job of its own, accepted before the next one is read.
+fn submit_lines(console: &mut Console, target: &str, headers: &[String]) -> Result<Exit, Stop> {
+    for (number, line) in std::io::stdin().lock().split(b'\n').enumerate() {
+        let line = line.map_err(|error| format!("standard input: {error}"))?;
+        let id = accepted(console, target, headers, &line).inspect_err(|_| {
+            complain(&format!("line {} was not accepted, nor is any behind it", number + 1));
+        })?;
+        tell(&said(console, &id))?;
+    }
+    Ok(Exit::Done)
+}
+
+fn said(console: &Console, id: &str) -> String {
+    if console.as_json { format!("{}\n", serde_json::json!({ "id": id })) } else { format!("{id}\n") }
+}
+
+fn accepted(console: &mut Console, target: &str, headers: &[String], payload: &[u8]) -> Result<String, Stop> {
+    let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(payload).is_ok();
+    let kind = if is_json { "application/json" } else { "application/octet-stream" };
+    let headers = [headers, &[format!("Content-Type: {kind}")]].concat();
+    let reply = console.client.success("POST", target, &headers, payload)?;
+    let accepted: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
+    Ok(cell(&accepted["id"]))
+}
+
+fn read_all() -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::io::stdin().read_to_end(&mut bytes)?;
+    Ok(bytes)
+}

@@ -1,0 +1,62 @@
+//! The options behind a command.
+
+/// What follows the command. Every option is taken by name; what is left over is an error.
+pub struct Options(Vec<String>);
+
+impl Options {
+    pub fn new(arguments: &[String]) -> Options {
+        // `--name=value` is `--name value`, except that `--set a=b` is one word already.
+        let split = arguments.iter().flat_map(|argument| match argument.split_once('=') {
+            Some((name, value)) if name.starts_with("--") => vec![name.to_owned(), value.to_owned()],
+            Some(_) | None => vec![argument.clone()],
+        });
+        Options(split.collect())
+    }
+
+    /// The value of an option, if given; the last one wins.
+    pub fn value(&mut self, name: &str) -> Result<Option<String>, String> {
+        match &*self.values(name)? {
+            [] => Ok(None),
+            [value] => Ok(Some(value.clone())),
+            [..] => Err(format!("{name} is given more than once")),
+        }
+    }
+
+    pub fn values(&mut self, name: &str) -> Result<Vec<String>, String> {
+        let mut values = Vec::new();
+        while let Some(at) = self.0.iter().position(|argument| argument == name) {
+            self.0.remove(at);
+            if at >= self.0.len() {
+                return Err(format!("{name} needs a value"));
+            }
+            values.push(self.0.remove(at));
+        }
+        Ok(values)
+    }
+
+    /// True if this option has no value, as one that may do without.
+    pub fn is_alone(&mut self, name: &str) -> bool {
+        let Some(at) = self.0.iter().position(|argument| argument == name) else { return false };
+        let is_alone = self.0.get(at + 1).is_none_or(|next| next.starts_with("--"));
+        if is_alone {
+            self.0.remove(at);
+        }
+        is_alone
+    }
+
+    /// The first word, if it is no option.
+    pub fn positional(&mut self) -> Option<String> {
+        let is_word = self.0.first().is_some_and(|word| !word.starts_with("--"));
+        is_word.then(|| self.0.remove(0))
+    }
+
+    pub fn flag(&mut self, name: &str) -> bool {
+        let before = self.0.len();
+        self.0.retain(|argument| argument != name);
+        self.0.len() != before
+    }
+
+    pub fn finish(&self) -> Result<(), String> {
+        self.0.first().map_or(Ok(()), |unknown| Err(format!("unknown argument {unknown}; see --help")))
+    }
+}
