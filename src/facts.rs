@@ -40,7 +40,7 @@ impl Facts {
             section("connections", &["name", "address", "processes", "about"], connections(&loaded.config)),
             section("files", &["path", "access", "named_by", "about"], files(loaded)),
             section("environment", &["name", "about"], environment()),
-            section("signals", &["name", "about"], SIGNALS.map(|(name, does)| row![name, does]).into()),
+            section("signals", &["name", "about"], table("signals")),
             section("limits", &["name", "value", "unit", "about"], limits()),
             section("configuration", &["path", "value", "unit", "origin"], configuration(loaded)),
             section("crates", &["name", "version", "feature", "used_at"], crates()),
@@ -239,7 +239,7 @@ fn files(loaded: &Loaded) -> Vec<Row> {
         let own = place.join(format!("{PREFIX}*")).join("");
         configured(&own, "read write", "built in", "the private directory; leftovers are removed");
     }
-    rows.extend(FILES.map(|(path, access, about)| row![path, access, "built in", about]));
+    rows.extend(table("files"));
     let has_user = platform.process_groups.iter().any(|group| group.user.is_some())
         || config
             .handlers
@@ -248,87 +248,27 @@ fn files(loaded: &Loaded) -> Vec<Row> {
     rows.extend(
         has_user.then(|| row!["/etc/passwd", "read", "user", "users and their groups; only as root"]),
     );
-    if uses_redis(config) {
-        let about = "the C library's, where the host of redis.url is a name";
-        rows.extend(RESOLVER.map(|path| row![path, "read", "runtime.platform.redis.url", about]));
-    }
-    if !cfg!(target_feature = "crt-static") {
-        let about = "the loader and the C library; LD_LIBRARY_PATH names others";
-        rows.extend(
-            ["/etc/ld.so.*", "/lib*/", "/usr/lib*/", "/sys/devices/system/cpu/online"]
-                .map(|path| row![path, "read", "built in", about]),
-        );
-    }
-    rows.push(row![
-        "FILE",
-        "read",
-        "command line",
-        "batch --input, run --payload and --state; --token-file of what asks a service"
-    ]);
-    rows.push(row!["FILE", "write", "command line", "batch --output, keygen --output"]);
-    rows.push(row!["DIR/", "read", "command line", "journal; repair writes DIR.repaired/"]);
+    rows.extend(if uses_redis(config) { table("files of the resolver") } else { Vec::new() });
+    let is_static = cfg!(target_feature = "crt-static");
+    rows.extend(if is_static { Vec::new() } else { table("files of a dynamic build") });
     rows
 }
 
-const FILES: [(&str, &str, &str); 7] = [
-    ("/proc/self/exe", "execute", "this binary again: web, executors, and before a program"),
-    ("/proc/", "read", "our processes, those of programs, their memory; the host's name"),
-    ("/dev/null", "read", "standard input of children; a spare descriptor"),
-    ("/dev/*random", "read", "where the kernel has no getrandom(2)"),
-    ("standard input", "read", "a listening socket, if it is one; data of batch and run"),
-    ("standard output", "write", "the ready line; what a command is asked for"),
-    ("standard error", "write", "the log, and what is wrong"),
-];
-
-const RESOLVER: [&str; 5] =
-    ["/etc/resolv.conf", "/etc/hosts", "/etc/host.conf", "/etc/nsswitch.conf", "/etc/gai.conf"];
-
 fn environment() -> Vec<Row> {
-    let mut rows: Vec<Row> = ENVIRONMENT.map(|(name, about)| row![name, about]).into();
+    let mut rows = table("environment");
     let off =
         || row!["COFFERDAM_DANGEROUS_OFF", "checks that are switched off: never in a build that serves"];
     rows.extend(cfg!(feature = "dangerous-negative-controls").then(off));
     rows
 }
 
-const ENVIRONMENT: [(&str, &str); 21] = [
-    ("COFFERDAM_CONFIG", "the config file, where --config names none"),
-    ("COFFERDAM_*__*", "a value of the configuration; COFFERDAM_WEB__BIND is web.bind"),
-    ("COFFERDAM_URL", "where jobs, lanes, handlers and top ask"),
-    ("COFFERDAM_TOKEN_FILE", "the file of their token"),
-    ("COFFERDAM_*", "of any other the name alone: for a warning, where it looks like a key"),
-    ("COFFERDAM_PROGRAM", "in /proc/PID/environ: whether a process is a program's"),
-    ("CREDENTIALS_DIRECTORY", "secret files below it may be root's"),
-    ("RUNTIME_DIRECTORY", "the first place of the private directory"),
-    ("XDG_RUNTIME_DIR", "the second"),
-    ("TMPDIR", "the last; none: /tmp"),
-    ("NOTIFY_SOCKET", "where systemd hears that we are ready"),
-    ("WATCHDOG_USEC", "how often it wants to hear of us"),
-    ("WATCHDOG_PID", "whom that is for"),
-    ("RUST_LOG", "what is logged; none: info"),
-    ("RUST_LOG_STYLE", "read by env_logger; changes nothing"),
-    ("PATH", "where programs without a slash are; passed on to programs"),
-    ("HOME", "passed on to programs"),
-    ("LANG", "passed on to programs"),
-    ("RUST_*", "the standard library: RUST_MIN_STACK, RUST_BACKTRACE"),
-    ("LD_*", "the loader: ld.so(8); none in a static build"),
-    ("GLIBC_TUNABLES", "the C library, as MALLOC_* and those of the resolver"),
-];
-
-/// Of the process that is started, and what its children make of them.
-const SIGNALS: [(&str, &str); 11] = [
-    ("SIGTERM", "begins a drain; a second one ends it. Children: nothing, as of the next four"),
-    ("SIGINT", "the same"),
-    ("SIGHUP", "reads the token file again"),
-    ("SIGUSR1", "nothing"),
-    ("SIGUSR2", "nothing"),
-    ("SIGCHLD", "a child has ended: it is replaced"),
-    ("SIGXFSZ", "nothing: the write fails; children and inline"),
-    ("SIGPIPE", "ignored: the write fails"),
-    ("SIGSEGV", "Rust's runtime names an overflow of the stack, then it ends the process"),
-    ("SIGBUS", "the same"),
-    ("others", "as signal(7) says; children are killed when their parent ends"),
-];
+/// The rows that are the same in every build and with every configuration.
+fn table(name: &str) -> Vec<Row> {
+    let mut sections = include_str!("facts.txt").trim_start_matches("== ").split("\n== ");
+    let lines =
+        sections.find_map(|section| section.strip_prefix(name)?.strip_prefix('\n')).unwrap_or_default();
+    lines.lines().map(|line| line.split(" | ").map(Value::from).collect()).collect()
+}
 
 /// Those of the fixed limits that callers, handlers and operators meet.
 fn limits() -> Vec<Row> {

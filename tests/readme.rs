@@ -42,7 +42,9 @@ fn run(command: &str, address: &str) -> String {
         .replace("cargo run --release --example generate --", &generate)
         .replace("cargo run --release --example fund-load --", &fund_load)
         .replace("cargo run --release --", &binary);
-    let output = Command::new("sh").args(["-c", &command]).stdin(Stdio::null()).output().expect("sh runs");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &command]).stdin(Stdio::null()).env("COFFERDAM_URL", format!("http://{address}"));
+    let output = shell.output().expect("sh runs");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{command}: {text}{}", String::from_utf8_lossy(&output.stderr));
     text
@@ -74,6 +76,10 @@ fn u12_every_command_of_the_tour_does_what_the_text_says_in_its_order() {
     assert_eq!(of("step"), [r#"{"account":"A","step":1}"#, "step 2"]);
     assert_eq!(of(r"1\n2\n3"), ["1\n2\n3\n", "1\n2\n3\n"]);
     assert_eq!(of("/v1/jobs/sort"), ["a\nb\n"]);
+    assert_eq!(of("jobs submit"), [r#"{"hello":1}"#]);
+    assert_eq!(of("jobs list")[0].lines().count(), 4);
+    assert_eq!(of("jobs retry"), ["0 jobs match\n"]);
+    assert!(of("-- top")[0].contains("execution"));
     let shouted: Vec<serde_json::Value> =
         of("shout").iter().map(|text| serde_json::from_str(text).expect("JSON")).collect();
     let once = serde_json::json!({"seen": 1, "text": "HELLO"});

@@ -173,7 +173,15 @@ impl Producer for RedisBroker {
         if !self.0.server.may_change(viewer, id)? {
             return Ok(None);
         }
-        Ok(self.0.server.record(viewer, self.0.server.call("cancel", &mut arguments)?))
+        let (has_ended, row): (Option<bool>, Option<Row>) = self.0.server.call("cancel", &mut arguments)?;
+        let record = self.0.server.record(viewer, row);
+        if has_ended.is_some()
+            && let Some(record) = &record
+            && let Some(at) = record.finished_at
+        {
+            lock(&self.0.state).recent.push(record.spec.clone(), record.status, at);
+        }
+        Ok(record)
     }
 
     fn retry(&self, viewer: &Viewer, id: JobId) -> Result<Option<Retried>, BackendError> {

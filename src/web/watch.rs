@@ -127,7 +127,7 @@ mod tests {
     fn a_sample_says_what_happened_since_the_one_before_and_the_oldest_go() {
         let mut watch = Watch::default();
         let mut handler = HandlerStats::default();
-        let mut look = |watch: &mut Watch, handler: &HandlerStats| {
+        let look = |watch: &mut Watch, handler: &HandlerStats| {
             watch.seconds += SAMPLE_EVERY;
             let stats = Stats { handlers: vec![handler.clone()], ..Stats::default() };
             watch.look(&stats, &Value::Null, Looked::default(), Timestamp(0))

@@ -1,6 +1,6 @@
 -- Commands about jobs and handlers, looks at them, and named maps (ports::KeyValue).
 --
--- "cancel"  {id, r: index of the signed outcome}: its record
+-- "cancel"  {id, r: index of the signed outcome}: whether that has ended it, its record
 -- "retry"   {id, call: this call's name}: the status of a job that cannot be retried, "full" if there is no room, or nil; its record
 -- "records" {ids, in: an instance that hears of their ends, or absent}: their records
 -- "pause"   {h, on}: whether there is such a handler
@@ -51,6 +51,7 @@ local function unpark(id, h, lane)
   end
 end
 
+-- True if this has ended it.
 local function cancel(id)
   local job = read_job(id)
   if ENDED[job.s] then
@@ -72,6 +73,7 @@ local function cancel(id)
     end
   end
   if job.l ~= '' then make_ready(job.l) end
+  return true
 end
 
 local function retry(id)
@@ -117,8 +119,8 @@ local function pause(h, on)
 end
 
 callable('cancel', function()
-  if sees(A.id) then cancel(A.id) end
-  return done(record(A.id))
+  local has_ended = sees(A.id) and cancel(A.id) or false
+  return done({has_ended, record(A.id)})
 end)
 
 callable('retry', function()
