@@ -15,6 +15,7 @@ use crate::deployment::{Deployment, own_options};
 use crate::execution::program::EXEC;
 use crate::execution::{Registry, WorkerStart, running_job};
 use crate::exit::{Exit, answer, complain, ended, say};
+use crate::facts::Facts;
 use crate::observe::{job_event, log_writer};
 use crate::options::Options;
 use crate::ports::Fitness;
@@ -93,6 +94,7 @@ fn run(arguments: &[String], program: &Program) -> Result<Exit, String> {
         "serve" => serve(&load(&mut options, registry)?, program, None),
         "batch" => run_batch(&mut options, program),
         "check" => check(&mut options, program),
+        "facts" => facts(&mut options, program),
         "run" => run_job(&mut options, program),
         "keygen" => keygen(&mut options),
         "health" => health(&mut options, registry),
@@ -291,6 +293,14 @@ fn check(options: &mut Options, program: &Program) -> Result<Exit, String> {
         Some(Fitness::Fit(_) | Fitness::Unfit(_)) | None => {}
     }
     Ok(said)
+}
+
+/// `facts`: nothing is vetted, opened or started for it.
+fn facts(options: &mut Options, program: &Program) -> Result<Exit, String> {
+    let as_json = options.flag("--json");
+    let loaded = load(options, &program.registry)?;
+    let facts = Facts::of(&program.name, &program.version, &program.registry, &loaded);
+    Ok(answer(&if as_json { format!("{:#}\n", facts.json()) } else { facts.text() }))
 }
 
 fn keygen(options: &mut Options) -> Result<Exit, String> {

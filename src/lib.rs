@@ -55,6 +55,8 @@ pub mod execution;
 #[doc(hidden)]
 pub mod exit;
 #[doc(hidden)]
+pub mod facts;
+#[doc(hidden)]
 pub mod job;
 pub(crate) mod job_codec;
 #[doc(hidden)]

@@ -52,9 +52,9 @@ fn assert_usage_error(output: &Output, complaint: &str) {
 
 // --- Help and usage ---
 
-const COMMANDS: [&str; 12] = [
-    "serve", "web", "executor", "batch", "check", "keygen", "token", "health", "jobs", "lanes", "handlers",
-    "top",
+const COMMANDS: [&str; 13] = [
+    "serve", "web", "executor", "batch", "check", "facts", "keygen", "token", "health", "jobs", "lanes",
+    "handlers", "top",
 ];
 
 #[test]
@@ -124,6 +124,7 @@ fn what_is_not_a_command_or_an_option_of_it_is_bad_usage() {
         (&["serve", "now"], "now"),
         (&["serve", "--json"], "--json"),
         (&["check", "--verbose"], "--verbose"),
+        (&["facts", "--verbose"], "--verbose"),
         (&["check", "--jso"], "--jso"),
         (&["check", "-"], "unknown argument -"),
         (&["check", "--config"], "--config needs a value"),

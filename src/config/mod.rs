@@ -83,6 +83,45 @@ pub fn normalised(loaded: &Loaded) -> Value {
     value
 }
 
+/// Every value of the normalised config with its path, and the kind of source that it is from.
+pub fn values(loaded: &Loaded) -> Vec<(String, Value, &'static str)> {
+    let (mut value, mut found) = (normalised(loaded), Vec::new());
+    value.as_object_mut().map(|config| config.remove("profile"));
+    walk(loaded, "", &value, Some(&loaded.given), &mut found);
+    found
+}
+
+fn walk(
+    loaded: &Loaded,
+    at: &str,
+    value: &Value,
+    given: Option<&Value>,
+    found: &mut Vec<(String, Value, &'static str)>,
+) {
+    let members: Vec<(String, &Value)> = match value {
+        Value::Object(map) if !map.is_empty() => map.iter().map(|(name, one)| (name.clone(), one)).collect(),
+        Value::Array(list) if list.iter().any(Value::is_object) => {
+            list.iter().enumerate().map(|(place, one)| (place.to_string(), one)).collect()
+        }
+        _ => {
+            // What a source says that is the default has no origin; what it does not say inside a list has that of the list.
+            let origin = given.filter(|given| !given.is_null()).and_then(|_| loaded.origin(at));
+            let kind = match origin {
+                None => "default",
+                Some(Origin::File) => "file",
+                Some(Origin::Environment(_)) => "environment",
+                Some(Origin::CommandLine) => "--set",
+            };
+            return found.push((at.to_owned(), value.clone(), kind));
+        }
+    };
+    for (name, one) in members {
+        let given =
+            given.and_then(|given| given.get(&*name).or_else(|| given.get(name.parse::<usize>().ok()?)));
+        walk(loaded, &issue::inside(at, &name), one, given, found);
+    }
+}
+
 /// `check` for people: the profile, what it promises, and where each value that is not a default came from.
 pub fn summary(loaded: &Loaded) -> String {
     let (config, value) = (&loaded.config, normalised(loaded));

@@ -32,8 +32,19 @@ pub struct Loaded {
     pub value: Value,
     /// Of each path whose value is not a default.
     pub origins: Origins,
+    /// What all sources say together, no default filled in.
+    pub given: Value,
+    /// The config file.
+    pub file: Option<PathBuf>,
     /// What is no error, and most likely not what was meant.
     pub warnings: Vec<String>,
+}
+
+impl Loaded {
+    /// Where the value at a path came from; `None` if it is the default.
+    pub fn origin(&self, path: &str) -> Option<&Origin> {
+        origin_of(path, &self.origins)
+    }
 }
 
 /// Behind `COFFERDAM_`: the name of the config file, and what a program is told of its job.
@@ -89,7 +100,8 @@ pub fn load(source: &Source, handlers: &OwnOptions) -> Result<Loaded, Vec<Issue>
         Ok(config) => {
             validate::cross_rules(&config, &mut issues);
             if issues.is_empty() {
-                return Ok(Loaded { config, value, origins, warnings });
+                let file = source.file.clone();
+                return Ok(Loaded { config, value, origins, given, file, warnings });
             }
         }
     }

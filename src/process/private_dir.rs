@@ -7,10 +7,13 @@ use std::fs::File;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Access, access};
+
 use crate::entropy::Entropy;
 use crate::job::write_hex;
 
-const PREFIX: &str = "cofferdam-";
+/// What its name begins with.
+pub const PREFIX: &str = "cofferdam-";
 
 /// Removed when dropped.
 pub struct PrivateDir {
@@ -21,18 +24,28 @@ pub struct PrivateDir {
 impl PrivateDir {
     /// In the first place that can be written; leftovers of processes that are gone are swept there.
     pub fn make() -> Result<PrivateDir, String> {
-        let from_environment =
-            ["RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"].into_iter().filter_map(std::env::var_os);
-        let fixed = ["/run", "/dev/shm"].into_iter().map(Into::into);
-        let places = from_environment.chain(fixed).map(PathBuf::from).chain([std::env::temp_dir()]);
         let mut tried = Vec::new();
-        for place in places {
+        for place in PrivateDir::places() {
             match PrivateDir::make_in(&place) {
                 Ok(made) => return Ok(made),
                 Err(error) => tried.push(format!("{}: {error}", place.display())),
             }
         }
         Err(format!("no place for the private socket: {}", tried.join("; ")))
+    }
+
+    /// Where it may be: in the first of these that can be written.
+    pub fn places() -> Vec<PathBuf> {
+        let from_environment =
+            ["RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"].into_iter().filter_map(std::env::var_os);
+        let fixed = ["/run", "/dev/shm"].into_iter().map(Into::into);
+        from_environment.chain(fixed).map(PathBuf::from).chain([std::env::temp_dir()]).collect()
+    }
+
+    /// The one where it would be made now, as far as that can be seen without making it.
+    pub fn likely_place() -> Option<PathBuf> {
+        let may_write = |place: &PathBuf| access(place, Access::WRITE_OK | Access::EXEC_OK).is_ok();
+        PrivateDir::places().into_iter().find(may_write)
     }
 
     fn make_in(place: &Path) -> std::io::Result<PrivateDir> {

@@ -19,13 +19,7 @@ pub fn vet(program: &Program, user: User) -> Result<(), String> {
         // As if it were looked for something in it.
         reachable(&Path::new(dir).join("it"), user).map_err(|why| format!("dir: {why}"))?;
     }
-    let name = &program.command[0];
-    // Where the exec shim will look: in the directory and the PATH of the program.
-    let path = match (name.contains('/'), &program.dir) {
-        (true, Some(dir)) => Path::new(dir).join(name),
-        (true, None) => name.into(),
-        (false, _) => in_path(name, program)?,
-    };
+    let path = locate(program)?;
     executable(&path, user)?;
     let mut head = [0; 256];
     let length = std::fs::File::open(&path).and_then(|mut file| file.read(&mut head)).unwrap_or(0);
@@ -44,6 +38,19 @@ pub fn vet(program: &Program, user: User) -> Result<(), String> {
     match words.next().filter(|word| interpreter.ends_with("/env") && !word.starts_with('-')) {
         Some(word) => in_path(word, program).map(drop).map_err(of_it),
         None => Ok(()),
+    }
+}
+
+/// Where the exec shim will find it: in the directory or the PATH of the program.
+///
+/// # Errors
+/// A name without a slash is nowhere in that PATH.
+pub fn locate(program: &Program) -> Result<PathBuf, String> {
+    let name = &program.command[0];
+    match (name.contains('/'), &program.dir) {
+        (true, Some(dir)) => Ok(Path::new(dir).join(name)),
+        (true, None) => Ok(name.into()),
+        (false, _) => in_path(name, program),
     }
 }
 
