@@ -282,11 +282,8 @@ impl Deployment {
         let (log, image, cut) = Log::open(Box::new(files), keys, settings)?;
         cut.iter().for_each(|cut| log::warn!("the journal: {cut}"));
         let mut broker = self.broker();
-        if Rules::from_config(&self.config).keeps_lines() && !LineIds::are_of_all(&image) {
-            return Err(format!(
-                "{} holds other jobs than a batch's: choose another directory",
-                dir.display()
-            ));
+        if let Some(why) = LineIds::misplaced(&image, Rules::from_config(&self.config).keeps_lines()) {
+            return Err(format!("{} holds {why}: choose another directory", dir.display()));
         }
         broker.keep_journal(image, self.clock.now())?;
         let interval = (!syncs_turns).then(|| Duration::from_millis(journal.interval_ms));

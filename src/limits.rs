@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// Deliveries of a job that its record tells of, besides the last one.
-pub const PAST_ATTEMPTS: usize = 7;
+/// Deliveries of a job that its record tells of.
+pub const PAST_ATTEMPTS: usize = 8;
 
 /// Jobs of one lease at most. Measured: a run of 32 hides the round trip of a serial lane; more only makes
 /// what a lost executor repeats longer.

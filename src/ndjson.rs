@@ -39,8 +39,18 @@ impl LineIds {
         JobId(id)
     }
 
+    /// What a journal holds, where that is not for a batch, or for anything else.
+    pub fn misplaced(image: &Image, is_batch: bool) -> Option<&'static str> {
+        match (is_batch, LineIds::are_of_all(image)) {
+            (true, false) => Some("other jobs than a batch's"),
+            // Their results would go in their time, and the batch could not go on.
+            (false, true) if !image.jobs.is_empty() => Some("a batch, for `batch --resume`"),
+            _ => None,
+        }
+    }
+
     /// True if a journal holds a run, which is lines and what they have submitted, or nothing.
-    pub fn are_of_all(image: &Image) -> bool {
+    fn are_of_all(image: &Image) -> bool {
         let mut lines = image.jobs.values().filter(|job| !job.is_follow_up).peekable();
         let is_run = lines.peek().is_some() || image.jobs.is_empty() && image.maps.is_empty();
         // A random id is hardly ever so small.

@@ -27,8 +27,9 @@ use std::time::{Duration, Instant};
 
 use bearer::{Token, TokenFile};
 use program::{Folder, cofferdam, wait};
+use rustix::process::Signal;
 use serde_json::{Value, json};
-use service::{Answer, PATIENCE, Service, holdings, kill, request, until};
+use service::{Answer, PATIENCE, Service, holdings, kill, request, signal, until};
 
 /// A service on the backend that is looked at, with these settings.
 type Start<'a> = &'a dyn Fn(&[&str]) -> Service;
@@ -557,6 +558,7 @@ fn a_bulk_request_that_is_not_understood_is_refused(start: Start) {
                 r#"{"handler":"echo","dry_run":"true"}"#,
                 r#"{"handler":"echo","dry_run":null}"#,
                 r#"{"handler":7}"#,
+                r#"[null,"echo",null,null,true]"#,
                 r#"{"handler":"echo","handler":"sleep"}"#,
                 r#"{"handler":"echo"} {}"#,
                 r#"{"before":"yesterday"}"#,
@@ -845,6 +847,18 @@ fn a_listener_is_told_of_jobs_that_its_token_may_see(start: Start) {
     let (ended, _) = listeners[2].ends_until(|ended, _| ended.len() >= all);
     assert_eq!(ids(&ended), anns.iter().chain(&bobs).map(String::as_str).collect());
     assert_refused(&service.get("/v1/events"), 401, "unauthorized");
+    // A name has a quarter of all places; and whose token has gone hears nothing more.
+    let _three = [(); 3].map(|()| Listener::asking(&service, "HTTP/1.1", &ann.header()));
+    assert_eq!(Listener::asking(&service, "HTTP/1.1", &ann.header()).status(), "503");
+    assert_eq!(Listener::asking(&service, "HTTP/1.1", &bob.header()).status(), "200");
+    file.write(&[&bob.line, &root.line]);
+    signal(service.pid, Signal::HUP);
+    for listener in &mut listeners {
+        listener.read_to_end();
+        assert!(listener.has_ended, "all are to say again who they are");
+    }
+    assert_eq!(Listener::asking(&service, "HTTP/1.1", &ann.header()).status(), "401");
+    assert_eq!(Listener::asking(&service, "HTTP/1.1", &root.header()).status(), "200");
 }
 
 fn more_ends_than_are_kept_are_told_as_lost(start: Start) {

@@ -414,10 +414,12 @@ fn s3_what_all_jobs_share_is_made_again_from_the_jobs_and_no_job_is_lost() {
             .into();
     keys.push("kept:2".into());
     for handler in ["free", "serial"] {
-        keys.extend(["ready", "waits", "forged"].map(|set| format!("{set}:{handler}")));
+        keys.extend(["ready", "waits", "forged", "parked"].map(|set| format!("{set}:{handler}")));
     }
     keys.extend(["idle:0".into(), "wake:0".into(), format!("node:{node}"), format!("revoked:{node}")]);
-    for key in keys {
+    // A turn meets it first, or a command.
+    let met = keys.into_iter().flat_map(|key| [(key.clone(), false), (key, true)]);
+    for (key, by_command) in met {
         let mut executor = deployment.executor();
         let ran = deployment.submit("free");
         let held = lease(&mut executor).expect("a job");
@@ -427,6 +429,10 @@ fn s3_what_all_jobs_share_is_made_again_from_the_jobs_and_no_job_is_lost() {
         let forged = if key == "wake:0" { ("LPUSH", "0") } else { ("SET", "a string") };
         redis::cmd("DEL").arg(&full).exec(&mut deployment.raw).expect("the server is there");
         redis::cmd(forged.0).arg(&full).arg(forged.1).exec(&mut deployment.raw).expect("the server is there");
+        if by_command {
+            let look = deployment.broker.lanes(&Viewer::service(), "free", 10);
+            assert!(look.is_ok() && deployment.broker.stats().is_ok(), "{key}: {look:?}");
+        }
         let after = deployment.submit("free");
         assert!(finish(&mut executor, &held, "1"), "{key}: what ran is believed");
         let mut left = vec![before[0], before[1], after];
@@ -474,6 +480,44 @@ fn s3_what_all_jobs_share_is_made_again_from_the_jobs_and_no_job_is_lost() {
     let left: Vec<JobId> =
         [(); 3].map(|()| lease(&mut deployment.executor()).expect("one more").jobs[0].spec.id).into();
     assert!([ordered, JobId([200; 16]), JobId([201; 16])].iter().all(|id| left.contains(id)), "{left:?}");
+}
+
+#[test]
+fn s3_figures_and_attempts_that_nobody_signed_harm_nobody() {
+    let _turn = TURN.lock();
+    let mut deployment = Deployment::new("s3-figures");
+    let job = deployment.submit("free");
+    let most = u64::MAX.to_string();
+    let count = format!("{}count", deployment.prefix);
+    for field in
+        ["finished:free:succeeded", "finished:serial:failed", "job:free:0", "job:serial:0", "submitted:free"]
+    {
+        redis::cmd("HSET")
+            .arg(&count)
+            .arg(field)
+            .arg(&most)
+            .exec(&mut deployment.raw)
+            .expect("the server is there");
+    }
+    let stats = deployment.broker.stats().expect("the server is there");
+    let mut all = cofferdam::ports::Histogram::default();
+    stats.handlers.iter().for_each(|of| all.add(&of.job_seconds));
+    assert!(all.quantile(0.99).is_some());
+    assert!(stats.handlers.iter().map(|of| of.finished.iter().sum::<u64>()).sum::<u64>() > 0);
+    let key = format!("{}job:{job}", deployment.prefix);
+    let long = vec![b'x'; 1 << 20];
+    for (executor, past) in
+        [(&b"\xff\xfe"[..], &b"1 2 \xff retry"[..]), (b"x", &long), (b"", b"1 2 x dead\n1 2\nnone")]
+    {
+        redis::cmd("HSET")
+            .arg(&key)
+            .arg(&[("ex", executor), ("at", past)])
+            .exec(&mut deployment.raw)
+            .expect("the server is there");
+        let filter = Filter { limit: 10, ..Filter::default() };
+        let listed = deployment.broker.list(&Viewer::service(), &filter).expect("a list");
+        assert!(listed.records.len() == 1 && listed.records[0].past.len() <= 1, "{listed:?}");
+    }
 }
 
 #[test]

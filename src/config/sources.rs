@@ -48,7 +48,8 @@ impl Loaded {
 }
 
 /// Behind `COFFERDAM_`: the name of the config file, and what a program is told of its job.
-const NO_KEYS: [&str; 6] = ["CONFIG", "JOB_ID", "DELIVERY", "FENCE", "HANDLER", "PROGRAM"];
+const NO_KEYS: [&str; 8] =
+    ["CONFIG", "JOB_ID", "DELIVERY", "FENCE", "HANDLER", "PROGRAM", "URL", "TOKEN_FILE"];
 
 type Origins = BTreeMap<String, Origin>;
 

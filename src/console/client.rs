@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 use zeroize::Zeroizing;
 
+use super::table::cell;
 use crate::web::chunked::Chunked;
 
 /// An answer is waited for so long beyond what was asked for.
@@ -51,7 +52,9 @@ impl Client {
         let is_fine =
             !authority.is_empty() && path.is_empty() && authority.bytes().all(|byte| byte.is_ascii_graphic());
         if !is_fine || authority.contains('@') {
-            return Err(format!("--url is http://HOST:PORT, not {url}"));
+            // It may hold a password.
+            let shown = if authority.contains('@') { "one with a user" } else { url };
+            return Err(format!("--url is http://HOST:PORT, not {shown}"));
         }
         let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
         let authority = if has_port { authority.to_owned() } else { format!("{authority}:80") };
@@ -79,7 +82,7 @@ impl Client {
     /// What a service's problem says.
     pub fn refusal(&self, reply: &Reply) -> Trouble {
         let problem: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
-        let text = |name: &str| problem[name].as_str().unwrap_or_default().to_owned();
+        let text = |name: &str| if problem[name].is_string() { cell(&problem[name]) } else { String::new() };
         match text("code").as_str() {
             "" => self.is_no_service(&format!("status {}, and no word why", reply.status)),
             "not_found" if text("detail").contains("no such resource") => {
@@ -129,7 +132,7 @@ impl Client {
 
     /// The connection is kept only once its answer is whole.
     fn exchange(&mut self, request: &[u8]) -> std::io::Result<Reply> {
-        let mut stream = match self.stream.take() {
+        let mut stream = match self.stream.take().filter(is_open) {
             Some(stream) => stream,
             None => self.connect()?,
         };
@@ -142,6 +145,9 @@ impl Client {
                 read => read?,
             };
             input.extend_from_slice(&part[..read]);
+            if input.len() > ANSWER_BYTES {
+                return Err(ErrorKind::InvalidData.into());
+            }
             match parse(&input, read == 0)? {
                 Some((reply, is_kept)) => {
                     self.stream = is_kept.then_some(stream);
@@ -168,6 +174,13 @@ impl Client {
     }
 }
 
+/// True unless the service has closed it meanwhile, or said what nobody has asked for.
+fn is_open(stream: &TcpStream) -> bool {
+    let waits = stream.set_nonblocking(true).and_then(|()| stream.peek(&mut [0]));
+    let is_quiet = waits.is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
+    is_quiet && stream.set_nonblocking(false).is_ok()
+}
+
 /// An answer (RFC 9112), once it is whole, and whether another may follow; a length, chunks, or what comes until `is_end`.
 fn parse(input: &[u8], is_end: bool) -> std::io::Result<Option<(Reply, bool)>> {
     let Some(end) = input.windows(4).position(|window| window == b"\r\n\r\n") else {
@@ -181,7 +194,10 @@ fn parse(input: &[u8], is_end: bool) -> std::io::Result<Option<(Reply, bool)>> {
     let (mut length, mut is_chunked, mut is_kept) = (None, false, true);
     for (name, value) in lines.filter_map(|line| line.split_once(':')) {
         match (name, value.trim()) {
-            ("content-length", value) => length = Some(value.parse().map_err(|_| ErrorKind::InvalidData)?),
+            ("content-length", value) => {
+                let given = value.parse().ok().filter(|length| *length <= ANSWER_BYTES);
+                length = Some(given.ok_or(ErrorKind::InvalidData)?);
+            }
             ("transfer-encoding", value) => is_chunked = value == "chunked",
             ("connection", value) => is_kept = value != "close",
             _ => {}
@@ -190,6 +206,10 @@ fn parse(input: &[u8], is_end: bool) -> std::io::Result<Option<(Reply, bool)>> {
     let rest = &input[end + 4..];
     let mut body = Vec::new();
     if is_chunked {
+        // Not read again with each piece that comes: an empty line ends the last one.
+        if !rest.ends_with(b"\r\n\r\n") {
+            return Ok(None);
+        }
         let read =
             Chunked::default().read(rest, &mut body, ANSWER_BYTES).map_err(|_| ErrorKind::InvalidData)?;
         return Ok(read.1.then_some((Reply { status, body }, is_kept)));

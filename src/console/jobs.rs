@@ -81,7 +81,7 @@ fn list_jobs(console: &mut Console, options: &mut Options) -> Result<Exit, Stop>
         jobs.extend(list(&found).iter().cloned());
         left -= page;
         match shown["next"].as_str() {
-            Some(next) => next.clone_into(&mut after),
+            Some(next) => after = escaped(next),
             None => break,
         }
     }
@@ -167,7 +167,8 @@ fn change(console: &mut Console, options: &mut Options, what: &str) -> Result<Ex
         false => format!("{} of {} jobs: {what} done{more}\n", number("done"), number("matched")),
     };
     let exit = answer(&if console.as_json { format!("{done}\n") } else { text });
-    Ok(if done["refused"].as_u64() > Some(0) && !counts { Exit::Failed } else { exit })
+    let is_whole = done["refused"].as_u64() == Some(0) && done["more"] == false;
+    Ok(if is_whole || counts { exit } else { Exit::Failed })
 }
 
 fn change_each(console: &mut Console, ids: &[String], what: &str) -> Result<Exit, Stop> {

@@ -2,6 +2,8 @@
 
 use std::io::{BufRead, IsTerminal, Read, Write as _};
 
+use std::time::{Duration, Instant};
+
 use serde_json::Value;
 
 use super::table::cell;
@@ -9,8 +11,9 @@ use super::{Console, Stop, escaped, tell};
 use crate::exit::{Exit, answer, complain, written_out};
 use crate::options::Options;
 
-/// A service is asked again after so many seconds.
+/// A service is asked again after so many seconds, and never sooner than after the pause.
 const WAIT_SECONDS: u64 = 25;
+const PAUSE: Duration = Duration::from_secs(1);
 
 pub fn submit(console: &mut Console, options: &mut Options) -> Result<Exit, Stop> {
     let mut headers = vec!["Prefer: respond-async".to_owned()];
@@ -56,10 +59,13 @@ pub fn submit(console: &mut Console, options: &mut Options) -> Result<Exit, Stop
 /// The job's record, once it has ended.
 pub fn wait(console: &mut Console, id: &str) -> Result<Value, Stop> {
     loop {
+        let asked_at = Instant::now();
         let record = console.client.json("GET", &format!("/v1/jobs/{id}?wait={WAIT_SECONDS}"), "")?;
         if !record["finished_at"].is_null() {
             return Ok(record);
         }
+        // A service may let nobody wait for long.
+        std::thread::sleep(PAUSE.saturating_sub(asked_at.elapsed()));
     }
 }
 

@@ -42,7 +42,7 @@ pub fn cell(value: &Value) -> String {
         Value::Null => "-".into(),
         Value::String(text) => text
             .chars()
-            .flat_map(|char| match char.is_control() {
+            .flat_map(|char| match is_steering(char) {
                 true => char.escape_default().collect::<Vec<_>>(),
                 false => vec![char],
             })
@@ -51,12 +51,18 @@ pub fn cell(value: &Value) -> String {
     }
 }
 
+/// True for what moves a cursor, turns the direction of the text (Unicode's Bidi_Control), or is not seen.
+fn is_steering(char: char) -> bool {
+    char.is_control()
+        || matches!(char, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{61c}' | '\u{feff}')
+}
+
 /// Seconds, as short as they can be read.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "shown as a whole number")]
 pub fn seconds(value: &Value) -> String {
     let Some(seconds) = value.as_f64() else { return "-".into() };
     match seconds.max(0.0) {
-        seconds if seconds == 0.0 => "0 s".into(),
+        0.0 => "0 s".into(),
         seconds if seconds < 1e-3 => format!("{:.0} us", seconds * 1e6),
         seconds if seconds < 1.0 => format!("{:.0} ms", seconds * 1e3),
         seconds if seconds < 120.0 => format!("{seconds:.1} s"),

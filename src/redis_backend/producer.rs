@@ -222,14 +222,26 @@ impl Producer for RedisBroker {
             filter.statuses.iter().map(|status| (status.as_str().to_owned(), json!(true))).collect();
         // A lane is named by its key's digest.
         let key = filter.key.as_deref().map(|key| state_map("", Some(key)).split_off("state:".len()));
-        let what = json!({
-            "most": filter.limit, "h": or_false(filter.handler.as_deref()), "ow": owner(viewer), "k": or_false(key),
+        let mut what = json!({
+            "h": or_false(filter.handler.as_deref()), "ow": owner(viewer), "k": or_false(key),
             "s": or_false(Some(statuses).filter(|_| !filter.statuses.is_empty())),
             "tr": or_false(filter.trace.map(|id| Trace { id, span: [0; 8] }.id_text())),
-            "after": filter.after.map(|place| place.number), "before": or_false(filter.before.map(|at| at.0 + BEFORE_SLACK_US)),
+            "before": or_false(filter.before.map(|at| at.0 + BEFORE_SLACK_US)),
         });
-        let (ids, last): (Vec<String>, Option<u64>) = self.0.server.ask("list", what)?;
-        let ids: Vec<JobId> = ids.iter().filter_map(|id| JobId::parse(id)).collect();
+        let (mut ids, mut last): (Vec<JobId>, Option<u64>) = (Vec::new(), None);
+        let mut after = filter.after.map(|place| place.number);
+        loop {
+            what["most"] = (filter.limit - ids.len()).into();
+            what["after"] = after.into();
+            let (found, number, rest): (Vec<String>, Option<u64>, Option<u64>) =
+                self.0.server.ask("list", what.clone())?;
+            ids.extend(found.iter().filter_map(|id| JobId::parse(id)));
+            last = number.or(last);
+            after = rest;
+            if after.is_none() || ids.len() >= filter.limit {
+                break;
+            }
+        }
         let next = ids.last().filter(|_| ids.len() == filter.limit);
         let next = next.zip(last).map(|(job, number)| Place { number, job: *job });
         let mut out = Vec::with_capacity(ids.len());
@@ -278,7 +290,10 @@ impl Producer for RedisBroker {
             Err(error) => (Figures::default(), Some(error)),
         };
         let (counts, waits, nodes, records, leases, idempotency_keys) = figures;
-        let count = |name: &str| counts.get(name).and_then(|count| count.parse().ok()).unwrap_or(0);
+        // As large as a number can be there: whoever can write to the server may have written any text.
+        let count = |name: &str| {
+            counts.get(name).and_then(|count| count.parse().ok()).map_or(0, |count: u64| count.min(1 << 53))
+        };
         let paused = counts.get("paused").map_or("", String::as_str);
         let histogram = |name: &str, handler: &str| Histogram {
             buckets: std::array::from_fn(|index| count(&format!("{name}:{handler}:{index}"))),

@@ -36,6 +36,8 @@ const SWEEP_EVERY: Duration = Duration::from_millis(50);
 const INBOX_LIVES_MS: u64 = 60_000;
 /// An executor's name at most: its process's, a point, and its number.
 const CONSUMER_BYTES: usize = 40;
+/// Records that one look of a list goes through: some tens of milliseconds.
+const LOOK: usize = 2_048;
 /// Ready lanes of a handler that a claim looks at, beyond those that it has room for.
 const SCAN: usize = 64;
 
@@ -112,7 +114,7 @@ pub(super) type Sealed = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// A finished record, or one under way, as the functions give it.
 pub(super) type Row =
-    (String, Vec<u8>, String, u64, Option<u64>, Option<u64>, Vec<u8>, (String, String), String, String);
+    (String, Vec<u8>, String, u64, Option<u64>, Option<u64>, Vec<u8>, (String, String), Vec<u8>, Vec<u8>);
 
 impl Server {
     pub(super) fn new(settings: Settings, envelopes: &[&Secret]) -> Result<Server, String> {
@@ -276,6 +278,8 @@ impl Server {
             false => None,
         };
         let until = || Timestamp(what.parse().unwrap_or(0));
+        // Nobody has signed these: what is no text is nothing.
+        let text = |bytes: &'_ Vec<u8>| String::from_utf8(bytes.clone()).ok();
         let waiting_for = match why.as_str() {
             "" => None,
             "paused" => Some(WaitingFor::Paused),
@@ -293,8 +297,10 @@ impl Server {
             finished_at: finished.map(Timestamp),
             finished: ended,
             waiting_for,
-            executor: Some(executor).filter(|name| (1..=CONSUMER_BYTES).contains(&name.len())).map(Arc::from),
-            past: past.lines().take(PAST_ATTEMPTS).filter_map(attempt).collect(),
+            executor: text(&executor)
+                .filter(|name| (1..=CONSUMER_BYTES).contains(&name.len()))
+                .map(Arc::from),
+            past: text(&past).unwrap_or_default().lines().take(PAST_ATTEMPTS).filter_map(attempt).collect(),
         })
     }
 }
@@ -360,7 +366,7 @@ fn config(settings: &Settings) -> Json {
         "ctx": micros(rules.context_ttl), "ctxm": CONTEXT_BYTES, "lsm": rules.lane_state_max,
         "mp": rules.max_payload, "envelope": rules.max_payload + FRAME_OVERHEAD_BYTES,
         "tag": crate::mac::MAC_BYTES,
-        "run": RUN_JOBS, "past": PAST_ATTEMPTS, "scan": SCAN, "aff": micros(LANE_AFFINITY), "groups": settings.groups.len(),
+        "run": RUN_JOBS, "past": PAST_ATTEMPTS, "look": LOOK, "scan": SCAN, "aff": micros(LANE_AFFINITY), "groups": settings.groups.len(),
         "entries": INBOX_ENDS / ENDS_AN_ENTRY, "ends": ENDS_AN_ENTRY, "small": INBOX_RESULT_BYTES,
         "inbox": INBOX_LIVES_MS, "con": micros(PROCESS_LIVES), "quarantine": QUARANTINE_MS,
         "sweep": micros(SWEEP_EVERY),

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::respond::Answer;
 use crate::clock::Timestamp;
-use crate::job::{JobId, JobStatus};
+use crate::job::{JobId, JobRecord, JobStatus};
 use crate::limits::LIST_RECORDS;
 use crate::ports::{Filter, Producer, Viewer};
 use crate::problem::{Code, JobError};
@@ -52,6 +52,10 @@ pub fn answer(
     producer: &dyn Producer,
     now: impl Fn() -> Timestamp,
 ) -> Result<Answer, JobError> {
+    // A list of its values is none.
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return Err(bad("the body is a JSON object"));
+    }
     let asked = serde_json::from_slice::<Asked>(body);
     let Asked { status, handler, key, before, dry_run } = asked.map_err(|error| bad(error.to_string()))?;
     if [&status, &handler, &key, &before].iter().all(|given| given.is_none()) {
@@ -71,7 +75,11 @@ pub fn answer(
     });
     let filter =
         Filter { statuses, handler, key, before: before.transpose()?, bare: true, ..Filter::default() };
-    let (matched, mut more) = find(&filter, viewer, producer)?;
+    let (mut matched, mut more) = find(&filter, viewer, producer)?;
+    if bulk == Bulk::Retry {
+        // They come again in the order in which they came. What is cancelled goes from the end, so that nothing begins for it.
+        matched.reverse();
+    }
     let (mut done, mut refused, until) = (0, 0, now().plus(LONGEST));
     for id in matched.iter().filter(|_| !dry_run) {
         if now() > until {
@@ -79,10 +87,19 @@ pub fn answer(
             break;
         }
         let has_changed = match bulk {
-            Bulk::Retry => producer.retry(viewer, *id)?.is_some_and(|retried| retried.is_ok()),
+            Bulk::Retry => producer.retry(viewer, *id).map(|retried| retried.is_some_and(|it| it.is_ok())),
             Bulk::Cancel => {
-                producer.cancel(viewer, *id)?.is_some_and(|record| record.status == JobStatus::Cancelled)
+                let is_cancelled = |record: JobRecord| record.status == JobStatus::Cancelled;
+                producer.cancel(viewer, *id).map(|record| record.is_some_and(is_cancelled))
             }
+        };
+        let has_changed = match has_changed {
+            // What was done is told all the same.
+            Err(_) if done > 0 => {
+                more = true;
+                break;
+            }
+            has_changed => has_changed?,
         };
         *if has_changed { &mut done } else { &mut refused } += 1;
     }
@@ -92,7 +109,7 @@ pub fn answer(
     Ok(Answer::json(200, body.to_string()))
 }
 
-/// What matches now, oldest first, so that what is retried comes in the order in which it came; and whether there is more.
+/// What matches now, newest first, and whether there is more than is taken at once.
 fn find(filter: &Filter, viewer: &Viewer, producer: &dyn Producer) -> Result<(Vec<JobId>, bool), JobError> {
     let (mut found, mut after) = (Vec::new(), None);
     loop {
@@ -101,7 +118,6 @@ fn find(filter: &Filter, viewer: &Viewer, producer: &dyn Producer) -> Result<(Ve
         after = page.next;
         if after.is_none() || found.len() >= MOST {
             found.truncate(MOST);
-            found.reverse();
             return Ok((found, after.is_some()));
         }
     }

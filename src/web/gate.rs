@@ -98,6 +98,8 @@ impl Gate {
     /// These tokens hold from now on, for requests to come.
     pub fn set_tokens(&mut self, tokens: Vec<Token>) {
         log::info!("tokens are read again: {}", self.guard.replace(tokens));
+        // Who listens was let in by a token that may be gone.
+        self.end_listening();
     }
 
     /// How many bytes may be read from this client now.

@@ -184,7 +184,9 @@ impl Guard {
         let is_for = |handler: &str| {
             token.handlers.as_ref().is_none_or(|names| names.iter().any(|name| name == handler))
         };
-        if handler.is_some_and(|handler| !is_for(handler)) {
+        // Which jobs a bulk is about is not known yet.
+        let is_of_many = matches!(route, Route::Inner(Inner::Bulk(_))) && token.handlers.is_some();
+        if handler.is_some_and(|handler| !is_for(handler)) || is_of_many {
             return Err(NOT_THIS_HANDLER);
         }
         Ok(Caller::Holder(token))

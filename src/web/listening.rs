@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use serde_json::{Value, json};
 
-use super::clients::{Listening, NEVER, OUTPUT_BYTES, Phase};
+use super::clients::{Conn, DRAINING, Listening, NEVER, OUTPUT_BYTES, Phase};
 use super::gate::Gate;
 use super::http1::refused;
 use super::respond::Answer;
@@ -16,19 +16,30 @@ use crate::problem::Code;
 impl Gate {
     /// From now on this client is told what happens.
     pub(super) fn begin_listening(&mut self, number: usize) {
-        let listeners = &self.clients.counters.listeners;
+        let listeners = self.clients.counters.listeners.load(Relaxed);
+        let Some(conn) = self.clients.conns.get(&number) else { return };
+        let viewer = conn.current.caller.viewer();
+        let is_own = |conn: &&Conn| match &conn.phase {
+            Phase::Listening(listening) => listening.viewer.name == viewer.name,
+            _ => false,
+        };
+        let own = self.clients.conns.values().filter(is_own).count() as u64;
+        // A name has a quarter.
+        let is_full = listeners >= LISTENERS || !viewer.name.is_empty() && own >= LISTENERS / 4;
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };
         let head = Answer::new(200, "text/event-stream", []);
         if !conn.current.has_body {
             return self.clients.answer(number, &head);
         }
-        if self.clients.draining || listeners.load(Relaxed) >= LISTENERS {
+        if self.clients.draining {
+            return self.clients.refuse(number, DRAINING);
+        }
+        if is_full {
             let refused =
                 refused(Code::Overloaded, "too many listen already: ask for /v1/stats now and then");
             return self.clients.refuse(number, refused);
         }
-        listeners.fetch_add(1, Relaxed);
-        let viewer = conn.current.caller.viewer();
+        self.clients.counters.listeners.fetch_add(1, Relaxed);
         conn.phase = Phase::Listening(Box::new(Listening { viewer, is_new: true, lost: 0 }));
         self.clients.write(number, &head, None);
         self.clients.set_deadline(number, NEVER);
@@ -68,7 +79,7 @@ impl Gate {
         }
     }
 
-    /// The service stops: nobody is kept waiting for those who only look on.
+    /// All are sent away: the service stops, or who they are is to be asked again.
     pub(super) fn end_listening(&mut self) {
         for number in self.clients.in_phase(|phase| matches!(phase, Phase::Listening(_))) {
             self.listener_left();

@@ -50,7 +50,6 @@ impl Gate {
                     self.drop_body(&incoming);
                 }
             }
-            // Who only looks on, and says nothing more, may still read.
             Phase::Head
             | Phase::Waiting(_)
             | Phase::Inner

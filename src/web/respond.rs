@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::clock::Timestamp;
 use crate::codec::base64;
 use crate::job::{AttemptOutcome, Finished, JobId, JobRecord, JobStatus, Payload, Trace, WaitingFor};
-use crate::limits::LIST_LANES;
+use crate::limits::{LIST_LANES, PAST_ATTEMPTS};
 use crate::ports::LaneStats;
 use crate::problem::{Code, JobError, document};
 
@@ -232,7 +232,8 @@ fn attempts(record: &JobRecord) -> Vec<Value> {
         record.past.iter().map(|it| shown(it.started_at, Some(it.ended_at), &it.executor, Some(it.outcome)));
     let last = record.started_at.zip(record.executor.as_ref());
     let last = last.map(|(at, by)| shown(at, record.finished_at, by, AttemptOutcome::of(record.status)));
-    past.chain(last).collect()
+    let all: Vec<Value> = past.chain(last).collect();
+    all[all.len().saturating_sub(PAST_ATTEMPTS)..].to_vec()
 }
 
 /// JSON stands as JSON, anything else as base64.

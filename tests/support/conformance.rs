@@ -666,6 +666,7 @@ macro_rules! conformance {
             others_jobs_are_not_there
             a_list_is_newest_first_filtered_and_limited
             a_list_is_of_a_key_a_trace_and_a_time
+            a_list_finds_what_lies_far_back
             lanes_say_who_waits_and_why
             pages_of_a_list_follow_one_another_whatever_comes_and_goes_between_them
             a_payload_is_there_until_its_job_has_succeeded

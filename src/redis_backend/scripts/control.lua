@@ -6,7 +6,8 @@
 -- "pause"   {h, on}: whether there is such a handler
 -- "payload" {id}: its envelope, and its payload unless that is not kept any more
 -- "list"    {h, s: statuses, k: the end of their lanes' names, tr: trace, before: us, most, after: a number of submission}: ids, newest
---           first, of those before it; the number of the last one
+--           first, of those before it; the number of the last one; where the next look goes on, if "most" were not found among
+--           so many records: a look is no longer than other calls can wait
 -- "lanes"   {h, most}: of its lanes in which jobs wait the record of the head, or nil, and how many jobs there are
 -- "stats"   {}: figures as a flat list; how long each handler's oldest job waits, us; nodes; records; leases; idempotency keys
 -- "load"    {map, ttl}: a flat list of entries; "get" {map, key: index}: a value or nil; "apply" {map, ch: changes, ttl};
@@ -34,12 +35,15 @@ local function waiting(id, h, l, nb, dl)
   return {'executor', ''}
 end
 
+local function short(text, most) return text and #text <= most and text or '' end
+
 local function record(id)
   if not sees(id) or call('HSTRLEN', job_key(id), 'r') > R.envelope then return false end
   local env, s, d, st, fi, r, h, l, nb, dl, ex, at =
     unpack(call('HMGET', job_key(id), 'env', 's', 'd', 'st', 'fi', 'r', 'h', 'l', 'nb', 'dl', 'ex', 'at'))
   local why = s == 'queued' and waiting(id, h, l, num(nb), num(dl)) or {'', ''}
-  return {id, env, s or '', int(num(d)), st and int(num(st)), fi and int(num(fi)), r or '', why, ex or '', at or ''}
+  -- Nobody has signed these: what is too long for what they are is nothing.
+  return {id, env, s or '', int(num(d)), st and int(num(st)), fi and int(num(fi)), r or '', why, short(ex, 64), short(at, 1024)}
 end
 
 local function unpark(id, h, lane)
@@ -158,8 +162,10 @@ end)
 
 callable('list', function()
   local below = math.min(type(A.after) == 'number' and A.after or math.huge, A.before or math.huge)
-  local out, last, from = {}, false, below < math.huge and '(' .. int(below) or '+inf'
+  local out, last, from, looked = {}, false, below < math.huge and '(' .. int(below) or '+inf', 0
   while #out < A.most do
+    if looked >= R.look then return {out, last, tonumber(string.sub(from, 2))} end
+    looked = looked + 256
     local members = call('ZRANGE', P .. 'all', from, '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, 256, 'WITHSCORES')
     if #members == 0 then break end
     from = '(' .. members[#members]
@@ -172,7 +178,7 @@ callable('list', function()
       end
     end
   end
-  return {out, last}
+  return {out, last, false}
 end)
 
 callable('lanes', function()
@@ -183,7 +189,8 @@ callable('lanes', function()
     local head = is_free(lane) and lane or call('LINDEX', P .. 'q:' .. lane, 0)
     if head and sees(head) then out[#out + 1] = {record(head), is_free(lane) and 1 or call('LLEN', P .. 'q:' .. lane)} end
   end
-  for _, lane in ipairs(call('SRANDMEMBER', P .. 'parked:' .. A.h, A.most)) do add(lane) end
+  -- Of many that are parked some, so that those which wait have room.
+  for _, lane in ipairs(call('SRANDMEMBER', P .. 'parked:' .. A.h, math.ceil(A.most / 2))) do add(lane) end
   for _, id in ipairs(call('ZRANGE', P .. 'waits:' .. A.h, 0, 16 * A.most)) do
     local l = is_sound(id) and call('HGET', job_key(id), 'l')
     if l then add(l == '' and id or l) end

@@ -431,6 +431,7 @@ local function end_attempt(id, outcome, ended)
   local started, executor, past = unpack(call('HMGET', key, 'st', 'ex', 'at'))
   if not given(executor) then return end
   local lines = {}
+  if #(past or '') > 1024 then past = '' end
   for line in string.gmatch(past or '', '[^\n]+') do lines[#lines + 1] = line end
   lines[#lines + 1] = int(num(started)) .. ' ' .. int(ended) .. ' ' .. executor .. ' ' .. outcome
   call('HSET', key, 'ex', '', 'at', table.concat(lines, '\n', math.max(1, #lines - R.past + 1)))

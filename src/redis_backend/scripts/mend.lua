@@ -85,7 +85,7 @@ do
       keeps('wake:' .. int(g), 'stream')
     end
     local nodes = call('ZRANGE', P .. 'nodes', 0, -1)
-    append(nodes, A.node)
+    if A.node then append(nodes, A.node) end
     for _, node in ipairs(nodes) do
       keeps('node:' .. node, 'hash')
       keeps('revoked:' .. node, 'list')
@@ -127,7 +127,8 @@ do
       local lease = job and job.l and lease_of(id, job)
       if lease and lease.n > last and not had_no_count then end_lease(lease, false) end
     end
-    call('HDEL', P .. 'node:' .. A.node, 'call', 'claims')
+    -- Commands have none.
+    if A.node then call('HDEL', P .. 'node:' .. A.node, 'call', 'claims') end
     flush()
     for _, field in ipairs({'queued', 'live', 'bytes', 'follow_ups', 'their_bytes', 'suspects', 'dying'}) do from_zero(field) end
     call('DEL', P .. 'owners')

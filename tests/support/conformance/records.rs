@@ -513,6 +513,23 @@ pub fn a_list_is_of_a_key_a_trace_and_a_time(make: Make) {
     assert_eq!(list(Filter { statuses, before: Some(times[3]), ..all() }), [jobs[2], jobs[1], jobs[0]]);
 }
 
+pub fn a_list_finds_what_lies_far_back(make: Make) {
+    let bench = Bench::with(make, |settings| settings.capacity = 6_000);
+    let old = [bench.submit_keyed("a"), bench.submit_keyed("a")];
+    // More than one look of a list goes through.
+    bench.submit_many("free", 5_000);
+    let new = bench.submit_keyed("a");
+    let list = |limit, after| {
+        let filter = Filter { key: Some("a".into()), limit, after, ..Filter::default() };
+        let listed = bench.backend.producer().list(&Viewer::anonymous(), &filter).unwrap();
+        (listed.records.iter().map(|record| record.spec.id).collect::<Vec<_>>(), listed.next)
+    };
+    assert_eq!(list(10, None), (vec![new, old[1], old[0]], None));
+    let (first, next) = list(2, None);
+    assert_eq!(first, [new, old[1]]);
+    assert_eq!(list(2, next), (vec![old[0]], None));
+}
+
 pub fn lanes_say_who_waits_and_why(make: Make) {
     let bench = Bench::new(make);
     let lanes = |viewer: &Viewer, handler: &str, most| -> Vec<(JobId, JobStatus, usize)> {
