@@ -40,9 +40,7 @@ impl Timestamp {
     pub fn millis(self) -> u64 {
         self.0 / 1_000
     }
-}
 
-impl Timestamp {
     /// Reads what its [`fmt::Display`] writes, with any fraction of a second or none (RFC 3339, 5.6, UTC only), from 1970 on.
     pub fn parse(text: &str) -> Option<Timestamp> {
         let (whole, fraction) = match text.strip_suffix('Z')?.split_once('.') {

@@ -34,13 +34,16 @@ pub fn session(pid: i32) -> Option<i32> {
 
 /// The most memory that a process has held, in KiB (`VmHWM`, proc_pid_status(5)); `None` once it has ended.
 pub fn peak_kib(pid: i32) -> Option<u64> {
-    field(&pid.to_string(), "VmHWM:")?.strip_suffix(" kB")?.parse().ok()
+    kib(&pid.to_string(), "VmHWM:")
 }
 
-/// What a process holds in memory now.
-pub fn resident_bytes(pid: u32) -> Option<u64> {
-    let kib: u64 = field(&pid.to_string(), "VmRSS:")?.strip_suffix(" kB")?.parse().ok()?;
-    Some(kib * 1_024)
+/// What a process holds in memory now (`VmRSS`, proc_pid_status(5)); `self` is this one.
+pub fn resident_kib(who: &str) -> Option<u64> {
+    kib(who, "VmRSS:")
+}
+
+fn kib(who: &str, name: &str) -> Option<u64> {
+    field(who, name)?.strip_suffix(" kB")?.parse().ok()
 }
 
 /// Of a process's command line: the command, where it is one of our binaries.

@@ -1,15 +1,14 @@
 //! `jobs`: listed, shown, waited for, retried and cancelled, one or all that match.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 
 use serde_json::{Value, json};
 
 use super::show::list;
 use super::submit::{self, submit};
 use super::table::{cell, table};
-use super::{Console, Stop, Trouble, escaped, tell, width};
-use crate::exit::{Exit, answer, complain, written_out};
+use super::{Console, Stop, Trouble, escaped, width};
+use crate::exit::{Exit, answer, complain};
 use crate::job::JobId;
 use crate::options::Options;
 
@@ -42,7 +41,7 @@ pub fn run(console: &mut Console, options: &mut Options) -> Result<Exit, Stop> {
             match (what.as_str(), ids.as_slice()) {
                 ("wait", ids) if !ids.is_empty() => wait_for_all(console, ids),
                 ("show", [id]) => show(console, id),
-                ("result" | "payload", [id]) => bytes(console, id, &what),
+                ("result" | "payload", [id]) => console.tell_bytes(id, &what),
                 _ => Err(format!("jobs {what} needs the id of a job").into()),
             }
         }
@@ -116,21 +115,12 @@ fn show(console: &mut Console, id: &str) -> Result<Exit, Stop> {
     Ok(answer(&text))
 }
 
-/// A result's or payload's bytes as they are.
-fn bytes(console: &mut Console, id: &str, what: &str) -> Result<Exit, Stop> {
-    let reply = console.client.success("GET", &format!("/v1/jobs/{id}/{what}"), &[], b"")?;
-    let mut out = std::io::stdout();
-    Ok(written_out(out.write_all(&reply.body).and_then(|()| out.flush())))
-}
-
 fn wait_for_all(console: &mut Console, ids: &[String]) -> Result<Exit, Stop> {
     let mut have_succeeded = true;
     for id in ids {
         let record = submit::wait(console, id)?;
         have_succeeded &= record["status"] == "succeeded";
-        let text =
-            if console.as_json { record.to_string() } else { format!("{id} {}", cell(&record["status"])) };
-        tell(&format!("{text}\n"))?;
+        console.tell_status(id, &record)?;
     }
     Ok(if have_succeeded { Exit::Done } else { Exit::Failed })
 }
@@ -188,9 +178,7 @@ fn change_each(console: &mut Console, ids: &[String], what: &str) -> Result<Exit
             continue;
         }
         let record: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
-        let text =
-            if console.as_json { record.to_string() } else { format!("{id} {}", cell(&record["status"])) };
-        tell(&format!("{text}\n"))?;
+        console.tell_status(id, &record)?;
     }
     Ok(exit)
 }

@@ -9,9 +9,11 @@ mod table;
 use std::fs::File;
 use std::io::{IsTerminal, Read, Write};
 
+use serde_json::Value;
 use zeroize::Zeroizing;
 
 pub use client::{Client, Reply, Trouble};
+use table::cell;
 
 use crate::exit::{Exit, complain, written_out};
 use crate::limits::AUTHORIZATION_BYTES;
@@ -83,6 +85,19 @@ impl Console {
         let token = token.map(|file| read_token(&file)).transpose()?;
         Ok(Console { client: Client::new(&url, token)?, as_json: options.flag("--json") })
     }
+
+    /// A job's result or payload, as it is.
+    fn tell_bytes(&mut self, id: &str, what: &str) -> Result<Exit, Stop> {
+        let reply = self.client.success("GET", &format!("/v1/jobs/{id}/{what}"), &[], b"")?;
+        tell(&reply.body).map(|()| Exit::Done)
+    }
+
+    /// What has become of a job.
+    fn tell_status(&self, id: &str, record: &Value) -> Result<(), Stop> {
+        let text =
+            if self.as_json { record.to_string() } else { format!("{id} {}", cell(&record["status"])) };
+        tell(format!("{text}\n").as_bytes())
+    }
 }
 
 /// The token that such a file holds, on a line of its own.
@@ -100,9 +115,9 @@ pub fn read_token(file: &str) -> Result<Zeroizing<String>, String> {
 }
 
 /// Says a part of an answer. Who reads no more has seen enough.
-fn tell(text: &str) -> Result<(), Stop> {
+fn tell(bytes: &[u8]) -> Result<(), Stop> {
     let mut out = std::io::stdout();
-    let told = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    let told = out.write_all(bytes).and_then(|()| out.flush());
     told.map_err(|error| Stop::Done(written_out(Err(error))))
 }
 

@@ -73,7 +73,7 @@ pub fn top(console: &mut Console, options: &mut Options) -> Result<Exit, Stop> {
         }
         // Home, the text, and nothing of what stood below it (ECMA-48, CUP and ED).
         let lines: String = text.lines().map(|line| format!("{line}\x1b[K\n")).collect();
-        tell(&format!("\x1b[H{lines}\x1b[J"))?;
+        tell(format!("\x1b[H{lines}\x1b[J").as_bytes())?;
         std::thread::sleep(EVERY);
     }
 }

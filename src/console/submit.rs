@@ -1,14 +1,13 @@
 //! `jobs submit`: one job, or each line of standard input; and waiting for one.
 
-use std::io::{BufRead, IsTerminal, Read, Write as _};
-
+use std::io::{BufRead, IsTerminal, Read};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use super::table::cell;
 use super::{Console, Stop, escaped, tell};
-use crate::exit::{Exit, answer, complain, written_out};
+use crate::exit::{Exit, answer, complain};
 use crate::options::Options;
 
 /// A service is asked again after so many seconds, and never sooner than after the pause.
@@ -51,9 +50,7 @@ pub fn submit(console: &mut Console, options: &mut Options) -> Result<Exit, Stop
         complain(&format!("job {id} is {}: {}", cell(&record["status"]), cell(&record["error"]["detail"])));
         return Ok(Exit::Failed);
     }
-    let reply = console.client.success("GET", &format!("/v1/jobs/{id}/result"), &[], b"")?;
-    let mut out = std::io::stdout();
-    Ok(written_out(out.write_all(&reply.body).and_then(|()| out.flush())))
+    console.tell_bytes(&id, "result")
 }
 
 /// The job's record, once it has ended.
@@ -76,7 +73,7 @@ fn submit_lines(console: &mut Console, target: &str, headers: &[String]) -> Resu
         let id = accepted(console, target, headers, &line).inspect_err(|_| {
             complain(&format!("line {} was not accepted, nor is any behind it", number + 1));
         })?;
-        tell(&said(console, &id))?;
+        tell(said(console, &id).as_bytes())?;
     }
     Ok(Exit::Done)
 }

@@ -21,7 +21,7 @@ use signal_hook::low_level::pipe;
 use crate::bell::lock;
 use crate::execution::program::MARK;
 use crate::observe::log_writer;
-use crate::process_table::{self, children, end_trees, field, session, variable};
+use crate::process_table::{self, children, end_trees, session, variable};
 
 /// Before a process reads a secret: nobody else may read its memory, it leaves no core behind, and no program that it or
 /// its handlers start has more rights than it has itself.
@@ -99,10 +99,9 @@ pub fn raise_descriptor_limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(1 << 20)
 }
 
-/// Resident memory of this process, in MiB (`VmRSS`, proc_pid_status(5)).
+/// Resident memory of this process, in MiB.
 pub fn resident_mb() -> Option<u64> {
-    let kib: u64 = field("self", "VmRSS:")?.strip_suffix(" kB")?.parse().ok()?;
-    Some(kib / 1_024)
+    process_table::resident_kib("self").map(|kib| kib / 1_024)
 }
 
 /// Takes standard input over as a close-on-exec copy and puts `/dev/null` in its place.

@@ -80,6 +80,7 @@ impl RedisBroker {
         let (mut consumers, mut busy) =
             (vec![0; server.settings.groups.len()], vec![0; server.settings.groups.len()]);
         let size = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
+        let own_rss = || process_table::resident_kib("self").map(|kib| kib * 1_024);
         // What this process has told of itself may be a second old, or is still to be told.
         let (callers, executors) = lock(&self.0.state).facts();
         let mut webs = vec![(server.host.clone(), Some(std::process::id()), callers, executors)];
@@ -90,14 +91,13 @@ impl RedisBroker {
         }
         let mut processes = Vec::new();
         for (host, pid, waiters, executors) in webs {
-            let own = pid.filter(|pid| *pid == std::process::id());
             processes.push(ProcessStats {
                 role: "web",
                 group: None,
                 host: host.clone(),
                 pid,
                 busy: Some(waiters),
-                rss_bytes: own.and_then(process_table::resident_bytes),
+                rss_bytes: (pid == Some(std::process::id())).then(own_rss).flatten(),
             });
             for executor in executors.split_whitespace() {
                 let Some((Ok(group), Ok(leases))) =

@@ -279,7 +279,7 @@ impl Server {
         };
         let until = || Timestamp(what.parse().unwrap_or(0));
         // Nobody has signed these: what is no text is nothing.
-        let text = |bytes: &'_ Vec<u8>| String::from_utf8(bytes.clone()).ok();
+        let [executor, past] = [&executor, &past].map(|bytes| std::str::from_utf8(bytes).unwrap_or_default());
         let waiting_for = match why.as_str() {
             "" => None,
             "paused" => Some(WaitingFor::Paused),
@@ -297,10 +297,8 @@ impl Server {
             finished_at: finished.map(Timestamp),
             finished: ended,
             waiting_for,
-            executor: text(&executor)
-                .filter(|name| (1..=CONSUMER_BYTES).contains(&name.len()))
-                .map(Arc::from),
-            past: text(&past).unwrap_or_default().lines().take(PAST_ATTEMPTS).filter_map(attempt).collect(),
+            executor: (1..=CONSUMER_BYTES).contains(&executor.len()).then(|| executor.into()),
+            past: past.lines().take(PAST_ATTEMPTS).filter_map(attempt).collect(),
         })
     }
 }

@@ -78,8 +78,7 @@ impl Pages {
             Inner::Bulk(bulk) => bulk::answer(*bulk, body, viewer, &**producer, || self.clock.now()),
             Inner::Lanes(name) => {
                 let lanes = producer.lanes(viewer, name, LIST_LANES + 1)?;
-                let unknown = || JobError::new(Code::UnknownHandler, "there is no handler of this name");
-                Ok(Answer::json(200, lanes_json(name, &lanes.ok_or_else(unknown)?, self.clock.now())))
+                Ok(Answer::json(200, lanes_json(name, &lanes.ok_or_else(unknown_handler)?, self.clock.now())))
             }
             Inner::Retry(id) => {
                 let retried = producer.retry(viewer, *id)?.ok_or_else(unknown_job)?;
@@ -101,7 +100,7 @@ impl Pages {
                     let body = format!(r#"{{"handler":{},"paused":{paused}}}"#, json_text(name));
                     Ok(Answer::json(200, body))
                 }
-                false => Err(JobError::new(Code::UnknownHandler, "there is no handler of this name")),
+                false => Err(unknown_handler()),
             },
             Inner::Stats => {
                 let mut body = self.figures(&producer.stats()?);
@@ -151,18 +150,22 @@ impl Pages {
 fn local_processes() -> Vec<ProcessStats> {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
     let role_of = |pid| {
-        ["web", "executor"].into_iter().find(|role| Some(*role) == process_table::second_word(pid).as_deref())
+        let word = process_table::second_word(pid)?;
+        ["web", "executor"].into_iter().find(|role| *role == word)
     };
-    let siblings = process_table::siblings().into_iter().filter(|pid| *pid != own);
-    let siblings = siblings.filter(|_| role_of(own).is_some());
-    let known = siblings.filter_map(|pid| Some((pid, role_of(pid)?)));
-    let all = [(own, role_of(own).unwrap_or("inline"))].into_iter().chain(known);
-    all.filter_map(|(pid, role)| {
-        let pid = u32::try_from(pid).ok()?;
-        let rss_bytes = process_table::resident_bytes(pid);
-        Some(ProcessStats { role, pid: Some(pid), rss_bytes, ..ProcessStats::default() })
-    })
-    .collect()
+    let all = match role_of(own) {
+        None => vec![(own, "inline")],
+        Some(role) => {
+            let others = process_table::siblings().into_iter().filter(|pid| *pid != own);
+            let others = others.filter_map(|pid| Some((pid, role_of(pid)?)));
+            [(own, role)].into_iter().chain(others).collect()
+        }
+    };
+    let stats = |(pid, role): (i32, &'static str)| {
+        let rss_bytes = process_table::resident_kib(&pid.to_string()).map(|kib| kib * 1_024);
+        ProcessStats { role, pid: u32::try_from(pid).ok(), rss_bytes, ..ProcessStats::default() }
+    };
+    all.into_iter().map(stats).collect()
 }
 
 /// Which records a query asks for.
@@ -199,6 +202,10 @@ fn read<T>(
 fn shown(record: Option<JobRecord>) -> Result<Answer, JobError> {
     let record = record.ok_or_else(unknown_job)?;
     Ok(Answer::json(200, record_json(&record)))
+}
+
+fn unknown_handler() -> JobError {
+    JobError::new(Code::UnknownHandler, "there is no handler of this name")
 }
 
 fn unknown_job() -> JobError {

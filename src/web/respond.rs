@@ -54,17 +54,17 @@ impl Answer {
 
     /// The dashboard: the same for everybody. Its own script and style run, and no others; what it shows it asks for.
     pub fn dashboard() -> Answer {
-        const STYLE: &str = include_str!("page/style.css");
+        const CSS: &str = include_str!("page/style.css");
         const SCRIPT: &str = include_str!("page/app.js");
         let page = include_str!("page/index.html");
-        let page = page.replace("<!-- style -->", &format!("<style>{STYLE}</style>"));
+        let page = page.replace("<!-- style -->", &format!("<style>{CSS}</style>"));
         let page = page.replace("<!-- script -->", &format!("<script>{SCRIPT}</script>"));
         let digest = |part| base64(&Sha256::digest(part));
         let policy = format!(
             "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; connect-src 'self'; img-src data:; \
              form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
             digest(SCRIPT),
-            digest(STYLE)
+            digest(CSS)
         );
         Answer::new(200, "text/html; charset=utf-8", page.into_bytes())
             .with("x-content-type-options", "nosniff")
