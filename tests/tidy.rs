@@ -194,6 +194,22 @@ fn unsafe_code_is_forbidden_at_every_root() {
 }
 
 #[test]
+fn no_file_holds_both_sides_of_a_merge() {
+    let marks = [["<<<<", "<<< "].concat(), [">>>>", ">>> "].concat()];
+    let mut found = Vec::new();
+    for path in files() {
+        let bytes = std::fs::read(root().join(&path)).expect("a file that is there");
+        let text = String::from_utf8_lossy(&bytes);
+        let lines = text
+            .lines()
+            .enumerate()
+            .filter(|(_, line)| marks.iter().any(|mark| line.starts_with(mark.as_str())));
+        found.extend(lines.map(|(index, _)| format!("{path}:{}", index + 1)));
+    }
+    assert_none(&found, "a merge was not finished");
+}
+
+#[test]
 fn nothing_unfinished_and_nothing_that_panics_on_a_closed_stream_is_in_src() {
     let words = ["dbg!(", "todo!(", "unimplemented!(", "println!(", "eprintln!(", "print!(", "eprint!("];
     assert_none(&places(&sources(), &words), "not in src");
@@ -315,6 +331,23 @@ fn arrows_between_the_rooms_point_one_way() {
         }
     }
     assert_none(&found, "a room names one that it must not know");
+}
+
+#[test]
+fn the_map_of_the_architecture_shows_these_floors() {
+    let page = std::fs::read_to_string(root().join("ARCHITECTURE.md")).expect("the map");
+    let map = page
+        .split("`FLOORS` in")
+        .nth(1)
+        .and_then(|rest| rest.split("\n    leaves\n").next())
+        .expect("the floors");
+    let shown: Vec<BTreeSet<&str>> = map
+        .lines()
+        .filter_map(|line| line.strip_prefix("    "))
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    let floors: Vec<BTreeSet<&str>> = FLOORS.iter().map(|rooms| rooms.iter().copied().collect()).collect();
+    assert_eq!(shown, floors);
 }
 
 #[test]
