@@ -45,18 +45,25 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// A listener, and the process that had it before, if there was one.
 type Taken = (TcpListener, Option<Predecessor>);
 
-/// Takes the listener, or binds one. While the address is taken and nobody there
-/// gives it, this looks again, so long.
+/// Takes the listener, or binds one. While the address is taken and nobody there gives it, this looks again, so long.
 pub fn take(web: &Web, patience: Duration) -> std::result::Result<Taken, String> {
     let failed = |error: std::io::Error| format!("web.bind {}: {error}", web.bind);
     let addresses: Vec<std::net::SocketAddr> = web.bind.to_socket_addrs().map_err(failed)?.collect();
-    let begun = Instant::now();
+    let (begun, mut is_warned) = (Instant::now(), false);
     loop {
-        if let Some((listener, old)) =
-            addresses.iter().find_map(|address| Predecessor::ask(*address).ok().flatten())
-        {
-            log::info!("taking over {} from a process that runs", web.bind);
-            return Ok((prepare(listener).map_err(failed)?, Some(old)));
+        for address in &addresses {
+            match Predecessor::ask(*address) {
+                Ok((listener, old)) => {
+                    log::info!("taking over {address} from a process that runs");
+                    return Ok((prepare(listener).map_err(failed)?, Some(old)));
+                }
+                Err(error) if error.kind() == ErrorKind::PermissionDenied && !is_warned => {
+                    is_warned = true;
+                    log::warn!("somebody else's process offers {address}: nothing is taken from it");
+                }
+                // Nobody is there, or gives nothing now.
+                Err(_) => {}
+            }
         }
         match TcpListener::bind(&*addresses).and_then(prepare) {
             Err(error) if error.kind() == ErrorKind::AddrInUse && begun.elapsed() < patience => {
@@ -71,17 +78,17 @@ pub fn take(web: &Web, patience: Duration) -> std::result::Result<Taken, String>
 pub struct Predecessor(UnixStream);
 
 impl Predecessor {
-    /// `None`: whoever is there gives nothing now, or is none of ours.
-    fn ask(address: std::net::SocketAddr) -> Result<Option<(TcpListener, Predecessor)>> {
+    /// # Errors
+    /// Nobody is there, or gives nothing now; `PermissionDenied`: it is not of our user.
+    fn ask(address: std::net::SocketAddr) -> Result<(TcpListener, Predecessor)> {
         let stream = UnixStream::connect_addr(&name(address)?)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         if !is_ours(&stream) {
-            log::warn!("somebody else's process offers {address}: nothing is taken from it");
-            return Ok(None);
+            return Err(ErrorKind::PermissionDenied.into());
         }
-        let Some(listener) = receive(&stream)?.map(TcpListener::from) else { return Ok(None) };
+        let listener = TcpListener::from(receive(&stream)?.ok_or(ErrorKind::NotFound)?);
         let is_it = socket_acceptconn(&listener).unwrap_or(false) && listener.local_addr()? == address;
-        Ok(is_it.then_some((listener, Predecessor(stream))))
+        if is_it { Ok((listener, Predecessor(stream))) } else { Err(ErrorKind::InvalidData.into()) }
     }
 
     /// Has it drain. After this its name is free.
