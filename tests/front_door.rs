@@ -145,14 +145,16 @@ fn answers_that_nobody_reads_have_a_budget() {
             client
         })
         .collect();
-    let mut most = 0;
-    let end = Instant::now() + Duration::from_secs(3);
-    while Instant::now() < end {
-        most = most.max(resident_bytes(web));
+    // Until it has grown no more for a while: on a machine that is busy it takes its time.
+    let (mut grown, mut since) = (0, Instant::now());
+    while since.elapsed() < Duration::from_secs(3) {
+        let more = resident_bytes(web).saturating_sub(before);
+        if more > grown + MIB {
+            (grown, since) = (more, Instant::now());
+        }
+        assert!(more < UNREAD + 64 * MIB, "{} MiB more for 200 clients that do not read", more / MIB);
         assert_eq!(service.post("/v1/jobs/echo", "x").status, 200);
     }
-    let grown = most.saturating_sub(before);
-    assert!(grown < UNREAD + 64 * MIB, "{} MiB more for 200 clients that do not read", grown / MIB);
     assert_quick("200 clients that do not read", &service);
     // Whoever reads gets it whole, beside them and afterwards.
     let mut reader = service.connect();
