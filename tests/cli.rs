@@ -5,6 +5,8 @@
 
 #[path = "support/program.rs"]
 mod program;
+#[path = "support/stopwatch.rs"]
+mod stopwatch;
 
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -18,6 +20,7 @@ use std::time::{Duration, Instant};
 use program::{DEADLINE, Folder, cofferdam, command, example, run, shown, wait};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
+use stopwatch::Stopwatch;
 
 fn cli<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Command {
     command(&cofferdam(), arguments)
@@ -792,7 +795,7 @@ fn u7_a_signal_stops_reading_and_what_runs_is_finished_and_said() {
     for mode in [INLINE, PROCESSES] {
         for signal in [Signal::INT, Signal::TERM] {
             let command = cli(["batch", "--handler", "sleep", "--set", mode]);
-            let begun = Instant::now();
+            let begun = Stopwatch::start();
             let (output, results) = stopped(command, &b"{\"ms\":200}\n".repeat(400), &[signal]);
             assert_code(&output, 1);
             // All of it would take ten seconds: nothing begins after the signal, and what has begun is written.
@@ -924,7 +927,7 @@ fn u6_what_a_handler_prints_goes_to_standard_error_and_blocks_nobody() {
             if to_file {
                 command.arg("--output").arg(&to);
             }
-            let begun = Instant::now();
+            let begun = Stopwatch::start();
             let output = run(&mut command, text);
             assert_code(&output, 0);
             let data = if to_file { std::fs::read(to).expect("the output") } else { output.stdout.clone() };
@@ -943,7 +946,7 @@ fn u6_printing_holds_up_nobody_whatever_standard_error_is() {
     for mode in [INLINE, PROCESSES] {
         let full = std::fs::File::options().write(true).open("/dev/full").expect("a full device");
         let words = ["batch", "--handler", "print", "--set", mode];
-        let begun = Instant::now();
+        let begun = Stopwatch::start();
         let mut child = command(&example("embedder"), words).stderr(full).spawn().expect("the embedder");
         let mut input = child.stdin.take().expect("its input");
         input.write_all(b"1\n1000000\n2\n").expect("it reads");

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cofferdam::bell::Bell;
 use cofferdam::clock::{Clock, Timestamp};
@@ -24,11 +24,13 @@ use cofferdam::{HandlerError, HandlerOptions};
 use support::crew::{Crew, Ended, PATIENCE, until};
 use support::jobs::plain;
 use support::leases::{id, number, rules};
+use support::stopwatch::Stopwatch;
 
 mod support {
     pub mod crew;
     pub mod jobs;
     pub mod leases;
+    pub mod stopwatch;
 }
 
 const LONG: Duration = Duration::from_millis(300);
@@ -318,7 +320,7 @@ fn no_job_waits_for_time_to_pass_while_a_worker_is_free() {
     let pauses = [0, 0, 0, 50, 500, 900, 1_000, 1_100, 2_000, 5_000, 49_000, 50_000, 51_000];
     for round in 0..200 {
         let mut waiting: BTreeSet<JobId> = s.submit_free(1 + round % 4).into_iter().collect();
-        let begun = Instant::now();
+        let begun = Stopwatch::start();
         while !waiting.is_empty() {
             for end in inbox.take(usize::MAX).ended {
                 waiting.remove(&end.job);

@@ -13,7 +13,7 @@ use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use service::{Client, PATIENCE, Service, holdings, request, until, waiters};
+use service::{Client, PATIENCE, Service, Stopwatch, holdings, request, until, waiters};
 
 const MIB: usize = 1 << 20;
 /// What unread answers may take (`limits::UNREAD_BYTES`).
@@ -45,7 +45,7 @@ fn honest(service: &Service, count: usize) -> Duration {
     let mut client = service.connect();
     let mut times: Vec<Duration> = (0..count)
         .map(|_| {
-            let begun = Instant::now();
+            let begun = Stopwatch::start();
             assert_eq!(client.request("POST", "/v1/jobs/echo", &[], "x").status, 200);
             begun.elapsed()
         })
@@ -145,14 +145,16 @@ fn answers_that_nobody_reads_have_a_budget() {
             client
         })
         .collect();
-    let mut most = 0;
-    let end = Instant::now() + Duration::from_secs(3);
-    while Instant::now() < end {
-        most = most.max(resident_bytes(web));
+    // Until it has grown no more for a while: on a machine that is busy it takes its time.
+    let (mut grown, mut since) = (0, Instant::now());
+    while since.elapsed() < Duration::from_secs(3) {
+        let more = resident_bytes(web).saturating_sub(before);
+        if more > grown + MIB {
+            (grown, since) = (more, Instant::now());
+        }
+        assert!(more < UNREAD + 64 * MIB, "{} MiB more for 200 clients that do not read", more / MIB);
         assert_eq!(service.post("/v1/jobs/echo", "x").status, 200);
     }
-    let grown = most.saturating_sub(before);
-    assert!(grown < UNREAD + 64 * MIB, "{} MiB more for 200 clients that do not read", grown / MIB);
     assert_quick("200 clients that do not read", &service);
     // Whoever reads gets it whole, beside them and afterwards.
     let mut reader = service.connect();
@@ -247,7 +249,7 @@ fn at_the_limit_those_go_first_who_linger_or_dawdle() {
             })
             .collect();
         for _ in 0..10 {
-            let begun = Instant::now();
+            let begun = Stopwatch::start();
             assert_eq!(service.post("/v1/jobs/echo", "x").status, 200);
             assert!(begun.elapsed() < Duration::from_millis(700), "{beginning:?}: {:?}", begun.elapsed());
         }
@@ -300,7 +302,7 @@ fn readiness_is_not_behind_a_burst_of_metrics() {
     for scraper in &mut scrapers {
         scraper.send("GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(20));
     }
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     assert_eq!(service.get("/readyz").status, 200);
     assert_eq!(service.get("/healthz").status, 200);
     assert!(begun.elapsed() < Duration::from_secs(2), "after {:?}", begun.elapsed());
@@ -343,7 +345,7 @@ fn a_crowd_of_silent_connections_shuts_out_nobody() {
     let service = Service::start(&[r#"web.limits={"connections":200}"#]);
     let crowd: Vec<Client> = (0..1_000).map(|_| service.connect()).collect();
     for _ in 0..20 {
-        let begun = Instant::now();
+        let begun = Stopwatch::start();
         assert_eq!(service.post("/v1/jobs/echo", "x").status, 200);
         assert!(begun.elapsed() < Duration::from_secs(2), "after {:?}", begun.elapsed());
     }

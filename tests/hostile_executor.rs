@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use peer::{Known, Peer, succeeded};
 use program::example;
 use serde_json::{Value, json};
-use service::{Answer, Client, Done, PATIENCE, kill, until};
+use service::{Answer, Client, Done, PATIENCE, Stopwatch, kill, until};
 
 /// `flaky` and `sleep` are the hostile group's; all else is the other's.
 const GROUPS: &str = r#"runtime.platform.process_groups=[{"name":"main","workers":1,"handlers":["sleep","flaky"],"follow_ups":["*"]},{"name":"other","workers":2,"handlers":["*"]}]"#;
@@ -62,7 +62,7 @@ fn others_go_on<T>(known: &Known, bound: Duration, work: impl FnOnce() -> T) -> 
         let caller = scope.spawn(|| {
             let mut took = Vec::new();
             while !done.load(Ordering::Relaxed) {
-                let begun = Instant::now();
+                let begun = Stopwatch::start();
                 let answer = known.service.post("/v1/jobs/echo", "1");
                 assert_eq!((answer.status, &*answer.text()), (200, "1"), "{answer:?}");
                 took.push(begun.elapsed());
@@ -299,7 +299,7 @@ fn a_group_takes_its_own_places_alone(known: &Known) {
     std::thread::sleep(Duration::from_millis(1_500));
     // Executors are started in the order of their groups.
     kill(*known.service.children("executor").last().expect("one of the other group"));
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     assert_eq!(known.service.post("/v1/jobs/echo", "2").text(), "2");
     println!("another group's executor is back after {:?}", begun.elapsed());
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());

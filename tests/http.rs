@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use program::example;
 use serde_json::{Value, json};
-use service::{Answer, Client, NoAnswer, PATIENCE, Service, request, until};
+use service::{Answer, Client, NoAnswer, PATIENCE, Service, Stopwatch, request, until};
 
 /// One worker, so that a second job must wait.
 const ONE_WORKER: &str = r#"runtime.platform.process_groups=[{"name":"execution","workers":1}]"#;
@@ -578,7 +578,7 @@ fn a_caller_beyond_max_inflight_is_too_many_waiters_and_its_job_was_never_accept
     let mut first = service.connect();
     first.send(request("POST", "/v1/jobs/sleep", &[], r#"{"ms":1500}"#));
     until("it waits", PATIENCE, || (service.metric("reply_waiters") == 1.0).then_some(()));
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     for _ in 0..50 {
         let answer = service.post("/v1/jobs/echo", "x");
         assert_problem(&answer, 429, "too_many_waiters");
@@ -677,7 +677,7 @@ fn a_caller_whose_wait_ends_gets_reply_timeout_and_the_job_goes_on() {
     assert_eq!(service.metric("reply_waiters"), 0.0);
     // A longer wait is clamped to it.
     let long = service.submit("/v1/jobs/sleep", &[], r#"{"ms":2000}"#);
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     let record = service.get(&format!("/v1/jobs/{long}?wait=600"));
     assert_eq!(record.status, 200, "{record:?}");
     assert!(begun.elapsed() < Duration::from_millis(1_500), "after {:?}", begun.elapsed());

@@ -29,7 +29,9 @@ use parity::{assert_same, seed};
 use phoenix::{Mount, Phoenix, TWO, journal, journal_that_syncs, kill_whole, tool};
 use program::{Folder, cofferdam, command, example, run, shown};
 use serde_json::{Value, json};
-use service::{Answer, Client, NoAnswer, PATIENCE, Service, caller, kill, request, running, sleeper, until};
+use service::{
+    Answer, Client, NoAnswer, PATIENCE, Service, Stopwatch, caller, kill, request, running, sleeper, until,
+};
 
 const INLINE: &str = "runtime.platform.bootstrap.mode=inline";
 const ASYNC: &str = "Prefer: respond-async";
@@ -38,7 +40,7 @@ const AT_ONCE: Duration = Duration::from_secs(5);
 
 /// A start that must fail.
 fn no_start(sets: &[&str]) -> (String, Duration) {
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     let sets = ["web.bind=127.0.0.1:0"].iter().chain(sets).flat_map(|set| ["--set", set]);
     let output = run(&mut command(&cofferdam(), ["serve"].into_iter().chain(sets)), b"");
     assert_refused(&output);
@@ -251,7 +253,7 @@ fn a_drain_leaves_what_is_queued_to_the_next_start_uncounted() {
     let lane = ["300", "3000", "0"].map(|ms| service.submit("/v1/jobs/count", &[], ms));
     let delayed = service.submit("/v1/jobs/echo?delay_ms=500", &["Content-Type: application/json"], "1");
     service.record_when(&lane[0], "running");
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     let ended = service.stop();
     assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
     assert!(begun.elapsed() < Duration::from_secs(3), "the second did not begin: {:?}", begun.elapsed());
@@ -365,7 +367,7 @@ fn a_limit_of_file_sizes_is_no_start_or_a_full_disk_and_no_death() {
         command
     };
     // In blocks of 512 bytes. Less than a segment:
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     let output = run(&mut limited(1_024), b"");
     assert_refused(&output);
     assert!(begun.elapsed() < AT_ONCE, "{}", shown(&output));
@@ -401,7 +403,7 @@ fn a_disk_that_turns_read_only_ends_it_at_once_and_loses_nothing() {
     if std::fs::write(format!("/sys/fs/ext4/{source}/trigger_fs_error"), "1").is_err() {
         return skipped("this kernel's ext4 makes no errors");
     }
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     let mut client = service.connect();
     client.send(request("POST", "/v1/jobs/echo", &[ASYNC], "lost"));
     let answer = client.try_read(PATIENCE);

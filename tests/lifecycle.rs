@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 use aftermath::{Trial, assert_counted, assert_ended, assert_text, counters, counting, payload};
 use program::{Folder, cofferdam, example, wait};
 use service::{
-    Client, NoAnswer, PATIENCE, Service, all_children, caller, free_address, is_alive, kill, running,
-    sleeper, until, waiters,
+    Client, NoAnswer, PATIENCE, Service, Stopwatch, all_children, caller, free_address, is_alive, kill,
+    running, sleeper, until, waiters,
 };
 
 const THREE: &str = r#"runtime.platform.process_groups=[{"name":"execution","processes":3}]"#;
@@ -36,7 +36,7 @@ fn p1_an_idle_executor_that_is_killed_is_replaced_and_no_caller_notices() {
         let executor = trial.child("executor");
         assert!(killed.insert(executor), "each kill has another victim");
         kill(executor);
-        let begun = Instant::now();
+        let begun = Stopwatch::start();
         assert_eq!(trial.call(number, PATIENCE), Ok(()));
         let took = begun.elapsed();
         assert!(took < Duration::from_secs(2), "it took {took:?}");
@@ -75,7 +75,7 @@ fn p2_two_hundred_waiting_callers_survive_the_kill_of_their_executor_and_web_sta
     callers.extend((8..CALLERS).map(|number| caller(&trial, "/v1/jobs/echo", payload(number))));
     waiters(&trial, CALLERS as f64);
     for _ in 0..50 {
-        let begun = Instant::now();
+        let begun = Stopwatch::start();
         assert_eq!(trial.get("/healthz").status, 200);
         assert!(begun.elapsed() < Duration::from_millis(500), "/healthz took {:?}", begun.elapsed());
     }
@@ -190,7 +190,7 @@ fn p5_a_killed_web_refuses_no_connection_and_the_next_request_is_answered() {
         let mut waiting = sleeper(&trial, 600_000);
         waiters(&trial, 1.0);
         kill(web);
-        let begun = Instant::now();
+        let begun = Stopwatch::start();
         // This connection is made while nobody accepts.
         assert_eq!(trial.call(number, PATIENCE), Ok(()));
         let took = begun.elapsed();
@@ -220,7 +220,7 @@ fn p5_a_web_that_is_killed_under_load_refuses_no_connection_and_mixes_up_no_answ
             });
             let web = trial.child("web");
             kill(web);
-            let begun = Instant::now();
+            let begun = Stopwatch::start();
             until("it is killed", PATIENCE, || (!is_alive(web)).then_some(()));
             assert_eq!(trial.call(number, PATIENCE), Ok(()));
             begun.elapsed()
@@ -256,7 +256,7 @@ fn p5_a_new_web_counts_from_its_own_start_and_its_executors_work_on_all_workers(
     running(&trial, 8);
     kill(trial.child("web"));
     drop(held);
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     let mut callers: Vec<Client> = (0..8).map(|_| sleeper(&trial, 500)).collect();
     for caller in &mut callers {
         assert_text(&caller.read(), r#"{"slept_ms":500}"#);
@@ -276,7 +276,7 @@ fn p6_nothing_outlives_a_killed_supervisor_and_its_ports_are_free() {
     let children = all_children(trial.pid);
     assert_eq!(children.len(), 4);
     kill(trial.pid);
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     until("every child is gone", Duration::from_secs(5), || {
         (!children.iter().any(|pid| is_alive(*pid))).then_some(())
     });
@@ -296,7 +296,7 @@ fn p6_a_supervisor_that_is_killed_at_any_instant_of_its_start_leaves_nothing() {
         std::thread::sleep(Duration::from_millis(millis));
         let children = all_children(pid);
         kill(pid);
-        let begun = Instant::now();
+        let begun = Stopwatch::start();
         let output = wait(child);
         until("every child is gone", PATIENCE, || (!children.iter().any(|pid| is_alive(*pid))).then_some(()));
         assert!(begun.elapsed() < Duration::from_secs(2), "it took {:?} after {millis} ms", begun.elapsed());
@@ -324,7 +324,7 @@ fn p8_random_kills_of_all_children_under_load_cost_no_more_than_the_connections_
             if let Some(victim) = victims.get(draw(victims.len().max(1) as u64) as usize) {
                 kill(*victim);
             }
-            let begun = Instant::now();
+            let begun = Stopwatch::start();
             // Its connection may be to the web that is being killed.
             until("it serves", PATIENCE, || trial.call(0, PATIENCE).ok());
             recoveries.push(begun.elapsed());

@@ -23,8 +23,8 @@ use aftermath::{BACK, Trial, assert_ended, call, payload, shell_command, skipped
 use program::{Folder, cofferdam, command, example, shown, wait};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 use service::{
-    Client, NoAnswer, PATIENCE, Service, all_children, free_address, holdings, kill, processor_time, request,
-    signal, until,
+    Client, NoAnswer, PATIENCE, Service, Stopwatch, all_children, free_address, holdings, kill,
+    processor_time, request, signal, until,
 };
 
 const INLINE: &str = "runtime.platform.bootstrap.mode=inline";
@@ -417,7 +417,7 @@ fn p16_a_host_that_gives_no_more_threads_or_processes_is_waited_for() {
     std::thread::sleep(Duration::from_secs(4));
     assert_no_spin(&trial);
     nobody.limit(trial.pid, 4_096);
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     for (number, client) in callers.iter_mut().enumerate() {
         assert_eq!(client.read().text(), payload(number));
     }
@@ -481,7 +481,7 @@ fn p17_a_wall_clock_that_jumps_by_an_hour_is_noticed_by_nobody() {
     let wall = || trial.post("/v1/jobs/wall", "").text().parse::<i64>().expect("seconds");
     let (children, first) = (all_children(trial.pid), wall());
     let (took, load) = trial.under_load(4, |_| {
-        let begun = Instant::now();
+        let begun = Stopwatch::start();
         for (by, shift) in [("+3600", 3_600), ("-3600", -3_600), ("+0", 0)] {
             let mut sleeping = trial.connect();
             sleeping.send(request("POST", "/v1/jobs/sleep", &[], r#"{"ms":600}"#));

@@ -17,8 +17,8 @@ use aftermath::{Trial, assert_counted, assert_ended, assert_text, call, counters
 use program::{Folder, cofferdam, wait};
 use rustix::process::Signal;
 use service::{
-    Client, NoAnswer, PATIENCE, Service, all_children, caller, has_pending, is_alive, kill, request, running,
-    signal, sleeper, until, waiters,
+    Client, NoAnswer, PATIENCE, Service, Stopwatch, all_children, caller, has_pending, is_alive, kill,
+    request, running, signal, sleeper, until, waiters,
 };
 
 const INLINE: &str = "runtime.platform.bootstrap.mode=inline";
@@ -93,7 +93,7 @@ fn p11_deadlines_that_passed_while_web_was_stopped_are_answered_as_passed() {
     signal(web, Signal::STOP);
     std::thread::sleep(Duration::from_millis(2_500));
     signal(web, Signal::CONT);
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     let answer = timed_out.read();
     assert_eq!((answer.status, answer.code().as_str()), (504, "handler_timed_out"), "{answer:?}");
     // Its job was done in time by an executor that nobody had stopped; either answer is true.
@@ -121,7 +121,7 @@ fn p11_a_job_whose_time_passed_while_web_was_stopped_does_not_run_on() {
     signal(web, Signal::CONT);
     assert_eq!(late[0].read().code(), "handler_timed_out");
     // It took no effect, and holds its lane no longer.
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     assert_counted(&mut counters(&trial, 1, 0), 1);
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     drop(late);
@@ -211,7 +211,7 @@ fn p12_an_idle_service_ends_at_once() {
         // A connection that is kept alive holds nobody up.
         let mut idle = trial.connect();
         assert_eq!(call(&mut idle, 1, PATIENCE), Ok(()));
-        let begun = Instant::now();
+        let begun = Stopwatch::start();
         trial.terminate();
         trial.ended(Some(0));
         assert!(begun.elapsed() < Duration::from_secs(2), "{mode} took {:?}", begun.elapsed());
@@ -226,7 +226,7 @@ fn p12_a_second_signal_forces_the_stop_and_names_what_was_cut_off() {
         trial.record_when(&id, "running");
         trial.terminate();
         until("it drains", PATIENCE, || (trial.get("/readyz").status == 503).then_some(()));
-        let begun = Instant::now();
+        let begun = Stopwatch::start();
         trial.terminate();
         let ended = trial.ended(Some(4));
         assert!(begun.elapsed() < Duration::from_secs(3), "{mode} took {:?}", begun.elapsed());
@@ -246,7 +246,7 @@ fn p12_past_the_drains_deadline_it_exits_4_names_the_jobs_and_tells_the_callers(
             waiters(&trial, 1.0);
             let jobs = trial.get("/v1/jobs?handler=sleep").json();
             let job = jobs["jobs"][0]["id"].as_str().expect("an id");
-            let begun = Instant::now();
+            let begun = Stopwatch::start();
             trial.terminate();
             let answer = caller.read();
             assert_eq!((answer.status, answer.code().as_str()), (503, "draining"), "{mode}: {answer:?}");
@@ -263,7 +263,7 @@ fn p12_a_delayed_job_that_cannot_start_in_time_does_not_hold_up_the_drain() {
     for mode in [INLINE, SUPERVISED] {
         let trial = Trial::start(&[mode]);
         let id = trial.submit("/v1/jobs/echo?delay_ms=600000", &[], payload(1));
-        let begun = Instant::now();
+        let begun = Stopwatch::start();
         trial.terminate();
         // In memory it is lost, so it is named.
         let ended = trial.ended(Some(4));
@@ -289,7 +289,7 @@ fn p12_half_a_body_is_answered_and_does_not_hold_up_the_drain() {
         let mut clients = vec![half("POST /v1/jobs/echo"), half("GET /healthz"), chunked];
         let mut working = sleeper(&service, 1_000);
         waiters(&service, 1.0);
-        let begun = Instant::now();
+        let begun = Stopwatch::start();
         service.terminate();
         until("it drains", PATIENCE, || (service.get("/readyz").status == 503).then_some(()));
         clients.extend([half("POST /v1/jobs/echo"), half("GET /v1/stats"), half("DELETE /v1/jobs/echo")]);
@@ -326,7 +326,7 @@ fn p12_a_web_killed_during_the_drain_is_exit_4_as_jobs_went_with_it() {
     running(&trial, 1);
     trial.terminate();
     until("it drains", PATIENCE, || (trial.get("/readyz").status == 503).then_some(()));
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     kill(trial.child("web"));
     assert_eq!(caller.try_read(PATIENCE), Err(NoAnswer::Closed));
     drop(caller);

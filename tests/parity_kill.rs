@@ -15,12 +15,12 @@ mod program;
 #[path = "support/service.rs"]
 mod service;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use oracle::Rules;
 use parity::{RUN, UNDYING, assert_same, challenge, seed, turn};
 use program::{Folder, cofferdam, command, example, shown, wait};
-use service::{Client, Service, children, kill, request, until, with_harm};
+use service::{Client, Service, Stopwatch, children, kill, request, until, with_harm};
 
 const LINES: usize = 20_000;
 const EVERY: Duration = Duration::from_millis(100);
@@ -71,7 +71,7 @@ fn an_executor_of_a_batch_that_is_killed_while_nothing_else_happens_is_replaced_
     let mut last = None;
     // Few, as each end before readiness doubles the pause that follows it.
     for _ in 0..8 {
-        let killed = Instant::now();
+        let killed = Stopwatch::start();
         let executor = until("an executor is there", RUN, || {
             children(pid, "executor").into_iter().find(|executor| Some(*executor) != last)
         });

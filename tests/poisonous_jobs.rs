@@ -38,19 +38,21 @@ fn processes(count: usize) -> String {
     )
 }
 
-/// `serve` with so many executors, its jobs in memory and, where there is one, in Redis.
-fn each_backend(count: usize, own: &[&str], check: impl Fn(&str, &Service)) {
+/// `serve` with so many executors, its jobs in memory and, where there is one, in Redis: both at once, since each of them waits.
+fn each_backend(count: usize, own: &[&str], check: impl Fn(&str, &Service) + Sync) {
     /// Deployments of tests that run at once are apart.
     #[cfg(feature = "redis")]
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let processes = processes(count);
     let sets = [own, &[processes.as_str()]].concat();
-    check("memory", &Service::of(&example("embedder"), &sets));
-    #[cfg(feature = "redis")]
-    if can_serve() {
-        let deployment = Deployment::new(&format!("poison-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
-        check("redis", &deployment.serve(&example("embedder"), &sets));
-    }
+    std::thread::scope(|scope| {
+        scope.spawn(|| check("memory", &Service::of(&example("embedder"), &sets)));
+        #[cfg(feature = "redis")]
+        if can_serve() {
+            let deployment = Deployment::new(&format!("poison-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
+            check("redis", &deployment.serve(&example("embedder"), &sets));
+        }
+    });
 }
 
 /// Six callers wait for a sleep, three of them for 2 s; one more, or so many, for a job that ends its process.
@@ -103,9 +105,11 @@ fn q2_the_same_with_two_and_four_executors_and_with_two_such_jobs_at_once() {
 
 #[test]
 fn q5_an_allocation_without_end_a_stack_overflow_and_an_exit_are_as_an_abort() {
-    for what in ["hog", "overflow", "exit"] {
-        each_backend(1, &SOON, |name, service| six_beside(service, what, 1, name));
-    }
+    std::thread::scope(|scope| {
+        for what in ["hog", "overflow", "exit"] {
+            scope.spawn(move || each_backend(1, &SOON, |name, service| six_beside(service, what, 1, name)));
+        }
+    });
 }
 
 /// The lines of a batch, of which one aborts its process.

@@ -21,7 +21,7 @@ use aftermath::{Trial, assert_ended, skipped};
 use program::{Folder, cofferdam, command, example, run, shown};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use service::{PATIENCE, Service, all_children, is_alive, kill, signal, until, words};
+use service::{PATIENCE, Service, Stopwatch, all_children, is_alive, kill, signal, until, words};
 
 /// Nobody else has this number here.
 const OTHER_USER: u32 = 65_534;
@@ -217,7 +217,7 @@ fn a_secret_file_that_others_may_have_made_or_that_is_no_file_is_refused_at_once
         if key != SECRET_FILE {
             arguments.extend(["--set", &own, "--set", redis[0], "--set", redis[1]]);
         }
-        let begun = Instant::now();
+        let begun = Stopwatch::start();
         let output = run(command(&cofferdam(), arguments).env("CREDENTIALS_DIRECTORY", credentials), b"");
         assert!(begun.elapsed() < Duration::from_secs(5), "{key} {}: not at once", path.display());
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
@@ -430,7 +430,7 @@ fn u8_a_launcher_that_ignores_or_blocks_signals_makes_nobody_deaf_to_term() {
                 kill(pid);
             }
             assert_eq!(service.post("/v1/jobs/echo", "2").text(), "2", "{prepare}");
-            let begun = Instant::now();
+            let begun = Stopwatch::start();
             let ended = service.stop();
             assert_ended(&ended.status, &ended.stderr, Some(0));
             assert!(begun.elapsed() < Duration::from_secs(5), "{prepare} {mode}: {:?}", begun.elapsed());

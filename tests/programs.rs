@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use program::{Folder, cofferdam, command, run, shown};
 use serde_json::{Value, json};
-use service::{Answer, PATIENCE, Service, all_children, caller, holdings, kill, running, until};
+use service::{Answer, PATIENCE, Service, Stopwatch, all_children, caller, holdings, kill, running, until};
 
 const JSON: &str = "Content-Type: application/json";
 
@@ -215,7 +215,7 @@ fn h5_a_program_that_ignores_sigterm_is_killed_after_its_grace_and_its_error_say
     ] {
         assert!(detail.contains(words), "no {words:?} in {detail}");
     }
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     let answer = post(&service, "polite", "1");
     assert!(begun.elapsed() < Duration::from_millis(650), "{:?}", begun.elapsed());
     let detail = answer.json()["detail"].as_str().expect("text").to_owned();
@@ -255,7 +255,7 @@ fn h6_what_a_program_leaves_behind_holds_up_no_answer_and_is_gone() {
     for (name, word, says) in
         [("group", "600.61", "1\n"), ("daemon", "600.62", "2\n"), ("clean", "600.63", "3\n")]
     {
-        let begun = Instant::now();
+        let begun = Stopwatch::start();
         assert_eq!(post(&service, name, "").text(), says);
         assert!(begun.elapsed() < Duration::from_secs(2), "{name}: {:?}", begun.elapsed());
         none_left(word);
@@ -315,7 +315,7 @@ fn h7_floods_are_capped_killed_and_named_and_take_no_memory() {
     };
     let before = peak();
     for (name, most) in [("out", "1048576"), ("err", "100000")] {
-        let begun = Instant::now();
+        let begun = Stopwatch::start();
         let answer = post(&service, name, "");
         assert_eq!(answer.code(), "handler_failed", "{answer:?}");
         assert!(answer.text().contains("limit: more than max_output_bytes"), "{most}: {answer:?}");
@@ -650,7 +650,7 @@ fn h12_a_worker_has_its_grace_when_a_service_stops_or_a_run_ends() {
     for mode in ["inline", "process_supervisor"] {
         let service = start(&[set.clone(), format!("runtime.platform.bootstrap.mode={mode}")]);
         assert_eq!(post(&service, "asked", "1").text(), "82");
-        let begun = Instant::now();
+        let begun = Stopwatch::start();
         let ended = service.stop();
         assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
         assert!(begun.elapsed() < Duration::from_secs(2), "{mode}: {:?}", begun.elapsed());
@@ -676,7 +676,7 @@ fn h9_workers_that_are_spent_and_slow_to_end_do_not_pile_up_nor_hold_up_others()
     let there = with_word("600.83").len();
     assert!((1..=12).contains(&there), "{there} that were spent");
     assert_eq!(post(&service, "idle", "1").text(), "82");
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     until("the idle one is ended", PATIENCE, || {
         (all_children(service.child("executor")).len() <= there + 1).then_some(())
     });
@@ -697,7 +697,7 @@ fn h9_what_a_worker_does_after_its_answer_costs_the_next_job_nothing() {
     for what in ["later", "quits", "closes stdin", "two"] {
         for _ in 0..5 {
             assert_eq!(post(&service, "work", json!(what).to_string()).status, 200, "{what}");
-            let begun = Instant::now();
+            let begun = Stopwatch::start();
             let next = post(&service, "work", "1");
             assert_eq!(next.status, 200, "after {what}: {next:?}");
             assert!(begun.elapsed() < Duration::from_secs(2), "after {what}: {:?}", begun.elapsed());
@@ -725,7 +725,7 @@ fn h11_what_forks_and_leaves_its_session_again_and_again_ends_with_its_job() {
     }
     let service = start(&[handler("bomb", &options), sh("short", "exit 0", json!({}))]);
     assert_eq!(post(&service, "bomb", "").code(), "handler_timed_out");
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     assert_eq!(post(&service, "short", "").status, 200);
     assert!(begun.elapsed() < Duration::from_millis(400), "{:?}", begun.elapsed());
     until("all of it is gone", Duration::from_secs(5), || with_word("600.72").is_empty().then_some(()));

@@ -29,8 +29,8 @@ use redis_server::{BACK, DURABLE, Deployment, Executor, Server, Sound, answered_
 use rustix::process::Signal;
 use serde_json::json;
 use service::{
-    Answer, Client, Done, PATIENCE, Service, all_children, caller, is_alive, processor_time, request,
-    running, signal, sleeper, until, waiters,
+    Answer, Client, Done, PATIENCE, Service, Stopwatch, all_children, caller, is_alive, processor_time,
+    request, running, signal, sleeper, until, waiters,
 };
 
 /// Calls to a server that says nothing end by then.
@@ -51,7 +51,7 @@ fn assert_unavailable(answer: &Answer) {
 #[track_caller]
 fn assert_is_away(service: &Service) {
     let bounded = |what: &str, ask: &dyn Fn() -> Answer| {
-        let begun = Instant::now();
+        let begun = Stopwatch::start();
         let answer = ask();
         assert!(begun.elapsed() < BOUNDED, "{what} took {:?}", begun.elapsed());
         answer
@@ -149,7 +149,7 @@ fn r1_lone_processes_wait_for_their_server_and_drain_without_it() {
     assert_text(&web.post("/v1/jobs/echo", "1"), "1");
     server.kill();
     // Nothing runs, so nothing is to be waited for.
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     executor.terminate();
     let ended = executor.ended();
     assert_ended(&ended.status, &ended.stderr, Some(0));
@@ -275,7 +275,7 @@ fn r1_a_drain_whose_server_says_nothing_names_what_it_cuts_off_and_has_nothing_t
             // Calls last 5 s now, and a drain less than one.
             server.freeze();
             std::thread::sleep(Duration::from_millis(300));
-            let begun = Instant::now();
+            let begun = Stopwatch::start();
             let ended = match executor {
                 Some(executor) => {
                     executor.terminate();
@@ -363,7 +363,7 @@ fn black_hole(proxy: &Proxy, deployment: &Deployment) {
     drop(waiting);
     // At the start of all processes, too.
     proxy.black_hole(true);
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     let next = deployment.serve(&[SHORT_CALLS]);
     assert!(begun.elapsed() < Duration::from_secs(6), "it starts all the same: {:?}", begun.elapsed());
     assert_is_away(&next);
@@ -620,7 +620,7 @@ fn r3_an_executor_that_is_killed_between_claim_and_commit_is_followed_after_its_
     proxy.black_hole(true);
     let second = deployment.executor(&example("embedder"), &[]);
     std::thread::sleep(Duration::from_millis(500));
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     first.kill();
     let record = web.record_when(&id, "succeeded");
     assert_eq!((&record["result"], &record["deliveries"]), (&json!(3), &json!(2)), "{record}");
@@ -930,7 +930,7 @@ fn r9_a_replica_that_takes_over_goes_on_with_what_it_has() {
     // It reads, but may not write yet.
     assert_unavailable(&service.post("/v1/jobs/echo", "1"));
     replica.tell(&["REPLICAOF", "NO", "ONE"]);
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     until("it is ready by itself", BACK, || (service.get("/readyz").status == 200).then_some(()));
     assert_text(&waiting.read(), "4");
     assert!(begun.elapsed() < BACK, "it took {:?}", begun.elapsed());
@@ -989,7 +989,7 @@ fn r1_who_waits_for_a_record_while_the_server_is_away_is_answered_in_time() {
     service.record_when(&id, "running");
     waiters(&service, 2.0);
     server.kill();
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     let answer = gives_up.read();
     assert!(matches!(answer.status, 200 | 503), "{answer:?}");
     assert_eq!(answer.header("cofferdam-job-id"), Some(id.as_str()), "{answer:?}");

@@ -9,10 +9,10 @@ mod program;
 #[path = "support/service.rs"]
 mod service;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use service::{Answer, Client, PATIENCE, Service, request, until};
+use service::{Answer, Client, PATIENCE, Service, Stopwatch, request, until};
 
 const WORKERS: u64 = 8;
 const WAITERS: usize = 1_000;
@@ -31,7 +31,7 @@ const SUBMISSION: Duration = Duration::from_millis(10);
 fn times(count: usize, mut call: impl FnMut()) -> Vec<Duration> {
     let mut times: Vec<Duration> = (0..count)
         .map(|_| {
-            let begun = Instant::now();
+            let begun = Stopwatch::start();
             call();
             begun.elapsed()
         })
@@ -102,7 +102,7 @@ fn with_every_worker_blocked_and_a_thousand_callers_waiting_everything_else_is_a
         assert!(median < SUBMISSION, "a submission is {what} after {median:?}");
     }
     for page in ["/metrics", "/", "/v1/stats", "/readyz"] {
-        let (begun, answer) = (Instant::now(), service.get(page));
+        let (begun, answer) = (Stopwatch::start(), service.get(page));
         assert_eq!(answer.status, 200, "{page}: {answer:?}");
         // Coarse: what is meant is that it does not wait for a worker.
         assert!(begun.elapsed() < Duration::from_secs(2), "{page} took {:?}", begun.elapsed());

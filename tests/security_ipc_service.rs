@@ -32,6 +32,7 @@ use serde_json::json;
 
 use jobs::plain;
 use program::{DEADLINE, Folder, cofferdam, command};
+use stopwatch::Stopwatch;
 use strangers::{Peer, said_until_closed, stranger};
 use wire::Forged;
 
@@ -39,6 +40,8 @@ use wire::Forged;
 mod jobs;
 #[path = "support/program.rs"]
 mod program;
+#[path = "support/stopwatch.rs"]
+mod stopwatch;
 #[path = "support/strangers.rs"]
 mod strangers;
 #[path = "support/wire.rs"]
@@ -219,7 +222,7 @@ fn c1_bytes_that_trickle_do_not_prolong_a_handshake() {
     let service = Service::start();
     let before = service.all_rejected();
     let mut stream = service.connect();
-    let started = Instant::now();
+    let started = Stopwatch::start();
     let m1 = *service.initiator(monotonic_millis()).m1();
     let mut writer = stream.try_clone().expect("a socket");
     let trickle = std::thread::spawn(move || {
@@ -239,7 +242,7 @@ fn c1_a_hundred_half_open_connections_cost_sixteen_places_and_no_executor() {
     let service = Service::start();
     let before = service.all_rejected();
     let mut executor = service.up();
-    let started = Instant::now();
+    let started = Stopwatch::start();
     let mut strangers: Vec<TcpStream> = (0..100).map(|_| service.connect()).collect();
     service.serves();
     for stream in &mut strangers {

@@ -17,7 +17,7 @@ use cofferdam::process::control_socket::framed;
 
 use halves::{Half, Halves, half_without_bundle, listener};
 use proxy::{Act, End, Kind, Proxy, To, Unit};
-use service::{Client, PATIENCE, until};
+use service::{Client, PATIENCE, Stopwatch, until};
 use strangers::{Peer, stranger};
 
 #[path = "support/halves.rs"]
@@ -658,7 +658,7 @@ fn stops_reading(to: To, heartbeat: &str, gives_up: bool) {
     let mut accepted = Vec::new();
     let mut submit = |number: usize| {
         let headers = ["Prefer: respond-async", "Content-Type: application/octet-stream"];
-        let begun = Instant::now();
+        let begun = Stopwatch::start();
         let answer = client.request("POST", "/v1/jobs/echo", &headers, body(number));
         match answer.status {
             202 => accepted.push((number, answer.json()["id"].as_str().expect("an id").to_owned())),
@@ -834,7 +834,7 @@ fn random_attacks_on_every_connection_give_nobody_anothers_answer() {
     );
     until("his time is over", 2 * FOR, || (begun.elapsed() > FOR).then_some(()));
     // The service is itself again in 5 s.
-    let over = Instant::now();
+    let over = Stopwatch::start();
     load.goes_on(24);
     assert!(over.elapsed() < Duration::from_secs(5), "it took {:?} to recover", over.elapsed());
     let (answered, codes) = load.end();

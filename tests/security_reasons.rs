@@ -6,14 +6,14 @@
 //! (security_mitm.rs), and each variant of each reason (security_ipc.rs, at the pure end).
 
 use std::io::Write;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cofferdam::channel::Reject;
 use cofferdam::clock::monotonic_millis;
 use cofferdam::process::hygiene::raise_descriptor_limit;
 
 use halves::{Half, Halves};
-use service::{PATIENCE, until};
+use service::{PATIENCE, Stopwatch, until};
 use strangers::{Peer, connect, initiator, said_until_closed, stranger};
 use wire::Forged;
 
@@ -277,7 +277,7 @@ fn c1_a_thousand_half_open_connections_cost_sixteen_places_no_memory_and_no_exec
     let halves = &place.halves;
     halves.serves();
     let before = halves.web.resident_kib();
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     let mut strangers: Vec<_> = (0..STRANGERS).map(|_| connect(halves.channel)).collect();
     halves.serves();
     let after = halves.web.resident_kib();

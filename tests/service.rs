@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use program::{Folder, cofferdam, example};
 use rustix::process::Signal;
 use service::{
-    Client, PATIENCE, Service, holdings, is_alive, kill, request, signal, sleeper, until, waiters, words,
+    Client, PATIENCE, Service, Stopwatch, holdings, is_alive, kill, request, signal, sleeper, until, waiters,
+    words,
 };
 
 const INLINE: &str = "runtime.platform.bootstrap.mode=inline";
@@ -287,7 +288,7 @@ fn an_inline_handler_that_ignores_its_timeout_costs_its_worker_and_nothing_else(
     // How long it may take before it is said to be ignored.
     let grace = "runtime.platform.lifecycle.graceful_timeout_ms=500";
     let service = Service::of(&example("embedder"), &[&sets[..], &[grace]].concat());
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     let mut stubborn = service.connect();
     stubborn.send(request("POST", "/v1/jobs/stubborn", &[], FOR_MS.to_string()));
     let answer = stubborn.read();

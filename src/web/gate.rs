@@ -14,7 +14,6 @@ use super::clients::{Clients, Conn, Current, DRAINING, Incoming, NEVER, Phase};
 use super::guard::Guard;
 use super::http1::refused;
 use super::questions::{Answered, Question, Ticket};
-use super::respond::Answer;
 use super::routes::LABELS;
 use super::waiters::{Stage, Waiters};
 use crate::clock::Timestamp;
@@ -53,9 +52,6 @@ pub struct Gate {
     pub(super) clients: Clients,
     pub(super) waiters: Waiters,
     pub(super) questions: Vec<Question>,
-    /// What anybody may have.
-    pub(super) dashboard: Answer,
-    pub(super) openapi: Answer,
     /// Bytes of bodies that are being read, over all connections.
     pub(super) body_bytes: usize,
 }
@@ -79,8 +75,6 @@ impl Gate {
             settings,
             entropy,
             questions: Vec::new(),
-            dashboard: Answer::dashboard(),
-            openapi: Answer::openapi(),
             body_bytes: 0,
         }
     }

@@ -226,8 +226,8 @@ impl Gate {
             Route::Batch(name) => self.begin_batch(number, head, &name, body),
             Route::Wait(id) => self.wait_for_record(number, head, id),
             Route::Events => self.begin_listening(number),
-            Route::Dashboard => self.clients.answer(number, &self.dashboard),
-            Route::OpenApi => self.clients.answer(number, &self.openapi),
+            Route::Dashboard => self.clients.answer(number, Answer::dashboard()),
+            Route::OpenApi => self.clients.answer(number, Answer::openapi()),
             Route::Inner(route) => {
                 let method = match head.method() {
                     "DELETE" => "DELETE",

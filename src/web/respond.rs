@@ -1,7 +1,7 @@
 //! Answers as bytes. Pure. Every answer has a length or is chunked, is not stored, and says what it is about.
 
 use std::fmt::{Display, Write as _};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -52,30 +52,36 @@ impl Answer {
         Answer::problem(&JobError::new(code, detail), trace)
     }
 
-    /// The dashboard: the same for everybody. Its own script and style run, and no others; what it shows it asks for.
-    pub fn dashboard() -> Answer {
+    /// The dashboard: the same for everybody, so made once. Its own script and style run, and no others; what it shows it asks for.
+    pub fn dashboard() -> &'static Answer {
         const CSS: &str = include_str!("page/style.css");
         const SCRIPT: &str = include_str!("page/app.js");
-        let page = include_str!("page/index.html");
-        let page = page.replace("<!-- style -->", &format!("<style>{CSS}</style>"));
-        let page = page.replace("<!-- script -->", &format!("<script>{SCRIPT}</script>"));
-        let digest = |part| base64(&Sha256::digest(part));
-        let policy = format!(
-            "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; connect-src 'self'; img-src data:; \
-             form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
-            digest(SCRIPT),
-            digest(CSS)
-        );
-        Answer::new(200, "text/html; charset=utf-8", page.into_bytes())
-            .with("x-content-type-options", "nosniff")
-            .with("referrer-policy", "no-referrer")
-            .with("content-security-policy", policy)
+        static PAGE: LazyLock<Answer> = LazyLock::new(|| {
+            let page = include_str!("page/index.html");
+            let page = page.replace("<!-- style -->", &format!("<style>{CSS}</style>"));
+            let page = page.replace("<!-- script -->", &format!("<script>{SCRIPT}</script>"));
+            let digest = |part| base64(&Sha256::digest(part));
+            let policy = format!(
+                "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; connect-src 'self'; img-src data:; \
+                 form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
+                digest(SCRIPT),
+                digest(CSS)
+            );
+            Answer::new(200, "text/html; charset=utf-8", page.into_bytes())
+                .with("x-content-type-options", "nosniff")
+                .with("referrer-policy", "no-referrer")
+                .with("content-security-policy", policy)
+        });
+        &PAGE
     }
 
-    /// This interface as OpenAPI has it.
-    pub fn openapi() -> Answer {
-        let text = include_str!("openapi.json").replace("{version}", env!("CARGO_PKG_VERSION"));
-        Answer::json(200, text)
+    /// This interface as OpenAPI has it, made once as well.
+    pub fn openapi() -> &'static Answer {
+        static DOCUMENT: LazyLock<Answer> = LazyLock::new(|| {
+            let text = include_str!("openapi.json").replace("{version}", env!("CARGO_PKG_VERSION"));
+            Answer::json(200, text)
+        });
+        &DOCUMENT
     }
 
     /// How a job ended, for the caller who waited for it.

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 
 use super::program::{Folder, cofferdam, command, example};
 use super::service::{
-    Answer, Client, Done, Ended, NoAnswer, PATIENCE, Service, all_children, caller, free_address, holdings,
-    is_alive, request, until, words,
+    Answer, Client, Done, Ended, NoAnswer, PATIENCE, Service, Stopwatch, all_children, caller, free_address,
+    holdings, is_alive, request, until, words,
 };
 
 /// In each payload, and so in no log.
@@ -146,7 +146,7 @@ impl Trial {
     pub fn recovered(&self) {
         let mut number = 0;
         until("a request is answered at once again", BACK, || {
-            let begun = Instant::now();
+            let begun = Stopwatch::start();
             number += 1;
             (self.call(number, BACK).is_ok() && begun.elapsed() < AT_ONCE).then_some(())
         });

@@ -21,6 +21,10 @@ use serde_json::Value;
 
 use super::program::{cofferdam, command};
 
+#[path = "stopwatch.rs"]
+mod stopwatch;
+pub use stopwatch::Stopwatch;
+
 /// Nothing in these tests takes so long, unless it hangs.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two looks at a condition.
@@ -29,12 +33,12 @@ const LOOK_AGAIN: Duration = Duration::from_millis(3);
 /// Looks until there is something, and fails by name if there is nothing in time.
 #[track_caller]
 pub fn until<T>(what: &str, patience: Duration, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + patience;
+    let begun = Stopwatch::start();
     loop {
         if let Some(found) = look() {
             return found;
         }
-        assert!(Instant::now() < deadline, "not within {patience:?}: {what}");
+        assert!(begun.elapsed() < patience, "not within {patience:?}: {what}");
         std::thread::sleep(LOOK_AGAIN);
     }
 }
