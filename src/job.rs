@@ -16,13 +16,20 @@ use crate::named::named;
 use crate::problem::JobError;
 
 /// 128 random bits, or with a journal the line of a batch, written as 32 lowercase hex digits.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct JobId(pub [u8; 16]);
 
 impl JobId {
     /// Reads 32 lowercase hex digits; anything else is no id.
     pub fn parse(text: &str) -> Option<JobId> {
         parse_hex(text.as_bytes()).map(JobId)
+    }
+}
+
+/// As one number: a map of jobs is asked some forty times a job.
+impl std::hash::Hash for JobId {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        state.write_u128(u128::from_be_bytes(self.0));
     }
 }
 
@@ -38,16 +45,24 @@ impl fmt::Debug for JobId {
     }
 }
 
-/// Hashes ids that are random or counted by us: their own bits are spread well enough, and nobody outside can
-/// choose them to collide.
+/// Hashes ids that are random or counted by us, and names that an operator gives: their own bits are spread well enough, and
+/// nobody outside can choose them to collide.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct IdHasher(u64);
 
 impl std::hash::Hasher for IdHasher {
     fn write(&mut self, bytes: &[u8]) {
+        for part in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..part.len()].copy_from_slice(part);
+            self.write_u64(u64::from_be_bytes(word));
+        }
+    }
+
+    fn write_u128(&mut self, id: u128) {
         // A job's id: both halves count, since one of them may be the same in all ids of a batch.
-        let (words, _) = bytes.as_chunks();
-        words.iter().for_each(|word| self.write_u64(u64::from_be_bytes(*word)));
+        self.write_u64((id >> 64) as u64);
+        self.write_u64(id as u64);
     }
 
     fn write_u64(&mut self, word: u64) {
@@ -59,7 +74,7 @@ impl std::hash::Hasher for IdHasher {
     }
 }
 
-/// A map by an id of ours.
+/// A map by an id of ours, or an operator's name.
 pub type IdMap<K, V> = HashMap<K, V, std::hash::BuildHasherDefault<IdHasher>>;
 
 /// Where a job stands in a distributed trace (W3C Trace Context, level 1).
@@ -178,7 +193,7 @@ impl MediaType {
 
 /// `tchar` of RFC 9110, 5.6.2.
 pub(crate) fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+    matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'^'..=b'`' | b'|' | b'~')
 }
 
 /// Bytes with a content type: what goes into a handler and what comes out of it. Cheap to clone.

@@ -66,7 +66,7 @@ pub struct Broker {
     pub(super) rules: Rules,
     pub(super) entropy: Entropy,
     pub(super) handlers: Vec<HandlerQueue>,
-    pub(super) handler_index: HashMap<Arc<str>, usize>,
+    pub(super) handler_index: IdMap<Arc<str>, usize>,
     pub(super) jobs: IdMap<JobId, Entry>,
     /// Every job, in the order of submission.
     pub(super) submissions: BTreeSet<(Timestamp, JobId)>,
@@ -181,7 +181,7 @@ impl Broker {
             live_jobs: 0,
             live_bytes: 0,
             follow_ups: (0, 0),
-            owners: HashMap::new(),
+            owners: IdMap::default(),
         };
         Broker {
             rules,

@@ -1,12 +1,12 @@
 //! What the broker knows of one handler and of one job, and how a job's step through its life is counted.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::records::Place;
 use crate::clock::Timestamp;
 use crate::handler::HandlerSpec;
-use crate::job::{InstanceId, JobId, JobRecord, JobStatus, Payload};
+use crate::job::{IdMap, InstanceId, JobId, JobRecord, JobStatus, Payload};
 use crate::job_status::JobEvent;
 use crate::ports::{HandlerStats, Share};
 
@@ -24,7 +24,7 @@ pub(super) struct HandlerQueue {
     /// Its follow-ups that have not ended, and their payload bytes.
     pub(super) follow_ups: (usize, usize),
     /// What each owner has of its other jobs that have not ended; nobody without authentication.
-    pub(super) owners: HashMap<Arc<str>, Share>,
+    pub(super) owners: IdMap<Arc<str>, Share>,
     /// As they are told, but for the group's name and the oldest job.
     pub(super) figures: HandlerStats,
 }

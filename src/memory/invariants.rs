@@ -1,9 +1,9 @@
 //! What holds between the broker's indices after every operation. For tests: each look is at everything.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use super::broker::Broker;
-use crate::job::{JobId, JobStatus};
+use crate::job::{IdMap, JobId, JobStatus};
 use crate::journal::facts::Thing;
 use crate::ports::Share;
 
@@ -94,7 +94,7 @@ impl Broker {
             let bytes: usize = live.clone().map(|entry| entry.payload_bytes()).sum();
             let live_jobs = live.clone().count();
             assert_eq!((queue.live_jobs, queue.live_bytes), (live_jobs, bytes), "jobs that have not ended");
-            let mut owners: HashMap<_, Share> = HashMap::new();
+            let mut owners: IdMap<_, Share> = IdMap::default();
             for entry in live.clone().filter(|entry| !entry.is_follow_up) {
                 let owner = Some(entry.record.spec.owner.clone()).filter(|owner| !owner.is_empty());
                 let Some(owner) = owner else { continue };

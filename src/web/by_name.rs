@@ -1,11 +1,12 @@
 //! How many there are of something, by the name of who has it. Pure.
 
-use std::collections::HashMap;
 use std::sync::Arc;
+
+use crate::job::IdMap;
 
 /// A name that has none is not held.
 #[derive(Default)]
-pub struct ByName(HashMap<Arc<str>, usize>);
+pub struct ByName(IdMap<Arc<str>, usize>);
 
 impl ByName {
     /// One more; how many that name has then.
