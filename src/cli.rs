@@ -365,7 +365,7 @@ fn health(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
     let end = match client.ask("GET", "/readyz", &[], b"") {
         Ok(reply) if reply.status == 200 => Ok(Exit::Done),
         Ok(reply) => Err(format!("health: {url} is not ready: {}", String::from_utf8_lossy(&reply.body))),
-        Err(Trouble::Unreachable(why) | Trouble::Refused(why)) => Err(format!("health: {why}")),
+        Err(Trouble(_, why)) => Err(format!("health: {why}")),
     };
     Ok(ended(end))
 }

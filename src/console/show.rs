@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::table::{cell, seconds, table};
 use super::{Console, Stop, escaped, tell, width};
-use crate::exit::{Exit, answer};
+use crate::exit::Exit;
 use crate::options::Options;
 
 /// How often `top` looks.
@@ -17,9 +17,6 @@ pub fn lanes(console: &mut Console, options: &mut Options) -> Result<Exit, Stop>
     let handler = options.positional().ok_or("lanes needs the name of a handler".to_owned())?;
     options.finish()?;
     let shown = console.client.json("GET", &format!("/v1/lanes/{}", escaped(&handler)), "")?;
-    if console.as_json {
-        return Ok(answer(&format!("{shown}\n")));
-    }
     let row = |lane: &Value| {
         let why = [cell(&lane["reason"]), lane["until"].as_str().unwrap_or_default().to_owned()].join(" ");
         vec![
@@ -31,11 +28,8 @@ pub fn lanes(console: &mut Console, options: &mut Options) -> Result<Exit, Stop>
         ]
     };
     let rows: Vec<_> = list(&shown["lanes"]).iter().map(row).collect();
-    let mut text = table(&["HEAD", "KEY", "JOBS", "AGE", "WHY"], &rows, width());
-    if shown["more"] == true {
-        text += "and more\n";
-    }
-    Ok(answer(&text))
+    let more = if shown["more"] == true { "and more\n" } else { "" };
+    Ok(console.show(&shown, || table("HEAD,KEY,JOBS,AGE,WHY", &rows, width()) + more))
 }
 
 pub fn handlers(console: &mut Console, options: &mut Options) -> Result<Exit, Stop> {
@@ -44,16 +38,12 @@ pub fn handlers(console: &mut Console, options: &mut Options) -> Result<Exit, St
     match (what.as_deref(), name) {
         (Some("list"), None) => {
             let stats = console.client.json("GET", "/v1/stats", "")?;
-            if console.as_json {
-                return Ok(answer(&format!("{}\n", stats["handlers"])));
-            }
-            Ok(answer(&handler_table(&stats)))
+            Ok(console.show(&stats["handlers"], || handler_table(&stats)))
         }
         (Some(what @ ("pause" | "resume")), Some(name)) => {
             let target = format!("/v1/handlers/{}/{what}", escaped(&name));
             let done = console.client.json("POST", &target, "")?;
-            let text = format!("{name} is {}\n", if done["paused"] == true { "paused" } else { "open" });
-            Ok(answer(&if console.as_json { format!("{done}\n") } else { text }))
+            Ok(console.show(&done, || format!("{name} is {}\n", state(&done))))
         }
         _ => Err("handlers takes list, pause NAME or resume NAME".to_owned().into()),
     }
@@ -64,13 +54,10 @@ pub fn top(console: &mut Console, options: &mut Options) -> Result<Exit, Stop> {
     options.finish()?;
     loop {
         let stats = console.client.json("GET", "/v1/stats", "")?;
-        if console.as_json {
-            return Ok(answer(&format!("{stats}\n")));
+        if console.as_json || !std::io::stdout().is_terminal() {
+            return Ok(console.show(&stats, || overview(&stats)));
         }
         let text = overview(&stats);
-        if !std::io::stdout().is_terminal() {
-            return Ok(answer(&text));
-        }
         // Home, the text, and nothing of what stood below it (ECMA-48, CUP and ED).
         let lines: String = text.lines().map(|line| format!("{line}\x1b[K\n")).collect();
         tell(format!("\x1b[H{lines}\x1b[J").as_bytes())?;
@@ -111,7 +98,7 @@ fn overview(stats: &Value) -> String {
         ]
     };
     let groups: Vec<_> = list(&stats["groups"]).iter().map(group).collect();
-    let groups = table(&["GROUP", "EXECUTORS", "BUSY", "RESTARTS", "RECYCLED"], &groups, width());
+    let groups = table("GROUP,EXECUTORS,BUSY,RESTARTS,RECYCLED", &groups, width());
     let cut = |line: String| line.chars().take(width()).collect::<String>();
     format!("{}\n{}\n\n{}\n{groups}", cut(first), cut(second), handler_table(stats))
 }
@@ -121,7 +108,7 @@ fn handler_table(stats: &Value) -> String {
         let ends = |name: &str| cell(&of["finished"][name]);
         vec![
             cell(&of["name"]),
-            if of["paused"] == true { "paused" } else { "open" }.into(),
+            state(of).into(),
             cell(&of["queued"]),
             cell(&of["running"]),
             seconds(&of["oldest_seconds"]),
@@ -135,21 +122,12 @@ fn handler_table(stats: &Value) -> String {
         ]
     };
     let rows: Vec<_> = list(&stats["handlers"]).iter().map(row).collect();
-    let heads = [
-        "HANDLER",
-        "STATE",
-        "QUEUED",
-        "RUNNING",
-        "LAG",
-        "OK",
-        "FAILED",
-        "TIMED OUT",
-        "DEAD",
-        "PARKED",
-        "P50",
-        "P99",
-    ];
-    table(&heads, &rows, width())
+    let heads = "HANDLER,STATE,QUEUED,RUNNING,LAG,OK,FAILED,TIMED OUT,DEAD,PARKED,P50,P99";
+    table(heads, &rows, width())
+}
+
+fn state(of: &Value) -> &'static str {
+    if of["paused"] == true { "paused" } else { "open" }
 }
 
 /// What is no list has nothing in it.

@@ -4,16 +4,12 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-/// Head and rows, each of so many cells. Numbers stand to the right. Lines end at `width`.
-pub fn table(heads: &[&str], rows: &[Vec<String>], width: usize) -> String {
-    let length = |text: &str| text.chars().count();
-    let all =
-        || std::iter::once(heads.iter().map(|head| (*head).to_owned()).collect()).chain(rows.iter().cloned());
-    let widths: Vec<usize> = (0..heads.len())
-        .map(|column| {
-            all().filter_map(|row: Vec<String>| row.get(column).map(|cell| length(cell))).max().unwrap_or(0)
-        })
-        .collect();
+/// Heads, separated by commas, and rows, each of so many cells. Numbers stand to the right. Lines end at `width`.
+pub fn table(heads: &str, rows: &[Vec<String>], width: usize) -> String {
+    let heads: Vec<String> = heads.split(',').map(str::to_owned).collect();
+    let all = || [&heads].into_iter().chain(rows);
+    let longest = |column: usize| all().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..heads.len()).map(longest).collect();
     let is_number = |column: usize| {
         let first =
             |row: &Vec<String>| row[column].split(' ').next().is_some_and(|word| word.parse::<f64>().is_ok());
@@ -34,6 +30,11 @@ pub fn table(heads: &[&str], rows: &[Vec<String>], width: usize) -> String {
         out.push('\n');
     }
     out
+}
+
+/// These fields of an object as the cells of a row.
+pub fn cells(of: &Value, names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| cell(&of[name])).collect()
 }
 
 /// A field as a cell: nothing where there is none. What could steer a terminal is shown as what it is.
@@ -80,9 +81,9 @@ mod tests {
     #[test]
     fn columns_are_as_wide_as_their_cells_and_lines_end_where_the_terminal_does() {
         let rows = [vec!["a".into(), "10".into()], vec!["long".into(), "7".into()]];
-        assert_eq!(table(&["name", "n"], &rows, 80), "name   n\na     10\nlong   7\n");
-        assert_eq!(table(&["name", "n"], &rows, 3), "nam\na  \nlon\n");
-        assert_eq!(table(&["name"], &[], 80), "name\n");
+        assert_eq!(table("name,n", &rows, 80), "name   n\na     10\nlong   7\n");
+        assert_eq!(table("name,n", &rows, 3), "nam\na  \nlon\n");
+        assert_eq!(table("name", &[], 80), "name\n");
     }
 
     #[test]

@@ -214,7 +214,7 @@ impl Share {
 }
 
 /// Who asks. Jobs of others are not there for who is not an admin.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Viewer {
     /// The token name; empty without authentication.
     pub name: Arc<str>,

@@ -97,7 +97,7 @@ impl Current {
     pub fn malformed(entropy: &mut Entropy, input: &[u8]) -> Current {
         let trace = Trace { id: entropy.bytes(), span: entropy.bytes() };
         let has_body = !input.strip_prefix(b"\r\n").unwrap_or(input).starts_with(b"HEAD ");
-        let caller = Caller::Unknown;
+        let caller = Caller::default();
         Current { route: "malformed", trace, trace_flags: 1, caller, has_body, is_1_1: true }
     }
 }

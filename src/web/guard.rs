@@ -32,44 +32,13 @@ const TOO_FAST: Refused = refused(Code::TooManyRequests, "the token's rate_per_s
 const NOT_THIS_HANDLER: Refused = refused(Code::Forbidden, "the token is not for this handler")
     .with(CHALLENGE, r#"Bearer realm="cofferdam", error="insufficient_scope""#);
 
-/// Whom a request is from.
+/// Whom a request is from; by default nobody who could own a job or see one, as where the request needed no token.
 #[derive(Clone, Debug, Default)]
-pub enum Caller {
-    /// Nobody who could own a job or see one: the request needed no token.
-    #[default]
-    Unknown,
-    /// Anybody: without authentication there is one user.
-    Anyone,
-    Holder(Arc<Token>),
-}
-
-impl Caller {
-    /// The owner of the jobs that it submits.
-    pub fn owner(&self) -> Arc<str> {
-        match self {
-            Caller::Unknown | Caller::Anyone => Arc::default(),
-            Caller::Holder(token) => token.name.clone(),
-        }
-    }
-
-    /// What it may see.
-    pub fn viewer(&self) -> Viewer {
-        match self {
-            Caller::Unknown => Viewer { name: Arc::default(), admin: false },
-            Caller::Anyone => Viewer::anonymous(),
-            Caller::Holder(token) => {
-                Viewer { name: token.name.clone(), admin: token.scopes.contains(&Scope::Admin) }
-            }
-        }
-    }
-
+pub struct Caller {
+    /// What it may see, by the name that its jobs belong to.
+    pub viewer: Viewer,
     /// Callers of this name that may wait at once, if its token says so.
-    pub fn max_inflight(&self) -> Option<usize> {
-        match self {
-            Caller::Unknown | Caller::Anyone => None,
-            Caller::Holder(token) => token.max_inflight,
-        }
-    }
+    pub max_inflight: Option<usize>,
 }
 
 /// The token that a connection's last request brought, which the next one likely brings again.
@@ -151,11 +120,13 @@ impl Guard {
         known: &mut Option<Known>,
         now: Timestamp,
     ) -> Result<Caller, Refused> {
-        let Some(tokens) = &self.tokens else { return Ok(Caller::Anyone) };
+        let Some(tokens) = &self.tokens else {
+            return Ok(Caller { viewer: Viewer::anonymous(), max_inflight: None });
+        };
         let (scopes, handler) = asks_for(route);
         let is_open = self.open_metrics && matches!(route, Route::Inner(Inner::Ready | Inner::Metrics));
         if scopes.is_empty() || is_open {
-            return Ok(Caller::Unknown);
+            return Ok(Caller::default());
         }
         let found = bearer(head).map(|text| {
             let text = text?;
@@ -189,7 +160,8 @@ impl Guard {
         if handler.is_some_and(|handler| !is_for(handler)) || is_of_many {
             return Err(NOT_THIS_HANDLER);
         }
-        Ok(Caller::Holder(token))
+        let viewer = Viewer { name: token.name.clone(), admin: token.scopes.contains(&Scope::Admin) };
+        Ok(Caller { viewer, max_inflight: token.max_inflight })
     }
 
     /// A request without a valid token: too many of one address are told so.
@@ -442,7 +414,7 @@ mod tests {
         }
         for headers in ["Authorization: Bearer token-of-a\r\n", "authorization:bearer token-of-a\r\n"] {
             let caller = ask(&mut guard, "GET /v1/jobs", headers, 0).unwrap();
-            assert_eq!((&*caller.owner(), caller.viewer().admin), ("a", false));
+            assert_eq!((&*caller.viewer.name, caller.viewer.admin), ("a", false));
         }
     }
 
@@ -493,7 +465,7 @@ mod tests {
             let peer = "127.0.0.1".parse().unwrap();
             guard
                 .judge(&head, &route, peer, &mut known, Timestamp(0))
-                .map(|caller| caller.owner().to_string())
+                .map(|caller| caller.viewer.name.to_string())
         };
         for name in ["a", "a", "b", "a", "c", "a"] {
             let expected = Some(name).filter(|name| *name != "c").map(str::to_owned);

@@ -18,7 +18,7 @@ impl Gate {
     pub(super) fn begin_listening(&mut self, number: usize) {
         let listeners = self.clients.counters.listeners.load(Relaxed);
         let Some(conn) = self.clients.conns.get(&number) else { return };
-        let viewer = conn.current.caller.viewer();
+        let viewer = conn.current.caller.viewer.clone();
         let is_own = |conn: &&Conn| match &conn.phase {
             Phase::Listening(listening) => listening.viewer.name == viewer.name,
             _ => false,

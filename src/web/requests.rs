@@ -76,7 +76,7 @@ impl Gate {
         conn.keep_alive = head.keep_alive;
         let (trace, trace_flags) = submission::trace(&head, &mut self.entropy);
         let (has_body, is_1_1) = (head.method() != "HEAD", head.is_1_1);
-        let caller = Caller::Unknown;
+        let caller = Caller::default();
         conn.current = Current { route: "none", trace, trace_flags, caller, has_body, is_1_1 };
         let (peer, mut known) = (conn.peer, conn.known.take());
         let judged = self.judge(&head, peer, &mut known);
@@ -198,7 +198,7 @@ impl Gate {
         }
         let mut held: HashMap<Arc<str>, usize> = HashMap::new();
         let bodies = |conn: &Conn| match &conn.phase {
-            Phase::Body(incoming) => Some((conn.current.caller.owner(), incoming.counted, incoming.since)),
+            Phase::Body(incoming) => Some((conn.current.caller.viewer.name.clone(), incoming.counted, incoming.since)),
             _ => None,
         };
         for (owner, bytes, _) in self.clients.conns.values().filter_map(bodies) {
@@ -262,7 +262,7 @@ impl Gate {
         self.clients.set_deadline(number, self.clients.now.plus(INNER_TIMEOUT));
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };
         conn.phase = Phase::Inner;
-        let (trace, viewer) = (conn.current.trace, conn.current.caller.viewer());
+        let (trace, viewer) = (conn.current.trace, conn.current.caller.viewer.clone());
         let request = PageRequest { asker: conn.asker, route, method, target, body, trace, viewer };
         self.questions.push(Question::Page(request));
     }

@@ -33,7 +33,7 @@ impl Gate {
         };
         let Some(conn) = self.clients.conns.get(&number) else { return };
         let (most, now) = (self.settings.web.max_inflight, self.clients.now);
-        let (owner, trace) = (conn.current.caller.owner(), conn.current.trace);
+        let (owner, trace) = (conn.current.caller.viewer.name.clone(), conn.current.trace);
         if !self.waiters.admits(&conn.current.caller, most, now) {
             return self.clients.refuse(number, TOO_MANY_WAITERS);
         }

@@ -30,7 +30,7 @@ impl Gate {
         let Some(spec) = self.settings.handlers.get(name) else { return };
         let Some(conn) = self.clients.conns.get(&number) else { return };
         let (id, asker, trace) = (JobId(self.entropy.bytes()), conn.asker, conn.current.trace);
-        let owner = conn.current.caller.owner();
+        let owner = conn.current.caller.viewer.name.clone();
         let (kind, job) = match submission::read(head, spec, body, id, trace, owner, self.settings.instance) {
             Ok(read) => read,
             Err(refused) => return self.clients.refuse(number, refused),
@@ -80,7 +80,7 @@ impl Gate {
             self.clients.refuse(number, TOO_MANY_WAITERS);
             return false;
         }
-        let owner = conn.current.caller.owner();
+        let owner = conn.current.caller.viewer.name.clone();
         if is_counted {
             self.waiters.enter(number, job);
             self.waiters.count(&owner, 1);
@@ -102,7 +102,7 @@ impl Gate {
         conn.deadline = NEVER;
         let watches = (stage == Stage::Asked).then_some(self.settings.instance);
         // Whoever submitted the job may know how it ended, whatever else its token lets it look at.
-        let viewer = conn.current.caller.viewer();
+        let viewer = conn.current.caller.viewer.clone();
         self.questions.push(Question::Record(conn.asker, viewer, waiting.job, watches));
     }
 
