@@ -231,12 +231,9 @@ fn run_executor(options: &mut Options, program: &Program) -> Result<Exit, String
 
 fn run_batch(options: &mut Options, program: &Program) -> Result<Exit, String> {
     let handler = options.value("--handler")?.ok_or("batch needs --handler NAME")?;
-    let sink_mode = match options.value("--sink-mode")?.as_deref() {
-        None => None,
-        Some("source_seq") => Some(SinkMode::SourceSeq),
-        Some("completion") => Some(SinkMode::Completion),
-        Some(other) => return Err(format!("--sink-mode is source_seq or completion, not {other}")),
-    };
+    let sink_mode = options.value("--sink-mode")?;
+    let none = |mode: &str| format!("--sink-mode is source_seq or completion, not {mode}");
+    let sink_mode = sink_mode.map(|mode| SinkMode::parse(&mode).ok_or_else(|| none(&mode))).transpose()?;
     let shows_progress = match options.value("--progress")?.as_deref() {
         None | Some("auto") => std::io::stderr().is_terminal(),
         Some("always") => true,

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::config::{self, Config, Loaded};
 use crate::execution::Registry;
 use crate::limits as fixed;
+use crate::observe::is_hidden;
 use crate::process::private_dir::{PREFIX, PrivateDir};
 use crate::process::program_vet;
 
@@ -84,7 +85,7 @@ impl Facts {
 /// A cell as people read it; nothing in it does more to a terminal.
 fn plain(cell: &Value) -> String {
     match cell.as_str() {
-        Some(text) if !text.contains(char::is_control) => text.to_owned(),
+        Some(text) if !text.contains(is_hidden) => text.to_owned(),
         Some(_) | None => cell.to_string(),
     }
 }

@@ -12,6 +12,7 @@ use super::key::Kind::{Int, Is, OneOf, Optional, Path, Section, Shape, Text};
 use super::key::{COUNT, FROM_0, Key, Kind, MAX, MILLIS, USER, keys};
 use super::program::{COMMAND_KEYS, HandlerConfig};
 use crate::handler::{Retry, is_name};
+use crate::named::named;
 
 /// A typed section of the configuration, whose fields are in their ranges once the validator has passed them.
 macro_rules! section {
@@ -315,12 +316,11 @@ pub(super) const HANDLER_KEYS: &[Key] = keys! {
     ordering = null, ORDERING;
 };
 
-/// Which order results of a batch come in: that of the input lines, or as they finish.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SinkMode {
-    SourceSeq,
-    Completion,
+named! {
+    /// Which order results of a batch come in: that of the input lines, or as they finish.
+    #[derive(Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    SinkMode { SourceSeq = "source_seq", Completion = "completion", }
 }
 
 /// How log lines are written: for people, or one object a line.

@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
+use crate::observe::is_hidden;
+
 /// Heads, separated by commas, and rows, each of so many cells. Numbers stand to the right. Lines end at `width`.
 pub fn table(heads: &str, rows: &[Vec<String>], width: usize) -> String {
     let heads: Vec<String> = heads.split(',').map(str::to_owned).collect();
@@ -43,19 +45,13 @@ pub fn cell(value: &Value) -> String {
         Value::Null => "-".into(),
         Value::String(text) => text
             .chars()
-            .flat_map(|char| match is_steering(char) {
+            .flat_map(|char| match is_hidden(char) {
                 true => char.escape_default().collect::<Vec<_>>(),
                 false => vec![char],
             })
             .collect(),
         other => other.to_string(),
     }
-}
-
-/// True for what moves a cursor, turns the direction of the text (Unicode's Bidi_Control), or is not seen.
-fn is_steering(char: char) -> bool {
-    char.is_control()
-        || matches!(char, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{61c}' | '\u{feff}')
 }
 
 /// Seconds, as short as they can be read.

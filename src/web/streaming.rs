@@ -22,14 +22,10 @@ impl Gate {
     /// A batch begins: its results go out as they come.
     pub(super) fn begin_batch(&mut self, number: usize, head: &Head, name: &str, body: Arc<[u8]>) {
         let Some(handler) = self.settings.handlers.get(name) else { return };
-        let mode = match parameter(head.query(), "sink_mode") {
-            None => self.settings.sink_mode,
-            Some("source_seq") => SinkMode::SourceSeq,
-            Some("completion") => SinkMode::Completion,
-            Some(_) => {
-                let refused = refused(Code::BadRequest, "sink_mode is source_seq or completion");
-                return self.clients.refuse(number, refused);
-            }
+        let asked = parameter(head.query(), "sink_mode");
+        let Some(mode) = asked.map_or(Some(self.settings.sink_mode), SinkMode::parse) else {
+            let refused = refused(Code::BadRequest, "sink_mode is source_seq or completion");
+            return self.clients.refuse(number, refused);
         };
         let Some(conn) = self.clients.conns.get(&number) else { return };
         let (most, now) = (self.settings.web.max_inflight, self.clients.now);
