@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 
-use super::bulk;
+use super::bulk::{self, read};
 use super::figures;
 use super::respond::{Answer, lanes_json, record_json, record_json_without_result};
 use super::routes::{Inner, parameter, unescaped};
@@ -187,16 +187,6 @@ fn filter(query: &str) -> Result<Filter, JobError> {
     let limit = read(given("limit")?, limit, "limit is a number from 1 to 1000")?.unwrap_or(100);
     let statuses = status.into_iter().collect();
     Ok(Filter { statuses, handler, key, trace, before, limit, after, bare: true })
-}
-
-/// What a parameter says, if it is there.
-fn read<T>(
-    text: Option<String>,
-    parse: impl Fn(&str) -> Option<T>,
-    detail: &'static str,
-) -> Result<Option<T>, JobError> {
-    let Some(text) = text else { return Ok(None) };
-    parse(&text).map(Some).ok_or_else(|| JobError::new(Code::BadRequest, detail))
 }
 
 fn shown(record: Option<JobRecord>) -> Result<Answer, JobError> {

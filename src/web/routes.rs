@@ -2,7 +2,6 @@
 
 use std::net::Ipv4Addr;
 
-use super::bulk::Bulk;
 use super::http1::{Head, Refused, refused};
 use crate::job::JobId;
 use crate::problem::Code;
@@ -28,6 +27,13 @@ pub enum Route {
     Options(&'static str),
     /// Answered by a route that renders or may block.
     Inner(Inner),
+}
+
+/// What is done to all jobs that match.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bulk {
+    Retry,
+    Cancel,
 }
 
 /// The routes behind the gate.
