@@ -41,9 +41,9 @@ const fn bad(detail: &'static str) -> Refused {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
     bytes: Vec<u8>,
-    method: Range<usize>,
+    method: &'static str,
     /// Of an absolute target.
-    authority: Option<Range<usize>>,
+    authority: Option<String>,
     /// Path and query, with no escape of a character that needs none.
     target: String,
     /// Names and values.
@@ -59,9 +59,9 @@ pub struct Head {
 }
 
 impl Head {
-    /// As sent; a token.
-    pub fn method(&self) -> &str {
-        self.ascii(&self.method)
+    /// One that is known here.
+    pub fn method(&self) -> &'static str {
+        self.method
     }
 
     /// The path with its query, from the first `/`; visible ASCII. Or `*`, of OPTIONS.
@@ -72,7 +72,7 @@ impl Head {
     /// Host and port that the request is for: an absolute target's, whatever `Host` says (RFC 9112, 3.2.2).
     pub fn host(&self) -> &str {
         match &self.authority {
-            Some(authority) => self.ascii(authority),
+            Some(authority) => authority,
             None => self.header("host").ok().flatten().unwrap_or_default(),
         }
     }
@@ -167,7 +167,7 @@ fn check_bytes(head: &[u8]) -> Result<(), Refused> {
 const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"];
 
 /// Method, target and version of a request line.
-fn request_line(line: &str) -> Result<(&str, &str, bool), Refused> {
+fn request_line(line: &str) -> Result<(&'static str, &str, bool), Refused> {
     let mut parts = line.split(' ');
     let (Some(method), Some(target), Some(version), None) =
         (parts.next(), parts.next(), parts.next(), parts.next())
@@ -186,9 +186,9 @@ fn request_line(line: &str) -> Result<(&str, &str, bool), Refused> {
         }
         Some(_) | None => return Err(bad("the version is malformed")),
     };
-    if !METHODS.contains(&method) {
+    let Some(method) = METHODS.into_iter().find(|known| *known == method) else {
         return Err(refused(Code::NotImplemented, "this server does not know the method"));
-    }
+    };
     if target.len() > TARGET_BYTES {
         return Err(refused(Code::UriTooLong, "the request target is too long"));
     }
@@ -284,12 +284,8 @@ pub(super) fn header_line(bytes: &[u8], line: Range<usize>) -> Result<(Range<usi
 fn finish(bytes: Vec<u8>, line_end: usize) -> Result<Head, Refused> {
     let line = std::str::from_utf8(&bytes[..line_end]).map_err(|_| bad("the request line is not ASCII"))?;
     let (method, target, is_1_1) = request_line(line)?;
-    let (authority, path) = parts_of_target(method, target)?;
-    // All are parts of the line.
-    let target_at = method.len() + 1;
-    let authority_at = target_at + target.find("://").map_or(0, |at| at + 3);
-    let authority = authority.map(|authority| authority_at..authority_at + authority.len());
-    let (method, target) = (0..method.len(), path.into_owned());
+    let (authority, target) = parts_of_target(method, target)?;
+    let (authority, target) = (authority.map(str::to_owned), target.into_owned());
     let mut fields = Vec::with_capacity(8);
     let mut at = line_end + 2;
     while at < bytes.len() {

@@ -198,7 +198,9 @@ impl Gate {
         }
         let mut held: HashMap<Arc<str>, usize> = HashMap::new();
         let bodies = |conn: &Conn| match &conn.phase {
-            Phase::Body(incoming) => Some((conn.current.caller.viewer.name.clone(), incoming.counted, incoming.since)),
+            Phase::Body(incoming) => {
+                Some((conn.current.caller.viewer.name.clone(), incoming.counted, incoming.since))
+            }
             _ => None,
         };
         for (owner, bytes, _) in self.clients.conns.values().filter_map(bodies) {
@@ -230,11 +232,7 @@ impl Gate {
             Route::Dashboard => self.clients.answer(number, &self.dashboard),
             Route::OpenApi => self.clients.answer(number, &self.openapi),
             Route::Inner(route) => {
-                let method = match head.method() {
-                    "DELETE" => "DELETE",
-                    "POST" => "POST",
-                    _ => "GET",
-                };
+                let method = if head.method() == "HEAD" { "GET" } else { head.method() };
                 self.ask_pages(number, route, method, head.target().to_owned(), body);
             }
         }

@@ -250,31 +250,29 @@ impl Gate {
 
     fn tell_end(&mut self, number: usize, job: JobId, finished: &Arc<Finished>) {
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };
-        let trace = conn.current.trace;
-        let handler = match &conn.phase {
-            Phase::Waiting(waiting) => waiting.handler.clone(),
-            Phase::Streaming(batch) => batch.pump.handler().clone(),
-            Phase::Head | Phase::Body(_) | Phase::Inner | Phase::Listening(_) | Phase::Closing => return,
-        };
+        let told = |handler: &Arc<str>| said("reply.delivered", job, &conn.current.trace, handler, "");
         match &mut conn.phase {
             // Its caller is told first that it was accepted.
             Phase::Waiting(waiting) if waiting.stage == Stage::Asked => {
-                waiting.ended = Some(finished.clone());
-                return;
+                waiting.ended = Some(finished.clone())
             }
-            Phase::Waiting(waiting) if waiting.kind == Kind::Record => {
-                if waiting.stage == Stage::Accepted {
-                    self.ask_for_record(number, Stage::Looking);
+            Phase::Waiting(waiting) => {
+                told(&waiting.handler);
+                match (waiting.kind, waiting.stage) {
+                    (Kind::Record, Stage::Accepted) => self.ask_for_record(number, Stage::Looking),
+                    (Kind::Record, Stage::Asked | Stage::Looking) => {}
+                    (Kind::Acceptance | Kind::Result | Kind::ResultOrAccepted { .. }, _) => {
+                        self.answer_finished(number, finished);
+                    }
                 }
             }
-            Phase::Waiting(_) => self.answer_finished(number, finished),
             Phase::Streaming(batch) => {
+                told(batch.pump.handler());
                 batch.pump.finished(job, finished);
                 self.feed_batch(number);
             }
-            Phase::Head | Phase::Body(_) | Phase::Inner | Phase::Listening(_) | Phase::Closing => return,
+            Phase::Head | Phase::Body(_) | Phase::Inner | Phase::Listening(_) | Phase::Closing => {}
         }
-        said("reply.delivered", job, &trace, &handler, "");
     }
 
     /// A record is there: of a job that is to be waited for, or whose wait is over.
