@@ -21,7 +21,8 @@ use crate::job::{
 use crate::limits::DELAY_MAX;
 use crate::observe::{Delivery, event, job_event};
 use crate::ports::{
-    BackendError, Forged, JobEnded, Lease, LeaseId, LeasedJob, NewJob, OfLease, StateAt, Then, Viewer,
+    BackendError, Forged, JobEnded, Lease, LeaseId, LeasedJob, NewJob, OfLease, Reached, StateAt, Then,
+    Viewer,
 };
 use crate::problem::{Cause, Code, JobError};
 
@@ -83,11 +84,7 @@ impl Call {
     }
 
     /// Says it; also one answer a job. After an error nothing is known of what the server did.
-    pub(super) fn say(
-        &mut self,
-        server: &Server,
-        sums: &mut Sums,
-    ) -> Result<(Answer, Vec<String>), BackendError> {
+    pub(super) fn say(&mut self, server: &Server, sums: &mut Sums) -> Reached<(Answer, Vec<String>)> {
         let function = if self.submissions.is_empty() { "turn" } else { "submit" };
         let (results, submitted, leases, over, revoked, ends, notices, idle, due, opened, dying): Said =
             server.call(function, &mut self.arguments)?;
@@ -291,7 +288,7 @@ fn exec(Exec { consumer, group, room, used, prefers_alone }: &Exec) -> Json {
 
 impl Server {
     /// A lease that was given, or the first job of it that nobody signed.
-    fn lease(&self, row: LeaseRow, sums: &mut Sums, answer: &mut Answer) -> Result<(), BackendError> {
+    fn lease(&self, row: LeaseRow, sums: &mut Sums, answer: &mut Answer) -> Reached<()> {
         let (lease, consumer, handler, kind, version, state, jobs, lane, alone, signature) = row;
         let (id, handler) = (LeaseId(lease), Arc::<str>::from(handler));
         let is_ordered = kind != "none";

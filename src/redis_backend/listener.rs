@@ -10,7 +10,7 @@ use super::connection::{is_of_another_type, lost, read};
 use super::server::{Arguments, Server};
 use crate::job::{InstanceId, JobId, JobStatus};
 use crate::limits::{ENDS_AN_ENTRY, INBOX_ENDS};
-use crate::ports::{BackendError, JobEnded};
+use crate::ports::{JobEnded, Reached};
 
 /// A wait lasts this long at most: so a change of the server, or the end of this process, is noticed.
 pub(super) const LISTEN: Duration = Duration::from_millis(500);
@@ -48,7 +48,7 @@ impl Listener {
         server: &Server,
         inboxes: &[(InstanceId, u64)],
         wait: Duration,
-    ) -> Result<Option<Heard>, BackendError> {
+    ) -> Reached<Option<Heard>> {
         // Other connections have found that the server is another one: this one may listen to a dead one.
         let generation = server.link.generation.load(Ordering::SeqCst);
         let kept = self.connection.take().filter(|(_, of)| *of == generation);
@@ -98,7 +98,7 @@ impl Listener {
     }
 
     /// Waits for what follows. What was read before is removed from inboxes, in the same round trip.
-    fn read(&self, wait: Duration, connection: &mut Connection) -> Result<Read, BackendError> {
+    fn read(&self, wait: Duration, connection: &mut Connection) -> Reached<Read> {
         let mut pipe = redis::pipe();
         for stream in self.streams.iter().filter(|stream| stream.inbox.is_some()) {
             pipe.cmd("XTRIM").arg(&stream.key).arg("MINID").arg(&stream.at).ignore();

@@ -26,7 +26,7 @@ use crate::limits::{
     SUB_LIVES,
 };
 use crate::negative_controls::{Control, is_off};
-use crate::ports::{BackendError, Forged, NewJob, Rules, Viewer};
+use crate::ports::{BackendError, Forged, NewJob, Reached, Rules, Viewer};
 
 /// How long a forged job is kept for whoever wants to look at it: a week.
 const QUARANTINE_MS: u64 = 7 * 24 * 3_600_000;
@@ -137,7 +137,7 @@ impl Server {
     }
 
     /// Says nothing to a server whose jobs are signed with another secret: they would be taken for forged, and ours by others.
-    fn recognise(&self) -> Result<(), BackendError> {
+    fn recognise(&self) -> Reached<()> {
         if !self.is_ours.load(Relaxed) {
             if !self.link.agrees(&self.settings.prefix, &self.signer.checks())? {
                 return Err(BackendError("redis: its jobs are signed with another secret than ours".into()));
@@ -152,11 +152,7 @@ impl Server {
     }
 
     /// Calls a function, once more if its connection breaks: then it is told so.
-    pub(super) fn call<T: FromRedisValue>(
-        &self,
-        name: &str,
-        arguments: &mut Arguments,
-    ) -> Result<T, BackendError> {
+    pub(super) fn call<T: FromRedisValue>(&self, name: &str, arguments: &mut Arguments) -> Reached<T> {
         self.recognise()?;
         let answer = self.link.call(|connection| {
             let mut answer = self.call_once(name, arguments, connection);
@@ -211,7 +207,7 @@ impl Server {
     }
 
     /// Calls a function that needs no bytes.
-    pub(super) fn ask<T: FromRedisValue>(&self, name: &str, what: Json) -> Result<T, BackendError> {
+    pub(super) fn ask<T: FromRedisValue>(&self, name: &str, what: Json) -> Reached<T> {
         self.call(name, &mut Arguments { what, ..Arguments::default() })
     }
 
@@ -252,7 +248,7 @@ impl Server {
     }
 
     /// The record of the job that an idempotency key names, if that was submitted with this key and payload.
-    pub(super) fn joined(&self, job: &NewJob, id: JobId) -> Result<Option<JobRecord>, BackendError> {
+    pub(super) fn joined(&self, job: &NewJob, id: JobId) -> Reached<Option<JobRecord>> {
         let row = self.rows(&Viewer::service(), &[id], None)?.pop().flatten();
         let sealed = row.as_ref().and_then(|row| self.signer.open_job(id, &row.1).ok());
         let is_its_own = |key| {

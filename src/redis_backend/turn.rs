@@ -15,7 +15,7 @@ use crate::job::{IdMap, InstanceId, JobId};
 use crate::limits::INBOX_ENDS;
 use crate::observe::event;
 use crate::ports::{
-    BackendError, Ends, JobEnded, Lease, LeaseId, NewJob, OfLease, RecentEnds, Requests, Step, Then,
+    BackendError, Ends, JobEnded, Lease, LeaseId, NewJob, OfLease, Reached, RecentEnds, Requests, Step, Then,
 };
 
 /// A process says of itself this often that it lives, and looks at what time alone does.
@@ -155,12 +155,7 @@ impl State {
     }
 
     /// Takes what it says; gives what there is for it.
-    pub(super) fn step(
-        &mut self,
-        consumer: u64,
-        requests: Requests,
-        room: usize,
-    ) -> Result<Step, BackendError> {
+    pub(super) fn step(&mut self, consumer: u64, requests: Requests, room: usize) -> Reached<Step> {
         let lost = || BackendError("redis: it was away until every lease had ended".into());
         let books = self.consumers.get_mut(&consumer).filter(|books| !books.is_lost).ok_or_else(lost)?;
         for commit in requests.commits {

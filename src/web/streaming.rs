@@ -15,7 +15,7 @@ use crate::entropy::Entropy;
 use crate::job::Trace;
 use crate::limits::{BATCH_HEAD_WAITS, BATCH_LINES, BODY_BYTES};
 use crate::ndjson::Pump;
-use crate::ports::{BackendError, NewJob, Submitted};
+use crate::ports::{NewJob, Reached, Submitted};
 use crate::problem::{Code, JobError};
 
 impl Gate {
@@ -111,7 +111,7 @@ impl Gate {
     }
 
     /// What the broker said of the lines that it was asked to take.
-    pub(super) fn lines_submitted(&mut self, asker: Asker, answers: Result<Vec<Submitted>, BackendError>) {
+    pub(super) fn lines_submitted(&mut self, asker: Asker, answers: Reached<Vec<Submitted>>) {
         const AWAY: Duration = Duration::from_millis(200);
         const FULL: Duration = Duration::from_millis(5);
         let number = asker.conn;

@@ -22,7 +22,7 @@ use super::submission;
 use super::waiters::{Kind, Late, Stage, TOO_MANY_WAITERS, Waiting, said};
 use crate::job::{Finished, JobId, JobRecord, Trace};
 use crate::observe::job_event;
-use crate::ports::{BackendError, Refusal, Submitted};
+use crate::ports::{BackendError, Reached, Refusal, Submitted};
 use crate::problem::Code;
 
 impl Gate {
@@ -146,12 +146,7 @@ impl Gate {
     }
 
     /// The broker has taken the job, or not.
-    pub(super) fn submitted(
-        &mut self,
-        asker: Asker,
-        single: &Single,
-        answers: Result<Vec<Submitted>, BackendError>,
-    ) {
+    pub(super) fn submitted(&mut self, asker: Asker, single: &Single, answers: Reached<Vec<Submitted>>) {
         let (number, Single { job, trace, handler }) = (asker.conn, single);
         let job = *job;
         let no_answer = || BackendError("the broker gave no answer".into());
@@ -276,7 +271,7 @@ impl Gate {
     }
 
     /// A record is there: of a job that is to be waited for, or whose wait is over.
-    pub(super) fn record_is_there(&mut self, asker: Asker, record: Result<Option<JobRecord>, BackendError>) {
+    pub(super) fn record_is_there(&mut self, asker: Asker, record: Reached<Option<JobRecord>>) {
         let number = asker.conn;
         let Some(waiting) = self.waiting(asker) else { return };
         if let Ok(Some(record)) = &record {
@@ -296,7 +291,7 @@ impl Gate {
     }
 
     /// The record is the answer, as it stands now.
-    fn show_record(&mut self, number: usize, record: Result<Option<JobRecord>, BackendError>) {
+    fn show_record(&mut self, number: usize, record: Reached<Option<JobRecord>>) {
         let goes_on = matches!(&record, Ok(Some(record)) if !record.status.is_terminal());
         let end = if goes_on { End::TimedOut } else { End::Answered };
         let Some((waiting, trace)) = self.end_wait(number, end) else { return };
@@ -312,7 +307,7 @@ impl Gate {
     }
 
     /// A caller's time is up: with the result, if the job has ended unheard; else with what is known.
-    fn time_is_up(&mut self, number: usize, record: Result<Option<JobRecord>, BackendError>) {
+    fn time_is_up(&mut self, number: usize, record: Reached<Option<JobRecord>>) {
         if let Ok(Some(JobRecord { finished: Some(finished), .. })) = &record {
             return self.answer_finished(number, finished);
         }
