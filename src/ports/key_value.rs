@@ -1,6 +1,5 @@
 //! [`KeyValue`]: named maps, for lane states and trace contexts.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::error::Reached;
@@ -14,10 +13,6 @@ pub trait KeyValue: Send + Sync {
     /// The whole map; empty if there is none. A `ttl` given renews the map's time.
     fn load(&self, map: &str, ttl: Option<Duration>) -> Reached<Entries>;
 
-    fn get(&self, map: &str, key: &str) -> Reached<Option<Arc<[u8]>>>;
-
     /// All changes at once; with `ttl` the map lives that long from now, without it for ever.
     fn apply(&self, map: &str, changes: &[Change], ttl: Option<Duration>) -> Reached<()>;
-
-    fn delete(&self, map: &str) -> Reached<()>;
 }

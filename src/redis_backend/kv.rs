@@ -17,23 +17,12 @@ impl KeyValue for RedisBroker {
         Ok(self.0.server.entries(map, flat))
     }
 
-    fn get(&self, map: &str, key: &str) -> Reached<Option<Arc<[u8]>>> {
-        let mut arguments = Arguments::default();
-        arguments.what = json!({ "map": map, "key": arguments.add(key.as_bytes().to_vec()) });
-        let sealed: Option<Vec<u8>> = self.0.server.call("get", &mut arguments)?;
-        Ok(sealed.and_then(|sealed| self.0.server.signer.open_entry(map, key, &sealed).ok()))
-    }
-
     fn apply(&self, map: &str, changes: &[Change], ttl: Option<Duration>) -> Reached<()> {
         let mut arguments = Arguments::default();
         let seal = |key: &str, value: &[u8]| self.0.server.signer.seal_entry(map, key, value);
         let changes = arguments.changes(changes, seal);
         arguments.what = json!({ "map": map, "ch": changes, "ttl": or_false(ttl.map(micros)) });
         self.0.server.call("apply", &mut arguments)
-    }
-
-    fn delete(&self, map: &str) -> Reached<()> {
-        self.0.server.ask("delete", json!({ "map": map }))
     }
 }
 
