@@ -315,7 +315,6 @@ impl Histogram {
     }
 
     /// What was counted since this one had counted `earlier`.
-    #[must_use]
     pub fn since(&self, earlier: &Histogram) -> Histogram {
         let mut buckets = self.buckets;
         buckets
@@ -327,7 +326,6 @@ impl Histogram {
 
     /// Seconds that this part of all durations, between 0 and 1, does not exceed; within a bucket in proportion, beyond the
     /// last bound that bound (as Prometheus' `histogram_quantile`). `None`: there are no durations.
-    #[must_use]
     #[allow(clippy::cast_precision_loss, reason = "an estimate anyhow")]
     pub fn quantile(&self, part: f64) -> Option<f64> {
         let all: u64 = self.buckets.iter().sum();

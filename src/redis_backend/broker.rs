@@ -68,7 +68,6 @@ impl RedisBroker {
     }
 
     /// An executor of this group; `bell` rings when a step would bring something.
-    #[must_use]
     pub fn consumer(&self, group: usize, bell: Bell) -> RedisConsumer {
         let now = self.0.server.now();
         let number = self.0.change(|state| state.connect(group, bell, now));

@@ -72,7 +72,6 @@ impl Link {
     }
 
     /// Is the server fit to keep jobs, and what does it promise?
-    #[must_use]
     pub fn vet(&self) -> Fitness {
         let judged = self.open(Duration::ZERO).and_then(|mut connection| {
             let info: String = redis::cmd("INFO").query(&mut connection)?;

@@ -77,8 +77,8 @@ impl RedisBroker {
     /// All that are alive; of each group its executors, and their workers that have a lease.
     fn processes(&self, nodes: Vec<Node>) -> (Vec<ProcessStats>, Vec<usize>, Vec<usize>) {
         let server = &self.0.server;
-        let (mut consumers, mut busy) =
-            (vec![0; server.settings.groups.len()], vec![0; server.settings.groups.len()]);
+        let mut consumers = vec![0; server.settings.groups.len()];
+        let mut busy_workers = consumers.clone();
         let size = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
         let own_rss = || process_table::resident_kib("self").map(|kib| kib * 1_024);
         // What this process has told of itself may be a second old, or is still to be told.
@@ -91,14 +91,9 @@ impl RedisBroker {
         }
         let mut processes = Vec::new();
         for (host, pid, waiters, executors) in webs {
-            processes.push(ProcessStats {
-                role: "web",
-                group: None,
-                host: host.clone(),
-                pid,
-                busy: Some(waiters),
-                rss_bytes: (pid == Some(std::process::id())).then(own_rss).flatten(),
-            });
+            let rss_bytes = (pid == Some(std::process::id())).then(own_rss).flatten();
+            let (host_here, busy) = (host.clone(), Some(waiters));
+            processes.push(ProcessStats { role: "web", group: None, host: host_here, pid, busy, rss_bytes });
             for executor in executors.split_whitespace() {
                 let Some((Ok(group), Ok(leases))) =
                     executor.split_once(':').map(|(group, leases)| (group.parse::<usize>(), leases.parse()))
@@ -107,19 +102,12 @@ impl RedisBroker {
                 };
                 let Some(name) = server.settings.groups.get(group).cloned() else { continue };
                 consumers[group] += 1;
-                busy[group] += size(leases).min(server.settings.workers[group]);
-                let (role, host) = ("executor", host.clone());
-                processes.push(ProcessStats {
-                    role,
-                    group: Some(name),
-                    host,
-                    pid: None,
-                    busy: Some(leases),
-                    rss_bytes: None,
-                });
+                busy_workers[group] += size(leases).min(server.settings.workers[group]);
+                let (role, group, host, busy) = ("executor", Some(name), host.clone(), Some(leases));
+                processes.push(ProcessStats { role, group, host, busy, ..ProcessStats::default() });
             }
         }
-        (processes, consumers, busy)
+        (processes, consumers, busy_workers)
     }
 }
 

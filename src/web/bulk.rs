@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::respond::Answer;
+use super::respond::{Answer, Made};
 use super::routes::Bulk;
 use crate::clock::Timestamp;
 use crate::job::{JobId, JobRecord, JobStatus};
@@ -36,7 +36,7 @@ pub fn answer(
     viewer: &Viewer,
     producer: &dyn Producer,
     now: impl Fn() -> Timestamp,
-) -> Result<Answer, JobError> {
+) -> Made {
     // A list of its values is none.
     if body.trim_ascii_start().first() != Some(&b'{') {
         return Err(bad("the body is a JSON object"));

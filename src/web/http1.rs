@@ -261,7 +261,7 @@ fn is_authority(text: &str) -> bool {
 }
 
 /// The byte that the two hexadecimal digits behind a `%` stand for.
-fn escaped(rest: &str) -> Option<u8> {
+pub(super) fn escaped(rest: &str) -> Option<u8> {
     let hex = rest.get(..2).filter(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit()))?;
     u8::from_str_radix(hex, 16).ok()
 }

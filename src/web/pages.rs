@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::bulk::{self, read};
 use super::figures;
-use super::respond::{Answer, lanes_json, record_json, record_json_without_result};
+use super::respond::{Answer, Made, lanes_json, record_json, record_json_without_result};
 use super::routes::{Inner, parameter, unescaped};
 use super::submission::number;
 use crate::clock::{Clock, Timestamp};
@@ -45,14 +45,7 @@ impl Pages {
         }
     }
 
-    fn page(
-        &self,
-        route: &Inner,
-        query: &str,
-        body: &[u8],
-        viewer: &Viewer,
-        trace: &Trace,
-    ) -> Result<Answer, JobError> {
+    fn page(&self, route: &Inner, query: &str, body: &[u8], viewer: &Viewer, trace: &Trace) -> Made {
         let producer = &self.producer;
         match route {
             Inner::Record(id) => shown(producer.record(viewer, *id)?),
@@ -126,7 +119,7 @@ impl Pages {
     }
 
     /// Ready: every group has an executor, and the service is not stopping.
-    fn ready(&self, stats: &Stats) -> Result<Answer, JobError> {
+    fn ready(&self, stats: &Stats) -> Made {
         if self.counters.draining.load(Ordering::Relaxed) {
             return Err(JobError::new(Code::Draining, "the service is shutting down"));
         }
@@ -189,7 +182,7 @@ fn filter(query: &str) -> Result<Filter, JobError> {
     Ok(Filter { statuses, handler, key, trace, before, limit, after, bare: true })
 }
 
-fn shown(record: Option<JobRecord>) -> Result<Answer, JobError> {
+fn shown(record: Option<JobRecord>) -> Made {
     let record = record.ok_or_else(unknown_job)?;
     Ok(Answer::json(200, record_json(&record)))
 }

@@ -16,6 +16,9 @@ use crate::limits::{LIST_LANES, PAST_ATTEMPTS};
 use crate::ports::LaneStats;
 use crate::problem::{Code, JobError, document};
 
+/// What a route that renders comes to.
+pub type Made = Result<Answer, JobError>;
+
 /// The most that is read as one: as large as anything that a service may keep.
 pub const ANSWER_BYTES: usize = 256 << 20;
 

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::http1::{Head, Refused, refused};
+use super::http1::{Head, Refused, escaped, refused};
 use crate::job::JobId;
 use crate::problem::Code;
 
@@ -202,18 +202,11 @@ pub fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
 
 /// A query's value without its escapes (RFC 3986, 2.1); `None` if that is no text.
 pub fn unescaped(text: &str) -> Option<String> {
-    let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
-    while let [first, behind @ ..] = rest {
-        rest = behind;
-        bytes.push(match (first, rest) {
-            (b'%', [high, low, behind @ ..]) => {
-                rest = behind;
-                let digit = |byte: u8| char::from(byte).to_digit(16);
-                u8::try_from(digit(*high)? * 16 + digit(*low)?).ok()?
-            }
-            (b'%', _) => return None,
-            (byte, _) => *byte,
-        });
+    let mut parts = text.split('%');
+    let mut bytes = parts.next()?.as_bytes().to_vec();
+    for part in parts {
+        bytes.push(escaped(part)?);
+        bytes.extend_from_slice(&part.as_bytes()[2..]);
     }
     String::from_utf8(bytes).ok()
 }
