@@ -334,7 +334,7 @@ mod tests {
         }
         let until_the_end = b"HTTP/1.0 200 OK\r\n\r\nabc";
         assert!(Answer::parse(until_the_end, false).unwrap().is_none());
-        assert_eq!(Answer::parse(until_the_end, true).unwrap().unwrap().0.body, b"abc");
+        assert_eq!(Answer::parse(until_the_end, true).unwrap().unwrap().0.body[..], b"abc"[..]);
         for bad in ["SSH-2.0-x\r\n", "HTTP/1.1 abc\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"] {
             assert!(Answer::parse(bad.as_bytes(), true).is_err(), "{bad}");
         }
