@@ -163,7 +163,7 @@ fn deploy(
         return Err(format!("this config is valid but cannot be started:\n  {}", unbuilt.join("\n  ")));
     }
     if let Some(file) = &loaded.config.runtime.platform.execution_ipc.auth.secret_file {
-        let read = config::secret::Secret::read(Path::new(file));
+        let read = config::secret::Secret::read_all(Path::new(file));
         drop(read.map_err(|why| format!("runtime.platform.execution_ipc.auth.secret_file: {why}"))?);
     }
     let mut deployment = Deployment::new(loaded, &program.registry, Clock::system());

@@ -121,6 +121,9 @@ pub enum BatchError {
     Failed(String),
 }
 
+/// What becomes of a step of it.
+pub type Ran<T> = Result<T, BatchError>;
+
 /// What a batch is run with.
 pub struct Parts<'a> {
     pub handler: HandlerSpec,
@@ -153,7 +156,7 @@ impl Parts<'_> {
     ///
     /// # Errors
     /// The input cannot be read, the output not written, the backend refuses for good, or nobody runs jobs any more.
-    pub fn run(self, lines: Lines, output: &mut Output) -> Result<Summary, BatchError> {
+    pub fn run(self, lines: Lines, output: &mut Output) -> Ran<Summary> {
         let inbox = self.backend.replies.subscribe(INSTANCE, self.bell.clone());
         let mut inbox = inbox.map_err(|error| BatchError::Failed(error.to_string()))?;
         let mut progress = Progress::new(self.shows_progress, lines.size);
@@ -265,7 +268,7 @@ struct Source {
 }
 
 impl Source {
-    fn start(mut lines: Lines, bell: Bell) -> Result<Source, BatchError> {
+    fn start(mut lines: Lines, bell: Bell) -> Ran<Source> {
         let (ahead, here) = sync_channel(2 * CHUNK);
         let read = move || {
             loop {
@@ -379,7 +382,7 @@ struct Submitter<'a> {
 
 impl Submitter<'_> {
     /// Submits a chunk; true if there is more to do at once.
-    fn submit(&mut self, pump: &mut Pump, source: &mut Source) -> Result<bool, BatchError> {
+    fn submit(&mut self, pump: &mut Pump, source: &mut Source) -> Ran<bool> {
         let now = Instant::now();
         if now < self.again_at {
             return Ok(false);

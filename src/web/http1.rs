@@ -100,6 +100,18 @@ impl Head {
         of_name.map(|(_, value)| std::str::from_utf8(value).map_err(|_| bad("a header is not UTF-8")))
     }
 
+    /// The elements of a header that is a list, over all its values.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn list(&self, name: &str) -> Result<Vec<&str>, Refused> {
+        let mut elements = Vec::new();
+        for value in self.values(name) {
+            elements.extend(value?.split(',').map(str::trim).filter(|element| !element.is_empty()));
+        }
+        Ok(elements)
+    }
+
     /// The value of a header that appears once.
     ///
     /// # Errors
@@ -296,7 +308,7 @@ fn finish(bytes: Vec<u8>, line_end: usize) -> Result<Head, Refused> {
         }
         at = end + 2;
     }
-    let (length, keep_alive, mut expects_continue) = (None, is_1_1, false);
+    let (length, keep_alive, expects_continue) = (None, is_1_1, false);
     let mut head =
         Head { bytes, method, authority, target, fields, length, is_1_1, keep_alive, expects_continue };
     match head.header("host")? {
@@ -315,24 +327,15 @@ fn finish(bytes: Vec<u8>, line_end: usize) -> Result<Head, Refused> {
         (None, Some(codings)) => return Err(unknown_codings(codings)),
     };
     // A list (RFC 9110, 10.1.1); HTTP/1.0 knows no 100.
-    for value in head.values("expect") {
-        for expectation in value?.split(',').map(str::trim).filter(|expectation| !expectation.is_empty()) {
-            if !expectation.eq_ignore_ascii_case("100-continue") {
-                return Err(refused(Code::ExpectationFailed, "the only expectation is 100-continue"));
-            }
-            expects_continue = is_1_1;
-        }
+    let expectations = head.list("expect")?;
+    if !expectations.iter().all(|expectation| expectation.eq_ignore_ascii_case("100-continue")) {
+        return Err(refused(Code::ExpectationFailed, "the only expectation is 100-continue"));
     }
-    head.expects_continue = expects_continue;
-    let (mut keeps_alive, mut closes) = (is_1_1, false);
-    for value in head.values("connection") {
-        for option in value?.split(',').map(str::trim) {
-            closes |= option.eq_ignore_ascii_case("close");
-            keeps_alive |= option.eq_ignore_ascii_case("keep-alive");
-        }
-    }
-    head.keep_alive = keeps_alive && !closes;
-    Ok(head)
+    let expects_continue = is_1_1 && !expectations.is_empty();
+    let options = head.list("connection")?;
+    let says = |name: &str| options.iter().any(|option| option.eq_ignore_ascii_case(name));
+    let keep_alive = (is_1_1 || says("keep-alive")) && !says("close");
+    Ok(Head { expects_continue, keep_alive, ..head })
 }
 
 /// Where the last coding is not chunked nobody can tell where the body ends (RFC 9112, 6.3); where it is, the others are just

@@ -128,15 +128,10 @@ impl Gate {
             if self.clients.draining {
                 return Err(DRAINING);
             }
-            for coding in head.values("content-encoding") {
-                let is_none = |coding: &str| coding.is_empty() || coding.eq_ignore_ascii_case("identity");
-                if !coding?.split(',').map(str::trim).all(is_none) {
-                    let detail =
-                        "the body must have no content coding: a handler would take it for its payload";
-                    return Err(
-                        refused(Code::UnsupportedMediaType, detail).with("accept-encoding", "identity")
-                    );
-                }
+            let codings = head.list("content-encoding")?;
+            if !codings.iter().all(|coding| coding.eq_ignore_ascii_case("identity")) {
+                let detail = "the body must have no content coding: a handler would take it for its payload";
+                return Err(refused(Code::UnsupportedMediaType, detail).with("accept-encoding", "identity"));
             }
             if is_batch && head.values("idempotency-key").next().is_some() {
                 let detail = "a batch has no Idempotency-Key: its lines are jobs of their own";

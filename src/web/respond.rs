@@ -269,19 +269,16 @@ struct Shown<'a> {
 
 /// The last deliveries, oldest first; the last of them may be under way.
 fn attempts(record: &JobRecord) -> Vec<Value> {
-    let shown = |started: Timestamp,
-                 ended: Option<Timestamp>,
-                 executor: &str,
-                 outcome: Option<AttemptOutcome>| {
-        let ended = ended.map(|at| at.to_string());
-        let outcome = outcome.map(AttemptOutcome::as_str);
-        json!({ "started_at": started.to_string(), "ended_at": ended, "executor": executor, "outcome": outcome })
-    };
     let past =
-        record.past.iter().map(|it| shown(it.started_at, Some(it.ended_at), &it.executor, Some(it.outcome)));
+        record.past.iter().map(|it| (it.started_at, Some(it.ended_at), &it.executor, Some(it.outcome)));
     let last = record.started_at.zip(record.executor.as_ref());
-    let last = last.map(|(at, by)| shown(at, record.finished_at, by, AttemptOutcome::of(record.status)));
-    let all: Vec<Value> = past.chain(last).collect();
+    let last = last.map(|(at, by)| (at, record.finished_at, by, AttemptOutcome::of(record.status)));
+    let shown = past.chain(last).map(|(started, ended, executor, outcome)| {
+        let (started, ended) = (started.to_string(), ended.map(|at| at.to_string()));
+        let outcome = outcome.map(AttemptOutcome::as_str);
+        json!({ "started_at": started, "ended_at": ended, "executor": **executor, "outcome": outcome })
+    });
+    let all: Vec<Value> = shown.collect();
     all[all.len().saturating_sub(PAST_ATTEMPTS)..].to_vec()
 }
 
