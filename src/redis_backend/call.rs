@@ -27,10 +27,10 @@ use crate::ports::{
 use crate::problem::{Cause, Code, JobError};
 
 /// See the module.
-pub(super) struct Call {
+pub struct Call {
     arguments: Arguments,
-    pub(super) commits: Vec<Told>,
-    pub(super) submissions: Vec<(Vec<NewJob>, Then)>,
+    pub commits: Vec<Told>,
+    pub submissions: Vec<(Vec<NewJob>, Then)>,
     /// What was sealed, by its index in ARGV: the server speaks of it by that.
     outcomes: HashMap<usize, Arc<Finished>>,
 }
@@ -55,7 +55,7 @@ type LeaseRow = (u64, u64, String, String, u64, Sealed, Vec<JobRow>, String, u8,
 type JobRow = (String, Vec<u8>, u64, u64, Sealed, Vec<u8>);
 
 impl Call {
-    pub(super) fn new(draft: Draft, server: &Server, entropy: &mut Entropy, sums: &mut Sums) -> Call {
+    pub fn new(draft: Draft, server: &Server, entropy: &mut Entropy, sums: &mut Sums) -> Call {
         let (arguments, outcomes) = Default::default();
         let mut sealing = Sealing { server, entropy, sums, arguments, outcomes };
         let commits: Vec<Json> = draft.commits.iter().map(|told| sealing.commit(told)).collect();
@@ -84,7 +84,7 @@ impl Call {
     }
 
     /// Says it; also one answer a job. After an error nothing is known of what the server did.
-    pub(super) fn say(&mut self, server: &Server, sums: &mut Sums) -> Reached<(Answer, Vec<String>)> {
+    pub fn say(&mut self, server: &Server, sums: &mut Sums) -> Reached<(Answer, Vec<String>)> {
         let function = if self.submissions.is_empty() { "turn" } else { "submit" };
         let (results, submitted, leases, over, revoked, ends, notices, idle, due, opened, dying): Said =
             server.call(function, &mut self.arguments)?;
@@ -153,7 +153,7 @@ impl Call {
     }
 
     /// Takes its jobs out: their callers do not wait for a server that is away, or has no memory for them.
-    pub(super) fn take_submissions(&mut self) -> Vec<(Vec<NewJob>, Then)> {
+    pub fn take_submissions(&mut self) -> Vec<(Vec<NewJob>, Then)> {
         self.arguments.what["jobs"] = json!([]);
         std::mem::take(&mut self.submissions)
     }
@@ -339,12 +339,7 @@ impl Server {
     }
 
     /// How a job ended, as somebody of the deployment signed it.
-    pub(super) fn opened_outcome(
-        &self,
-        job: JobId,
-        status: JobStatus,
-        sealed: &[u8],
-    ) -> Option<Arc<Finished>> {
+    pub fn opened_outcome(&self, job: JobId, status: JobStatus, sealed: &[u8]) -> Option<Arc<Finished>> {
         let finished = match sealed.is_empty() {
             // Too large to be told.
             true => self.find(&Viewer::service(), job).ok().flatten().and_then(|record| record.finished),
@@ -371,6 +366,6 @@ fn is_of(spec: &JobSpec, lane: &str, handler: &str, is_ordered: bool) -> Result<
 }
 
 /// A job has entered its lane.
-pub(super) fn pushed(job: &NewJob) {
+pub fn pushed(job: &NewJob) {
     job_event(Level::Debug, "queue.pushed", &job.trace, job.id, &job.handler).emit();
 }

@@ -13,11 +13,11 @@ use crate::limits::{ENDS_AN_ENTRY, INBOX_ENDS};
 use crate::ports::{JobEnded, Reached};
 
 /// A wait lasts this long at most: so a change of the server, or the end of this process, is noticed.
-pub(super) const LISTEN: Duration = Duration::from_millis(500);
+pub const LISTEN: Duration = Duration::from_millis(500);
 
 /// See the module.
 #[derive(Default)]
-pub(super) struct Listener {
+pub struct Listener {
     /// With the generation of connections that it is of.
     connection: Option<(Connection, u64)>,
     streams: Vec<Stream>,
@@ -33,17 +33,17 @@ struct Stream {
 
 /// What was heard.
 #[derive(Default)]
-pub(super) struct Heard {
-    pub(super) ends: Vec<(InstanceId, JobEnded)>,
+pub struct Heard {
+    pub ends: Vec<(InstanceId, JobEnded)>,
     /// There may be work.
-    pub(super) looks: bool,
+    pub looks: bool,
     /// Some ends may have gone unheard.
-    pub(super) lost: bool,
+    pub lost: bool,
 }
 
 impl Listener {
     /// Takes in what is said within so long to these inboxes, or to all; `None` if it was nothing.
-    pub(super) fn hear(
+    pub fn hear(
         &mut self,
         server: &Server,
         inboxes: &[(InstanceId, u64)],
