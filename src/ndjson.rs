@@ -73,7 +73,7 @@ pub struct Pump {
     /// Of all jobs.
     trace: Trace,
     /// Whose all jobs are.
-    owner: Arc<str>,
+    pub owner: Arc<str>,
     instance: InstanceId,
     next_number: u64,
     /// Lines that found no room: they go first.
@@ -121,11 +121,6 @@ impl Pump {
             first_number: 1,
             ids: None,
         }
-    }
-
-    /// All jobs are this owner's.
-    pub fn set_owner(&mut self, owner: Arc<str>) {
-        self.owner = owner;
     }
 
     /// The first line has this number, where it is told, and jobs have these ids.

@@ -82,10 +82,8 @@ fn overview(stats: &Value) -> String {
         ),
     };
     let group = |of: &Value| {
-        let all = of["workers"]
-            .as_u64()
-            .zip(of["executors"].as_u64())
-            .map_or(0, |(workers, executors)| workers * executors);
+        let number = |name: &str| of[name].as_u64().unwrap_or(0);
+        let all = number("workers") * number("executors");
         let sum = |of: &Value| {
             of.as_object().into_iter().flat_map(|map| map.values()).filter_map(Value::as_u64).sum::<u64>()
         };

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::http1::{Head, Refused, refused};
-use super::routes::{Inner, Route};
+use super::routes::{Inner, OfJob, Route};
 use crate::clock::Timestamp;
 use crate::config::tokens::{Scope, Token, hash};
 use crate::config::{Web, WebAuth};
@@ -207,13 +207,11 @@ fn asks_for(route: &Route) -> (&'static [Scope], Option<&str>) {
         Route::Submit(handler) | Route::Batch(handler) => (&[Submit], Some(handler)),
         Route::Inner(Inner::Pause(handler, _)) => (&[Admin], Some(handler)),
         Route::Inner(Inner::Bulk(_)) => (&[Admin], None),
-        Route::Inner(Inner::Cancel(_) | Inner::Retry(_)) => (&[Submit, Admin], None),
+        Route::Inner(Inner::Job(_, OfJob::Cancel | OfJob::Retry)) => (&[Submit, Admin], None),
         Route::Wait(_)
         | Route::Events
         | Route::Inner(
-            Inner::Record(_)
-            | Inner::Result(_)
-            | Inner::Payload(_)
+            Inner::Job(_, OfJob::Record | OfJob::Result | OfJob::Payload)
             | Inner::List
             | Inner::Lanes(_)
             | Inner::Stats

@@ -354,18 +354,10 @@ fn unknown_codings(codings: &str) -> Refused {
 
 /// Digits only: no sign, no list, no white space inside, nothing that does not fit.
 fn content_length(text: &str) -> Result<usize, Refused> {
-    const BAD: Refused = bad("the Content-Length is malformed");
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(BAD);
+        return Err(bad("the Content-Length is malformed"));
     }
-    let text = text.trim_start_matches('0');
-    if text.is_empty() {
-        return Ok(0);
-    }
-    if text.len() > 18 {
-        return Err(refused(Code::PayloadTooLarge, "the body is too large"));
-    }
-    text.parse().map_err(|_| BAD)
+    text.parse().map_err(|_| refused(Code::PayloadTooLarge, "the body is too large"))
 }
 
 #[cfg(test)]

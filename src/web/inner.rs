@@ -126,16 +126,7 @@ impl Pool {
         let queue = match request.route {
             Inner::Ready => &self.ready,
             Inner::Metrics => &self.metrics,
-            Inner::Record(_)
-            | Inner::Result(_)
-            | Inner::Payload(_)
-            | Inner::List
-            | Inner::Bulk(_)
-            | Inner::Lanes(_)
-            | Inner::Cancel(_)
-            | Inner::Retry(_)
-            | Inner::Pause(..)
-            | Inner::Stats => &self.anyone,
+            _ => &self.anyone,
         };
         match queue.try_send(turn) {
             Ok(()) => None,

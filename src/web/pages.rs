@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::bulk::{self, read};
 use super::figures;
 use super::respond::{Answer, Made, lanes_json, record_json, record_json_without_result};
-use super::routes::{Inner, parameter, unescaped};
+use super::routes::{Inner, OfJob, parameter, unescaped};
 use super::submission::number;
 use crate::clock::{Clock, Timestamp};
 use crate::job::{JobId, JobRecord, JobStatus, Trace};
@@ -39,24 +39,24 @@ impl Pages {
         let page = self.page(route, query, body, viewer, trace);
         let is_known = !matches!(&page, Err(JobError { code: Code::UnknownJob, .. }));
         let answer = page.unwrap_or_else(|error| Answer::problem(&error, trace));
-        match route.job() {
-            Some(id) if is_known => answer.with("cofferdam-job-id", id),
-            Some(_) | None => answer,
+        match route {
+            Inner::Job(id, _) if is_known => answer.with("cofferdam-job-id", id),
+            _ => answer,
         }
     }
 
     fn page(&self, route: &Inner, query: &str, body: &[u8], viewer: &Viewer, trace: &Trace) -> Made {
         let producer = &self.producer;
         match route {
-            Inner::Record(id) => shown(producer.record(viewer, *id)?),
-            Inner::Cancel(id) => shown(producer.cancel(viewer, *id)?),
-            Inner::Result(id) => {
+            Inner::Job(id, OfJob::Record) => shown(producer.record(viewer, *id)?),
+            Inner::Job(id, OfJob::Cancel) => shown(producer.cancel(viewer, *id)?),
+            Inner::Job(id, OfJob::Result) => {
                 let record = producer.record(viewer, *id)?.ok_or_else(unknown_job)?;
                 let none = || JobError::new(Code::NotFinished, "the job has not ended");
                 let finished = record.finished.ok_or_else(none)?;
                 Ok(Answer::finished(&finished, trace))
             }
-            Inner::Payload(id) => {
+            Inner::Job(id, OfJob::Payload) => {
                 let payload = producer.payload(viewer, *id)?.ok_or_else(unknown_job)?;
                 let gone =
                     || JobError::new(Code::NotFound, "the payload of a job that succeeded is not kept");
@@ -73,7 +73,7 @@ impl Pages {
                 let lanes = producer.lanes(viewer, name, LIST_LANES + 1)?;
                 Ok(Answer::json(200, lanes_json(name, &lanes.ok_or_else(unknown_handler)?, self.clock.now())))
             }
-            Inner::Retry(id) => {
+            Inner::Job(id, OfJob::Retry) => {
                 let retried = producer.retry(viewer, *id)?.ok_or_else(unknown_job)?;
                 let record = retried.map_err(|why| match why {
                     NotRetried::Is(_) => {

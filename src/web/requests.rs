@@ -42,22 +42,20 @@ impl Gate {
     /// A client that says nothing more, and has no whole request here that is not answered.
     fn end_at_end(&mut self, number: usize) {
         let Some(conn) = self.clients.conns.get_mut(&number).filter(|conn| conn.at_end) else { return };
-        match &conn.phase {
-            // The rest of a body will never come.
-            Phase::Head if conn.unsent().len() < OUTPUT_BYTES => drop(conn.close()),
-            Phase::Body(_) => {
-                if let Phase::Body(incoming) = conn.close() {
-                    self.drop_body(&incoming);
-                }
+        let ends = match &conn.phase {
+            Phase::Head => conn.unsent().len() < OUTPUT_BYTES,
+            // The rest of it will never come.
+            Phase::Body(_) => true,
+            Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) | Phase::Listening(_) | Phase::Closing => {
+                false
             }
-            Phase::Head
-            | Phase::Waiting(_)
-            | Phase::Inner
-            | Phase::Streaming(_)
-            | Phase::Listening(_)
-            | Phase::Closing => return,
+        };
+        if ends {
+            if let Phase::Body(incoming) = conn.close() {
+                self.drop_body(&incoming);
+            }
+            self.clients.touched.push(number);
         }
-        self.clients.touched.push(number);
     }
 
     fn advance_head(&mut self, number: usize) -> bool {

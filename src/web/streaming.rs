@@ -47,7 +47,7 @@ impl Gate {
             return self.clients.refuse(number, refused);
         }
         let mut pump = Pump::new(handler.clone(), mode, BATCH_LINES, trace, self.settings.instance);
-        pump.set_owner(owner.clone());
+        pump.owner.clone_from(&owner);
         self.waiters.count_owner(&owner, 1);
         let head_at = now.plus(BATCH_HEAD_WAITS);
         let batch = Batch { owner, head_at: Some(head_at), body, at: 0, pump };

@@ -17,7 +17,7 @@ use super::gate::Gate;
 use super::http1::{Head, refused};
 use super::questions::{Asker, Question, Single, Ticket};
 use super::respond::{Answer, record_json};
-use super::routes::{Inner, parameter};
+use super::routes::{Inner, OfJob, parameter};
 use super::submission;
 use super::waiters::{Kind, Late, Stage, TOO_MANY_WAITERS, Waiting, said};
 use crate::job::{Finished, JobId, JobRecord, Trace};
@@ -56,7 +56,13 @@ impl Gate {
         };
         let wait = Duration::from_secs(seconds).min(self.settings.reply_timeout);
         if wait.is_zero() {
-            return self.ask_pages(number, Inner::Record(job), "GET", format!("/v1/jobs/{job}"), [].into());
+            return self.ask_pages(
+                number,
+                Inner::Job(job, OfJob::Record),
+                "GET",
+                format!("/v1/jobs/{job}"),
+                [].into(),
+            );
         }
         if self.begin_asking(number, job, Arc::default(), Kind::Record, wait) {
             self.ask_for_record(number, Stage::Asked);
