@@ -383,21 +383,23 @@ fn is_redis_url(text: &str) -> bool {
     rest.is_some_and(|rest| !rest.is_empty() && !rest.contains('@')) && !in_query
 }
 
+/// True for a list of strings that all pass.
+fn are(value: &Value, passes: impl Fn(&str) -> bool) -> bool {
+    value.as_array().is_some_and(|list| list.iter().all(|value| value.as_str().is_some_and(&passes)))
+}
+
 fn are_texts(value: &Value) -> bool {
-    let is_text = |value: &Value| value.as_str().is_some_and(|text| !text.is_empty());
-    value.as_array().is_some_and(|list| list.iter().all(is_text))
+    are(value, |text| !text.is_empty())
 }
 
 /// Names as they stand in `Host`: a port is not theirs, and one that has it would match nothing.
 fn are_hosts(value: &Value) -> bool {
     let may_stand = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
-    let is_host = |value: &Value| value.as_str().is_some_and(|text| text.bytes().all(may_stand));
-    are_texts(value) && value.as_array().is_some_and(|list| list.iter().all(is_host))
+    are(value, |text| !text.is_empty() && text.bytes().all(may_stand))
 }
 
 fn are_addresses(value: &Value) -> bool {
-    let is_address = |value: &Value| value.as_str().is_some_and(|text| text.parse::<IpAddr>().is_ok());
-    value.as_array().is_some_and(|list| list.iter().all(is_address))
+    are(value, |text| text.parse::<IpAddr>().is_ok())
 }
 
 fn is_ordering(value: &Value) -> bool {

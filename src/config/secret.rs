@@ -78,12 +78,10 @@ pub fn read_private(path: &Path, most_bytes: usize) -> Result<Zeroizing<Vec<u8>>
     let is_given = given.is_some_and(|folder| path.canonicalize().is_ok_and(|path| path.starts_with(folder)));
     let (owners, closed) = if is_given { ([own, 0], 0o037) } else { ([own; 2], 0o077) };
     if !kind.is_file() {
-        let what = if kind.is_dir() {
-            "a directory"
-        } else if kind.is_fifo() {
-            "a FIFO"
-        } else {
-            "a device"
+        let what = match kind {
+            _ if kind.is_dir() => "a directory",
+            _ if kind.is_fifo() => "a FIFO",
+            _ => "a device",
         };
         return Err(format!("{at}: is {what}, not a regular file"));
     }
