@@ -126,10 +126,6 @@ fn handlers(registry: &Registry, config: &Config) -> Vec<Row> {
     all.collect()
 }
 
-fn uses_redis(config: &Config) -> bool {
-    !config::profile(config).ends_with("-memory")
-}
-
 fn shown(path: &Path) -> String {
     std::path::absolute(path).unwrap_or(path.into()).display().to_string()
 }
@@ -191,7 +187,7 @@ fn holds(only: &str, config: &Config) -> bool {
     };
     match only {
         "processes" => config.runtime.platform.bootstrap.mode != "inline",
-        "redis" => uses_redis(config),
+        "redis" => !config::profile(config).ends_with("-memory"),
         "bearer" => config.web.auth.mode == "bearer",
         "users" => has_user(),
         "dynamic" => !cfg!(target_feature = "crt-static"),

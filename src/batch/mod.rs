@@ -165,7 +165,7 @@ impl Parts<'_> {
         let trace = Trace { id: entropy.bytes(), span: entropy.bytes() };
         let has_state = self.handler.options.ordering != Ordering::None && self.kept.is_none();
         let mut pump = Pump::new(self.handler, self.mode, self.window, trace, INSTANCE);
-        pump.number_from(self.before + 1, self.kept.map(|kept| kept.next.clone()));
+        (pump.first_number, pump.ids) = (self.before + 1, self.kept.map(|kept| kept.next.clone()));
         let (again_at, refusing_since, pause) = (Instant::now(), None, Duration::ZERO);
         let producer = &*self.backend.producer;
         let mut submitter = Submitter { producer, kept: self.kept, entropy, again_at, refusing_since, pause };

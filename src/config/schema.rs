@@ -31,9 +31,9 @@ macro_rules! section {
 
 const BACKEND: Kind = OneOf(&["memory", "redis"]);
 const BOOL: Kind = Is("bool", Value::is_boolean, "true or false");
-const TEXTS: Kind = Is("list", are_texts, "a list of strings, none empty");
+const TEXTS: Kind = Is("list", |value| are(value, |text| !text.is_empty()), "a list of strings, none empty");
 const HOSTS: Kind = Is("list", are_hosts, "a list of host names without a port");
-const ADDRESSES: Kind = Is("list", are_addresses, "a list of IP addresses");
+const ADDRESSES: Kind = Is("list", |value| are(value, is_address), "a list of IP addresses");
 const WORD: Kind = Text(|text| !text.is_empty(), "a string that is not empty");
 const ADDRESS: Kind = Text(
     |text| text.parse::<SocketAddr>().is_ok(),
@@ -388,18 +388,14 @@ fn are(value: &Value, passes: impl Fn(&str) -> bool) -> bool {
     value.as_array().is_some_and(|list| list.iter().all(|value| value.as_str().is_some_and(&passes)))
 }
 
-fn are_texts(value: &Value) -> bool {
-    are(value, |text| !text.is_empty())
-}
-
 /// Names as they stand in `Host`: a port is not theirs, and one that has it would match nothing.
 fn are_hosts(value: &Value) -> bool {
     let may_stand = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
     are(value, |text| !text.is_empty() && text.bytes().all(may_stand))
 }
 
-fn are_addresses(value: &Value) -> bool {
-    are(value, |text| text.parse::<IpAddr>().is_ok())
+fn is_address(text: &str) -> bool {
+    text.parse::<IpAddr>().is_ok()
 }
 
 fn is_ordering(value: &Value) -> bool {

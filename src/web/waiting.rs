@@ -146,11 +146,6 @@ impl Gate {
         self.clients.answer(number, &waiting.with_headers(Answer::finished(finished, &trace)));
     }
 
-    fn refuse_wait(&mut self, number: usize, code: Code, detail: &'static str, job: Option<JobId>) {
-        self.end_wait(number, End::Answered);
-        self.clients.refuse_about(number, refused(code, detail), job);
-    }
-
     /// The broker has taken the job, or not.
     pub(super) fn submitted(&mut self, asker: Asker, single: &Single, answers: Reached<Vec<Submitted>>) {
         let (number, Single { job, trace, handler }) = (asker.conn, single);
@@ -199,7 +194,8 @@ impl Gate {
                         (None, "the job was not accepted: the disk that jobs are kept on is full")
                     }
                 };
-                return self.refuse_wait(number, refusal.code(), detail, named);
+                self.end_wait(number, End::Answered);
+                return self.clients.refuse_about(number, refused(refusal.code(), detail), named);
             }
             Err(error) => {
                 let code = Code::BackendUnavailable;
