@@ -188,11 +188,6 @@ impl Gate {
         }
     }
 
-    /// The connection that can go, to make room for another one.
-    pub fn most_idle(&self, may_say_more: impl Fn(usize) -> bool) -> Option<usize> {
-        self.clients.most_idle(may_say_more)
-    }
-
     /// What is to be sent to this client.
     pub fn unsent(&self, number: usize) -> &[u8] {
         self.clients.conns.get(&number).map_or(&[], Conn::unsent)

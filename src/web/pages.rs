@@ -146,19 +146,14 @@ fn local_processes() -> Vec<ProcessStats> {
         let word = process_table::second_word(pid)?;
         ["web", "executor"].into_iter().find(|role| *role == word)
     };
-    let all = match role_of(own) {
-        None => vec![(own, "inline")],
-        Some(role) => {
-            let others = process_table::siblings().into_iter().filter(|pid| *pid != own);
-            let others = others.filter_map(|pid| Some((pid, role_of(pid)?)));
-            [(own, role)].into_iter().chain(others).collect()
-        }
-    };
+    let others = role_of(own).map(|_| process_table::siblings()).unwrap_or_default();
+    let others = others.into_iter().filter(|pid| *pid != own).filter_map(|pid| Some((pid, role_of(pid)?)));
+    let all = [(own, role_of(own).unwrap_or("inline"))].into_iter().chain(others);
     let stats = |(pid, role): (i32, &'static str)| {
         let rss_bytes = process_table::resident_kib(&pid.to_string()).map(|kib| kib * 1_024);
         ProcessStats { role, pid: u32::try_from(pid).ok(), rss_bytes, ..ProcessStats::default() }
     };
-    all.into_iter().map(stats).collect()
+    all.map(stats).collect()
 }
 
 /// Which records a query asks for.
