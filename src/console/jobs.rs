@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::show::list;
 use super::submit::{self, submit};
-use super::table::{cell, cells, table};
+use super::table::{cell, table};
 use super::{Console, Stop, Trouble, escaped, width};
 use crate::exit::{Exit, answer, complain};
 use crate::job::JobId;
@@ -76,17 +76,16 @@ fn list_jobs(console: &mut Console, options: &mut Options) -> Result<Exit, Stop>
         let lines: String = jobs.iter().map(|job| format!("{job}\n")).collect();
         return Ok(answer(&lines));
     }
-    let names = ["id", "handler", "status", "deliveries", "submitted_at", "finished_at", "ordering_key"];
-    let rows: Vec<_> = jobs.iter().map(|job| cells(job, &names)).collect();
-    Ok(answer(&table("ID,HANDLER,STATUS,DELIVERIES,SUBMITTED,FINISHED,KEY", &rows, width())))
+    let columns = "ID=id,HANDLER=handler,STATUS=status,DELIVERIES=deliveries,SUBMITTED=submitted_at,\
+                   FINISHED=finished_at,KEY=ordering_key";
+    Ok(answer(&table(columns, &jobs, width())))
 }
 
 fn show(console: &mut Console, id: &str) -> Result<Exit, Stop> {
     let record = console.client.json("GET", &format!("/v1/jobs/{id}"), "")?;
     let fields = FIELDS.split(' ').map(|name| format!("{name:13} {}\n", cell(&record[name])));
-    let row = |attempt: &Value| cells(attempt, &["started_at", "ended_at", "executor", "outcome"]);
-    let rows: Vec<_> = list(&record["attempts"]).iter().map(row).collect();
-    let text = || fields.chain(["\n".into(), table("STARTED,ENDED,EXECUTOR,OUTCOME", &rows, width())]);
+    let columns = "STARTED=started_at,ENDED=ended_at,EXECUTOR=executor,OUTCOME=outcome";
+    let text = || fields.chain(["\n".into(), table(columns, list(&record["attempts"]), width())]);
     Ok(console.show(&record, || text().collect()))
 }
 

@@ -6,10 +6,15 @@ use serde_json::Value;
 
 use crate::observe::is_hidden;
 
-/// Heads, separated by commas, and rows, each of so many cells. Numbers stand to the right. Lines end at `width`.
-pub fn table(heads: &str, rows: &[Vec<String>], width: usize) -> String {
-    let heads: Vec<String> = heads.split(',').map(str::to_owned).collect();
-    let all = || [&heads].into_iter().chain(rows);
+/// Rows under columns such as `ID=id,WHY=reason+until`: a head, and the path of the field that it shows, or of two. Numbers
+/// stand to the right. Lines end at `width`.
+pub fn table(columns: &str, rows: &[Value], width: usize) -> String {
+    let (heads, paths): (Vec<&str>, Vec<&str>) =
+        columns.split(',').filter_map(|column| column.split_once('=')).unzip();
+    let heads: Vec<String> = heads.into_iter().map(str::to_owned).collect();
+    let cells = |row: &Value| paths.iter().map(|path| shown(row, path)).collect();
+    let rows: Vec<Vec<String>> = rows.iter().map(cells).collect();
+    let all = || [&heads].into_iter().chain(&rows);
     let longest = |column: usize| all().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..heads.len()).map(longest).collect();
     let is_number = |column: usize| {
@@ -34,9 +39,23 @@ pub fn table(heads: &str, rows: &[Vec<String>], width: usize) -> String {
     out
 }
 
-/// These fields of an object as the cells of a row.
-pub fn cells(of: &Value, names: &[&str]) -> Vec<String> {
-    names.iter().map(|name| cell(&of[name])).collect()
+/// What a row has at a path: of two the second where it is there.
+fn shown(row: &Value, path: &str) -> String {
+    let field = |path: &str| row.pointer(&format!("/{path}")).unwrap_or(&Value::Null);
+    match path.split_once('+') {
+        Some((path, second)) if !field(second).is_null() => {
+            format!("{} {}", cell(field(path)), cell(field(second)))
+        }
+        Some((path, _)) => cell(field(path)),
+        None if path.contains("seconds") => seconds(field(path)),
+        None if path == "paused" => state(field(path)).into(),
+        None => cell(field(path)),
+    }
+}
+
+/// A handler's, by whether it is paused.
+pub fn state(paused: &Value) -> &'static str {
+    if *paused == true { "paused" } else { "open" }
 }
 
 /// A field as a cell: nothing where there is none. What could steer a terminal is shown as what it is.
@@ -56,7 +75,7 @@ pub fn cell(value: &Value) -> String {
 
 /// Seconds, as short as they can be read.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "shown as a whole number")]
-pub fn seconds(value: &Value) -> String {
+fn seconds(value: &Value) -> String {
     let Some(seconds) = value.as_f64() else { return "-".into() };
     match seconds.max(0.0) {
         0.0 => "0 s".into(),
@@ -76,10 +95,13 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_their_cells_and_lines_end_where_the_terminal_does() {
-        let rows = [vec!["a".into(), "10".into()], vec!["long".into(), "7".into()]];
-        assert_eq!(table("name,n", &rows, 80), "name   n\na     10\nlong   7\n");
-        assert_eq!(table("name,n", &rows, 3), "nam\na  \nlon\n");
-        assert_eq!(table("name", &[], 80), "name\n");
+        let rows = [json!({ "a": "a", "n": 10 }), json!({ "a": "long", "n": 7 })];
+        assert_eq!(table("name=a,n=n", &rows, 80), "name   n\na     10\nlong   7\n");
+        assert_eq!(table("name=a,n=n", &rows, 3), "nam\na  \nlon\n");
+        assert_eq!(table("name=a", &[], 80), "name\n");
+        let row = json!({ "why": "backoff", "until": "9:00", "of": { "seconds": 3.25 }, "paused": true });
+        let text = table("WHY=why+until,OTHER=why+none,AGE=of/seconds,STATE=paused,NONE=x", &[row], 80);
+        assert!(text.ends_with("\nbackoff 9:00  backoff  3.2 s  paused  -\n"), "{text}");
     }
 
     #[test]
