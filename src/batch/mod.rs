@@ -95,20 +95,18 @@ impl Summary {
         let number = before.map_or(String::new(), |_| format!(" {done}"));
         let state = if has_state { ", or from the beginning: its state would be empty" } else { "" };
         let go_on = format!("line {done} was the last that is done; go on with --resume{number}{state}");
-        first
-            .into_iter()
-            .chain(match end {
-                End::All => None,
-                End::Stopped => Some(format!("stopped: {go_on}")),
-                End::CutOff(true) => Some(format!("stopped, and later lines were cut off: {go_on}")),
-                End::CutOff(false) => Some(format!(
-                    "stopped, and lines were cut off: {done} are done, and not the first ones of the input"
-                )),
-                End::Unread => {
-                    Some(format!("the output's reader has gone: at most {done} lines were written, not all"))
-                }
-            })
-            .collect()
+        let why = match end {
+            End::All => None,
+            End::Stopped => Some(format!("stopped: {go_on}")),
+            End::CutOff(true) => Some(format!("stopped, and later lines were cut off: {go_on}")),
+            End::CutOff(false) => Some(format!(
+                "stopped, and lines were cut off: {done} are done, and not the first ones of the input"
+            )),
+            End::Unread => {
+                Some(format!("the output's reader has gone: at most {done} lines were written, not all"))
+            }
+        };
+        first.into_iter().chain(why).collect()
     }
 }
 

@@ -102,7 +102,8 @@ fn walk(loaded: &Loaded, at: &str, value: &Value, given: Option<&Value>, found: 
         }
         _ => {
             // What a source says that is the default has no origin; what it does not say inside a list has that of the list.
-            let origin = given.filter(|given| !given.is_null()).and_then(|_| loaded.origin(at));
+            let origin =
+                given.filter(|given| !given.is_null()).and_then(|_| sources::origin_of(at, &loaded.origins));
             let kind = match origin {
                 None => "default",
                 Some(Origin::File) => "file",

@@ -40,13 +40,6 @@ pub struct Loaded {
     pub warnings: Vec<String>,
 }
 
-impl Loaded {
-    /// Where the value at a path came from; `None` if it is the default.
-    pub fn origin(&self, path: &str) -> Option<&Origin> {
-        origin_of(path, &self.origins)
-    }
-}
-
 /// Behind `COFFERDAM_`: the name of the config file, and what a program is told of its job.
 const NO_KEYS: [&str; 8] =
     ["CONFIG", "JOB_ID", "DELIVERY", "FENCE", "HANDLER", "PROGRAM", "URL", "TOKEN_FILE"];
@@ -117,7 +110,7 @@ fn in_capitals(path: &str, dot: &str) -> String {
 }
 
 /// Where the value at this path came from, or one inside, or the one that it is inside of.
-fn origin_of<'a>(path: &str, origins: &'a Origins) -> Option<&'a Origin> {
+pub(super) fn origin_of<'a>(path: &str, origins: &'a Origins) -> Option<&'a Origin> {
     let within = format!("{path}.");
     let inside = || origins.range(within.clone()..).next().filter(|(at, _)| at.starts_with(&within));
     let around = || path.rmatch_indices('.').find_map(|(end, _)| origins.get(&path[..end]));

@@ -69,7 +69,7 @@ impl Gate {
         mut entropy: Entropy,
     ) -> Gate {
         // A series that appears with its first request has no rate before its second.
-        LABELS.into_iter().for_each(|route| counters.requests.add((route, 200), 0));
+        LABELS.split(' ').for_each(|route| counters.requests.add((route, 200), 0));
         let cancelling = settings.handlers.values().filter(|spec| spec.options.cancel_on_disconnect);
         let cancelling = cancelling.map(|spec| spec.name.clone()).collect();
         Gate {
