@@ -259,3 +259,27 @@ fn crates() -> Vec<Row> {
     };
     lines.filter_map(row).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Source;
+
+    #[test]
+    fn every_value_and_every_mark_of_the_table_is_known() {
+        let loaded = config::load(&Source::default(), &Default::default()).expect("defaults pass");
+        let (text, keys) = (include_str!("facts.txt"), config::reference());
+        let names: Vec<&str> = text.split('{').skip(1).filter_map(|rest| rest.split('}').next()).collect();
+        assert!(names.len() > 30, "{names:?}");
+        for name in names {
+            let path = name.strip_prefix("path ").unwrap_or(name);
+            let is_known = path == "config" || !value(path, &loaded).is_null();
+            assert!(is_known || keys.contains(&format!("| `{path}` |")), "{name}");
+        }
+        let marks = text.lines().filter_map(|line| line.strip_prefix('[')?.split_once("] "));
+        for (mark, line) in marks {
+            let known = ["processes", "redis", "bearer", "users", "dynamic", "controls"];
+            assert!(known.contains(&mark), "[{mark}] {line}");
+        }
+    }
+}
