@@ -51,10 +51,8 @@ type Origins = BTreeMap<String, Origin>;
 pub fn load(source: &Source, handlers: &OwnOptions) -> Result<Loaded, Vec<Issue>> {
     let (mut issues, mut layers, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
     if let Some(path) = &source.file {
-        match read_file(path, &mut issues) {
-            Ok(value) => layers.push((value, Origin::File)),
-            Err(issue) => issues.push(issue),
-        }
+        let read = read_file(path, &mut issues);
+        read.map_or_else(|issue| issues.push(issue), |value| layers.push((value, Origin::File)));
     }
     for (name, value) in &source.environment {
         let Some(rest) = name.strip_prefix("COFFERDAM_") else { continue };

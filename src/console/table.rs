@@ -64,10 +64,7 @@ pub fn cell(value: &Value) -> String {
         Value::Null => "-".into(),
         Value::String(text) => text
             .chars()
-            .flat_map(|char| match is_hidden(char) {
-                true => char.escape_default().collect::<Vec<_>>(),
-                false => vec![char],
-            })
+            .map(|char| if is_hidden(char) { char.escape_default().to_string() } else { char.into() })
             .collect(),
         other => other.to_string(),
     }

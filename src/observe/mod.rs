@@ -33,11 +33,7 @@ fn quoted(text: &str) -> String {
     if !json.contains(is_hidden) {
         return json;
     }
-    let escape = |out: String, c| match is_hidden(c) {
-        true => out + &format!("\\u{:04x}", u32::from(c)),
-        false => out + c.encode_utf8(&mut [0; 4]),
-    };
-    json.chars().fold(String::new(), escape)
+    json.chars().map(|c| if is_hidden(c) { format!("\\u{:04x}", u32::from(c)) } else { c.into() }).collect()
 }
 
 /// The target of events, so that the formatter knows that the message is a list of fields.

@@ -57,10 +57,7 @@ impl Listener {
             None => (true, (server.link.open(LISTEN).map_err(lost)?, generation)),
         };
         // Who waked us meanwhile may stand behind where we were; what is in an inbox is there still.
-        self.streams.retain(|stream| match stream.inbox {
-            Some(inbox) => inboxes.contains(&inbox),
-            None => !is_new,
-        });
+        self.streams.retain(|stream| stream.inbox.map_or(!is_new, |inbox| inboxes.contains(&inbox)));
         let wakes = (0..server.settings.groups.len()).map(|group| (format!("wake:{group}"), None));
         let of_callers = inboxes.iter().map(|inbox| (format!("inbox:{}", inbox.0), Some(*inbox)));
         for (name, inbox) in wakes.chain(of_callers) {

@@ -263,11 +263,9 @@ impl Producer for RedisBroker {
 
     fn stats(&self) -> Reached<Stats> {
         let server = &self.0.server;
-        let (figures, away): (Figures, _) = match server.ask("stats", json!({})) {
-            Ok(figures) => (figures, None),
-            Err(error) => (Figures::default(), Some(error)),
-        };
-        let (counts, waits, nodes, records, leases, idempotency_keys) = figures;
+        let figures: Reached<Figures> = server.ask("stats", json!({}));
+        let away = figures.as_ref().err().cloned();
+        let (counts, waits, nodes, records, leases, idempotency_keys) = figures.unwrap_or_default();
         // As large as a number can be there: whoever can write to the server may have written any text.
         let count = |name: &str| {
             counts.get(name).and_then(|count| count.parse().ok()).map_or(0, |count: u64| count.min(1 << 53))

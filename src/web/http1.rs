@@ -71,10 +71,8 @@ impl Head {
 
     /// Host and port that the request is for: an absolute target's, whatever `Host` says (RFC 9112, 3.2.2).
     pub fn host(&self) -> &str {
-        match &self.authority {
-            Some(authority) => authority,
-            None => self.header("host").ok().flatten().unwrap_or_default(),
-        }
+        let host = || self.header("host").ok().flatten().unwrap_or_default();
+        self.authority.as_deref().unwrap_or_else(host)
     }
 
     /// What stands behind the first `?` of the target.

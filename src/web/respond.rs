@@ -87,10 +87,7 @@ impl Answer {
 
     /// How a job ended, for the caller who waited for it.
     pub fn finished(finished: &Finished, trace: &Trace) -> Answer {
-        match &finished.result {
-            Ok(payload) => Answer::foreign(payload),
-            Err(error) => Answer::problem(error, trace),
-        }
+        finished.result.as_ref().map_or_else(|error| Answer::problem(error, trace), Answer::foreign)
     }
 
     /// Bytes of a handler or a caller: no browser may guess their type or run them.
