@@ -15,7 +15,7 @@ use super::turn::{Answer, Draft};
 use crate::clock::micros;
 use crate::entropy::Entropy;
 use crate::job::{
-    Effects, Entries, Finished, InstanceId, JobId, JobSpec, JobStatus, Outcome, Payload, Trace, Version,
+    Effects, Entries, Finished, InstanceId, JobId, JobSpec, JobStatus, Outcome, Payload, Version,
     context_map, state_map,
 };
 use crate::limits::DELAY_MAX;
@@ -254,16 +254,8 @@ impl Sealing<'_> {
         };
         let error =
             JobError::new(Code::DeadLettered, "nobody of this deployment signed this job: it was put aside");
-        let spec = JobSpec {
-            id: job,
-            owner: Arc::from(""),
-            handler: handler.clone(),
-            ordering_key: None,
-            trace: Trace { id: [0; 16], span: [0; 8] },
-            submitted_at: self.server.now(),
-            timeout: Duration::ZERO,
-            one_line: false,
-        };
+        let (handler, submitted_at) = (handler.clone(), self.server.now());
+        let spec = JobSpec { id: job, handler, submitted_at, ..JobSpec::default() };
         let envelope = self.server.signer.seal_job(&spec, &Payload::json(*b""), &[]);
         out["id"] = job.to_string().into();
         out["env"] = self.arguments.add(envelope).into();
