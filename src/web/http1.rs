@@ -4,7 +4,6 @@
 //! names, no folding, one `Host`, one valid length or exactly `chunked`, never both. Not in scope: bodies
 //! ([`super::chunked`]), meaning ([`super::routes`]).
 
-use std::borrow::Cow;
 use std::net::Ipv6Addr;
 use std::ops::Range;
 
@@ -210,10 +209,10 @@ fn request_line(line: &str) -> Result<(&'static str, &str, bool), Refused> {
 
 /// The authority of a target, if it is absolute, and its path with the query. The absolute form must be accepted from any
 /// client; what stands behind the first `?` is never part of a path (RFC 9112, 3.2).
-fn parts_of_target<'a>(method: &str, target: &'a str) -> Result<(Option<&'a str>, Cow<'a, str>), Refused> {
+fn parts_of_target(method: &str, target: &str) -> Result<(Option<String>, String), Refused> {
     const NO_PATH: Refused = bad("the request target is not a path");
     if target == "*" && method == "OPTIONS" {
-        return Ok((None, Cow::Borrowed(target)));
+        return Ok((None, target.to_owned()));
     }
     if target.contains('#') {
         return Err(NO_PATH);
@@ -230,14 +229,11 @@ fn parts_of_target<'a>(method: &str, target: &'a str) -> Result<(Option<&'a str>
         return Err(bad("the target's host is malformed"));
     }
     let path = unescaped(path)?;
-    Ok((Some(authority), if path.starts_with('/') { path } else { Cow::Owned(format!("/{path}")) }))
+    Ok((Some(authority.to_owned()), if path.starts_with('/') { path } else { format!("/{path}") }))
 }
 
 /// The same target without escapes of characters that need none: they mean the same (RFC 3986, 6.2.2.2).
-fn unescaped(target: &str) -> Result<Cow<'_, str>, Refused> {
-    if !target.contains('%') {
-        return Ok(Cow::Borrowed(target));
-    }
+fn unescaped(target: &str) -> Result<String, Refused> {
     let mut parts = target.split('%');
     let mut out = parts.next().unwrap_or_default().to_owned();
     for part in parts {
@@ -252,7 +248,7 @@ fn unescaped(target: &str) -> Result<Cow<'_, str>, Refused> {
             _ => out.extend(["%", part]),
         }
     }
-    Ok(Cow::Owned(out))
+    Ok(out)
 }
 
 /// Whether this is `host [":" port]` (RFC 9110, 7.2; RFC 3986, 3.2.2). It may be empty, as its port.
@@ -295,7 +291,6 @@ fn finish(bytes: Vec<u8>, line_end: usize) -> Result<Head, Refused> {
     let line = std::str::from_utf8(&bytes[..line_end]).map_err(|_| bad("the request line is not ASCII"))?;
     let (method, target, is_1_1) = request_line(line)?;
     let (authority, target) = parts_of_target(method, target)?;
-    let (authority, target) = (authority.map(str::to_owned), target.into_owned());
     let mut fields = Vec::with_capacity(8);
     let mut at = line_end + 2;
     while at < bytes.len() {
