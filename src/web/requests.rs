@@ -44,11 +44,9 @@ impl Gate {
         let Some(conn) = self.clients.conns.get_mut(&number).filter(|conn| conn.at_end) else { return };
         let ends = match &conn.phase {
             Phase::Head => conn.unsent().len() < OUTPUT_BYTES,
-            // The rest of it will never come.
-            Phase::Body(_) => true,
-            Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) | Phase::Listening(_) | Phase::Closing => {
-                false
-            }
+            // The rest of a body will never come; who is being closed has read its last answer.
+            Phase::Body(_) | Phase::Closing => true,
+            Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) | Phase::Listening(_) => false,
         };
         if ends {
             if let Phase::Body(incoming) = conn.close() {
