@@ -169,7 +169,7 @@ fn deploy(
         return Err(format!("this config is valid but cannot be started:\n  {}", unbuilt.join("\n  ")));
     }
     if let Some(file) = &loaded.config.runtime.platform.execution_ipc.auth.secret_file {
-        let read = config::secret::Secret::read(Path::new(file));
+        let read = config::secret::Secret::read_all(Path::new(file));
         drop(read.map_err(|why| format!("runtime.platform.execution_ipc.auth.secret_file: {why}"))?);
     }
     let mut deployment = Deployment::new(loaded, &program.registry, Clock::system());
@@ -251,12 +251,9 @@ fn run_executor(options: &mut Options, program: &Program) -> Result<Exit, String
 
 fn run_batch(options: &mut Options, program: &Program) -> Result<Exit, String> {
     let handler = options.value("--handler")?.ok_or("batch needs --handler NAME")?;
-    let sink_mode = match options.value("--sink-mode")?.as_deref() {
-        None => None,
-        Some("source_seq") => Some(SinkMode::SourceSeq),
-        Some("completion") => Some(SinkMode::Completion),
-        Some(other) => return Err(format!("--sink-mode is source_seq or completion, not {other}")),
-    };
+    let sink_mode = options.value("--sink-mode")?;
+    let none = |mode: &str| format!("--sink-mode is source_seq or completion, not {mode}");
+    let sink_mode = sink_mode.map(|mode| SinkMode::parse(&mode).ok_or_else(|| none(&mode))).transpose()?;
     let shows_progress = match options.value("--progress")?.as_deref() {
         None | Some("auto") => std::io::stderr().is_terminal(),
         Some("always") => true,
@@ -385,7 +382,7 @@ fn health(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
     let end = match client.ask("GET", "/readyz", &[], b"") {
         Ok(reply) if reply.status == 200 => Ok(Exit::Done),
         Ok(reply) => Err(format!("health: {url} is not ready: {}", String::from_utf8_lossy(&reply.body))),
-        Err(Trouble::Unreachable(why) | Trouble::Refused(why)) => Err(format!("health: {why}")),
+        Err(Trouble(_, why)) => Err(format!("health: {why}")),
     };
     Ok(ended(end))
 }

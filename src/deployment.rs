@@ -305,7 +305,7 @@ impl Deployment {
     }
 
     /// Workers of one executor, by group.
-    fn workers(&self) -> Vec<usize> {
+    pub fn workers(&self) -> Vec<usize> {
         self.platform().process_groups.iter().map(|group| group.workers).collect()
     }
 

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::config::{self, Config, Loaded};
 use crate::execution::Registry;
 use crate::limits as fixed;
+use crate::observe::is_hidden;
 use crate::process::private_dir::{PREFIX, PrivateDir};
 use crate::process::program_vet;
 
@@ -36,12 +37,12 @@ impl Facts {
         Facts(vec![
             section("binary", &[], binary(name, version, &loaded.config)),
             section("handlers", &["name", "kind", "groups"], handlers(registry, &loaded.config)),
-            section("listeners", &["name", "address", "processes", "about"], listeners(&loaded.config)),
-            section("connections", &["name", "address", "processes", "about"], connections(&loaded.config)),
+            section("listeners", &["name", "address", "processes", "about"], table("listeners", loaded)),
+            section("connections", &["name", "address", "processes", "about"], table("connections", loaded)),
             section("files", &["path", "access", "named_by", "about"], files(loaded)),
-            section("environment", &["name", "about"], environment()),
-            section("signals", &["name", "about"], table("signals")),
-            section("limits", &["name", "value", "unit", "about"], limits()),
+            section("environment", &["name", "about"], environment(loaded)),
+            section("signals", &["name", "about"], table("signals", loaded)),
+            section("limits", &["name", "value", "unit", "about"], table("limits", loaded)),
             section("configuration", &["path", "value", "unit", "origin"], configuration(loaded)),
             section("crates", &["name", "version", "feature", "used_at"], crates()),
         ])
@@ -84,7 +85,7 @@ impl Facts {
 /// A cell as people read it; nothing in it does more to a terminal.
 fn plain(cell: &Value) -> String {
     match cell.as_str() {
-        Some(text) if !text.contains(char::is_control) => text.to_owned(),
+        Some(text) if !text.contains(is_hidden) => text.to_owned(),
         Some(_) | None => cell.to_string(),
     }
 }
@@ -125,186 +126,115 @@ fn handlers(registry: &Registry, config: &Config) -> Vec<Row> {
     all.collect()
 }
 
-fn is_inline(config: &Config) -> bool {
-    config.runtime.platform.bootstrap.mode == "inline"
-}
-
-fn uses_redis(config: &Config) -> bool {
-    !config::profile(config).ends_with("-memory")
-}
-
-fn channel(config: &Config) -> String {
-    let ipc = &config.runtime.platform.execution_ipc;
-    let is_v6 = ipc.bind_host.contains(':');
-    let host = if is_v6 { format!("[{}]", ipc.bind_host) } else { ipc.bind_host.clone() };
-    format!("{host}:{}", ipc.bind_port)
-}
-
-fn pages() -> String {
-    let place = PrivateDir::likely_place().unwrap_or_default();
-    place.join(format!("{PREFIX}*/web-*.sock")).display().to_string()
-}
-
-fn listeners(config: &Config) -> Vec<Row> {
-    let public = "HTTP; port 0 is any free one. A listening socket as standard input takes its place; \
-                  `executor` has 127.0.0.1:0 unless web.bind is set. With --handover the supervisor listens at \
-                  the abstract socket @cofferdam-handover-UID-ADDRESS, too";
-    let mut rows = vec![
-        row!["http", config.web.bind, "supervisor web", public],
-        row!["pages", pages(), "web", "a Unix socket in the private directory, for the gate of this process"],
-    ];
-    let about = "signed frames of executors, loopback alone; port 0 is any free one. A batch has it, too";
-    rows.extend((!is_inline(config)).then(|| row!["channel", channel(config), "web", about]));
-    rows
-}
-
-fn connections(config: &Config) -> Vec<Row> {
-    let redis = &config.runtime.platform.redis;
-    let mut rows = vec![row!["pages", pages(), "web", "its own private socket"]];
-    rows.extend(
-        (!is_inline(config)).then(|| row!["channel", channel(config), "executor", "its web process"]),
-    );
-    if uses_redis(config) {
-        let about = "the backend; a host's name is resolved by the C library, as resolv.conf(5) says";
-        rows.push(row!["redis", redis.url, "supervisor web check", about]);
-    }
-    rows.push(row![
-        "systemd",
-        "$NOTIFY_SOCKET",
-        "supervisor",
-        "sd_notify(3), a Unix datagram; none: nothing"
-    ]);
-    let about = "with --handover, once: the process that serves web.bind";
-    rows.push(row!["handover", "@cofferdam-handover-UID-ADDRESS", "supervisor", about]);
-    rows.push(row!["health", config.web.bind, "health", "or --url: asks a running service"]);
-    let about = "or --url; none: http://127.0.0.1:8080. The C library resolves a host's name";
-    rows.push(row!["console", "$COFFERDAM_URL", "jobs lanes handlers top", about]);
-    rows
-}
-
-fn files(loaded: &Loaded) -> Vec<Row> {
-    let (config, platform) = (&loaded.config, &loaded.config.runtime.platform);
-    let mut rows = Vec::new();
-    let shown = |path: &Path| std::path::absolute(path).unwrap_or(path.into()).display().to_string();
-    let mut configured = |path: &Path, access: &str, named_by: &str, about: &str| {
-        rows.push(row![shown(path), access, named_by, about]);
-    };
-    if let Some(file) = &loaded.file {
-        configured(file, "read", "--config", "the configuration");
-    }
-    let (auth, bearer) = (&config.web.auth, config.web.auth.mode == "bearer");
-    for (file, named_by, about) in [
-        (
-            &platform.execution_ipc.auth.secret_file,
-            "runtime.platform.execution_ipc.auth.secret_file",
-            "the root secret",
-        ),
-        (
-            &auth.token_file.clone().filter(|_| bearer),
-            "web.auth.token_file",
-            "hashes of tokens; again on SIGHUP",
-        ),
-        (
-            &platform.redis.password_file.clone().filter(|_| uses_redis(config)),
-            "runtime.platform.redis.password_file",
-            "the password of Redis",
-        ),
-    ] {
-        file.iter().for_each(|file| configured(Path::new(file), "read", named_by, about));
-    }
-    if let Some(journal) = &platform.queue.journal {
-        let (dir, named_by) = (Path::new(journal.dir()), "runtime.platform.queue.journal.dir");
-        let dir = std::path::absolute(dir).unwrap_or(dir.into());
-        configured(&dir.join(""), "read write", named_by, "the journal, its lock and its key");
-        configured(dir.parent().unwrap_or(&dir), "list", named_by, "synced once the directory is made");
-    }
-    for (name, program) in config.handlers.iter().filter_map(|(name, of)| Some((name, of.program.as_ref()?)))
-    {
-        let found = program_vet::locate(program).unwrap_or_else(|_| program.command[0].clone().into());
-        let named_by = format!("handlers.{name}.command");
-        configured(
-            &found,
-            "execute",
-            &named_by,
-            "a handler; its first line is read, its interpreter looked at",
-        );
-        if let Some(dir) = &program.dir {
-            configured(Path::new(dir), "enter", &format!("handlers.{name}.dir"), "its working directory");
-        }
-    }
-    for place in PrivateDir::places() {
-        configured(
-            &place,
-            "list",
-            "built in",
-            "place of the private directory: the first that can be written",
-        );
-        let own = place.join(format!("{PREFIX}*")).join("");
-        configured(&own, "read write", "built in", "the private directory; leftovers are removed");
-    }
-    rows.extend(table("files"));
-    let has_user = platform.process_groups.iter().any(|group| group.user.is_some())
-        || config
-            .handlers
-            .values()
-            .any(|of| of.program.as_ref().is_some_and(|program| program.user.is_some()));
-    rows.extend(
-        has_user.then(|| row!["/etc/passwd", "read", "user", "users and their groups; only as root"]),
-    );
-    rows.extend(if uses_redis(config) { table("files of the resolver") } else { Vec::new() });
-    let is_static = cfg!(target_feature = "crt-static");
-    rows.extend(if is_static { Vec::new() } else { table("files of a dynamic build") });
-    rows
-}
-
-fn environment() -> Vec<Row> {
-    let mut rows = table("environment");
+fn environment(loaded: &Loaded) -> Vec<Row> {
+    let mut rows = table("environment", loaded);
+    // No other build has the name in it.
     let off =
         || row!["COFFERDAM_DANGEROUS_OFF", "checks that are switched off: never in a build that serves"];
     rows.extend(cfg!(feature = "dangerous-negative-controls").then(off));
     rows
 }
 
-/// The rows that are the same in every build and with every configuration.
-fn table(name: &str) -> Vec<Row> {
+fn shown(path: &Path) -> String {
+    std::path::absolute(path).unwrap_or(path.into()).display().to_string()
+}
+
+fn files(loaded: &Loaded) -> Vec<Row> {
+    let config = &loaded.config;
+    let mut rows = table("configured files", loaded);
+    let mut named = |path: &Path, access: &str, by: &str, about: &str| {
+        rows.push(row![shown(path), access, by, about]);
+    };
+    if let Some(journal) = &config.runtime.platform.queue.journal {
+        let (dir, by) = (Path::new(journal.dir()), "runtime.platform.queue.journal.dir");
+        let dir = std::path::absolute(dir).unwrap_or(dir.into());
+        named(&dir.join(""), "read write", by, "the journal, its lock and its key");
+        named(dir.parent().unwrap_or(&dir), "list", by, "synced once the directory is made");
+    }
+    for (name, program) in config.handlers.iter().filter_map(|(name, of)| Some((name, of.program.as_ref()?)))
+    {
+        let found = program_vet::locate(program).unwrap_or_else(|_| program.command[0].clone().into());
+        let about = "a handler; its first line is read, its interpreter looked at";
+        named(&found, "execute", &format!("handlers.{name}.command"), about);
+        if let Some(dir) = &program.dir {
+            named(Path::new(dir), "enter", &format!("handlers.{name}.dir"), "its working directory");
+        }
+    }
+    for place in PrivateDir::places() {
+        let about = "place of the private directory: the first that can be written";
+        named(&place, "list", "built in", about);
+        let own = place.join(format!("{PREFIX}*")).join("");
+        named(&own, "read write", "built in", "the private directory; leftovers are removed");
+    }
+    rows.extend(table("files", loaded));
+    rows
+}
+
+/// The rows of a section of facts.txt that are true here: one behind a `[word]` only where that [`holds`]. A cell `{name}`
+/// stands for a [`value`]; where there is none, there is no row.
+fn table(name: &str, loaded: &Loaded) -> Vec<Row> {
     let mut sections = include_str!("facts.txt").trim_start_matches("== ").split("\n== ");
     let lines =
         sections.find_map(|section| section.strip_prefix(name)?.strip_prefix('\n')).unwrap_or_default();
-    lines.lines().map(|line| line.split(" | ").map(Value::from).collect()).collect()
+    let cell = |cell: &str| match cell.strip_prefix('{').and_then(|name| name.strip_suffix('}')) {
+        Some(name) => Some(value(name, loaded)).filter(|value| !value.is_null()),
+        None => Some(cell.into()),
+    };
+    let row = |line: &str| {
+        let marked = line.strip_prefix('[').and_then(|line| line.split_once("] "));
+        let (only, line) = marked.unwrap_or(("", line));
+        holds(only, &loaded.config).then(|| line.split(" | ").map(cell).collect())?
+    };
+    lines.lines().filter_map(row).collect()
 }
 
-/// Those of the fixed limits that callers, handlers and operators meet.
-fn limits() -> Vec<Row> {
-    macro_rules! limit {
-        ($name:ident, $unit:literal, $about:literal) => {
-            row![stringify!($name).to_ascii_lowercase(), fixed::$name, $unit, $about]
-        };
+fn holds(only: &str, config: &Config) -> bool {
+    let has_user = || {
+        let mut programs = config.handlers.values().filter_map(|of| of.program.as_ref());
+        config.runtime.platform.process_groups.iter().any(|group| group.user.is_some())
+            || programs.any(|program| program.user.is_some())
+    };
+    match only {
+        "processes" => config.runtime.platform.bootstrap.mode != "inline",
+        "redis" => !config::profile(config).ends_with("-memory"),
+        "bearer" => config.web.auth.mode == "bearer",
+        "users" => has_user(),
+        "dynamic" => !cfg!(target_feature = "crt-static"),
+        _ => true,
     }
-    vec![
-        row!["delay_max", fixed::DELAY_MAX.as_secs(), "seconds", "the longest delay of a job"],
-        limit!(QUEUED_BYTES, "bytes", "payloads of queued jobs of callers; of follow-ups as much again"),
-        limit!(BODY_BYTES, "bytes", "request bodies that are being read, over all connections"),
-        limit!(UNREAD_BYTES, "bytes", "answers that were not read yet, over all connections"),
-        limit!(TARGET_BYTES, "bytes", "a request's target"),
-        limit!(AUTHORIZATION_BYTES, "bytes", "the value of Authorization"),
-        limit!(UNAUTHORIZED_A_SECOND, "count", "requests without a valid token of one address in a second"),
-        limit!(ORDERING_KEY_BYTES, "bytes", "an ordering key"),
-        limit!(IDEMPOTENCY_KEY_BYTES, "bytes", "an idempotency key"),
-        limit!(MEDIA_TYPE_BYTES, "bytes", "a media type"),
-        limit!(BATCH_LINES, "count", "lines of one /v1/batch in flight"),
-        limit!(LIST_RECORDS, "count", "records of one list"),
-        limit!(LISTENERS, "count", "listeners to /v1/events at once"),
-        limit!(MAP_NAME_BYTES, "bytes", "a name in a state or context"),
-        limit!(CONTEXT_BYTES, "bytes", "the context of a trace"),
-        limit!(FOLLOW_UPS, "count", "follow-up jobs of one outcome"),
-        limit!(FOLLOW_UPS_BYTES, "bytes", "their payloads"),
-        limit!(ERROR_DETAIL_BYTES, "bytes", "a handler's words about an error; the rest is cut off"),
-        limit!(WORDS_BYTES, "bytes", "of a program's standard error, the last"),
-        limit!(SECRET_FILE_BYTES, "bytes", "a secret or password file"),
-        limit!(TOKEN_FILE_BYTES, "bytes", "a token file"),
-        limit!(LOG_LINES, "count", "log lines that are not written yet; beyond it they are lost and counted"),
-        limit!(LISTEN_BACKLOG, "count", "connections that wait to be accepted"),
-    ]
+}
+
+/// A place, a fixed limit, or what the configuration has at a path; behind `path` as a file's.
+fn value(name: &str, loaded: &Loaded) -> Value {
+    macro_rules! limits {
+        ($($name:ident)*) => { [$((stringify!($name), json!(fixed::$name))),*] };
+    }
+    if let Some(name) = name.strip_prefix("path ") {
+        return value(name, loaded).as_str().map(|path| shown(Path::new(path))).into();
+    }
+    let ipc = &loaded.config.runtime.platform.execution_ipc;
+    match name {
+        "config" => loaded.file.as_ref().map(|file| file.display().to_string()).into(),
+        "pages" => {
+            let place = PrivateDir::likely_place().unwrap_or_default();
+            place.join(format!("{PREFIX}*/web-*.sock")).display().to_string().into()
+        }
+        "channel" if ipc.bind_host.contains(':') => format!("[{}]:{}", ipc.bind_host, ipc.bind_port).into(),
+        "channel" => format!("{}:{}", ipc.bind_host, ipc.bind_port).into(),
+        "DELAY_MAX" => fixed::DELAY_MAX.as_secs().into(),
+        _ => {
+            // Those that callers, handlers and operators meet.
+            let limits = limits! {
+                QUEUED_BYTES BODY_BYTES UNREAD_BYTES TARGET_BYTES AUTHORIZATION_BYTES UNAUTHORIZED_A_SECOND
+                ORDERING_KEY_BYTES IDEMPOTENCY_KEY_BYTES MEDIA_TYPE_BYTES BATCH_LINES LIST_RECORDS LISTENERS
+                MAP_NAME_BYTES CONTEXT_BYTES FOLLOW_UPS FOLLOW_UPS_BYTES ERROR_DETAIL_BYTES WORDS_BYTES
+                SECRET_FILE_BYTES TOKEN_FILE_BYTES LOG_LINES LISTEN_BACKLOG
+            };
+            let limit = limits.into_iter().find(|(limit, _)| *limit == name).map(|(_, value)| value);
+            let at = || loaded.value.pointer(&format!("/{}", name.replace('.', "/"))).cloned();
+            limit.or_else(at).unwrap_or_default()
+        }
+    }
 }
 
 /// Every value; a number that is a limit has a unit.
@@ -336,4 +266,28 @@ fn crates() -> Vec<Row> {
         (cfg!(feature = "redis") || !is_of_redis).then(|| row![name, version, feature, used_at])
     };
     lines.filter_map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Source;
+
+    #[test]
+    fn every_value_and_every_mark_of_the_table_is_known() {
+        let loaded = config::load(&Source::default(), &Default::default()).expect("defaults pass");
+        let (text, keys) = (include_str!("facts.txt"), config::reference());
+        let names: Vec<&str> = text.split('{').skip(1).filter_map(|rest| rest.split('}').next()).collect();
+        assert!(names.len() > 30, "{names:?}");
+        for name in names {
+            let path = name.strip_prefix("path ").unwrap_or(name);
+            let is_known = path == "config" || !value(path, &loaded).is_null();
+            assert!(is_known || keys.contains(&format!("| `{path}` |")), "{name}");
+        }
+        let marks = text.lines().filter_map(|line| line.strip_prefix('[')?.split_once("] "));
+        for (mark, line) in marks {
+            let known = ["processes", "redis", "bearer", "users", "dynamic"];
+            assert!(known.contains(&mark), "[{mark}] {line}");
+        }
+    }
 }

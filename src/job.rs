@@ -16,7 +16,7 @@ use crate::named::named;
 use crate::problem::JobError;
 
 /// 128 random bits, or with a journal the line of a batch, written as 32 lowercase hex digits.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct JobId(pub [u8; 16]);
 
 impl JobId {
@@ -263,7 +263,7 @@ impl fmt::Display for InstanceId {
 }
 
 /// A job as it was accepted; never changes.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct JobSpec {
     /// Chosen by who submits, so that a repeated submission is the same job.
     pub id: JobId,

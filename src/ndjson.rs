@@ -73,7 +73,7 @@ pub struct Pump {
     /// Of all jobs.
     trace: Trace,
     /// Whose all jobs are.
-    owner: Arc<str>,
+    pub owner: Arc<str>,
     instance: InstanceId,
     next_number: u64,
     /// Lines that found no room: they go first.
@@ -90,9 +90,9 @@ pub struct Pump {
     /// The number of the first of them; the lowest, not the one that was told first.
     pub first_failed: Option<u64>,
     /// The number of the first line, for people.
-    first_number: u64,
+    pub first_number: u64,
     /// `None`: the ids of jobs are random.
-    ids: Option<LineIds>,
+    pub ids: Option<LineIds>,
 }
 
 impl Pump {
@@ -121,16 +121,6 @@ impl Pump {
             first_number: 1,
             ids: None,
         }
-    }
-
-    /// All jobs are this owner's.
-    pub fn set_owner(&mut self, owner: Arc<str>) {
-        self.owner = owner;
-    }
-
-    /// The first line has this number, where it is told, and jobs have these ids.
-    pub fn number_from(&mut self, first: u64, ids: Option<LineIds>) {
-        (self.first_number, self.ids) = (first, ids);
     }
 
     /// The jobs to submit next: those that found no room, then those of lines from `next`, some `most` in all; none

@@ -1140,7 +1140,7 @@ fn secret_file(folder: &Folder, contents: impl AsRef<[u8]>, mode: u32) -> PathBu
 
 /// Why a file is no secret.
 fn secret_refused(path: &Path) -> String {
-    Secret::read(path).err().unwrap_or_else(|| panic!("{} is accepted", path.display()))
+    Secret::read_all(path).err().unwrap_or_else(|| panic!("{} is accepted", path.display()))
 }
 
 #[test]
@@ -1148,18 +1148,15 @@ fn a_secret_file_is_64_hex_digits_and_on_a_second_line_those_of_the_secret_befor
     let folder = Folder::new();
     let bytes: [u8; 32] = std::array::from_fn(|index| index as u8);
     for good in [HEX.to_owned(), format!("{HEX}\n"), HEX.to_uppercase()] {
-        let (secret, previous) =
-            Secret::read(&secret_file(&folder, &good, 0o600)).unwrap_or_else(|e| panic!("{good:?}: {e}"));
-        assert_eq!((*secret.expose(), previous.is_none()), (bytes, true));
+        let secrets = Secret::read_all(&secret_file(&folder, &good, 0o600));
+        let secrets = secrets.unwrap_or_else(|e| panic!("{good:?}: {e}"));
+        assert_eq!((*secrets[0].expose(), secrets.len()), (bytes, 1));
     }
     let old = "0123456789abcdef".repeat(4);
     for good in [format!("{HEX}\n{old}"), format!("{HEX}\n{old}\n")] {
-        let (secret, previous) = Secret::read(&secret_file(&folder, &good, 0o600)).expect("two lines");
-        let previous = previous.expect("the second line");
-        assert_eq!(
-            (*secret.expose(), previous.expose()[..4].to_vec()),
-            (bytes, vec![0x01, 0x23, 0x45, 0x67])
-        );
+        let secrets = Secret::read_all(&secret_file(&folder, &good, 0o600)).expect("two lines");
+        assert_eq!((*secrets[0].expose(), secrets.len()), (bytes, 2));
+        assert_eq!(secrets[1].expose()[..4], [0x01, 0x23, 0x45, 0x67]);
     }
     let one_byte = "ab".repeat(32);
     for (bad, why) in [
@@ -1197,7 +1194,7 @@ fn a_secret_file_is_64_hex_digits_and_on_a_second_line_those_of_the_secret_befor
 fn a_secret_file_that_others_can_touch_is_refused() {
     let folder = Folder::new();
     for mode in [0o600, 0o400, 0o700] {
-        drop(Secret::read(&secret_file(&folder, HEX, mode)).unwrap_or_else(|e| panic!("{mode:o}: {e}")));
+        drop(Secret::read_all(&secret_file(&folder, HEX, mode)).unwrap_or_else(|e| panic!("{mode:o}: {e}")));
     }
     for mode in [0o640, 0o604, 0o620, 0o602, 0o610, 0o601, 0o644, 0o666, 0o777] {
         let message = secret_refused(&secret_file(&folder, HEX, mode));
@@ -1217,11 +1214,11 @@ fn a_new_secret_is_written_once_for_its_owner_alone_and_can_be_read_back() {
         keygen(Some(&path)).expect("a new secret");
         let mode = std::fs::metadata(&path).expect("its file").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        *Secret::read(&path).expect("what keygen writes").0.expose()
+        *Secret::read_all(&path).expect("what keygen writes")[0].expose()
     });
     assert_ne!(first, second);
     assert!(keygen(Some(&folder.path("first"))).is_err());
-    assert_eq!(*Secret::read(&folder.path("first")).expect("it is as it was").0.expose(), first);
+    assert_eq!(*Secret::read_all(&folder.path("first")).expect("it is as it was")[0].expose(), first);
 }
 
 #[test]

@@ -95,20 +95,18 @@ impl Summary {
         let number = before.map_or(String::new(), |_| format!(" {done}"));
         let state = if has_state { ", or from the beginning: its state would be empty" } else { "" };
         let go_on = format!("line {done} was the last that is done; go on with --resume{number}{state}");
-        first
-            .into_iter()
-            .chain(match end {
-                End::All => None,
-                End::Stopped => Some(format!("stopped: {go_on}")),
-                End::CutOff(true) => Some(format!("stopped, and later lines were cut off: {go_on}")),
-                End::CutOff(false) => Some(format!(
-                    "stopped, and lines were cut off: {done} are done, and not the first ones of the input"
-                )),
-                End::Unread => {
-                    Some(format!("the output's reader has gone: at most {done} lines were written, not all"))
-                }
-            })
-            .collect()
+        let why = match end {
+            End::All => None,
+            End::Stopped => Some(format!("stopped: {go_on}")),
+            End::CutOff(true) => Some(format!("stopped, and later lines were cut off: {go_on}")),
+            End::CutOff(false) => Some(format!(
+                "stopped, and lines were cut off: {done} are done, and not the first ones of the input"
+            )),
+            End::Unread => {
+                Some(format!("the output's reader has gone: at most {done} lines were written, not all"))
+            }
+        };
+        first.into_iter().chain(why).collect()
     }
 }
 
@@ -120,6 +118,9 @@ pub enum BatchError {
     /// Ours or the machine's: exit 1.
     Failed(String),
 }
+
+/// What becomes of a step of it.
+pub type Ran<T> = Result<T, BatchError>;
 
 /// What a batch is run with.
 pub struct Parts<'a> {
@@ -153,7 +154,7 @@ impl Parts<'_> {
     ///
     /// # Errors
     /// The input cannot be read, the output not written, the backend refuses for good, or nobody runs jobs any more.
-    pub fn run(self, lines: Lines, output: &mut Output) -> Result<Summary, BatchError> {
+    pub fn run(self, lines: Lines, output: &mut Output) -> Ran<Summary> {
         let inbox = self.backend.replies.subscribe(INSTANCE, self.bell.clone());
         let mut inbox = inbox.map_err(|error| BatchError::Failed(error.to_string()))?;
         let mut progress = Progress::new(self.shows_progress, lines.size);
@@ -162,7 +163,7 @@ impl Parts<'_> {
         let trace = Trace { id: entropy.bytes(), span: entropy.bytes() };
         let has_state = self.handler.options.ordering != Ordering::None && self.kept.is_none();
         let mut pump = Pump::new(self.handler, self.mode, self.window, trace, INSTANCE);
-        pump.number_from(self.before + 1, self.kept.map(|kept| kept.next.clone()));
+        (pump.first_number, pump.ids) = (self.before + 1, self.kept.map(|kept| kept.next.clone()));
         let (again_at, refusing_since, pause) = (Instant::now(), None, Duration::ZERO);
         let producer = &*self.backend.producer;
         let mut submitter = Submitter { producer, kept: self.kept, entropy, again_at, refusing_since, pause };
@@ -265,7 +266,7 @@ struct Source {
 }
 
 impl Source {
-    fn start(mut lines: Lines, bell: Bell) -> Result<Source, BatchError> {
+    fn start(mut lines: Lines, bell: Bell) -> Ran<Source> {
         let (ahead, here) = sync_channel(2 * CHUNK);
         let read = move || {
             loop {
@@ -379,7 +380,7 @@ struct Submitter<'a> {
 
 impl Submitter<'_> {
     /// Submits a chunk; true if there is more to do at once.
-    fn submit(&mut self, pump: &mut Pump, source: &mut Source) -> Result<bool, BatchError> {
+    fn submit(&mut self, pump: &mut Pump, source: &mut Source) -> Ran<bool> {
         let now = Instant::now();
         if now < self.again_at {
             return Ok(false);

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, BufWriter, Read, Result, Seek, SeekFrom, Write
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::{BatchError, BatchOptions, Resume};
+use super::{BatchError, BatchOptions, Ran, Resume};
 use crate::limits::BATCH_COMMAND_LINES;
 use crate::problem::is_document_of_line;
 use crate::process::hygiene;
@@ -57,10 +57,7 @@ impl Before {
 impl Output {
     /// Not the input, which would be emptied. One that is gone on with must end with a whole line; or with a journal have the
     /// lines that stand, behind which it is cut.
-    pub fn open(
-        options: &BatchOptions,
-        stand: Option<u64>,
-    ) -> std::result::Result<(Output, Before), BatchError> {
+    pub fn open(options: &BatchOptions, stand: Option<u64>) -> Ran<(Output, Before)> {
         let with_buffer = |output: Box<dyn Write>| Output {
             writer: BufWriter::with_capacity(BUFFER_BYTES, output),
             file: None,

@@ -83,21 +83,18 @@ pub fn normalised(loaded: &Loaded) -> Value {
     value
 }
 
-/// Every value of the normalised config with its path, and the kind of source that it is from.
-pub fn values(loaded: &Loaded) -> Vec<(String, Value, &'static str)> {
+/// Values with their paths, and the kind of source that each is from.
+type Values = Vec<(String, Value, &'static str)>;
+
+/// Every value of the normalised config.
+pub fn values(loaded: &Loaded) -> Values {
     let (mut value, mut found) = (normalised(loaded), Vec::new());
     value.as_object_mut().map(|config| config.remove("profile"));
     walk(loaded, "", &value, Some(&loaded.given), &mut found);
     found
 }
 
-fn walk(
-    loaded: &Loaded,
-    at: &str,
-    value: &Value,
-    given: Option<&Value>,
-    found: &mut Vec<(String, Value, &'static str)>,
-) {
+fn walk(loaded: &Loaded, at: &str, value: &Value, given: Option<&Value>, found: &mut Values) {
     let members: Vec<(String, &Value)> = match value {
         Value::Object(map) if !map.is_empty() => map.iter().map(|(name, one)| (name.clone(), one)).collect(),
         Value::Array(list) if list.iter().any(Value::is_object) => {
@@ -105,7 +102,8 @@ fn walk(
         }
         _ => {
             // What a source says that is the default has no origin; what it does not say inside a list has that of the list.
-            let origin = given.filter(|given| !given.is_null()).and_then(|_| loaded.origin(at));
+            let origin =
+                given.filter(|given| !given.is_null()).and_then(|_| sources::origin_of(at, &loaded.origins));
             let kind = match origin {
                 None => "default",
                 Some(Origin::File) => "file",

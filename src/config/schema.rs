@@ -12,6 +12,7 @@ use super::key::Kind::{Int, Is, OneOf, Optional, Path, Section, Shape, Text};
 use super::key::{COUNT, FROM_0, Key, Kind, MAX, MILLIS, USER, keys};
 use super::program::{COMMAND_KEYS, HandlerConfig};
 use crate::handler::{Retry, is_name};
+use crate::named::named;
 
 /// A typed section of the configuration, whose fields are in their ranges once the validator has passed them.
 macro_rules! section {
@@ -30,9 +31,9 @@ macro_rules! section {
 
 const BACKEND: Kind = OneOf(&["memory", "redis"]);
 const BOOL: Kind = Is("bool", Value::is_boolean, "true or false");
-const TEXTS: Kind = Is("list", are_texts, "a list of strings, none empty");
+const TEXTS: Kind = Is("list", |value| are(value, |text| !text.is_empty()), "a list of strings, none empty");
 const HOSTS: Kind = Is("list", are_hosts, "a list of host names without a port");
-const ADDRESSES: Kind = Is("list", are_addresses, "a list of IP addresses");
+const ADDRESSES: Kind = Is("list", |value| are(value, is_address), "a list of IP addresses");
 const WORD: Kind = Text(|text| !text.is_empty(), "a string that is not empty");
 const ADDRESS: Kind = Text(
     |text| text.parse::<SocketAddr>().is_ok(),
@@ -315,12 +316,11 @@ pub(super) const HANDLER_KEYS: &[Key] = keys! {
     ordering = null, ORDERING;
 };
 
-/// Which order results of a batch come in: that of the input lines, or as they finish.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SinkMode {
-    SourceSeq,
-    Completion,
+named! {
+    /// Which order results of a batch come in: that of the input lines, or as they finish.
+    #[derive(Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    SinkMode { SourceSeq = "source_seq", Completion = "completion", }
 }
 
 /// How log lines are written: for people, or one object a line.
@@ -383,21 +383,19 @@ fn is_redis_url(text: &str) -> bool {
     rest.is_some_and(|rest| !rest.is_empty() && !rest.contains('@')) && !in_query
 }
 
-fn are_texts(value: &Value) -> bool {
-    let is_text = |value: &Value| value.as_str().is_some_and(|text| !text.is_empty());
-    value.as_array().is_some_and(|list| list.iter().all(is_text))
+/// True for a list of strings that all pass.
+fn are(value: &Value, passes: impl Fn(&str) -> bool) -> bool {
+    value.as_array().is_some_and(|list| list.iter().all(|value| value.as_str().is_some_and(&passes)))
 }
 
 /// Names as they stand in `Host`: a port is not theirs, and one that has it would match nothing.
 fn are_hosts(value: &Value) -> bool {
     let may_stand = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
-    let is_host = |value: &Value| value.as_str().is_some_and(|text| text.bytes().all(may_stand));
-    are_texts(value) && value.as_array().is_some_and(|list| list.iter().all(is_host))
+    are(value, |text| !text.is_empty() && text.bytes().all(may_stand))
 }
 
-fn are_addresses(value: &Value) -> bool {
-    let is_address = |value: &Value| value.as_str().is_some_and(|text| text.parse::<IpAddr>().is_ok());
-    value.as_array().is_some_and(|list| list.iter().all(is_address))
+fn is_address(text: &str) -> bool {
+    text.parse::<IpAddr>().is_ok()
 }
 
 fn is_ordering(value: &Value) -> bool {

@@ -33,30 +33,22 @@ impl Secret {
     }
 
     /// Reads a file that nobody else can read: 64 hex digits, and on a second line those of the secret before, if that is
-    /// still to be known.
-    pub fn read(path: &Path) -> Result<(Secret, Option<Secret>), String> {
+    /// still to be known. The first signs, all of them verify.
+    pub fn read_all(path: &Path) -> Result<Vec<Secret>, String> {
         let text = read_private(path, SECRET_FILE_BYTES)?;
         Secret::parse(&text).map_err(|error| format!("{}: {error}", path.display()))
     }
 
-    /// The same as a list: the first signs, all of them verify.
-    pub fn read_all(path: &Path) -> Result<Vec<Secret>, String> {
-        let (current, previous) = Secret::read(path)?;
-        Ok([Some(current), previous].into_iter().flatten().collect())
-    }
-
     /// The same from its text; an error says what is wrong, never what is in it.
-    pub fn parse(text: &[u8]) -> Result<(Secret, Option<Secret>), String> {
+    pub fn parse(text: &[u8]) -> Result<Vec<Secret>, String> {
+        const NONE: &str = "is not 64 hex digits, or two lines of them";
         let text = text.strip_suffix(b"\n").unwrap_or(text);
-        let mut lines = text.split(|byte| *byte == b'\n').map(|line| {
+        let lines = text.split(|byte| *byte == b'\n').take(3).map(|line| {
             let digits = Zeroizing::new(line.to_ascii_lowercase());
-            Secret::new(parse_hex(&digits).ok_or("is not 64 hex digits, or two lines of them")?)
+            Secret::new(parse_hex(&digits).ok_or(NONE)?)
         });
-        let mut next = || lines.next().transpose();
-        match (next()?, next()?, next()?) {
-            (Some(current), previous, None) => Ok((current, previous)),
-            (None, ..) | (.., Some(_)) => Err("is not 64 hex digits, or two lines of them".into()),
-        }
+        let secrets = lines.collect::<Result<Vec<_>, String>>()?;
+        if secrets.len() > 2 { Err(NONE.into()) } else { Ok(secrets) }
     }
 
     /// What processes of a deployment sign with at rest: `HKDF-Extract(salt "cofferdam/1 envelope", R)`.
@@ -86,12 +78,10 @@ pub fn read_private(path: &Path, most_bytes: usize) -> Result<Zeroizing<Vec<u8>>
     let is_given = given.is_some_and(|folder| path.canonicalize().is_ok_and(|path| path.starts_with(folder)));
     let (owners, closed) = if is_given { ([own, 0], 0o037) } else { ([own; 2], 0o077) };
     if !kind.is_file() {
-        let what = if kind.is_dir() {
-            "a directory"
-        } else if kind.is_fifo() {
-            "a FIFO"
-        } else {
-            "a device"
+        let what = match kind {
+            _ if kind.is_dir() => "a directory",
+            _ if kind.is_fifo() => "a FIFO",
+            _ => "a device",
         };
         return Err(format!("{at}: is {what}, not a regular file"));
     }

@@ -40,13 +40,6 @@ pub struct Loaded {
     pub warnings: Vec<String>,
 }
 
-impl Loaded {
-    /// Where the value at a path came from; `None` if it is the default.
-    pub fn origin(&self, path: &str) -> Option<&Origin> {
-        origin_of(path, &self.origins)
-    }
-}
-
 /// Behind `COFFERDAM_`: the name of the config file, and what a program is told of its job.
 const NO_KEYS: [&str; 8] =
     ["CONFIG", "JOB_ID", "DELIVERY", "FENCE", "HANDLER", "PROGRAM", "URL", "TOKEN_FILE"];
@@ -58,10 +51,8 @@ type Origins = BTreeMap<String, Origin>;
 pub fn load(source: &Source, handlers: &OwnOptions) -> Result<Loaded, Vec<Issue>> {
     let (mut issues, mut layers, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
     if let Some(path) = &source.file {
-        match read_file(path, &mut issues) {
-            Ok(value) => layers.push((value, Origin::File)),
-            Err(issue) => issues.push(issue),
-        }
+        let read = read_file(path, &mut issues);
+        read.map_or_else(|issue| issues.push(issue), |value| layers.push((value, Origin::File)));
     }
     for (name, value) in &source.environment {
         let Some(rest) = name.strip_prefix("COFFERDAM_") else { continue };
@@ -117,7 +108,7 @@ fn in_capitals(path: &str, dot: &str) -> String {
 }
 
 /// Where the value at this path came from, or one inside, or the one that it is inside of.
-fn origin_of<'a>(path: &str, origins: &'a Origins) -> Option<&'a Origin> {
+pub(super) fn origin_of<'a>(path: &str, origins: &'a Origins) -> Option<&'a Origin> {
     let within = format!("{path}.");
     let inside = || origins.range(within.clone()..).next().filter(|(at, _)| at.starts_with(&within));
     let around = || path.rmatch_indices('.').find_map(|(end, _)| origins.get(&path[..end]));

@@ -8,13 +8,12 @@ use serde_json::Value;
 use zeroize::Zeroizing;
 
 use super::table::cell;
-use crate::web::chunked::Chunked;
+use crate::exit::Exit;
+use crate::web::respond::{ANSWER_BYTES, Answer};
 
 /// An answer is waited for so long beyond what was asked for.
 const PATIENCE: Duration = Duration::from_secs(60);
 const CONNECTS: Duration = Duration::from_secs(5);
-/// As large as anything that a service may keep.
-const ANSWER_BYTES: usize = 256 << 20;
 
 /// Who asks what, and where.
 pub struct Client {
@@ -25,21 +24,11 @@ pub struct Client {
     pub patience: Duration,
 }
 
-/// What came back.
-#[derive(Debug, Default)]
-pub struct Reply {
-    pub status: u16,
-    pub body: Vec<u8>,
-}
-
-/// Why there is no result.
+/// Why there is no result. `Exit::Failed`: the service said no; `Exit::NotReady`: nobody answered, or not as a service does.
 #[derive(Debug)]
-pub enum Trouble {
-    /// Nobody answered, or not as a service does.
-    Unreachable(String),
-    /// It said no.
-    Refused(String),
-}
+pub struct Trouble(pub Exit, pub String);
+
+type Asked = Result<Answer, Trouble>;
 
 impl Client {
     /// # Errors
@@ -68,42 +57,31 @@ impl Client {
     }
 
     /// A successful answer; anything else in words.
-    pub fn success(
-        &mut self,
-        method: &str,
-        target: &str,
-        headers: &[String],
-        body: &[u8],
-    ) -> Result<Reply, Trouble> {
+    pub fn success(&mut self, method: &str, target: &str, headers: &[String], body: &[u8]) -> Asked {
         let reply = self.ask(method, target, headers, body)?;
         if (200..300).contains(&reply.status) { Ok(reply) } else { Err(self.refusal(&reply)) }
     }
 
     /// What a service's problem says.
-    pub fn refusal(&self, reply: &Reply) -> Trouble {
+    pub fn refusal(&self, reply: &Answer) -> Trouble {
         let problem: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
         let text = |name: &str| if problem[name].is_string() { cell(&problem[name]) } else { String::new() };
         match text("code").as_str() {
             "" => self.is_no_service(&format!("status {}, and no word why", reply.status)),
-            "not_found" if text("detail").contains("no such resource") => {
-                Trouble::Refused("the service does not know this: it may be older than this command".into())
-            }
-            code => Trouble::Refused(format!("{code}: {} (trace {})", text("detail"), text("trace_id"))),
+            "not_found" if text("detail").contains("no such resource") => Trouble(
+                Exit::Failed,
+                "the service does not know this: it may be older than this command".into(),
+            ),
+            code => Trouble(Exit::Failed, format!("{code}: {} (trace {})", text("detail"), text("trace_id"))),
         }
     }
 
     fn is_no_service(&self, why: &str) -> Trouble {
-        Trouble::Unreachable(format!("http://{}: {why}: is this a Cofferdam service?", self.authority))
+        Trouble(Exit::NotReady, format!("http://{}: {why}: is this a Cofferdam service?", self.authority))
     }
 
     /// Any answer. A request that can be said twice is, if a kept connection has ended meanwhile.
-    pub fn ask(
-        &mut self,
-        method: &str,
-        target: &str,
-        headers: &[String],
-        body: &[u8],
-    ) -> Result<Reply, Trouble> {
+    pub fn ask(&mut self, method: &str, target: &str, headers: &[String], body: &[u8]) -> Asked {
         let mut request = Zeroizing::new(Vec::with_capacity(512 + body.len()));
         let _ = write!(request, "{method} {target} HTTP/1.1\r\nHost: {}\r\n", self.authority);
         if let Some(token) = &self.token {
@@ -126,12 +104,12 @@ impl Client {
                 ErrorKind::InvalidData => return self.is_no_service("the answer is no HTTP"),
                 _ => error.to_string(),
             };
-            Trouble::Unreachable(format!("http://{}: {why}", self.authority))
+            Trouble(Exit::NotReady, format!("http://{}: {why}", self.authority))
         })
     }
 
     /// The connection is kept only once its answer is whole.
-    fn exchange(&mut self, request: &[u8]) -> std::io::Result<Reply> {
+    fn exchange(&mut self, request: &[u8]) -> std::io::Result<Answer> {
         let mut stream = match self.stream.take().filter(is_open) {
             Some(stream) => stream,
             None => self.connect()?,
@@ -148,7 +126,7 @@ impl Client {
             if input.len() > ANSWER_BYTES {
                 return Err(ErrorKind::InvalidData.into());
             }
-            match parse(&input, read == 0)? {
+            match Answer::parse(&input, read == 0).map_err(|_| ErrorKind::InvalidData)? {
                 Some((reply, is_kept)) => {
                     self.stream = is_kept.then_some(stream);
                     return Ok(reply);
@@ -181,73 +159,9 @@ fn is_open(stream: &TcpStream) -> bool {
     is_quiet && stream.set_nonblocking(false).is_ok()
 }
 
-/// An answer (RFC 9112), once it is whole, and whether another may follow; a length, chunks, or what comes until `is_end`.
-fn parse(input: &[u8], is_end: bool) -> std::io::Result<Option<(Reply, bool)>> {
-    let Some(end) = input.windows(4).position(|window| window == b"\r\n\r\n") else {
-        let is_http = input.iter().zip(b"HTTP/1.").all(|(byte, of)| byte == of) && input.len() < 1 << 20;
-        return if is_http { Ok(None) } else { Err(ErrorKind::InvalidData.into()) };
-    };
-    let head = String::from_utf8_lossy(&input[..end]).to_ascii_lowercase();
-    let mut lines = head.split("\r\n");
-    let status = lines.next().and_then(|line| line.strip_prefix("http/1.")?.get(2..5)?.parse().ok());
-    let status = status.ok_or(ErrorKind::InvalidData)?;
-    let (mut length, mut is_chunked, mut is_kept) = (None, false, true);
-    for (name, value) in lines.filter_map(|line| line.split_once(':')) {
-        match (name, value.trim()) {
-            ("content-length", value) => {
-                let given = value.parse().ok().filter(|length| *length <= ANSWER_BYTES);
-                length = Some(given.ok_or(ErrorKind::InvalidData)?);
-            }
-            ("transfer-encoding", value) => is_chunked = value == "chunked",
-            ("connection", value) => is_kept = value != "close",
-            _ => {}
-        }
-    }
-    let rest = &input[end + 4..];
-    let mut body = Vec::new();
-    if is_chunked {
-        // Not read again with each piece that comes: an empty line ends the last one.
-        if !rest.ends_with(b"\r\n\r\n") {
-            return Ok(None);
-        }
-        let read =
-            Chunked::default().read(rest, &mut body, ANSWER_BYTES).map_err(|_| ErrorKind::InvalidData)?;
-        return Ok(read.1.then_some((Reply { status, body }, is_kept)));
-    }
-    Ok(match length {
-        Some(length) => rest.get(..length).map(|body| (Reply { status, body: body.into() }, is_kept)),
-        None => is_end.then(|| (Reply { status, body: rest.into() }, false)),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_answer_is_read_once_it_is_whole_however_it_is_framed() {
-        for (text, body, is_kept) in [
-            ("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", "abc", true),
-            (
-                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n",
-                "abc",
-                true,
-            ),
-            ("HTTP/1.1 204 No\r\ncontent-length:0\r\nConnection: close\r\n\r\n", "", false),
-        ] {
-            for end in 0..text.len() {
-                assert!(matches!(parse(&text.as_bytes()[..end], false), Ok(None)), "{end} of {text}");
-            }
-            let (reply, kept) = parse(text.as_bytes(), false).unwrap().unwrap();
-            assert_eq!((&*String::from_utf8_lossy(&reply.body), kept), (body, is_kept), "{text}");
-        }
-        let until_the_end = b"HTTP/1.0 200 OK\r\n\r\nabc";
-        assert!(parse(until_the_end, false).unwrap().is_none());
-        assert_eq!(parse(until_the_end, true).unwrap().unwrap().0.body, b"abc");
-        for bad in ["SSH-2.0-x\r\n", "HTTP/1.1 abc\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"] {
-            assert!(parse(bad.as_bytes(), true).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn a_url_is_of_a_service_or_said_to_be_none() {

@@ -13,20 +13,8 @@ use crate::job::JobId;
 use crate::options::Options;
 
 /// Of a record, as `show` has them.
-const FIELDS: [&str; 12] = [
-    "id",
-    "handler",
-    "status",
-    "waiting_for",
-    "deliveries",
-    "ordering_key",
-    "trace_id",
-    "submitted_at",
-    "started_at",
-    "finished_at",
-    "result",
-    "error",
-];
+const FIELDS: &str = "id handler status waiting_for deliveries ordering_key trace_id submitted_at started_at \
+                      finished_at result error";
 /// Records of one request.
 const PAGE: usize = 1_000;
 
@@ -88,31 +76,17 @@ fn list_jobs(console: &mut Console, options: &mut Options) -> Result<Exit, Stop>
         let lines: String = jobs.iter().map(|job| format!("{job}\n")).collect();
         return Ok(answer(&lines));
     }
-    let row = |job: &Value| {
-        let names = ["id", "handler", "status", "deliveries", "submitted_at", "finished_at", "ordering_key"];
-        names.into_iter().map(|name| cell(&job[name])).collect()
-    };
-    let rows: Vec<Vec<String>> = jobs.iter().map(row).collect();
-    let heads = ["ID", "HANDLER", "STATUS", "DELIVERIES", "SUBMITTED", "FINISHED", "KEY"];
-    Ok(answer(&table(&heads, &rows, width())))
+    let columns = "ID=id,HANDLER=handler,STATUS=status,DELIVERIES=deliveries,SUBMITTED=submitted_at,\
+                   FINISHED=finished_at,KEY=ordering_key";
+    Ok(answer(&table(columns, &jobs, width())))
 }
 
 fn show(console: &mut Console, id: &str) -> Result<Exit, Stop> {
     let record = console.client.json("GET", &format!("/v1/jobs/{id}"), "")?;
-    if console.as_json {
-        return Ok(answer(&format!("{record}\n")));
-    }
-    let mut text = String::new();
-    for name in FIELDS {
-        let _ = writeln!(text, "{name:13} {}", cell(&record[name]));
-    }
-    let row = |attempt: &Value| {
-        ["started_at", "ended_at", "executor", "outcome"].map(|name| cell(&attempt[name])).into()
-    };
-    let rows: Vec<Vec<String>> = list(&record["attempts"]).iter().map(row).collect();
-    text += "\n";
-    text += &table(&["STARTED", "ENDED", "EXECUTOR", "OUTCOME"], &rows, width());
-    Ok(answer(&text))
+    let fields = FIELDS.split(' ').map(|name| format!("{name:13} {}\n", cell(&record[name])));
+    let columns = "STARTED=started_at,ENDED=ended_at,EXECUTOR=executor,OUTCOME=outcome";
+    let text = || fields.chain(["\n".into(), table(columns, list(&record["attempts"]), width())]);
+    Ok(console.show(&record, || text().collect()))
 }
 
 fn wait_for_all(console: &mut Console, ids: &[String]) -> Result<Exit, Stop> {
@@ -156,7 +130,7 @@ fn change(console: &mut Console, options: &mut Options, what: &str) -> Result<Ex
         true => format!("{} jobs match{more}\n", number("matched")),
         false => format!("{} of {} jobs: {what} done{more}\n", number("done"), number("matched")),
     };
-    let exit = answer(&if console.as_json { format!("{done}\n") } else { text });
+    let exit = console.show(&done, || text);
     let is_whole = done["refused"].as_u64() == Some(0) && done["more"] == false;
     Ok(if is_whole || counts { exit } else { Exit::Failed })
 }
@@ -172,8 +146,8 @@ fn change_each(console: &mut Console, ids: &[String], what: &str) -> Result<Exit
         if !(200..300).contains(&reply.status) {
             exit = Exit::Failed;
             match console.client.refusal(&reply) {
-                Trouble::Refused(why) => complain(&format!("{id}: {why}")),
-                trouble @ Trouble::Unreachable(_) => return Err(trouble.into()),
+                Trouble(Exit::Failed, why) => complain(&format!("{id}: {why}")),
+                trouble => return Err(trouble.into()),
             }
             continue;
         }

@@ -12,10 +12,10 @@ use std::io::{IsTerminal, Read, Write};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-pub use client::{Client, Reply, Trouble};
+pub use client::{Client, Trouble};
 use table::cell;
 
-use crate::exit::{Exit, complain, written_out};
+use crate::exit::{Exit, answer, complain, written_out};
 use crate::limits::AUTHORIZATION_BYTES;
 use crate::options::Options;
 
@@ -66,13 +66,9 @@ pub fn run(command: &str, options: &mut Options) -> Result<Exit, String> {
     match end {
         Ok(exit) | Err(Stop::Done(exit)) => Ok(exit),
         Err(Stop::Usage(why)) => Err(why),
-        Err(Stop::Trouble(Trouble::Refused(why))) => {
+        Err(Stop::Trouble(Trouble(exit, why))) => {
             complain(&why);
-            Ok(Exit::Failed)
-        }
-        Err(Stop::Trouble(Trouble::Unreachable(why))) => {
-            complain(&why);
-            Ok(Exit::NotReady)
+            Ok(exit)
         }
     }
 }
@@ -84,6 +80,11 @@ impl Console {
         let token = options.value("--token-file")?.or_else(|| given(TOKEN_VARIABLE));
         let token = token.map(|file| read_token(&file)).transpose()?;
         Ok(Console { client: Client::new(&url, token)?, as_json: options.flag("--json") })
+    }
+
+    /// What was found: for scripts as it is, for people in words.
+    fn show(&self, found: &Value, text: impl FnOnce() -> String) -> Exit {
+        answer(&if self.as_json { format!("{found}\n") } else { text() })
     }
 
     /// A job's result or payload, as it is.
@@ -130,12 +131,9 @@ fn width() -> usize {
 
 /// A text as part of a target (RFC 3986, 2.1).
 fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => out.push(char::from(byte)),
-            byte => out += &format!("%{byte:02X}"),
-        }
-    }
-    out
+    let escape = |byte: u8| match byte {
+        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
+        byte => format!("%{byte:02X}"),
+    };
+    text.bytes().map(escape).collect()
 }

@@ -4,16 +4,19 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-/// Head and rows, each of so many cells. Numbers stand to the right. Lines end at `width`.
-pub fn table(heads: &[&str], rows: &[Vec<String>], width: usize) -> String {
-    let length = |text: &str| text.chars().count();
-    let all =
-        || std::iter::once(heads.iter().map(|head| (*head).to_owned()).collect()).chain(rows.iter().cloned());
-    let widths: Vec<usize> = (0..heads.len())
-        .map(|column| {
-            all().filter_map(|row: Vec<String>| row.get(column).map(|cell| length(cell))).max().unwrap_or(0)
-        })
-        .collect();
+use crate::observe::is_hidden;
+
+/// Rows under columns such as `ID=id,WHY=reason+until`: a head, and the path of the field that it shows, or of two. Numbers
+/// stand to the right. Lines end at `width`.
+pub fn table(columns: &str, rows: &[Value], width: usize) -> String {
+    let (heads, paths): (Vec<&str>, Vec<&str>) =
+        columns.split(',').filter_map(|column| column.split_once('=')).unzip();
+    let heads: Vec<String> = heads.into_iter().map(str::to_owned).collect();
+    let cells = |row: &Value| paths.iter().map(|path| shown(row, path)).collect();
+    let rows: Vec<Vec<String>> = rows.iter().map(cells).collect();
+    let all = || [&heads].into_iter().chain(&rows);
+    let longest = |column: usize| all().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..heads.len()).map(longest).collect();
     let is_number = |column: usize| {
         let first =
             |row: &Vec<String>| row[column].split(' ').next().is_some_and(|word| word.parse::<f64>().is_ok());
@@ -36,30 +39,40 @@ pub fn table(heads: &[&str], rows: &[Vec<String>], width: usize) -> String {
     out
 }
 
+/// What a row has at a path: of two the second where it is there.
+fn shown(row: &Value, path: &str) -> String {
+    let field = |path: &str| row.pointer(&format!("/{path}")).unwrap_or(&Value::Null);
+    match path.split_once('+') {
+        Some((path, second)) if !field(second).is_null() => {
+            format!("{} {}", cell(field(path)), cell(field(second)))
+        }
+        Some((path, _)) => cell(field(path)),
+        None if path.contains("seconds") => seconds(field(path)),
+        None if path == "paused" => state(field(path)).into(),
+        None => cell(field(path)),
+    }
+}
+
+/// A handler's, by whether it is paused.
+pub fn state(paused: &Value) -> &'static str {
+    if *paused == true { "paused" } else { "open" }
+}
+
 /// A field as a cell: nothing where there is none. What could steer a terminal is shown as what it is.
 pub fn cell(value: &Value) -> String {
     match value {
         Value::Null => "-".into(),
         Value::String(text) => text
             .chars()
-            .flat_map(|char| match is_steering(char) {
-                true => char.escape_default().collect::<Vec<_>>(),
-                false => vec![char],
-            })
+            .map(|char| if is_hidden(char) { char.escape_default().to_string() } else { char.into() })
             .collect(),
         other => other.to_string(),
     }
 }
 
-/// True for what moves a cursor, turns the direction of the text (Unicode's Bidi_Control), or is not seen.
-fn is_steering(char: char) -> bool {
-    char.is_control()
-        || matches!(char, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{61c}' | '\u{feff}')
-}
-
 /// Seconds, as short as they can be read.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "shown as a whole number")]
-pub fn seconds(value: &Value) -> String {
+fn seconds(value: &Value) -> String {
     let Some(seconds) = value.as_f64() else { return "-".into() };
     match seconds.max(0.0) {
         0.0 => "0 s".into(),
@@ -79,10 +92,13 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_their_cells_and_lines_end_where_the_terminal_does() {
-        let rows = [vec!["a".into(), "10".into()], vec!["long".into(), "7".into()]];
-        assert_eq!(table(&["name", "n"], &rows, 80), "name   n\na     10\nlong   7\n");
-        assert_eq!(table(&["name", "n"], &rows, 3), "nam\na  \nlon\n");
-        assert_eq!(table(&["name"], &[], 80), "name\n");
+        let rows = [json!({ "a": "a", "n": 10 }), json!({ "a": "long", "n": 7 })];
+        assert_eq!(table("name=a,n=n", &rows, 80), "name   n\na     10\nlong   7\n");
+        assert_eq!(table("name=a,n=n", &rows, 3), "nam\na  \nlon\n");
+        assert_eq!(table("name=a", &[], 80), "name\n");
+        let row = json!({ "why": "backoff", "until": "9:00", "of": { "seconds": 3.25 }, "paused": true });
+        let text = table("WHY=why+until,OTHER=why+none,AGE=of/seconds,STATE=paused,NONE=x", &[row], 80);
+        assert!(text.ends_with("\nbackoff 9:00  backoff  3.2 s  paused  -\n"), "{text}");
     }
 
     #[test]

@@ -90,11 +90,6 @@ impl Maps {
         }
     }
 
-    /// One value.
-    pub fn get(&self, name: &str, key: &str, now: Timestamp) -> Option<Arc<[u8]>> {
-        self.maps.get(name).filter(|map| map.lives(now))?.entries.get(key).cloned()
-    }
-
     /// Bytes of the map as they would be after these changes (each key named once).
     pub(super) fn bytes_after(&self, name: &str, changes: &[Change], now: Timestamp) -> usize {
         let map = self.maps.get(name).filter(|map| map.lives(now));
@@ -139,7 +134,7 @@ impl Maps {
     }
 
     /// Removes the map.
-    pub fn delete(&mut self, name: &str) {
+    fn delete(&mut self, name: &str) {
         if let Some(map) = self.maps.remove(name) {
             self.mortal -= usize::from(map.expires_at.is_some());
             self.held -= map.held_bytes();

@@ -260,16 +260,8 @@ impl KeyValue for MemoryBroker {
         self.settled(|broker, now| broker.maps().load(map, ttl, now))
     }
 
-    fn get(&self, map: &str, key: &str) -> Result<Option<Arc<[u8]>>, BackendError> {
-        self.settled(|broker, now| broker.maps().get(map, key, now))
-    }
-
     fn apply(&self, map: &str, changes: &[Change], ttl: Option<Duration>) -> Result<(), BackendError> {
         self.settled(|broker, now| broker.maps().apply(map, changes, ttl, now))
-    }
-
-    fn delete(&self, map: &str) -> Result<(), BackendError> {
-        self.settled(|broker, _| broker.maps().delete(map))
     }
 }
 

@@ -21,9 +21,10 @@ fn is_plain(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"')
 }
 
-/// True for what a terminal does not show, but obeys: control characters, and those that turn the direction of writing.
-fn is_hidden(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+/// True for what a terminal does not show, or obeys: control characters, and those that turn the direction of writing.
+pub(crate) fn is_hidden(c: char) -> bool {
+    let is_format = matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}');
+    c.is_control() || is_format
 }
 
 /// As a JSON string, in which everything hidden is an escape.
@@ -32,11 +33,7 @@ fn quoted(text: &str) -> String {
     if !json.contains(is_hidden) {
         return json;
     }
-    let escape = |out: String, c| match is_hidden(c) {
-        true => out + &format!("\\u{:04x}", u32::from(c)),
-        false => out + c.encode_utf8(&mut [0; 4]),
-    };
-    json.chars().fold(String::new(), escape)
+    json.chars().map(|c| if is_hidden(c) { format!("\\u{:04x}", u32::from(c)) } else { c.into() }).collect()
 }
 
 /// The target of events, so that the formatter knows that the message is a list of fields.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::error::BackendError;
+use super::error::Reached;
 use super::rules::Rules;
 use crate::job::{Entries, FollowUp, JobId, JobSpec, Outcome, Payload, Version};
 use crate::limits::{DELAY_MAX, FOLLOW_UPS, ORDERING_KEY_BYTES};
@@ -17,7 +17,7 @@ use crate::problem::{Code, JobError};
 pub trait Consumer: Send {
     /// Says what came of runs, then claims until `room` leases are live. Never waits: refusals and leases that are
     /// not there yet come with a later step, after the bell rang.
-    fn step(&mut self, requests: Requests, room: usize) -> Result<Step, BackendError>;
+    fn step(&mut self, requests: Requests, room: usize) -> Reached<Step>;
 
     /// The executor lives: its leases are renewed.
     fn extend(&mut self);

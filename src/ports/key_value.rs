@@ -1,9 +1,8 @@
 //! [`KeyValue`]: named maps, for lane states and trace contexts.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use super::error::BackendError;
+use super::error::Reached;
 use crate::job::{Change, Entries};
 
 /// Named maps of key to bytes, each with an optional time to live that is exact to the backend's clock.
@@ -12,12 +11,8 @@ use crate::job::{Change, Entries};
 /// time to live renews it.
 pub trait KeyValue: Send + Sync {
     /// The whole map; empty if there is none. A `ttl` given renews the map's time.
-    fn load(&self, map: &str, ttl: Option<Duration>) -> Result<Entries, BackendError>;
-
-    fn get(&self, map: &str, key: &str) -> Result<Option<Arc<[u8]>>, BackendError>;
+    fn load(&self, map: &str, ttl: Option<Duration>) -> Reached<Entries>;
 
     /// All changes at once; with `ttl` the map lives that long from now, without it for ever.
-    fn apply(&self, map: &str, changes: &[Change], ttl: Option<Duration>) -> Result<(), BackendError>;
-
-    fn delete(&self, map: &str) -> Result<(), BackendError>;
+    fn apply(&self, map: &str, changes: &[Change], ttl: Option<Duration>) -> Reached<()>;
 }

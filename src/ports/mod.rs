@@ -16,7 +16,7 @@ mod rules;
 mod seat;
 
 pub use consumer::{Commit, Consumer, Lease, LeaseId, LeasedJob, OfLease, Requests, StateAt, Step};
-pub use error::BackendError;
+pub use error::{BackendError, Reached};
 pub use fitness::Fitness;
 pub use forged::Forged;
 pub use key_value::KeyValue;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::error::BackendError;
+use super::error::{BackendError, Reached};
 use super::forged::Forged;
 use super::recent::Looked;
 use super::replies::JobEnded;
@@ -22,7 +22,7 @@ use crate::problem::Code;
 pub trait Producer: Send + Sync {
     /// Accepts jobs; one answer a job, in order. Each is accepted or refused on its own, except that after one
     /// that found the queue full none of the same owner and call is accepted: their order is kept.
-    fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Submitted>, BackendError>;
+    fn submit(&self, jobs: Vec<NewJob>) -> Reached<Vec<Submitted>>;
 
     /// The same, where the answer may come from another thread, later.
     fn submit_later(&self, jobs: Vec<NewJob>, then: Then) {
@@ -30,15 +30,10 @@ pub trait Producer: Send + Sync {
     }
 
     /// The record of a job that the viewer may see.
-    fn record(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError>;
+    fn record(&self, viewer: &Viewer, id: JobId) -> Reached<Option<JobRecord>>;
 
     /// The same; if the job has not ended, `instance` hears of its end as well as whoever submitted it.
-    fn watch(
-        &self,
-        viewer: &Viewer,
-        id: JobId,
-        instance: InstanceId,
-    ) -> Result<Option<JobRecord>, BackendError>;
+    fn watch(&self, viewer: &Viewer, id: JobId, instance: InstanceId) -> Reached<Option<JobRecord>>;
 
     /// How these have ended, for whoever was not told; and those of which that could not be found out, to ask again.
     /// Those that have not ended, or are unknown, are left out.
@@ -54,38 +49,33 @@ pub trait Producer: Send + Sync {
     }
 
     /// Cancels the job if it has not ended, unparks its lane if it is the dead head of one; the record after that.
-    fn cancel(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError>;
+    fn cancel(&self, viewer: &Viewer, id: JobId) -> Reached<Option<JobRecord>>;
 
     /// Queues a dead, failed, timed-out or cancelled job again, where a new job of its owner would find room.
-    fn retry(&self, viewer: &Viewer, id: JobId) -> Result<Option<Retried>, BackendError>;
+    fn retry(&self, viewer: &Viewer, id: JobId) -> Reached<Option<Retried>>;
 
     /// Holds or lets go the queued jobs of a handler; false if there is no such handler.
-    fn pause(&self, handler: &str, paused: bool) -> Result<bool, BackendError>;
+    fn pause(&self, handler: &str, paused: bool) -> Reached<bool>;
 
     /// The payload of a job that the viewer may see. `Some(None)`: it is not kept any more, since the job has succeeded.
-    fn payload(&self, viewer: &Viewer, id: JobId) -> Result<Option<Option<Payload>>, BackendError>;
+    fn payload(&self, viewer: &Viewer, id: JobId) -> Reached<Option<Option<Payload>>>;
 
     /// Records, newest submission first.
-    fn list(&self, viewer: &Viewer, filter: &Filter) -> Result<Listed, BackendError>;
+    fn list(&self, viewer: &Viewer, filter: &Filter) -> Reached<Listed>;
 
     /// Lanes of a handler in which jobs wait, or that a dead head holds; at most so many, the one that has waited longest first.
     /// `None`: there is no such handler.
-    fn lanes(
-        &self,
-        viewer: &Viewer,
-        handler: &str,
-        most: usize,
-    ) -> Result<Option<Vec<LaneStats>>, BackendError>;
+    fn lanes(&self, viewer: &Viewer, handler: &str, most: usize) -> Reached<Option<Vec<LaneStats>>>;
 
     /// Jobs that have ended here since a look that found so many: not all that a deployment of many processes has.
     fn recent_ends(&self, count: u64) -> Looked;
 
     /// Where the backend cannot be reached, what this process knows itself.
-    fn stats(&self) -> Result<Stats, BackendError>;
+    fn stats(&self) -> Reached<Stats>;
 }
 
 /// Takes the answers to a submission.
-pub type Then = Box<dyn FnOnce(Result<Vec<Submitted>, BackendError>) + Send>;
+pub type Then = Box<dyn FnOnce(Reached<Vec<Submitted>>) + Send>;
 
 /// A job to be accepted.
 #[derive(Clone, Debug)]
@@ -214,7 +204,7 @@ impl Share {
 }
 
 /// Who asks. Jobs of others are not there for who is not an admin.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Viewer {
     /// The token name; empty without authentication.
     pub name: Arc<str>,
@@ -325,7 +315,6 @@ impl Histogram {
     }
 
     /// What was counted since this one had counted `earlier`.
-    #[must_use]
     pub fn since(&self, earlier: &Histogram) -> Histogram {
         let mut buckets = self.buckets;
         buckets
@@ -337,7 +326,6 @@ impl Histogram {
 
     /// Seconds that this part of all durations, between 0 and 1, does not exceed; within a bucket in proportion, beyond the
     /// last bound that bound (as Prometheus' `histogram_quantile`). `None`: there are no durations.
-    #[must_use]
     #[allow(clippy::cast_precision_loss, reason = "an estimate anyhow")]
     pub fn quantile(&self, part: f64) -> Option<f64> {
         let all: u64 = self.buckets.iter().sum();

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use super::error::BackendError;
+use super::error::Reached;
 use crate::bell::Bell;
 use crate::job::{Finished, InstanceId, JobId, JobRecord};
 
 /// A job's end is told as a part of its commit. What is told may be lost or doubled; the job's record is the truth.
 pub trait Replies: Send + Sync {
     /// Opens the inbox of `instance`; `bell` rings when there is something in it.
-    fn subscribe(&self, instance: InstanceId, bell: Bell) -> Result<Box<dyn Inbox>, BackendError>;
+    fn subscribe(&self, instance: InstanceId, bell: Bell) -> Reached<Box<dyn Inbox>>;
 }
 
 /// What one process is told.

@@ -14,7 +14,7 @@ use crate::config::secret::Secret;
 use crate::entropy::Entropy;
 use crate::job::{InstanceId, JobId};
 use crate::ports::{
-    BackendError, Consumer, Ends, Inbox, NewJob, Refusal, Replies, Requests, Step, Submitted, Then,
+    BackendError, Consumer, Ends, Inbox, NewJob, Reached, Refusal, Replies, Requests, Step, Submitted, Then,
 };
 
 /// A process's handle to a deployment's broker; all clones are one.
@@ -51,7 +51,7 @@ impl RedisBroker {
     ///
     /// # Errors
     /// The backend is lost.
-    pub fn settle(&self) -> Result<(), BackendError> {
+    pub fn settle(&self) -> Reached<()> {
         loop {
             // A connection that was cut is replaced.
             let heard = self.0.hear(Duration::ZERO).or_else(|_| self.0.hear(Duration::ZERO))?;
@@ -68,7 +68,6 @@ impl RedisBroker {
     }
 
     /// An executor of this group; `bell` rings when a step would bring something.
-    #[must_use]
     pub fn consumer(&self, group: usize, bell: Bell) -> RedisConsumer {
         let now = self.0.server.now();
         let number = self.0.change(|state| state.connect(group, bell, now));
@@ -79,7 +78,7 @@ impl RedisBroker {
 impl Shared {
     /// Takes in what other processes say within so long; true if there was something. What is said while the server cannot
     /// be reached goes unheard, and is looked for where it is kept.
-    pub(super) fn hear(&self, wait: Duration) -> Result<bool, BackendError> {
+    pub(super) fn hear(&self, wait: Duration) -> Reached<bool> {
         let inboxes = lock(&self.state).inboxes();
         let heard = lock(&self.listener).hear(&self.server, &inboxes, wait)?;
         Ok(heard.map(|heard| self.change(|state| state.heard(heard))).is_some())
@@ -165,7 +164,7 @@ pub struct RedisConsumer {
 }
 
 impl Consumer for RedisConsumer {
-    fn step(&mut self, requests: Requests, room: usize) -> Result<Step, BackendError> {
+    fn step(&mut self, requests: Requests, room: usize) -> Reached<Step> {
         self.shared.change(|state| state.step(self.number, requests, room))
     }
 
@@ -186,7 +185,7 @@ impl Drop for RedisConsumer {
 }
 
 impl Replies for RedisBroker {
-    fn subscribe(&self, instance: InstanceId, bell: Bell) -> Result<Box<dyn Inbox>, BackendError> {
+    fn subscribe(&self, instance: InstanceId, bell: Bell) -> Reached<Box<dyn Inbox>> {
         self.0.change(|state| state.subscribe(instance, bell));
         Ok(Box::new(RedisInbox { shared: self.0.clone(), instance }))
     }

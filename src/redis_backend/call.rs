@@ -15,21 +15,22 @@ use super::turn::{Answer, Draft};
 use crate::clock::micros;
 use crate::entropy::Entropy;
 use crate::job::{
-    Effects, Entries, Finished, InstanceId, JobId, JobSpec, JobStatus, Outcome, Payload, Trace, Version,
+    Effects, Entries, Finished, InstanceId, JobId, JobSpec, JobStatus, Outcome, Payload, Version,
     context_map, state_map,
 };
 use crate::limits::DELAY_MAX;
 use crate::observe::{Delivery, event, job_event};
 use crate::ports::{
-    BackendError, Forged, JobEnded, Lease, LeaseId, LeasedJob, NewJob, OfLease, StateAt, Then, Viewer,
+    BackendError, Forged, JobEnded, Lease, LeaseId, LeasedJob, NewJob, OfLease, Reached, StateAt, Then,
+    Viewer,
 };
 use crate::problem::{Cause, Code, JobError};
 
 /// See the module.
-pub(super) struct Call {
+pub struct Call {
     arguments: Arguments,
-    pub(super) commits: Vec<Told>,
-    pub(super) submissions: Vec<(Vec<NewJob>, Then)>,
+    pub commits: Vec<Told>,
+    pub submissions: Vec<(Vec<NewJob>, Then)>,
     /// What was sealed, by its index in ARGV: the server speaks of it by that.
     outcomes: HashMap<usize, Arc<Finished>>,
 }
@@ -54,7 +55,7 @@ type LeaseRow = (u64, u64, String, String, u64, Sealed, Vec<JobRow>, String, u8,
 type JobRow = (String, Vec<u8>, u64, u64, Sealed, Vec<u8>);
 
 impl Call {
-    pub(super) fn new(draft: Draft, server: &Server, entropy: &mut Entropy, sums: &mut Sums) -> Call {
+    pub fn new(draft: Draft, server: &Server, entropy: &mut Entropy, sums: &mut Sums) -> Call {
         let (arguments, outcomes) = Default::default();
         let mut sealing = Sealing { server, entropy, sums, arguments, outcomes };
         let commits: Vec<Json> = draft.commits.iter().map(|told| sealing.commit(told)).collect();
@@ -83,11 +84,7 @@ impl Call {
     }
 
     /// Says it; also one answer a job. After an error nothing is known of what the server did.
-    pub(super) fn say(
-        &mut self,
-        server: &Server,
-        sums: &mut Sums,
-    ) -> Result<(Answer, Vec<String>), BackendError> {
+    pub fn say(&mut self, server: &Server, sums: &mut Sums) -> Reached<(Answer, Vec<String>)> {
         let function = if self.submissions.is_empty() { "turn" } else { "submit" };
         let (results, submitted, leases, over, revoked, ends, notices, idle, due, opened, dying): Said =
             server.call(function, &mut self.arguments)?;
@@ -156,7 +153,7 @@ impl Call {
     }
 
     /// Takes its jobs out: their callers do not wait for a server that is away, or has no memory for them.
-    pub(super) fn take_submissions(&mut self) -> Vec<(Vec<NewJob>, Then)> {
+    pub fn take_submissions(&mut self) -> Vec<(Vec<NewJob>, Then)> {
         self.arguments.what["jobs"] = json!([]);
         std::mem::take(&mut self.submissions)
     }
@@ -257,16 +254,8 @@ impl Sealing<'_> {
         };
         let error =
             JobError::new(Code::DeadLettered, "nobody of this deployment signed this job: it was put aside");
-        let spec = JobSpec {
-            id: job,
-            owner: Arc::from(""),
-            handler: handler.clone(),
-            ordering_key: None,
-            trace: Trace { id: [0; 16], span: [0; 8] },
-            submitted_at: self.server.now(),
-            timeout: Duration::ZERO,
-            one_line: false,
-        };
+        let (handler, submitted_at) = (handler.clone(), self.server.now());
+        let spec = JobSpec { id: job, handler, submitted_at, ..JobSpec::default() };
         let envelope = self.server.signer.seal_job(&spec, &Payload::json(*b""), &[]);
         out["id"] = job.to_string().into();
         out["env"] = self.arguments.add(envelope).into();
@@ -291,7 +280,7 @@ fn exec(Exec { consumer, group, room, used, prefers_alone }: &Exec) -> Json {
 
 impl Server {
     /// A lease that was given, or the first job of it that nobody signed.
-    fn lease(&self, row: LeaseRow, sums: &mut Sums, answer: &mut Answer) -> Result<(), BackendError> {
+    fn lease(&self, row: LeaseRow, sums: &mut Sums, answer: &mut Answer) -> Reached<()> {
         let (lease, consumer, handler, kind, version, state, jobs, lane, alone, signature) = row;
         let (id, handler) = (LeaseId(lease), Arc::<str>::from(handler));
         let is_ordered = kind != "none";
@@ -342,12 +331,7 @@ impl Server {
     }
 
     /// How a job ended, as somebody of the deployment signed it.
-    pub(super) fn opened_outcome(
-        &self,
-        job: JobId,
-        status: JobStatus,
-        sealed: &[u8],
-    ) -> Option<Arc<Finished>> {
+    pub fn opened_outcome(&self, job: JobId, status: JobStatus, sealed: &[u8]) -> Option<Arc<Finished>> {
         let finished = match sealed.is_empty() {
             // Too large to be told.
             true => self.find(&Viewer::service(), job).ok().flatten().and_then(|record| record.finished),
@@ -374,6 +358,6 @@ fn is_of(spec: &JobSpec, lane: &str, handler: &str, is_ordered: bool) -> Result<
 }
 
 /// A job has entered its lane.
-pub(super) fn pushed(job: &NewJob) {
+pub fn pushed(job: &NewJob) {
     job_event(Level::Debug, "queue.pushed", &job.trace, job.id, &job.handler).emit();
 }

@@ -15,7 +15,7 @@ use crate::clock::millis;
 use crate::config::Redis;
 use crate::config::secret::read_private;
 use crate::limits::SECRET_FILE_BYTES;
-use crate::ports::{BackendError, Fitness};
+use crate::ports::{BackendError, Fitness, Reached};
 
 /// Between two tries of a server that is away: doubling, from the first to the second.
 pub(super) const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
@@ -59,7 +59,6 @@ impl Link {
     }
 
     /// Is the server fit to keep jobs, and what does it promise?
-    #[must_use]
     pub fn vet(&self) -> Fitness {
         let judged = self.open(Duration::ZERO).and_then(|mut connection| {
             let info: String = redis::cmd("INFO").query(&mut connection)?;
@@ -85,7 +84,7 @@ impl Link {
     ///
     /// # Errors
     /// The server cannot be reached, twice, or refuses.
-    pub fn command<T: FromRedisValue>(&self, command: &redis::Cmd) -> Result<T, BackendError> {
+    pub fn command<T: FromRedisValue>(&self, command: &redis::Cmd) -> Reached<T> {
         read(self.call(|connection| command.query(connection))?)
     }
 
@@ -93,7 +92,7 @@ impl Link {
     pub(super) fn call(
         &self,
         mut say: impl FnMut(&mut Connection) -> Result<Value, RedisError>,
-    ) -> Result<Value, BackendError> {
+    ) -> Reached<Value> {
         let mut is_repeated = false;
         loop {
             let (mut connection, of) = self.take().map_err(lost)?;
@@ -134,7 +133,7 @@ impl Link {
     ///
     /// # Errors
     /// The server cannot be reached; what was removed stays removed.
-    pub fn remove_all(&self, prefix: &str) -> Result<(), BackendError> {
+    pub fn remove_all(&self, prefix: &str) -> Reached<()> {
         self.each(prefix, |keys| self.command(redis::cmd("UNLINK").arg(keys)).map(|_: Value| ()))
     }
 
@@ -142,7 +141,7 @@ impl Link {
     ///
     /// # Errors
     /// The same.
-    pub fn renew_all(&self, prefix: &str, life: Duration) -> Result<(), BackendError> {
+    pub fn renew_all(&self, prefix: &str, life: Duration) -> Reached<()> {
         self.each(prefix, |keys| {
             let mut all = redis::pipe();
             keys.iter().for_each(|key| _ = all.cmd("PEXPIRE").arg(key).arg(millis(life)));
@@ -150,11 +149,7 @@ impl Link {
         })
     }
 
-    fn each(
-        &self,
-        prefix: &str,
-        work: impl Fn(&[String]) -> Result<(), BackendError>,
-    ) -> Result<(), BackendError> {
+    fn each(&self, prefix: &str, work: impl Fn(&[String]) -> Reached<()>) -> Reached<()> {
         let mut cursor = "0".to_owned();
         loop {
             let mut scan = redis::cmd("SCAN");
@@ -174,13 +169,13 @@ impl Link {
     ///
     /// # Errors
     /// The server cannot be reached.
-    pub fn knows(&self, prefix: &str, checks: &[String]) -> Result<bool, BackendError> {
+    pub fn knows(&self, prefix: &str, checks: &[String]) -> Reached<bool> {
         let stands: Option<String> = self.command(redis::cmd("GET").arg(format!("{prefix}key")))?;
         Ok(stands.is_none_or(|stands| checks.contains(&stands)))
     }
 
     /// Whoever opens a deployment has its secret: the check value under this prefix is one of these, or is set to the first.
-    pub(super) fn agrees(&self, prefix: &str, checks: &[String]) -> Result<bool, BackendError> {
+    pub(super) fn agrees(&self, prefix: &str, checks: &[String]) -> Reached<bool> {
         let key = format!("{prefix}key");
         let set = redis::cmd("SET").arg(&key).arg(&checks[0]).arg("NX").arg("GET").take();
         let stands: Option<String> = self.command(&set)?;
@@ -250,7 +245,7 @@ pub(super) fn is_of_another_type(error: &str) -> bool {
 }
 
 /// An answer in its shape. What it holds is nothing for a log.
-pub(super) fn read<T: FromRedisValue>(answer: Value) -> Result<T, BackendError> {
+pub(super) fn read<T: FromRedisValue>(answer: Value) -> Reached<T> {
     redis::from_redis_value(answer)
         .map_err(|_| BackendError("redis: a script's answer has another shape".into()))
 }

@@ -70,7 +70,6 @@ impl SealedJob {
 
 impl Signer {
     /// With the keys that follow from these, see [`Secret::envelope`]; there must be one.
-    #[must_use]
     pub fn new(envelopes: &[&Secret], prefix: &str) -> Signer {
         let keys = envelopes.iter().map(|envelope| {
             let key = |kind: &[u8]| MacKey::new(&*hkdf_expand::<32>(envelope.expose(), &[kind]));
@@ -108,7 +107,6 @@ impl Signer {
 
     /// A job as it is accepted. Its payload stands beside it, and is signed by its hash: who looks at a record need not
     /// read it.
-    #[must_use]
     pub fn seal_job(&self, spec: &JobSpec, payload: &Payload, idempotency: &[u8]) -> Vec<u8> {
         let mut out = Vec::with_capacity(256);
         put_spec(&mut out, spec);
@@ -133,7 +131,6 @@ impl Signer {
     }
 
     /// How a delivery ended.
-    #[must_use]
     pub fn seal_outcome(&self, id: JobId, finished: &Finished) -> Vec<u8> {
         let mut out = Vec::new();
         put_result(&mut out, finished);
@@ -153,13 +150,11 @@ impl Signer {
     }
 
     /// A value of a map.
-    #[must_use]
     pub fn seal_entry(&self, map: &str, key: &str, value: &[u8]) -> Vec<u8> {
         self.seal(Kind::Entry, &[map.as_bytes(), key.as_bytes()], value.to_vec())
     }
 
     /// What an entry of a lane's state adds to its sum.
-    #[must_use]
     pub fn tag(&self, map: &str, key: &str, value: &[u8]) -> Tag {
         self.tag_by(&self.keys[0], map, key, value)
     }
@@ -169,7 +164,6 @@ impl Signer {
     }
 
     /// The signature of a lane's whole state, whose entries' tags have this sum.
-    #[must_use]
     pub(super) fn sign_state(&self, map: &str, sum: Sum) -> Tag {
         let sum = sum.to_bytes();
         self.keys[0][Kind::State as usize].sign(&[&self.before(&[map.as_bytes()], &sum), &sum])
@@ -177,7 +171,6 @@ impl Signer {
 
     /// The tags of a lane's state, if that is the one that was signed. One that is empty may have no signature: it is that of
     /// a lane that nobody has used.
-    #[must_use]
     pub(super) fn tags_of(
         &self,
         map: &str,
@@ -209,7 +202,6 @@ impl Signer {
 }
 
 /// What binds an idempotency key, in the scope of its owner and handler, to the payload that it was first used with.
-#[must_use]
 pub fn idempotency_digest(owner: &str, handler: &str, idempotency: &Idempotency) -> Vec<u8> {
     let mut out = Vec::new();
     [owner, handler, &idempotency.key].iter().for_each(|part| put_text(&mut out, part));

@@ -9,31 +9,20 @@ use super::broker::RedisBroker;
 use super::server::{Arguments, Sealed, Server, or_false};
 use crate::clock::micros;
 use crate::job::{Change, Entries};
-use crate::ports::{BackendError, KeyValue};
+use crate::ports::{KeyValue, Reached};
 
 impl KeyValue for RedisBroker {
-    fn load(&self, map: &str, ttl: Option<Duration>) -> Result<Entries, BackendError> {
+    fn load(&self, map: &str, ttl: Option<Duration>) -> Reached<Entries> {
         let flat = self.0.server.ask("load", json!({ "map": map, "ttl": or_false(ttl.map(micros)) }))?;
         Ok(self.0.server.entries(map, flat))
     }
 
-    fn get(&self, map: &str, key: &str) -> Result<Option<Arc<[u8]>>, BackendError> {
-        let mut arguments = Arguments::default();
-        arguments.what = json!({ "map": map, "key": arguments.add(key.as_bytes().to_vec()) });
-        let sealed: Option<Vec<u8>> = self.0.server.call("get", &mut arguments)?;
-        Ok(sealed.and_then(|sealed| self.0.server.signer.open_entry(map, key, &sealed).ok()))
-    }
-
-    fn apply(&self, map: &str, changes: &[Change], ttl: Option<Duration>) -> Result<(), BackendError> {
+    fn apply(&self, map: &str, changes: &[Change], ttl: Option<Duration>) -> Reached<()> {
         let mut arguments = Arguments::default();
         let seal = |key: &str, value: &[u8]| self.0.server.signer.seal_entry(map, key, value);
         let changes = arguments.changes(changes, seal);
         arguments.what = json!({ "map": map, "ch": changes, "ttl": or_false(ttl.map(micros)) });
         self.0.server.call("apply", &mut arguments)
-    }
-
-    fn delete(&self, map: &str) -> Result<(), BackendError> {
-        self.0.server.ask("delete", json!({ "map": map }))
     }
 }
 

@@ -10,14 +10,14 @@ use super::connection::{is_of_another_type, lost, read};
 use super::server::{Arguments, Server};
 use crate::job::{InstanceId, JobId, JobStatus};
 use crate::limits::{ENDS_AN_ENTRY, INBOX_ENDS};
-use crate::ports::{BackendError, JobEnded};
+use crate::ports::{JobEnded, Reached};
 
 /// A wait lasts this long at most: so a change of the server, or the end of this process, is noticed.
-pub(super) const LISTEN: Duration = Duration::from_millis(500);
+pub const LISTEN: Duration = Duration::from_millis(500);
 
 /// See the module.
 #[derive(Default)]
-pub(super) struct Listener {
+pub struct Listener {
     /// With the generation of connections that it is of.
     connection: Option<(Connection, u64)>,
     streams: Vec<Stream>,
@@ -33,22 +33,22 @@ struct Stream {
 
 /// What was heard.
 #[derive(Default)]
-pub(super) struct Heard {
-    pub(super) ends: Vec<(InstanceId, JobEnded)>,
+pub struct Heard {
+    pub ends: Vec<(InstanceId, JobEnded)>,
     /// There may be work.
-    pub(super) looks: bool,
+    pub looks: bool,
     /// Some ends may have gone unheard.
-    pub(super) lost: bool,
+    pub lost: bool,
 }
 
 impl Listener {
     /// Takes in what is said within so long to these inboxes, or to all; `None` if it was nothing.
-    pub(super) fn hear(
+    pub fn hear(
         &mut self,
         server: &Server,
         inboxes: &[(InstanceId, u64)],
         wait: Duration,
-    ) -> Result<Option<Heard>, BackendError> {
+    ) -> Reached<Option<Heard>> {
         // Other connections have found that the server is another one: this one may listen to a dead one.
         let generation = server.link.generation.load(Ordering::SeqCst);
         let kept = self.connection.take().filter(|(_, of)| *of == generation);
@@ -57,10 +57,7 @@ impl Listener {
             None => (true, (server.link.open(LISTEN).map_err(lost)?, generation)),
         };
         // Who waked us meanwhile may stand behind where we were; what is in an inbox is there still.
-        self.streams.retain(|stream| match stream.inbox {
-            Some(inbox) => inboxes.contains(&inbox),
-            None => !is_new,
-        });
+        self.streams.retain(|stream| stream.inbox.map_or(!is_new, |inbox| inboxes.contains(&inbox)));
         let wakes = (0..server.settings.groups.len()).map(|group| (format!("wake:{group}"), None));
         let of_callers = inboxes.iter().map(|inbox| (format!("inbox:{}", inbox.0), Some(*inbox)));
         for (name, inbox) in wakes.chain(of_callers) {
@@ -98,7 +95,7 @@ impl Listener {
     }
 
     /// Waits for what follows. What was read before is removed from inboxes, in the same round trip.
-    fn read(&self, wait: Duration, connection: &mut Connection) -> Result<Read, BackendError> {
+    fn read(&self, wait: Duration, connection: &mut Connection) -> Reached<Read> {
         let mut pipe = redis::pipe();
         for stream in self.streams.iter().filter(|stream| stream.inbox.is_some()) {
             pipe.cmd("XTRIM").arg(&stream.key).arg("MINID").arg(&stream.at).ignore();

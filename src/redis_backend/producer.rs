@@ -16,7 +16,7 @@ use crate::handler::Ordering;
 use crate::job::{Finished, InstanceId, JobId, JobRecord, JobStatus, Payload, Trace, state_map};
 use crate::ports::{
     BackendError, Filter, Forged, HandlerStats, Histogram, JobEnded, LaneStats, Listed, Looked, NewJob,
-    NotRetried, Place, ProcessStats, Producer, Retried, Stats, Submitted, Then, Viewer,
+    NotRetried, Place, ProcessStats, Producer, Reached, Retried, Stats, Submitted, Then, Viewer,
 };
 use crate::problem::{Code, JobError};
 use crate::process_table;
@@ -33,7 +33,7 @@ impl Server {
         viewer: &Viewer,
         ids: &[JobId],
         instance: Option<InstanceId>,
-    ) -> Result<Vec<Option<Row>>, BackendError> {
+    ) -> Reached<Vec<Option<Row>>> {
         let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
         let instance = or_false(instance.map(|instance| instance.to_string()));
         self.ask("records", json!({ "ids": ids, "in": instance, "ow": owner(viewer) }))
@@ -45,17 +45,17 @@ impl Server {
         viewer: &Viewer,
         ids: &[JobId],
         instance: Option<InstanceId>,
-    ) -> Result<Vec<JobRecord>, BackendError> {
+    ) -> Reached<Vec<JobRecord>> {
         let rows = self.rows(viewer, ids, instance)?;
         Ok(rows.into_iter().filter_map(|row| self.record(viewer, row)).collect())
     }
 
     /// The script sees what stands in Redis, where a stranger may have written another owner's name.
-    fn may_change(&self, viewer: &Viewer, id: JobId) -> Result<bool, BackendError> {
+    fn may_change(&self, viewer: &Viewer, id: JobId) -> Reached<bool> {
         Ok(viewer.admin || self.find(viewer, id)?.is_some())
     }
 
-    pub(super) fn find(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError> {
+    pub(super) fn find(&self, viewer: &Viewer, id: JobId) -> Reached<Option<JobRecord>> {
         Ok(self.records(viewer, &[id], None)?.pop())
     }
 }
@@ -77,8 +77,8 @@ impl RedisBroker {
     /// All that are alive; of each group its executors, and their workers that have a lease.
     fn processes(&self, nodes: Vec<Node>) -> (Vec<ProcessStats>, Vec<usize>, Vec<usize>) {
         let server = &self.0.server;
-        let (mut consumers, mut busy) =
-            (vec![0; server.settings.groups.len()], vec![0; server.settings.groups.len()]);
+        let mut consumers = vec![0; server.settings.groups.len()];
+        let mut busy_workers = consumers.clone();
         let size = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
         let own_rss = || process_table::resident_kib("self").map(|kib| kib * 1_024);
         // What this process has told of itself may be a second old, or is still to be told.
@@ -91,14 +91,9 @@ impl RedisBroker {
         }
         let mut processes = Vec::new();
         for (host, pid, waiters, executors) in webs {
-            processes.push(ProcessStats {
-                role: "web",
-                group: None,
-                host: host.clone(),
-                pid,
-                busy: Some(waiters),
-                rss_bytes: (pid == Some(std::process::id())).then(own_rss).flatten(),
-            });
+            let rss_bytes = (pid == Some(std::process::id())).then(own_rss).flatten();
+            let (host_here, busy) = (host.clone(), Some(waiters));
+            processes.push(ProcessStats { role: "web", group: None, host: host_here, pid, busy, rss_bytes });
             for executor in executors.split_whitespace() {
                 let Some((Ok(group), Ok(leases))) =
                     executor.split_once(':').map(|(group, leases)| (group.parse::<usize>(), leases.parse()))
@@ -107,24 +102,17 @@ impl RedisBroker {
                 };
                 let Some(name) = server.settings.groups.get(group).cloned() else { continue };
                 consumers[group] += 1;
-                busy[group] += size(leases).min(server.settings.workers[group]);
-                let (role, host) = ("executor", host.clone());
-                processes.push(ProcessStats {
-                    role,
-                    group: Some(name),
-                    host,
-                    pid: None,
-                    busy: Some(leases),
-                    rss_bytes: None,
-                });
+                busy_workers[group] += size(leases).min(server.settings.workers[group]);
+                let (role, group, host, busy) = ("executor", Some(name), host.clone(), Some(leases));
+                processes.push(ProcessStats { role, group, host, busy, ..ProcessStats::default() });
             }
         }
-        (processes, consumers, busy)
+        (processes, consumers, busy_workers)
     }
 }
 
 impl Producer for RedisBroker {
-    fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Submitted>, BackendError> {
+    fn submit(&self, jobs: Vec<NewJob>) -> Reached<Vec<Submitted>> {
         let (then, answer) = sync_channel(1);
         self.submit_later(jobs, Box::new(move |answers| drop(then.send(answers))));
         if !lock(&self.0.state).is_seated {
@@ -137,16 +125,11 @@ impl Producer for RedisBroker {
         self.0.change(|state| state.submit(jobs, then));
     }
 
-    fn record(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError> {
+    fn record(&self, viewer: &Viewer, id: JobId) -> Reached<Option<JobRecord>> {
         self.0.server.find(viewer, id)
     }
 
-    fn watch(
-        &self,
-        viewer: &Viewer,
-        id: JobId,
-        instance: InstanceId,
-    ) -> Result<Option<JobRecord>, BackendError> {
+    fn watch(&self, viewer: &Viewer, id: JobId, instance: InstanceId) -> Reached<Option<JobRecord>> {
         Ok(self.0.server.records(viewer, &[id], Some(instance))?.pop())
     }
 
@@ -164,7 +147,7 @@ impl Producer for RedisBroker {
         (ended, Vec::new())
     }
 
-    fn cancel(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError> {
+    fn cancel(&self, viewer: &Viewer, id: JobId) -> Reached<Option<JobRecord>> {
         let error = JobError::new(Code::Cancelled, "the job was cancelled");
         let finished = Finished { status: JobStatus::Cancelled, result: Err(error) };
         let mut arguments = Arguments::default();
@@ -184,7 +167,7 @@ impl Producer for RedisBroker {
         Ok(record)
     }
 
-    fn retry(&self, viewer: &Viewer, id: JobId) -> Result<Option<Retried>, BackendError> {
+    fn retry(&self, viewer: &Viewer, id: JobId) -> Reached<Option<Retried>> {
         // A call that is repeated has the same name.
         let call = hex(&Entropy::system().bytes::<8>());
         let what = json!({ "id": id.to_string(), "call": call, "ow": owner(viewer) });
@@ -200,11 +183,11 @@ impl Producer for RedisBroker {
         })
     }
 
-    fn pause(&self, handler: &str, paused: bool) -> Result<bool, BackendError> {
+    fn pause(&self, handler: &str, paused: bool) -> Reached<bool> {
         self.0.server.ask("pause", json!({ "h": handler, "on": paused }))
     }
 
-    fn payload(&self, viewer: &Viewer, id: JobId) -> Result<Option<Option<Payload>>, BackendError> {
+    fn payload(&self, viewer: &Viewer, id: JobId) -> Reached<Option<Option<Payload>>> {
         let what = json!({ "id": id.to_string(), "ow": owner(viewer) });
         let row: Option<(Vec<u8>, Option<Vec<u8>>)> = self.0.server.ask("payload", what)?;
         let Some((envelope, payload)) = row else { return Ok(None) };
@@ -217,7 +200,7 @@ impl Producer for RedisBroker {
         Ok(sealed.with_payload(payload).ok().map(|(_, payload)| Some(payload)))
     }
 
-    fn list(&self, viewer: &Viewer, filter: &Filter) -> Result<Listed, BackendError> {
+    fn list(&self, viewer: &Viewer, filter: &Filter) -> Reached<Listed> {
         let statuses: Json =
             filter.statuses.iter().map(|status| (status.as_str().to_owned(), json!(true))).collect();
         // A lane is named by its key's digest.
@@ -263,12 +246,7 @@ impl Producer for RedisBroker {
         Ok(Listed { records: out, next })
     }
 
-    fn lanes(
-        &self,
-        viewer: &Viewer,
-        handler: &str,
-        most: usize,
-    ) -> Result<Option<Vec<LaneStats>>, BackendError> {
+    fn lanes(&self, viewer: &Viewer, handler: &str, most: usize) -> Reached<Option<Vec<LaneStats>>> {
         let server = &self.0.server;
         if !server.settings.handlers.iter().any(|spec| *spec.name == *handler) {
             return Ok(None);
@@ -283,13 +261,11 @@ impl Producer for RedisBroker {
         lock(&self.0.state).recent.since(count)
     }
 
-    fn stats(&self) -> Result<Stats, BackendError> {
+    fn stats(&self) -> Reached<Stats> {
         let server = &self.0.server;
-        let (figures, away): (Figures, _) = match server.ask("stats", json!({})) {
-            Ok(figures) => (figures, None),
-            Err(error) => (Figures::default(), Some(error)),
-        };
-        let (counts, waits, nodes, records, leases, idempotency_keys) = figures;
+        let figures: Reached<Figures> = server.ask("stats", json!({}));
+        let away = figures.as_ref().err().cloned();
+        let (counts, waits, nodes, records, leases, idempotency_keys) = figures.unwrap_or_default();
         // As large as a number can be there: whoever can write to the server may have written any text.
         let count = |name: &str| {
             counts.get(name).and_then(|count| count.parse().ok()).map_or(0, |count: u64| count.min(1 << 53))

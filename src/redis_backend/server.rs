@@ -26,7 +26,7 @@ use crate::limits::{
     SUB_LIVES,
 };
 use crate::negative_controls::{Control, is_off};
-use crate::ports::{BackendError, Forged, NewJob, Rules, Viewer};
+use crate::ports::{BackendError, Forged, NewJob, Reached, Rules, Viewer};
 
 /// How long a forged job is kept for whoever wants to look at it: a week.
 const QUARANTINE_MS: u64 = 7 * 24 * 3_600_000;
@@ -62,40 +62,40 @@ pub struct Settings {
 }
 
 /// See the module.
-pub(super) struct Server {
-    pub(super) settings: Settings,
-    pub(super) link: Link,
+pub struct Server {
+    pub settings: Settings,
+    pub link: Link,
     /// The process's name in the deployment.
-    pub(super) node: String,
-    pub(super) host: String,
-    pub(super) signer: Signer,
+    pub node: String,
+    pub host: String,
+    pub signer: Signer,
     /// What the functions are told with each call.
     config: String,
     /// Their source, and its digest.
     library: (String, String),
     /// It was found to know our secret.
     is_ours: AtomicBool,
-    pub(super) forgeries: Forgeries,
+    pub forgeries: Forgeries,
     /// When an outcome that found no room was said last.
-    pub(super) full_said: Seldom,
+    pub full_said: Seldom,
 }
 
 /// ARGV of a call behind the configuration: what is wanted, and bytes that it names by their index.
 #[derive(Default)]
-pub(super) struct Arguments {
-    pub(super) what: Json,
+pub struct Arguments {
+    pub what: Json,
     bytes: Vec<Vec<u8>>,
 }
 
 impl Arguments {
     /// Its index in ARGV.
-    pub(super) fn add(&mut self, bytes: Vec<u8>) -> usize {
+    pub fn add(&mut self, bytes: Vec<u8>) -> usize {
         self.bytes.push(bytes);
         self.bytes.len() + 2
     }
 
     /// Changes of a map as the functions read them; `kept` makes of a key and a value what stands there.
-    pub(super) fn changes(&mut self, changes: &[Change], kept: impl Fn(&str, &[u8]) -> Vec<u8>) -> Json {
+    pub fn changes(&mut self, changes: &[Change], kept: impl Fn(&str, &[u8]) -> Vec<u8>) -> Json {
         let changes = changes.iter().map(|Change { key, value }| {
             let kept = value.as_ref().map(|value| kept(key, value));
             [self.add(key.as_bytes().to_vec()), kept.map_or(0, |kept| self.add(kept))]
@@ -105,19 +105,19 @@ impl Arguments {
 }
 
 /// Absent: to Lua, JSON's null is something.
-pub(super) fn or_false<T: Into<Json>>(value: Option<T>) -> Json {
+pub fn or_false<T: Into<Json>>(value: Option<T>) -> Json {
     value.map_or(false.into(), Into::into)
 }
 
 /// Keys and values as they stand in a map.
-pub(super) type Sealed = Vec<(Vec<u8>, Vec<u8>)>;
+pub type Sealed = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// A finished record, or one under way, as the functions give it.
-pub(super) type Row =
+pub type Row =
     (String, Vec<u8>, String, u64, Option<u64>, Option<u64>, Vec<u8>, (String, String), Vec<u8>, Vec<u8>);
 
 impl Server {
-    pub(super) fn new(settings: Settings, envelopes: &[&Secret]) -> Result<Server, String> {
+    pub fn new(settings: Settings, envelopes: &[&Secret]) -> Result<Server, String> {
         Ok(Server {
             link: Link::new(&settings.redis)?,
             node: hex(&Entropy::system().bytes::<8>()),
@@ -132,12 +132,12 @@ impl Server {
         })
     }
 
-    pub(super) fn now(&self) -> Timestamp {
+    pub fn now(&self) -> Timestamp {
         self.settings.clock.now()
     }
 
     /// Says nothing to a server whose jobs are signed with another secret: they would be taken for forged, and ours by others.
-    fn recognise(&self) -> Result<(), BackendError> {
+    fn recognise(&self) -> Reached<()> {
         if !self.is_ours.load(Relaxed) {
             if !self.link.agrees(&self.settings.prefix, &self.signer.checks())? {
                 return Err(BackendError("redis: its jobs are signed with another secret than ours".into()));
@@ -152,11 +152,7 @@ impl Server {
     }
 
     /// Calls a function, once more if its connection breaks: then it is told so.
-    pub(super) fn call<T: FromRedisValue>(
-        &self,
-        name: &str,
-        arguments: &mut Arguments,
-    ) -> Result<T, BackendError> {
+    pub fn call<T: FromRedisValue>(&self, name: &str, arguments: &mut Arguments) -> Reached<T> {
         self.recognise()?;
         let answer = self.link.call(|connection| {
             let mut answer = self.call_once(name, arguments, connection);
@@ -200,23 +196,19 @@ impl Server {
 
     /// What all jobs share is not of the type that it was, which no function of ours does: it is made again. The arguments
     /// are those of the call that met it.
-    pub(super) fn mend(
-        &self,
-        arguments: &mut Arguments,
-        connection: &mut Connection,
-    ) -> Result<(), RedisError> {
+    pub fn mend(&self, arguments: &mut Arguments, connection: &mut Connection) -> Result<(), RedisError> {
         let removed: Vec<String> = redis::from_redis_value(self.call_once("mend", arguments, connection)?)?;
         removed.iter().for_each(|key| self.forgeries.say(Forged::State, "", "", key));
         Ok(())
     }
 
     /// Calls a function that needs no bytes.
-    pub(super) fn ask<T: FromRedisValue>(&self, name: &str, what: Json) -> Result<T, BackendError> {
+    pub fn ask<T: FromRedisValue>(&self, name: &str, what: Json) -> Reached<T> {
         self.call(name, &mut Arguments { what, ..Arguments::default() })
     }
 
     /// A job as the scripts take it.
-    pub(super) fn job_json(&self, job: &NewJob, arguments: &mut Arguments) -> Json {
+    pub fn job_json(&self, job: &NewJob, arguments: &mut Arguments) -> Json {
         let spec = self.settings.handlers.iter().find(|spec| spec.name == job.handler);
         let options = spec.map(|spec| &spec.options);
         let spec = JobSpec {
@@ -252,7 +244,7 @@ impl Server {
     }
 
     /// The record of the job that an idempotency key names, if that was submitted with this key and payload.
-    pub(super) fn joined(&self, job: &NewJob, id: JobId) -> Result<Option<JobRecord>, BackendError> {
+    pub fn joined(&self, job: &NewJob, id: JobId) -> Reached<Option<JobRecord>> {
         let row = self.rows(&Viewer::service(), &[id], None)?.pop().flatten();
         let sealed = row.as_ref().and_then(|row| self.signer.open_job(id, &row.1).ok());
         let is_its_own = |key| {
@@ -268,7 +260,7 @@ impl Server {
 
     /// `None` where there is no such job. What is not signed is as good as not there, and so is what the viewer may not see:
     /// whose a job is stands in its envelope.
-    pub(super) fn record(&self, viewer: &Viewer, row: Option<Row>) -> Option<JobRecord> {
+    pub fn record(&self, viewer: &Viewer, row: Option<Row>) -> Option<JobRecord> {
         let (id, envelope, status, deliveries, started, finished, result, (why, what), executor, past) = row?;
         let (id, status) = (JobId::parse(&id)?, JobStatus::parse(&status)?);
         let sealed =

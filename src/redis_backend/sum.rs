@@ -7,14 +7,14 @@ pub type Tag = [u8; MAC_BYTES];
 
 /// A number of 256 bits, the lowest word first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Sum([u64; 4]);
+pub struct Sum([u64; 4]);
 
 impl Sum {
-    pub(super) fn of<'a>(tags: impl IntoIterator<Item = &'a Tag>) -> Sum {
+    pub fn of<'a>(tags: impl IntoIterator<Item = &'a Tag>) -> Sum {
         tags.into_iter().fold(Sum::default(), |sum, tag| sum.plus(tag))
     }
 
-    pub(super) fn plus(self, tag: &Tag) -> Sum {
+    pub fn plus(self, tag: &Tag) -> Sum {
         self.combined(tag, |word, other, carry| {
             let (sum, first) = word.overflowing_add(other);
             let (sum, second) = sum.overflowing_add(u64::from(carry));
@@ -22,7 +22,7 @@ impl Sum {
         })
     }
 
-    pub(super) fn minus(self, tag: &Tag) -> Sum {
+    pub fn minus(self, tag: &Tag) -> Sum {
         self.combined(tag, |word, other, borrow| {
             let (difference, first) = word.overflowing_sub(other);
             let (difference, second) = difference.overflowing_sub(u64::from(borrow));
@@ -39,7 +39,7 @@ impl Sum {
         Sum(out)
     }
 
-    pub(super) fn to_bytes(self) -> [u8; 32] {
+    pub fn to_bytes(self) -> [u8; 32] {
         let mut out = [0; 32];
         let chunks = out.chunks_exact_mut(8).zip(self.0);
         chunks.for_each(|(chunk, word)| chunk.copy_from_slice(&word.to_le_bytes()));

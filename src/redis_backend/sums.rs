@@ -17,7 +17,7 @@ const ENTRIES_MAX: usize = 1 << 18;
 
 /// The states that executors of this process know.
 #[derive(Default)]
-pub(super) struct Sums {
+pub struct Sums {
     maps: HashMap<String, Known>,
     /// By the number of the last lease.
     order: BTreeMap<u64, String>,
@@ -32,7 +32,7 @@ struct Known {
 
 impl Sums {
     /// A lease has brought the whole state. False: it is not what the deployment signed.
-    pub(super) fn is_whole(
+    pub fn is_whole(
         &mut self,
         signer: &Signer,
         map: &str,
@@ -54,7 +54,7 @@ impl Sums {
     }
 
     /// A lease builds on the state as it is known here. False: it is not.
-    pub(super) fn is_known(&mut self, map: &str, lease: u64) -> bool {
+    pub fn is_known(&mut self, map: &str, lease: u64) -> bool {
         let Some(known) = self.maps.get_mut(map) else { return false };
         self.order.remove(&std::mem::replace(&mut known.lease, lease));
         self.order.insert(lease, map.to_owned());
@@ -62,7 +62,7 @@ impl Sums {
     }
 
     /// The signature of the state with these changes, which are remembered. `None`: what it was before is not known.
-    pub(super) fn change(&mut self, signer: &Signer, map: &str, changes: &[Change]) -> Option<Tag> {
+    pub fn change(&mut self, signer: &Signer, map: &str, changes: &[Change]) -> Option<Tag> {
         let known = self.maps.get_mut(map)?;
         self.entries -= known.tags.len();
         for Change { key, value } in changes {
@@ -81,7 +81,7 @@ impl Sums {
     }
 
     /// What is known of it is not so.
-    pub(super) fn forget(&mut self, map: &str) {
+    pub fn forget(&mut self, map: &str) {
         if let Some(known) = self.maps.remove(map) {
             self.order.remove(&known.lease);
             self.entries -= known.tags.len();

@@ -15,7 +15,7 @@ use crate::job::{IdMap, InstanceId, JobId};
 use crate::limits::INBOX_ENDS;
 use crate::observe::event;
 use crate::ports::{
-    BackendError, Ends, JobEnded, Lease, LeaseId, NewJob, OfLease, RecentEnds, Requests, Step, Then,
+    BackendError, Ends, JobEnded, Lease, LeaseId, NewJob, OfLease, Reached, RecentEnds, Requests, Step, Then,
 };
 
 /// A process says of itself this often that it lives, and looks at what time alone does.
@@ -26,11 +26,11 @@ const NEVER: Timestamp = Timestamp(u64::MAX);
 
 /// See the module.
 #[derive(Default)]
-pub(super) struct State {
+pub struct State {
     consumers: IdMap<u64, Books>,
     last_consumer: u64,
     /// What the next call says.
-    pub(super) next: Draft,
+    pub next: Draft,
     /// There is more room for leases than at the last call.
     has_more_room: bool,
     /// `Some` while something is under way that this process waits for: the jobs whose outcomes are.
@@ -41,44 +41,44 @@ pub(super) struct State {
     /// Groups with room after the last call.
     idle: Vec<usize>,
     /// Jobs whose ends this process has told the server.
-    pub(super) recent: RecentEnds,
+    pub recent: RecentEnds,
     /// Bells to ring, once nobody holds this any more.
-    pub(super) rings: Vec<Bell>,
+    pub rings: Vec<Bell>,
     /// The service stops: nothing is claimed unless somebody waits.
     is_draining: bool,
     claims_nothing: bool,
     /// Callers that wait here.
-    pub(super) callers: u64,
+    pub callers: u64,
     tell_at: Timestamp,
     look_at: Timestamp,
-    pub(super) away: Option<Away>,
-    pub(super) is_closed: bool,
+    pub away: Option<Away>,
+    pub is_closed: bool,
     /// A thread takes the turns.
-    pub(super) is_seated: bool,
+    pub is_seated: bool,
 }
 
 /// What is said in one call, before it is signed.
 #[derive(Default)]
-pub(super) struct Draft {
-    pub(super) commits: Vec<Told>,
-    pub(super) releases: Vec<Named>,
+pub struct Draft {
+    pub commits: Vec<Told>,
+    pub releases: Vec<Named>,
     /// Executors that are lost.
-    pub(super) gone: Vec<u64>,
-    pub(super) forged: Vec<Forgery>,
+    pub gone: Vec<u64>,
+    pub forged: Vec<Forgery>,
     /// Jobs whose ends are to be signed: their executors were lost too often.
-    pub(super) bury: Vec<JobId>,
-    pub(super) left: Vec<String>,
-    pub(super) submissions: Vec<(Vec<NewJob>, Then)>,
-    pub(super) renewals: Vec<Named>,
-    pub(super) execs: Vec<Exec>,
-    pub(super) here: Vec<String>,
+    pub bury: Vec<JobId>,
+    pub left: Vec<String>,
+    pub submissions: Vec<(Vec<NewJob>, Then)>,
+    pub renewals: Vec<Named>,
+    pub execs: Vec<Exec>,
+    pub here: Vec<String>,
     /// Inboxes that nobody reads any more.
-    pub(super) closed: Vec<String>,
-    pub(super) idle: Vec<usize>,
+    pub closed: Vec<String>,
+    pub idle: Vec<usize>,
     /// `Some` once a second: callers that wait, and each executor's group and leases.
-    pub(super) facts: Option<(u64, String)>,
-    pub(super) looks: bool,
-    pub(super) sweeps: bool,
+    pub facts: Option<(u64, String)>,
+    pub looks: bool,
+    pub sweeps: bool,
 }
 
 struct InboxBooks {
@@ -91,7 +91,7 @@ struct InboxBooks {
 }
 
 /// The server could not be reached.
-pub(super) struct Away {
+pub struct Away {
     since: Timestamp,
     /// Since then nobody's lease can have ended without a word.
     leases_since: Timestamp,
@@ -102,32 +102,32 @@ pub(super) struct Away {
 }
 
 /// A lease whose job, of this handler, nobody of the deployment signed; or, without a job, its lane's state.
-pub(super) type Forgery = (Named, Option<JobId>, Arc<str>);
+pub type Forgery = (Named, Option<JobId>, Arc<str>);
 
 /// What a call has answered.
 #[derive(Default)]
-pub(super) struct Answer {
+pub struct Answer {
     /// What became of each commit.
-    pub(super) results: Vec<String>,
-    pub(super) was_repeated: bool,
-    pub(super) leases: Vec<(u64, Lease, Held)>,
-    pub(super) forged: Vec<Forgery>,
-    pub(super) dying: Vec<JobId>,
+    pub results: Vec<String>,
+    pub was_repeated: bool,
+    pub leases: Vec<(u64, Lease, Held)>,
+    pub forged: Vec<Forgery>,
+    pub dying: Vec<JobId>,
     /// Leases on a state that is not known here any more: they are given back.
-    pub(super) unknown: Vec<Named>,
-    pub(super) over: Vec<LeaseId>,
-    pub(super) revoked: Vec<(u64, OfLease)>,
-    pub(super) ends: Vec<(InstanceId, JobEnded)>,
-    pub(super) idle: Vec<usize>,
+    pub unknown: Vec<Named>,
+    pub over: Vec<LeaseId>,
+    pub revoked: Vec<(u64, OfLease)>,
+    pub ends: Vec<(InstanceId, JobEnded)>,
+    pub idle: Vec<usize>,
     /// Until something is ready by time.
-    pub(super) due: Option<Duration>,
+    pub due: Option<Duration>,
     /// Inboxes that were not there.
-    pub(super) opened: Vec<InstanceId>,
+    pub opened: Vec<InstanceId>,
 }
 
 impl State {
     /// An executor of this group; its number.
-    pub(super) fn connect(&mut self, group: usize, bell: Bell, now: Timestamp) -> u64 {
+    pub fn connect(&mut self, group: usize, bell: Bell, now: Timestamp) -> u64 {
         self.last_consumer += 1;
         let books = Books::new(group, bell, now);
         self.consumers.insert(self.last_consumer, books);
@@ -137,7 +137,7 @@ impl State {
     }
 
     /// It is gone. Each job that it held may have been running; when the service stops, that is nobody's fault.
-    pub(super) fn disconnect(&mut self, consumer: u64) {
+    pub fn disconnect(&mut self, consumer: u64) {
         let Some(books) = self.consumers.remove(&consumer) else { return };
         self.tell_at = AT_ONCE;
         let how = match (self.is_draining, books.has_one_job()) {
@@ -155,12 +155,7 @@ impl State {
     }
 
     /// Takes what it says; gives what there is for it.
-    pub(super) fn step(
-        &mut self,
-        consumer: u64,
-        requests: Requests,
-        room: usize,
-    ) -> Result<Step, BackendError> {
+    pub fn step(&mut self, consumer: u64, requests: Requests, room: usize) -> Reached<Step> {
         let lost = || BackendError("redis: it was away until every lease had ended".into());
         let books = self.consumers.get_mut(&consumer).filter(|books| !books.is_lost).ok_or_else(lost)?;
         for commit in requests.commits {
@@ -178,19 +173,19 @@ impl State {
     }
 
     /// It lives: its leases are renewed, if that was not done lately.
-    pub(super) fn extend(&mut self, consumer: u64, now: Timestamp, visibility: Duration) {
+    pub fn extend(&mut self, consumer: u64, now: Timestamp, visibility: Duration) {
         if let Some(books) = self.consumers.get_mut(&consumer) {
             books.renews |= !books.held.is_empty() && now.since(books.renewed_at) >= visibility / 3;
         }
     }
 
-    pub(super) fn is_settled(&self, consumer: u64) -> bool {
+    pub fn is_settled(&self, consumer: u64) -> bool {
         self.consumers.get(&consumer).is_none_or(Books::is_settled)
     }
 
     /// These jobs are submitted with the next call, which does not wait any longer for a server that is away: their
     /// callers do.
-    pub(super) fn submit(&mut self, jobs: Vec<NewJob>, then: Then) {
+    pub fn submit(&mut self, jobs: Vec<NewJob>, then: Then) {
         self.next.submissions.push((jobs, then));
         if let Some(away) = &mut self.away {
             away.again_at = AT_ONCE;
@@ -198,23 +193,23 @@ impl State {
     }
 
     /// Ends are told to this instance from now on.
-    pub(super) fn subscribe(&mut self, instance: InstanceId, bell: Bell) {
+    pub fn subscribe(&mut self, instance: InstanceId, bell: Bell) {
         let (ended, lost, opened) = Default::default();
         self.inboxes.push(InboxBooks { instance, bell, ended, lost, opened });
         self.tell_at = AT_ONCE;
     }
 
-    pub(super) fn unsubscribe(&mut self, instance: InstanceId) {
+    pub fn unsubscribe(&mut self, instance: InstanceId) {
         self.inboxes.retain(|inbox| inbox.instance != instance);
         self.next.closed.push(instance.to_string());
     }
 
     /// With how often each was made.
-    pub(super) fn inboxes(&self) -> Vec<(InstanceId, u64)> {
+    pub fn inboxes(&self) -> Vec<(InstanceId, u64)> {
         self.inboxes.iter().map(|inbox| (inbox.instance, inbox.opened)).collect()
     }
 
-    pub(super) fn take_ends(&mut self, instance: InstanceId, most: usize) -> Ends {
+    pub fn take_ends(&mut self, instance: InstanceId, most: usize) -> Ends {
         let inbox = self.inboxes.iter_mut().find(|inbox| inbox.instance == instance);
         inbox.map_or_else(Ends::default, |inbox| Ends {
             ended: inbox.ended.drain(..most.min(inbox.ended.len())).collect(),
@@ -242,7 +237,7 @@ impl State {
     }
 
     /// What other processes say: of ends, of work.
-    pub(super) fn heard(&mut self, heard: Heard) {
+    pub fn heard(&mut self, heard: Heard) {
         if heard.looks {
             self.look_at = AT_ONCE;
         }
@@ -253,19 +248,19 @@ impl State {
     }
 
     /// The next call does what time alone does (tests; a service does it often enough).
-    pub(super) fn sweep(&mut self) {
+    pub fn sweep(&mut self) {
         (self.look_at, self.next.sweeps) = (AT_ONCE, true);
     }
 
     /// Nothing is claimed any more, and the last that is said is that this process has gone.
-    pub(super) fn close(&mut self, node: String) {
+    pub fn close(&mut self, node: String) {
         (self.is_closed, self.claims_nothing) = (true, true);
         self.next.left.push(node);
         self.next.closed.extend(self.inboxes.iter().map(|inbox| inbox.instance.to_string()));
     }
 
     /// The service stops; work goes on while somebody waits for it. True once nothing runs here.
-    pub(super) fn is_drained(&mut self, callers_wait: bool) -> bool {
+    pub fn is_drained(&mut self, callers_wait: bool) -> bool {
         (self.is_draining, self.claims_nothing) = (true, !callers_wait);
         !callers_wait
             && self.calling.is_none()
@@ -274,7 +269,7 @@ impl State {
     }
 
     /// Every lease is given back; the jobs that ran, and those whose outcomes nobody has heard.
-    pub(super) fn cut_off(&mut self) -> Vec<JobId> {
+    pub fn cut_off(&mut self) -> Vec<JobId> {
         self.claims_nothing = true;
         let mut jobs = std::mem::take(&mut self.untold);
         jobs.extend(self.calling.iter_mut().flat_map(std::mem::take));
@@ -289,7 +284,7 @@ impl State {
     }
 
     /// Something is to be said now.
-    pub(super) fn is_due(&self) -> bool {
+    pub fn is_due(&self) -> bool {
         self.has_more_room
             || self.tell_at.min(self.look_at) == AT_ONCE
             || !self.next.is_empty()
@@ -297,7 +292,7 @@ impl State {
     }
 
     /// How long nothing need be said.
-    pub(super) fn rests(&self, now: Timestamp) -> Duration {
+    pub fn rests(&self, now: Timestamp) -> Duration {
         if let Some(away) = &self.away {
             return away.again_at.since(now);
         }
@@ -308,7 +303,7 @@ impl State {
     }
 
     /// Takes what is to be said now.
-    pub(super) fn compose(&mut self, now: Timestamp) -> Draft {
+    pub fn compose(&mut self, now: Timestamp) -> Draft {
         let mut draft = std::mem::take(&mut self.next);
         self.has_more_room = false;
         draft.looks = now >= self.tell_at.min(self.look_at);
@@ -346,13 +341,13 @@ impl State {
     }
 
     /// Callers that wait here; group and leases of each executor.
-    pub(super) fn facts(&self) -> (u64, String) {
+    pub fn facts(&self) -> (u64, String) {
         let executor = |books: &Books| format!("{}:{} ", books.group, books.held.len());
         (self.callers, self.consumers.values().map(executor).collect())
     }
 
     /// A call was answered.
-    pub(super) fn answered(&mut self, commits: &[Told], answer: Answer, now: Timestamp) {
+    pub fn answered(&mut self, commits: &[Told], answer: Answer, now: Timestamp) {
         self.calling = None;
         self.consumers.values_mut().for_each(|books| books.waits = false);
         if let Some(away) = self.away.take() {
@@ -420,7 +415,7 @@ impl State {
     }
 
     /// A call has failed. True: for so long that nothing of it can count any more.
-    pub(super) fn is_away(&mut self, error: &BackendError, visibility: Duration, now: Timestamp) -> bool {
+    pub fn is_away(&mut self, error: &BackendError, visibility: Duration, now: Timestamp) -> bool {
         let away = self.away.get_or_insert_with(|| {
             event(log::Level::Warn, "backend.away").field("cause", &error.0).emit();
             Away { since: now, leases_since: now, again_at: now, pause: PAUSES[0], cause: error.0.clone() }
@@ -453,7 +448,7 @@ impl State {
 }
 
 impl Draft {
-    pub(super) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.commits.is_empty()
             && self.releases.is_empty()
             && self.forged.is_empty()

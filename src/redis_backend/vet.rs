@@ -6,7 +6,6 @@ use crate::ports::Fitness;
 const OLDEST: u64 = 7;
 
 /// Judges `INFO`, and `appendfsync` where we may ask for it.
-#[must_use]
 pub fn judge(info: &str, fsync: Option<&str>) -> Fitness {
     let value = |name: &str| {
         let lines = info.lines().filter_map(|line| line.trim_end().split_once(':'));

@@ -5,19 +5,13 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::respond::Answer;
+use super::respond::{Answer, Made};
+use super::routes::Bulk;
 use crate::clock::Timestamp;
 use crate::job::{JobId, JobRecord, JobStatus};
 use crate::limits::LIST_RECORDS;
 use crate::ports::{Filter, Producer, Viewer};
 use crate::problem::{Code, JobError};
-
-/// What is done to them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bulk {
-    Retry,
-    Cancel,
-}
 
 /// Jobs at once; whoever has more of them asks again.
 const MOST: usize = 10_000;
@@ -35,15 +29,6 @@ struct Asked {
     dry_run: bool,
 }
 
-impl Bulk {
-    fn applies_to(self) -> &'static [JobStatus] {
-        match self {
-            Bulk::Retry => &[JobStatus::Failed, JobStatus::Cancelled, JobStatus::TimedOut, JobStatus::Dead],
-            Bulk::Cancel => &[JobStatus::Queued, JobStatus::Running],
-        }
-    }
-}
-
 /// Does it, or counts.
 pub fn answer(
     bulk: Bulk,
@@ -51,7 +36,7 @@ pub fn answer(
     viewer: &Viewer,
     producer: &dyn Producer,
     now: impl Fn() -> Timestamp,
-) -> Result<Answer, JobError> {
+) -> Made {
     // A list of its values is none.
     if body.trim_ascii_start().first() != Some(&b'{') {
         return Err(bad("the body is a JSON object"));
@@ -61,20 +46,19 @@ pub fn answer(
     if [&status, &handler, &key, &before].iter().all(|given| given.is_none()) {
         return Err(bad("what matches everything is refused: give one of status, handler, key, before"));
     }
-    let mut statuses = bulk.applies_to().to_vec();
-    if let Some(status) = status {
-        let status = JobStatus::parse(&status).ok_or_else(|| bad("status is one of the job statuses"))?;
+    let mut statuses = match bulk {
+        Bulk::Retry => vec![JobStatus::Failed, JobStatus::Cancelled, JobStatus::TimedOut, JobStatus::Dead],
+        Bulk::Cancel => vec![JobStatus::Queued, JobStatus::Running],
+    };
+    if let Some(status) = read(status, JobStatus::parse, "status is one of the job statuses")? {
         if !statuses.contains(&status) {
             return Err(bad(format!("this does not apply to jobs that are {}", status.as_str())));
         }
         statuses = vec![status];
     }
-    let before = before.map(|text| {
-        Timestamp::parse(&text)
-            .ok_or_else(|| bad("before is a time as records show it: 2026-01-31T09:00:00Z"))
-    });
-    let filter =
-        Filter { statuses, handler, key, before: before.transpose()?, bare: true, ..Filter::default() };
+    const TIME: &str = "before is a time as records show it: 2026-01-31T09:00:00Z";
+    let before = read(before, Timestamp::parse, TIME)?;
+    let filter = Filter { statuses, handler, key, before, bare: true, ..Filter::default() };
     let (mut matched, mut more) = find(&filter, viewer, producer)?;
     if bulk == Bulk::Retry {
         // They come again in the order in which they came. What is cancelled goes from the end, so that nothing begins for it.
@@ -121,6 +105,15 @@ fn find(filter: &Filter, viewer: &Viewer, producer: &dyn Producer) -> Result<(Ve
             return Ok((found, after.is_some()));
         }
     }
+}
+
+/// What a text says, if there is one.
+pub fn read<T>(
+    text: Option<String>,
+    parse: impl Fn(&str) -> Option<T>,
+    detail: &str,
+) -> Result<Option<T>, JobError> {
+    text.map(|text| parse(&text).ok_or_else(|| bad(detail))).transpose()
 }
 
 fn bad(detail: impl Into<String>) -> JobError {

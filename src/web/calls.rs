@@ -14,7 +14,7 @@ use super::questions::{Answered, Back, Question};
 use super::watch::Watch;
 use crate::bell::Bell;
 use crate::limits::{INNER_CONNECTIONS, INNER_RESERVED};
-use crate::ports::{BackendError, Producer, Viewer};
+use crate::ports::{BackendError, Producer, Reached, Viewer};
 use crate::problem::Code;
 
 /// Questions that wait for the thread: more than that, and the backend is as good as away.
@@ -135,7 +135,7 @@ fn answer_all(asked: &Receiver<Question>, producer: &dyn Producer, back: &Back) 
 }
 
 /// Asks the broker, or says why it cannot be asked.
-pub fn answer(question: Question, broker: Result<&dyn Producer, BackendError>) -> Option<Answered> {
+pub fn answer(question: Question, broker: Reached<&dyn Producer>) -> Option<Answered> {
     Some(match question {
         Question::Submit(ticket, jobs) => {
             Answered::Submitted(ticket, broker.and_then(|broker| broker.submit(jobs)))

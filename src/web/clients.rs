@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::chunked::Chunked;
-use super::guard::{Caller, Known};
+use super::guard::Caller;
 use super::http1::{Head, Refused, refused};
 use super::questions::Asker;
 use super::respond::{Answer, http_date, reason};
@@ -71,8 +71,6 @@ pub struct Conn {
     pub has_left: bool,
     /// So it has, and all that it said before is here.
     pub at_end: bool,
-    /// Who its last request was from, where requests bring tokens.
-    pub known: Option<Known>,
     /// The request under way.
     pub asker: Asker,
     pub current: Current,
@@ -97,7 +95,7 @@ impl Current {
     pub fn malformed(entropy: &mut Entropy, input: &[u8]) -> Current {
         let trace = Trace { id: entropy.bytes(), span: entropy.bytes() };
         let has_body = !input.strip_prefix(b"\r\n").unwrap_or(input).starts_with(b"HEAD ");
-        let caller = Caller::Unknown;
+        let caller = Caller::default();
         Current { route: "malformed", trace, trace_flags: 1, caller, has_body, is_1_1: true }
     }
 }
@@ -294,7 +292,6 @@ impl Clients {
             keep_alive,
             has_left,
             at_end,
-            known: None,
             asker,
             current,
         };

@@ -45,16 +45,15 @@ pub fn metrics_text(counters: &Counters, stats: &Stats, groups: &[String]) -> St
     page.family("ipc_rejected_total", "Connections and frames that the channel refused.", rejected);
     let busy = groups.iter().zip(&stats.busy).map(|(group, busy)| (label("group", group), busy));
     page.family("workers_busy", "Workers that have a job.", busy);
-    let replaced = |group: &str, reasons: [&str; 3]| {
-        let of_group = label("group", group);
-        reasons.map(|reason| {
-            (labels(&of_group, "reason", reason), counters.replaced.get(&(group.into(), reason.into())))
-        })
+    let of_group = |group: &str, reasons| {
+        let group_label = label("group", group);
+        replaced(counters, group, reasons)
+            .map(|(reason, count)| (labels(&group_label, "reason", reason), count))
     };
     let all = groups.iter().map(String::as_str).chain(["web"]);
-    let restarted = all.flat_map(|group| replaced(group, RESTARTS));
+    let restarted = all.flat_map(|group| of_group(group, RESTARTS));
     page.family("process_restarts_total", "Processes that were replaced.", restarted);
-    let recycled = groups.iter().flat_map(|group| replaced(group, RECYCLES));
+    let recycled = groups.iter().flat_map(|group| of_group(group, RECYCLES));
     let help = "Processes that finished their jobs and made room for a new one.";
     page.family("process_recycled_total", help, recycled);
     let requests = counters.requests.all().into_iter();
@@ -70,6 +69,11 @@ pub fn metrics_text(counters: &Counters, stats: &Stats, groups: &[String]) -> St
 
 fn load(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
+}
+
+/// How often processes of this name were replaced, by these reasons.
+fn replaced(counters: &Counters, name: &str, reasons: [&'static str; 3]) -> [(&'static str, u64); 3] {
+    reasons.map(|reason| (reason, counters.replaced.get(&(name.into(), reason.into()))))
 }
 
 fn label(name: &str, value: &str) -> String {
@@ -184,7 +188,7 @@ pub fn process_json(of: &ProcessStats) -> Value {
 
 fn finished(of: &HandlerStats) -> Value {
     let ends = JobStatus::ALL.into_iter().filter(|status| status.is_terminal());
-    ends.map(|status| (status.as_str().to_owned(), Value::from(of.finished[status as usize]))).collect()
+    ends.map(|status| (status.as_str(), of.finished[status as usize])).collect()
 }
 
 fn quantiles(of: &Histogram) -> Value {
@@ -199,10 +203,7 @@ pub fn stats_json(
     groups: &[String],
     workers: &[usize],
 ) -> Value {
-    let replaced = |name: &str, reasons: [&str; 3]| -> Value {
-        let count = |reason: &str| counters.replaced.get(&(name.into(), reason.into()));
-        reasons.into_iter().map(|reason| (reason.to_owned(), Value::from(count(reason)))).collect()
-    };
+    let replaced = |name: &str, reasons| replaced(counters, name, reasons).into_iter().collect::<Value>();
     let groups = groups.iter().zip(workers).zip(stats.consumers.iter().zip(&stats.busy));
     let groups = groups.map(|((name, workers), (executors, busy))| {
         json!({

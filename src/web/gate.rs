@@ -65,7 +65,7 @@ impl Gate {
         mut entropy: Entropy,
     ) -> Gate {
         // A series that appears with its first request has no rate before its second.
-        LABELS.into_iter().for_each(|route| counters.requests.add((route, 200), 0));
+        LABELS.split(' ').for_each(|route| counters.requests.add((route, 200), 0));
         let cancelling = settings.handlers.values().filter(|spec| spec.options.cancel_on_disconnect);
         let cancelling = cancelling.map(|spec| spec.name.clone()).collect();
         Gate {
@@ -180,11 +180,6 @@ impl Gate {
             self.hung_up(slowest);
             self.clients.count_output(slowest);
         }
-    }
-
-    /// The connection that can go, to make room for another one.
-    pub fn most_idle(&self, may_say_more: impl Fn(usize) -> bool) -> Option<usize> {
-        self.clients.most_idle(may_say_more)
     }
 
     /// What is to be sent to this client.

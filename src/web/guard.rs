@@ -6,10 +6,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use zeroize::Zeroizing;
-
 use super::http1::{Head, Refused, refused};
-use super::routes::{Inner, Route};
+use super::routes::{Inner, OfJob, Route};
 use crate::clock::Timestamp;
 use crate::config::tokens::{Scope, Token, hash};
 use crate::config::{Web, WebAuth};
@@ -32,52 +30,13 @@ const TOO_FAST: Refused = refused(Code::TooManyRequests, "the token's rate_per_s
 const NOT_THIS_HANDLER: Refused = refused(Code::Forbidden, "the token is not for this handler")
     .with(CHALLENGE, r#"Bearer realm="cofferdam", error="insufficient_scope""#);
 
-/// Whom a request is from.
+/// Whom a request is from; by default nobody who could own a job or see one, as where the request needed no token.
 #[derive(Clone, Debug, Default)]
-pub enum Caller {
-    /// Nobody who could own a job or see one: the request needed no token.
-    #[default]
-    Unknown,
-    /// Anybody: without authentication there is one user.
-    Anyone,
-    Holder(Arc<Token>),
-}
-
-impl Caller {
-    /// The owner of the jobs that it submits.
-    pub fn owner(&self) -> Arc<str> {
-        match self {
-            Caller::Unknown | Caller::Anyone => Arc::default(),
-            Caller::Holder(token) => token.name.clone(),
-        }
-    }
-
-    /// What it may see.
-    pub fn viewer(&self) -> Viewer {
-        match self {
-            Caller::Unknown => Viewer { name: Arc::default(), admin: false },
-            Caller::Anyone => Viewer::anonymous(),
-            Caller::Holder(token) => {
-                Viewer { name: token.name.clone(), admin: token.scopes.contains(&Scope::Admin) }
-            }
-        }
-    }
-
+pub struct Caller {
+    /// What it may see, by the name that its jobs belong to.
+    pub viewer: Viewer,
     /// Callers of this name that may wait at once, if its token says so.
-    pub fn max_inflight(&self) -> Option<usize> {
-        match self {
-            Caller::Unknown | Caller::Anyone => None,
-            Caller::Holder(token) => token.max_inflight,
-        }
-    }
-}
-
-/// The token that a connection's last request brought, which the next one likely brings again.
-pub struct Known {
-    text: Zeroizing<Vec<u8>>,
-    token: Arc<Token>,
-    /// Of the token file that it was in.
-    reread: u64,
+    pub max_inflight: Option<usize>,
 }
 
 /// See the module.
@@ -86,8 +45,6 @@ pub struct Guard {
     key: MacKey,
     /// `None`: everybody on this host may do everything.
     tokens: Option<HashMap<[u8; 32], Arc<Token>>>,
-    /// How often they were replaced.
-    reread: u64,
     open_metrics: bool,
     trusted_proxies: Vec<IpAddr>,
     /// How fast requests of a name come, where a limit is set.
@@ -106,7 +63,6 @@ impl Guard {
         let mut guard = Guard {
             key: MacKey::new(&entropy.bytes::<32>()),
             tokens: None,
-            reread: 0,
             open_metrics: *open_metrics,
             trusted_proxies: web.trusted_proxies.clone(),
             paces: HashMap::new(),
@@ -129,7 +85,6 @@ impl Guard {
         let after = self.by_mac(tokens);
         let before = self.tokens.replace(after.clone()).unwrap_or_default();
         self.paces.clear();
-        self.reread += 1;
         let is_in = |tokens: &HashMap<_, Arc<Token>>, mac: &[u8; 32], name: &str| {
             tokens.get(mac).is_some_and(|token| *token.name == *name)
         };
@@ -148,27 +103,18 @@ impl Guard {
         head: &Head,
         route: &Route,
         peer: IpAddr,
-        known: &mut Option<Known>,
         now: Timestamp,
     ) -> Result<Caller, Refused> {
-        let Some(tokens) = &self.tokens else { return Ok(Caller::Anyone) };
+        let Some(tokens) = &self.tokens else {
+            return Ok(Caller { viewer: Viewer::anonymous(), max_inflight: None });
+        };
         let (scopes, handler) = asks_for(route);
         let is_open = self.open_metrics && matches!(route, Route::Inner(Inner::Ready | Inner::Metrics));
         if scopes.is_empty() || is_open {
-            return Ok(Caller::Unknown);
+            return Ok(Caller::default());
         }
-        let found = bearer(head).map(|text| {
-            let text = text?;
-            let again =
-                known.as_ref().filter(|known| known.reread == self.reread && is_same(&known.text, text));
-            if let Some(known) = again {
-                return Some(known.token.clone());
-            }
-            let token = tokens.get(&self.key.sign(&[&hash(text)]))?.clone();
-            *known = Some(Known { text: text.to_vec().into(), token: token.clone(), reread: self.reread });
-            Some(token)
-        });
-        let token = match found {
+        let known = |text: Option<&[u8]>| tokens.get(&self.key.sign(&[&hash(text?)])).cloned();
+        let token = match bearer(head).map(known) {
             Ok(Some(token)) => token,
             Ok(None) => return Err(self.failed(head, peer, BAD_TOKEN, now)),
             Err(refused) => return Err(self.failed(head, peer, refused, now)),
@@ -189,7 +135,8 @@ impl Guard {
         if handler.is_some_and(|handler| !is_for(handler)) || is_of_many {
             return Err(NOT_THIS_HANDLER);
         }
-        Ok(Caller::Holder(token))
+        let viewer = Viewer { name: token.name.clone(), admin: token.scopes.contains(&Scope::Admin) };
+        Ok(Caller { viewer, max_inflight: token.max_inflight })
     }
 
     /// A request without a valid token: too many of one address are told so.
@@ -260,13 +207,11 @@ fn asks_for(route: &Route) -> (&'static [Scope], Option<&str>) {
         Route::Submit(handler) | Route::Batch(handler) => (&[Submit], Some(handler)),
         Route::Inner(Inner::Pause(handler, _)) => (&[Admin], Some(handler)),
         Route::Inner(Inner::Bulk(_)) => (&[Admin], None),
-        Route::Inner(Inner::Cancel(_) | Inner::Retry(_)) => (&[Submit, Admin], None),
+        Route::Inner(Inner::Job(_, OfJob::Cancel | OfJob::Retry)) => (&[Submit, Admin], None),
         Route::Wait(_)
         | Route::Events
         | Route::Inner(
-            Inner::Record(_)
-            | Inner::Result(_)
-            | Inner::Payload(_)
+            Inner::Job(_, OfJob::Record | OfJob::Result | OfJob::Payload)
             | Inner::List
             | Inner::Lanes(_)
             | Inner::Stats
@@ -301,11 +246,6 @@ fn bearer(head: &Head) -> Result<Option<&[u8]>, Refused> {
     let token = token.trim_ascii_start();
     let is_visible = !token.is_empty() && token.iter().all(u8::is_ascii_graphic);
     Ok(Some(token).filter(|_| is_visible))
-}
-
-/// Compared in a time that says nothing about where they differ: one connection of a proxy may bring many clients' tokens.
-fn is_same(one: &[u8], other: &[u8]) -> bool {
-    one.len() == other.len() && one.iter().zip(other).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
 }
 
 /// The node behind `for=` in an element of `Forwarded` (RFC 7239, 4).
@@ -376,7 +316,7 @@ mod tests {
     fn ask(guard: &mut Guard, request: &str, headers: &str, now: u64) -> Result<Caller, Refused> {
         let (method, target) = request.split_once(' ').unwrap();
         let (route, _) = route(method, target).unwrap();
-        guard.judge(&head(headers), &route, "127.0.0.1".parse().unwrap(), &mut None, Timestamp(now))
+        guard.judge(&head(headers), &route, "127.0.0.1".parse().unwrap(), Timestamp(now))
     }
 
     #[test]
@@ -442,7 +382,7 @@ mod tests {
         }
         for headers in ["Authorization: Bearer token-of-a\r\n", "authorization:bearer token-of-a\r\n"] {
             let caller = ask(&mut guard, "GET /v1/jobs", headers, 0).unwrap();
-            assert_eq!((&*caller.owner(), caller.viewer().admin), ("a", false));
+            assert_eq!((&*caller.viewer.name, caller.viewer.admin), ("a", false));
         }
     }
 
@@ -484,24 +424,19 @@ mod tests {
     }
 
     #[test]
-    fn what_a_connection_brought_before_is_known_until_the_file_is_read_again() {
+    fn a_token_is_known_until_the_file_is_read_again_without_it() {
         let mut guard = guard(&(line("a", "read") + &line("b", "read")));
-        let mut known = None;
-        let mut ask = |guard: &mut Guard, name: &str| {
-            let head = head(&format!("Authorization: Bearer token-of-{name}\r\n"));
-            let route = route("GET", "/v1/jobs").unwrap().0;
-            let peer = "127.0.0.1".parse().unwrap();
-            guard
-                .judge(&head, &route, peer, &mut known, Timestamp(0))
-                .map(|caller| caller.owner().to_string())
+        let owner = |guard: &mut Guard, name: &str| {
+            let headers = format!("Authorization: Bearer token-of-{name}\r\n");
+            let caller = ask(guard, "GET /v1/jobs", &headers, 0);
+            caller.map(|caller| caller.viewer.name.to_string()).ok()
         };
         for name in ["a", "a", "b", "a", "c", "a"] {
             let expected = Some(name).filter(|name| *name != "c").map(str::to_owned);
-            assert_eq!(ask(&mut guard, name).ok(), expected, "{name}");
+            assert_eq!(owner(&mut guard, name), expected, "{name}");
         }
-        // One connection of a proxy brings many clients' requests; a token that is gone is known nowhere.
         guard.replace(parse(&line("b", "read")).unwrap());
-        assert_eq!((ask(&mut guard, "a").ok(), ask(&mut guard, "b").ok()), (None, Some("b".into())));
+        assert_eq!((owner(&mut guard, "a"), owner(&mut guard, "b")), (None, Some("b".into())));
     }
 
     #[test]

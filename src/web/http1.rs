@@ -4,7 +4,6 @@
 //! names, no folding, one `Host`, one valid length or exactly `chunked`, never both. Not in scope: bodies
 //! ([`super::chunked`]), meaning ([`super::routes`]).
 
-use std::borrow::Cow;
 use std::net::Ipv6Addr;
 use std::ops::Range;
 
@@ -41,9 +40,9 @@ const fn bad(detail: &'static str) -> Refused {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
     bytes: Vec<u8>,
-    method: Range<usize>,
+    method: &'static str,
     /// Of an absolute target.
-    authority: Option<Range<usize>>,
+    authority: Option<String>,
     /// Path and query, with no escape of a character that needs none.
     target: String,
     /// Names and values.
@@ -59,9 +58,9 @@ pub struct Head {
 }
 
 impl Head {
-    /// As sent; a token.
-    pub fn method(&self) -> &str {
-        self.ascii(&self.method)
+    /// One that is known here.
+    pub fn method(&self) -> &'static str {
+        self.method
     }
 
     /// The path with its query, from the first `/`; visible ASCII. Or `*`, of OPTIONS.
@@ -71,10 +70,8 @@ impl Head {
 
     /// Host and port that the request is for: an absolute target's, whatever `Host` says (RFC 9112, 3.2.2).
     pub fn host(&self) -> &str {
-        match &self.authority {
-            Some(authority) => self.ascii(authority),
-            None => self.header("host").ok().flatten().unwrap_or_default(),
-        }
+        let host = || self.header("host").ok().flatten().unwrap_or_default();
+        self.authority.as_deref().unwrap_or_else(host)
     }
 
     /// What stands behind the first `?` of the target.
@@ -102,6 +99,18 @@ impl Head {
             self.fields.iter().filter(move |(known, _)| is_of_name(known)).map(|(_, value)| value.clone());
         let text = |value: Range<usize>| std::str::from_utf8(self.bytes[value].trim_ascii());
         values.map(move |value| text(value).map_err(|_| bad("a header is not UTF-8")))
+    }
+
+    /// The elements of a header that is a list, over all its values.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn list(&self, name: &str) -> Result<Vec<&str>, Refused> {
+        let mut elements = Vec::new();
+        for value in self.values(name) {
+            elements.extend(value?.split(',').map(str::trim).filter(|element| !element.is_empty()));
+        }
+        Ok(elements)
     }
 
     /// The value of a header that appears once.
@@ -190,7 +199,7 @@ fn check_bytes(head: &[u8]) -> Result<(), Refused> {
 const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"];
 
 /// Method, target and version of a request line.
-fn request_line(line: &str) -> Result<(&str, &str, bool), Refused> {
+fn request_line(line: &str) -> Result<(&'static str, &str, bool), Refused> {
     let mut parts = line.split(' ');
     let (Some(method), Some(target), Some(version), None) =
         (parts.next(), parts.next(), parts.next(), parts.next())
@@ -209,9 +218,9 @@ fn request_line(line: &str) -> Result<(&str, &str, bool), Refused> {
         }
         Some(_) | None => return Err(bad("the version is malformed")),
     };
-    if !METHODS.contains(&method) {
+    let Some(method) = METHODS.into_iter().find(|known| *known == method) else {
         return Err(refused(Code::NotImplemented, "this server does not know the method"));
-    }
+    };
     if target.len() > TARGET_BYTES {
         return Err(refused(Code::UriTooLong, "the request target is too long"));
     }
@@ -223,10 +232,10 @@ fn request_line(line: &str) -> Result<(&str, &str, bool), Refused> {
 
 /// The authority of a target, if it is absolute, and its path with the query. The absolute form must be accepted from any
 /// client; what stands behind the first `?` is never part of a path (RFC 9112, 3.2).
-fn parts_of_target<'a>(method: &str, target: &'a str) -> Result<(Option<&'a str>, Cow<'a, str>), Refused> {
+fn parts_of_target(method: &str, target: &str) -> Result<(Option<String>, String), Refused> {
     const NO_PATH: Refused = bad("the request target is not a path");
     if target == "*" && method == "OPTIONS" {
-        return Ok((None, Cow::Borrowed(target)));
+        return Ok((None, target.to_owned()));
     }
     if target.contains('#') {
         return Err(NO_PATH);
@@ -243,14 +252,11 @@ fn parts_of_target<'a>(method: &str, target: &'a str) -> Result<(Option<&'a str>
         return Err(bad("the target's host is malformed"));
     }
     let path = unescaped(path)?;
-    Ok((Some(authority), if path.starts_with('/') { path } else { Cow::Owned(format!("/{path}")) }))
+    Ok((Some(authority.to_owned()), if path.starts_with('/') { path } else { format!("/{path}") }))
 }
 
 /// The same target without escapes of characters that need none: they mean the same (RFC 3986, 6.2.2.2).
-fn unescaped(target: &str) -> Result<Cow<'_, str>, Refused> {
-    if !target.contains('%') {
-        return Ok(Cow::Borrowed(target));
-    }
+fn unescaped(target: &str) -> Result<String, Refused> {
     let mut parts = target.split('%');
     let mut out = parts.next().unwrap_or_default().to_owned();
     for part in parts {
@@ -265,7 +271,7 @@ fn unescaped(target: &str) -> Result<Cow<'_, str>, Refused> {
             _ => out.extend(["%", part]),
         }
     }
-    Ok(Cow::Owned(out))
+    Ok(out)
 }
 
 /// Whether this is `host [":" port]` (RFC 9110, 7.2; RFC 3986, 3.2.2). It may be empty, as its port.
@@ -284,7 +290,7 @@ fn is_authority(text: &str) -> bool {
 }
 
 /// The byte that the two hexadecimal digits behind a `%` stand for.
-fn escaped(rest: &str) -> Option<u8> {
+pub(super) fn escaped(rest: &str) -> Option<u8> {
     let hex = rest.get(..2).filter(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit()))?;
     u8::from_str_radix(hex, 16).ok()
 }
@@ -307,12 +313,7 @@ pub(super) fn header_line(bytes: &[u8], line: Range<usize>) -> Result<(Range<usi
 fn finish(bytes: Vec<u8>, line_end: usize) -> Result<Head, Refused> {
     let line = std::str::from_utf8(&bytes[..line_end]).map_err(|_| bad("the request line is not ASCII"))?;
     let (method, target, is_1_1) = request_line(line)?;
-    let (authority, path) = parts_of_target(method, target)?;
-    // All are parts of the line.
-    let target_at = method.len() + 1;
-    let authority_at = target_at + target.find("://").map_or(0, |at| at + 3);
-    let authority = authority.map(|authority| authority_at..authority_at + authority.len());
-    let (method, target) = (0..method.len(), path.into_owned());
+    let (authority, target) = parts_of_target(method, target)?;
     let mut fields = Vec::with_capacity(8);
     let mut at = line_end + 2;
     while at < bytes.len() {
@@ -323,7 +324,7 @@ fn finish(bytes: Vec<u8>, line_end: usize) -> Result<Head, Refused> {
         }
         at = end + 2;
     }
-    let (length, keep_alive, mut expects_continue) = (None, is_1_1, false);
+    let (length, keep_alive, expects_continue) = (None, is_1_1, false);
     let mut head =
         Head { bytes, method, authority, target, fields, length, is_1_1, keep_alive, expects_continue };
     match head.header("host")? {
@@ -342,24 +343,15 @@ fn finish(bytes: Vec<u8>, line_end: usize) -> Result<Head, Refused> {
         (None, Some(codings)) => return Err(unknown_codings(codings)),
     };
     // A list (RFC 9110, 10.1.1); HTTP/1.0 knows no 100.
-    for value in head.values("expect") {
-        for expectation in value?.split(',').map(str::trim).filter(|expectation| !expectation.is_empty()) {
-            if !expectation.eq_ignore_ascii_case("100-continue") {
-                return Err(refused(Code::ExpectationFailed, "the only expectation is 100-continue"));
-            }
-            expects_continue = is_1_1;
-        }
+    let expectations = head.list("expect")?;
+    if !expectations.iter().all(|expectation| expectation.eq_ignore_ascii_case("100-continue")) {
+        return Err(refused(Code::ExpectationFailed, "the only expectation is 100-continue"));
     }
-    head.expects_continue = expects_continue;
-    let (mut keeps_alive, mut closes) = (is_1_1, false);
-    for value in head.values("connection") {
-        for option in value?.split(',').map(str::trim) {
-            closes |= option.eq_ignore_ascii_case("close");
-            keeps_alive |= option.eq_ignore_ascii_case("keep-alive");
-        }
-    }
-    head.keep_alive = keeps_alive && !closes;
-    Ok(head)
+    let expects_continue = is_1_1 && !expectations.is_empty();
+    let options = head.list("connection")?;
+    let says = |name: &str| options.iter().any(|option| option.eq_ignore_ascii_case(name));
+    let keep_alive = (is_1_1 || says("keep-alive")) && !says("close");
+    Ok(Head { expects_continue, keep_alive, ..head })
 }
 
 /// Where the last coding is not chunked nobody can tell where the body ends (RFC 9112, 6.3); where it is, the others are just
@@ -378,18 +370,10 @@ fn unknown_codings(codings: &str) -> Refused {
 
 /// Digits only: no sign, no list, no white space inside, nothing that does not fit.
 fn content_length(text: &str) -> Result<usize, Refused> {
-    const BAD: Refused = bad("the Content-Length is malformed");
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(BAD);
+        return Err(bad("the Content-Length is malformed"));
     }
-    let text = text.trim_start_matches('0');
-    if text.is_empty() {
-        return Ok(0);
-    }
-    if text.len() > 18 {
-        return Err(refused(Code::PayloadTooLarge, "the body is too large"));
-    }
-    text.parse().map_err(|_| BAD)
+    text.parse().map_err(|_| refused(Code::PayloadTooLarge, "the body is too large"))
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@
 //! each connection, as the gate has rebuilt it. What a client wrote frames nothing here.
 
 use std::error::Error;
-use std::fmt::Write as _;
 use std::io::{Cursor, ErrorKind, Read, Result as IoResult, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -127,16 +126,7 @@ impl Pool {
         let queue = match request.route {
             Inner::Ready => &self.ready,
             Inner::Metrics => &self.metrics,
-            Inner::Record(_)
-            | Inner::Result(_)
-            | Inner::Payload(_)
-            | Inner::List
-            | Inner::Bulk(_)
-            | Inner::Lanes(_)
-            | Inner::Cancel(_)
-            | Inner::Retry(_)
-            | Inner::Pause(..)
-            | Inner::Stats => &self.anyone,
+            _ => &self.anyone,
         };
         match queue.try_send(turn) {
             Ok(()) => None,
@@ -231,7 +221,7 @@ fn exchange(stream: &mut UnixStream, request: &[u8]) -> IoResult<Answer> {
             0 => return Err(ErrorKind::UnexpectedEof.into()),
             read => input.extend_from_slice(&part[..read]),
         }
-        if let Some(answer) = parse_answer(&input) {
+        if let Some((answer, _)) = Answer::parse(&input, false).map_err(|_| ErrorKind::InvalidData)? {
             return Ok(answer);
         }
     }
@@ -252,27 +242,6 @@ fn rebuilt(request: &PageRequest, Pass(pass): &Pass) -> Zeroizing<Vec<u8>> {
     );
     out.extend_from_slice(body);
     out
-}
-
-/// tiny_http's answer, once it is whole: always with a Content-Length, as we never let it choose chunks.
-#[doc(hidden)]
-pub fn parse_answer(input: &[u8]) -> Option<Answer> {
-    let end = input.windows(4).position(|window| window == b"\r\n\r\n")?;
-    let head = std::str::from_utf8(&input[..end]).ok()?;
-    let mut lines = head.split("\r\n");
-    let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
-    let (mut headers, mut length) = (String::new(), 0);
-    for (name, value) in lines.filter_map(|line| line.split_once(": ")) {
-        match name.to_ascii_lowercase().as_str() {
-            "content-length" => length = value.parse().ok()?,
-            // The gate frames and dates its own answers.
-            "server" | "date" | "connection" | "transfer-encoding" => {}
-            name => {
-                let _ = write!(headers, "{name}: {value}\r\n");
-            }
-        }
-    }
-    Some(Answer { status, headers, body: input[end + 4..].get(..length)?.into() })
 }
 
 /// The same call again for as long as signals interrupt it.

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use serde_json::{Value, json};
 
-use super::clients::{Conn, DRAINING, Listening, NEVER, OUTPUT_BYTES, Phase};
+use super::clients::{DRAINING, Listening, NEVER, OUTPUT_BYTES, Phase};
 use super::gate::Gate;
 use super::http1::refused;
 use super::respond::Answer;
@@ -18,12 +18,9 @@ impl Gate {
     pub(super) fn begin_listening(&mut self, number: usize) {
         let listeners = self.clients.counters.listeners.load(Relaxed);
         let Some(conn) = self.clients.conns.get(&number) else { return };
-        let viewer = conn.current.caller.viewer();
-        let is_own = |conn: &&Conn| match &conn.phase {
-            Phase::Listening(listening) => listening.viewer.name == viewer.name,
-            _ => false,
-        };
-        let own = self.clients.conns.values().filter(is_own).count() as u64;
+        let viewer = conn.current.caller.viewer.clone();
+        let is_own = |phase: &Phase| matches!(phase, Phase::Listening(of) if of.viewer.name == viewer.name);
+        let own = self.clients.in_phase(is_own).len() as u64;
         // A name has a quarter.
         let is_full = listeners >= LISTENERS || !viewer.name.is_empty() && own >= LISTENERS / 4;
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };

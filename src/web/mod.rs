@@ -31,6 +31,4 @@ mod waiting;
 mod watch;
 
 pub use commander::Commander;
-#[doc(hidden)]
-pub use inner::parse_answer;
 pub use process::WebProcess;

@@ -5,10 +5,10 @@ use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 
-use super::bulk;
+use super::bulk::{self, read};
 use super::figures;
-use super::respond::{Answer, lanes_json, record_json, record_json_without_result};
-use super::routes::{Inner, parameter, unescaped};
+use super::respond::{Answer, Made, lanes_json, record_json, record_json_without_result};
+use super::routes::{Inner, OfJob, parameter, unescaped};
 use super::submission::number;
 use crate::clock::{Clock, Timestamp};
 use crate::job::{JobId, JobRecord, JobStatus, Trace};
@@ -39,31 +39,24 @@ impl Pages {
         let page = self.page(route, query, body, viewer, trace);
         let is_known = !matches!(&page, Err(JobError { code: Code::UnknownJob, .. }));
         let answer = page.unwrap_or_else(|error| Answer::problem(&error, trace));
-        match route.job() {
-            Some(id) if is_known => answer.with("cofferdam-job-id", id),
-            Some(_) | None => answer,
+        match route {
+            Inner::Job(id, _) if is_known => answer.with("cofferdam-job-id", id),
+            _ => answer,
         }
     }
 
-    fn page(
-        &self,
-        route: &Inner,
-        query: &str,
-        body: &[u8],
-        viewer: &Viewer,
-        trace: &Trace,
-    ) -> Result<Answer, JobError> {
+    fn page(&self, route: &Inner, query: &str, body: &[u8], viewer: &Viewer, trace: &Trace) -> Made {
         let producer = &self.producer;
         match route {
-            Inner::Record(id) => shown(producer.record(viewer, *id)?),
-            Inner::Cancel(id) => shown(producer.cancel(viewer, *id)?),
-            Inner::Result(id) => {
+            Inner::Job(id, OfJob::Record) => shown(producer.record(viewer, *id)?),
+            Inner::Job(id, OfJob::Cancel) => shown(producer.cancel(viewer, *id)?),
+            Inner::Job(id, OfJob::Result) => {
                 let record = producer.record(viewer, *id)?.ok_or_else(unknown_job)?;
                 let none = || JobError::new(Code::NotFinished, "the job has not ended");
                 let finished = record.finished.ok_or_else(none)?;
                 Ok(Answer::finished(&finished, trace))
             }
-            Inner::Payload(id) => {
+            Inner::Job(id, OfJob::Payload) => {
                 let payload = producer.payload(viewer, *id)?.ok_or_else(unknown_job)?;
                 let gone =
                     || JobError::new(Code::NotFound, "the payload of a job that succeeded is not kept");
@@ -80,7 +73,7 @@ impl Pages {
                 let lanes = producer.lanes(viewer, name, LIST_LANES + 1)?;
                 Ok(Answer::json(200, lanes_json(name, &lanes.ok_or_else(unknown_handler)?, self.clock.now())))
             }
-            Inner::Retry(id) => {
+            Inner::Job(id, OfJob::Retry) => {
                 let retried = producer.retry(viewer, *id)?.ok_or_else(unknown_job)?;
                 let record = retried.map_err(|why| match why {
                     NotRetried::Is(_) => {
@@ -126,7 +119,7 @@ impl Pages {
     }
 
     /// Ready: every group has an executor, and the service is not stopping.
-    fn ready(&self, stats: &Stats) -> Result<Answer, JobError> {
+    fn ready(&self, stats: &Stats) -> Made {
         if self.counters.draining.load(Ordering::Relaxed) {
             return Err(JobError::new(Code::Draining, "the service is shutting down"));
         }
@@ -153,19 +146,14 @@ fn local_processes() -> Vec<ProcessStats> {
         let word = process_table::second_word(pid)?;
         ["web", "executor"].into_iter().find(|role| *role == word)
     };
-    let all = match role_of(own) {
-        None => vec![(own, "inline")],
-        Some(role) => {
-            let others = process_table::siblings().into_iter().filter(|pid| *pid != own);
-            let others = others.filter_map(|pid| Some((pid, role_of(pid)?)));
-            [(own, role)].into_iter().chain(others).collect()
-        }
-    };
+    let others = role_of(own).map(|_| process_table::siblings()).unwrap_or_default();
+    let others = others.into_iter().filter(|pid| *pid != own).filter_map(|pid| Some((pid, role_of(pid)?)));
+    let all = [(own, role_of(own).unwrap_or("inline"))].into_iter().chain(others);
     let stats = |(pid, role): (i32, &'static str)| {
         let rss_bytes = process_table::resident_kib(&pid.to_string()).map(|kib| kib * 1_024);
         ProcessStats { role, pid: u32::try_from(pid).ok(), rss_bytes, ..ProcessStats::default() }
     };
-    all.into_iter().map(stats).collect()
+    all.map(stats).collect()
 }
 
 /// Which records a query asks for.
@@ -189,17 +177,7 @@ fn filter(query: &str) -> Result<Filter, JobError> {
     Ok(Filter { statuses, handler, key, trace, before, limit, after, bare: true })
 }
 
-/// What a parameter says, if it is there.
-fn read<T>(
-    text: Option<String>,
-    parse: impl Fn(&str) -> Option<T>,
-    detail: &'static str,
-) -> Result<Option<T>, JobError> {
-    let Some(text) = text else { return Ok(None) };
-    parse(&text).map(Some).ok_or_else(|| JobError::new(Code::BadRequest, detail))
-}
-
-fn shown(record: Option<JobRecord>) -> Result<Answer, JobError> {
+fn shown(record: Option<JobRecord>) -> Made {
     let record = record.ok_or_else(unknown_job)?;
     Ok(Answer::json(200, record_json(&record)))
 }

@@ -87,14 +87,7 @@ impl WebProcess {
             producer: backend.producer.clone(),
             counters: counters.clone(),
             groups: deployment.groups().iter().map(ToString::to_string).collect(),
-            workers: deployment
-                .config
-                .runtime
-                .platform
-                .process_groups
-                .iter()
-                .map(|group| group.workers)
-                .collect(),
+            workers: deployment.workers(),
             clock: deployment.clock.clone(),
             profile: crate::config::profile(config),
         };

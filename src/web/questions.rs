@@ -6,7 +6,7 @@ use super::respond::Answer;
 use super::routes::Inner;
 use super::watch::News;
 use crate::job::{InstanceId, JobId, JobRecord, Trace};
-use crate::ports::{BackendError, JobEnded, NewJob, Submitted, Viewer};
+use crate::ports::{JobEnded, NewJob, Reached, Submitted, Viewer};
 use crate::problem::Code;
 
 /// Which request of which connection; what is asked for it carries this, and its answer goes there or nowhere.
@@ -73,8 +73,8 @@ impl PageRequest {
 #[derive(Debug)]
 pub enum Answered {
     /// One answer a job, in order.
-    Submitted(Ticket, Result<Vec<Submitted>, BackendError>),
-    Record(Asker, Result<Option<JobRecord>, BackendError>),
+    Submitted(Ticket, Reached<Vec<Submitted>>),
+    Record(Asker, Reached<Option<JobRecord>>),
     /// These have ended; whether those have could not be found out.
     Ended(Vec<JobEnded>, Vec<JobId>),
     Page(Asker, Answer),

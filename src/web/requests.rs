@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::chunked::Chunked;
 use super::clients::{Conn, Current, DRAINING, Incoming, OUTPUT_BYTES, Phase};
 use super::gate::Gate;
-use super::guard::{Caller, Known};
+use super::guard::Caller;
 use super::http1::{Head, Refused, parse_head, refused};
 use super::questions::{PageRequest, Question};
 use super::respond::Answer;
@@ -42,21 +42,18 @@ impl Gate {
     /// A client that says nothing more, and has no whole request here that is not answered.
     fn end_at_end(&mut self, number: usize) {
         let Some(conn) = self.clients.conns.get_mut(&number).filter(|conn| conn.at_end) else { return };
-        match &conn.phase {
-            // The rest of a body will never come.
-            Phase::Head if conn.unsent().len() < OUTPUT_BYTES => drop(conn.close()),
-            // It has read its last answer.
-            Phase::Closing => {}
-            Phase::Body(_) => {
-                if let Phase::Body(incoming) = conn.close() {
-                    self.drop_body(&incoming);
-                }
+        let ends = match &conn.phase {
+            Phase::Head => conn.unsent().len() < OUTPUT_BYTES,
+            // The rest of a body will never come; who is being closed has read its last answer.
+            Phase::Body(_) | Phase::Closing => true,
+            Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) | Phase::Listening(_) => false,
+        };
+        if ends {
+            if let Phase::Body(incoming) = conn.close() {
+                self.drop_body(&incoming);
             }
-            Phase::Head | Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) | Phase::Listening(_) => {
-                return;
-            }
+            self.clients.touched.push(number);
         }
-        self.clients.touched.push(number);
     }
 
     fn advance_head(&mut self, number: usize) -> bool {
@@ -75,12 +72,11 @@ impl Gate {
         conn.keep_alive = head.keep_alive;
         let (trace, trace_flags) = submission::trace(&head, &mut self.entropy);
         let (has_body, is_1_1) = (head.method() != "HEAD", head.is_1_1);
-        let caller = Caller::Unknown;
+        let caller = Caller::default();
         conn.current = Current { route: "none", trace, trace_flags, caller, has_body, is_1_1 };
-        let (peer, mut known) = (conn.peer, conn.known.take());
-        let judged = self.judge(&head, peer, &mut known);
+        let peer = conn.peer;
+        let judged = self.judge(&head, peer);
         let Some(conn) = self.clients.conns.get_mut(&number) else { return false };
-        conn.known = known;
         let (route, label, max, caller) = match judged {
             Ok(judged) => judged,
             Err(refused) => {
@@ -107,16 +103,11 @@ impl Gate {
     }
 
     /// Everything that can be said on the head alone: the route, how large the body may be, and who the caller is.
-    fn judge(
-        &mut self,
-        head: &Head,
-        peer: IpAddr,
-        known: &mut Option<Known>,
-    ) -> Result<(Route, &'static str, usize, Caller), Refused> {
+    fn judge(&mut self, head: &Head, peer: IpAddr) -> Result<(Route, &'static str, usize, Caller), Refused> {
         let web = &self.settings.web;
         check_browser(head, &web.allowed_hosts)?;
         let (route, label) = routes::route(head.method(), head.target())?;
-        let caller = self.guard.judge(head, &route, peer, known, self.clients.now)?;
+        let caller = self.guard.judge(head, &route, peer, self.clients.now)?;
         let is_batch = matches!(route, Route::Batch(_));
         let max = match route {
             Route::Batch(_) => web.max_batch_bytes,
@@ -133,15 +124,10 @@ impl Gate {
             if self.clients.draining {
                 return Err(DRAINING);
             }
-            for coding in head.values("content-encoding") {
-                let is_none = |coding: &str| coding.is_empty() || coding.eq_ignore_ascii_case("identity");
-                if !coding?.split(',').map(str::trim).all(is_none) {
-                    let detail =
-                        "the body must have no content coding: a handler would take it for its payload";
-                    return Err(
-                        refused(Code::UnsupportedMediaType, detail).with("accept-encoding", "identity")
-                    );
-                }
+            let codings = head.list("content-encoding")?;
+            if !codings.iter().all(|coding| coding.eq_ignore_ascii_case("identity")) {
+                let detail = "the body must have no content coding: a handler would take it for its payload";
+                return Err(refused(Code::UnsupportedMediaType, detail).with("accept-encoding", "identity"));
             }
             if is_batch && head.values("idempotency-key").next().is_some() {
                 let detail = "a batch has no Idempotency-Key: its lines are jobs of their own";
@@ -197,7 +183,9 @@ impl Gate {
         }
         let mut held: HashMap<Arc<str>, usize> = HashMap::new();
         let bodies = |conn: &Conn| match &conn.phase {
-            Phase::Body(incoming) => Some((conn.current.caller.owner(), incoming.counted, incoming.since)),
+            Phase::Body(incoming) => {
+                Some((conn.current.caller.viewer.name.clone(), incoming.counted, incoming.since))
+            }
             _ => None,
         };
         for (owner, bytes, _) in self.clients.conns.values().filter_map(bodies) {
@@ -229,11 +217,7 @@ impl Gate {
             Route::Dashboard => self.clients.answer(number, Answer::dashboard()),
             Route::OpenApi => self.clients.answer(number, Answer::openapi()),
             Route::Inner(route) => {
-                let method = match head.method() {
-                    "DELETE" => "DELETE",
-                    "POST" => "POST",
-                    _ => "GET",
-                };
+                let method = if head.method() == "HEAD" { "GET" } else { head.method() };
                 self.ask_pages(number, route, method, head.target().to_owned(), body);
             }
         }
@@ -261,7 +245,7 @@ impl Gate {
         self.clients.set_deadline(number, self.clients.now.plus(INNER_TIMEOUT));
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };
         conn.phase = Phase::Inner;
-        let (trace, viewer) = (conn.current.trace, conn.current.caller.viewer());
+        let (trace, viewer) = (conn.current.trace, conn.current.caller.viewer.clone());
         let request = PageRequest { asker: conn.asker, route, method, target, body, trace, viewer };
         self.questions.push(Question::Page(request));
     }

@@ -8,12 +8,19 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::chunked::Chunked;
 use crate::clock::Timestamp;
-use crate::codec::base64;
+use crate::codec::{Malformed, base64};
 use crate::job::{AttemptOutcome, Finished, JobId, JobRecord, JobStatus, Payload, Trace, WaitingFor};
 use crate::limits::{LIST_LANES, PAST_ATTEMPTS};
 use crate::ports::LaneStats;
 use crate::problem::{Code, JobError, document};
+
+/// What a route that renders comes to.
+pub type Made = Result<Answer, JobError>;
+
+/// The most that is read as one: as large as anything that a service may keep.
+pub const ANSWER_BYTES: usize = 256 << 20;
 
 /// An answer before it is framed.
 #[derive(Clone, Debug)]
@@ -86,10 +93,7 @@ impl Answer {
 
     /// How a job ended, for the caller who waited for it.
     pub fn finished(finished: &Finished, trace: &Trace) -> Answer {
-        match &finished.result {
-            Ok(payload) => Answer::foreign(payload),
-            Err(error) => Answer::problem(error, trace),
-        }
+        finished.result.as_ref().map_or_else(|error| Answer::problem(error, trace), Answer::foreign)
     }
 
     /// Bytes of a handler or a caller: no browser may guess their type or run them.
@@ -103,6 +107,48 @@ impl Answer {
     pub fn accepted(id: JobId, status: &str) -> Answer {
         let answer = Answer::json(202, format!(r#"{{"id":"{id}","status":"{status}"}}"#));
         answer.with("location", format_args!("/v1/jobs/{id}"))
+    }
+
+    /// An answer of a server (RFC 9112), once it is whole, and whether another may follow: with a length, in chunks, or all that
+    /// comes until `is_end`. Its headers are in lower case, and without those that frame and date it.
+    ///
+    /// # Errors
+    /// The bytes can never become one, or one that is too large.
+    pub fn parse(input: &[u8], is_end: bool) -> Result<Option<(Answer, bool)>, Malformed> {
+        let Some(end) = input.windows(4).position(|window| window == b"\r\n\r\n") else {
+            let is_http = input.iter().zip(b"HTTP/1.").all(|(byte, of)| byte == of) && input.len() < 1 << 20;
+            return if is_http { Ok(None) } else { Err(Malformed) };
+        };
+        let (head, rest) = (String::from_utf8_lossy(&input[..end]), &input[end + 4..]);
+        let mut lines = head.split("\r\n");
+        let status = lines.next().and_then(|line| line.strip_prefix("HTTP/1.")?.get(2..5)?.parse().ok());
+        let status = status.ok_or(Malformed)?;
+        let (mut headers, mut length, mut is_chunked, mut is_kept) = (String::new(), None, false, true);
+        for (name, value) in lines.filter_map(|line| line.split_once(':')) {
+            match (name.to_ascii_lowercase().as_str(), value.trim()) {
+                ("content-length", value) => {
+                    let given = value.parse().ok().filter(|length| *length <= ANSWER_BYTES);
+                    length = Some(given.ok_or(Malformed)?);
+                }
+                ("transfer-encoding", value) => is_chunked = value.eq_ignore_ascii_case("chunked"),
+                ("connection", value) => is_kept = !value.eq_ignore_ascii_case("close"),
+                ("server" | "date", _) => {}
+                (name, value) => _ = write!(headers, "{name}: {value}\r\n"),
+            }
+        }
+        let body: Option<Arc<[u8]>> = match length {
+            // Not read again with each piece that comes: an empty line ends the last one.
+            _ if is_chunked && !rest.ends_with(b"\r\n\r\n") => None,
+            _ if is_chunked => {
+                let mut body = Vec::new();
+                let read = Chunked::default().read(rest, &mut body, ANSWER_BYTES).map_err(|_| Malformed)?;
+                read.1.then(|| body.into())
+            }
+            Some(length) => rest.get(..length).map(Arc::from),
+            None => is_end.then(|| rest.into()),
+        };
+        is_kept &= is_chunked || length.is_some();
+        Ok(body.map(|body| (Answer { status, headers, body }, is_kept)))
     }
 
     /// Adds a header. Name and value are ours or validated.
@@ -226,19 +272,16 @@ struct Shown<'a> {
 
 /// The last deliveries, oldest first; the last of them may be under way.
 fn attempts(record: &JobRecord) -> Vec<Value> {
-    let shown = |started: Timestamp,
-                 ended: Option<Timestamp>,
-                 executor: &str,
-                 outcome: Option<AttemptOutcome>| {
-        let ended = ended.map(|at| at.to_string());
-        let outcome = outcome.map(AttemptOutcome::as_str);
-        json!({ "started_at": started.to_string(), "ended_at": ended, "executor": executor, "outcome": outcome })
-    };
     let past =
-        record.past.iter().map(|it| shown(it.started_at, Some(it.ended_at), &it.executor, Some(it.outcome)));
+        record.past.iter().map(|it| (it.started_at, Some(it.ended_at), &it.executor, Some(it.outcome)));
     let last = record.started_at.zip(record.executor.as_ref());
-    let last = last.map(|(at, by)| shown(at, record.finished_at, by, AttemptOutcome::of(record.status)));
-    let all: Vec<Value> = past.chain(last).collect();
+    let last = last.map(|(at, by)| (at, record.finished_at, by, AttemptOutcome::of(record.status)));
+    let shown = past.chain(last).map(|(started, ended, executor, outcome)| {
+        let (started, ended) = (started.to_string(), ended.map(|at| at.to_string()));
+        let outcome = outcome.map(AttemptOutcome::as_str);
+        json!({ "started_at": started, "ended_at": ended, "executor": **executor, "outcome": outcome })
+    });
+    let all: Vec<Value> = shown.collect();
     all[all.len().saturating_sub(PAST_ATTEMPTS)..].to_vec()
 }
 
@@ -270,5 +313,30 @@ mod tests {
     #[test]
     fn dates_follow_their_rfc() {
         assert_eq!(http_date(Timestamp(784_111_777_000_000)), "Sun, 06 Nov 1994 08:49:37 GMT");
+    }
+
+    #[test]
+    fn an_answer_is_read_once_it_is_whole_however_it_is_framed() {
+        for (text, body, is_kept) in [
+            ("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", "abc", true),
+            (
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n",
+                "abc",
+                true,
+            ),
+            ("HTTP/1.1 204 No\r\ncontent-length:0\r\nConnection: close\r\n\r\n", "", false),
+        ] {
+            for end in 0..text.len() {
+                assert!(matches!(Answer::parse(&text.as_bytes()[..end], false), Ok(None)), "{end} of {text}");
+            }
+            let (reply, kept) = Answer::parse(text.as_bytes(), false).unwrap().unwrap();
+            assert_eq!((&*String::from_utf8_lossy(&reply.body), kept), (body, is_kept), "{text}");
+        }
+        let until_the_end = b"HTTP/1.0 200 OK\r\n\r\nabc";
+        assert!(Answer::parse(until_the_end, false).unwrap().is_none());
+        assert_eq!(Answer::parse(until_the_end, true).unwrap().unwrap().0.body[..], b"abc"[..]);
+        for bad in ["SSH-2.0-x\r\n", "HTTP/1.1 abc\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"] {
+            assert!(Answer::parse(bad.as_bytes(), true).is_err(), "{bad}");
+        }
     }
 }

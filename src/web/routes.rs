@@ -2,8 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::bulk::Bulk;
-use super::http1::{Head, Refused, refused};
+use super::http1::{Head, Refused, escaped, refused};
 use crate::job::JobId;
 use crate::problem::Code;
 
@@ -30,21 +29,20 @@ pub enum Route {
     Inner(Inner),
 }
 
+/// What is done to all jobs that match.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bulk {
+    Retry,
+    Cancel,
+}
+
 /// The routes behind the gate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Inner {
-    /// `GET /v1/jobs/{id}`
-    Record(JobId),
-    /// `GET /v1/jobs/{id}/result`
-    Result(JobId),
-    /// `GET /v1/jobs/{id}/payload`
-    Payload(JobId),
+    /// Of one job.
+    Job(JobId, OfJob),
     /// `GET /v1/jobs`
     List,
-    /// `DELETE /v1/jobs/{id}`
-    Cancel(JobId),
-    /// `POST /v1/jobs/{id}/retry`
-    Retry(JobId),
     /// `POST /v1/jobs/retry` and `POST /v1/jobs/cancel`
     Bulk(Bulk),
     /// `GET /v1/lanes/{handler}`
@@ -66,50 +64,24 @@ impl Route {
     }
 }
 
-impl Inner {
-    /// The job that it is about.
-    pub fn job(&self) -> Option<JobId> {
-        match self {
-            Inner::Record(id)
-            | Inner::Result(id)
-            | Inner::Payload(id)
-            | Inner::Cancel(id)
-            | Inner::Retry(id) => Some(*id),
-            Inner::List
-            | Inner::Bulk(_)
-            | Inner::Lanes(_)
-            | Inner::Pause(..)
-            | Inner::Stats
-            | Inner::Ready
-            | Inner::Metrics => None,
-        }
-    }
+/// Routes behind the gate that are about one job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OfJob {
+    /// `GET /v1/jobs/{id}`
+    Record,
+    /// `GET /v1/jobs/{id}/result`
+    Result,
+    /// `GET /v1/jobs/{id}/payload`
+    Payload,
+    /// `DELETE /v1/jobs/{id}`
+    Cancel,
+    /// `POST /v1/jobs/{id}/retry`
+    Retry,
 }
 
-/// The names of the routes in the metric.
-pub const LABELS: [&str; 21] = [
-    "submit",
-    "batch",
-    "record",
-    "healthz",
-    "result",
-    "payload",
-    "list",
-    "cancel",
-    "retry",
-    "pause",
-    "resume",
-    "stats",
-    "readyz",
-    "metrics",
-    "index",
-    "options",
-    "retry_all",
-    "cancel_all",
-    "lanes",
-    "events",
-    "openapi",
-];
+/// The names of the routes in the metric, separated by spaces.
+pub const LABELS: &str = "submit batch record healthz result payload list cancel retry pause resume stats readyz \
+                          metrics index options retry_all cancel_all lanes events openapi";
 
 /// The route of a method and target, and its name in the metric. `HEAD` is `GET` without the body.
 pub fn route(method: &str, target: &str) -> Result<(Route, &'static str), Refused> {
@@ -122,7 +94,7 @@ pub fn route(method: &str, target: &str) -> Result<(Route, &'static str), Refuse
     let parts: Vec<&str> = path.split('/').skip(1).collect();
     let method = if method == "HEAD" { "GET" } else { method };
     let page = |page| Some(Route::Inner(page));
-    let of_job = |id: &str, page: fn(JobId) -> Inner| JobId::parse(id).map(|id| Route::Inner(page(id)));
+    let of_job = |id: &str, what| JobId::parse(id).map(|id| Route::Inner(Inner::Job(id, what)));
     let pause = |name: &str, paused| Some(Route::Inner(Inner::Pause(name.to_owned(), paused)));
     let (allow, label, route) = match (parts.as_slice(), method) {
         (["healthz" | "livez"], _) => (GET, "healthz", Some(Route::Alive)),
@@ -138,14 +110,14 @@ pub fn route(method: &str, target: &str) -> Result<(Route, &'static str), Refuse
         (["v1", "jobs"], _) => (GET, "list", page(Inner::List)),
         // An id is no handler's name that anyone would choose, so the method tells which it is.
         (["v1", "jobs", name], "POST") => (ANY, "submit", Some(Route::Submit((*name).to_owned()))),
-        (["v1", "jobs", id], "DELETE") => (ANY, "cancel", of_job(id, Inner::Cancel)),
+        (["v1", "jobs", id], "DELETE") => (ANY, "cancel", of_job(id, OfJob::Cancel)),
         (["v1", "jobs", id], _) if parameter(query, "wait").is_some() => {
             (ANY, "record", JobId::parse(id).map(Route::Wait))
         }
-        (["v1", "jobs", id], _) => (ANY, "record", of_job(id, Inner::Record)),
-        (["v1", "jobs", id, "result"], _) => (GET, "result", of_job(id, Inner::Result)),
-        (["v1", "jobs", id, "payload"], _) => (GET, "payload", of_job(id, Inner::Payload)),
-        (["v1", "jobs", id, "retry"], _) => ("POST", "retry", of_job(id, Inner::Retry)),
+        (["v1", "jobs", id], _) => (ANY, "record", of_job(id, OfJob::Record)),
+        (["v1", "jobs", id, "result"], _) => (GET, "result", of_job(id, OfJob::Result)),
+        (["v1", "jobs", id, "payload"], _) => (GET, "payload", of_job(id, OfJob::Payload)),
+        (["v1", "jobs", id, "retry"], _) => ("POST", "retry", of_job(id, OfJob::Retry)),
         (["v1", "handlers", name, "pause"], _) => ("POST", "pause", pause(name, true)),
         (["v1", "handlers", name, "resume"], _) => ("POST", "resume", pause(name, false)),
         (["v1", "batch", name], _) => ("POST", "batch", Some(Route::Batch((*name).to_owned()))),
@@ -196,18 +168,11 @@ pub fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
 
 /// A query's value without its escapes (RFC 3986, 2.1); `None` if that is no text.
 pub fn unescaped(text: &str) -> Option<String> {
-    let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
-    while let [first, behind @ ..] = rest {
-        rest = behind;
-        bytes.push(match (first, rest) {
-            (b'%', [high, low, behind @ ..]) => {
-                rest = behind;
-                let digit = |byte: u8| char::from(byte).to_digit(16);
-                u8::try_from(digit(*high)? * 16 + digit(*low)?).ok()?
-            }
-            (b'%', _) => return None,
-            (byte, _) => *byte,
-        });
+    let mut parts = text.split('%');
+    let mut bytes = parts.next()?.as_bytes().to_vec();
+    for part in parts {
+        bytes.push(escaped(part)?);
+        bytes.extend_from_slice(&part.as_bytes()[2..]);
     }
     String::from_utf8(bytes).ok()
 }

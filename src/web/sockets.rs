@@ -224,7 +224,7 @@ impl ClientSockets {
     }
 
     fn most_idle(&self, gate: &Gate) -> Option<usize> {
-        gate.most_idle(|token| self.unread.contains(&token))
+        gate.clients.most_idle(|token| self.unread.contains(&token))
     }
 
     fn close(&mut self, token: usize, gate: &mut Gate) {

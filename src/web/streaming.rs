@@ -15,25 +15,21 @@ use crate::entropy::Entropy;
 use crate::job::Trace;
 use crate::limits::{BATCH_HEAD_WAITS, BATCH_LINES, BODY_BYTES};
 use crate::ndjson::Pump;
-use crate::ports::{BackendError, NewJob, Submitted};
+use crate::ports::{NewJob, Reached, Submitted};
 use crate::problem::{Code, JobError};
 
 impl Gate {
     /// A batch begins: its results go out as they come.
     pub(super) fn begin_batch(&mut self, number: usize, head: &Head, name: &str, body: Arc<[u8]>) {
         let Some(handler) = self.settings.handlers.get(name) else { return };
-        let mode = match parameter(head.query(), "sink_mode") {
-            None => self.settings.sink_mode,
-            Some("source_seq") => SinkMode::SourceSeq,
-            Some("completion") => SinkMode::Completion,
-            Some(_) => {
-                let refused = refused(Code::BadRequest, "sink_mode is source_seq or completion");
-                return self.clients.refuse(number, refused);
-            }
+        let asked = parameter(head.query(), "sink_mode");
+        let Some(mode) = asked.map_or(Some(self.settings.sink_mode), SinkMode::parse) else {
+            let refused = refused(Code::BadRequest, "sink_mode is source_seq or completion");
+            return self.clients.refuse(number, refused);
         };
         let Some(conn) = self.clients.conns.get(&number) else { return };
         let (most, now) = (self.settings.web.max_inflight, self.clients.now);
-        let (owner, trace) = (conn.current.caller.owner(), conn.current.trace);
+        let (owner, trace) = (conn.current.caller.viewer.name.clone(), conn.current.trace);
         if !self.waiters.admits(&conn.current.caller, most, now) {
             return self.clients.refuse(number, TOO_MANY_WAITERS);
         }
@@ -51,7 +47,7 @@ impl Gate {
             return self.clients.refuse(number, refused);
         }
         let mut pump = Pump::new(handler.clone(), mode, BATCH_LINES, trace, self.settings.instance);
-        pump.set_owner(owner.clone());
+        pump.owner.clone_from(&owner);
         self.waiters.count_owner(&owner, 1);
         let head_at = now.plus(BATCH_HEAD_WAITS);
         let batch = Batch { owner, head_at: Some(head_at), body, at: 0, pump };
@@ -115,7 +111,7 @@ impl Gate {
     }
 
     /// What the broker said of the lines that it was asked to take.
-    pub(super) fn lines_submitted(&mut self, asker: Asker, answers: Result<Vec<Submitted>, BackendError>) {
+    pub(super) fn lines_submitted(&mut self, asker: Asker, answers: Reached<Vec<Submitted>>) {
         const AWAY: Duration = Duration::from_millis(200);
         const FULL: Duration = Duration::from_millis(5);
         let number = asker.conn;

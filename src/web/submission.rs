@@ -1,6 +1,5 @@
 //! A submission's headers and query, read into a job and a way to answer. Pure.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -105,7 +104,7 @@ fn prefer(head: &Head) -> Result<Kind, Refused> {
 }
 
 /// The first preference of a list, its word, and what stands behind its parameters: nothing, or a comma.
-fn preference(text: &str) -> Option<(&str, Cow<'_, str>, &str)> {
+fn preference(text: &str) -> Option<(&str, String, &str)> {
     let (name, word, mut rest) = pair(text)?;
     while let Some(parameter) = rest.trim_start().strip_prefix(';') {
         let parameter = parameter.trim_start();
@@ -117,14 +116,14 @@ fn preference(text: &str) -> Option<(&str, Cow<'_, str>, &str)> {
 }
 
 /// A token, the token or quoted string behind its `=` if there is one, and the rest.
-fn pair(text: &str) -> Option<(&str, Cow<'_, str>, &str)> {
+fn pair(text: &str) -> Option<(&str, String, &str)> {
     let (name, rest) = token(text)?;
     let Some(word) = rest.trim_start().strip_prefix('=').map(str::trim_start) else {
-        return Some((name, Cow::Borrowed(""), rest));
+        return Some((name, String::new(), rest));
     };
     let (word, rest) = match word.strip_prefix('"') {
-        Some(text) => quoted(text).map(|(word, rest)| (Cow::Owned(word), rest))?,
-        None => token(word).map(|(word, rest)| (Cow::Borrowed(word), rest))?,
+        Some(text) => quoted(text)?,
+        None => token(word).map(|(word, rest)| (word.to_owned(), rest))?,
     };
     Some((name, word, rest))
 }

@@ -95,7 +95,7 @@ impl Waiters {
     /// them, but for a last quarter, so that whoever comes next finds one.
     pub fn admits(&mut self, caller: &Caller, most: usize, now: Timestamp) -> bool {
         const WANTS: Duration = Duration::from_secs(1);
-        let owner = caller.owner();
+        let owner = caller.viewer.name.clone();
         if owner.is_empty() {
             return self.count < most;
         }
@@ -105,7 +105,7 @@ impl Waiters {
         if self.count >= quarter {
             self.asked.insert(owner.clone(), now);
         }
-        if self.count >= most || caller.max_inflight().is_some_and(|most| own >= most) {
+        if self.count >= most || caller.max_inflight.is_some_and(|most| own >= most) {
             return false;
         }
         let asks = |(name, at): (&Arc<str>, &Timestamp)| *name != owner && now < at.plus(WANTS);
@@ -116,9 +116,9 @@ impl Waiters {
     /// The caller has closed its side: it is counted no longer. False: there are as many of these as there may be waiters of its
     /// name, so it is told nothing any more.
     pub fn half_close(&mut self, number: usize, job: JobId, caller: &Caller, most: usize) -> bool {
-        let owner = caller.owner();
+        let owner = caller.viewer.name.clone();
         let share = if owner.is_empty() { most } else { (most / 4).max(1) };
-        let own_most = caller.max_inflight().unwrap_or(share);
+        let own_most = caller.max_inflight.unwrap_or(share);
         if self.half_closed_by.all() >= most || self.half_closed_by.of(&owner) >= own_most {
             return false;
         }

@@ -17,12 +17,12 @@ use super::gate::Gate;
 use super::http1::{Head, refused};
 use super::questions::{Asker, Question, Single, Ticket};
 use super::respond::{Answer, record_json};
-use super::routes::{Inner, parameter};
+use super::routes::{Inner, OfJob, parameter};
 use super::submission;
 use super::waiters::{Kind, Late, Stage, TOO_MANY_WAITERS, Waiting, said};
 use crate::job::{Finished, JobId, JobRecord, Trace};
 use crate::observe::job_event;
-use crate::ports::{BackendError, Refusal, Submitted};
+use crate::ports::{BackendError, Reached, Refusal, Submitted};
 use crate::problem::Code;
 
 impl Gate {
@@ -30,7 +30,7 @@ impl Gate {
         let Some(spec) = self.settings.handlers.get(name) else { return };
         let Some(conn) = self.clients.conns.get(&number) else { return };
         let (id, asker, trace) = (JobId(self.entropy.bytes()), conn.asker, conn.current.trace);
-        let owner = conn.current.caller.owner();
+        let owner = conn.current.caller.viewer.name.clone();
         let (kind, job) = match submission::read(head, spec, body, id, trace, owner, self.settings.instance) {
             Ok(read) => read,
             Err(refused) => return self.clients.refuse(number, refused),
@@ -56,7 +56,13 @@ impl Gate {
         };
         let wait = Duration::from_secs(seconds).min(self.settings.reply_timeout);
         if wait.is_zero() {
-            return self.ask_pages(number, Inner::Record(job), "GET", format!("/v1/jobs/{job}"), [].into());
+            return self.ask_pages(
+                number,
+                Inner::Job(job, OfJob::Record),
+                "GET",
+                format!("/v1/jobs/{job}"),
+                [].into(),
+            );
         }
         if self.begin_asking(number, job, Arc::default(), Kind::Record, wait) {
             self.ask_for_record(number, Stage::Asked);
@@ -80,7 +86,7 @@ impl Gate {
             self.clients.refuse(number, TOO_MANY_WAITERS);
             return false;
         }
-        let owner = conn.current.caller.owner();
+        let owner = conn.current.caller.viewer.name.clone();
         if is_counted {
             self.waiters.enter(number, job);
             self.waiters.count(&owner, 1);
@@ -102,7 +108,7 @@ impl Gate {
         conn.deadline = NEVER;
         let watches = (stage == Stage::Asked).then_some(self.settings.instance);
         // Whoever submitted the job may know how it ended, whatever else its token lets it look at.
-        let viewer = conn.current.caller.viewer();
+        let viewer = conn.current.caller.viewer.clone();
         self.questions.push(Question::Record(conn.asker, viewer, waiting.job, watches));
     }
 
@@ -140,18 +146,8 @@ impl Gate {
         self.clients.answer(number, &waiting.with_headers(Answer::finished(finished, &trace)));
     }
 
-    fn refuse_wait(&mut self, number: usize, code: Code, detail: &'static str, job: Option<JobId>) {
-        self.end_wait(number, End::Answered);
-        self.clients.refuse_about(number, refused(code, detail), job);
-    }
-
     /// The broker has taken the job, or not.
-    pub(super) fn submitted(
-        &mut self,
-        asker: Asker,
-        single: &Single,
-        answers: Result<Vec<Submitted>, BackendError>,
-    ) {
+    pub(super) fn submitted(&mut self, asker: Asker, single: &Single, answers: Reached<Vec<Submitted>>) {
         let (number, Single { job, trace, handler }) = (asker.conn, single);
         let job = *job;
         let no_answer = || BackendError("the broker gave no answer".into());
@@ -198,7 +194,8 @@ impl Gate {
                         (None, "the job was not accepted: the disk that jobs are kept on is full")
                     }
                 };
-                return self.refuse_wait(number, refusal.code(), detail, named);
+                self.end_wait(number, End::Answered);
+                return self.clients.refuse_about(number, refused(refusal.code(), detail), named);
             }
             Err(error) => {
                 let code = Code::BackendUnavailable;
@@ -250,35 +247,33 @@ impl Gate {
 
     fn tell_end(&mut self, number: usize, job: JobId, finished: &Arc<Finished>) {
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };
-        let trace = conn.current.trace;
-        let handler = match &conn.phase {
-            Phase::Waiting(waiting) => waiting.handler.clone(),
-            Phase::Streaming(batch) => batch.pump.handler().clone(),
-            Phase::Head | Phase::Body(_) | Phase::Inner | Phase::Listening(_) | Phase::Closing => return,
-        };
+        let told = |handler: &Arc<str>| said("reply.delivered", job, &conn.current.trace, handler, "");
         match &mut conn.phase {
             // Its caller is told first that it was accepted.
             Phase::Waiting(waiting) if waiting.stage == Stage::Asked => {
-                waiting.ended = Some(finished.clone());
-                return;
+                waiting.ended = Some(finished.clone())
             }
-            Phase::Waiting(waiting) if waiting.kind == Kind::Record => {
-                if waiting.stage == Stage::Accepted {
-                    self.ask_for_record(number, Stage::Looking);
+            Phase::Waiting(waiting) => {
+                told(&waiting.handler);
+                match (waiting.kind, waiting.stage) {
+                    (Kind::Record, Stage::Accepted) => self.ask_for_record(number, Stage::Looking),
+                    (Kind::Record, Stage::Asked | Stage::Looking) => {}
+                    (Kind::Acceptance | Kind::Result | Kind::ResultOrAccepted { .. }, _) => {
+                        self.answer_finished(number, finished);
+                    }
                 }
             }
-            Phase::Waiting(_) => self.answer_finished(number, finished),
             Phase::Streaming(batch) => {
+                told(batch.pump.handler());
                 batch.pump.finished(job, finished);
                 self.feed_batch(number);
             }
-            Phase::Head | Phase::Body(_) | Phase::Inner | Phase::Listening(_) | Phase::Closing => return,
+            Phase::Head | Phase::Body(_) | Phase::Inner | Phase::Listening(_) | Phase::Closing => {}
         }
-        said("reply.delivered", job, &trace, &handler, "");
     }
 
     /// A record is there: of a job that is to be waited for, or whose wait is over.
-    pub(super) fn record_is_there(&mut self, asker: Asker, record: Result<Option<JobRecord>, BackendError>) {
+    pub(super) fn record_is_there(&mut self, asker: Asker, record: Reached<Option<JobRecord>>) {
         let number = asker.conn;
         let Some(waiting) = self.waiting(asker) else { return };
         if let Ok(Some(record)) = &record {
@@ -298,7 +293,7 @@ impl Gate {
     }
 
     /// The record is the answer, as it stands now.
-    fn show_record(&mut self, number: usize, record: Result<Option<JobRecord>, BackendError>) {
+    fn show_record(&mut self, number: usize, record: Reached<Option<JobRecord>>) {
         let goes_on = matches!(&record, Ok(Some(record)) if !record.status.is_terminal());
         let end = if goes_on { End::TimedOut } else { End::Answered };
         let Some((waiting, trace)) = self.end_wait(number, end) else { return };
@@ -314,7 +309,7 @@ impl Gate {
     }
 
     /// A caller's time is up: with the result, if the job has ended unheard; else with what is known.
-    fn time_is_up(&mut self, number: usize, record: Result<Option<JobRecord>, BackendError>) {
+    fn time_is_up(&mut self, number: usize, record: Reached<Option<JobRecord>>) {
         if let Ok(Some(JobRecord { finished: Some(finished), .. })) = &record {
             return self.answer_finished(number, finished);
         }

@@ -677,7 +677,7 @@ macro_rules! conformance {
         conformance!($make; maps:
             a_map_holds_what_was_applied
             changes_replace_and_remove
-            an_emptied_or_deleted_map_is_absent
+            an_emptied_map_is_absent
             a_map_lives_exactly_for_its_time
             a_use_renews_a_maps_time
             a_map_without_a_time_stays

@@ -213,6 +213,4 @@ callable('stats', function()
 end)
 
 callable('load', function() return map_load(A.map, A.ttl) end)
-callable('get', function() return map_lives(A.map) and call('HGET', P .. 'm:' .. A.map, ARGV[A.key]) end)
 callable('apply', function() map_apply(A.map, A.ch, R.tag, A.ttl) end)
-callable('delete', function() map_free(A.map) end)

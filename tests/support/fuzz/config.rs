@@ -56,8 +56,7 @@ pub fn secret(bytes: &[u8]) {
     let is_line = |line: &&[u8]| line.len() == 64 && line.iter().all(u8::is_ascii_hexdigit);
     let is_hex = lines.len() <= 2 && lines.iter().all(is_line);
     match Secret::parse(bytes) {
-        Ok((current, previous)) => {
-            let secrets: Vec<Secret> = [Some(current), previous].into_iter().flatten().collect();
+        Ok(secrets) => {
             let hex = |secret: &Secret| {
                 secret.expose().iter().map(|byte| format!("{byte:02x}")).collect::<String>()
             };
