@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::chunked::Chunked;
-use super::guard::Caller;
+use super::guard::{Caller, Known};
 use super::http1::{Head, Refused, refused};
 use super::questions::Asker;
 use super::respond::{Answer, http_date, reason};
@@ -71,6 +71,8 @@ pub struct Conn {
     pub has_left: bool,
     /// So it has, and all that it said before is here.
     pub at_end: bool,
+    /// Who its last request was from, where requests bring tokens.
+    pub known: Option<Known>,
     /// The request under way.
     pub asker: Asker,
     pub current: Current,
@@ -292,6 +294,7 @@ impl Clients {
             keep_alive,
             has_left,
             at_end,
+            known: None,
             asker,
             current,
         };

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::chunked::Chunked;
 use super::clients::{Conn, Current, DRAINING, Incoming, OUTPUT_BYTES, Phase};
 use super::gate::Gate;
-use super::guard::Caller;
+use super::guard::{Caller, Known};
 use super::http1::{Head, Refused, parse_head, refused};
 use super::questions::{PageRequest, Question};
 use super::respond::Answer;
@@ -74,9 +74,10 @@ impl Gate {
         let (has_body, is_1_1) = (head.method() != "HEAD", head.is_1_1);
         let caller = Caller::default();
         conn.current = Current { route: "none", trace, trace_flags, caller, has_body, is_1_1 };
-        let peer = conn.peer;
-        let judged = self.judge(&head, peer);
+        let (peer, mut known) = (conn.peer, conn.known.take());
+        let judged = self.judge(&head, peer, &mut known);
         let Some(conn) = self.clients.conns.get_mut(&number) else { return false };
+        conn.known = known;
         let (route, label, max, caller) = match judged {
             Ok(judged) => judged,
             Err(refused) => {
@@ -103,11 +104,16 @@ impl Gate {
     }
 
     /// Everything that can be said on the head alone: the route, how large the body may be, and who the caller is.
-    fn judge(&mut self, head: &Head, peer: IpAddr) -> Result<(Route, &'static str, usize, Caller), Refused> {
+    fn judge(
+        &mut self,
+        head: &Head,
+        peer: IpAddr,
+        known: &mut Option<Known>,
+    ) -> Result<(Route, &'static str, usize, Caller), Refused> {
         let web = &self.settings.web;
         check_browser(head, &web.allowed_hosts)?;
         let (route, label) = routes::route(head.method(), head.target())?;
-        let caller = self.guard.judge(head, &route, peer, self.clients.now)?;
+        let caller = self.guard.judge(head, &route, peer, known, self.clients.now)?;
         let is_batch = matches!(route, Route::Batch(_));
         let max = match route {
             Route::Batch(_) => web.max_batch_bytes,
