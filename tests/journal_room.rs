@@ -9,7 +9,7 @@ use cofferdam::clock::Clock;
 use cofferdam::entropy::Entropy;
 use cofferdam::job::{JobId, JobStatus, Payload};
 use cofferdam::journal::facts::{Fact, Thing, put};
-use cofferdam::journal::{Log, Settings as LogSettings, frame};
+use cofferdam::journal::{Log, frame};
 use cofferdam::memory::broker::Broker;
 use cofferdam::memory::{Keeping, MemoryBroker};
 use cofferdam::ports::{
@@ -52,17 +52,18 @@ fn submit_later(backend: &Journaled, jobs: Vec<NewJob>) -> Answers {
 fn segments_that_go_together_go_one_after_the_other() {
     for seed in 0..400_u64 {
         let disk = SimDisk::default();
-        let (mut log, ..) = open(&disk, true).expect("an empty disk");
+        let (mut log, ..) = open(&disk).expect("an empty disk");
         let mut facts = Vec::new();
         put(&mut facts, &Fact::Paused("h".repeat(9_000).into(), true));
         for number in 0..6 {
             log.append(START, 1, &facts, &mut vec![Thing::Job(id(number))]).expect("there is room");
+            log.sync().expect("it can");
         }
         while log.outdated(0).is_some() {}
         disk.fail_power_after(seed % 20);
-        let _ = log.append(START, 1, &facts, &mut Vec::new());
+        let _ = log.append(START, 1, &facts, &mut Vec::new()).and_then(|()| log.sync());
         let left = disk.crash(&mut Entropy::Seeded(seed));
-        assert!(open(&left, true).is_ok(), "{seed}: {:?}", open(&left, true).err());
+        assert!(open(&left).is_ok(), "{seed}: {:?}", open(&left).err());
     }
 }
 
@@ -71,8 +72,7 @@ fn what_is_over_is_left_behind_as_fast_as_it_comes() {
     const SEGMENT: u64 = 4 << 20;
     let disk = SimDisk::default();
     let settings = Settings { retain_records: 10, retain_bytes: 1 << 20, ..Settings::default() };
-    let of_log = LogSettings { segment_bytes: SEGMENT, syncs_turns: true };
-    let (log, image, _) = Log::open(Box::new(disk.clone()), keys(), of_log).expect("an empty disk");
+    let (log, image, _) = Log::open(Box::new(disk.clone()), keys(), SEGMENT).expect("an empty disk");
     let mut broker =
         Broker::new(settings.rules(), settings.handlers.clone(), vec![64; 2], Entropy::Seeded(1));
     broker.keep_journal(image, START).expect("it is empty");

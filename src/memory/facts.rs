@@ -128,7 +128,9 @@ impl Broker {
     /// Takes what there is to be written. It is the next turn's.
     pub fn take_facts(&mut self) -> Facts {
         let mut facts = Facts { last_fence: self.last_fence, ..Facts::default() };
-        let Some(changed) = self.changed.as_deref_mut().map(std::mem::take) else { return facts };
+        let has_news = self.seen_turn() > self.turn;
+        let changed = self.changed.as_deref_mut().filter(|_| has_news).map(std::mem::take);
+        let Some(changed) = changed else { return facts };
         self.turn += 1;
         for id in changed.jobs {
             let Some(entry) = self.jobs.get_mut(&id) else { continue };

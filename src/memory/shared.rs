@@ -2,9 +2,10 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::broker::{Broker, ConsumerId, Notice};
+use super::keeper::Keeping;
 use crate::bell::Bell;
 use crate::clock::{Clock, Timestamp};
 use crate::job::{Change, Entries, InstanceId, JobId, JobRecord, Payload};
@@ -50,6 +51,10 @@ impl State {
 pub(super) struct Pages {
     /// What turns up to this one say is as safe as was promised.
     pub(super) written: u64,
+    /// Turns up to this one were written.
+    pub(super) appended: u64,
+    /// When the journal's thread syncs what was written and is not synced yet.
+    pub(super) sync_at: Option<Instant>,
     /// Answers that wait for a turn, to the submission of these jobs.
     pub(super) answers: VecDeque<Waiting>,
     /// Executors that wait for a turn.
@@ -61,8 +66,7 @@ pub(super) struct Pages {
     /// Why nothing will be written any more.
     pub(super) failed: Option<String>,
     pub(super) is_closed: bool,
-    /// Executors are threads here, and nobody says when all of a turn is there.
-    pub(super) is_inline: bool,
+    pub(super) keeping: Keeping,
 }
 
 /// See [`Pages::answers`].
@@ -75,8 +79,10 @@ pub(super) struct Waiting {
 
 impl Default for Pages {
     fn default() -> Pages {
-        let (answers, holding, is_due, full, failed, is_closed, is_inline) = Default::default();
-        Pages { written: u64::MAX, answers, holding, is_due, full, failed, is_closed, is_inline }
+        let (appended, sync_at, answers, holding, is_due) = Default::default();
+        let (full, failed, is_closed, keeping) = Default::default();
+        let written = u64::MAX;
+        Pages { written, appended, sync_at, answers, holding, is_due, full, failed, is_closed, keeping }
     }
 }
 
@@ -323,7 +329,7 @@ impl MemoryConsumer {
         if !pages.holding.contains(&self.id) {
             pages.holding.push(self.id);
         }
-        if pages.is_inline {
+        if pages.keeping.is_inline {
             pages.is_due = true;
             self.broker.0.filled.notify_one();
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use cofferdam::bell::Bell;
 use cofferdam::clock::{Clock, Timestamp};
 use cofferdam::entropy::Entropy;
-use cofferdam::journal::{Log, Settings as LogSettings};
+use cofferdam::journal::Log;
 use cofferdam::mac::MacKey;
 use cofferdam::memory::broker::Broker;
 use cofferdam::memory::{Keeper, Keeping, MemoryBroker};
@@ -22,12 +22,8 @@ pub fn keys() -> Vec<MacKey> {
     vec![MacKey::new(b"a test's own")]
 }
 
-pub fn open(
-    disk: &SimDisk,
-    syncs_turns: bool,
-) -> Result<(Log, cofferdam::journal::Image, Option<String>), String> {
-    let settings = LogSettings { segment_bytes: SEGMENT_BYTES, syncs_turns };
-    Log::open(Box::new(disk.clone()), keys(), settings)
+pub fn open(disk: &SimDisk) -> Result<(Log, cofferdam::journal::Image, Option<String>), String> {
+    Log::open(Box::new(disk.clone()), keys(), SEGMENT_BYTES)
 }
 
 pub struct Journaled {
@@ -47,7 +43,7 @@ impl Journaled {
         let workers = vec![64; settings.groups];
         let mut broker =
             Broker::new(settings.rules(), settings.handlers.clone(), workers, Entropy::Seeded(1));
-        let (log, image, _) = open(&disk, true).expect("the journal is whole");
+        let (log, image, _) = open(&disk).expect("the journal is whole");
         broker.keep_journal(image, clock.now()).expect("its handlers are there");
         broker.check_invariants();
         let keeping = Keeping { interval: None, is_inline: false };

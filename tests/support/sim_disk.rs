@@ -9,6 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use cofferdam::entropy::Entropy;
 use cofferdam::journal::Disk;
+use cofferdam::journal::disk::Sync;
 
 /// One disk; all clones are the same.
 #[derive(Clone, Default)]
@@ -156,6 +157,33 @@ impl SimDisk {
         self.0.1.notify_all();
     }
 
+    fn sync_now(&self, name: &str) -> Result<()> {
+        let mut inner = self.lock();
+        while inner.is_held {
+            inner = self.0.1.wait(inner).expect("no test panics here");
+        }
+        inner.operate()?;
+        inner.syncs += 1;
+        if let Some(left) = &mut inner.failing_sync {
+            if *left == 0 {
+                inner.failing_sync = None;
+                let file = inner.file(name)?;
+                file.shown = Some(file.seen());
+                file.pending.clear();
+                return Err(Error::other("an input/output error"));
+            }
+            *left -= 1;
+        }
+        let file = inner.file(name)?;
+        for (offset, written) in std::mem::take(&mut file.pending) {
+            put(&mut file.synced, offset, &written);
+            if let Some(shown) = &mut file.shown {
+                put(shown, offset, &written);
+            }
+        }
+        Ok(())
+    }
+
     /// What is left after a crash: another disk.
     pub fn crash(&self, entropy: &mut Entropy) -> SimDisk {
         let inner = self.lock();
@@ -262,31 +290,9 @@ impl Disk for SimDisk {
         powered
     }
 
-    fn sync(&mut self, name: &str) -> Result<()> {
-        let mut inner = self.lock();
-        while inner.is_held {
-            inner = self.0.1.wait(inner).expect("no test panics here");
-        }
-        inner.operate()?;
-        inner.syncs += 1;
-        if let Some(left) = &mut inner.failing_sync {
-            if *left == 0 {
-                inner.failing_sync = None;
-                let file = inner.file(name)?;
-                file.shown = Some(file.seen());
-                file.pending.clear();
-                return Err(Error::other("an input/output error"));
-            }
-            *left -= 1;
-        }
-        let file = inner.file(name)?;
-        for (offset, written) in std::mem::take(&mut file.pending) {
-            put(&mut file.synced, offset, &written);
-            if let Some(shown) = &mut file.shown {
-                put(shown, offset, &written);
-            }
-        }
-        Ok(())
+    fn to_sync(&mut self, name: &str) -> Result<Sync> {
+        let (disk, name) = (self.clone(), name.to_owned());
+        Ok(Box::new(move || disk.sync_now(&name)))
     }
 
     fn rename(&mut self, from: &str, to: &str) -> Result<()> {
