@@ -97,6 +97,43 @@ fn what_is_over_is_left_behind_as_fast_as_it_comes() {
     assert!(used <= 2 * live + 6 * SEGMENT, "{used} bytes for {live}");
 }
 
+#[test]
+fn turns_are_written_while_a_sync_is_under_way_and_an_interval_waits_for_none() {
+    for interval in [None, Some(Duration::ZERO)] {
+        let backend = Journaled::that_syncs(interval, SimDisk::default(), &Settings::default(), START);
+        backend.disk.hold_syncs(true);
+        let begun = Instant::now();
+        let answers = [1, 2, 3].map(|number| {
+            let answer = submit_later(&backend, vec![plain(id(number), "free")]);
+            // Where the journal's thread has the log at this moment, it is the next turn.
+            while jobs_on(&backend.disk) < number as usize {
+                assert!(begun.elapsed() < SOON, "nothing waits for a sync to be written");
+                backend.keeper.flush();
+            }
+            answer
+        });
+        let are_told =
+            answers.each_ref().map(|answer| answer.recv_timeout(Duration::from_millis(50)).is_ok());
+        assert_eq!(are_told, [interval.is_some(); 3], "with {interval:?}");
+        let before = backend.disk.syncs();
+        backend.disk.hold_syncs(false);
+        if interval.is_none() {
+            answers
+                .iter()
+                .for_each(|answer| assert!(answer.recv_timeout(SOON).is_ok_and(|told| told.is_ok())));
+            assert!(
+                backend.disk.syncs() <= before + 2,
+                "the second sync is of all that came during the first one"
+            );
+        }
+    }
+}
+
+/// How many jobs a process would find that begins now.
+fn jobs_on(disk: &SimDisk) -> usize {
+    open(&disk.kill()).expect("it is whole").1.jobs.len()
+}
+
 /// No room beyond what is taken, and that is used up: by jobs that stay, and what ends might have said.
 fn fill(backend: &Journaled) {
     backend.disk.set_capacity(Some(backend.disk.used()));

@@ -1,7 +1,8 @@
 //! A service with a journal: what was answered outlives every process of it, and a disk that fails it.
 //!
 //! It guards the promises of `runtime.platform.queue.journal` with the real binary: kills at any moment, drains, full,
-//! broken and damaged disks. A failure shows its seed; `COFFERDAM_SEED=N` replays the choice of the victims.
+//! broken and damaged disks. A failure shows its seed; `COFFERDAM_SEED=N` replays the choice of the victims. With
+//! `COFFERDAM_MINUTES=N` what is killed under load is killed again and again for so long.
 
 #[path = "support/aftermath.rs"]
 mod aftermath;
@@ -26,7 +27,7 @@ use std::time::{Duration, Instant};
 
 use aftermath::{assert_text, shell_command, skipped};
 use parity::{assert_same, seed};
-use phoenix::{Mount, Phoenix, TWO, journal, journal_that_syncs, kill_whole, tool};
+use phoenix::{Mount, Phoenix, TWO, for_minutes, journal, journal_that_syncs, kill_whole, tool};
 use program::{Folder, cofferdam, command, example, run, shown};
 use serde_json::{Value, json};
 use service::{Answer, Client, NoAnswer, PATIENCE, Service, caller, kill, request, running, sleeper, until};
@@ -71,6 +72,10 @@ fn records(service: &Service) -> Vec<Value> {
 
 #[test]
 fn each_job_has_one_end_and_counts_once_whatever_is_killed_under_load() {
+    for_minutes(count_under_kills);
+}
+
+fn count_under_kills() {
     let folder = Folder::new();
     let phoenix = Phoenix::new(&example("embedder"), journal(&folder.path("journal")));
     let (service, answers) = phoenix.under_kills(6, |number, end| {
@@ -112,6 +117,10 @@ fn each_job_has_one_end_and_counts_once_whatever_is_killed_under_load() {
 
 #[test]
 fn results_of_a_lane_are_the_oracles_bytes_whatever_is_killed_under_load() {
+    for_minutes(decide_under_kills);
+}
+
+fn decide_under_kills() {
     let folder = Folder::new();
     // A crash of processes loses nothing there either.
     let journal = journal_that_syncs("interval", &folder.path("journal"));

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::broker::Broker;
 use super::facts::Facts;
-use super::shared::{MemoryBroker, Pages, Waiting};
+use super::shared::{Keeping, MemoryBroker, Pages, Waiting};
 use crate::bell::{Bell, lock};
 use crate::clock::{Clock, Timestamp};
 use crate::job::JobId;
@@ -44,15 +44,6 @@ pub struct Keeper {
     thread: Option<JoinHandle<()>>,
 }
 
-/// How turns are kept.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Keeping {
-    /// Turns are synced so long after they were written; `None`: before anybody is told.
-    pub interval: Option<Duration>,
-    /// Executors are threads of this process, and nobody says when all of a turn is there.
-    pub is_inline: bool,
-}
-
 impl MemoryBroker {
     /// Takes over a broker that [keeps a journal](Broker::keep_journal), and that journal.
     ///
@@ -66,8 +57,7 @@ impl MemoryBroker {
         keeping: Keeping,
     ) -> std::io::Result<(MemoryBroker, Keeper)> {
         let broker = MemoryBroker::new(broker, clock, groups);
-        let pages = Pages { written: 0, keeping, ..Pages::default() };
-        broker.lock().pages = pages;
+        broker.lock().pages = Pages { keeping, ..Pages::default() };
         broker.say_full((!log.has_room()).then(|| ENDS_ALONE.into()));
         let log = Arc::new(Mutex::new(log));
         let (writing, shared) = (broker.clone(), log.clone());

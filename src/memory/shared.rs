@@ -5,7 +5,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::broker::{Broker, ConsumerId, Notice};
-use super::keeper::Keeping;
 use crate::bell::Bell;
 use crate::clock::{Clock, Timestamp};
 use crate::job::{Change, Entries, InstanceId, JobId, JobRecord, Payload};
@@ -47,7 +46,17 @@ impl State {
     }
 }
 
+/// How turns are kept.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Keeping {
+    /// Turns are synced so long after they were written; `None`: before anybody is told.
+    pub interval: Option<Duration>,
+    /// Executors are threads of this process, and nobody says when all of a turn is there.
+    pub is_inline: bool,
+}
+
 /// How far the journal is; without one it is as far as can be.
+#[derive(Default)]
 pub(super) struct Pages {
     /// What turns up to this one say is as safe as was promised.
     pub(super) written: u64,
@@ -77,20 +86,12 @@ pub(super) struct Waiting {
     pub(super) answers: Vec<Submitted>,
 }
 
-impl Default for Pages {
-    fn default() -> Pages {
-        let (appended, sync_at, answers, holding, is_due) = Default::default();
-        let (full, failed, is_closed, keeping) = Default::default();
-        let written = u64::MAX;
-        Pages { written, appended, sync_at, answers, holding, is_due, full, failed, is_closed, keeping }
-    }
-}
-
 impl MemoryBroker {
     /// Takes the broker over. `groups` are the names of the process groups, in the order of their indices.
     #[must_use]
     pub fn new(broker: Broker, clock: Clock, groups: Vec<Arc<str>>) -> MemoryBroker {
-        let (consumers, instances, pages) = Default::default();
+        let (consumers, instances) = Default::default();
+        let pages = Pages { written: u64::MAX, ..Pages::default() };
         let state = Mutex::new(State { broker, consumers, instances, pages });
         let (filled, written) = Default::default();
         MemoryBroker(Arc::new(Shared { state, clock, groups, filled, written }))

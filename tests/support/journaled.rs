@@ -39,6 +39,16 @@ pub fn journaled(settings: &Settings) -> Box<dyn Backend> {
 
 impl Journaled {
     pub fn on(disk: SimDisk, settings: &Settings, now: Timestamp) -> Journaled {
+        Journaled::that_syncs(None, disk, settings, now)
+    }
+
+    /// With such an interval, or always.
+    pub fn that_syncs(
+        interval: Option<Duration>,
+        disk: SimDisk,
+        settings: &Settings,
+        now: Timestamp,
+    ) -> Journaled {
         let clock = Clock::manual(now);
         let workers = vec![64; settings.groups];
         let mut broker =
@@ -46,7 +56,7 @@ impl Journaled {
         let (log, image, _) = open(&disk).expect("the journal is whole");
         broker.keep_journal(image, clock.now()).expect("its handlers are there");
         broker.check_invariants();
-        let keeping = Keeping { interval: None, is_inline: false };
+        let keeping = Keeping { interval, is_inline: false };
         let kept = MemoryBroker::keep(broker, clock.clone(), settings.group_names(), log, keeping);
         let (broker, keeper) = kept.expect("there are threads");
         Journaled { broker, keeper, clock, disk }

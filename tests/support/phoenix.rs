@@ -38,6 +38,16 @@ pub fn kill_whole(service: Service) {
     until("its children are gone", PATIENCE, || (!children.iter().any(|pid| is_alive(*pid))).then_some(()));
 }
 
+/// Once, or again and again for as many minutes as `COFFERDAM_MINUTES` says: with other victims each time, unless there is a seed.
+pub fn for_minutes(once: impl Fn()) {
+    let minutes: u64 = std::env::var("COFFERDAM_MINUTES").map_or(0, |text| text.parse().expect("a number"));
+    let end = Instant::now() + Duration::from_secs(60 * minutes);
+    once();
+    while Instant::now() < end {
+        once();
+    }
+}
+
 /// What a long load leaves is kept.
 const KEPT: [&str; 2] =
     ["runtime.platform.reply.retain.records=100000", "runtime.platform.queue.capacity=100000"];

@@ -50,6 +50,12 @@ enum Naming {
 }
 
 impl SimFile {
+    /// Bytes of what is seen.
+    fn size(&self) -> usize {
+        let shown = self.shown.as_ref().unwrap_or(&self.synced).len();
+        self.pending.iter().map(|(offset, written)| offset + written.len()).fold(shown, usize::max)
+    }
+
     fn seen(&self) -> Vec<u8> {
         let mut bytes = self.shown.clone().unwrap_or_else(|| self.synced.clone());
         for (offset, written) in &self.pending {
@@ -96,7 +102,7 @@ impl Inner {
     }
 
     fn used(&self) -> u64 {
-        self.seen().values().map(|file| self.files[file].seen().len() as u64).sum()
+        self.seen().values().map(|file| self.files[file].size() as u64).sum()
     }
 
     /// The power may have failed.
@@ -280,9 +286,9 @@ impl Disk for SimDisk {
     fn write(&mut self, name: &str, offset: u64, bytes: &[u8]) -> Result<()> {
         let mut inner = self.lock();
         let powered = inner.operate();
-        let (capacity, used) = (inner.capacity, inner.used());
+        let (capacity, used) = (inner.capacity, if inner.capacity.is_some() { inner.used() } else { 0 });
         let file = inner.file(name)?;
-        let more = (offset + bytes.len() as u64).saturating_sub(file.seen().len() as u64);
+        let more = (offset + bytes.len() as u64).saturating_sub(file.size() as u64);
         if capacity.is_some_and(|capacity| more > 0 && used + more > capacity) {
             return Err(ErrorKind::StorageFull.into());
         }
