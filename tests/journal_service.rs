@@ -26,7 +26,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use aftermath::{assert_text, shell_command, skipped};
-use parity::{assert_same, seed};
+use parity::assert_same;
 use phoenix::{Mount, Phoenix, TWO, for_minutes, journal, journal_that_syncs, kill_whole, tool};
 use program::{Folder, cofferdam, command, example, run, shown};
 use serde_json::{Value, json};
@@ -75,10 +75,10 @@ fn each_job_has_one_end_and_counts_once_whatever_is_killed_under_load() {
     for_minutes(count_under_kills);
 }
 
-fn count_under_kills() {
+fn count_under_kills(seed: u64) {
     let folder = Folder::new();
     let phoenix = Phoenix::new(&example("embedder"), journal(&folder.path("journal")));
-    let (service, answers) = phoenix.under_kills(6, |number, end| {
+    let (service, answers) = phoenix.under_kills(seed, 6, |number, end| {
         let (mut client, mut answers) = (phoenix.connect(), Vec::new());
         for count in 0..1_200 {
             if Instant::now() >= end {
@@ -120,14 +120,14 @@ fn results_of_a_lane_are_the_oracles_bytes_whatever_is_killed_under_load() {
     for_minutes(decide_under_kills);
 }
 
-fn decide_under_kills() {
+fn decide_under_kills(seed: u64) {
     let folder = Folder::new();
     // A crash of processes loses nothing there either.
     let journal = journal_that_syncs("interval", &folder.path("journal"));
     let phoenix = Phoenix::new(&example("fund-load"), journal);
-    let input = generator::generate(seed(), 30_000);
+    let input = generator::generate(seed, 30_000);
     let lines: Vec<&[u8]> = input.split_inclusive(|byte| *byte == b'\n').collect();
-    let (service, mut ids) = phoenix.under_kills(1, |_, end| {
+    let (service, mut ids) = phoenix.under_kills(seed, 1, |_, end| {
         let (mut client, mut ids) = (phoenix.connect(), Vec::new());
         // The next one follows once this one is accepted: the lane's order is the input's.
         for (number, line) in lines.iter().enumerate().take_while(|_| Instant::now() < end) {
