@@ -277,16 +277,14 @@ impl Deployment {
         let files = Files::open(dir)?;
         let envelopes = if given.is_empty() && self.signs_journal() { self.root_envelopes()? } else { given };
         let keys = journal::keys(dir, &envelopes)?;
-        let syncs_turns = journal.sync == "always";
-        let settings = journal::Settings { segment_bytes: journal.segment_mb << 20, syncs_turns };
-        let (log, image, cut) = Log::open(Box::new(files), keys, settings)?;
+        let (log, image, cut) = Log::open(Box::new(files), keys, journal.segment_mb << 20)?;
         cut.iter().for_each(|cut| log::warn!("the journal: {cut}"));
         let mut broker = self.broker();
         if let Some(why) = LineIds::misplaced(&image, Rules::from_config(&self.config).keeps_lines()) {
             return Err(format!("{} holds {why}: choose another directory", dir.display()));
         }
         broker.keep_journal(image, self.clock.now())?;
-        let interval = (!syncs_turns).then(|| Duration::from_millis(journal.interval_ms));
+        let interval = (journal.sync != "always").then(|| Duration::from_millis(journal.interval_ms));
         let keeping = Keeping { interval, is_inline: self.is_inline() };
         let kept = MemoryBroker::keep(broker, self.clock.clone(), self.groups(), log, keeping);
         let (broker, keeper) = kept.map_err(|error| format!("a thread: {error}"))?;

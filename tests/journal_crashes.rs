@@ -157,7 +157,7 @@ impl Schedule {
         };
         let disk = SimDisk::default();
         let syncs_turns = !seed.is_multiple_of(4);
-        let (log, image, _) = open(&disk, syncs_turns).expect("an empty disk");
+        let (log, image, _) = open(&disk).expect("an empty disk");
         let broker = broker(&settings, image, START, seed);
         let executors = Vec::new();
         let possible = vec![Stand::of(Image::default())];
@@ -331,7 +331,15 @@ impl Schedule {
             _ => {}
         }
         self.seen.turns += 1;
-        let mut written = self.log.append(self.now, facts.last_fence, &facts.bytes, &mut facts.bases);
+        // What was written before may be synced while this is written.
+        let early = (self.below(4) == 0).then(|| self.log.to_sync().expect("the file is there"));
+        let early = early.map(|(sync, sequence)| sync().map(|()| sequence)).transpose();
+        let early = early.map_err(|error| Failure::Broken(error.to_string()));
+        let mut written = early.and_then(|early| {
+            self.log.append(self.now, facts.last_fence, &facts.bytes, &mut facts.bases)?;
+            early.into_iter().for_each(|sequence| self.log.set_synced(sequence));
+            Ok(())
+        });
         if let Err(Failure::NoRoom(_)) = written {
             self.seen.full += 1;
             // There is none: or the power fails before there is, or there is some at last.
@@ -342,7 +350,7 @@ impl Schedule {
             }
         }
         self.possible.push(after);
-        if written.is_ok() && !self.syncs_turns && self.below(3) == 0 {
+        if written.is_ok() && (self.syncs_turns || self.below(3) == 0) {
             written = self.log.sync();
         }
         if written.is_ok() && self.log.is_synced() {
@@ -384,7 +392,7 @@ impl Schedule {
         if self.below(4) == 0 {
             left.set_capacity(Some(left.used()));
         }
-        let read = |left: &SimDisk| match open(left, self.syncs_turns) {
+        let read = |left: &SimDisk| match open(left) {
             Ok((log, image, _)) => (log, image),
             Err(why) => panic!("it cannot be read: {why}"),
         };

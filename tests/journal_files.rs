@@ -11,7 +11,7 @@ use cofferdam::journal::facts::{Fact, Job, Standing, put};
 use cofferdam::journal::frame::{BEGIN, Turn, open as open_frame, open_header, put_header, seal};
 use cofferdam::journal::known_keys;
 use cofferdam::journal::scan::scan;
-use cofferdam::journal::{Image, Log, Settings as LogSettings};
+use cofferdam::journal::{Image, Log};
 use cofferdam::mac::MacKey;
 use cofferdam::ports::{Commit, Consumer, KeyValue, Producer, Replies, Requests, Seat, Submitted, Viewer};
 
@@ -34,7 +34,7 @@ fn id(number: u8) -> JobId {
 /// Jobs in three segments, written in turns of their own; and what a journal knows after each turn.
 fn written() -> (SimDisk, Vec<Vec<JobId>>) {
     let disk = SimDisk::default();
-    let (mut log, image, _) = open(&disk, true).expect("an empty disk");
+    let (mut log, image, _) = open(&disk).expect("an empty disk");
     let settings = Settings::default();
     let mut broker = cofferdam::memory::broker::Broker::new(
         settings.rules(),
@@ -50,6 +50,7 @@ fn written() -> (SimDisk, Vec<Vec<JobId>>) {
         assert_eq!(broker.submit(job, START), Submitted::New);
         let mut facts = broker.take_facts();
         log.append(START, facts.last_fence, &facts.bytes, &mut facts.bases).expect("there is room");
+        log.sync().expect("it can");
         let mut ids = known[known.len() - 1].clone();
         ids.push(id(number));
         known.push(ids);
@@ -69,7 +70,7 @@ fn segments(disk: &SimDisk) -> Vec<String> {
 
 /// What a start comes to on this disk.
 fn start(disk: &SimDisk) -> Result<Vec<JobId>, String> {
-    open(&disk.kill(), true).map(|(_, image, _)| jobs(&image))
+    open(&disk.kill()).map(|(_, image, _)| jobs(&image))
 }
 
 #[test]
@@ -151,8 +152,8 @@ fn a_frame_that_is_left_out_moved_or_doubled_is_seen() {
 fn another_secret_and_another_version_are_refused_by_name_and_a_new_secret_signs_anew() {
     let (disk, known) = written();
     let with = |keys: Vec<MacKey>, disk: &SimDisk| {
-        let settings = LogSettings { segment_bytes: support::journaled::SEGMENT_BYTES, syncs_turns: true };
-        Log::open(Box::new(disk.clone()), keys, settings).map(|(_, image, _)| jobs(&image))
+        let log = Log::open(Box::new(disk.clone()), keys, support::journaled::SEGMENT_BYTES);
+        log.map(|(_, image, _)| jobs(&image))
     };
     let other = || MacKey::new(b"another");
     let why = with(vec![other()], &disk.kill()).expect_err("it was signed with another secret");

@@ -9,7 +9,7 @@ use cofferdam::clock::Clock;
 use cofferdam::entropy::Entropy;
 use cofferdam::job::{JobId, JobStatus, Payload};
 use cofferdam::journal::facts::{Fact, Thing, put};
-use cofferdam::journal::{Log, Settings as LogSettings, frame};
+use cofferdam::journal::{Log, frame};
 use cofferdam::memory::broker::Broker;
 use cofferdam::memory::{Keeping, MemoryBroker};
 use cofferdam::ports::{
@@ -54,17 +54,18 @@ fn submit_later(backend: &Journaled, jobs: Vec<NewJob>) -> Answers {
 fn segments_that_go_together_go_one_after_the_other() {
     for seed in 0..400_u64 {
         let disk = SimDisk::default();
-        let (mut log, ..) = open(&disk, true).expect("an empty disk");
+        let (mut log, ..) = open(&disk).expect("an empty disk");
         let mut facts = Vec::new();
         put(&mut facts, &Fact::Paused("h".repeat(9_000).into(), true));
         for number in 0..6 {
             log.append(START, 1, &facts, &mut vec![Thing::Job(id(number))]).expect("there is room");
+            log.sync().expect("it can");
         }
         while log.outdated(0).is_some() {}
         disk.fail_power_after(seed % 20);
-        let _ = log.append(START, 1, &facts, &mut Vec::new());
+        let _ = log.append(START, 1, &facts, &mut Vec::new()).and_then(|()| log.sync());
         let left = disk.crash(&mut Entropy::Seeded(seed));
-        assert!(open(&left, true).is_ok(), "{seed}: {:?}", open(&left, true).err());
+        assert!(open(&left).is_ok(), "{seed}: {:?}", open(&left).err());
     }
 }
 
@@ -73,8 +74,7 @@ fn what_is_over_is_left_behind_as_fast_as_it_comes() {
     const SEGMENT: u64 = 4 << 20;
     let disk = SimDisk::default();
     let settings = Settings { retain_records: 10, retain_bytes: 1 << 20, ..Settings::default() };
-    let of_log = LogSettings { segment_bytes: SEGMENT, syncs_turns: true };
-    let (log, image, _) = Log::open(Box::new(disk.clone()), keys(), of_log).expect("an empty disk");
+    let (log, image, _) = Log::open(Box::new(disk.clone()), keys(), SEGMENT).expect("an empty disk");
     let mut broker =
         Broker::new(settings.rules(), settings.handlers.clone(), vec![64; 2], Entropy::Seeded(1));
     broker.keep_journal(image, START).expect("it is empty");
@@ -97,6 +97,43 @@ fn what_is_over_is_left_behind_as_fast_as_it_comes() {
         used = used.max(disk.used());
     }
     assert!(used <= 2 * live + 6 * SEGMENT, "{used} bytes for {live}");
+}
+
+#[test]
+fn turns_are_written_while_a_sync_is_under_way_and_an_interval_waits_for_none() {
+    for interval in [None, Some(Duration::ZERO)] {
+        let backend = Journaled::that_syncs(interval, SimDisk::default(), &Settings::default(), START);
+        backend.disk.hold_syncs(true);
+        let begun = Instant::now();
+        let answers = [1, 2, 3].map(|number| {
+            let answer = submit_later(&backend, vec![plain(id(number), "free")]);
+            // Where the journal's thread has the log at this moment, it is the next turn.
+            while jobs_on(&backend.disk) < number as usize {
+                assert!(begun.elapsed() < SOON, "nothing waits for a sync to be written");
+                backend.keeper.flush();
+            }
+            answer
+        });
+        let are_told =
+            answers.each_ref().map(|answer| answer.recv_timeout(Duration::from_millis(50)).is_ok());
+        assert_eq!(are_told, [interval.is_some(); 3], "with {interval:?}");
+        let before = backend.disk.syncs();
+        backend.disk.hold_syncs(false);
+        if interval.is_none() {
+            answers
+                .iter()
+                .for_each(|answer| assert!(answer.recv_timeout(SOON).is_ok_and(|told| told.is_ok())));
+            assert!(
+                backend.disk.syncs() <= before + 2,
+                "the second sync is of all that came during the first one"
+            );
+        }
+    }
+}
+
+/// How many jobs a process would find that begins now.
+fn jobs_on(disk: &SimDisk) -> usize {
+    open(&disk.kill()).expect("it is whole").1.jobs.len()
 }
 
 /// No room beyond what is taken, and that is used up: by jobs that stay, and what ends might have said.

@@ -1,7 +1,8 @@
 //! A service with a journal: what was answered outlives every process of it, and a disk that fails it.
 //!
 //! It guards the promises of `runtime.platform.queue.journal` with the real binary: kills at any moment, drains, full,
-//! broken and damaged disks. A failure shows its seed; `COFFERDAM_SEED=N` replays the choice of the victims.
+//! broken and damaged disks. A failure shows its seed; `COFFERDAM_SEED=N` replays the choice of the victims. With
+//! `COFFERDAM_MINUTES=N` what is killed under load is killed again and again for so long.
 
 #[path = "support/aftermath.rs"]
 mod aftermath;
@@ -25,8 +26,8 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use aftermath::{assert_text, shell_command, skipped};
-use parity::{assert_same, seed};
-use phoenix::{Mount, Phoenix, TWO, journal, journal_that_syncs, kill_whole, tool};
+use parity::assert_same;
+use phoenix::{Mount, Phoenix, TWO, for_minutes, journal, journal_that_syncs, kill_whole, tool};
 use program::{Folder, cofferdam, command, example, run, shown};
 use serde_json::{Value, json};
 use service::{
@@ -73,9 +74,13 @@ fn records(service: &Service) -> Vec<Value> {
 
 #[test]
 fn each_job_has_one_end_and_counts_once_whatever_is_killed_under_load() {
+    for_minutes(count_under_kills);
+}
+
+fn count_under_kills(seed: u64) {
     let folder = Folder::new();
     let phoenix = Phoenix::new(&example("embedder"), journal(&folder.path("journal")));
-    let (service, answers) = phoenix.under_kills(6, |number, end| {
+    let (service, answers) = phoenix.under_kills(seed, 6, |number, end| {
         let (mut client, mut answers) = (phoenix.connect(), Vec::new());
         for count in 0..1_200 {
             if Instant::now() >= end {
@@ -114,13 +119,17 @@ fn each_job_has_one_end_and_counts_once_whatever_is_killed_under_load() {
 
 #[test]
 fn results_of_a_lane_are_the_oracles_bytes_whatever_is_killed_under_load() {
+    for_minutes(decide_under_kills);
+}
+
+fn decide_under_kills(seed: u64) {
     let folder = Folder::new();
     // A crash of processes loses nothing there either.
     let journal = journal_that_syncs("interval", &folder.path("journal"));
     let phoenix = Phoenix::new(&example("fund-load"), journal);
-    let input = generator::generate(seed(), 30_000);
+    let input = generator::generate(seed, 30_000);
     let lines: Vec<&[u8]> = input.split_inclusive(|byte| *byte == b'\n').collect();
-    let (service, mut ids) = phoenix.under_kills(1, |_, end| {
+    let (service, mut ids) = phoenix.under_kills(seed, 1, |_, end| {
         let (mut client, mut ids) = (phoenix.connect(), Vec::new());
         // The next one follows once this one is accepted: the lane's order is the input's.
         for (number, line) in lines.iter().enumerate().take_while(|_| Instant::now() < end) {

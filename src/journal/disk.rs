@@ -8,6 +8,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{FallocateFlags, fallocate};
@@ -29,6 +30,9 @@ impl fmt::Display for Failure {
     }
 }
 
+/// Syncs a file, wherever it is called: what was written before it was made is on the disk once it has returned.
+pub type Sync = Box<dyn FnOnce() -> io::Result<()> + Send>;
+
 /// See the module. Names are those of files in the directory.
 pub trait Disk: Send {
     /// All names.
@@ -39,8 +43,15 @@ pub trait Disk: Send {
     fn make(&mut self, name: &str, bytes: u64) -> io::Result<()>;
     /// Writes to a file.
     fn write(&mut self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// How a file is synced.
+    ///
+    /// # Errors
+    /// It is not there.
+    fn to_sync(&mut self, name: &str) -> io::Result<Sync>;
     /// What was written to a file is on the disk.
-    fn sync(&mut self, name: &str) -> io::Result<()>;
+    fn sync(&mut self, name: &str) -> io::Result<()> {
+        self.to_sync(name)?()
+    }
     /// Gives a file another name, which another file may have had.
     fn rename(&mut self, from: &str, to: &str) -> io::Result<()>;
     fn remove(&mut self, name: &str) -> io::Result<()>;
@@ -56,7 +67,7 @@ pub struct Files {
     dir: PathBuf,
     names: File,
     /// The file that was used last.
-    open: Option<(String, File)>,
+    open: Option<(String, Arc<File>)>,
     /// `None`: it is only looked at.
     _lock: Option<File>,
 }
@@ -126,12 +137,13 @@ impl Files {
         File::open(copy).and_then(|dir| dir.sync_all()).map_err(failed)
     }
 
-    fn file(&mut self, name: &str) -> io::Result<&File> {
-        if self.open.as_ref().is_none_or(|(open, _)| open != name) {
-            let file = OpenOptions::new().write(true).open(self.dir.join(name))?;
-            self.open = Some((name.to_owned(), file));
+    fn file(&mut self, name: &str) -> io::Result<Arc<File>> {
+        if let Some((_, file)) = self.open.as_ref().filter(|(open, _)| open == name) {
+            return Ok(file.clone());
         }
-        self.open.as_ref().map(|(_, file)| file).ok_or_else(|| ErrorKind::NotFound.into())
+        let file = Arc::new(OpenOptions::new().write(true).open(self.dir.join(name))?);
+        self.open = Some((name.to_owned(), file.clone()));
+        Ok(file)
     }
 }
 
@@ -177,8 +189,9 @@ impl Disk for Files {
         self.file(name)?.write_all_at(bytes, offset)
     }
 
-    fn sync(&mut self, name: &str) -> io::Result<()> {
-        self.file(name)?.sync_data()
+    fn to_sync(&mut self, name: &str) -> io::Result<Sync> {
+        let file = self.file(name)?;
+        Ok(Box::new(move || file.sync_data()))
     }
 
     fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {

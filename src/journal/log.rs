@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io::{Error, ErrorKind};
 
-use super::disk::Disk;
 pub use super::disk::Failure;
+use super::disk::{Disk, Sync};
 use super::facts::Thing;
 use super::frame::{self, BEGIN, FRAME_BYTES, Frame, Turn};
 use super::image::Image;
@@ -25,25 +25,22 @@ const NEW: &str = "new";
 /// Of the buffer for a frame.
 const KEPT_BYTES: usize = 1 << 20;
 
-/// How it is kept.
-#[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    pub segment_bytes: u64,
-    /// Each turn is synced; else [`Log::sync`] does it.
-    pub syncs_turns: bool,
-}
+/// Zeros are written so far ahead: a sync of bytes in space that was never written costs the file system one of its own books.
+const AHEAD_BYTES: u64 = 128 << 10;
 
 /// See the module.
 pub struct Log {
     disk: Box<dyn Disk>,
     /// The first signs.
     keys: Vec<MacKey>,
-    settings: Settings,
+    segment_bytes: u64,
     /// The first one that is there, the first one that is needed, and the one that is written to.
     first: u64,
     oldest: u64,
     segment: u64,
     offset: u64,
+    /// Up to there it was written to.
+    filled: u64,
     /// The next frame's, and that of the last one on the disk.
     next: u64,
     synced: u64,
@@ -63,7 +60,7 @@ impl Log {
     pub fn open(
         mut disk: Box<dyn Disk>,
         keys: Vec<MacKey>,
-        settings: Settings,
+        segment_bytes: u64,
     ) -> Result<(Log, Image, Option<String>), String> {
         let Scan { image, segments, next, oldest, last, .. } = scan(&mut *disk, &keys)?;
         let found = segments.last();
@@ -78,11 +75,12 @@ impl Log {
         let mut log = Log {
             disk,
             keys,
-            settings,
+            segment_bytes,
             first: segments.first().map_or(1, |found| found.number),
             oldest: oldest.max(1),
             segment,
             offset: BEGIN as u64,
+            filled: 0,
             next,
             synced: next - 1,
             has_spare: false,
@@ -115,7 +113,7 @@ impl Log {
             frame::seal(&self.keys[0], segment, offset as u64, sequence, synced, &turn, &mut out);
             offset += frame.length;
         }
-        self.offset = out.len() as u64;
+        (self.offset, self.filled) = (out.len() as u64, out.len() as u64);
         let (file, names) = (name(segment), self.disk.list().map_err(broken)?);
         let has = |name: &str| names.iter().any(|there| there == name);
         // They may be of another size, or half made; and nothing that is left of one may take the segment's name.
@@ -123,7 +121,7 @@ impl Log {
             self.disk.remove(left).map_err(broken)?;
             self.sync_names().map_err(broken)?;
         }
-        if let Err(error) = self.disk.make(NEW, self.settings.segment_bytes.max(self.offset)) {
+        if let Err(error) = self.disk.make(NEW, self.segment_bytes.max(self.offset)) {
             return match failure(error) {
                 // The same bytes once more: whatever becomes of that, what is there stays.
                 Failure::NoRoom(_) if has(&file) && (out == last || last.is_empty()) => {
@@ -154,21 +152,33 @@ impl Log {
         bases: &mut Vec<Thing>,
     ) -> Result<(), Failure> {
         let length = (FRAME_BYTES + facts.len()) as u64;
-        if self.offset > BEGIN as u64 && self.offset + length > self.settings.segment_bytes {
+        if self.offset > BEGIN as u64 && self.offset + length > self.segment_bytes {
             self.roll(BEGIN as u64 + length)?;
         }
+        let end = self.offset + length;
         let turn = Turn { at, last_fence, oldest: self.oldest, facts };
         self.out.clear();
         frame::seal(&self.keys[0], self.segment, self.offset, self.next, self.synced, &turn, &mut self.out);
+        if end > self.filled {
+            let filled = end.next_multiple_of(AHEAD_BYTES).min(self.segment_bytes.max(end));
+            self.out.resize(self.out.len() + (filled - end) as usize, 0);
+        }
         self.disk.write(&name(self.segment), self.offset, &self.out).map_err(failure)?;
-        self.offset += length;
+        self.filled = self.filled.max(self.offset + self.out.len() as u64);
+        self.offset = end;
         self.next += 1;
         self.out.shrink_to(KEPT_BYTES);
         self.add_bases(self.segment, std::mem::take(bases));
-        if self.settings.syncs_turns || self.first < self.oldest {
+        if self.first < self.oldest {
             self.sync()?;
         }
         self.drop_old().map_err(broken)
+    }
+
+    /// True if a turn of so many bytes is one write: no segment begins or goes with it.
+    #[must_use]
+    pub fn is_plain(&self, bytes: usize) -> bool {
+        self.offset + (FRAME_BYTES + bytes) as u64 <= self.segment_bytes && self.first == self.oldest
     }
 
     /// All that was written is on the disk.
@@ -176,13 +186,26 @@ impl Log {
     /// # Errors
     /// It may not be, and nobody will ever know.
     pub fn sync(&mut self) -> Result<(), Failure> {
-        if !self.is_synced() {
-            if !is_off(Control::JournalSync) {
-                self.disk.sync(&name(self.segment)).map_err(broken)?;
-            }
-            self.synced = self.next - 1;
-        }
+        let (sync, sequence) = self.to_sync()?;
+        sync().map_err(broken)?;
+        self.synced = sequence;
         Ok(())
+    }
+
+    /// The same beside turns that are written meanwhile: once it is done, frames up to this one [are on the disk](Self::set_synced).
+    ///
+    /// # Errors
+    /// The file is not there.
+    pub fn to_sync(&mut self) -> Result<(Sync, u64), Failure> {
+        let is_needless = self.is_synced() || is_off(Control::JournalSync);
+        let sync =
+            if is_needless { Ok(Box::new(|| Ok(())) as _) } else { self.disk.to_sync(&name(self.segment)) };
+        Ok((sync.map_err(broken)?, self.next - 1))
+    }
+
+    /// Frames up to this one are on the disk.
+    pub fn set_synced(&mut self, sequence: u64) {
+        self.synced = sequence;
     }
 
     /// True if all that was written is on the disk.
@@ -195,11 +218,11 @@ impl Log {
     fn roll(&mut self, bytes: u64) -> Result<(), Failure> {
         self.sync()?;
         let next = name(self.segment + 1);
-        if self.has_spare && bytes <= self.settings.segment_bytes {
+        if self.has_spare && bytes <= self.segment_bytes {
             self.disk.rename(SPARE, &next).map_err(broken)?;
             self.has_spare = false;
         } else {
-            self.disk.make(&next, self.settings.segment_bytes.max(bytes)).map_err(failure)?;
+            self.disk.make(&next, self.segment_bytes.max(bytes)).map_err(failure)?;
         }
         self.out.clear();
         frame::put_header(&self.keys[0], self.segment + 1, self.next, &mut self.out);
@@ -207,8 +230,8 @@ impl Log {
         self.disk.sync(&next).map_err(broken)?;
         self.sync_names().map_err(broken)?;
         self.segment += 1;
-        self.offset = BEGIN as u64;
-        self.bases.insert(self.segment, (self.settings.segment_bytes.max(bytes), Vec::new()));
+        (self.offset, self.filled) = (BEGIN as u64, BEGIN as u64);
+        self.bases.insert(self.segment, (self.segment_bytes.max(bytes), Vec::new()));
         self.try_spare()
     }
 
@@ -220,7 +243,7 @@ impl Log {
         if self.has_spare {
             return Ok(());
         }
-        match self.disk.make(SPARE, self.settings.segment_bytes).map_err(failure) {
+        match self.disk.make(SPARE, self.segment_bytes).map_err(failure) {
             Err(Failure::NoRoom(_)) => return Ok(()),
             made => made?,
         }
@@ -280,7 +303,7 @@ impl Log {
     /// What may be written again in one turn: without a spare most of the segment's rest is kept for ends.
     #[must_use]
     pub fn room(&self) -> u64 {
-        let rest = self.settings.segment_bytes.saturating_sub(self.offset);
+        let rest = self.segment_bytes.saturating_sub(self.offset);
         if self.has_spare { u64::MAX } else { rest / 4 }
     }
 
@@ -296,7 +319,7 @@ impl Log {
     }
 }
 
-fn broken(error: Error) -> Failure {
+pub(crate) fn broken(error: Error) -> Failure {
     Failure::Broken(error.to_string())
 }
 

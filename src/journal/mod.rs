@@ -15,4 +15,4 @@ pub mod scan;
 pub use disk::{Disk, Files};
 pub use image::Image;
 pub use key::{keys, known_keys};
-pub use log::{Failure, Log, Settings};
+pub use log::{Failure, Log};

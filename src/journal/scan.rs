@@ -7,7 +7,7 @@ use super::image::Image;
 use crate::mac::MacKey;
 
 /// A segment as it was found.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Found {
     pub number: u64,
     pub frames: u64,
@@ -66,14 +66,7 @@ pub fn scan(disk: &mut dyn Disk, keys: &[MacKey]) -> Result<Scan, String> {
             }
             // It was being made.
             let bytes = bytes.len() as u64;
-            scan.segments.push(Found {
-                number: segment,
-                frames: 0,
-                bytes,
-                end: 0,
-                cut: 0,
-                bases: Vec::new(),
-            });
+            scan.segments.push(Found { number: segment, bytes, ..Found::default() });
             scan.last.clear();
             break;
         };

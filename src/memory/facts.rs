@@ -19,6 +19,9 @@ use crate::problem::Cause;
 /// What an idempotency key takes, about.
 const KEY_BYTES: usize = 256;
 
+/// What is said of a job in a turn, about.
+const JOB_BYTES: usize = 512;
+
 /// What a turn says.
 #[derive(Debug, Default)]
 pub struct Facts {
@@ -128,8 +131,11 @@ impl Broker {
     /// Takes what there is to be written. It is the next turn's.
     pub fn take_facts(&mut self) -> Facts {
         let mut facts = Facts { last_fence: self.last_fence, ..Facts::default() };
-        let Some(changed) = self.changed.as_deref_mut().map(std::mem::take) else { return facts };
+        let has_news = self.seen_turn() > self.turn;
+        let changed = self.changed.as_deref_mut().filter(|_| has_news).map(std::mem::take);
+        let Some(changed) = changed else { return facts };
         self.turn += 1;
+        facts.bytes.reserve(JOB_BYTES * changed.jobs.len());
         for id in changed.jobs {
             let Some(entry) = self.jobs.get_mut(&id) else { continue };
             let now = Written { has_base: true, is_outdated: false, bytes: entry.base_bytes() };

@@ -1,18 +1,23 @@
-//! The journal's seat: the thread that writes turns, and those who wait for it.
+//! The journal's seat: who writes turns, the thread that syncs them, and who waits for them.
 //!
-//! While one turn is being written the next one gathers. What leaves this process waits for the turn that says it: answers,
-//! ends, leases. A turn that fails for good ends all of it: nothing was answered that is not written.
+//! A turn is written where it was said, on the thread of the process's loop, if that is one write; else on the journal's own thread,
+//! which also syncs: with `always` at once, while the next turns gather, with `interval` a little later. What leaves this process waits
+//! for the turn that says it: answers, ends, leases. With `always` until that is synced, with `interval` until it is written.
+//! A write or a sync that fails for good ends all of it: nothing was answered that is not written.
+//!
+//! Whoever has the log takes the turns, in their order; the broker's lock is taken after the log's.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::broker::Broker;
 use super::facts::Facts;
-use super::shared::{MemoryBroker, Pages, Waiting};
-use crate::bell::Bell;
+use super::shared::{Keeping, MemoryBroker, Pages, Waiting};
+use crate::bell::{Bell, lock};
 use crate::clock::{Clock, Timestamp};
 use crate::job::JobId;
+use crate::journal::log::broken;
 use crate::journal::{Failure, Log};
 use crate::negative_controls::{Control, is_off};
 use crate::ports::{BackendError, Refusal, Seat, Submitted};
@@ -32,19 +37,11 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Nothing is left alone for longer.
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// The thread that keeps a journal. Dropping it writes the rest.
+/// What keeps a journal. Dropping it writes the rest.
 pub struct Keeper {
     broker: MemoryBroker,
+    log: Arc<Mutex<Log>>,
     thread: Option<JoinHandle<()>>,
-}
-
-/// How turns are kept.
-#[derive(Clone, Copy, Debug)]
-pub struct Keeping {
-    /// `None`: each turn is synced.
-    pub interval: Option<Duration>,
-    /// Executors are threads of this process.
-    pub is_inline: bool,
 }
 
 impl MemoryBroker {
@@ -60,13 +57,14 @@ impl MemoryBroker {
         keeping: Keeping,
     ) -> std::io::Result<(MemoryBroker, Keeper)> {
         let broker = MemoryBroker::new(broker, clock, groups);
-        let pages = Pages { written: 0, is_inline: keeping.is_inline, ..Pages::default() };
-        broker.lock().pages = pages;
+        broker.lock().pages = Pages { keeping, ..Pages::default() };
         broker.say_full((!log.has_room()).then(|| ENDS_ALONE.into()));
-        let writing = broker.clone();
+        let log = Arc::new(Mutex::new(log));
+        let (writing, shared) = (broker.clone(), log.clone());
         let builder = std::thread::Builder::new().name("journal".into());
-        let thread = Some(builder.spawn(move || writing.write_for_ever(log, keeping.interval))?);
-        Ok((broker.clone(), Keeper { broker, thread }))
+        let work = move || writing.write_on(&shared).unwrap_or_else(|failure| writing.fail(&failure));
+        let thread = Some(builder.spawn(work)?);
+        Ok((broker.clone(), Keeper { broker, log, thread }))
     }
 
     /// Returns once a turn is written.
@@ -101,7 +99,7 @@ impl MemoryBroker {
             Some(why) => Err(BackendError(why.clone())),
             None => {
                 pages.answers.push_back(waiting);
-                pages.is_due |= pages.is_inline;
+                pages.is_due |= pages.keeping.is_inline;
                 return;
             }
         };
@@ -109,95 +107,106 @@ impl MemoryBroker {
         (waiting.then)(answer);
     }
 
-    fn write_for_ever(&self, mut log: Log, interval: Option<Duration>) {
-        let (mut sync_at, mut new_bytes) = (None::<Instant>, 0);
-        let failed = loop {
-            let Some((facts, at, again)) = self.next_turn(&mut log, sync_at, new_bytes) else {
-                match log.sync() {
-                    Ok(()) => return,
-                    Err(failure) => break failure,
-                }
-            };
-            new_bytes = facts.bytes.len().saturating_sub(again).max(new_bytes / 2);
-            let written = self.write(&mut log, facts, at);
-            let written = written.and_then(|has_written| {
-                let due = interval.filter(|_| has_written).map(|interval| Instant::now() + interval);
-                sync_at = sync_at.or(due);
-                if sync_at.is_some_and(|at| at <= Instant::now()) {
-                    sync_at = None;
-                    log.sync()?;
-                }
-                Ok(())
-            });
-            if let Err(failure) = written {
-                break failure;
+    /// The journal's thread: turns that nobody else writes, looks for room and for what is to be written again, and syncs.
+    fn write_on(&self, log: &Mutex<Log>) -> Result<(), Failure> {
+        let mut begun = Instant::now();
+        loop {
+            let mut state = self.lock();
+            let has_news = state.broker.seen_turn() > state.broker.taken_turns();
+            let pages = &mut state.pages;
+            if pages.failed.is_some() {
+                return Ok(());
             }
-        };
-        let error = format!("the journal cannot be written any more: {failed}");
+            let patience = match pages.full {
+                _ if has_news => LATEST,
+                Some(_) => LOOK_AGAIN,
+                None => LONGEST,
+            };
+            let (now, latest, is_last) = (Instant::now(), begun + patience, pages.is_closed);
+            let writes = std::mem::take(&mut pages.is_due) && has_news || latest <= now || is_last;
+            let syncs = pages.sync_at.is_some_and(|at| at <= now);
+            if !writes && !syncs {
+                let rest = pages.sync_at.map_or(latest, |at| at.min(latest)).saturating_duration_since(now);
+                drop(self.0.filled.wait_timeout(state, rest));
+                continue;
+            }
+            drop(state);
+            // First, as there may be no room for what is written next for a long time.
+            if syncs {
+                self.sync(log)?;
+            }
+            if writes {
+                self.write(&mut lock(log))?;
+            }
+            if is_last {
+                return self.sync(log);
+            }
+            begun = Instant::now();
+        }
+    }
+
+    /// Nothing will be written any more.
+    fn fail(&self, failure: &Failure) {
+        let error = format!("the journal cannot be written any more: {failure}");
         log::error!("{error}");
         let mut state = self.lock();
         state.pages.failed = Some(error.clone());
         let unanswered = std::mem::take(&mut state.pages.answers);
         drop(state);
         self.0.written.notify_all();
+        self.0.filled.notify_all();
         unanswered.into_iter().for_each(|waiting| (waiting.then)(Err(BackendError(error.clone()))));
     }
 
-    /// Waits for what is to be written, or for the next sync. `None`: all is written, and nothing will be. The turn before had
-    /// so many bytes that were new: what is written again, which is told, keeps up with them.
-    fn next_turn(
-        &self,
-        log: &mut Log,
-        sync_at: Option<Instant>,
-        new_bytes: usize,
-    ) -> Option<(Facts, Timestamp, usize)> {
+    /// Takes what is to be written, and about as much again of what the oldest segment is there for.
+    fn take_turn(&self, log: &mut Log) -> Facts {
         let mut state = self.lock();
-        let (begun, mut again) = (Instant::now(), 0);
-        loop {
-            let live = state.broker.live_bytes();
-            while again < AGAIN_BYTES.max(2 * new_bytes)
-                && let Some(thing) = log.outdated(live)
-            {
-                let bytes = state.broker.bytes_of(&thing);
-                if bytes > 0 && (again + bytes) as u64 > log.room() {
-                    log.keep(thing);
-                    break;
-                }
-                state.broker.write_again(&thing);
-                // One that is over costs a look.
-                again += bytes.max(LOOK_BYTES);
+        let mut facts = state.broker.take_facts();
+        let (live, most, mut again) = (state.broker.live_bytes(), AGAIN_BYTES.max(2 * facts.bytes.len()), 0);
+        while again < most
+            && let Some(thing) = log.outdated(live)
+        {
+            let bytes = state.broker.bytes_of(&thing);
+            if bytes > 0 && (again + bytes) as u64 > log.room() {
+                log.keep(thing);
+                break;
             }
-            let has_news = state.broker.seen_turn() > state.pages.written;
-            let pages = &mut state.pages;
-            pages.is_due &= has_news;
-            let now = Instant::now();
-            let is_late = has_news && now >= begun + LATEST;
-            if pages.is_due || is_late || pages.is_closed && has_news {
-                pages.is_due = false;
-                return Some((state.broker.take_facts(), self.0.clock.now(), again));
-            }
-            if pages.is_closed {
-                return None;
-            }
-            let look_at = pages.full.is_some().then(|| begun + LOOK_AGAIN);
-            let due = [sync_at, look_at].into_iter().flatten().min();
-            if due.is_some_and(|due| due <= now) {
-                return Some((Facts::default(), self.0.clock.now(), 0));
-            }
-            let latest = if has_news { begun + LATEST } else { now + LONGEST };
-            let rest = due.map_or(latest, |due| due.min(latest)).saturating_duration_since(now);
-            let waited = self.0.filled.wait_timeout(state, rest);
-            state = waited.expect("the broker's books are whole").0;
+            state.broker.write_again(&thing);
+            // One that is over costs a look.
+            again += bytes.max(LOOK_BYTES);
         }
+        if again > 0 {
+            let more = state.broker.take_facts();
+            facts.bytes.extend(more.bytes);
+            facts.bases.extend(more.bases);
+        }
+        facts
     }
 
-    /// Writes a turn, however long there is no room for it, and tells who waits. True if there was something.
-    fn write(&self, log: &mut Log, mut facts: Facts, at: Timestamp) -> Result<bool, Failure> {
+    /// Writes a turn where it was said, or leaves it to the journal's thread.
+    fn write_here(&self, log: &mut Log) {
+        let mut facts = self.take_turn(log);
+        if log.is_plain(facts.bytes.len()) {
+            match log.append(self.0.clock.now(), facts.last_fence, &facts.bytes, &mut facts.bases) {
+                Ok(()) => return self.set_appended(),
+                Err(failure @ Failure::Broken(_)) => return self.fail(&failure),
+                Err(Failure::NoRoom(_)) => {}
+            }
+        }
+        let mut state = self.lock();
+        state.broker.put_back_facts(&facts);
+        state.pages.is_due = true;
+        self.0.filled.notify_one();
+    }
+
+    /// Writes a turn, however long there is no room for it.
+    fn write(&self, log: &mut Log) -> Result<(), Failure> {
         log.try_spare()?;
-        let has_facts = !facts.bytes.is_empty();
+        let mut facts = self.take_turn(log);
         let mut is_less = false;
         while !facts.bytes.is_empty()
-            && let Err(failure) = log.append(at, facts.last_fence, &facts.bytes, &mut facts.bases)
+            && let Err(failure) =
+                log.append(self.0.clock.now(), facts.last_fence, &facts.bytes, &mut facts.bases)
         {
             let Failure::NoRoom(why) = &failure else { return Err(failure) };
             self.say_full(Some(why.clone()));
@@ -206,15 +215,18 @@ impl MemoryBroker {
             }
             match self.take_back(&facts) {
                 Some(less) => (facts, is_less) = (less, true),
-                None => std::thread::sleep(LOOK_AGAIN),
+                None => {
+                    log.sync()?;
+                    std::thread::sleep(LOOK_AGAIN);
+                }
             }
         }
         // Who was refused is not tried again at once.
         if !is_less {
             self.say_full((!log.has_room()).then(|| ENDS_ALONE.into()));
         }
-        self.tell_written();
-        Ok(has_facts)
+        self.set_appended();
+        Ok(())
     }
 
     /// There is no room for a turn: jobs that are new in it are refused, since nobody was told that they are not. What there is
@@ -261,13 +273,45 @@ impl MemoryBroker {
         }
     }
 
-    /// What was taken is written.
-    fn tell_written(&self) {
+    /// What was taken is written: a sync is due, at once or later.
+    fn set_appended(&self) {
         let mut state = self.lock();
         let turn = state.broker.taken_turns();
-        if std::mem::replace(&mut state.pages.written, turn) == turn {
+        let pages = &mut state.pages;
+        if std::mem::replace(&mut pages.appended, turn) == turn {
             return;
         }
+        let interval = pages.keeping.interval;
+        if pages.sync_at.is_none() {
+            pages.sync_at = Some(Instant::now() + interval.unwrap_or_default());
+            self.0.filled.notify_one();
+        }
+        drop(state);
+        if interval.is_some() {
+            self.tell(turn);
+        }
+    }
+
+    /// Syncs what was written until now; others write meanwhile.
+    fn sync(&self, log: &Mutex<Log>) -> Result<(), Failure> {
+        let (turn, (sync, sequence)) = {
+            let (mut log, mut state) = (lock(log), self.lock());
+            state.pages.sync_at = None;
+            (state.pages.appended, log.to_sync()?)
+        };
+        sync().map_err(broken)?;
+        lock(log).set_synced(sequence);
+        self.tell(turn);
+        Ok(())
+    }
+
+    /// All up to this turn is as safe as was promised.
+    fn tell(&self, turn: u64) {
+        let mut state = self.lock();
+        if state.pages.written >= turn {
+            return;
+        }
+        state.pages.written = turn;
         let all = &mut state.pages.answers;
         let may_go = all.iter().take_while(|waiting| waiting.turn <= turn).count();
         let told: Vec<Waiting> = all.drain(..may_go).collect();
@@ -288,10 +332,17 @@ impl Seat for Keeper {
 
     fn flush(&self) {
         let mut state = self.broker.lock();
-        if state.broker.seen_turn() > state.broker.taken_turns() {
-            state.pages.is_due = true;
-            drop(state);
-            self.broker.0.filled.notify_one();
+        let has_ended = state.pages.is_closed || state.pages.failed.is_some();
+        if has_ended || state.broker.seen_turn() == state.broker.taken_turns() {
+            return;
+        }
+        match self.log.try_lock() {
+            Ok(mut log) => {
+                drop(state);
+                self.broker.write_here(&mut log);
+            }
+            // It is being written, and this is due then.
+            Err(_) => state.pages.is_due = true,
         }
     }
 

@@ -21,5 +21,5 @@ mod timers;
 mod view;
 
 pub use external_state::ExternalState;
-pub use keeper::{Keeper, Keeping};
-pub use shared::MemoryBroker;
+pub use keeper::Keeper;
+pub use shared::{Keeping, MemoryBroker};

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::broker::{Broker, ConsumerId, Notice};
 use crate::bell::Bell;
@@ -46,10 +46,24 @@ impl State {
     }
 }
 
+/// How turns are kept.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Keeping {
+    /// Turns are synced so long after they were written; `None`: before anybody is told.
+    pub interval: Option<Duration>,
+    /// Executors are threads of this process, and nobody says when all of a turn is there.
+    pub is_inline: bool,
+}
+
 /// How far the journal is; without one it is as far as can be.
+#[derive(Default)]
 pub(super) struct Pages {
     /// What turns up to this one say is as safe as was promised.
     pub(super) written: u64,
+    /// Turns up to this one were written.
+    pub(super) appended: u64,
+    /// When the journal's thread syncs what was written and is not synced yet.
+    pub(super) sync_at: Option<Instant>,
     /// Answers that wait for a turn, to the submission of these jobs.
     pub(super) answers: VecDeque<Waiting>,
     /// Executors that wait for a turn.
@@ -61,8 +75,7 @@ pub(super) struct Pages {
     /// Why nothing will be written any more.
     pub(super) failed: Option<String>,
     pub(super) is_closed: bool,
-    /// Executors are threads here, and nobody says when all of a turn is there.
-    pub(super) is_inline: bool,
+    pub(super) keeping: Keeping,
 }
 
 /// See [`Pages::answers`].
@@ -73,18 +86,12 @@ pub(super) struct Waiting {
     pub(super) answers: Vec<Submitted>,
 }
 
-impl Default for Pages {
-    fn default() -> Pages {
-        let (answers, holding, is_due, full, failed, is_closed, is_inline) = Default::default();
-        Pages { written: u64::MAX, answers, holding, is_due, full, failed, is_closed, is_inline }
-    }
-}
-
 impl MemoryBroker {
     /// Takes the broker over. `groups` are the names of the process groups, in the order of their indices.
     #[must_use]
     pub fn new(broker: Broker, clock: Clock, groups: Vec<Arc<str>>) -> MemoryBroker {
-        let (consumers, instances, pages) = Default::default();
+        let (consumers, instances) = Default::default();
+        let pages = Pages { written: u64::MAX, ..Pages::default() };
         let state = Mutex::new(State { broker, consumers, instances, pages });
         let (filled, written) = Default::default();
         MemoryBroker(Arc::new(Shared { state, clock, groups, filled, written }))
@@ -315,7 +322,7 @@ impl MemoryConsumer {
         if !pages.holding.contains(&self.id) {
             pages.holding.push(self.id);
         }
-        if pages.is_inline {
+        if pages.keeping.is_inline {
             pages.is_due = true;
             self.broker.0.filled.notify_one();
         }

@@ -252,12 +252,12 @@ impl WebProcess {
             if let Some(channel) = &mut self.channel {
                 channel.turn(self.reactor.registry(), &mut self.next_token, now_ms);
             }
+            self.seat.flush();
             self.gate.deliver(self.inbox.take(usize::MAX));
             if !self.reactor.is_rung() && self.gate.questions.is_empty() {
                 break;
             }
         }
-        self.seat.flush();
     }
 
     /// How long nothing need be done here, if no event comes.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use cofferdam::bell::Bell;
 use cofferdam::clock::{Clock, Timestamp};
 use cofferdam::entropy::Entropy;
-use cofferdam::journal::{Log, Settings as LogSettings};
+use cofferdam::journal::Log;
 use cofferdam::mac::MacKey;
 use cofferdam::memory::broker::Broker;
 use cofferdam::memory::{Keeper, Keeping, MemoryBroker};
@@ -22,12 +22,8 @@ pub fn keys() -> Vec<MacKey> {
     vec![MacKey::new(b"a test's own")]
 }
 
-pub fn open(
-    disk: &SimDisk,
-    syncs_turns: bool,
-) -> Result<(Log, cofferdam::journal::Image, Option<String>), String> {
-    let settings = LogSettings { segment_bytes: SEGMENT_BYTES, syncs_turns };
-    Log::open(Box::new(disk.clone()), keys(), settings)
+pub fn open(disk: &SimDisk) -> Result<(Log, cofferdam::journal::Image, Option<String>), String> {
+    Log::open(Box::new(disk.clone()), keys(), SEGMENT_BYTES)
 }
 
 pub struct Journaled {
@@ -43,14 +39,24 @@ pub fn journaled(settings: &Settings) -> Box<dyn Backend> {
 
 impl Journaled {
     pub fn on(disk: SimDisk, settings: &Settings, now: Timestamp) -> Journaled {
+        Journaled::that_syncs(None, disk, settings, now)
+    }
+
+    /// With such an interval, or always.
+    pub fn that_syncs(
+        interval: Option<Duration>,
+        disk: SimDisk,
+        settings: &Settings,
+        now: Timestamp,
+    ) -> Journaled {
         let clock = Clock::manual(now);
         let workers = vec![64; settings.groups];
         let mut broker =
             Broker::new(settings.rules(), settings.handlers.clone(), workers, Entropy::Seeded(1));
-        let (log, image, _) = open(&disk, true).expect("the journal is whole");
+        let (log, image, _) = open(&disk).expect("the journal is whole");
         broker.keep_journal(image, clock.now()).expect("its handlers are there");
         broker.check_invariants();
-        let keeping = Keeping { interval: None, is_inline: false };
+        let keeping = Keeping { interval, is_inline: false };
         let kept = MemoryBroker::keep(broker, clock.clone(), settings.group_names(), log, keeping);
         let (broker, keeper) = kept.expect("there are threads");
         Journaled { broker, keeper, clock, disk }

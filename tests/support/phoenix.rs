@@ -38,6 +38,19 @@ pub fn kill_whole(service: Service) {
     until("its children are gone", PATIENCE, || (!children.iter().any(|pid| is_alive(*pid))).then_some(()));
 }
 
+/// Once, with a seed, or again and again for as many minutes as `COFFERDAM_MINUTES` says: with another seed each time.
+pub fn for_minutes(once: impl Fn(u64)) {
+    let minutes: u64 = std::env::var("COFFERDAM_MINUTES").map_or(0, |text| text.parse().expect("a number"));
+    let end = Instant::now() + Duration::from_secs(60 * minutes);
+    let mut seed = seed();
+    once(seed);
+    while Instant::now() < end {
+        seed += 1;
+        println!("seed {seed}");
+        once(seed);
+    }
+}
+
 /// What a long load leaves is kept.
 const KEPT: [&str; 2] =
     ["runtime.platform.reply.retain.records=100000", "runtime.platform.queue.capacity=100000"];
@@ -110,10 +123,11 @@ impl Phoenix {
     /// The load's work beside kills; then it stands still, whole.
     pub fn under_kills<T: Send>(
         &self,
+        seed: u64,
         callers: usize,
         work: impl Fn(usize, Instant) -> T + Sync,
     ) -> (Service, Vec<T>) {
-        let (end, seed) = (Instant::now() + LOAD, seed());
+        let end = Instant::now() + LOAD;
         let done = std::thread::scope(|scope| {
             let work = &work;
             let threads: Vec<_> = (0..callers).map(|number| scope.spawn(move || work(number, end))).collect();

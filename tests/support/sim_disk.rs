@@ -9,6 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use cofferdam::entropy::Entropy;
 use cofferdam::journal::Disk;
+use cofferdam::journal::disk::Sync;
 
 /// One disk; all clones are the same.
 #[derive(Clone, Default)]
@@ -49,6 +50,12 @@ enum Naming {
 }
 
 impl SimFile {
+    /// Bytes of what is seen.
+    fn size(&self) -> usize {
+        let shown = self.shown.as_ref().unwrap_or(&self.synced).len();
+        self.pending.iter().map(|(offset, written)| offset + written.len()).fold(shown, usize::max)
+    }
+
     fn seen(&self) -> Vec<u8> {
         let mut bytes = self.shown.clone().unwrap_or_else(|| self.synced.clone());
         for (offset, written) in &self.pending {
@@ -95,7 +102,7 @@ impl Inner {
     }
 
     fn used(&self) -> u64 {
-        self.seen().values().map(|file| self.files[file].seen().len() as u64).sum()
+        self.seen().values().map(|file| self.files[file].size() as u64).sum()
     }
 
     /// The power may have failed.
@@ -154,6 +161,33 @@ impl SimDisk {
     pub fn hold_syncs(&self, is_held: bool) {
         self.lock().is_held = is_held;
         self.0.1.notify_all();
+    }
+
+    fn sync_now(&self, name: &str) -> Result<()> {
+        let mut inner = self.lock();
+        while inner.is_held {
+            inner = self.0.1.wait(inner).expect("no test panics here");
+        }
+        inner.operate()?;
+        inner.syncs += 1;
+        if let Some(left) = &mut inner.failing_sync {
+            if *left == 0 {
+                inner.failing_sync = None;
+                let file = inner.file(name)?;
+                file.shown = Some(file.seen());
+                file.pending.clear();
+                return Err(Error::other("an input/output error"));
+            }
+            *left -= 1;
+        }
+        let file = inner.file(name)?;
+        for (offset, written) in std::mem::take(&mut file.pending) {
+            put(&mut file.synced, offset, &written);
+            if let Some(shown) = &mut file.shown {
+                put(shown, offset, &written);
+            }
+        }
+        Ok(())
     }
 
     /// What is left after a crash: another disk.
@@ -252,9 +286,9 @@ impl Disk for SimDisk {
     fn write(&mut self, name: &str, offset: u64, bytes: &[u8]) -> Result<()> {
         let mut inner = self.lock();
         let powered = inner.operate();
-        let (capacity, used) = (inner.capacity, inner.used());
+        let (capacity, used) = (inner.capacity, if inner.capacity.is_some() { inner.used() } else { 0 });
         let file = inner.file(name)?;
-        let more = (offset + bytes.len() as u64).saturating_sub(file.seen().len() as u64);
+        let more = (offset + bytes.len() as u64).saturating_sub(file.size() as u64);
         if capacity.is_some_and(|capacity| more > 0 && used + more > capacity) {
             return Err(ErrorKind::StorageFull.into());
         }
@@ -262,31 +296,9 @@ impl Disk for SimDisk {
         powered
     }
 
-    fn sync(&mut self, name: &str) -> Result<()> {
-        let mut inner = self.lock();
-        while inner.is_held {
-            inner = self.0.1.wait(inner).expect("no test panics here");
-        }
-        inner.operate()?;
-        inner.syncs += 1;
-        if let Some(left) = &mut inner.failing_sync {
-            if *left == 0 {
-                inner.failing_sync = None;
-                let file = inner.file(name)?;
-                file.shown = Some(file.seen());
-                file.pending.clear();
-                return Err(Error::other("an input/output error"));
-            }
-            *left -= 1;
-        }
-        let file = inner.file(name)?;
-        for (offset, written) in std::mem::take(&mut file.pending) {
-            put(&mut file.synced, offset, &written);
-            if let Some(shown) = &mut file.shown {
-                put(shown, offset, &written);
-            }
-        }
-        Ok(())
+    fn to_sync(&mut self, name: &str) -> Result<Sync> {
+        let (disk, name) = (self.clone(), name.to_owned());
+        Ok(Box::new(move || disk.sync_now(&name)))
     }
 
     fn rename(&mut self, from: &str, to: &str) -> Result<()> {
