@@ -104,7 +104,7 @@ fn turns_are_written_while_a_sync_is_under_way_and_an_interval_waits_for_none() 
     for interval in [None, Some(Duration::ZERO)] {
         let backend = Journaled::that_syncs(interval, SimDisk::default(), &Settings::default(), START);
         backend.disk.hold_syncs(true);
-        let begun = Instant::now();
+        let begun = Stopwatch::start();
         let answers = [1, 2, 3].map(|number| {
             let answer = submit_later(&backend, vec![plain(id(number), "free")]);
             // Where the journal's thread has the log at this moment, it is the next turn.
