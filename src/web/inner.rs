@@ -145,7 +145,8 @@ impl Pool {
 fn connect(socket: &Path) -> IoResult<UnixStream> {
     // A signal may come now: it is nothing that happened to this connection.
     let mut stream = retry(|| UnixStream::connect(socket))?;
-    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    // Longer than a busy host stalls: nobody would serve better after another start.
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     exchange(&mut stream, b"GET /nothing HTTP/1.1\r\nHost: inner\r\nContent-Length: 0\r\n\r\n")?;
     stream.set_read_timeout(Some(INNER_HANGS))?;
     Ok(stream)
