@@ -209,6 +209,9 @@ fn files(loaded: &Loaded) -> Vec<Row> {
     ] {
         file.iter().for_each(|file| configured(Path::new(file), "read", named_by, about));
     }
+    if let Some(file) = &config.observability.traces.file {
+        configured(Path::new(file), "append", "observability.traces.file", "spans; web and batch");
+    }
     if let Some(journal) = &platform.queue.journal {
         let (dir, named_by) = (Path::new(journal.dir()), "runtime.platform.queue.journal.dir");
         let dir = std::path::absolute(dir).unwrap_or(dir.into());

@@ -80,6 +80,7 @@ fn table() -> Vec<Row> {
     rows.extend(web_rows().into_iter().map(|row| Row { path: format!("web.{}", row.path), ..row }));
     rows.push(word("runtime.ordering.sink_mode", &["source_seq", "completion"]));
     rows.push(word("observability.log", &["text", "json"]));
+    rows.push(text("observability.traces.file", None, &["/run/traces.jsonl"], &[]));
     rows
 }
 

@@ -99,6 +99,7 @@ impl Call {
             }
         }
         let mut answer = Answer {
+            failed: notices.iter().filter_map(failed).collect(),
             was_repeated: results.iter().any(|result| result == "again"),
             over: over.into_iter().map(LeaseId).collect(),
             idle,
@@ -160,6 +161,11 @@ impl Call {
         self.arguments.what["jobs"] = json!([]);
         std::mem::take(&mut self.submissions)
     }
+}
+
+/// The job that ended without success, if that is what it says.
+fn failed((name, job, ..): &Notice) -> Option<JobId> {
+    JobId::parse(job).filter(|_| name == "job.failed")
 }
 
 /// What goes into a call that is being made.
@@ -262,7 +268,8 @@ impl Sealing<'_> {
             owner: Arc::from(""),
             handler: handler.clone(),
             ordering_key: None,
-            trace: Trace { id: [0; 16], span: [0; 8] },
+            trace: Trace { id: [0; 16], span: [0; 8], ..Trace::default() },
+            tracestate: None,
             submitted_at: self.server.now(),
             timeout: Duration::ZERO,
             one_line: false,

@@ -225,6 +225,7 @@ impl Server {
             handler: job.handler.clone(),
             ordering_key: job.ordering_key.clone(),
             trace: job.trace,
+            tracestate: job.tracestate.clone(),
             submitted_at: self.now(),
             timeout: job.timeout.or(options.map(|options| options.timeout)).unwrap_or_default(),
             one_line: job.one_line,
