@@ -198,7 +198,8 @@ fn start(
     groups: Option<&[String]>,
 ) -> Result<Deployment, String> {
     let (deployment, fitness) = deploy(loaded, program, groups)?;
-    let opened = deployment.traces_file().map(exporter::open).transpose();
+    let traces = &deployment.config.observability.traces.file;
+    let opened = traces.as_deref().map(|file| exporter::open(Path::new(file))).transpose();
     drop(opened.map_err(|why| format!("observability.traces.file: {why}"))?);
     let role = if role == "serve" && deployment.is_inline() { "inline" } else { role };
     log_writer::start(deployment.config.observability.log, role, "");

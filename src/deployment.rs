@@ -20,7 +20,6 @@ use crate::limits::BATCH_RECORDS;
 use crate::memory::broker::Broker;
 use crate::memory::{Keeping, MemoryBroker};
 use crate::ndjson::LineIds;
-use crate::observe::exporter::Exporter;
 use crate::observe::metrics::Counters;
 use crate::ports::{Consumer, Fitness, Producer, Replies, Rules, Seat};
 use crate::process::account::Account;
@@ -211,18 +210,6 @@ impl Deployment {
     /// True if jobs and states are where other processes, on any host, may run them.
     pub fn is_shared(&self) -> bool {
         self.platform().queue.backend != "memory"
-    }
-
-    /// The file that spans are exported to, if there is one.
-    pub fn traces_file(&self) -> Option<&Path> {
-        self.config.observability.traces.file.as_deref().map(Path::new)
-    }
-
-    /// Exports spans of the jobs that end at this backend, until it is dropped.
-    pub fn exporter(&self, backend: &Backend, counters: Arc<Counters>) -> Result<Option<Exporter>, String> {
-        let producer = backend.producer.clone();
-        let start = |file| Exporter::start(file, counters, Box::new(move || producer.take_traced()));
-        self.traces_file().map(start).transpose().map_err(|error| format!("the thread of traces: {error}"))
     }
 
     /// True if jobs and states outlive every process of ours.

@@ -35,7 +35,7 @@ pub type Take = Box<dyn FnMut() -> (Vec<JobRecord>, u64) + Send>;
 
 impl Exporter {
     /// Starts the thread.
-    pub fn start(path: &Path, counters: Arc<Counters>, mut take: Take) -> io::Result<Exporter> {
+    pub fn start(path: impl Into<PathBuf>, counters: Arc<Counters>, mut take: Take) -> io::Result<Exporter> {
         let (stop, stopped) = channel::<()>();
         let (ends, done) = channel::<()>();
         let instance = JobId(Entropy::system().bytes()).to_string();

@@ -8,7 +8,8 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::clock::Timestamp;
-use crate::job::{Attempt, AttemptOutcome, JobRecord, JobSpec, JobStatus, write_hex};
+use crate::codec::hex;
+use crate::job::{Attempt, AttemptOutcome, JobRecord, JobSpec, JobStatus};
 
 const SERVER: u8 = 2;
 const CONSUMER: u8 = 5;
@@ -159,12 +160,6 @@ fn number(key: &str, value: u32) -> Value {
 
 fn nanos(Timestamp(micros): Timestamp) -> String {
     (u128::from(micros) * 1_000).to_string()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    let mut out = String::new();
-    let _ = write_hex(&mut out, bytes);
-    out
 }
 
 #[cfg(test)]

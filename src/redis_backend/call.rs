@@ -8,11 +8,12 @@ use log::Level;
 use serde_json::{Map, Value as Json, json};
 
 use super::books::{Exec, Held, Named, Told};
-use super::envelope::{self, hex};
+use super::envelope;
 use super::server::{Arguments, Sealed, Server, or_false};
 use super::sums::Sums;
 use super::turn::{Answer, Draft};
 use crate::clock::micros;
+use crate::codec::hex;
 use crate::entropy::Entropy;
 use crate::job::{
     Effects, Entries, Finished, InstanceId, JobId, JobSpec, JobStatus, Outcome, Payload, Trace, Version,

@@ -8,9 +8,9 @@ use std::time::Duration;
 use serde_json::{Value as Json, json};
 
 use super::broker::RedisBroker;
-use super::envelope::hex;
 use super::server::{Arguments, Row, Server, or_false};
 use crate::bell::lock;
+use crate::codec::hex;
 use crate::entropy::Entropy;
 use crate::handler::Ordering;
 use crate::job::{Finished, InstanceId, JobId, JobRecord, JobStatus, Payload, Trace, state_map};

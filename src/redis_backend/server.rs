@@ -10,9 +10,10 @@ use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
 
 use super::connection::{Link, is_of_another_type, read};
-use super::envelope::{Signer, hex, idempotency_digest};
+use super::envelope::{Signer, idempotency_digest};
 use super::forgeries::{Forgeries, Seldom};
 use crate::clock::{Clock, Timestamp, micros, millis};
+use crate::codec::hex;
 use crate::config::Redis;
 use crate::config::secret::Secret;
 use crate::entropy::Entropy;
