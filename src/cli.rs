@@ -91,14 +91,20 @@ fn run(arguments: &[String], program: &Program) -> Result<Exit, String> {
         return Ok(roles::run_child(role, registry, worker_start.as_ref()));
     }
     match command {
-        "serve" => serve(&load(&mut options, registry)?, program, None),
+        "serve" => {
+            let takes_over = options.flag("--handover");
+            serve(&load(&mut options, registry)?, program, None, takes_over)
+        }
         "batch" => run_batch(&mut options, program),
         "check" => check(&mut options, program),
         "facts" => facts(&mut options, program),
         "run" => run_job(&mut options, program),
         "keygen" => keygen(&mut options),
         "health" => health(&mut options, registry),
-        "web" => serve(&load_of_many(&mut options, registry)?, program, Some(&[])),
+        "web" => {
+            let takes_over = options.flag("--handover");
+            serve(&load_of_many(&mut options, registry)?, program, Some(&[]), takes_over)
+        }
         "executor" => run_executor(&mut options, program),
         "token" => token(&mut options),
         "journal" => journal(&mut options),
@@ -212,8 +218,22 @@ fn start(
 }
 
 /// `serve`, and what has a supervisor and only some of the executors.
-fn serve(loaded: &Loaded, program: &Program, groups: Option<&[String]>) -> Result<Exit, String> {
-    Ok(ended(roles::serve(&start(loaded, program, "serve", groups)?, groups)))
+fn serve(
+    loaded: &Loaded,
+    program: &Program,
+    groups: Option<&[String]>,
+    takes_over: bool,
+) -> Result<Exit, String> {
+    let config = &loaded.config;
+    if takes_over && config.runtime.platform.bootstrap.mode == "inline" {
+        return Err("--handover needs runtime.platform.bootstrap.mode process_supervisor (got inline)".into());
+    }
+    if takes_over && config.web.bind.ends_with(":0") {
+        return Err(
+            "--handover needs a port in web.bind, where a process that comes later looks for this one".into(),
+        );
+    }
+    Ok(ended(roles::serve(&start(loaded, program, "serve", groups)?, groups, takes_over)))
 }
 
 /// `executor`: `serve` for some executors, whose web process strangers need not reach.
@@ -229,7 +249,7 @@ fn run_executor(options: &mut Options, program: &Program) -> Result<Exit, String
     if named.iter().any(|name| !known.contains(&name.as_str())) {
         return Err(format!("executor: --group is one of {}", known.join(", ")));
     }
-    serve(&loaded, program, Some(&*named).filter(|named| !named.is_empty()))
+    serve(&loaded, program, Some(&*named).filter(|named| !named.is_empty()), false)
 }
 
 fn run_batch(options: &mut Options, program: &Program) -> Result<Exit, String> {

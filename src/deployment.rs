@@ -152,7 +152,7 @@ impl Deployment {
         match self.read_tokens() {
             Ok(_) if self.config.web.auth.mode != "bearer" => {
                 log::info!(
-                    "SIGHUP: there are no tokens to read again; secrets and passwords hold until the next start"
+                    "SIGHUP: there are no tokens to read again; a password is read with each connection, a secret at each start"
                 );
                 None
             }

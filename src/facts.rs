@@ -147,7 +147,8 @@ fn pages() -> String {
 
 fn listeners(config: &Config) -> Vec<Row> {
     let public = "HTTP; port 0 is any free one. A listening socket as standard input takes its place; \
-                  `executor` has 127.0.0.1:0 unless web.bind is set";
+                  `executor` has 127.0.0.1:0 unless web.bind is set. With --handover the supervisor listens at \
+                  the abstract socket @cofferdam-handover-UID-ADDRESS, too";
     let mut rows = vec![
         row!["http", config.web.bind, "supervisor web", public],
         row!["pages", pages(), "web", "a Unix socket in the private directory, for the gate of this process"],
@@ -173,6 +174,8 @@ fn connections(config: &Config) -> Vec<Row> {
         "supervisor",
         "sd_notify(3), a Unix datagram; none: nothing"
     ]);
+    let about = "with --handover, once: the process that serves web.bind";
+    rows.push(row!["handover", "@cofferdam-handover-UID-ADDRESS", "supervisor", about]);
     rows.push(row!["health", config.web.bind, "health", "or --url: asks a running service"]);
     let about = "or --url; none: http://127.0.0.1:8080. The C library resolves a host's name";
     rows.push(row!["console", "$COFFERDAM_URL", "jobs lanes handlers top", about]);

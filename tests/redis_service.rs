@@ -833,6 +833,31 @@ fn s7_a_secret_and_a_password_are_rotated_host_by_host_and_nothing_is_lost_or_re
 }
 
 #[test]
+fn s7_a_password_is_changed_under_a_service_that_runs() {
+    let server = Server::start(&[]);
+    server.tell(&["ACL", "SETUSER", "app", "on", ">one", "~*", "&*", "+@all"]);
+    let deployment = Deployment::on(&server).with("runtime.platform.redis.username=app");
+    let write = |word: &str| deployment.file("password", word);
+    let set = format!("runtime.platform.redis.password_file={}", write("one").display());
+    let service = deployment.serve(&[&set]);
+    assert_eq!(service.post("/v1/jobs/echo", "1").text(), "1");
+    server.tell(&["ACL", "SETUSER", "app", ">two"]);
+    write("two\n");
+    server.tell(&["ACL", "SETUSER", "app", "<one"]);
+    // Connections that are there stay; those that must be made anew are let in.
+    server.tell(&["CLIENT", "KILL", "USER", "app"]);
+    assert_eq!(service.post("/v1/jobs/echo", "2").text(), "2");
+    // While the file cannot be read it is as at the start, which does not help here; and then it does again.
+    std::fs::remove_file(write("two")).expect("our own file");
+    server.tell(&["CLIENT", "KILL", "USER", "app"]);
+    until("it is told", PATIENCE, || (service.get("/readyz").status == 503).then_some(()));
+    write("two");
+    until("it is back", PATIENCE, || (service.get("/readyz").status == 200).then_some(()));
+    assert_eq!(service.post("/v1/jobs/echo", "3").text(), "3");
+    assert_ended_well(service);
+}
+
+#[test]
 fn cancelling_in_one_web_process_frees_the_caller_in_another() {
     let server = Server::start(&[]);
     let deployment = Deployment::on(&server);

@@ -33,6 +33,8 @@ pub enum ToChild {
     Ping,
     /// Stop taking jobs; finish within so many ms.
     Drain(u64),
+    /// Another service has the listener: accept nobody, and finish within so many ms with those who are here.
+    Retire(u64),
     /// End now.
     Stop,
     /// It may leave, as it asked: finish its jobs, take no more, end.
@@ -292,6 +294,7 @@ mod tests {
             ToChild::Channel("127.0.0.1:1".into()),
             ToChild::Ping,
             ToChild::Drain(5),
+            ToChild::Retire(5),
             ToChild::Stop,
             ToChild::Leave,
             ToChild::Replaced("execution".into(), "crashed".into(), 3),

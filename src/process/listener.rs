@@ -29,8 +29,13 @@ pub fn listen(web: &Web) -> Result<TcpListener, String> {
         }
         None => TcpListener::bind(address).map_err(failed)?,
     };
-    rustix::net::listen(&listener, LISTEN_BACKLOG).map_err(|error| failed(error.into()))?;
-    listener.set_nonblocking(true).map_err(failed)?;
+    prepare(listener).map_err(failed)
+}
+
+/// The listener as web wants it.
+pub(super) fn prepare(listener: TcpListener) -> std::io::Result<TcpListener> {
+    rustix::net::listen(&listener, LISTEN_BACKLOG)?;
+    listener.set_nonblocking(true)?;
     Ok(listener)
 }
 

@@ -4,6 +4,7 @@
 pub mod account;
 pub mod control_socket;
 pub mod exec_shim;
+pub mod handover;
 pub mod hygiene;
 pub mod listener;
 pub mod private_dir;

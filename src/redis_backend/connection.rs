@@ -24,9 +24,9 @@ const IDLE: usize = 4;
 
 /// A client with a few idle connections.
 pub struct Link {
+    config: Redis,
+    /// As the password was at the start.
     client: Client,
-    connect_timeout: Duration,
-    response_timeout: Duration,
     /// With the generation that each is of.
     idle: Mutex<Vec<(Connection, u64)>>,
     /// How many have broken, or have found another server than they were made to: after that no other one of before is used.
@@ -39,35 +39,22 @@ impl Link {
     /// # Errors
     /// The address makes no sense, or the password's file cannot be read.
     pub fn new(config: &Redis) -> Result<Link, String> {
-        let at = "runtime.platform.redis";
-        let url = config.url.replacen("redis+unix://", "unix://", 1);
-        let info = url.into_connection_info().map_err(|error| format!("{at}.url: {error}"))?;
-        let mut login = info.redis_settings().clone().set_skip_set_lib_name();
-        if let Some(file) = &config.password_file {
-            let unusable = |error| format!("{at}.password_file: {error}");
-            let bytes = read_private(Path::new(file), SECRET_FILE_BYTES).map_err(unusable)?;
-            let text = std::str::from_utf8(&bytes).map_err(|_| unusable(format!("{file}: is not UTF-8")))?;
-            login = login.set_password(text.strip_suffix('\n').unwrap_or(text));
-        }
-        if let Some(name) = &config.username {
-            login = login.set_username(name);
-        }
-        let tcp = TcpSettings::default().set_nodelay(true);
-        let info = info.set_redis_settings(login).set_tcp_settings(tcp);
         Ok(Link {
-            client: Client::open(info).map_err(|error| format!("{at}.url: {error}"))?,
-            connect_timeout: Duration::from_millis(config.connect_timeout_ms),
-            response_timeout: Duration::from_millis(config.response_timeout_ms),
+            config: config.clone(),
+            client: client(config)?,
             idle: Mutex::new(Vec::new()),
             generation: AtomicU64::new(0),
         })
     }
 
-    /// A connection for answers that may take so long besides.
+    /// A connection for answers that may take so long besides. The password's file may have another one by now.
     pub(super) fn open(&self, wait: Duration) -> Result<Connection, RedisError> {
-        let connection = self.client.get_connection_with_timeout(self.connect_timeout)?;
-        connection.set_read_timeout(Some(wait + self.response_timeout))?;
-        connection.set_write_timeout(Some(self.response_timeout))?;
+        let client = client(&self.config).unwrap_or_else(|_| self.client.clone());
+        let connect_timeout = Duration::from_millis(self.config.connect_timeout_ms);
+        let response_timeout = Duration::from_millis(self.config.response_timeout_ms);
+        let connection = client.get_connection_with_timeout(connect_timeout)?;
+        connection.set_read_timeout(Some(wait + response_timeout))?;
+        connection.set_write_timeout(Some(response_timeout))?;
         Ok(connection)
     }
 
@@ -203,6 +190,26 @@ impl Link {
             Some(None) => Ok(false),
         }
     }
+}
+
+/// To the server that the config names, with the password that stands in its file.
+fn client(config: &Redis) -> Result<Client, String> {
+    let at = "runtime.platform.redis";
+    let url = config.url.replacen("redis+unix://", "unix://", 1);
+    let info = url.into_connection_info().map_err(|error| format!("{at}.url: {error}"))?;
+    let mut login = info.redis_settings().clone().set_skip_set_lib_name();
+    if let Some(file) = &config.password_file {
+        let unusable = |error| format!("{at}.password_file: {error}");
+        let bytes = read_private(Path::new(file), SECRET_FILE_BYTES).map_err(unusable)?;
+        let text = std::str::from_utf8(&bytes).map_err(|_| unusable(format!("{file}: is not UTF-8")))?;
+        login = login.set_password(text.strip_suffix('\n').unwrap_or(text));
+    }
+    if let Some(name) = &config.username {
+        login = login.set_username(name);
+    }
+    let tcp = TcpSettings::default().set_nodelay(true);
+    let info = info.set_redis_settings(login).set_tcp_settings(tcp);
+    Client::open(info).map_err(|error| format!("{at}.url: {error}"))
 }
 
 /// What to change, where the server does not let us in.

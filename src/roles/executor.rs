@@ -147,7 +147,7 @@ impl ExecutorHelm {
                     let address = address.parse().map_err(|_| "the channel's address is malformed")?;
                     self.client.set_address(address, monotonic_millis());
                 }
-                ToChild::Drain(_) | ToChild::Leave => self.ends = true,
+                ToChild::Drain(_) | ToChild::Retire(_) | ToChild::Leave => self.ends = true,
                 ToChild::Stop => (self.ends, self.stops) = (true, true),
                 ToChild::Ping | ToChild::Tokens(_) | ToChild::Replaced(..) | ToChild::Succeeds(_) => {}
             }

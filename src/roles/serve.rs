@@ -12,6 +12,7 @@ use crate::deployment::Deployment;
 use crate::exit::Exit;
 use crate::observe::{event, log_writer};
 use crate::process::control_socket::ToChild;
+use crate::process::handover::{self, Handover};
 use crate::process::hygiene::{self, Signals, drain_bytes, hear_hangup};
 use crate::process::listener::listen;
 use crate::process::private_dir::PrivateDir;
@@ -23,12 +24,13 @@ use crate::supervisor::service_state::{Action, Event, Phase, Phases};
 const STOP: Token = Token(0);
 const CHILD: Token = Token(1);
 const HANGUP: Token = Token(2);
+const HANDOVER: Token = Token(3);
 const FIRST_CHILD: usize = 16;
 const WEB: usize = 0;
 
 /// Runs a web process and the executors of these groups, or all, until it is told to stop, or a child cannot be kept
-/// running; inline it is one process.
-pub fn serve(deployment: &Deployment, groups: Option<&[String]>) -> Result<Exit, String> {
+/// running; inline it is one process. With `takes_over` it takes the place of one that runs, and gives it to the next.
+pub fn serve(deployment: &Deployment, groups: Option<&[String]>, takes_over: bool) -> Result<Exit, String> {
     if deployment.is_inline() {
         return serve_inline(deployment);
     }
@@ -41,16 +43,31 @@ pub fn serve(deployment: &Deployment, groups: Option<&[String]>) -> Result<Exit,
         hygiene::expect_programs();
     }
     hygiene::raise_descriptor_limit();
-    let mut signals = Signals::take().map_err(io)?;
+    let platform = deployment.platform();
     // The listener before any child: a replaced web process refuses no connection.
-    let listener = listen(&deployment.config.web)?;
+    let (listener, mut old) = if takes_over {
+        handover::take(&deployment.config.web, Duration::from_millis(platform.lifecycle.ready_timeout_ms))?
+    } else {
+        (listen(&deployment.config.web)?, None)
+    };
+    // What two services cannot have at once, however short: a journal, or a port for the channel.
+    let must_be_alone = deployment.journal().is_some() || platform.execution_ipc.bind_port != 0;
+    if must_be_alone && let Some(old) = old.take() {
+        log::info!("waiting for the end of the old process, which has what only one can have");
+        old.wait();
+    }
+    let mut signals = Signals::take().map_err(io)?;
     let address = listener.local_addr().map_err(io)?;
     let private_dir = PrivateDir::make()?;
     // One secret for this run; children get what their role needs.
     let roots = deployment.root_secrets()?;
-    let platform = deployment.platform();
     let reactor = Reactor::new(64)?;
-    let mut fleet = Fleet::new(platform, reactor.registry().try_clone().map_err(io)?, FIRST_CHILD);
+    let registry = || reactor.registry().try_clone().map_err(io);
+    let mut handover = None;
+    if takes_over {
+        handover = Some(Handover::new(listener.try_clone().map_err(io)?, old, registry()?, HANDOVER));
+    }
+    let mut fleet = Fleet::new(platform, registry()?, FIRST_CHILD);
     let web = deployment.web_bundle(&roots, private_dir.path())?;
     fleet.add_web(&web, listener);
     add_executors(&mut fleet, deployment, groups, &roots[0])?;
@@ -62,8 +79,18 @@ pub fn serve(deployment: &Deployment, groups: Option<&[String]>) -> Result<Exit,
     let phases = Phases::new(monotonic_millis() + lifecycle.ready_timeout_ms, lifecycle.patience_ms());
     let (address, notifier) = (address.to_string(), Notifier::from_environment());
     let (web_name, replaced, gave_up) = Default::default();
-    let supervisor =
-        Supervisor { deployment, fleet, phases, address, notifier, web_name, replaced, gave_up, signals };
+    let supervisor = Supervisor {
+        deployment,
+        fleet,
+        phases,
+        address,
+        notifier,
+        handover,
+        web_name,
+        replaced,
+        gave_up,
+        signals,
+    };
     let exit = supervisor.run(reactor);
     hygiene::end_orphans();
     event(log::Level::Info, "lifecycle.stopped").emit();
@@ -96,6 +123,8 @@ struct Supervisor<'a> {
     /// The public one.
     address: String,
     notifier: Notifier,
+    /// If it can be taken over.
+    handover: Option<Handover>,
     /// The broker's name for the web process, if it has one: its leases end when it is replaced.
     web_name: String,
     /// Processes that were replaced, by group and reason: they outlive each web process, which shows them.
@@ -129,6 +158,12 @@ impl Supervisor<'_> {
                         tokens.iter().for_each(|tokens| self.fleet.set_tokens(tokens));
                     }
                     HANGUP => {}
+                    HANDOVER => {
+                        if self.handover.as_mut().is_some_and(Handover::hear) {
+                            self.handover.iter_mut().for_each(|handover| handover.close(true));
+                            self.on(Event::Signal, now_ms);
+                        }
+                    }
                     CHILD => {
                         drain_bytes(&mut self.signals.child);
                         self.fleet.reap(now_ms);
@@ -196,8 +231,15 @@ impl Supervisor<'_> {
         self.tell_replaced();
         // One that came in the middle of a drain is told of it.
         if let Phase::Draining { until_ms } = self.phases.phase {
-            self.fleet.send(WEB, &ToChild::Drain(until_ms.saturating_sub(now_ms)));
+            self.drain_web(until_ms.saturating_sub(now_ms));
         }
+    }
+
+    /// Who has a successor has nobody to refuse.
+    fn drain_web(&mut self, patience_ms: u64) {
+        let is_over = self.handover.as_ref().is_some_and(Handover::is_over);
+        let told = if is_over { ToChild::Retire(patience_ms) } else { ToChild::Drain(patience_ms) };
+        self.fleet.send(WEB, &told);
     }
 
     fn tell_replaced(&mut self) {
@@ -210,15 +252,19 @@ impl Supervisor<'_> {
     fn on(&mut self, happened: Event, now_ms: u64) {
         match self.phases.on(happened, now_ms) {
             Action::None => {}
-            Action::SayReady => self.notifier.ready(&self.address),
+            Action::SayReady => {
+                self.handover.iter_mut().for_each(Handover::open);
+                self.notifier.ready(&self.address);
+            }
             Action::SayLate => {
                 let late = self.fleet.not_ready().join(", ");
                 log_writer::say(format!("cofferdam: not ready in time: {late}\n"));
             }
             Action::Drain(patience_ms) => {
                 event(log::Level::Info, "lifecycle.draining").number("deadline_ms", patience_ms).emit();
+                self.handover.iter_mut().for_each(|handover| handover.close(handover.is_over()));
                 self.notifier.stopping(patience_ms);
-                self.fleet.send(WEB, &ToChild::Drain(patience_ms));
+                self.drain_web(patience_ms);
             }
             // Web knows which jobs are cut off: its deadline is now, and it names them at once.
             Action::Force => {

@@ -252,8 +252,10 @@ pub struct Clients {
     pub touched: Vec<usize>,
     pub next_due: Timestamp,
     date: (u64, String),
-    /// The service stops: each answer is its connection's last.
+    /// The service stops: new jobs are refused.
     pub draining: bool,
+    /// Each answer is its connection's last.
+    pub are_last: bool,
 }
 
 impl Clients {
@@ -268,6 +270,7 @@ impl Clients {
             next_due: NEVER,
             date: (u64::MAX, String::new()),
             draining: false,
+            are_last: false,
         }
     }
 
@@ -390,7 +393,7 @@ impl Clients {
             self.date = (second, http_date(self.now));
         }
         let Some(conn) = self.conns.get_mut(&number) else { return };
-        conn.keep_alive &= !(self.draining || conn.at_end && conn.input.is_empty());
+        conn.keep_alive &= !(self.are_last || conn.at_end && conn.input.is_empty());
         // To HTTP/1.0 a body without a length ends with the connection.
         conn.keep_alive &= length.is_some() || conn.current.is_1_1;
         let Answer { status, headers, body } = answer;

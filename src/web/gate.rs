@@ -305,9 +305,20 @@ impl Gate {
         }
     }
 
+    /// Another service accepts who comes: those who are here are served once more.
+    pub fn retire(&mut self) {
+        self.clients.are_last = true;
+        self.end_listening();
+    }
+
+    /// True once no client is connected.
+    pub fn is_alone(&self) -> bool {
+        self.clients.conns.is_empty()
+    }
+
     /// The service stops: new jobs are refused, those who wait go on waiting.
     pub fn drain(&mut self) {
-        self.clients.draining = true;
+        (self.clients.draining, self.clients.are_last) = (true, true);
         self.clients.counters.draining.store(true, std::sync::atomic::Ordering::Relaxed);
         // Half a body can only be refused: nobody waits for the rest of it.
         for number in self.clients.in_phase(|phase| matches!(phase, Phase::Body(_))) {

@@ -31,6 +31,8 @@ const COMMANDER: Token = Token(1);
 const CHANNEL: Token = Token(2);
 /// Numbers from here on are connections, each used once in the process's life.
 const FIRST_CONNECTION: usize = 1 << 10;
+/// A client that keeps its connection and asks now and then is to hear that an answer is its last.
+const LINGER: Duration = Duration::from_secs(1);
 /// Nothing is left alone for longer.
 const LONGEST: Duration = Duration::from_secs(1);
 
@@ -47,6 +49,10 @@ pub struct WebProcess {
     clock: Clock,
     /// Until when callers are waited for, once the service stops.
     drain: Option<Timestamp>,
+    /// Until when clients may find out that another service has taken over: their connections are kept so long.
+    lingers: Timestamp,
+    /// When jobs are refused, where a successor has taken over.
+    refuses: Option<Timestamp>,
     /// What this process counts.
     pub counters: Arc<Counters>,
     address: String,
@@ -113,6 +119,8 @@ impl WebProcess {
             commander,
             clock: deployment.clock.clone(),
             drain: None,
+            lingers: Timestamp(0),
+            refuses: None,
             counters,
             address,
             is_sound: Box::new(|| true),
@@ -175,7 +183,20 @@ impl WebProcess {
                     ToChild::Drain(patience_ms) => {
                         event(log::Level::Info, "lifecycle.draining").emit();
                         self.gate.drain();
+                        (self.lingers, self.refuses) = (now, None);
                         self.drain = Some(now.plus(Duration::from_millis(patience_ms)));
+                    }
+                    ToChild::Retire(patience_ms) => {
+                        event(log::Level::Info, "lifecycle.draining")
+                            .field("cause", "another service has taken over")
+                            .emit();
+                        self.sockets.retire(self.reactor.registry());
+                        self.gate.retire();
+                        let patience = Duration::from_millis(patience_ms);
+                        self.lingers = now.plus(LINGER.min(patience));
+                        // Long batches are told so in time for their last lines.
+                        self.refuses = Some(now.plus(patience / 2));
+                        self.drain = Some(now.plus(patience));
                     }
                     ToChild::Stop => return Ok(ControlFlow::Break(Exit::Done)),
                     ToChild::Replaced(group, reason, count) => {
@@ -202,6 +223,9 @@ impl WebProcess {
         if !self.calls.is_sound() || !self.seat.is_sound() || !(self.is_sound)() {
             return Err("a thread that this process cannot be without has ended".into());
         }
+        if self.refuses.take_if(|at| *at <= now).is_some() {
+            self.gate.drain();
+        }
         if let Some(exit) = self.end_drain() {
             return Ok(ControlFlow::Break(exit));
         }
@@ -213,7 +237,8 @@ impl WebProcess {
         let deadline = self.drain?;
         let now = self.clock.now();
         let is_drained = self.seat.is_drained(self.gate.callers_wait(), deadline);
-        if now < deadline && !(is_drained && self.gate.is_quiet()) {
+        let may_go = now >= self.lingers || self.gate.is_alone();
+        if now < deadline && !(is_drained && may_go && self.gate.is_quiet()) {
             return None;
         }
         let cut_off = self.seat.cut_off();
@@ -249,7 +274,8 @@ impl WebProcess {
             return Duration::ZERO;
         }
         let mut rest = self.gate.next_due().since(now).min(self.sockets.rests(&self.gate, now));
-        for due in [seat_due, self.drain].into_iter().flatten() {
+        let lingers = Some(self.lingers).filter(|at| *at > now);
+        for due in [seat_due, self.drain, self.refuses, lingers].into_iter().flatten() {
             rest = rest.min(due.since(now));
         }
         let channel_ms = self.channel.as_ref().and_then(|channel| channel.next_due_ms(now_ms));

@@ -45,17 +45,16 @@ impl Gate {
         match &conn.phase {
             // The rest of a body will never come.
             Phase::Head if conn.unsent().len() < OUTPUT_BYTES => drop(conn.close()),
+            // It has read its last answer.
+            Phase::Closing => {}
             Phase::Body(_) => {
                 if let Phase::Body(incoming) = conn.close() {
                     self.drop_body(&incoming);
                 }
             }
-            Phase::Head
-            | Phase::Waiting(_)
-            | Phase::Inner
-            | Phase::Streaming(_)
-            | Phase::Listening(_)
-            | Phase::Closing => return,
+            Phase::Head | Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) | Phase::Listening(_) => {
+                return;
+            }
         }
         self.clients.touched.push(number);
     }

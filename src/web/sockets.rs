@@ -95,6 +95,12 @@ impl ClientSockets {
         }
     }
 
+    /// Accepts nobody any more; others may have the same listener.
+    pub fn retire(&mut self, registry: &Registry) {
+        let _ = registry.deregister(&mut self.listener);
+        self.accepting = false;
+    }
+
     /// Accepts while there is room. Beyond the limit one waits here, and others in the kernel's backlog. `next_token` is counted up for
     /// each new connection.
     pub fn accept(&mut self, registry: &Registry, next_token: &mut usize, gate: &mut Gate, now: Timestamp) {

@@ -530,6 +530,21 @@ mod tests {
         assert_eq!(gate.clients.counters.reply_late.load(Ordering::Relaxed), 1);
     }
 
+    /// Nobody lingers for a client that has read its last answer and left.
+    #[test]
+    fn who_closes_after_the_last_answer_is_let_go_at_once() {
+        let mut gate = gate();
+        gate.open(1, [127, 0, 0, 1].into());
+        gate.received(1, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        let answer = gate.unsent(1).len();
+        assert!(answer > 0);
+        gate.flushed(1, answer);
+        assert!(gate.is_finished(1) && !gate.is_over(1), "it may still be read");
+        gate.clients.touched.clear();
+        gate.ended(1);
+        assert!(gate.is_over(1) && gate.clients.touched == [1]);
+    }
+
     /// Whatever can be said of it, the id of a job that was or may have been accepted is told, and so is what is known.
     #[test]
     fn answers_that_leave_a_job_in_doubt_name_it_and_say_so() {
