@@ -3,13 +3,9 @@
 //! It guards `tracestate` from the request to programs, follow-ups and the answer, in memory, with a journal and on Redis; and
 //! `observability.traces.file`: each span against the format's rules, what is no file, a full disk, a file that is moved away.
 
-#[path = "support/aftermath.rs"]
-mod aftermath;
 #[cfg(feature = "redis")]
 #[path = "support/deployment.rs"]
 mod deployment;
-#[path = "support/phoenix.rs"]
-mod phoenix;
 #[path = "support/program.rs"]
 mod program;
 #[cfg(feature = "redis")]
@@ -19,11 +15,10 @@ mod redis;
 mod service;
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use aftermath::skipped;
-use phoenix::Mount;
 use program::{Folder, cofferdam, command, run, shown};
 use serde_json::{Value, json};
 use service::{PATIENCE, Service, kill, until};
@@ -77,10 +72,7 @@ fn passes_on(own: &[String]) {
         let parent = traceparent(flags);
         let answer = service.request("POST", "/v1/jobs/show", &[&parent, lines[0], lines[1]], "1");
         assert_eq!(answer.header("tracestate"), Some(STATE), "{answer:?}");
-        assert_eq!(
-            answer.text(),
-            format!("\"00-{TRACE}-{PARENT}-{flags} {STATE}\"").replace("a \"b\"", "a \"b\"")
-        );
+        assert_eq!(answer.text(), format!("\"00-{TRACE}-{PARENT}-{flags} {STATE}\""));
     }
     // A trace of its own, so that its follow-up is found.
     let other = TRACE.replace("0af7", "1bf8");
@@ -285,11 +277,12 @@ fn exports(own: &[String]) {
     assert_eq!((&job["parentSpanId"], &job["traceState"]), (&json!(PARENT), &json!("a=1")));
     assert_eq!(job["spanId"], parent_of(&failed), "the answer names a span that is exported");
     let (job, told) = story(&spans, "again");
-    let last = row(["dead", "retries_exhausted", ""]);
-    let expected =
-        [row(["dead", "retries_exhausted", "2"]), row(["handler_retry", "handler_retry", ""]), last];
-    assert_eq!((told.len(), &told[..2]), (3, &expected[..2]));
-    assert!(told[2] == expected[2] || told[2][0] == "handler_retry", "{told:?}");
+    let expected = [
+        row(["dead", "retries_exhausted", "2"]),
+        row(["handler_retry", "handler_retry", ""]),
+        row(["dead", "retries_exhausted", ""]),
+    ];
+    assert_eq!(told, expected);
     assert_eq!(job["spanId"], parent_of(&dead));
     let (job, told) = story(&spans, "ask");
     assert_eq!(told, [row(["succeeded", "", "1"]), row(["succeeded", "", ""])]);
@@ -407,16 +400,42 @@ fn what_is_no_file_that_can_be_written_is_refused_at_the_start() {
     }
 }
 
+/// A small file system in memory, which goes with this.
+struct Mount {
+    folder: Folder,
+}
+
+impl Mount {
+    /// None where it cannot be had.
+    fn new() -> Option<Mount> {
+        let mount = Mount { folder: Folder::new() };
+        let words = ["-t", "tmpfs", "-o", "size=64k", "none"].map(Into::into).into_iter();
+        let output = run(&mut command(Path::new("mount"), words.chain([mount.folder.path("")])), b"");
+        output.status.success().then_some(mount)
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        run(&mut command(Path::new("umount"), ["-l".into(), self.folder.path("")]), b"");
+    }
+}
+
+/// Not by `println!`, which is shown only where a test fails.
+fn skipped(why: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
+}
+
 #[test]
 fn a_full_disk_drops_spans_counted_and_harms_no_job() {
-    let Some(mount) = Mount::new(None, "size=64k") else { return };
-    let file = mount.at.join("traces.jsonl");
+    let Some(mount) = Mount::new() else { return skipped("only root can mount a file system") };
+    let (file, hog) = (mount.folder.path("traces.jsonl"), mount.folder.path("hog"));
     let service = serve(&[format!("observability.traces.file={}", file.display())]);
     let ask = |text: &str| {
         let answer = service.post("/v1/jobs/echo", text);
         assert_eq!((answer.status, answer.text()), (200, text.to_owned()));
     };
-    std::fs::write(mount.at.join("hog"), vec![0; 60_000]).expect("there is room for that");
+    std::fs::write(&hog, vec![0; 60_000]).expect("there is room for that");
     until("the disk is full", PATIENCE, || {
         ask("1");
         (service.metric("traces_dropped_total") > 0.0).then_some(())
@@ -424,7 +443,7 @@ fn a_full_disk_drops_spans_counted_and_harms_no_job() {
     spans_of(&file);
     let ready = service.get("/readyz");
     assert_eq!(ready.status, 200, "{ready:?}");
-    std::fs::remove_file(mount.at.join("hog")).expect("it is there");
+    std::fs::remove_file(&hog).expect("it is there");
     let written = service.metric("traces_written_total");
     until("there is room again", PATIENCE, || {
         ask("2");
