@@ -450,8 +450,8 @@ fn a_full_disk_drops_spans_counted_and_harms_no_job() {
         (service.metric("traces_written_total") > written).then_some(())
     });
     let stderr = service.stop().stderr;
-    let said = |what: &str| stderr.lines().filter(|line| line.contains(what)).count();
-    assert_eq!((said("spans are dropped"), said("spans are written again")), (1, 1), "{stderr}");
+    let said = stderr.lines().filter(|line| line.contains("spans are dropped")).count();
+    assert_eq!(said, 1, "once a minute at most: {stderr}");
     assert!(!spans_of(&file).is_empty());
 }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::metrics::Counters;
 use super::spans::{Resource, request};
@@ -21,6 +21,8 @@ use crate::job::{JobId, JobRecord};
 const EVERY: Duration = Duration::from_millis(250);
 /// A collector reads lines of a megabyte at most: each of these has ten spans at most, of less than 2 KB each.
 const JOBS_A_LINE: usize = 32;
+/// The log hears of spans that are dropped so often at most.
+const SAY_EVERY: Duration = Duration::from_secs(60);
 /// How long the last spans may take when the process ends.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -40,7 +42,7 @@ impl Exporter {
         let (ends, done) = channel::<()>();
         let instance = JobId(Entropy::system().bytes()).to_string();
         let resource = Resource { instance, pid: std::process::id() };
-        let mut file = TraceFile { path: path.into(), open: None, fails: false };
+        let mut file = TraceFile { path: path.into(), open: None, said_at: None };
         std::thread::Builder::new().name("traces".into()).spawn(move || {
             loop {
                 let is_over = stopped.recv_timeout(EVERY) != Err(RecvTimeoutError::Timeout);
@@ -86,8 +88,8 @@ pub fn open(path: &Path) -> io::Result<File> {
 struct TraceFile {
     path: PathBuf,
     open: Option<File>,
-    /// The last line was not written, and the log was told.
-    fails: bool,
+    /// When the log was told last that a line was not written.
+    said_at: Option<Instant>,
 }
 
 impl TraceFile {
@@ -98,12 +100,12 @@ impl TraceFile {
             // What there is of a line is no line.
             file.write_all(line.as_bytes()).inspect_err(|_| _ = file.set_len(before))
         });
-        match (&written, self.fails) {
-            (Err(why), false) => log::warn!("spans are dropped: {}: {why}", self.path.display()),
-            (Ok(()), true) => log::info!("spans are written again: {}", self.path.display()),
-            (Ok(()), false) | (Err(_), true) => {}
+        if let Err(why) = &written
+            && self.said_at.is_none_or(|at| at.elapsed() >= SAY_EVERY)
+        {
+            self.said_at = Some(Instant::now());
+            log::warn!("spans are dropped: {}: {why}", self.path.display());
         }
-        self.fails = written.is_err();
         written.is_ok()
     }
 
