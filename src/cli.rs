@@ -16,7 +16,7 @@ use crate::execution::program::EXEC;
 use crate::execution::{Registry, WorkerStart, running_job};
 use crate::exit::{Exit, answer, complain, ended, say};
 use crate::facts::Facts;
-use crate::observe::{job_event, log_writer};
+use crate::observe::{exporter, job_event, log_writer};
 use crate::options::Options;
 use crate::ports::Fitness;
 use crate::process::control_socket::Role;
@@ -204,6 +204,9 @@ fn start(
     groups: Option<&[String]>,
 ) -> Result<Deployment, String> {
     let (deployment, fitness) = deploy(loaded, program, groups)?;
+    let traces = &deployment.config.observability.traces.file;
+    let opened = traces.as_deref().map(|file| exporter::open(Path::new(file))).transpose();
+    drop(opened.map_err(|why| format!("observability.traces.file: {why}"))?);
     let role = if role == "serve" && deployment.is_inline() { "inline" } else { role };
     log_writer::start(deployment.config.observability.log, role, "");
     match fitness {

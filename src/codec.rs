@@ -1,4 +1,6 @@
-//! Fields of messages: a checked cursor to read them, helpers to write them. Integers are big-endian.
+//! Fields of messages: a checked cursor to read them, helpers to write them. Integers are big-endian. Bytes as text.
+
+use std::fmt;
 
 /// The bytes are not what they should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +105,40 @@ pub(crate) fn put_list<T>(out: &mut Vec<u8>, items: &[T], put: impl Fn(&mut Vec<
     debug_assert!(items.len() <= usize::from(u16::MAX));
     out.extend_from_slice(&(items.len() as u16).to_be_bytes());
     items.iter().for_each(|item| put(out, item));
+}
+
+/// Lowercase hex of exactly `N` bytes.
+pub(crate) fn parse_hex<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
+    let digit = |byte: u8| match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        _ => None,
+    };
+    let mut out = [0; N];
+    if text.len() != 2 * N {
+        return None;
+    }
+    for (byte, pair) in out.iter_mut().zip(text.chunks_exact(2)) {
+        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+    }
+    Some(out)
+}
+
+/// The same, written.
+pub(crate) fn write_hex(f: &mut impl fmt::Write, bytes: &[u8]) -> fmt::Result {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for byte in bytes {
+        f.write_char(char::from(DIGITS[usize::from(byte >> 4)]))?;
+        f.write_char(char::from(DIGITS[usize::from(byte & 15)]))?;
+    }
+    Ok(())
+}
+
+/// The same as a text.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    let mut out = String::with_capacity(2 * bytes.len());
+    let _ = write_hex(&mut out, bytes);
+    out
 }
 
 /// RFC 4648, section 4.

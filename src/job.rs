@@ -11,9 +11,11 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use crate::clock::Timestamp;
+use crate::codec::{parse_hex, write_hex};
 use crate::limits::{CHANGE_BYTES, FOLLOW_UP_OVERHEAD_BYTES, MEDIA_TYPE_BYTES, PAST_ATTEMPTS};
 use crate::named::named;
 use crate::problem::JobError;
+pub use crate::trace::{Trace, tracestate};
 
 /// 128 random bits, or with a journal the line of a batch, written as 32 lowercase hex digits.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -76,85 +78,6 @@ impl std::hash::Hasher for IdHasher {
 
 /// A map by an id of ours, or an operator's name.
 pub type IdMap<K, V> = HashMap<K, V, std::hash::BuildHasherDefault<IdHasher>>;
-
-/// Where a job stands in a distributed trace (W3C Trace Context, level 1).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Trace {
-    /// The trace: shared by a request, its job, and the job's follow-ups.
-    pub id: [u8; 16],
-    /// The parent span, for `traceparent`.
-    pub span: [u8; 8],
-}
-
-impl Trace {
-    /// Reads a `traceparent` of version 00 and later ones by its rules; `None` if it is not valid.
-    pub fn parse(text: &str) -> Option<Trace> {
-        Trace::parse_with_flags(text).map(|(trace, _)| trace)
-    }
-
-    /// The same with its flags: whether the caller has sampled it, above all.
-    pub fn parse_with_flags(text: &str) -> Option<(Trace, u8)> {
-        let mut parts = text.split('-');
-        let (version, id, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-        let version: [u8; 1] = parse_hex(version.as_bytes())?;
-        let [flags]: [u8; 1] = parse_hex(flags.as_bytes())?;
-        if version == [0xFF] || (version == [0] && parts.next().is_some()) {
-            return None;
-        }
-        let trace = Trace { id: parse_hex(id.as_bytes())?, span: parse_hex(span.as_bytes())? };
-        (trace.id != [0; 16] && trace.span != [0; 8]).then_some((trace, flags))
-    }
-
-    pub fn id_text(&self) -> String {
-        JobId(self.id).to_string()
-    }
-}
-
-impl fmt::Display for Trace {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        TraceParent(*self, 1).fmt(f)
-    }
-}
-
-/// A `traceparent` with the flags that came with it.
-pub struct TraceParent(pub Trace, pub u8);
-
-impl fmt::Display for TraceParent {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let TraceParent(Trace { id, span }, flags) = self;
-        f.write_str("00-")?;
-        write_hex(f, id)?;
-        f.write_str("-")?;
-        write_hex(f, span)?;
-        write!(f, "-{flags:02x}")
-    }
-}
-
-/// Lowercase hex of exactly `N` bytes.
-pub(crate) fn parse_hex<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
-    let digit = |byte: u8| match byte {
-        b'0'..=b'9' => Some(byte - b'0'),
-        b'a'..=b'f' => Some(byte - b'a' + 10),
-        _ => None,
-    };
-    let mut out = [0; N];
-    if text.len() != 2 * N {
-        return None;
-    }
-    for (byte, pair) in out.iter_mut().zip(text.chunks_exact(2)) {
-        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
-    }
-    Some(out)
-}
-
-pub(crate) fn write_hex(f: &mut impl fmt::Write, bytes: &[u8]) -> fmt::Result {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    for byte in bytes {
-        f.write_char(char::from(DIGITS[usize::from(byte >> 4)]))?;
-        f.write_char(char::from(DIGITS[usize::from(byte & 15)]))?;
-    }
-    Ok(())
-}
 
 /// A valid media type (RFC 9110, 8.3.1) of at most 256 bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -273,6 +196,8 @@ pub struct JobSpec {
     /// `Some` iff the handler is keyed.
     pub ordering_key: Option<Arc<str>>,
     pub trace: Trace,
+    /// What came with the trace, as it came: see [`tracestate`].
+    pub tracestate: Option<Arc<str>>,
     /// When it was accepted: the handler's `now`.
     pub submitted_at: Timestamp,
     /// The handler's timeout for this job.
@@ -391,6 +316,11 @@ named! {
 }
 
 impl AttemptOutcome {
+    /// True if it ended the job's life.
+    pub fn is_end(self) -> bool {
+        JobStatus::ALL.into_iter().any(|status| AttemptOutcome::of(status) == Some(self))
+    }
+
     /// Of the delivery that ended the job's life; `None` before that.
     pub fn of(status: JobStatus) -> Option<AttemptOutcome> {
         match status {
@@ -461,6 +391,13 @@ impl JobRecord {
         JobRecord { spec, status, deliveries, started_at, finished_at, finished, waiting_for, executor, past }
     }
 
+    /// Without its result, if it has one.
+    #[must_use]
+    pub fn without_result(mut self) -> JobRecord {
+        self.finished = self.finished.filter(|finished| finished.result.is_err());
+        self
+    }
+
     /// Its last delivery is over. Of too many the oldest is forgotten.
     pub fn end_attempt(&mut self, outcome: AttemptOutcome, ended_at: Timestamp) {
         let Some(executor) = self.executor.take() else { return };
@@ -492,23 +429,6 @@ mod tests {
         assert_eq!(JobId::parse(&id.to_string()), Some(id));
         for bad in ["", "a5", &"A5".repeat(16), &"g0".repeat(16), &"a5".repeat(17)] {
             assert_eq!(JobId::parse(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn traceparents_are_read_by_the_rules_of_w3c() {
-        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        assert_eq!(Trace::parse(good).map(|trace| trace.to_string()).as_deref(), Some(good));
-        for (text, valid) in [
-            ("cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-what-is-new", true),
-            ("ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", false),
-            ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-extra", false),
-            ("00-00000000000000000000000000000000-00f067aa0ba902b7-01", false),
-            ("00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01", false),
-            ("00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01", false),
-            ("00-4bf92f3577b34da6a3ce929d0e0e4736", false),
-        ] {
-            assert_eq!(Trace::parse(text).is_some(), valid, "{text}");
         }
     }
 

@@ -13,11 +13,30 @@ pub fn put_spec(out: &mut Vec<u8>, spec: &JobSpec) {
     put_text(out, &spec.owner);
     put_text(out, &spec.handler);
     put_key(out, spec.ordering_key.as_deref());
-    out.extend_from_slice(&spec.trace.id);
-    out.extend_from_slice(&spec.trace.span);
+    put_trace(out, &spec.trace, spec.tracestate.as_deref());
+    out.push(u8::from(spec.trace.parent.is_some()));
+    out.extend_from_slice(&spec.trace.parent.unwrap_or_default());
     out.extend_from_slice(&spec.submitted_at.0.to_be_bytes());
     out.extend_from_slice(&micros(spec.timeout).to_be_bytes());
     out.push(u8::from(spec.one_line));
+}
+
+/// What a handler may see of a trace.
+pub fn put_trace(out: &mut Vec<u8>, trace: &Trace, tracestate: Option<&str>) {
+    out.extend_from_slice(&trace.id);
+    out.extend_from_slice(&trace.span);
+    out.push(trace.flags);
+    put_text(out, tracestate.unwrap_or_default());
+}
+
+/// Reads what [`put_trace`] writes.
+///
+/// # Errors
+/// It has another shape.
+pub fn trace(fields: &mut Cursor) -> Result<(Trace, Option<Arc<str>>), Malformed> {
+    let (id, span, flags, parent) = (fields.array()?, fields.array()?, fields.u8()?, None);
+    let text = Some(fields.text()?).filter(|text| !text.is_empty());
+    Ok((Trace { id, span, flags, parent }, text.map(Arc::from)))
 }
 
 /// An ordering key, if there is one.
@@ -42,11 +61,13 @@ pub fn spec(fields: &mut Cursor, id: JobId) -> Result<JobSpec, Malformed> {
     let keyed = fields.u8()? == 1;
     let key: &str = fields.text()?;
     let ordering_key = keyed.then(|| Arc::from(key));
-    let trace = Trace { id: fields.array()?, span: fields.array()? };
+    let (mut trace, tracestate) = trace(fields)?;
+    let (has_parent, parent) = (fields.flag()?, fields.array()?);
+    trace.parent = has_parent.then_some(parent);
     let submitted_at = Timestamp(fields.u64()?);
     let timeout = Duration::from_micros(fields.u64()?);
     let one_line = fields.u8()? == 1;
-    Ok(JobSpec { id, owner, handler, ordering_key, trace, submitted_at, timeout, one_line })
+    Ok(JobSpec { id, owner, handler, ordering_key, trace, tracestate, submitted_at, timeout, one_line })
 }
 
 /// The result or the error; the status stands elsewhere.

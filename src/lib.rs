@@ -94,6 +94,7 @@ pub mod redis_backend;
 pub mod roles;
 #[doc(hidden)]
 pub mod supervisor;
+pub(crate) mod trace;
 #[doc(hidden)]
 pub mod usage;
 #[doc(hidden)]

@@ -63,6 +63,13 @@ pub const ORDERING_KEY_BYTES: usize = 256;
 pub const IDEMPOTENCY_KEY_BYTES: usize = 255;
 /// RFC 6838 allows 127 for each half; one with parameters fits here.
 pub const MEDIA_TYPE_BYTES: usize = 256;
+/// A `tracestate`, all its lines together: what W3C Trace Context (level 1, 3.3.1.5) has everybody carry at least.
+pub const TRACESTATE_BYTES: usize = 512;
+/// Its members (3.3.1.1).
+pub const TRACESTATE_MEMBERS: usize = 32;
+
+/// Jobs that have ended and whose spans are still to be exported: some 16 MB of them, beyond which they are dropped.
+pub const TRACED_ENDS: usize = 16_384;
 
 /// Names inside a state or context map.
 pub const MAP_NAME_BYTES: usize = 1_024;
@@ -92,6 +99,8 @@ pub const FOLLOW_UP_OVERHEAD_BYTES: usize = 1_024;
 /// 64 of frame, 256 each of handler, key and media type, 6,144 of error detail, ids, and room to spare.
 pub const FRAME_OVERHEAD_BYTES: usize = 65_536;
 const _: () = assert!(FRAME_OVERHEAD_BYTES > 64 + 4 * 256 + ERROR_DETAIL_BYTES + MAP_NAME_BYTES + 1_024);
+// So do those of all jobs of a lease: key, media type, owner and the rest, and what came with the trace.
+const _: () = assert!(FRAME_OVERHEAD_BYTES > RUN_JOBS * (3 * 256 + 128 + TRACESTATE_BYTES));
 
 /// Connections on the channel that have not sent a valid first message, and those between it and the
 /// third: a flood of strangers cannot evict an executor.

@@ -82,7 +82,7 @@ pub fn hkdf_expand<const N: usize>(prk: &[u8; 32], info: &[&[u8]]) -> Zeroizing<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::{parse_hex, write_hex};
+    use crate::codec::{parse_hex, write_hex};
 
     fn hex(bytes: &[u8]) -> String {
         let mut out = String::new();

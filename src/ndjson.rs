@@ -72,6 +72,8 @@ pub struct Pump {
     window: usize,
     /// Of all jobs.
     trace: Trace,
+    tracestate: Option<Arc<str>>,
+    exports_traces: bool,
     /// Whose all jobs are.
     pub owner: Arc<str>,
     instance: InstanceId,
@@ -108,6 +110,8 @@ impl Pump {
             mode,
             window,
             trace,
+            tracestate: None,
+            exports_traces: false,
             owner: Arc::default(),
             instance,
             next_number: 0,
@@ -121,6 +125,11 @@ impl Pump {
             first_number: 1,
             ids: None,
         }
+    }
+
+    /// What came with the trace of all jobs, and whether each has a span of its own.
+    pub fn set_traces(&mut self, tracestate: Option<Arc<str>>, exports_traces: bool) {
+        (self.tracestate, self.exports_traces) = (tracestate, exports_traces);
     }
 
     /// The jobs to submit next: those that found no room, then those of lines from `next`, some `most` in all; none
@@ -144,7 +153,8 @@ impl Pump {
             self.next_number += 1;
             let line = bytes.as_ref().ok().map(AsRef::as_ref);
             let id = self.ids.as_mut().map_or_else(|| JobId(entropy.bytes()), |ids| ids.next(line));
-            match bytes.map_err(too_long).and_then(|bytes| self.job(id, bytes.as_ref())) {
+            let trace = self.trace.of_job(self.exports_traces, entropy);
+            match bytes.map_err(too_long).and_then(|bytes| self.job(id, trace, bytes.as_ref())) {
                 Ok(job) => self.asked.push((number, job)),
                 Err(error) => self.refuse(number, &error),
             }
@@ -154,7 +164,7 @@ impl Pump {
         self.asked.iter().map(|(_, job)| job.clone()).collect()
     }
 
-    fn job(&self, id: JobId, bytes: &[u8]) -> Result<NewJob, JobError> {
+    fn job(&self, id: JobId, trace: Trace, bytes: &[u8]) -> Result<NewJob, JobError> {
         let key = self.handler.options.ordering.key(None, bytes);
         Ok(NewJob {
             id,
@@ -162,7 +172,8 @@ impl Pump {
             handler: self.handler.name.clone(),
             ordering_key: key.map_err(|detail| JobError::new(Code::BadRequest, detail))?,
             payload: Payload::json(bytes),
-            trace: self.trace,
+            trace,
+            tracestate: self.tracestate.clone(),
             delay: Duration::ZERO,
             timeout: None,
             idempotency: None,
@@ -274,7 +285,13 @@ mod tests {
 
     fn pump(options: HandlerOptions, mode: SinkMode, window: usize) -> Pump {
         let handler = HandlerSpec::new("x", 0, options);
-        Pump::new(handler, mode, window, Trace { id: [1; 16], span: [1; 8] }, InstanceId(1))
+        Pump::new(
+            handler,
+            mode,
+            window,
+            Trace { id: [1; 16], span: [1; 8], ..Trace::default() },
+            InstanceId(1),
+        )
     }
 
     #[test]

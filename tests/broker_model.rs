@@ -120,6 +120,7 @@ impl Schedule {
             lane_state_max: 1 << 20,
             states_max: 1 << 30,
             max_payload: 1 << 20,
+            exports_traces: false,
             grace: Duration::from_secs(5),
         };
         let model = Model {
@@ -218,7 +219,7 @@ impl Schedule {
         NewJob {
             ordering_key: (kind.name == "keyed").then(|| Arc::from(key)),
             payload: Payload::json(self.last_id.to_string().into_bytes()),
-            trace: Trace { id, span: [1; 8] },
+            trace: Trace { id, span: [1; 8], ..Trace::default() },
             delay,
             idempotency,
             instance: INSTANCE,

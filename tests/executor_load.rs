@@ -34,7 +34,7 @@ mod support {
 }
 
 const LONG: Duration = Duration::from_millis(300);
-const TRACE: Trace = Trace { id: [7; 16], span: [7; 8] };
+const TRACE: Trace = Trace { id: [7; 16], span: [7; 8], flags: 1, parent: None };
 /// So many short jobs make a crew expect the next ones to be short.
 const SHORT_JOBS: usize = 2_000;
 

@@ -369,6 +369,7 @@ fn compare(sets: &[String], work: impl FnOnce(&Service)) {
         format!("runtime.platform.execution_ipc.bind_port={port}"),
         "runtime.platform.lifecycle.ready_timeout_ms=28000".into(),
         r#"handlers.cat.command=["/bin/cat"]"#.into(),
+        format!("observability.traces.file={}", folder.path("traces.jsonl").display()),
     ];
     let words: Vec<&str> = sets.iter().chain(&more).flat_map(|set| ["--set", set]).collect();
     let facts = facts_of(&words, &[]);

@@ -226,8 +226,10 @@ impl Schedule {
         let handler = HANDLERS[self.below(HANDLERS.len())];
         self.last_id += 1;
         let id = JobId(u128::from(self.last_id).to_be_bytes());
-        let mut job =
-            NewJob { trace: Trace { id: [self.below(3) as u8 + 1; 16], span: [2; 8] }, ..plain(id, handler) };
+        let mut job = NewJob {
+            trace: Trace { id: [self.below(3) as u8 + 1; 16], span: [2; 8], ..Trace::default() },
+            ..plain(id, handler)
+        };
         if handler == "keyed" {
             job.ordering_key = Some(["a", "b", "c"][self.below(3)].into());
         }

@@ -274,10 +274,13 @@ fn an_executor_that_exceeds_a_bound_fails_its_own_job_and_hurts_no_lane() {
         assert_eq!(answer.code(), code, "{shown}: {answer:?}");
     }
     // The lane is as it was for everybody: nothing of all that was applied.
-    let mut caller = known.caller("/v1/jobs/echo", &["Ordering-Key: A", TRACE], "x");
+    let headers = ["Ordering-Key: A", TRACE, "tracestate: a=1"];
+    let mut caller = known.caller("/v1/jobs/echo", &headers, "x");
     let lease = peer.lease(1);
     assert_eq!((&lease["state"], &lease["entries"]), (&json!("whole"), &json!({})));
-    assert_eq!(lease["jobs"][0]["context"], json!({}));
+    let job = &lease["jobs"][0];
+    assert_eq!(job["context"], json!({}));
+    assert_eq!((&job["flags"], &job["tracestate"]), (&json!(1), &json!("a=1")));
     let mut outcome = succeeded("still serving");
     outcome["follow_ups"] = delayed(DELAY_MAX_MS);
     peer.commit(&lease, outcome);

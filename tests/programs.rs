@@ -508,7 +508,7 @@ fn h10_a_program_finds_no_environment_descriptor_or_memory_of_ours() {
     let answer = service.request(
         "POST",
         "/v1/jobs/look",
-        &["traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"],
+        &["traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate: a=1"],
         "",
     );
     let id = answer.header("cofferdam-job-id").expect("an id").to_owned();
@@ -525,6 +525,7 @@ fn h10_a_program_finds_no_environment_descriptor_or_memory_of_ours() {
         "OWN",
         "PATH",
         "TRACEPARENT",
+        "TRACESTATE",
     ];
     assert_eq!(names, expected, "{text}");
     assert!(

@@ -69,7 +69,7 @@ impl Deployment {
         self.last += 1;
         let id = JobId([self.last; 16]);
         let payload = Payload::json(vec![b'0' + self.last % 10]);
-        let trace = Trace { id: id.0, span: [1; 8] };
+        let trace = Trace { id: id.0, span: [1; 8], ..Trace::default() };
         let job = NewJob { payload, trace, ..plain(id, handler) };
         let answers = self.broker.submit(vec![job]).expect("the server is there");
         assert_eq!(answers, [Submitted::New]);

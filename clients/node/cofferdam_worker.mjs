@@ -53,15 +53,15 @@ class Changes extends Map {
 
 /**
  * What a handler is called with: id, delivery (1 is the first), fence (grows with every delivery of the deployment), handler, key
- * (the ordering key or null), trace (a W3C traceparent), deadline (a Date), mediaType, payload (a JSON value, or a Buffer),
+ * (the ordering key or null), trace (a W3C traceparent), tracestate (what came with it, or null), deadline (a Date), mediaType, payload (a JSON value, or a Buffer),
  * state (a Map of texts; undefined unless the handler is ordered), context (a Map of texts, shared by the jobs of a trace).
  */
 export class Job {
   #submits = [];
 
   constructor(question) {
-    const { id, delivery, fence, handler, key, trace } = question;
-    Object.assign(this, { id, delivery, fence, handler, key, trace });
+    const { id, delivery, fence, handler, key, trace, tracestate } = question;
+    Object.assign(this, { id, delivery, fence, handler, key, trace, tracestate });
     this.deadline = new Date(question.deadline_ms);
     this.mediaType = question.media_type;
     this.payload = "payload" in question ? question.payload : Buffer.from(question.payload_base64, "base64");

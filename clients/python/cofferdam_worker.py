@@ -66,13 +66,14 @@ class Job:
     """What a handler is called with.
 
     id, delivery (1 is the first), fence (grows with every delivery of the deployment), handler, key (the ordering key or None),
-    trace (a W3C traceparent), deadline (Unix time in seconds), media_type, payload (a JSON value, or bytes),
+    trace (a W3C traceparent), tracestate (what came with it, or None), deadline (Unix time in seconds), media_type, payload (a JSON value, or bytes),
     state (texts by name; None unless the handler is ordered), context (texts by name, shared by the jobs of a trace).
     """
 
     def __init__(self, question):
         self.id, self.delivery, self.fence = question["id"], question["delivery"], question["fence"]
         self.handler, self.key, self.trace = question["handler"], question["key"], question["trace"]
+        self.tracestate = question["tracestate"]
         self.deadline = question["deadline_ms"] / 1000
         self.media_type = question["media_type"]
         if "payload" in question:

@@ -130,6 +130,8 @@ pub struct Parts<'a> {
     pub window: usize,
     pub shows_progress: bool,
     pub backend: &'a Backend,
+    /// Each line has a span of its own.
+    pub exports_traces: bool,
     /// Of this thread.
     pub bell: Bell,
     /// Keeps what the batch stands on; why nobody runs jobs any more, if it is so.
@@ -160,9 +162,10 @@ impl Parts<'_> {
         let mut progress = Progress::new(self.shows_progress, lines.size);
         let mut source = Source::start(lines, self.bell.clone())?;
         let mut entropy = Entropy::system();
-        let trace = Trace { id: entropy.bytes(), span: entropy.bytes() };
+        let trace = Trace::begin(&mut entropy);
         let has_state = self.handler.options.ordering != Ordering::None && self.kept.is_none();
         let mut pump = Pump::new(self.handler, self.mode, self.window, trace, INSTANCE);
+        pump.set_traces(None, self.exports_traces);
         (pump.first_number, pump.ids) = (self.before + 1, self.kept.map(|kept| kept.next.clone()));
         let (again_at, refusing_since, pause) = (Instant::now(), None, Duration::ZERO);
         let producer = &*self.backend.producer;

@@ -6,10 +6,8 @@ use std::time::Duration;
 use super::reject::Reject;
 use crate::clock::{Timestamp, millis};
 use crate::codec::{Cursor, put_bytes, put_list, put_text};
-use crate::job::{
-    Change, Effects, Entries, FollowUp, JobId, JobSpec, MediaType, Outcome, Payload, Trace, Version,
-};
-use crate::job_codec::{put_change, put_key, put_payload};
+use crate::job::{Change, Effects, Entries, FollowUp, JobId, JobSpec, MediaType, Outcome, Payload, Version};
+use crate::job_codec::{self, put_change, put_key, put_payload, put_trace};
 use crate::limits::{ERROR_DETAIL_BYTES, FOLLOW_UPS, MAP_NAME_BYTES};
 use crate::ports::{Lease, LeaseId, LeasedJob, StateAt};
 use crate::problem::{Code, JobError};
@@ -333,8 +331,7 @@ fn put_job(out: &mut Vec<u8>, job: &LeasedJob) {
     out.extend_from_slice(&spec.id.0);
     out.extend_from_slice(&job.delivery.to_be_bytes());
     out.extend_from_slice(&job.fence.to_be_bytes());
-    out.extend_from_slice(&spec.trace.id);
-    out.extend_from_slice(&spec.trace.span);
+    put_trace(out, &spec.trace, spec.tracestate.as_deref());
     out.extend_from_slice(&spec.submitted_at.0.to_be_bytes());
     out.extend_from_slice(&millis(spec.timeout).to_be_bytes());
     out.push(u8::from(spec.one_line));
@@ -346,7 +343,7 @@ fn put_job(out: &mut Vec<u8>, job: &LeasedJob) {
 fn job(fields: &mut Cursor, handler: &Arc<str>) -> Result<LeasedJob, Reject> {
     let id = JobId(fields.array()?);
     let (delivery, fence) = (fields.u32()?, fields.u64()?);
-    let trace = Trace { id: fields.array()?, span: fields.array()? };
+    let (trace, tracestate) = job_codec::trace(fields)?;
     let submitted_at = Timestamp(fields.u64()?);
     let timeout = Duration::from_millis(fields.u64()?);
     let one_line = fields.flag()?;
@@ -354,13 +351,16 @@ fn job(fields: &mut Cursor, handler: &Arc<str>) -> Result<LeasedJob, Reject> {
     let ordering_key = key(fields)?;
     let payload = payload(fields)?;
     let handler = handler.clone();
-    let spec = Arc::new(JobSpec { id, owner, handler, ordering_key, trace, submitted_at, timeout, one_line });
+    let spec =
+        JobSpec { id, owner, handler, ordering_key, trace, tracestate, submitted_at, timeout, one_line };
+    let spec = Arc::new(spec);
     Ok(LeasedJob { spec, payload, delivery, fence, context: Entries::new() })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::Trace;
 
     fn said(outcome: Outcome) -> ToBroker {
         ToBroker::Outcome { job: JobId([1; 16]), delivery: 2, builds_on: Version(3), outcome }
@@ -414,13 +414,15 @@ mod tests {
             owner: "o".into(),
             handler: "h".into(),
             ordering_key: Some("".into()),
-            trace: Trace { id: [2; 16], span: [3; 8] },
+            trace: Trace { id: [2; 16], span: [3; 8], flags: 1, parent: None },
+            tracestate: Some("a=1".into()),
             submitted_at: Timestamp(4),
             timeout: Duration::from_millis(5),
             one_line: true,
         };
+        let spec = Arc::new(spec);
         let job = LeasedJob {
-            spec: Arc::new(spec),
+            spec: spec.clone(),
             payload: Payload::json(*b"1"),
             delivery: 1,
             fence: 9,
@@ -431,7 +433,7 @@ mod tests {
             encode_lease(&Lease { id: LeaseId(3), handler: "h".into(), state, jobs: vec![job] });
         let ToExecutor::Lease(lease) = ToExecutor::decode(kind, 3, &body).unwrap() else { panic!() };
         assert_eq!((lease.id, lease.state), (LeaseId(3), StateAt::Known(Version(8))));
-        assert_eq!((lease.jobs[0].spec.ordering_key.as_deref(), lease.jobs[0].fence), (Some(""), 9));
+        assert_eq!((&lease.jobs[0].spec, lease.jobs[0].fence), (&spec, 9));
         for end in 0..body.len() {
             assert!(ToExecutor::decode(kind, 3, &body[..end]).is_err());
         }

@@ -290,6 +290,11 @@ section! { #[derive(Copy)] WebLimits {
 section! { Observability {
     /// Log lines for people, or a JSON object a line; on standard error.
     log: LogFormat = "text", OneOf(&["text", "json"]);
+    traces: Traces = {}, Section(Traces::KEYS);
+}}
+section! { Traces {
+    /// A file that spans of jobs are appended to, in the format of OpenTelemetry's file exporter; none: they are not exported.
+    file: Option<String> = null, Path;
 }}
 
 const RETRY_KEYS: &[Key] = keys! {

@@ -9,7 +9,7 @@ use rustix::fs::OFlags;
 use rustix::process::geteuid;
 use zeroize::Zeroizing;
 
-use crate::job::{parse_hex, write_hex};
+use crate::codec::{parse_hex, write_hex};
 use crate::limits::SECRET_FILE_BYTES;
 use crate::mac::hkdf_extract;
 

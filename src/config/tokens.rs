@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 use super::secret::read_private;
 use crate::codec::base64;
-use crate::job::{parse_hex, write_hex};
+use crate::codec::{parse_hex, write_hex};
 use crate::limits::TOKEN_FILE_BYTES;
 use crate::named::named;
 

@@ -80,6 +80,11 @@ impl Job {
     pub fn trace(&self) -> Trace {
         self.0.spec.trace
     }
+
+    /// The `tracestate` that came with it, to be passed on as it is.
+    pub fn tracestate(&self) -> Option<&str> {
+        self.0.spec.tracestate.as_deref()
+    }
 }
 
 /// A lane's state, or a trace's context: reads see the handler's own changes; changes take effect with success.

@@ -128,7 +128,8 @@ impl Trial {
     /// Runs it, on this thread. A panic goes on.
     pub fn run(self, handler: &(impl Handler + ?Sized)) -> Tried {
         let spec = self.spec;
-        let (trace, timeout) = (Trace { id: [1; 16], span: [1; 8] }, spec.options.timeout);
+        let (trace, timeout) =
+            (Trace { id: [1; 16], span: [1; 8], ..Trace::default() }, spec.options.timeout);
         let (now, key) = (Clock::system().now(), self.ordering_key.as_deref().map(Arc::from));
         let job = Job(LeasedJob {
             spec: Arc::new(JobSpec {
@@ -137,6 +138,7 @@ impl Trial {
                 handler: spec.name.clone(),
                 ordering_key: key,
                 trace,
+                tracestate: None,
                 submitted_at: now,
                 timeout,
                 one_line: false,

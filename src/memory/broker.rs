@@ -25,7 +25,8 @@ use crate::limits::QUEUED_BYTES;
 use crate::negative_controls::{Control, is_off};
 use crate::observe::Delivery;
 use crate::ports::{
-    HandlerStats, Idempotency, JobEnded, NewJob, OfLease, RecentEnds, Refusal, Rules, Share, Stats, Submitted,
+    HandlerStats, Idempotency, JobEnded, NewJob, OfLease, RecentEnds, Refusal, Rules, Share, Stats,
+    Submitted, Traced,
 };
 use crate::problem::JobError;
 
@@ -97,6 +98,7 @@ pub struct Broker {
     /// `Some` iff there is a journal: what it has to be told.
     pub(super) changed: Option<Box<Changed>>,
     pub(super) recent: RecentEnds,
+    pub(super) traced: Traced<JobRecord>,
     /// The turn of the journal that gathers now; what came before it was told in earlier ones.
     pub(super) turn: u64,
     /// Bytes of all jobs' bases in the journal, about.
@@ -184,6 +186,7 @@ impl Broker {
             owners: IdMap::default(),
         };
         Broker {
+            traced: Traced::new(rules.exports_traces),
             rules,
             entropy,
             handlers: handlers.into_iter().map(queue).collect(),
@@ -292,6 +295,7 @@ impl Broker {
             handler: queue.spec.name.clone(),
             ordering_key: new.ordering_key,
             trace: new.trace,
+            tracestate: new.tracestate,
             submitted_at: now,
             timeout: new.timeout.unwrap_or(queue.spec.options.timeout),
             one_line: new.one_line,

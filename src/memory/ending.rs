@@ -97,6 +97,9 @@ impl Broker {
         self.recent.push(record.spec.clone(), status, now);
         let finished = Arc::new(Finished { status, result });
         record.finished = Some(finished.clone());
+        if self.rules.exports_traces && record.spec.trace.parent.is_some() {
+            self.traced.push(record.clone().without_result());
+        }
         for instance in [&entry.instance].into_iter().chain(&entry.watchers) {
             let Some(inbox) = self.inboxes.get_mut(instance) else { continue };
             if inbox.ended.len() < INBOX_ENDS {

@@ -112,7 +112,8 @@ impl Entry {
         const FIXED: usize = 192;
         let spec = &self.record.spec;
         let key = spec.ordering_key.as_ref().map_or(0, |key| key.len());
-        let texts = spec.owner.len() + spec.handler.len() + key;
+        let state = spec.tracestate.as_ref().map_or(0, |state| state.len());
+        let texts = spec.owner.len() + spec.handler.len() + key + state;
         FIXED + texts + self.result_bytes() + self.payload_bytes()
     }
 

@@ -253,6 +253,12 @@ impl Producer for MemoryBroker {
         if self.wait_for(turn).is_ok() { looked } else { Looked { count, ..Looked::default() } }
     }
 
+    fn take_traced(&self) -> (Vec<JobRecord>, u64) {
+        let ((records, lost), turn) = self.with_turn(|state, _| state.broker.traced.take());
+        // What the journal could not keep has not happened.
+        if self.wait_for(turn).is_ok() { (records, lost) } else { (Vec::new(), lost + records.len() as u64) }
+    }
+
     fn stats(&self) -> Result<Stats, BackendError> {
         let stats = |state: &mut State, now| Stats {
             full: state.pages.full.clone(),

@@ -29,6 +29,10 @@ pub struct Counters {
     pub reply_late: AtomicU64,
     pub frames_in: AtomicU64,
     pub frames_out: AtomicU64,
+    /// Jobs whose spans were written.
+    pub traces_written: AtomicU64,
+    /// Jobs whose spans were to be written, and were not.
+    pub traces_dropped: AtomicU64,
     /// The service is stopping.
     pub draining: AtomicBool,
 }

@@ -3,8 +3,10 @@
 //! In scope: formatting, counting, and a writer that never blocks a worker. Not in scope: deciding what
 //! happened. No payload, token or secret is ever passed in here.
 
+pub mod exporter;
 pub mod log_writer;
 pub mod metrics;
+pub mod spans;
 
 use std::fmt::{Display, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};

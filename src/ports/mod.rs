@@ -24,7 +24,7 @@ pub use producer::{
     Filter, HandlerStats, Histogram, Idempotency, LaneStats, Listed, NewJob, NotRetried, Place, ProcessStats,
     Producer, Refusal, Retried, Share, Stats, Submitted, Then, Viewer,
 };
-pub use recent::{Looked, RecentEnd, RecentEnds};
+pub use recent::{Looked, RecentEnd, RecentEnds, Traced};
 pub use replies::{Ends, Inbox, JobEnded, Replies};
 pub use rules::Rules;
 pub use seat::Seat;

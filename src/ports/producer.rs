@@ -70,6 +70,10 @@ pub trait Producer: Send + Sync {
     /// Jobs that have ended here since a look that found so many: not all that a deployment of many processes has.
     fn recent_ends(&self, count: u64) -> Looked;
 
+    /// Jobs that have ended here and have spans to export, as they stood, and how many more there were: each is told once. Of a
+    /// result nothing need be there.
+    fn take_traced(&self) -> (Vec<JobRecord>, u64);
+
     /// Where the backend cannot be reached, what this process knows itself.
     fn stats(&self) -> Reached<Stats>;
 }
@@ -90,6 +94,8 @@ pub struct NewJob {
     pub ordering_key: Option<Arc<str>>,
     pub payload: Payload,
     pub trace: Trace,
+    /// See [`JobSpec::tracestate`].
+    pub tracestate: Option<Arc<str>>,
     /// Not before this long from now.
     pub delay: Duration,
     /// Shorter than the handler's own, or `None` for that.
@@ -107,13 +113,15 @@ pub struct NewJob {
 impl NewJob {
     /// What a job of `parent` submits; it belongs to the same owner and trace.
     pub fn follow_up(parent: &JobSpec, job: FollowUp, instance: InstanceId, entropy: &mut Entropy) -> NewJob {
+        let own = parent.trace.parent.map(|_| parent.trace.span);
         NewJob {
             id: JobId(entropy.bytes()),
             owner: parent.owner.clone(),
             handler: job.handler,
             ordering_key: job.ordering_key,
             payload: job.payload,
-            trace: Trace { id: parent.trace.id, span: entropy.bytes() },
+            trace: Trace { span: entropy.bytes(), parent: own, ..parent.trace },
+            tracestate: parent.tracestate.clone(),
             delay: job.delay,
             timeout: None,
             idempotency: None,

@@ -5,9 +5,45 @@ use std::sync::Arc;
 
 use crate::clock::Timestamp;
 use crate::job::{JobSpec, JobStatus};
+use crate::limits::TRACED_ENDS;
 
 /// How many are kept.
 const KEPT: usize = 256;
+
+/// Ends that wait to be exported, a bounded number.
+#[derive(Debug)]
+pub struct Traced<T> {
+    /// Else none are kept.
+    is_on: bool,
+    waiting: Vec<T>,
+    lost: u64,
+}
+
+impl<T> Default for Traced<T> {
+    fn default() -> Traced<T> {
+        Traced::new(false)
+    }
+}
+
+impl<T> Traced<T> {
+    /// None, if it is not on, and there never will be.
+    pub fn new(is_on: bool) -> Traced<T> {
+        Traced { is_on, waiting: Vec::new(), lost: 0 }
+    }
+
+    pub fn push(&mut self, end: T) {
+        match self.waiting.len() {
+            _ if !self.is_on => {}
+            TRACED_ENDS.. => self.lost += 1,
+            _ => self.waiting.push(end),
+        }
+    }
+
+    /// All of them, and how many were too many.
+    pub fn take(&mut self) -> (Vec<T>, u64) {
+        (std::mem::take(&mut self.waiting), std::mem::take(&mut self.lost))
+    }
+}
 
 /// A job that ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +96,19 @@ mod tests {
     use crate::job::{JobId, Trace};
 
     #[test]
+    fn ends_beyond_the_bound_are_counted_and_none_are_kept_for_nobody() {
+        let mut traced = Traced::new(true);
+        (0..TRACED_ENDS + 3).for_each(|end| traced.push(end));
+        let (ends, lost) = traced.take();
+        assert_eq!((ends.len(), ends[0], lost), (TRACED_ENDS, 0, 3));
+        traced.push(7);
+        assert_eq!((traced.take(), traced.take()), ((vec![7], 0), (vec![], 0)));
+        let mut off = Traced::default();
+        off.push(7);
+        assert_eq!(off.take(), (vec![], 0));
+    }
+
+    #[test]
     fn a_slow_look_is_told_how_many_it_has_missed() {
         let spec = |number: u8| {
             Arc::new(JobSpec {
@@ -68,6 +117,7 @@ mod tests {
                 handler: "h".into(),
                 ordering_key: None,
                 trace: Trace::default(),
+                tracestate: None,
                 submitted_at: Timestamp(0),
                 timeout: std::time::Duration::ZERO,
                 one_line: false,

@@ -36,6 +36,8 @@ pub struct Rules {
     pub states_max: usize,
     /// A payload, a result, a value, and the payloads of one lease at most, so that each fits a frame.
     pub max_payload: usize,
+    /// Ends of jobs that have spans of their own are kept until they are exported.
+    pub exports_traces: bool,
     /// How long a handler may ignore that its run is over, before its process is replaced.
     pub grace: Duration,
 }
@@ -70,6 +72,7 @@ impl Rules {
             lane_state_max: platform.kv.lane_state_max_bytes,
             states_max: platform.kv.total_max_bytes,
             max_payload: platform.execution_ipc.max_payload_bytes,
+            exports_traces: config.observability.traces.file.is_some(),
             grace: Duration::from_millis(platform.lifecycle.graceful_timeout_ms),
         }
     }

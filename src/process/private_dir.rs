@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, access};
 
+use crate::codec::write_hex;
 use crate::entropy::Entropy;
-use crate::job::write_hex;
 
 /// What its name begins with.
 pub const PREFIX: &str = "cofferdam-";

@@ -15,6 +15,7 @@ use crate::entropy::Entropy;
 use crate::job::{InstanceId, JobId};
 use crate::ports::{
     BackendError, Consumer, Ends, Inbox, NewJob, Reached, Refusal, Replies, Requests, Step, Submitted, Then,
+    Traced,
 };
 
 /// A process's handle to a deployment's broker; all clones are one.
@@ -38,9 +39,11 @@ impl RedisBroker {
     /// # Errors
     /// The address makes no sense, or the password cannot be read.
     pub fn new(settings: Settings, envelopes: &[&Secret]) -> Result<RedisBroker, String> {
+        let mut state = State::default();
+        state.traced = Traced::new(settings.rules.exports_traces);
         Ok(RedisBroker(Arc::new(Shared {
             server: Server::new(settings, envelopes)?,
-            state: Mutex::default(),
+            state: Mutex::new(state),
             filled: Condvar::new(),
             turn: Mutex::new((Entropy::system(), Sums::default(), None)),
             listener: Mutex::default(),

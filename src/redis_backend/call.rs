@@ -8,11 +8,12 @@ use log::Level;
 use serde_json::{Map, Value as Json, json};
 
 use super::books::{Exec, Held, Named, Told};
-use super::envelope::{self, hex};
+use super::envelope;
 use super::server::{Arguments, Sealed, Server, or_false};
 use super::sums::Sums;
 use super::turn::{Answer, Draft};
 use crate::clock::micros;
+use crate::codec::hex;
 use crate::entropy::Entropy;
 use crate::job::{
     Effects, Entries, Finished, InstanceId, JobId, JobSpec, JobStatus, Outcome, Payload, Version,
@@ -96,6 +97,7 @@ impl Call {
             }
         }
         let mut answer = Answer {
+            failed: notices.iter().filter_map(failed).collect(),
             was_repeated: results.iter().any(|result| result == "again"),
             over: over.into_iter().map(LeaseId).collect(),
             idle,
@@ -157,6 +159,11 @@ impl Call {
         self.arguments.what["jobs"] = json!([]);
         std::mem::take(&mut self.submissions)
     }
+}
+
+/// The job that ended without success, if that is what it says.
+fn failed((name, job, ..): &Notice) -> Option<JobId> {
+    JobId::parse(job).filter(|_| name == "job.failed")
 }
 
 /// What goes into a call that is being made.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::sum::{Sum, Tag};
-use crate::codec::{Cursor, Malformed, put_bytes, put_length, put_text};
+use crate::codec::{Cursor, Malformed, hex, put_bytes, put_length, put_text};
 use crate::config::secret::Secret;
 use crate::job::{Entries, Finished, JobId, JobSpec, JobStatus, MediaType, Payload};
 use crate::job_codec::{self, put_result, put_spec};
@@ -207,10 +207,4 @@ pub fn idempotency_digest(owner: &str, handler: &str, idempotency: &Idempotency)
     [owner, handler, &idempotency.key].iter().for_each(|part| put_text(&mut out, part));
     out.extend_from_slice(&idempotency.fingerprint);
     Sha256::digest(&out).to_vec()
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    let mut out = String::with_capacity(2 * bytes.len());
-    let _ = crate::job::write_hex(&mut out, bytes);
-    out
 }

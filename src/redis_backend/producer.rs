@@ -8,9 +8,9 @@ use std::time::Duration;
 use serde_json::{Value as Json, json};
 
 use super::broker::RedisBroker;
-use super::envelope::hex;
 use super::server::{Arguments, Row, Server, or_false};
 use crate::bell::lock;
+use crate::codec::hex;
 use crate::entropy::Entropy;
 use crate::handler::Ordering;
 use crate::job::{Finished, InstanceId, JobId, JobRecord, JobStatus, Payload, Trace, state_map};
@@ -162,7 +162,9 @@ impl Producer for RedisBroker {
             && let Some(record) = &record
             && let Some(at) = record.finished_at
         {
-            lock(&self.0.state).recent.push(record.spec.clone(), record.status, at);
+            let mut state = lock(&self.0.state);
+            state.recent.push(record.spec.clone(), record.status, at);
+            state.traced.push(id);
         }
         Ok(record)
     }
@@ -208,7 +210,7 @@ impl Producer for RedisBroker {
         let mut what = json!({
             "h": or_false(filter.handler.as_deref()), "ow": owner(viewer), "k": or_false(key),
             "s": or_false(Some(statuses).filter(|_| !filter.statuses.is_empty())),
-            "tr": or_false(filter.trace.map(|id| Trace { id, span: [0; 8] }.id_text())),
+            "tr": or_false(filter.trace.map(|id| Trace { id, span: [0; 8], ..Trace::default() }.id_text())),
             "before": or_false(filter.before.map(|at| at.0 + BEFORE_SLACK_US)),
         });
         let (mut ids, mut last): (Vec<JobId>, Option<u64>) = (Vec::new(), None);
@@ -259,6 +261,23 @@ impl Producer for RedisBroker {
 
     fn recent_ends(&self, count: u64) -> Looked {
         lock(&self.0.state).recent.since(count)
+    }
+
+    fn take_traced(&self) -> (Vec<JobRecord>, u64) {
+        let (ids, mut lost) = lock(&self.0.state).traced.take();
+        let mut out = Vec::new();
+        for some in ids.chunks(RECORDS_AT_ONCE) {
+            match self.0.server.records(&Viewer::service(), some, None) {
+                Ok(records) => {
+                    // Some are gone already.
+                    lost += (some.len() - records.len()) as u64;
+                    out.extend(records.into_iter().map(JobRecord::without_result));
+                }
+                Err(_) => lost += some.len() as u64,
+            }
+        }
+        out.retain(|record| record.spec.trace.parent.is_some());
+        (out, lost)
     }
 
     fn stats(&self) -> Reached<Stats> {

@@ -10,9 +10,10 @@ use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
 
 use super::connection::{Link, is_of_another_type, read};
-use super::envelope::{Signer, hex, idempotency_digest};
+use super::envelope::{Signer, idempotency_digest};
 use super::forgeries::{Forgeries, Seldom};
 use crate::clock::{Clock, Timestamp, micros, millis};
+use crate::codec::hex;
 use crate::config::Redis;
 use crate::config::secret::Secret;
 use crate::entropy::Entropy;
@@ -217,6 +218,7 @@ impl Server {
             handler: job.handler.clone(),
             ordering_key: job.ordering_key.clone(),
             trace: job.trace,
+            tracestate: job.tracestate.clone(),
             submitted_at: self.now(),
             timeout: job.timeout.or(options.map(|options| options.timeout)).unwrap_or_default(),
             one_line: job.one_line,

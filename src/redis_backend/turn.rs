@@ -11,11 +11,12 @@ use super::connection::PAUSES;
 use super::listener::Heard;
 use crate::bell::Bell;
 use crate::clock::{Timestamp, millis};
-use crate::job::{IdMap, InstanceId, JobId};
+use crate::job::{IdMap, InstanceId, JobId, JobStatus};
 use crate::limits::INBOX_ENDS;
 use crate::observe::event;
 use crate::ports::{
     BackendError, Ends, JobEnded, Lease, LeaseId, NewJob, OfLease, Reached, RecentEnds, Requests, Step, Then,
+    Traced,
 };
 
 /// A process says of itself this often that it lives, and looks at what time alone does.
@@ -42,6 +43,8 @@ pub struct State {
     idle: Vec<usize>,
     /// Jobs whose ends this process has told the server.
     pub recent: RecentEnds,
+    /// Of them those that may have spans to export.
+    pub traced: Traced<JobId>,
     /// Bells to ring, once nobody holds this any more.
     pub rings: Vec<Bell>,
     /// The service stops: nothing is claimed unless somebody waits.
@@ -110,6 +113,8 @@ pub struct Answer {
     /// What became of each commit.
     pub results: Vec<String>,
     pub was_repeated: bool,
+    /// Jobs that have ended with it, and did not succeed.
+    pub failed: Vec<JobId>,
     pub leases: Vec<(u64, Lease, Held)>,
     pub forged: Vec<Forgery>,
     pub dying: Vec<JobId>,
@@ -362,12 +367,17 @@ impl State {
                 told.log();
                 let ended = told.status().filter(|_| result == "committed");
                 if let Some((spec, status)) = told.spec.clone().zip(ended) {
+                    // Of one that did not succeed the call itself tells.
+                    if status == JobStatus::Succeeded && spec.trace.parent.is_some() {
+                        self.traced.push(spec.id);
+                    }
                     self.recent.push(spec, status, now);
                 }
             } else if let Some(books) = self.consumers.get_mut(&told.consumer) {
                 books.is_fenced(&told.commit);
             }
         }
+        answer.failed.into_iter().for_each(|job| self.traced.push(job));
         for (consumer, lease, held) in answer.leases {
             match self.consumers.get_mut(&consumer).filter(|books| !books.is_lost) {
                 Some(books) => {

@@ -46,6 +46,7 @@ pub fn run(deployment: &Deployment, options: &BatchOptions) -> Result<Summary, B
     let prefix = if has_journal { String::new() } else { own() };
     let sub = SubDeployment { deployment, prefix, renewed: Cell::new(Instant::now()) };
     let backend = &deployment.open(Vec::new(), &sub.prefix).map_err(BatchError::Failed)?;
+    let _exporter = super::exporter(deployment, backend, Arc::default()).map_err(BatchError::Failed)?;
     let (before, mut output, kept) = batch::begin(options, has_journal.then_some(backend), &mut lines)?;
     if has_journal {
         // A run that was stopped has left it so.
@@ -68,6 +69,7 @@ pub fn run(deployment: &Deployment, options: &BatchOptions) -> Result<Summary, B
         window,
         shows_progress: options.shows_progress,
         backend,
+        exports_traces: deployment.config.observability.traces.file.is_some(),
         bell,
         failed: &|| {
             sub.renew();

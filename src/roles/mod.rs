@@ -13,9 +13,13 @@ pub use journal::{Question, journal};
 pub use run::{RunOptions, run as run_job};
 pub use serve::serve;
 
-use crate::deployment::Deployment;
+use std::sync::Arc;
+
+use crate::deployment::{Backend, Deployment};
 use crate::execution::{Registry, WorkerStart};
 use crate::exit::Exit;
+use crate::observe::exporter::Exporter;
+use crate::observe::metrics::Counters;
 use crate::observe::{event, log_writer};
 use crate::process::control_socket::{Bundle, ControlSocket, Role};
 use crate::process::hygiene;
@@ -52,6 +56,18 @@ fn begin_child(role: &'static str, registry: &Registry) -> Result<Child, String>
     let deployment = Deployment::from_bundle(&bundle, registry)?;
     log_writer::start(deployment.config.observability.log, role, &bundle.log_mark());
     Ok(Child { bundle, control, deployment })
+}
+
+/// Exports spans of the jobs that end at this backend, until it is dropped.
+fn exporter(
+    deployment: &Deployment,
+    backend: &Backend,
+    counters: Arc<Counters>,
+) -> Result<Option<Exporter>, String> {
+    let producer = backend.producer.clone();
+    let start = |file| Exporter::start(file, counters, Box::new(move || producer.take_traced()));
+    let started = deployment.config.observability.traces.file.as_ref().map(start);
+    started.transpose().map_err(|error| format!("the thread of traces: {error}"))
 }
 
 /// The first words of a service to its log.

@@ -39,6 +39,7 @@ pub(super) fn serve_web(child: Child) -> Result<Exit, String> {
     let mut web =
         WebProcess::new(&deployment, listener, &backend, commander, Path::new(&bundle.private_dir))?;
     let (counters, bell) = (web.counters.clone(), web.reactor.bell());
+    let _exporter = super::exporter(&deployment, &backend, counters.clone())?;
     web.channel = Some(deployment.channel(bundle.secrets, &backend, counters, bell)?);
     drop(backend);
     match web.run() {
@@ -70,6 +71,7 @@ fn try_serve_inline(deployment: &Deployment) -> Result<Exit, String> {
     let reader = deployment.clone();
     let commander = Commander::signals(signals, graceful, Box::new(move || reader.read_tokens_again()));
     let mut web = WebProcess::new(deployment, listener, &backend, commander, private_dir.path())?;
+    let _exporter = super::exporter(deployment, &backend, web.counters.clone())?;
     let executors = inline::start(deployment, &backend, &web.reactor.bell())?;
     web.is_sound = Box::new(move || executors.are_sound());
     let exit = web.run();

@@ -24,7 +24,7 @@ use super::waiters::Waiting;
 use crate::clock::Timestamp;
 use crate::config::WebLimits;
 use crate::entropy::Entropy;
-use crate::job::{IdMap, JobId, Trace, TraceParent};
+use crate::job::{IdMap, JobId, Trace};
 use crate::limits::UNREAD_BYTES;
 use crate::ndjson::Pump;
 use crate::negative_controls::{Control, is_off};
@@ -82,9 +82,9 @@ pub struct Conn {
 #[derive(Default)]
 pub struct Current {
     pub route: &'static str,
+    /// The request's, or once it has submitted a job, that of the job.
     pub trace: Trace,
-    /// Of the request's `traceparent`: they are handed back as they came.
-    pub trace_flags: u8,
+    pub tracestate: Option<Arc<str>>,
     pub caller: Caller,
     /// Its answer has content: it is no HEAD.
     pub has_body: bool,
@@ -95,10 +95,10 @@ pub struct Current {
 impl Current {
     /// Of a request of which only the first bytes are known.
     pub fn malformed(entropy: &mut Entropy, input: &[u8]) -> Current {
-        let trace = Trace { id: entropy.bytes(), span: entropy.bytes() };
+        let (trace, tracestate) = (Trace::begin(entropy), None);
         let has_body = !input.strip_prefix(b"\r\n").unwrap_or(input).starts_with(b"HEAD ");
         let caller = Caller::default();
-        Current { route: "malformed", trace, trace_flags: 1, caller, has_body, is_1_1: true }
+        Current { route: "malformed", trace, tracestate, caller, has_body, is_1_1: true }
     }
 }
 
@@ -404,12 +404,11 @@ impl Clients {
             small => out.reserve(256 + headers.len() + small),
         }
         let reason = reason(*status);
-        let Current { trace, trace_flags, .. } = conn.current;
-        let _ = write!(
-            out,
-            "HTTP/1.1 {status} {reason}\r\n{headers}traceparent: {}\r\n",
-            TraceParent(trace, trace_flags)
-        );
+        let Current { trace, tracestate, .. } = &conn.current;
+        let _ = write!(out, "HTTP/1.1 {status} {reason}\r\n{headers}traceparent: {trace}\r\n");
+        if let Some(tracestate) = tracestate {
+            let _ = write!(out, "tracestate: {tracestate}\r\n");
+        }
         if conn.keep_alive && !conn.current.is_1_1 {
             out.extend_from_slice(b"connection: keep-alive\r\n");
         }

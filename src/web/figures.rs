@@ -29,6 +29,8 @@ pub fn metrics_text(counters: &Counters, stats: &Stats, groups: &[String]) -> St
         ("reply_waiters", "Callers waiting for a reply.", load(&counters.waiters)),
         ("reply_timeouts_total", "Waits that ended by their deadline.", load(&counters.reply_timeouts)),
         ("reply_cancelled_total", "Waits whose caller hung up.", load(&counters.reply_cancelled)),
+        ("traces_written_total", "Jobs whose spans were exported.", load(&counters.traces_written)),
+        ("traces_dropped_total", "Jobs whose spans could not be exported.", load(&counters.traces_dropped)),
         (
             "backend_reconnects_total",
             "Connections to the backend that broke and were replaced.",

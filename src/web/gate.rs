@@ -40,6 +40,8 @@ pub struct Settings {
     pub handlers: HashMap<String, HandlerSpec>,
     /// Who is told of ends.
     pub instance: InstanceId,
+    /// Spans of jobs are exported.
+    pub exports_traces: bool,
     /// What becomes of jobs that have not ended when the service stops.
     pub jobs_survive_processes: bool,
 }

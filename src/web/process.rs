@@ -99,6 +99,7 @@ impl WebProcess {
             sink_mode: config.runtime.ordering.sink_mode,
             handlers: deployment.specs.iter().map(|spec| (spec.name.to_string(), spec.clone())).collect(),
             instance,
+            exports_traces: config.observability.traces.file.is_some(),
             jobs_survive_processes: deployment.jobs_survive_processes(),
         };
         Ok(WebProcess {

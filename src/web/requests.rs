@@ -70,10 +70,10 @@ impl Gate {
         };
         conn.input.drain(..length);
         conn.keep_alive = head.keep_alive;
-        let (trace, trace_flags) = submission::trace(&head, &mut self.entropy);
+        let (trace, tracestate) = submission::trace(&head, &mut self.entropy);
         let (has_body, is_1_1) = (head.method() != "HEAD", head.is_1_1);
         let caller = Caller::default();
-        conn.current = Current { route: "none", trace, trace_flags, caller, has_body, is_1_1 };
+        conn.current = Current { route: "none", trace, tracestate, caller, has_body, is_1_1 };
         let (peer, mut known) = (conn.peer, conn.known.take());
         let judged = self.judge(&head, peer, &mut known);
         let Some(conn) = self.clients.conns.get_mut(&number) else { return false };

@@ -30,6 +30,7 @@ impl Gate {
         let Some(conn) = self.clients.conns.get(&number) else { return };
         let (most, now) = (self.settings.web.max_inflight, self.clients.now);
         let (owner, trace) = (conn.current.caller.viewer.name.clone(), conn.current.trace);
+        let tracestate = conn.current.tracestate.clone();
         if !self.waiters.admits(&conn.current.caller, most, now) {
             return self.clients.refuse(number, TOO_MANY_WAITERS);
         }
@@ -48,6 +49,7 @@ impl Gate {
         }
         let mut pump = Pump::new(handler.clone(), mode, BATCH_LINES, trace, self.settings.instance);
         pump.owner.clone_from(&owner);
+        pump.set_traces(tracestate, self.settings.exports_traces);
         self.waiters.count_owner(&owner, 1);
         let head_at = now.plus(BATCH_HEAD_WAITS);
         let batch = Batch { owner, head_at: Some(head_at), body, at: 0, pump };

@@ -9,7 +9,7 @@ use super::http1::{Head, Refused, refused};
 use super::routes::parameter;
 use super::waiters::Kind;
 use crate::handler::HandlerSpec;
-use crate::job::{InstanceId, JobId, MediaType, Payload, Trace, is_token_byte};
+use crate::job::{InstanceId, JobId, MediaType, Payload, Trace, is_token_byte, tracestate};
 use crate::limits::{DELAY_MAX, IDEMPOTENCY_KEY_BYTES};
 use crate::ports::{Idempotency, NewJob};
 use crate::problem::Code;
@@ -20,7 +20,7 @@ pub fn read(
     handler: &HandlerSpec,
     body: Arc<[u8]>,
     id: JobId,
-    trace: Trace,
+    (trace, tracestate): (Trace, Option<Arc<str>>),
     owner: Arc<str>,
     instance: InstanceId,
 ) -> Result<(Kind, NewJob), Refused> {
@@ -49,6 +49,7 @@ pub fn read(
         ordering_key,
         payload: Payload { media_type, bytes: body },
         trace,
+        tracestate,
         delay,
         timeout,
         idempotency,
@@ -166,10 +167,13 @@ fn fingerprint(text: &str, of: &MediaType, key: Option<&str>, body: &[u8]) -> Re
     Ok(Idempotency { key: Arc::from(unquoted), fingerprint: hash.finalize().into() })
 }
 
-/// The request's trace and its flags, or a new one, which is sampled.
-pub fn trace(head: &Head, entropy: &mut crate::entropy::Entropy) -> (Trace, u8) {
-    let given = head.header("traceparent").ok().flatten().and_then(Trace::parse_with_flags);
-    given.unwrap_or_else(|| (Trace { id: entropy.bytes(), span: entropy.bytes() }, 1))
+/// The request's trace and what came with it, or a new one.
+pub fn trace(head: &Head, entropy: &mut crate::entropy::Entropy) -> (Trace, Option<Arc<str>>) {
+    let Some(given) = head.header("traceparent").ok().flatten().and_then(Trace::parse) else {
+        return (Trace::begin(entropy), None);
+    };
+    let lines: Result<Vec<&str>, Refused> = head.values("tracestate").collect();
+    (given, lines.ok().and_then(|lines| tracestate(lines.into_iter())))
 }
 
 #[cfg(test)]
@@ -187,13 +191,13 @@ mod tests {
         let text = format!("POST /v1/jobs/x{query} HTTP/1.1\r\nHost: a\r\n{headers}\r\n");
         let (head, _) = parse_head(text.as_bytes(), 4_096).unwrap().unwrap();
         let spec = HandlerSpec::new("x", 0, options);
-        let trace = Trace { id: [1; 16], span: [1; 8] };
+        let trace = Trace::parse("00-01010101010101010101010101010101-0101010101010101-01").expect("valid");
         super::read(
             &head,
             &spec,
             Arc::from(body.as_bytes()),
             JobId([1; 16]),
-            trace,
+            (trace, None),
             Arc::default(),
             InstanceId(1),
         )

@@ -29,9 +29,12 @@ impl Gate {
     pub(super) fn submit(&mut self, number: usize, head: &Head, name: &str, body: Arc<[u8]>) {
         let Some(spec) = self.settings.handlers.get(name) else { return };
         let Some(conn) = self.clients.conns.get(&number) else { return };
-        let (id, asker, trace) = (JobId(self.entropy.bytes()), conn.asker, conn.current.trace);
+        let (id, asker) = (JobId(self.entropy.bytes()), conn.asker);
+        let trace = conn.current.trace.of_job(self.settings.exports_traces, &mut self.entropy);
         let owner = conn.current.caller.viewer.name.clone();
-        let (kind, job) = match submission::read(head, spec, body, id, trace, owner, self.settings.instance) {
+        let traced = (trace, conn.current.tracestate.clone());
+        let (kind, job) = match submission::read(head, spec, body, id, traced, owner, self.settings.instance)
+        {
             Ok(read) => read,
             Err(refused) => return self.clients.refuse(number, refused),
         };
@@ -154,6 +157,8 @@ impl Gate {
         let answer = answers.and_then(|mut answers| answers.pop().ok_or_else(no_answer));
         let is_new = answer == Ok(Submitted::New);
         if is_new {
+            // Its span is exported, where it has one; the request's own is not.
+            self.clients.of(asker).into_iter().for_each(|conn| conn.current.trace = *trace);
             job_event(log::Level::Debug, "ingress.accepted", trace, job, handler).emit();
         }
         let asks_still = |waiting: &&mut Waiting| waiting.job == job && waiting.stage == Stage::Asked;
@@ -467,6 +472,7 @@ mod tests {
             sink_mode: SinkMode::SourceSeq,
             handlers: HashMap::from([("x".to_owned(), spec)]),
             instance: InstanceId(1),
+            exports_traces: false,
             jobs_survive_processes: false,
         };
         Gate::new(settings, Vec::new(), Arc::new(Counters::default()), Entropy::Seeded(1))

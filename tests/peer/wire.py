@@ -287,7 +287,8 @@ RESULT = Choice(
     ("timed_out", {"detail": DETAIL}),
 )
 JOB = Record({
-    "id": ID, "delivery": U32, "fence": U64, "trace": ID, "span": Fixed(8), "submitted_us": U64, "timeout_ms": U64,
+    "id": ID, "delivery": U32, "fence": U64, "trace": ID, "span": Fixed(8), "flags": U8,
+    "tracestate": Text(most=512), "submitted_us": U64, "timeout_ms": U64,
     "one_line": FLAG, "owner": Text(), "key": KEY, "payload": PAYLOAD,
 })  # fmt: skip
 STATE = Record(

@@ -50,6 +50,7 @@ impl Side {
             sink_mode: SinkMode::SourceSeq,
             handlers: HashMap::from([spec("echo"), spec("sleep")]),
             instance: InstanceId(1),
+            exports_traces: false,
             jobs_survive_processes: false,
         };
         let mut gate = Gate::new(settings, tokens, Arc::new(Counters::default()), Entropy::Seeded(1));

@@ -126,6 +126,7 @@ impl Settings {
             lane_state_max: self.lane_state_max,
             states_max: self.states_max,
             max_payload: self.max_payload,
+            exports_traces: true,
             grace: Duration::from_secs(5),
         }
     }
@@ -198,7 +199,7 @@ impl Bench {
         let id = u128::from(self.last.get()).to_be_bytes();
         NewJob {
             payload: Payload::json(self.last.get().to_string().into_bytes()),
-            trace: Trace { id, span: [7; 8] },
+            trace: Trace { id, span: [7; 8], ..Trace::default() },
             ..plain(JobId(id), handler)
         }
     }
@@ -641,6 +642,7 @@ macro_rules! conformance {
             each_life_has_one_end_and_one_doorbell
             a_doorbell_goes_to_its_instance_with_the_result
             an_inbox_gives_no_more_than_asked_for
+            ends_of_traced_jobs_are_told_once_with_their_deliveries
             a_bell_rings_for_a_doorbell
             a_bell_rings_for_a_revoked_job
         );

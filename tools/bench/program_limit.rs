@@ -10,7 +10,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-const QUESTION: &[u8] = br#"{"id":"0123456789abcdef0123456789abcdef","delivery":1,"fence":1795953198990176,"handler":"echo","key":null,"trace":"00-0123456789abcdef0123456789abcdef-0123456789abcdef-01","deadline_ms":1795953228990,"media_type":"application/json","payload":{"a":1,"b":"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"},"context":{}}
+const QUESTION: &[u8] = br#"{"id":"0123456789abcdef0123456789abcdef","delivery":1,"fence":1795953198990176,"handler":"echo","key":null,"trace":"00-0123456789abcdef0123456789abcdef-0123456789abcdef-01","tracestate":null,"deadline_ms":1795953228990,"media_type":"application/json","payload":{"a":1,"b":"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"},"context":{}}
 "#;
 
 fn main() -> ExitCode {

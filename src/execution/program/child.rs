@@ -15,10 +15,11 @@ use super::orphans::{self, MARK, Mark};
 use super::report::{Report, Why};
 use super::words::Words;
 use crate::bell::Bell;
+use crate::codec::write_hex;
 use crate::config::Program;
 use crate::entropy::Entropy;
 use crate::execution::run::RunStop;
-use crate::job::{JobSpec, write_hex};
+use crate::job::JobSpec;
 use crate::process_table::{peak_kib, stat};
 
 /// The command that nobody types: this binary becomes the program; see `process::exec_shim`.

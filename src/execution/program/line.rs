@@ -19,11 +19,12 @@ use crate::problem::json_text;
 pub(super) fn question(job: &Job, cx: &JobContext) -> String {
     let payload = job.payload();
     let mut out = String::with_capacity(512 + payload.bytes.len());
-    let key = job.ordering_key().map_or_else(|| "null".into(), json_text);
+    let or_null = |text: Option<&str>| text.map_or_else(|| "null".into(), json_text);
+    let (key, tracestate) = (or_null(job.ordering_key()), or_null(job.tracestate()));
     let Timestamp(deadline) = cx.deadline();
     let _ = write!(
         out,
-        r#"{{"id":"{}","delivery":{},"fence":{},"handler":{},"key":{key},"trace":"{}","deadline_ms":{},"media_type":{},"#,
+        r#"{{"id":"{}","delivery":{},"fence":{},"handler":{},"key":{key},"trace":"{}","tracestate":{tracestate},"deadline_ms":{},"media_type":{},"#,
         job.id(),
         cx.delivery(),
         cx.fence(),

@@ -14,13 +14,14 @@ const TEMPORARY: i32 = 75;
 
 impl ProgramHandler {
     pub(super) fn once(&self, job: &Job, cx: &mut JobContext) -> Result<Payload, HandlerError> {
-        let variables = [
+        let mut variables = vec![
             ("COFFERDAM_JOB_ID", job.id().to_string()),
             ("COFFERDAM_DELIVERY", cx.delivery().to_string()),
             ("COFFERDAM_FENCE", cx.fence().to_string()),
             ("COFFERDAM_HANDLER", self.name.to_string()),
             ("TRACEPARENT", job.trace().to_string()),
         ];
+        variables.extend(job.tracestate().map(|state| ("TRACESTATE", state.to_owned())));
         let begun = Instant::now();
         let mut running = self.start(&variables)?;
         running.begin(&job.0.spec);

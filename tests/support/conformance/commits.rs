@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cofferdam::job::{Effects, Entries, JobId, JobStatus, Outcome, Payload, Version};
+use cofferdam::job::{Effects, Entries, JobId, JobStatus, Outcome, Payload, Trace, Version};
 use cofferdam::ports::{Commit, Lease, LeaseId, NewJob, StateAt, Viewer};
 use cofferdam::problem::Code;
 
@@ -448,11 +448,14 @@ pub fn follow_ups_enter_at_the_tail_and_keep_owner_and_trace(make: Make) {
     let bench = Bench::new(make);
     let owner: Arc<str> = Arc::from("ann");
     let parent = bench.job("serial");
-    let trace = parent.trace;
-    bench.submit(NewJob { owner: owner.clone(), ..parent });
+    let trace = Trace { flags: 1, parent: Some([9; 8]), ..parent.trace };
+    let tracestate: Option<Arc<str>> = Some(Arc::from("a=1,b=2"));
+    bench.submit(NewJob { owner: owner.clone(), trace, tracestate: tracestate.clone(), ..parent });
     let before = bench.submit_to("serial");
     let mut executor = bench.executor();
     let lease = executor.lease();
+    let seen = &lease.jobs[0].spec;
+    assert_eq!((seen.trace.to_string(), &seen.tracestate), (trace.to_string(), &tracestate));
     let behind = bench.submit_to("serial");
     let key: Option<Arc<str>> = Some(Arc::from("k"));
     let mut delayed = follow_up("keyed");
@@ -466,6 +469,14 @@ pub fn follow_ups_enter_at_the_tail_and_keep_owner_and_trace(make: Make) {
     assert_eq!((next.jobs.len(), next.jobs[0].spec.id), (3, behind), "never the present run");
     for job in &next.jobs[1..] {
         assert_eq!((&job.spec.owner, job.spec.trace.id), (&owner, trace.id));
+        assert_eq!((job.spec.trace.flags, &job.spec.tracestate), (1, &tracestate));
+        let kept = bench.record(job.spec.id).spec.trace;
+        assert_eq!(
+            (kept.span, kept.parent),
+            (job.spec.trace.span, Some(trace.span)),
+            "a child of its parent"
+        );
+        assert_ne!(kept.span, trace.span);
         assert_eq!(job.payload, follow_up("serial").payload);
         assert_eq!(job.spec.submitted_at, bench.now());
     }

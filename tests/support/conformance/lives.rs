@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use cofferdam::bell::Bell;
-use cofferdam::job::{AttemptOutcome, InstanceId, JobId, JobStatus, Outcome, Payload};
+use cofferdam::job::{AttemptOutcome, InstanceId, JobId, JobRecord, JobStatus, Outcome, Payload, Trace};
 use cofferdam::limits::PAST_ATTEMPTS;
 use cofferdam::ports::{Inbox, NewJob, NotRetried, OfLease, StateAt};
-use cofferdam::problem::{Code, JobError};
+use cofferdam::problem::{Cause, Code, JobError};
 
 use super::{
     Bench, CommitResult, Make, crashed, entries, failed, ids, retry, set, state, succeeded, version_of,
@@ -378,4 +378,74 @@ pub fn a_bell_rings_for_a_revoked_job(make: Make) {
     bench.cancel(jobs[1]);
     assert!(executor.bell.answer());
     assert_eq!(executor.revoked().len(), 1);
+}
+
+/// What is exported: each end once, as the job stood then, of jobs with spans of their own alone.
+pub fn ends_of_traced_jobs_are_told_once_with_their_deliveries(make: Make) {
+    use AttemptOutcome as A;
+    let bench = Bench::with(make, |settings| settings.max_deliveries = 2);
+    let submit = |parent| {
+        let job = bench.job("free");
+        let trace = Trace { flags: 1, parent, ..job.trace };
+        bench.submit(NewJob { trace, ..job })
+    };
+    let traced = || submit(Some([0; 8]));
+    let told = || {
+        let (records, lost) = bench.backend.producer().take_traced();
+        assert_eq!(lost, 0);
+        let last = |record: &JobRecord| record.executor.as_ref().and(AttemptOutcome::of(record.status));
+        let attempts = |it: &JobRecord| it.past.iter().map(|it| it.outcome).chain(last(it)).collect();
+        let mut told: Vec<(JobId, JobStatus, Vec<A>)> =
+            records.iter().map(|it| (it.spec.id, it.status, attempts(it))).collect();
+        told.sort_by_key(|(id, ..)| *id);
+        (told, records)
+    };
+    let mut executor = bench.executor();
+    let mut run = |outcome| {
+        let lease = executor.lease();
+        assert_eq!(executor.say(&lease, 0, outcome), COMMITTED);
+        bench.pass(Duration::from_secs(2));
+    };
+    traced();
+    run(Outcome::Succeeded(Payload::octets(*b"secret"), Default::default()));
+    let failing = traced();
+    run(failed());
+    traced();
+    run(Outcome::TimedOut(String::new()));
+    let dying = traced();
+    run(retry());
+    assert_eq!(told().0.len(), 3, "it has not ended");
+    run(crashed());
+    let (dead, records) = told();
+    assert_eq!(dead, [(dying, JobStatus::Dead, vec![A::HandlerRetry, A::Dead])]);
+    let error = records[0].finished.as_ref().map(|finished| finished.result.clone().map(|_| ()));
+    assert_eq!(error.and_then(Result::err).and_then(|error| error.cause), Some(Cause::HandlerCrashed));
+    submit(None);
+    run(succeeded());
+    submit(None);
+    run(failed());
+    let cancelled = submit(Some([7; 8]));
+    bench.cancel(cancelled);
+    bench.cancel(cancelled);
+    let (told_now, records) = told();
+    assert_eq!(told_now, [(cancelled, JobStatus::Cancelled, vec![])]);
+    assert_eq!(records[0].spec.trace.parent, Some([7; 8]));
+    assert!(bench.retry(failing).is_ok());
+    run(Outcome::Succeeded(Payload::octets(*b"secret"), Default::default()));
+    let (told_now, records) = told();
+    assert_eq!(told_now, [(failing, JobStatus::Succeeded, vec![A::Failed, A::Succeeded])]);
+    assert!(records[0].finished.is_none(), "its result stays here");
+    drop(executor);
+    let lost = traced();
+    for _ in 0..2 {
+        let mut executor = bench.executor();
+        executor.lease();
+        executor.die();
+        bench.pass(Duration::from_secs(2));
+    }
+    bench.pass(Duration::from_secs(2));
+    let (told_now, _) = told();
+    assert_eq!((told_now[0].0, told_now[0].1, told_now.len()), (lost, JobStatus::Dead, 1));
+    assert_eq!(told_now[0].2[0], A::ExecutorLost);
+    assert_eq!(told().0, []);
 }

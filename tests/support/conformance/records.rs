@@ -482,7 +482,7 @@ pub fn a_list_is_newest_first_filtered_and_limited(make: Make) {
 
 pub fn a_list_is_of_a_key_a_trace_and_a_time(make: Make) {
     let bench = Bench::new(make);
-    let trace = |number: u8| Trace { id: [number; 16], span: [7; 8] };
+    let trace = |number: u8| Trace { id: [number; 16], span: [7; 8], ..Trace::default() };
     let mut times = Vec::new();
     let mut submit = |key: &str, number| {
         bench.pass(SECOND);

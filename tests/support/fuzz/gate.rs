@@ -138,6 +138,7 @@ fn settings() -> Settings {
             spec("keyed", HandlerOptions::keyed("/k")),
         ]),
         instance: InstanceId(1),
+        exports_traces: false,
         jobs_survive_processes: false,
     }
 }
