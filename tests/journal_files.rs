@@ -191,7 +191,7 @@ fn what_is_dead_is_left_behind_and_the_disk_has_at_most_twice_what_lives() {
             builds_on: Version::default(),
             outcome,
         };
-        executor.step(Requests { commits: vec![commit], releases: Vec::new() }, 1).expect("it is there");
+        executor.step(Requests { commits: vec![commit], ..Requests::default() }, 1).expect("it is there");
         backend.advance(Duration::from_secs(1));
         backend.tick();
     }
@@ -248,7 +248,7 @@ fn nothing_is_answered_before_it_is_written() {
     let outcome = Outcome::Succeeded(Payload::json(*b"1"), Default::default());
     let (job, delivery, builds_on) = (id(1), lease.jobs[0].delivery, Version::default());
     let commit = Commit { lease: lease.id, job, delivery, builds_on, outcome };
-    executor.step(Requests { commits: vec![commit], releases: Vec::new() }, 1).expect("it is there");
+    executor.step(Requests { commits: vec![commit], ..Requests::default() }, 1).expect("it is there");
     backend.keeper.flush();
     std::thread::sleep(pause);
     assert!(inbox.take(9).ended.is_empty(), "its end is not written");
@@ -315,7 +315,7 @@ fn a_full_disk_takes_nothing_new_lets_what_runs_end_and_goes_on_by_itself() {
     let outcome = Outcome::Succeeded(Payload::json(*b"1"), Default::default());
     let (job, delivery, builds_on) = (id(1), lease.jobs[0].delivery, Version::default());
     let commit = Commit { lease: lease.id, job, delivery, builds_on, outcome };
-    executor.step(Requests { commits: vec![commit], releases: Vec::new() }, 0).expect("it is there");
+    executor.step(Requests { commits: vec![commit], ..Requests::default() }, 0).expect("it is there");
     let record = backend.broker.record(&Viewer::anonymous(), id(1)).expect("it is there").expect("a record");
     assert!(record.status.is_terminal(), "what runs ends");
     backend.disk.set_capacity(None);

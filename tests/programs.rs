@@ -362,7 +362,18 @@ for line in sys.stdin:
     elif what == "later": say(answer); time.sleep(0.05); say(answer)
     elif what == "quits": say(answer); os._exit(0)
     elif what == "closes stdin": say(answer); os.close(0); time.sleep(600)
-    elif what == "much progress": [say(json.dumps({**me, "progress": "x" * 100}) + "\n") for _ in range(1000)]
+    elif what == "much progress":
+        for part in range(100): say("".join(json.dumps({**me, "progress": [part, at]}) + "\n" for at in range(1000)))
+        say(answer)
+    elif what == "large progress":
+        for _ in range(9): say(json.dumps({**me, "progress": "x" * 5000}) + "\n")
+        say(answer)
+    elif what == "progress of another": say(json.dumps({"id": "0" * 32, "progress": 1}) + "\n" + answer)
+    elif what == "progress and more": say(json.dumps({**me, "progress": 1, "set": {"a": "b"}}) + "\n")
+    elif what == "late progress": say(json.dumps({**me, "progress": 50}) + "\n" + answer); time.sleep(0.05); say(json.dumps({**me, "progress": 51}) + "\n")
+    elif what == "endless progress":
+        while True: say(json.dumps({**me, "progress": "x" * 5000}) + "\n")
+    elif what == "half way": say(json.dumps({**me, "progress": {"done": 1, "of": 2}}) + "\n"); time.sleep(600)
     elif what == "retried success": say(json.dumps({**me, "ok": 1, "retry": True}) + "\n")
     elif what == "failure with state": say(json.dumps({**me, "error": "x", "set": {"a": "b"}}) + "\n")
     elif what == "no media type": say(json.dumps({**me, "ok_base64": "", "media_type": "none"}) + "\n")
@@ -703,12 +714,67 @@ fn h9_what_a_worker_does_after_its_answer_costs_the_next_job_nothing() {
             assert!(begun.elapsed() < Duration::from_secs(2), "after {what}: {:?}", begun.elapsed());
         }
     }
-    // Lines on the way count, too.
-    let answer = post(&service, "work", "\"much progress\"");
+    // A line on the way is no longer than an answer.
+    let answer = post(&service, "work", "\"long\"");
     assert!(answer.text().contains("max_output_bytes"), "{answer:?}");
     for what in ["retried success", "failure with state", "no media type"] {
         assert_eq!(post(&service, "work", json!(what).to_string()).code(), "handler_failed", "{what}");
     }
+}
+
+#[test]
+fn h9_progress_is_seen_while_its_job_runs_and_a_flood_of_it_costs_no_job_anything() {
+    let folder = Folder::new();
+    let path = folder.file("worker.py", WORKER).display().to_string();
+    let options = |more: Value| {
+        let mut options = json!({
+            "command": ["/usr/bin/env", "python3", path], "mode": "worker", "max_deliveries": 1, "stop_grace_ms": 50,
+            "max_output_bytes": 100_000, "env": {"PATH": std::env::var("PATH").unwrap_or_default()},
+        });
+        more.as_object().expect("options").iter().for_each(|(key, value)| options[key] = value.clone());
+        options
+    };
+    let service = start(&[
+        handler("work", &options(json!({"timeout_ms": 20_000}))),
+        handler("brief", &options(json!({"timeout_ms": 2_000}))),
+    ]);
+    let record = |id: &str| service.request("GET", &format!("/v1/jobs/{id}"), &[], "").json();
+    let ask = |handler: &str, what: &str| {
+        let answer = post(&service, handler, json!(what).to_string());
+        let id = answer.header("cofferdam-job-id").expect("a job").to_owned();
+        (answer, record(&id))
+    };
+    let id = service.submit("/v1/jobs/work", &[JSON], "\"half way\"");
+    let running = until("it is seen", PATIENCE, || Some(record(&id)).filter(|it| !it["progress"].is_null()));
+    assert_eq!((&running["status"], &running["progress"]), (&json!("running"), &json!({"done": 1, "of": 2})));
+    let listed = service.request("GET", "/v1/jobs?limit=1", &[], "").json();
+    assert_eq!(listed["jobs"][0].get("progress"), None, "lists leave it out: {listed}");
+    service.request("DELETE", &format!("/v1/jobs/{id}"), &[], "");
+    assert_eq!(record(&id)["progress"], json!({"done": 1, "of": 2}), "it stays as it was");
+
+    // Three megabytes of it, thirty times what a job may say.
+    let frames = || service.metric("ipc_frames_total{direction=\"in\"}");
+    let before = frames();
+    let (answer, ended) = ask("work", "much progress");
+    assert_eq!((answer.status, &ended["progress"]), (200, &json!([99, 999])), "{answer:?}");
+    assert!(frames() - before < 40.0, "{} frames", frames() - before);
+    let (answer, ended) = ask("work", "large progress");
+    assert_eq!((answer.status, &ended["progress"]), (200, &Value::Null), "{answer:?}");
+    let refused = service.stderr().lines().filter(|line| line.contains("progress.refused")).count();
+    assert_eq!(refused, 1, "{}", service.stderr());
+    let (answer, ended) = ask("brief", "endless progress");
+    assert_eq!((answer.code().as_str(), &ended["progress"]), ("handler_timed_out", &Value::Null));
+
+    let (answer, _) = ask("work", "progress of another");
+    assert!(answer.text().contains("answers another job"), "{answer:?}");
+    let (answer, _) = ask("work", "progress and more");
+    assert!(answer.text().contains("do not go together"), "{answer:?}");
+    let (answer, ended) = ask("work", "late progress");
+    assert_eq!((answer.status, &ended["progress"]), (200, &json!(50)));
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(post(&service, "work", "1").status, 200, "the next job has nothing of it");
+    let id = ended["id"].as_str().expect("text");
+    assert_eq!(record(id)["progress"], json!(50), "and after its end nothing is taken");
 }
 
 #[test]

@@ -105,7 +105,7 @@ struct Executor {
 impl Executor {
     /// What it says, and what comes of it.
     fn step(&mut self, commits: Vec<Commit>, room: usize) -> Step {
-        let said = Requests { commits, releases: Vec::new() };
+        let said = Requests { commits, ..Requests::default() };
         let before = self.consumer.step(said, room).expect("it is there");
         assert!(before.is_empty(), "{before:?}");
         self.broker.settle().expect("the server is there");

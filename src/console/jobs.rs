@@ -13,11 +13,12 @@ use crate::job::JobId;
 use crate::options::Options;
 
 /// Of a record, as `show` has them.
-const FIELDS: [&str; 12] = [
+const FIELDS: [&str; 13] = [
     "id",
     "handler",
     "status",
     "waiting_for",
+    "progress",
     "deliveries",
     "ordering_key",
     "trace_id",
