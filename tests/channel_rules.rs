@@ -302,7 +302,7 @@ fn parts_stand_directly_before_their_outcome() {
                 Progress(of) => {
                     let progress = cofferdam::job::Progress::parse("1").expect("JSON");
                     let job = held[of].jobs[0].spec.id;
-                    half.say(&mut side, held[of].id.0, &ToBroker::Progress { job, progress })
+                    half.say(&mut side, held[of].id.0, &ToBroker::Progress(job, progress))
                 }
                 Ping => half.say(&mut side, 0, &ToBroker::Ping),
                 Room => half.say(&mut side, 0, &ToBroker::Room(2)),

@@ -651,7 +651,7 @@ fn progress_is_told_once_a_second_the_last_of_it_and_the_rest_with_the_outcome()
     let mut s = scene(1);
     let run = s.lease(1, "a", &[1, 2], whole(0)).expect("a run");
     let deadline = s.books.next_deadline();
-    let says = |job, text| run.stop.set_progress(id(job), Progress::parse(text).expect("JSON"));
+    let says = |job, text: &str| run.stop.set_progress(id(job), Progress::parse(text).expect("JSON"));
     assert!(says(1, "1"), "the leader is woken");
     assert!(s.books.next_deadline() <= Some(s.now), "it is told at once");
     s.pass(Duration::ZERO);
@@ -659,7 +659,7 @@ fn progress_is_told_once_a_second_the_last_of_it_and_the_rest_with_the_outcome()
     assert_eq!(s.books.next_deadline(), deadline);
     // A flood wakes the leader once, and tells its last.
     assert!(says(1, "2"));
-    assert!((3..1_000).all(|text: u32| !says(1, &text.to_string())));
+    assert!((3..1_000).all(|number: u32| !says(1, &number.to_string())));
     assert_eq!(s.books.next_deadline(), Some(s.now.plus(Duration::from_secs(1))));
     s.pass(Duration::from_millis(999));
     assert!(s.asked().is_empty());

@@ -149,7 +149,7 @@ fn executors_frames() -> Vec<(&'static str, u64, ToBroker)> {
         ("outcome.timed_out", 4, outcome(SECOND, 4, 9, Outcome::TimedOut("killed".into()))),
         ("release", 5, ToBroker::Release),
         ("room.none", 0, ToBroker::Room(0)),
-        ("progress", 1, ToBroker::Progress { job: FIRST, progress }),
+        ("progress", 1, ToBroker::Progress(FIRST, progress)),
     ]
 }
 

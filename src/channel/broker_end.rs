@@ -249,7 +249,7 @@ impl Up {
     fn take(&mut self, message: ToBroker, lease: u64, parts_max: usize) -> Result<(), Reject> {
         // The parts of an outcome stand directly before it.
         if let Some(parts) = &self.parts
-            && (parts.lease != lease || matches!(message, ToBroker::Release | ToBroker::Progress { .. }))
+            && (parts.lease != lease || matches!(message, ToBroker::Release | ToBroker::Progress(..)))
         {
             return Err(Reject::Malformed);
         }
@@ -264,7 +264,7 @@ impl Up {
                 parts.effects.append(effects);
             }
             ToBroker::Release => self.requests.releases.push(LeaseId(lease)),
-            ToBroker::Progress { job, progress } => {
+            ToBroker::Progress(job, progress) => {
                 self.requests.progress.push(Progressed { lease: LeaseId(lease), job, progress });
             }
             ToBroker::Outcome { job, delivery, builds_on, mut outcome } => {

@@ -9,7 +9,7 @@ use super::outbox::Outbox;
 use super::reject::Reject;
 use crate::job::{Change, Effects, Entries, FollowUp, Outcome};
 use crate::limits::FRAME_OVERHEAD_BYTES;
-use crate::ports::{BackendError, Commit, Consumer, LeaseId, OfLease, Progressed, Requests, StateAt, Step};
+use crate::ports::{BackendError, Commit, Consumer, LeaseId, OfLease, Requests, StateAt, Step};
 
 enum Phase {
     AwaitsM2(Box<Initiator>),
@@ -217,8 +217,8 @@ impl Consumer for ExecutorEnd {
             Phase::Over => return Err(BackendError("the channel is closed".into())),
         };
         let says_more = !(requests.commits.is_empty() && requests.releases.is_empty());
-        for Progressed { lease: LeaseId(lease), job, progress } in requests.progress {
-            self.outbox.push(ToBroker::Progress { job, progress }.encode(), lease);
+        for said in requests.progress {
+            self.outbox.push(ToBroker::Progress(said.job, said.progress).encode(), said.lease.0);
         }
         for commit in requests.commits {
             self.send_commit(commit, max_frame);

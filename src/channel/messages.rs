@@ -18,8 +18,8 @@ const PING: u8 = 0x01;
 const ROOM: u8 = 0x10;
 const OUTCOME: u8 = 0x11;
 const RELEASE: u8 = 0x12;
-const PROGRESS: u8 = 0x13;
 const PART: u8 = 0x14;
+const PROGRESS: u8 = 0x15;
 const PONG: u8 = 0x81;
 const STATE: u8 = 0x90;
 const LEASE: u8 = 0x91;
@@ -55,7 +55,7 @@ pub enum ToBroker {
     /// The lease is given back.
     Release,
     /// How far a job of the lease is.
-    Progress { job: JobId, progress: Progress },
+    Progress(JobId, Progress),
     /// Effects of the lease's next outcome that do not fit its frame.
     Part(Effects),
 }
@@ -103,7 +103,7 @@ impl ToBroker {
                 OUTCOME
             }
             ToBroker::Release => RELEASE,
-            ToBroker::Progress { job, progress } => {
+            ToBroker::Progress(job, progress) => {
                 out.extend_from_slice(&job.0);
                 put_text(&mut out, progress.as_str());
                 PROGRESS
@@ -132,9 +132,7 @@ impl ToBroker {
                 outcome: outcome(&mut fields)?,
             },
             RELEASE => ToBroker::Release,
-            PROGRESS => {
-                ToBroker::Progress { job: JobId(fields.array()?), progress: progress(fields.text()?)? }
-            }
+            PROGRESS => ToBroker::Progress(JobId(fields.array()?), progress(fields.text()?)?),
             PART => ToBroker::Part(effects(&mut fields)?),
             _ => return Err(Reject::UnknownKind),
         };
@@ -405,7 +403,7 @@ mod tests {
             said(Outcome::Crashed("oh".into())),
             said(Outcome::TimedOut("killed".into())),
             ToBroker::Release,
-            ToBroker::Progress { job: JobId([1; 16]), progress: Progress::parse("[1,2]").unwrap() },
+            ToBroker::Progress(JobId([1; 16]), Progress::parse("[1,2]").unwrap()),
             ToBroker::Part(effects),
         ]
     }

@@ -314,8 +314,8 @@ E_TO_B = {
     0x10: ("room", Record({"level": U32})),
     0x11: ("outcome", Record({"job": ID, "delivery": U32, "builds_on": U64, "outcome": RESULT})),
     0x12: ("release", NOTHING),
-    0x13: ("progress", Record({"job": ID, "progress": Text(most=1_024)}, lambda it: is_a_line_of_json(it["progress"]))),
     0x14: ("part", EFFECTS),
+    0x15: ("progress", Record({"job": ID, "progress": Text(most=1_024)}, lambda it: is_a_line_of_json(it["progress"]))),
 }
 OUTCOME = E_TO_B[0x11][1]
 B_TO_E = {

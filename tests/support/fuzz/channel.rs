@@ -371,7 +371,7 @@ pub(super) fn all_to_broker() -> Vec<ToBroker> {
     let mut messages: Vec<ToBroker> = outcomes.into_iter().map(outcome).collect();
     messages.extend([ToBroker::Ping, ToBroker::Room(8), ToBroker::Release, ToBroker::Part(effects)]);
     let progress = Progress::parse(r#"{"done":1}"#).expect("JSON");
-    messages.push(ToBroker::Progress { job: JobId([1; 16]), progress });
+    messages.push(ToBroker::Progress(JobId([1; 16]), progress));
     messages
 }
 

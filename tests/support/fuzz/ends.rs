@@ -333,7 +333,7 @@ impl ExpectedAtBroker {
     }
 
     fn frame(&mut self, kind: u8, lease: u64, body: &[u8]) -> Result<(), Reject> {
-        if !matches!(kind, 0x01 | 0x10..=0x14) {
+        if !matches!(kind, 0x01 | 0x10..=0x12 | 0x14..=0x15) {
             return Err(Reject::UnknownKind);
         }
         match ToBroker::decode(kind, body)? {
@@ -354,10 +354,10 @@ impl ExpectedAtBroker {
                 }
                 self.parts = Some((of, all, bytes));
             }
-            ToBroker::Release | ToBroker::Progress { .. } if self.parts.is_some() => {
+            ToBroker::Release | ToBroker::Progress(..) if self.parts.is_some() => {
                 return Err(Reject::Malformed);
             }
-            ToBroker::Progress { job, progress } => {
+            ToBroker::Progress(job, progress) => {
                 self.requests.progress.push(Progressed { lease: LeaseId(lease), job, progress });
             }
             ToBroker::Release => self.requests.releases.push(LeaseId(lease)),
@@ -593,7 +593,7 @@ fn put_together(frames: &[Spoken]) -> Vec<String> {
             | ToBroker::Ping
             | ToBroker::Room(_)
             | ToBroker::Release
-            | ToBroker::Progress { .. } => {}
+            | ToBroker::Progress(..) => {}
         }
         assert!(parts.is_none(), "parts stand directly before their outcome");
         lines.push(said_line(*lease, &message));
