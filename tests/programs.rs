@@ -188,6 +188,12 @@ fn h4_a_program_that_cannot_be_started_is_named_by_check_and_at_the_start_and_by
         answer.code() == "dead_lettered" && answer.text().contains("goes cannot be started"),
         "{answer:?}"
     );
+    std::fs::create_dir(folder.path("goes")).expect("our own folder");
+    let answer = post(&service, "goes", "1");
+    assert!(
+        answer.code() == "handler_failed" && answer.text().contains("goes cannot be started"),
+        "{answer:?}"
+    );
 }
 
 #[test]
@@ -353,6 +359,11 @@ for line in sys.stdin:
     answer = json.dumps({**me, "ok": os.getpid()}) + "\n"
     if what == "utf8": say(b'{"id":"\xff"}\n')
     elif what == "garbage": say("no json\n")
+    elif what == "nul": say(b"\0" * 64 + b"\n")
+    elif what == "mark": say(b"\xef\xbb\xbf" + answer.encode())
+    elif what == "line end": say(answer.replace("\n", "\r\n"))
+    elif what == "twice a member": say('{"id":"%s","ok":1,"ok":2}\n' % job["id"])
+    elif what == "stops": os.kill(os.getpid(), 19)
     elif what == "list": say("[]\n")
     elif what == "unknown": say(json.dumps({**me, "okay": 1}) + "\n")
     elif what == "both": say(json.dumps({**me, "ok": 1, "error": "x"}) + "\n")
@@ -418,7 +429,20 @@ fn h9_a_worker_that_breaks_the_protocol_is_replaced_and_the_next_job_is_right() 
         handler("brief", &options(json!({"timeout_ms": 1_500}))),
         handler("spent", &options(json!({"max_jobs": 2}))),
         handler("idle", &options(json!({"idle_ms": 100}))),
+        sh(
+            "early",
+            r#"echo '{"id":"00000000000000000000000000000000","ok":1}'; read line"#,
+            json!({"mode": "worker", "max_deliveries": 1}),
+        ),
+        sh("greets", "echo Hello; read line", json!({"mode": "worker", "max_deliveries": 1})),
     ]);
+    for (what, code, words) in [
+        ("early", "dead_lettered", "answers another job"),
+        ("greets", "handler_failed", "its line is no answer"),
+    ] {
+        let answer = post(&service, what, "1");
+        assert!(answer.code() == code && answer.text().contains(words), "{what}: {answer:?}");
+    }
     let ask = |what: &str| post(&service, "work", json!(what).to_string());
     let pid = || post(&service, "work", "1").text();
     let first = pid();
@@ -426,6 +450,9 @@ fn h9_a_worker_that_breaks_the_protocol_is_replaced_and_the_next_job_is_right() 
     for (what, code, words) in [
         ("utf8", "handler_failed", "not UTF-8"),
         ("garbage", "handler_failed", "no answer"),
+        ("nul", "handler_failed", "no answer"),
+        ("mark", "handler_failed", "no answer"),
+        ("twice a member", "handler_failed", "duplicate field `ok`"),
         ("list", "handler_failed", "no answer"),
         ("unknown", "handler_failed", "unknown field `okay`"),
         ("both", "handler_failed", "one of ok, ok_base64, error, progress"),
@@ -450,7 +477,11 @@ fn h9_a_worker_that_breaks_the_protocol_is_replaced_and_the_next_job_is_right() 
         std::thread::sleep(Duration::from_millis(100));
         assert_ne!(pid(), before, "{what}: it is replaced");
     }
-    for (what, code) in [("silence", "handler_timed_out"), ("closes", "dead_lettered")] {
+    let before = pid();
+    assert_eq!((ask("line end").text(), pid()), (before.clone(), before), "a line may end so, too");
+    for (what, code) in
+        [("silence", "handler_timed_out"), ("stops", "handler_timed_out"), ("closes", "dead_lettered")]
+    {
         let answer = post(&service, "brief", json!(what).to_string());
         assert_eq!(answer.code(), code, "{what}: {answer:?}");
         assert_eq!(post(&service, "brief", "1").status, 200);
@@ -763,7 +794,11 @@ fn h9_progress_is_seen_while_its_job_runs_and_a_flood_of_it_costs_no_job_anythin
     let refused = service.stderr().lines().filter(|line| line.contains("progress.refused")).count();
     assert_eq!(refused, 1, "{}", service.stderr());
     let (answer, ended) = ask("brief", "endless progress");
-    assert_eq!((answer.code().as_str(), &ended["progress"]), ("handler_timed_out", &Value::Null));
+    assert_eq!(
+        (answer.code().as_str(), &ended["progress"]),
+        ("handler_timed_out", &Value::Null),
+        "{answer:?}"
+    );
 
     let (answer, _) = ask("work", "progress of another");
     assert!(answer.text().contains("answers another job"), "{answer:?}");
@@ -843,6 +878,7 @@ fn a_thousand_killed_jobs_leave_no_process_zombie_descriptor_thread_or_file() {
     let script = "sleep 600.91 & setsid sleep 600.91 & exec sleep 600.91";
     let service = start(&[
         sh("killed", script, json!({"timeout_ms": 30, "stop_grace_ms": 10})),
+        sh("worker", script, json!({"timeout_ms": 30, "stop_grace_ms": 10, "mode": "worker"})),
         "runtime.platform.queue.capacity=2000".into(),
     ]);
     assert_eq!(post(&service, "killed", "").code(), "handler_timed_out");
@@ -850,13 +886,13 @@ fn a_thousand_killed_jobs_leave_no_process_zombie_descriptor_thread_or_file() {
     none_left("600.91");
     let of_threads = |pid: u32| std::fs::read_dir(format!("/proc/{pid}/task")).expect("it runs").count();
     let (before, threads) = (holdings(executor), of_threads(executor));
-    for _ in 0..1_000 {
-        service.submit("/v1/jobs/killed", &[], "");
+    for (handler, jobs, ends) in [("killed", 1_000, 1_001.0), ("worker", 300, 300.0)] {
+        (0..jobs).for_each(|_| _ = service.submit(&format!("/v1/jobs/{handler}"), &[], ""));
+        until("all have ended", Duration::from_secs(60), || {
+            let name = format!("jobs_finished_total{{handler=\"{handler}\",status=\"timed_out\"}}");
+            (service.metric(&name) == ends).then_some(())
+        });
     }
-    until("all have ended", Duration::from_secs(60), || {
-        let ended = service.metric("jobs_finished_total{handler=\"killed\",status=\"timed_out\"}");
-        (ended == 1_001.0).then_some(())
-    });
     none_left("600.91");
     until("nothing is left", PATIENCE, || {
         (zombies(executor) == 0 && zombies(service.pid) == 0 && holdings(executor).0 <= before.0)

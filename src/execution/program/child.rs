@@ -61,8 +61,7 @@ pub(super) struct Running {
     /// What it has written to standard output, and nobody has taken.
     pub(super) output: Vec<u8>,
     words: Words,
-    /// How much it has written to standard output of this job, and the most of that, and of its words.
-    pub(super) said: usize,
+    /// The most of that, and of its words.
     most: usize,
     wake: Arc<OwnedFd>,
     pub(super) bell: Bell,
@@ -120,7 +119,6 @@ impl Running {
             pidfd,
             output: Vec::new(),
             words: Words::default(),
-            said: 0,
             most: program.max_output_bytes,
             wake,
             bell: Bell::new(move || _ = rustix::io::write(&rung, &1_u64.to_ne_bytes())),
@@ -133,7 +131,6 @@ impl Running {
 
     /// What it writes from now on is of this job.
     pub(super) fn begin(&mut self, job: &Arc<JobSpec>) {
-        self.said = 0;
         self.words.begin(job);
     }
 
@@ -145,7 +142,7 @@ impl Running {
             let before = self.output.len();
             self.write(input, closes);
             self.read();
-            if self.said > self.most || self.words.bytes > self.most {
+            if self.has_flooded(closes) {
                 return Seen::Flooded;
             } else if stop.is_ended() {
                 return Seen::Told;
@@ -164,14 +161,19 @@ impl Running {
         }
     }
 
+    /// It has written more than it may; of what it answers each line is bounded by itself.
+    fn has_flooded(&self, closes: bool) -> bool {
+        let (output, most) = (&self.output, self.most);
+        self.words.bytes > most || output.len() > most && (closes || !output[..most].contains(&b'\n'))
+    }
+
     /// Takes what it has written, as much as it may and a byte.
     fn read(&mut self) {
         let mut buffer = [0; BUFFER_BYTES];
         let (output, words) = (&mut self.output, &mut self.words);
         if std::mem::take(&mut self.seen.has_said) {
-            let room = (self.most + 1).saturating_sub(self.said);
-            self.said +=
-                take(&mut self.child.stdout, &mut buffer, room, |bytes| output.extend_from_slice(bytes));
+            let room = (self.most + 1).saturating_sub(output.len());
+            take(&mut self.child.stdout, &mut buffer, room, |bytes| output.extend_from_slice(bytes));
         }
         if std::mem::take(&mut self.seen.has_words) {
             let room = (self.most + 1).saturating_sub(words.bytes);
@@ -273,9 +275,9 @@ impl Running {
             while !self.seen.has_exited && Instant::now() < until {
                 self.wait(false, until.saturating_duration_since(Instant::now()));
                 // What nobody wants any more is taken, so that a program that writes can end.
-                (self.said, self.words.bytes) = (0, 0);
-                self.read();
                 self.output.clear();
+                self.words.bytes = 0;
+                self.read();
             }
         }
         let how = match (was_there, self.seen.has_exited, grace.is_zero()) {
@@ -325,8 +327,8 @@ pub fn path(program: &Program) -> OsString {
     program.env.get("PATH").map_or_else(own, OsString::from)
 }
 
-/// Reads what is there, up to so many bytes; how many it was.
-fn take<R: Read>(pipe: &mut Option<R>, buffer: &mut [u8], most: usize, mut sink: impl FnMut(&[u8])) -> usize {
+/// Reads what is there, up to so many bytes.
+fn take<R: Read>(pipe: &mut Option<R>, buffer: &mut [u8], most: usize, mut sink: impl FnMut(&[u8])) {
     let mut taken = 0;
     while let Some(open) = pipe.as_mut().filter(|_| taken < most) {
         let room = buffer.len().min(most - taken);
@@ -345,5 +347,4 @@ fn take<R: Read>(pipe: &mut Option<R>, buffer: &mut [u8], most: usize, mut sink:
             Err(_) => *pipe = None,
         }
     }
-    taken
 }

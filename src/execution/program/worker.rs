@@ -117,11 +117,7 @@ impl ProgramHandler {
                 let (line, after) = rest.split_at(end + 1);
                 rest = after;
                 match line::read(line, job.id()) {
-                    Ok(Said { progress: Some(progress), .. }) => {
-                        cx.progress_json(progress.get());
-                        // What it has to say of that is not the answer, which alone is bounded.
-                        running.said = rest.len();
-                    }
+                    Ok(Said { progress: Some(progress), .. }) => cx.progress_json(progress.get()),
                     Ok(said) => {
                         let is_done = input.is_empty() && rest.is_empty() && !worker.repeats_itself;
                         worker.last = Some(job.id());
