@@ -1,5 +1,5 @@
 //! A run: a lease on its way through a worker; what a worker says of it; and how its end is told to whoever runs it, and
-//! what it has begun to whoever keeps the books.
+//! what it has begun, and how far that is, to whoever keeps the books.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
