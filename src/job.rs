@@ -8,11 +8,14 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
 use crate::clock::Timestamp;
 use crate::codec::{parse_hex, write_hex};
-use crate::limits::{CHANGE_BYTES, FOLLOW_UP_OVERHEAD_BYTES, MEDIA_TYPE_BYTES, PAST_ATTEMPTS};
+use crate::limits::{
+    CHANGE_BYTES, FOLLOW_UP_OVERHEAD_BYTES, MEDIA_TYPE_BYTES, PAST_ATTEMPTS, PROGRESS_BYTES,
+};
 use crate::named::named;
 use crate::problem::JobError;
 pub use crate::trace::{Trace, tracestate};
@@ -361,6 +364,24 @@ pub enum WaitingFor {
     Executor,
 }
 
+/// How far a job is, as its handler says: any JSON, in one line and of at most [`PROGRESS_BYTES`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Progress(Arc<str>);
+
+impl Progress {
+    /// `None`: it is no JSON, or too long.
+    pub fn parse(text: &str) -> Option<Progress> {
+        let short = Some(text).filter(|text| text.len() <= PROGRESS_BYTES)?;
+        let json: &RawValue = serde_json::from_str(short).ok()?;
+        // A line break in JSON stands between its values only.
+        Some(Progress(json.get().replace(['\n', '\r'], " ").into()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 /// What is known of a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobRecord {
@@ -376,6 +397,8 @@ pub struct JobRecord {
     pub finished: Option<Arc<Finished>>,
     /// `Some` iff the status is queued.
     pub waiting_for: Option<WaitingFor>,
+    /// What its last delivery has said of it. Nothing is built on that, and no journal has it.
+    pub progress: Option<Progress>,
     /// Who had its last delivery; `None` once that is among the past ones.
     pub executor: Option<Arc<str>>,
     /// Its last deliveries but for that one, oldest first, of its earlier lives too: at most [`PAST_ATTEMPTS`].
@@ -385,10 +408,18 @@ pub struct JobRecord {
 impl JobRecord {
     /// A new job's.
     pub fn queued(spec: Arc<JobSpec>) -> JobRecord {
-        let (started_at, finished_at, finished, waiting_for, executor, past) = Default::default();
-        let status = JobStatus::Queued;
-        let deliveries = 0;
-        JobRecord { spec, status, deliveries, started_at, finished_at, finished, waiting_for, executor, past }
+        JobRecord {
+            spec,
+            status: JobStatus::Queued,
+            deliveries: 0,
+            started_at: None,
+            finished_at: None,
+            finished: None,
+            waiting_for: None,
+            progress: None,
+            executor: None,
+            past: Vec::new(),
+        }
     }
 
     /// Without its result, if it has one.

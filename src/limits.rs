@@ -79,6 +79,10 @@ pub const CONTEXT_BYTES: usize = 1 << 20;
 pub const PUT_OFF_DOUBLINGS: u32 = 5;
 /// What a handler says went wrong; the rest is cut off. A program's report and its last words fit.
 pub const ERROR_DETAIL_BYTES: usize = 6_144;
+/// What a handler says of how far it is, as JSON; whoever looks at the job has the last of it.
+pub const PROGRESS_BYTES: usize = 1_024;
+/// That is told to the broker this often at most while the job runs, and once more with its end.
+pub const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// The last of what a program wrote to standard error.
 pub const WORDS_BYTES: usize = 4_096;
 /// Follow-up jobs of one outcome: a fan-out wider than this is a batch.

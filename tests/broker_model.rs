@@ -251,7 +251,8 @@ impl Schedule {
         for commit in &commits {
             assert!(!self.model.commit(id, commit), "its leases ended with it");
         }
-        let step = self.broker.step(id, Requests { commits, releases }, 4, self.model.now);
+        let step =
+            self.broker.step(id, Requests { commits, releases, ..Requests::default() }, 4, self.model.now);
         self.broker.extend(id, self.model.now);
         assert_eq!((step.fenced, step.leases.len(), step.revoked.len()), (said, 0, 0));
     }
@@ -261,7 +262,7 @@ impl Schedule {
         let commits = self.commits(id);
         let releases = if self.one_in(8) { self.releases(id, &commits) } else { Vec::new() };
         let room = self.below(7);
-        self.step_with(id, Requests { commits, releases }, room);
+        self.step_with(id, Requests { commits, releases, ..Requests::default() }, room);
     }
 
     fn step_with(&mut self, id: ConsumerId, requests: Requests, room: usize) {
@@ -465,7 +466,7 @@ impl Schedule {
         let id = self.any_consumer();
         let releases = self.releases(id, &[]);
         let room = self.below(3);
-        self.step_with(id, Requests { commits: Vec::new(), releases }, room);
+        self.step_with(id, Requests { releases, ..Requests::default() }, room);
     }
 
     /// What an executor may give back: a run that it has just said something of, one that is over or
@@ -578,7 +579,7 @@ impl Schedule {
                     held.left.iter().map(commit).collect::<Vec<_>>()
                 };
                 let commits = held.iter().flat_map(finish).collect();
-                self.step_with(id, Requests { commits, releases: Vec::new() }, 4);
+                self.step_with(id, Requests { commits, ..Requests::default() }, 4);
             }
             self.compare();
             if self.broker.unfinished().is_empty() {

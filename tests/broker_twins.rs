@@ -126,7 +126,7 @@ impl Run {
     }
 
     fn step(&mut self, executor: usize, commits: Vec<Commit>, room: usize) -> Vec<CommitResult> {
-        self.say(executor, Requests { commits, releases: Vec::new() }, room)
+        self.say(executor, Requests { commits, ..Requests::default() }, room)
     }
 
     fn say(&mut self, executor: usize, requests: Requests, room: usize) -> Vec<CommitResult> {
@@ -214,7 +214,7 @@ impl Run {
         if count > 0 {
             let at = self.below(count);
             let (lease, ..) = self.executors[executor].leases.remove(at);
-            self.say(executor, Requests { commits: Vec::new(), releases: vec![lease.id] }, 0);
+            self.say(executor, Requests { releases: vec![lease.id], ..Requests::default() }, 0);
             self.note(format_args!("{executor} releases {:?}", ids(&lease)));
         }
     }

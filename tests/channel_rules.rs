@@ -255,13 +255,14 @@ enum Says {
     Outcome(usize),
     Failed(usize),
     Release(usize),
+    Progress(usize),
     Ping,
     Room,
 }
 
 #[test]
 fn parts_stand_directly_before_their_outcome() {
-    use Says::{Failed, Outcome as Done, Part, Ping, Release, Room};
+    use Says::{Failed, Outcome as Done, Part, Ping, Progress, Release, Room};
     let allowed: [&[Says]; 9] = [
         &[Done(0)],
         &[Part(0), Done(0)],
@@ -274,12 +275,13 @@ fn parts_stand_directly_before_their_outcome() {
         // What is over makes no difference.
         &[Release(0), Part(0), Done(0), Part(1), Done(1)],
     ];
-    let denied: [&[Says]; 8] = [
+    let denied: [&[Says]; 9] = [
         &[Part(0), Part(1)],
         &[Part(0), Done(1)],
         &[Part(0), Failed(1)],
         &[Part(0), Release(0)],
         &[Part(0), Release(1)],
+        &[Part(0), Progress(0)],
         &[Part(0), Ping, Release(0)],
         &[Part(0), Room, Part(1)],
         &[Part(0), Done(0), Part(1), Done(0)],
@@ -297,6 +299,11 @@ fn parts_stand_directly_before_their_outcome() {
                 Done(of) => half.answer(&mut side, &held[of], 0, done()),
                 Failed(of) => half.answer(&mut side, &held[of], 0, failed()),
                 Release(of) => half.say(&mut side, held[of].id.0, &ToBroker::Release),
+                Progress(of) => {
+                    let progress = cofferdam::job::Progress::parse("1").expect("JSON");
+                    let job = held[of].jobs[0].spec.id;
+                    half.say(&mut side, held[of].id.0, &ToBroker::Progress(job, progress))
+                }
                 Ping => half.say(&mut side, 0, &ToBroker::Ping),
                 Room => half.say(&mut side, 0, &ToBroker::Room(2)),
             };

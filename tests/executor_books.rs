@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use cofferdam::clock::Timestamp;
 use cofferdam::execution::{Books, Done, Run, RunMaps};
-use cofferdam::job::{Entries, Outcome, Version};
+use cofferdam::job::{Entries, Outcome, Progress, Version};
 use cofferdam::ports::{LeaseId, OfLease, Rules, StateAt};
 
 use support::leases::{
@@ -54,7 +54,8 @@ impl Scene {
 
     /// The handler ended at this time; it is heard now.
     fn outcome_at(&mut self, lease: u64, job: u64, outcome: Outcome, builds_on: Version, at: Timestamp) {
-        self.books.on_done(Done::Outcome { lease: LeaseId(lease), job: id(job), outcome, builds_on, at });
+        let (lease, job, progress) = (LeaseId(lease), id(job), None);
+        self.books.on_done(Done::Outcome { lease, job, outcome, progress, builds_on, at });
     }
 
     fn end(&mut self, lease: u64, version: Version) {
@@ -643,4 +644,49 @@ fn a_process_whose_workers_are_all_held_is_stuck_after_a_moment() {
     assert!(s.is_stuck());
     s.end(2, Version(0));
     assert!(!s.is_stuck());
+}
+
+#[test]
+fn progress_is_told_once_a_second_the_last_of_it_and_the_rest_with_the_outcome() {
+    let mut s = scene(1);
+    let run = s.lease(1, "a", &[1, 2], whole(0)).expect("a run");
+    let deadline = s.books.next_deadline();
+    let says = |job, text: &str| run.stop.set_progress(id(job), Progress::parse(text).expect("JSON"));
+    assert!(says(1, "1"), "the leader is woken");
+    assert!(s.books.next_deadline() <= Some(s.now), "it is told at once");
+    s.pass(Duration::ZERO);
+    assert_eq!(s.asked(), ["progress 1 1 1"]);
+    assert_eq!(s.books.next_deadline(), deadline);
+    // A flood wakes the leader once, and tells its last.
+    assert!(says(1, "2"));
+    assert!((3..1_000).all(|number: u32| !says(1, &number.to_string())));
+    assert_eq!(s.books.next_deadline(), Some(s.now.plus(Duration::from_secs(1))));
+    s.pass(Duration::from_millis(999));
+    assert!(s.asked().is_empty());
+    s.pass(Duration::from_millis(1));
+    assert_eq!(s.asked(), ["progress 1 1 999"]);
+    // What comes between is told of the job that said it, though the outcome before was not heard yet.
+    assert!(says(2, "\"next\""));
+    s.outcome(1, 1, succeeded(), Version(0));
+    s.pass(Duration::from_secs(1));
+    assert_eq!(s.asked(), ["progress 1 2 \"next\"", "commit 1 1 succeeded on 0"]);
+    let (lease, job, outcome, at) = (LeaseId(1), id(2), succeeded(), s.now);
+    let progress = Progress::parse("[100]");
+    s.books.on_done(Done::Outcome { lease, job, outcome, progress, builds_on: Version(0), at });
+    assert_eq!(s.asked(), ["progress 1 2 [100]", "commit 1 2 succeeded on 0"]);
+}
+
+#[test]
+fn what_a_run_that_is_over_says_of_its_progress_is_nothing() {
+    let mut s = scene(1);
+    let run = s.lease(1, "a", &[1], whole(0)).expect("a run");
+    s.fenced(1, 1);
+    let over = s.books.next_deadline();
+    assert!(run.stop.set_progress(id(1), Progress::parse("1").expect("JSON")));
+    assert_eq!(s.books.next_deadline(), over, "nobody is woken for it");
+    s.pass(Duration::from_secs(5));
+    let (lease, job, progress) = (LeaseId(1), id(1), Progress::parse("2"));
+    let (outcome, builds_on, at) = (succeeded(), Version(0), s.now);
+    s.books.on_done(Done::Outcome { lease, job, outcome, progress, builds_on, at });
+    assert!(s.asked().is_empty());
 }

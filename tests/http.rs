@@ -918,6 +918,7 @@ fn a_record_has_every_field_and_a_result_that_is_not_json_stands_as_base64() {
         "result",
         "error",
         "waiting_for",
+        "progress",
         "trace_id",
         "attempts",
     ];

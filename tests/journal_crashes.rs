@@ -277,7 +277,7 @@ impl Schedule {
         let index = self.below(self.leases.len());
         let (executor, lease, at, builds_on) = self.leases.swap_remove(index);
         if self.below(8) == 0 {
-            return self.step(executor, Requests { commits: Vec::new(), releases: vec![lease.id] }, 0);
+            return self.step(executor, Requests { releases: vec![lease.id], ..Requests::default() }, 0);
         }
         let job = lease.jobs[at].clone();
         let is_ordered = !matches!(lease.state, StateAt::Stateless);
@@ -308,7 +308,7 @@ impl Schedule {
         if goes_on && at + 1 < lease.jobs.len() {
             self.leases.push((executor, lease, at + 1, builds_on));
         }
-        self.step(executor, Requests { commits: vec![commit], releases: Vec::new() }, 0);
+        self.step(executor, Requests { commits: vec![commit], ..Requests::default() }, 0);
     }
 
     /// Writes what has changed. The power may fail, the disk may be full.

@@ -192,7 +192,7 @@ fn what_is_dead_is_left_behind_and_the_disk_has_at_most_twice_what_lives() {
             builds_on: Version::default(),
             outcome,
         };
-        executor.step(Requests { commits: vec![commit], releases: Vec::new() }, 1).expect("it is there");
+        executor.step(Requests { commits: vec![commit], ..Requests::default() }, 1).expect("it is there");
         backend.advance(Duration::from_secs(1));
         backend.tick();
     }
@@ -235,7 +235,7 @@ fn nothing_is_answered_before_it_is_written() {
     // A record, and the lease of a new job.
     let reader = backend.broker.clone();
     let (told, record) = channel();
-    let reading = std::thread::spawn(move || told.send(reader.record(&Viewer::anonymous(), id(1))));
+    let reading = std::thread::spawn(move || told.send(reader.record(&Viewer::anonymous(), id(1))).is_ok());
     let step = executor.step(Requests::default(), 1).expect("it is there");
     assert!(step.leases.is_empty(), "its start is not written");
     assert!(record.recv_timeout(pause).is_err(), "nobody sees what may be lost");
@@ -243,7 +243,7 @@ fn nothing_is_answered_before_it_is_written() {
     backend.disk.hold_syncs(false);
     assert_eq!(answered.recv_timeout(Duration::from_secs(5)), Ok(Ok(vec![Submitted::New])));
     assert!(record.recv_timeout(Duration::from_secs(5)).expect("it is told").is_ok());
-    assert!(reading.join().expect("it ends").is_ok());
+    assert!(reading.join().expect("it ends"));
     backend.settle();
     assert!(!executor.is_settled(), "its lease has not left yet");
     let lease = lease_of(&backend, &mut executor);
@@ -252,7 +252,7 @@ fn nothing_is_answered_before_it_is_written() {
     let outcome = Outcome::Succeeded(Payload::json(*b"1"), Default::default());
     let (job, delivery, builds_on) = (id(1), lease.jobs[0].delivery, Version::default());
     let commit = Commit { lease: lease.id, job, delivery, builds_on, outcome };
-    executor.step(Requests { commits: vec![commit], releases: Vec::new() }, 1).expect("it is there");
+    executor.step(Requests { commits: vec![commit], ..Requests::default() }, 1).expect("it is there");
     backend.keeper.flush();
     std::thread::sleep(pause);
     assert!(inbox.take(9).ended.is_empty(), "its end is not written");
@@ -319,7 +319,7 @@ fn a_full_disk_takes_nothing_new_lets_what_runs_end_and_goes_on_by_itself() {
     let outcome = Outcome::Succeeded(Payload::json(*b"1"), Default::default());
     let (job, delivery, builds_on) = (id(1), lease.jobs[0].delivery, Version::default());
     let commit = Commit { lease: lease.id, job, delivery, builds_on, outcome };
-    executor.step(Requests { commits: vec![commit], releases: Vec::new() }, 0).expect("it is there");
+    executor.step(Requests { commits: vec![commit], ..Requests::default() }, 0).expect("it is there");
     let record = backend.broker.record(&Viewer::anonymous(), id(1)).expect("it is there").expect("a record");
     assert!(record.status.is_terminal(), "what runs ends");
     backend.disk.set_capacity(None);

@@ -76,6 +76,10 @@ fn outcomes_of_the_peer_reach_their_callers() {
     );
     let job = &lease["jobs"][0];
     assert_eq!((&job["payload"], &job["media"]), (&json!(r#"{"n":1}"#), &json!("application/json")));
+    let id = job["id"].as_str().expect("text");
+    let progress = || known.service.get(&format!("/v1/jobs/{id}")).json()["progress"].clone();
+    peer.tell(json!({"do": "progress", "lease": lease["lease"], "job": id, "progress": "[1,2]"}));
+    until("its progress is seen", PATIENCE, || (progress() == json!([1, 2])).then_some(()));
     peer.commit(&lease, succeeded("by the peer"));
     let answer = caller.read();
     assert_eq!((answer.status, answer.text().as_str()), (200, "by the peer"));
@@ -530,6 +534,7 @@ fn a_frame_that_is_not_as_it_must_be_closes_the_connection_and_is_counted() {
         ("direction", "unknown_kind"),
         ("report", "unknown_kind"),
         ("part_release", "malformed"),
+        ("part_progress", "malformed"),
         ("part_of_another", "malformed"),
         ("outcome_of_another", "malformed"),
         ("parts_beyond", "malformed"),

@@ -188,6 +188,12 @@ fn h4_a_program_that_cannot_be_started_is_named_by_check_and_at_the_start_and_by
         answer.code() == "dead_lettered" && answer.text().contains("goes cannot be started"),
         "{answer:?}"
     );
+    std::fs::create_dir(folder.path("goes")).expect("our own folder");
+    let answer = post(&service, "goes", "1");
+    assert!(
+        answer.code() == "handler_failed" && answer.text().contains("goes cannot be started"),
+        "{answer:?}"
+    );
 }
 
 #[test]
@@ -353,6 +359,11 @@ for line in sys.stdin:
     answer = json.dumps({**me, "ok": os.getpid()}) + "\n"
     if what == "utf8": say(b'{"id":"\xff"}\n')
     elif what == "garbage": say("no json\n")
+    elif what == "nul": say(b"\0" * 64 + b"\n")
+    elif what == "mark": say(b"\xef\xbb\xbf" + answer.encode())
+    elif what == "line end": say(answer.replace("\n", "\r\n"))
+    elif what == "twice a member": say('{"id":"%s","ok":1,"ok":2}\n' % job["id"])
+    elif what == "stops": os.kill(os.getpid(), 19)
     elif what == "list": say("[]\n")
     elif what == "unknown": say(json.dumps({**me, "okay": 1}) + "\n")
     elif what == "both": say(json.dumps({**me, "ok": 1, "error": "x"}) + "\n")
@@ -362,7 +373,18 @@ for line in sys.stdin:
     elif what == "later": say(answer); time.sleep(0.05); say(answer)
     elif what == "quits": say(answer); os._exit(0)
     elif what == "closes stdin": say(answer); os.close(0); time.sleep(600)
-    elif what == "much progress": [say(json.dumps({**me, "progress": "x" * 100}) + "\n") for _ in range(1000)]
+    elif what == "much progress":
+        for part in range(100): say("".join(json.dumps({**me, "progress": [part, at]}) + "\n" for at in range(1000)))
+        say(answer)
+    elif what == "large progress":
+        for _ in range(9): say(json.dumps({**me, "progress": "x" * 5000}) + "\n")
+        say(answer)
+    elif what == "progress of another": say(json.dumps({"id": "0" * 32, "progress": 1}) + "\n" + answer)
+    elif what == "progress and more": say(json.dumps({**me, "progress": 1, "set": {"a": "b"}}) + "\n")
+    elif what == "late progress": say(json.dumps({**me, "progress": 50}) + "\n" + answer); time.sleep(0.05); say(json.dumps({**me, "progress": 51}) + "\n")
+    elif what == "endless progress":
+        while True: say(json.dumps({**me, "progress": "x" * 5000}) + "\n")
+    elif what == "half way": say(json.dumps({**me, "progress": {"done": 1, "of": 2}}) + "\n"); time.sleep(600)
     elif what == "retried success": say(json.dumps({**me, "ok": 1, "retry": True}) + "\n")
     elif what == "failure with state": say(json.dumps({**me, "error": "x", "set": {"a": "b"}}) + "\n")
     elif what == "no media type": say(json.dumps({**me, "ok_base64": "", "media_type": "none"}) + "\n")
@@ -407,7 +429,20 @@ fn h9_a_worker_that_breaks_the_protocol_is_replaced_and_the_next_job_is_right() 
         handler("brief", &options(json!({"timeout_ms": 1_500}))),
         handler("spent", &options(json!({"max_jobs": 2}))),
         handler("idle", &options(json!({"idle_ms": 100}))),
+        sh(
+            "early",
+            r#"echo '{"id":"00000000000000000000000000000000","ok":1}'; read line"#,
+            json!({"mode": "worker", "max_deliveries": 1}),
+        ),
+        sh("greets", "echo Hello; read line", json!({"mode": "worker", "max_deliveries": 1})),
     ]);
+    for (what, code, words) in [
+        ("early", "dead_lettered", "answers another job"),
+        ("greets", "handler_failed", "its line is no answer"),
+    ] {
+        let answer = post(&service, what, "1");
+        assert!(answer.code() == code && answer.text().contains(words), "{what}: {answer:?}");
+    }
     let ask = |what: &str| post(&service, "work", json!(what).to_string());
     let pid = || post(&service, "work", "1").text();
     let first = pid();
@@ -415,6 +450,9 @@ fn h9_a_worker_that_breaks_the_protocol_is_replaced_and_the_next_job_is_right() 
     for (what, code, words) in [
         ("utf8", "handler_failed", "not UTF-8"),
         ("garbage", "handler_failed", "no answer"),
+        ("nul", "handler_failed", "no answer"),
+        ("mark", "handler_failed", "no answer"),
+        ("twice a member", "handler_failed", "duplicate field `ok`"),
         ("list", "handler_failed", "no answer"),
         ("unknown", "handler_failed", "unknown field `okay`"),
         ("both", "handler_failed", "one of ok, ok_base64, error, progress"),
@@ -439,7 +477,11 @@ fn h9_a_worker_that_breaks_the_protocol_is_replaced_and_the_next_job_is_right() 
         std::thread::sleep(Duration::from_millis(100));
         assert_ne!(pid(), before, "{what}: it is replaced");
     }
-    for (what, code) in [("silence", "handler_timed_out"), ("closes", "dead_lettered")] {
+    let before = pid();
+    assert_eq!((ask("line end").text(), pid()), (before.clone(), before), "a line may end so, too");
+    for (what, code) in
+        [("silence", "handler_timed_out"), ("stops", "handler_timed_out"), ("closes", "dead_lettered")]
+    {
         let answer = post(&service, "brief", json!(what).to_string());
         assert_eq!(answer.code(), code, "{what}: {answer:?}");
         assert_eq!(post(&service, "brief", "1").status, 200);
@@ -704,12 +746,71 @@ fn h9_what_a_worker_does_after_its_answer_costs_the_next_job_nothing() {
             assert!(begun.elapsed() < Duration::from_secs(2), "after {what}: {:?}", begun.elapsed());
         }
     }
-    // Lines on the way count, too.
-    let answer = post(&service, "work", "\"much progress\"");
+    // A line on the way is no longer than an answer.
+    let answer = post(&service, "work", "\"long\"");
     assert!(answer.text().contains("max_output_bytes"), "{answer:?}");
     for what in ["retried success", "failure with state", "no media type"] {
         assert_eq!(post(&service, "work", json!(what).to_string()).code(), "handler_failed", "{what}");
     }
+}
+
+#[test]
+fn h9_progress_is_seen_while_its_job_runs_and_a_flood_of_it_costs_no_job_anything() {
+    let folder = Folder::new();
+    let path = folder.file("worker.py", WORKER).display().to_string();
+    let options = |more: Value| {
+        let mut options = json!({
+            "command": ["/usr/bin/env", "python3", path], "mode": "worker", "max_deliveries": 1, "stop_grace_ms": 50,
+            "max_output_bytes": 100_000, "env": {"PATH": std::env::var("PATH").unwrap_or_default()},
+        });
+        more.as_object().expect("options").iter().for_each(|(key, value)| options[key] = value.clone());
+        options
+    };
+    let service = start(&[
+        handler("work", &options(json!({"timeout_ms": 20_000}))),
+        handler("brief", &options(json!({"timeout_ms": 2_000}))),
+    ]);
+    let record = |id: &str| service.request("GET", &format!("/v1/jobs/{id}"), &[], "").json();
+    let ask = |handler: &str, what: &str| {
+        let answer = post(&service, handler, json!(what).to_string());
+        let id = answer.header("cofferdam-job-id").expect("a job").to_owned();
+        (answer, record(&id))
+    };
+    let id = service.submit("/v1/jobs/work", &[JSON], "\"half way\"");
+    let running = until("it is seen", PATIENCE, || Some(record(&id)).filter(|it| !it["progress"].is_null()));
+    assert_eq!((&running["status"], &running["progress"]), (&json!("running"), &json!({"done": 1, "of": 2})));
+    let listed = service.request("GET", "/v1/jobs?limit=1", &[], "").json();
+    assert_eq!(listed["jobs"][0].get("progress"), None, "lists leave it out: {listed}");
+    service.request("DELETE", &format!("/v1/jobs/{id}"), &[], "");
+    assert_eq!(record(&id)["progress"], json!({"done": 1, "of": 2}), "it stays as it was");
+
+    // Three megabytes of it, thirty times what a job may say.
+    let frames = || service.metric("ipc_frames_total{direction=\"in\"}");
+    let before = frames();
+    let (answer, ended) = ask("work", "much progress");
+    assert_eq!((answer.status, &ended["progress"]), (200, &json!([99, 999])), "{answer:?}");
+    assert!(frames() - before < 40.0, "{} frames", frames() - before);
+    let (answer, ended) = ask("work", "large progress");
+    assert_eq!((answer.status, &ended["progress"]), (200, &Value::Null), "{answer:?}");
+    let refused = service.stderr().lines().filter(|line| line.contains("progress.refused")).count();
+    assert_eq!(refused, 1, "{}", service.stderr());
+    let (answer, ended) = ask("brief", "endless progress");
+    assert_eq!(
+        (answer.code().as_str(), &ended["progress"]),
+        ("handler_timed_out", &Value::Null),
+        "{answer:?}"
+    );
+
+    let (answer, _) = ask("work", "progress of another");
+    assert!(answer.text().contains("answers another job"), "{answer:?}");
+    let (answer, _) = ask("work", "progress and more");
+    assert!(answer.text().contains("do not go together"), "{answer:?}");
+    let (answer, ended) = ask("work", "late progress");
+    assert_eq!((answer.status, &ended["progress"]), (200, &json!(50)));
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(post(&service, "work", "1").status, 200, "the next job has nothing of it");
+    let id = ended["id"].as_str().expect("text");
+    assert_eq!(record(id)["progress"], json!(50), "and after its end nothing is taken");
 }
 
 #[test]
@@ -778,6 +879,7 @@ fn a_thousand_killed_jobs_leave_no_process_zombie_descriptor_thread_or_file() {
     let script = "sleep 600.91 & setsid sleep 600.91 & exec sleep 600.91";
     let service = start(&[
         sh("killed", script, json!({"timeout_ms": 30, "stop_grace_ms": 10})),
+        sh("worker", script, json!({"timeout_ms": 30, "stop_grace_ms": 10, "mode": "worker"})),
         "runtime.platform.queue.capacity=2000".into(),
     ]);
     assert_eq!(post(&service, "killed", "").code(), "handler_timed_out");
@@ -785,13 +887,13 @@ fn a_thousand_killed_jobs_leave_no_process_zombie_descriptor_thread_or_file() {
     none_left("600.91");
     let of_threads = |pid: u32| std::fs::read_dir(format!("/proc/{pid}/task")).expect("it runs").count();
     let (before, threads) = (holdings(executor), of_threads(executor));
-    for _ in 0..1_000 {
-        service.submit("/v1/jobs/killed", &[], "");
+    for (handler, jobs, ends) in [("killed", 1_000, 1_001.0), ("worker", 300, 300.0)] {
+        (0..jobs).for_each(|_| _ = service.submit(&format!("/v1/jobs/{handler}"), &[], ""));
+        until("all have ended", Duration::from_secs(60), || {
+            let name = format!("jobs_finished_total{{handler=\"{handler}\",status=\"timed_out\"}}");
+            (service.metric(&name) == ends).then_some(())
+        });
     }
-    until("all have ended", Duration::from_secs(60), || {
-        let ended = service.metric("jobs_finished_total{handler=\"killed\",status=\"timed_out\"}");
-        (ended == 1_001.0).then_some(())
-    });
     none_left("600.91");
     until("nothing is left", PATIENCE, || {
         (zombies(executor) == 0 && zombies(service.pid) == 0 && holdings(executor).0 <= before.0)

@@ -12,7 +12,7 @@ use cofferdam::channel::messages::{ToBroker, ToExecutor, to_broker, to_executor}
 use cofferdam::clock::Timestamp;
 use cofferdam::config::secret::Secret;
 use cofferdam::job::{
-    Change, Effects, Entries, FollowUp, JobId, JobSpec, MediaType, Outcome, Payload, Trace, Version,
+    Change, Effects, Entries, FollowUp, JobId, JobSpec, MediaType, Outcome, Payload, Progress, Trace, Version,
 };
 use cofferdam::ports::{Lease, LeaseId, LeasedJob, StateAt};
 use cofferdam::problem::{Code, JobError};
@@ -133,6 +133,7 @@ fn executors_frames() -> Vec<(&'static str, u64, ToBroker)> {
         outcome,
     };
     let crashed = Outcome::Crashed("the handler panicked".into());
+    let progress = Progress::parse(r#"{"done":0.5}"#).expect("JSON");
     vec![
         ("ping", 0, ToBroker::Ping),
         ("room", 0, ToBroker::Room(8)),
@@ -148,6 +149,7 @@ fn executors_frames() -> Vec<(&'static str, u64, ToBroker)> {
         ("outcome.timed_out", 4, outcome(SECOND, 4, 9, Outcome::TimedOut("killed".into()))),
         ("release", 5, ToBroker::Release),
         ("room.none", 0, ToBroker::Room(0)),
+        ("progress", 1, ToBroker::Progress(FIRST, progress)),
     ]
 }
 

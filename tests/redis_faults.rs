@@ -8,11 +8,12 @@ use cofferdam::bell::Bell;
 use cofferdam::clock::{Clock, Timestamp};
 use cofferdam::config::secret::Secret;
 use cofferdam::handler::HandlerSpec;
-use cofferdam::job::{Change, JobId, JobStatus, Outcome, Payload, Trace, Version};
+use cofferdam::job::{Change, JobId, JobStatus, Outcome, Payload, Progress, Trace, Version};
 use cofferdam::ports::{
     Commit, Consumer, Filter, KeyValue, Lease, NewJob, Producer, Requests, Rules, StateAt, Step, Submitted,
     Viewer,
 };
+use cofferdam::redis_backend::envelope::Signer;
 use cofferdam::redis_backend::{RedisBroker, RedisConsumer, Settings};
 use jobs::plain;
 
@@ -105,7 +106,7 @@ struct Executor {
 impl Executor {
     /// What it says, and what comes of it.
     fn step(&mut self, commits: Vec<Commit>, room: usize) -> Step {
-        let said = Requests { commits, releases: Vec::new() };
+        let said = Requests { commits, ..Requests::default() };
         let before = self.consumer.step(said, room).expect("it is there");
         assert!(before.is_empty(), "{before:?}");
         self.broker.settle().expect("the server is there");
@@ -505,17 +506,36 @@ fn s3_figures_and_attempts_that_nobody_signed_harm_nobody() {
     assert!(stats.handlers.iter().map(|of| of.finished.iter().sum::<u64>()).sum::<u64>() > 0);
     let key = format!("{}job:{job}", deployment.prefix);
     let long = vec![b'x'; 1 << 20];
-    for (executor, past) in
-        [(&b"\xff\xfe"[..], &b"1 2 \xff retry"[..]), (b"x", &long), (b"", b"1 2 x dead\n1 2\nnone")]
-    {
+    for (executor, past, progress) in [
+        (&b"\xff\xfe"[..], &b"1 2 \xff retry"[..], &b"100"[..]),
+        (b"x", &long, &long),
+        (b"", b"1 2 x dead\n1 2\nnone", &[b'1'; 33]),
+    ] {
         redis::cmd("HSET")
             .arg(&key)
-            .arg(&[("ex", executor), ("at", past)])
+            .arg(&[("ex", executor), ("at", past), ("pg", progress)])
             .exec(&mut deployment.raw)
             .expect("the server is there");
         let filter = Filter { limit: 10, ..Filter::default() };
         let listed = deployment.broker.list(&Viewer::service(), &filter).expect("a list");
         assert!(listed.records.len() == 1 && listed.records[0].past.len() <= 1, "{listed:?}");
+        assert_eq!(listed.records[0].progress, None, "how far a job is, is signed for that job");
+    }
+}
+
+#[test]
+fn s3_progress_is_signed_for_its_job() {
+    let secret = Secret::new(std::array::from_fn(|at| at as u8)).expect("a secret");
+    let signer = Signer::new(&[&secret.envelope().expect("a key")], "p");
+    let progress = Progress::parse(r#"{"done":1}"#).expect("JSON");
+    let [one, other] = [JobId([1; 16]), JobId([2; 16])];
+    let sealed = signer.seal_progress(one, &progress);
+    assert_eq!(signer.open_progress(one, &sealed), Some(progress));
+    assert_eq!(signer.open_progress(other, &sealed), None);
+    for at in 0..sealed.len() {
+        let mut flipped = sealed.clone();
+        flipped[at] ^= 1;
+        assert_eq!(signer.open_progress(one, &flipped), None, "{at}");
     }
 }
 

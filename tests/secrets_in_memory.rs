@@ -154,7 +154,7 @@ fn an_executor_of_a_deployment_on_redis_holds_its_channel_key_and_none_that_redi
     let root = root();
     let envelope = root.envelope().expect("a secret");
     let secrets = ["a", "b"].map(|group| GroupSecret::derive(&root, group));
-    let at_rest = ["job", "outcome", "entry", "check"].map(|kind| {
+    let at_rest = ["job", "outcome", "entry", "check", "progress"].map(|kind| {
         let key: zeroize::Zeroizing<[u8; 32]> =
             cofferdam::channel::keys::hkdf_expand(envelope.expose(), &[kind.as_bytes()]);
         *key

@@ -195,10 +195,16 @@ fn c5_another_version_is_a_bad_version() {
 #[test]
 fn c5_an_unknown_kind_is_refused_before_its_body_is_looked_at() {
     let mut side = Side::new();
-    for kind in (0..=u8::MAX).filter(|kind| !matches!(*kind, PING | 0x10..=0x12 | 0x14)) {
+    for kind in (0..=u8::MAX).filter(|kind| !matches!(*kind, PING | 0x10..=0x12 | 0x14..=0x15)) {
         let frame = |half: &Half| Forged { kind, body: vec![0xFF; 9], ..ping(NOW) }.sealed(&half.to_broker);
         assert_eq!(side.anew().first_of_up(frame), Err(Reject::UnknownKind), "{kind:#x}");
     }
+}
+
+/// The body of a `Progress`.
+fn progress(text: &str) -> Vec<u8> {
+    let length = u16::try_from(text.len()).expect("it is short");
+    [&[0; 16], &length.to_be_bytes()[..], text.as_bytes()].concat()
 }
 
 #[test]
@@ -230,11 +236,18 @@ fn c7_what_does_not_have_the_shape_is_malformed() {
         Forged { kind: 0x11, body: vec![0; 28], ..ping(NOW) },
         Forged { kind: 0x12, body: vec![0], ..ping(NOW) },
         Forged { kind: 0x14, body: vec![0xFF; 6], ..ping(NOW) },
+        Forged { kind: 0x15, body: vec![0; 17], ..ping(NOW) },
+        Forged { kind: 0x15, body: progress("nothing"), ..ping(NOW) },
+        Forged { kind: 0x15, body: progress(" 1"), ..ping(NOW) },
+        Forged { kind: 0x15, body: progress("1 2"), ..ping(NOW) },
+        Forged { kind: 0x15, body: progress(&format!("\"{}\"", "x".repeat(1_023))), ..ping(NOW) },
     ];
     for frame in frames {
         let received = side.anew().first_of_up(|half| frame.sealed(&half.to_broker));
         assert_eq!(received, Err(Reject::Malformed), "{frame:?}");
     }
+    let longest = Forged { kind: 0x15, body: progress(&format!("\"{}\"", "x".repeat(1_022))), ..ping(NOW) };
+    assert_eq!(side.anew().first_of_up(|half| longest.sealed(&half.to_broker)), Ok(()));
     for length in [0_u32, 1, 59] {
         let short = side.anew().first_of_up(|_| length.to_be_bytes().to_vec());
         assert_eq!(short, Err(Reject::Malformed), "a length of {length}");

@@ -127,7 +127,7 @@ fn the_worker_in_go_shouts() {
 
 /// A handler of each kind, written with the module; the words of the two languages differ.
 const PYTHON: &str = r#"
-import sys
+import sys, time
 sys.path.insert(0, sys.argv[1])
 from cofferdam_worker import Fail, Retry, handler, main
 
@@ -140,6 +140,7 @@ def double(job):
     if job.payload == "retry" and job.delivery < 3: raise Retry("later", after=0.001)
     job.state["n"] = str(int(job.state.get("n", "0")) + 1)
     if job.payload == "forget": del job.state["n"]
+    if job.payload == "slow": job.progress({"half": True}); time.sleep(1.5)
     job.context["last"] = "seen"
     if job.payload == "next": job.submit("double", "from", key=job.key)
     return [job.payload, job.state.get("n"), job.key]
@@ -149,7 +150,7 @@ main()
 const JAVASCRIPT: &str = r#"
 const { Fail, Retry, work } = await import(process.argv[2] + "/cofferdam_worker.mjs");
 work({
-  double(job) {
+  async double(job) {
     console.log("a word", job.handler);
     if (Buffer.isBuffer(job.payload)) return Buffer.concat([job.payload, job.payload]);
     if (job.payload === "fail") throw new Fail("no");
@@ -157,6 +158,10 @@ work({
     if (job.payload === "retry" && job.delivery < 3) throw new Retry("later", 0.001);
     job.state.set("n", String(Number(job.state.get("n") ?? 0) + 1));
     if (job.payload === "forget") job.state.delete("n");
+    if (job.payload === "slow") {
+      job.progress({ half: true });
+      await new Promise((later) => setTimeout(later, 1500));
+    }
     job.context.set("last", "seen");
     if (job.payload === "next") job.submit("double", "from", { key: job.key });
     return [job.payload, job.state.get("n") ?? null, job.key];
@@ -187,6 +192,14 @@ fn module_works(runtime: &str, file: &str, text: &str, module: &str, caller: &st
     assert_eq!(keyed("\"retry\"").json(), json!(["retry", "5", "k"]));
     assert_eq!(keyed("\"forget\"").json(), json!(["forget", null, "k"]));
     assert_eq!(keyed("1").json(), json!([1, "1", "k"]));
+    let headers = ["Ordering-Key: k", "Content-Type: application/json"];
+    let id = service.submit("/v1/jobs/double", &headers, "\"slow\"");
+    let record = || service.request("GET", &format!("/v1/jobs/{id}"), &[], "").json();
+    let seen = until("its progress is seen", Duration::from_secs(5), || {
+        Some(record()).filter(|record| !record["progress"].is_null())
+    });
+    assert_eq!((&seen["status"], &seen["progress"]), (&json!("running"), &json!({"half": true})));
+    service.record_when(&id, "succeeded");
     let bytes = service.request("POST", "/v1/jobs/double", &["Ordering-Key: k"], b"\xff\x00");
     assert_eq!(
         (bytes.header("content-type"), &*bytes.body),

@@ -74,6 +74,11 @@ export class Job {
     this.#submits.push({ handler, payload, key, delay_ms: Math.round(delay * 1000) });
   }
 
+  /** Says how far it is, as a JSON value of at most 1 KiB: the job's record has the last of that while it runs. */
+  progress(value) {
+    say(JSON.stringify({ id: this.id, progress: value }));
+  }
+
   answer(result) {
     const ok = Buffer.isBuffer(result)
       ? { ok_base64: result.toString("base64"), media_type: "application/octet-stream" }
@@ -112,13 +117,17 @@ export async function work(handlers) {
     } catch (error) {
       text = JSON.stringify({ id: question.id, error: `its result is no JSON: ${error.message}` });
     }
-    const bytes = Buffer.from(text + "\n");
-    for (let at = 0; at < bytes.length; ) {
-      try {
-        at += writeSync(1, bytes, at);
-      } catch (error) {
-        if (error.code !== "EAGAIN") throw error;
-      }
+    say(text);
+  }
+}
+
+function say(text) {
+  const bytes = Buffer.from(text + "\n");
+  for (let at = 0; at < bytes.length; ) {
+    try {
+      at += writeSync(1, bytes, at);
+    } catch (error) {
+      if (error.code !== "EAGAIN") throw error;
     }
   }
 }

@@ -88,6 +88,10 @@ class Job:
         """Submits a job of the same trace when this one succeeds; the delay is in seconds, at most 7 days."""
         self._submits.append({"handler": handler, "payload": payload, "key": key, "delay_ms": round(delay * 1000)})
 
+    def progress(self, value):
+        """Says how far it is, as a JSON value of at most 1 KiB: the job's record has the last of that while it runs."""
+        _say({"id": self.id, "progress": value})
+
     def _answer(self, result):
         answer = {"id": self.id}
         if isinstance(result, (bytes, bytearray)):
@@ -101,6 +105,14 @@ class Job:
 
 
 _handlers = {}
+# Whatever prints to standard output must not stand between the lines.
+_lines = None
+_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+
+
+def _say(line):
+    _lines.write(_encode(line).encode() + b"\n")
+    _lines.flush()
 
 
 def handler(function):
@@ -131,19 +143,18 @@ def _do(question):
 
 def main():
     """Does jobs until there are no more."""
-    # Whatever prints to standard output must not stand between the lines.
-    answers = os.fdopen(os.dup(1), "wb")
+    global _lines
+    _lines = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     for line in sys.stdin.buffer:
-        question = json.loads(line)
+        question = json.loads(line.decode())
+        answer = _do(question)
+        sys.stdout.flush()
         try:
-            text = json.dumps(_do(question), allow_nan=False)
+            _say(answer)
         except (TypeError, ValueError) as error:
             traceback.print_exc()
-            text = json.dumps({"id": question["id"], "error": f"its result is no JSON: {error}"})
-        sys.stdout.flush()
-        answers.write(text.encode() + b"\n")
-        answers.flush()
+            _say({"id": question["id"], "error": f"its result is no JSON: {error}"})
 
 
 class Failed(Exception):

@@ -13,7 +13,7 @@ use crate::entropy::Entropy;
 use crate::job::{Effects, Entries, Outcome, entry_bytes};
 use crate::limits::FRAME_OVERHEAD_BYTES;
 use crate::negative_controls::{Control, is_off};
-use crate::ports::{Commit, Consumer, Lease, LeaseId, Requests, StateAt};
+use crate::ports::{Commit, Consumer, Lease, LeaseId, Progressed, Requests, StateAt};
 
 /// Bytes waiting for one executor; beyond them it gets no more leases.
 const LEASES_WAITING_BYTES: usize = 8 << 20;
@@ -249,7 +249,7 @@ impl Up {
     fn take(&mut self, message: ToBroker, lease: u64, parts_max: usize) -> Result<(), Reject> {
         // The parts of an outcome stand directly before it.
         if let Some(parts) = &self.parts
-            && (parts.lease != lease || matches!(message, ToBroker::Release))
+            && (parts.lease != lease || matches!(message, ToBroker::Release | ToBroker::Progress(..)))
         {
             return Err(Reject::Malformed);
         }
@@ -264,6 +264,9 @@ impl Up {
                 parts.effects.append(effects);
             }
             ToBroker::Release => self.requests.releases.push(LeaseId(lease)),
+            ToBroker::Progress(job, progress) => {
+                self.requests.progress.push(Progressed { lease: LeaseId(lease), job, progress });
+            }
             ToBroker::Outcome { job, delivery, builds_on, mut outcome } => {
                 if let Some(Parts { effects: mut all, .. }) = self.parts.take()
                     && let Outcome::Succeeded(_, effects) = &mut outcome

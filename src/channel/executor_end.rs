@@ -216,7 +216,10 @@ impl Consumer for ExecutorEnd {
             Phase::AwaitsM2(_) => return Ok(Step::default()),
             Phase::Over => return Err(BackendError("the channel is closed".into())),
         };
-        let says_more = !requests.is_empty();
+        let says_more = !(requests.commits.is_empty() && requests.releases.is_empty());
+        for said in requests.progress {
+            self.outbox.push(ToBroker::Progress(said.job, said.progress).encode(), said.lease.0);
+        }
         for commit in requests.commits {
             self.send_commit(commit, max_frame);
         }

@@ -6,7 +6,9 @@ use std::time::Duration;
 use super::reject::Reject;
 use crate::clock::{Timestamp, millis};
 use crate::codec::{Cursor, put_bytes, put_list, put_text};
-use crate::job::{Change, Effects, Entries, FollowUp, JobId, JobSpec, MediaType, Outcome, Payload, Version};
+use crate::job::{
+    Change, Effects, Entries, FollowUp, JobId, JobSpec, MediaType, Outcome, Payload, Progress, Version,
+};
 use crate::job_codec::{self, put_change, put_key, put_payload, put_trace};
 use crate::limits::{ERROR_DETAIL_BYTES, FOLLOW_UPS, MAP_NAME_BYTES};
 use crate::ports::{Lease, LeaseId, LeasedJob, StateAt};
@@ -17,6 +19,7 @@ const ROOM: u8 = 0x10;
 const OUTCOME: u8 = 0x11;
 const RELEASE: u8 = 0x12;
 const PART: u8 = 0x14;
+const PROGRESS: u8 = 0x15;
 const PONG: u8 = 0x81;
 const STATE: u8 = 0x90;
 const LEASE: u8 = 0x91;
@@ -26,7 +29,7 @@ const DRAIN: u8 = 0xA0;
 
 /// True for the kinds that an executor may send.
 pub fn to_broker(kind: u8) -> bool {
-    matches!(kind, PING | ROOM | OUTCOME | RELEASE | PART)
+    matches!(kind, PING | ROOM | OUTCOME | RELEASE | PROGRESS | PART)
 }
 
 /// True for the kinds that a broker may send.
@@ -51,6 +54,8 @@ pub enum ToBroker {
     },
     /// The lease is given back.
     Release,
+    /// How far a job of the lease is.
+    Progress(JobId, Progress),
     /// Effects of the lease's next outcome that do not fit its frame.
     Part(Effects),
 }
@@ -98,6 +103,11 @@ impl ToBroker {
                 OUTCOME
             }
             ToBroker::Release => RELEASE,
+            ToBroker::Progress(job, progress) => {
+                out.extend_from_slice(&job.0);
+                put_text(&mut out, progress.as_str());
+                PROGRESS
+            }
             ToBroker::Part(effects) => {
                 put_effects(&mut out, effects);
                 PART
@@ -122,6 +132,7 @@ impl ToBroker {
                 outcome: outcome(&mut fields)?,
             },
             RELEASE => ToBroker::Release,
+            PROGRESS => ToBroker::Progress(JobId(fields.array()?), progress(fields.text()?)?),
             PART => ToBroker::Part(effects(&mut fields)?),
             _ => return Err(Reject::UnknownKind),
         };
@@ -268,6 +279,10 @@ fn outcome(fields: &mut Cursor) -> Result<Outcome, Reject> {
     })
 }
 
+fn progress(text: &str) -> Result<Progress, Reject> {
+    Progress::parse(text).filter(|progress| progress.as_str() == text).ok_or(Reject::Malformed)
+}
+
 fn payload(fields: &mut Cursor) -> Result<Payload, Reject> {
     // A type that is none becomes plain bytes: nothing else may reach a client's header.
     let media_type = MediaType::parse(fields.text()?).unwrap_or(MediaType::BYTES);
@@ -390,6 +405,7 @@ mod tests {
             said(Outcome::Crashed("oh".into())),
             said(Outcome::TimedOut("killed".into())),
             ToBroker::Release,
+            ToBroker::Progress(JobId([1; 16]), Progress::parse("[1,2]").unwrap()),
             ToBroker::Part(effects),
         ]
     }

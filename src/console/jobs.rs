@@ -13,7 +13,7 @@ use crate::job::JobId;
 use crate::options::Options;
 
 /// Of a record, as `show` has them.
-const FIELDS: &str = "id handler status waiting_for deliveries ordering_key trace_id submitted_at started_at \
+const FIELDS: &str = "id handler status waiting_for progress deliveries ordering_key trace_id submitted_at started_at \
                       finished_at result error";
 /// Records of one request.
 const PAGE: usize = 1_000;

@@ -21,7 +21,8 @@ use std::time::Duration;
 use super::run::{Done, Run, RunMaps, RunStop};
 use crate::clock::Timestamp;
 use crate::job::{IdMap, JobId, Outcome, Version};
-use crate::ports::{Commit, Lease, LeaseId, LeasedJob, OfLease, Requests, Rules, StateAt};
+use crate::limits::PROGRESS_EVERY;
+use crate::ports::{Commit, Lease, LeaseId, LeasedJob, OfLease, Progressed, Requests, Rules, StateAt};
 
 /// Leases at once while jobs are short: enough that a round trip to the broker is shared by many.
 const LEASES_OF_SHORT_JOBS: usize = 64;
@@ -39,6 +40,8 @@ struct Active {
     jobs: VecDeque<RunJob>,
     /// When that one started; `None` while the run waits for a worker.
     started: Option<Timestamp>,
+    /// Before that, nothing more is told of how far it is.
+    tells_at: Timestamp,
     version: Version,
     stop: Arc<RunStop>,
     /// `Some` iff nothing of it counts any more, since then.
@@ -119,16 +122,18 @@ impl Books {
         let jobs = lease.jobs.iter().enumerate().map(run_job).collect();
         let (stop, version) = (Arc::new(RunStop::default()), maps.version);
         let run = Run { lease: lease.id, handler: lease.handler, jobs: lease.jobs, maps, stop: stop.clone() };
-        let (started, over_since, doomed) = Default::default();
-        let active = Active { lane, jobs, started, version, stop, over_since, keeps_state, doomed };
+        let (started, tells_at, over_since, doomed) = Default::default();
+        let active = Active { lane, jobs, started, tells_at, version, stop, over_since, keeps_state, doomed };
         self.active.insert(lease.id, active);
         self.has_worked = true;
         Some(run)
     }
 
     pub fn on_done(&mut self, done: Done) {
-        let (lease, job, outcome, builds_on, at) = match done {
-            Done::Outcome { lease, job, outcome, builds_on, at } => (lease, job, outcome, builds_on, at),
+        let (lease, job, outcome, progress, builds_on, at) = match done {
+            Done::Outcome { lease, job, outcome, progress, builds_on, at } => {
+                (lease, job, outcome, progress, builds_on, at)
+            }
             Done::End { lease, maps } => return self.on_end(lease, maps),
         };
         let Some(active) = self.active.get_mut(&lease).filter(|active| active.over_since.is_none()) else {
@@ -145,6 +150,7 @@ impl Books {
         let changed = matches!(&outcome, Outcome::Succeeded(_, effects) if !effects.state.is_empty());
         active.version = if changed { Version(fence) } else { builds_on };
         active.keeps_state &= !matches!(outcome, Outcome::Retry(..) | Outcome::Crashed(_));
+        self.requests.progress.extend(progress.map(|progress| Progressed { lease, job, progress }));
         self.requests.commits.push(Commit { lease, job, delivery, builds_on, outcome });
         self.finished += 1;
         if is_late {
@@ -199,6 +205,12 @@ impl Books {
     /// Does what time alone does: a handler's timeout takes effect here, whatever its worker is doing.
     pub fn on_time(&mut self, now: Timestamp) {
         for (lease, active) in &mut self.active {
+            if active.tells_at().is_some_and(|at| at <= now)
+                && let Some((job, progress)) = active.stop.take_progress()
+            {
+                active.tells_at = now.plus(PROGRESS_EVERY);
+                self.requests.progress.push(Progressed { lease: *lease, job, progress });
+            }
             let due = active.running().filter(|(_, _, deadline)| *deadline <= now);
             let Some((job, delivery, deadline)) = due else { continue };
             if now < deadline.plus(active.reports_within()) {
@@ -222,7 +234,7 @@ impl Books {
                 false => deadline,
             }),
         };
-        self.active.values().filter_map(deadline).min()
+        self.active.values().flat_map(|active| [deadline(active), active.tells_at()]).flatten().min()
     }
 
     /// True when a handler has ignored the end of its run for too long, or all workers are taken that way.
@@ -276,6 +288,11 @@ impl Active {
     /// How long after its deadline its handler may still say how it was stopped.
     fn reports_within(&self) -> Duration {
         self.stop.stops_within().min(REPORTS_WITHIN)
+    }
+
+    /// When it is told how far it is, if it has said anything that counts.
+    fn tells_at(&self) -> Option<Timestamp> {
+        (self.over_since.is_none() && self.stop.has_progress()).then_some(self.tells_at)
     }
 
     /// What a handler that was stopped says of that.

@@ -4,14 +4,17 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Serialize;
+
 use super::run::{RunMaps, RunStop, bytes_of};
 use crate::clock::Timestamp;
 use crate::handler::{HandlerError, HandlerOptions, HandlerSpec, Ordering};
-use crate::job::{Change, Effects, Entries, FollowUp, JobId, Payload, Trace, Version, entry_bytes};
+use crate::job::{Change, Effects, Entries, FollowUp, JobId, Payload, Progress, Trace, Version, entry_bytes};
 use crate::limits::{
     CONTEXT_BYTES, DELAY_MAX, FOLLOW_UP_OVERHEAD_BYTES, FOLLOW_UPS, FOLLOW_UPS_BYTES, MAP_NAME_BYTES,
     effects_bytes,
 };
+use crate::observe::job_event;
 use crate::ports::{LeasedJob, Rules};
 use crate::problem::{Code, JobError};
 
@@ -124,6 +127,8 @@ pub struct JobContext<'a> {
     pub(super) spec: &'a HandlerSpec,
     pub(super) handlers: &'a Handlers,
     pub(super) staging: Staging,
+    /// Who is told how far it is.
+    pub(super) progress: &'a dyn Fn(Progress),
 }
 
 /// What takes effect with success.
@@ -132,6 +137,8 @@ pub(super) struct Staging {
     state: Staged,
     context: Staged,
     follow_ups: Vec<FollowUp>,
+    /// It has said something of how far it is that cannot be told; the log knows.
+    has_no_progress: bool,
 }
 
 impl JobContext<'_> {
@@ -175,6 +182,27 @@ impl JobContext<'_> {
         let ordering_key = spec.options.ordering.key(key, &payload.bytes)?;
         self.staging.follow_ups.push(FollowUp { handler: spec.name.clone(), ordering_key, delay, payload });
         Ok(())
+    }
+
+    /// Says how far the job is, as any JSON of at most 1 KiB: whoever looks at it sees the last of that, some seconds later at most.
+    /// Nothing is built on it, so it never fails: more than the rest is left out, which the log says once a job.
+    pub fn progress(&mut self, value: impl Serialize) {
+        self.progress_json(&serde_json::to_string(&value).unwrap_or_default());
+    }
+
+    pub(super) fn progress_json(&mut self, text: &str) {
+        let Some(progress) = Progress::parse(text) else {
+            if !std::mem::replace(&mut self.staging.has_no_progress, true) {
+                let spec = &self.job.spec;
+                let said =
+                    job_event(log::Level::Warn, "progress.refused", &spec.trace, spec.id, &spec.handler);
+                said.number("bytes", text.len() as u64).emit();
+            }
+            return;
+        };
+        if !self.is_cancelled() {
+            (self.progress)(progress);
+        }
     }
 
     /// When the handler's timeout passes.

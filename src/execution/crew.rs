@@ -28,7 +28,7 @@ use super::run::{Done, Run, RunMaps, RunStop};
 use crate::bell::{Bell, lock};
 use crate::clock::{Clock, Timestamp};
 use crate::handler::HandlerError;
-use crate::job::{JobSpec, Outcome};
+use crate::job::{JobSpec, Outcome, Progress};
 use crate::limits::ERROR_DETAIL_BYTES;
 use crate::ports::{BackendError, Consumer, LeasedJob, Rules};
 use crate::problem::{Code, JobError};
@@ -252,7 +252,9 @@ impl<H: Helm> Crew<H> {
             let ends_run = is_late || matches!(outcome, Outcome::Retry(..) | Outcome::Crashed(_));
             self.deck.count_job(at.since(started));
             started = at;
-            if self.deck.put_done(Done::Outcome { lease, job: id, outcome, builds_on, at }, at) {
+            let progress = stop.take_progress().map(|(_, progress)| progress);
+            let done = Done::Outcome { lease, job: id, outcome, progress, builds_on, at };
+            if self.deck.put_done(done, at) {
                 self.outfit.bell.ring();
             } else if self.deck.must_say(at) {
                 self.say();
@@ -276,7 +278,12 @@ impl<H: Helm> Crew<H> {
         let job = Job(job);
         let deadline = self.now().plus(job.0.spec.timeout);
         let (handlers, staging) = (&self.outfit.handlers, Staging::default());
-        let mut cx = JobContext { job: &job.0, maps, stop, deadline, spec, handlers, staging };
+        let progress: &dyn Fn(Progress) = &|progress| {
+            if stop.set_progress(job.id(), progress) {
+                self.outfit.bell.ring();
+            }
+        };
+        let mut cx = JobContext { job: &job.0, maps, stop, deadline, spec, handlers, staging, progress };
         // What a panicking handler leaves behind is its own: our maps change only in `commit` below.
         RUNNING.set(Some(job.0.spec.clone()));
         let said = catch_unwind(AssertUnwindSafe(|| code.handle(&job, &mut cx)));

@@ -164,13 +164,16 @@ impl Deck {
             state.appoint_mate();
             return Some(run);
         }
-        for _ in 0..state.startable(self.workers) {
-            match state.parked.pop() {
-                Some(thread) => thread.unpark(),
-                // It looks by itself, but not at once.
-                None => state.mate.iter().for_each(Thread::unpark),
-            }
+        let wanted = state.startable(self.workers);
+        let others = state.parked.len().saturating_sub(wanted);
+        let mut woken = state.parked.split_off(others);
+        if woken.len() < wanted {
+            // It looks by itself, but not at once.
+            woken.extend(state.mate.clone());
         }
+        // Not under the lock, which is the first thing that each of them wants.
+        drop(state);
+        woken.iter().rev().for_each(Thread::unpark);
         None
     }
 

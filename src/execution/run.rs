@@ -1,5 +1,5 @@
 //! A run: a lease on its way through a worker; what a worker says of it; and how its end is told to whoever runs it, and
-//! what it has begun to whoever keeps the books.
+//! what it has begun, and how far that is, to whoever keeps the books.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::bell::{Bell, lock};
 use crate::clock::{Timestamp, millis};
-use crate::job::{Entries, JobId, Outcome, Version, entry_bytes};
+use crate::job::{Entries, JobId, Outcome, Progress, Version, entry_bytes};
 use crate::ports::{LeaseId, LeasedJob};
 
 /// See the module.
@@ -51,6 +51,8 @@ pub enum Done {
         lease: LeaseId,
         job: JobId,
         outcome: Outcome,
+        /// What its handler said of it, and nobody has told the books.
+        progress: Option<Progress>,
         /// The state version that the handler saw.
         builds_on: Version,
         /// When it ended: the next job of the run starts then.
@@ -68,6 +70,7 @@ pub struct RunStop {
     started: AtomicU64,
     /// How long its handler may take to stop, in ms.
     stops_within: AtomicU64,
+    has_progress: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -80,6 +83,8 @@ struct State {
     is_last: bool,
     /// Who waits for the end.
     bell: Option<Bell>,
+    /// The last that the handler of this job said of it, unless that was taken.
+    progress: Option<(JobId, Progress)>,
 }
 
 impl RunStop {
@@ -101,6 +106,23 @@ impl RunStop {
     /// How long the handler may take to stop.
     pub fn stops_within(&self) -> Duration {
         Duration::from_millis(self.stops_within.load(Ordering::SeqCst))
+    }
+
+    /// This job is so far. True: what was said before was taken, so that the books should look again.
+    pub fn set_progress(&self, job: JobId, progress: Progress) -> bool {
+        let mut state = lock(&self.state);
+        self.has_progress.store(true, Ordering::SeqCst);
+        state.progress.replace((job, progress)).is_none()
+    }
+
+    pub fn has_progress(&self) -> bool {
+        self.has_progress.load(Ordering::SeqCst)
+    }
+
+    pub fn take_progress(&self) -> Option<(JobId, Progress)> {
+        let mut state = self.has_progress().then(|| lock(&self.state))?;
+        self.has_progress.store(false, Ordering::SeqCst);
+        state.progress.take()
     }
 
     pub fn is_ended(&self) -> bool {

@@ -17,6 +17,7 @@
 //! assert_eq!(tried.state["seen"], [7]);
 //! ```
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -25,7 +26,7 @@ use super::run::{RunMaps, RunStop};
 use crate::clock::Clock;
 use crate::handler::{HandlerError, HandlerOptions, HandlerSpec};
 pub use crate::job::FollowUp;
-use crate::job::{Effects, Entries, JobId, JobSpec, Payload, Trace, Version};
+use crate::job::{Effects, Entries, JobId, JobSpec, Payload, Progress, Trace, Version};
 use crate::ports::{LeasedJob, Rules};
 
 /// A job, and what its handler finds.
@@ -51,6 +52,8 @@ pub struct Tried {
     pub context: BTreeMap<String, Vec<u8>>,
     /// The jobs that it submits; none, unless it succeeded.
     pub follow_ups: Vec<FollowUp>,
+    /// What it said of how far it was, each as JSON; a service passes on at most one a second, the last.
+    pub progress: Vec<String>,
     /// It ended after its time.
     #[doc(hidden)]
     pub is_late: bool,
@@ -151,10 +154,13 @@ impl Trial {
         let mut maps = RunMaps::new(Version(0), self.state);
         let (stop, deadline) = (&self.stop, now.plus(timeout));
         let (handlers, staging) = (&self.others, Staging::default());
+        let said = RefCell::new(Vec::new());
+        let progress: &dyn Fn(Progress) = &|progress| said.borrow_mut().push(progress.as_str().to_owned());
+        let (maps_of, spec) = (&mut maps, &spec);
         let mut cx =
-            JobContext { job: &job.0, maps: &mut maps, stop, deadline, spec: &spec, handlers, staging };
-        let said = handler.handle(&job, &mut cx);
-        let committed = said.and_then(|payload| {
+            JobContext { job: &job.0, maps: maps_of, stop, deadline, spec, handlers, staging, progress };
+        let result = handler.handle(&job, &mut cx);
+        let committed = result.and_then(|payload| {
             let committed = cx.commit(&Rules::default());
             committed.map(|effects| (payload, effects)).map_err(|error| HandlerError::Fail(error.detail))
         });
@@ -168,6 +174,7 @@ impl Trial {
             state: in_order(&maps.state),
             context: in_order(context),
             follow_ups: effects.follow_ups,
+            progress: said.into_inner(),
             is_late: false,
         }
     }
@@ -226,6 +233,21 @@ mod tests {
             assert_eq!(tried.state["n"], b"1");
             assert!(tried.follow_ups.is_empty() && !tried.context.contains_key("seen"));
         }
+    }
+
+    #[test]
+    fn progress_is_json_of_at_most_a_kibibyte_and_what_is_none_is_left_out() {
+        let says = |_: &Job, cx: &mut JobContext| {
+            cx.progress(0.5);
+            cx.progress(serde_json::json!({ "done": 1 }));
+            cx.progress("x".repeat(1_022));
+            cx.progress("x".repeat(1_023));
+            cx.progress(BTreeMap::from([((1, 2), "keys of JSON are texts")]));
+            Ok(Payload::json(*b"1"))
+        };
+        let tried = trial().run(&says);
+        assert_eq!(tried.progress, ["0.5", r#"{"done":1}"#, &format!("\"{}\"", "x".repeat(1_022))]);
+        assert!(trial().cancelled().run(&says).progress.is_empty());
     }
 
     #[test]

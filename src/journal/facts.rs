@@ -66,8 +66,8 @@ impl Standing {
     pub fn record(&self, spec: Arc<JobSpec>) -> JobRecord {
         let Standing { status, deliveries, started_at, finished_at, .. } = *self;
         let (finished, executor, past) = (self.finished.clone(), self.executor.clone(), self.past.clone());
-        let waiting_for = None;
-        JobRecord { spec, status, deliveries, started_at, finished_at, finished, waiting_for, executor, past }
+        let stands = JobRecord { status, deliveries, started_at, finished_at, ..JobRecord::queued(spec) };
+        JobRecord { finished, executor, past, ..stands }
     }
 }
 

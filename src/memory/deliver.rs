@@ -15,7 +15,7 @@ use crate::limits::{
     QUEUED_BYTES, RUN_JOBS,
 };
 use crate::negative_controls::{Control, is_off};
-use crate::ports::{self, Commit, LeaseId, LeasedJob, OfLease, Requests, StateAt, Step};
+use crate::ports::{self, Commit, LeaseId, LeasedJob, OfLease, Progressed, Requests, StateAt, Step};
 use crate::problem::{Cause, Code, JobError};
 
 /// Ready lanes looked at in one search: those before them are left to the executors that know them.
@@ -59,6 +59,13 @@ impl Broker {
     /// See [`ports::Consumer::step`].
     pub fn step(&mut self, id: ConsumerId, requests: Requests, room: usize, now: Timestamp) -> Step {
         let mut step = Step::default();
+        for Progressed { lease, job, progress } in requests.progress {
+            let lease = self.leases.get(&lease.0);
+            let is_leased = lease.is_some_and(|lease| lease.consumer == id && lease.jobs.contains(&job));
+            if let Some(entry) = self.jobs.get_mut(&job).filter(|_| is_leased) {
+                entry.record.progress = Some(progress);
+            }
+        }
         for commit in requests.commits {
             let of_lease = OfLease { lease: commit.lease, job: commit.job };
             if !self.commit(id, commit, now) {

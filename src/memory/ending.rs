@@ -131,7 +131,7 @@ impl Broker {
         const ENTRY_BYTES: usize = 512;
         self.touch(id);
         let Some(entry) = self.jobs.get_mut(&id) else { return };
-        let bytes = ENTRY_BYTES + entry.result_bytes() + entry.payload_bytes();
+        let bytes = ENTRY_BYTES + entry.result_bytes() + entry.payload_bytes() + entry.progress_bytes();
         let class = match (entry.record.status, entry.awaited) {
             (_, is_line) if self.rules.keeps_lines() => {
                 [Class::Succeeded, Class::Failed][usize::from(is_line)]

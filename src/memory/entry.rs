@@ -124,6 +124,10 @@ impl Entry {
         })
     }
 
+    pub(super) fn progress_bytes(&self) -> usize {
+        self.record.progress.as_ref().map_or(0, |progress| progress.as_str().len())
+    }
+
     /// Takes the job to its next status, and counts it there. `None`: the event changes nothing.
     pub(super) fn on<'a>(
         &mut self,
@@ -148,6 +152,7 @@ impl Entry {
         }
         match after {
             S::Queued => {
+                self.record.progress = None;
                 queue.figures.queued += 1;
                 queue.waiting.insert(waiting);
             }

@@ -182,7 +182,7 @@ impl Worker {
         }
         requests.releases.iter().for_each(|lease| drop(self.maps.remove(&lease.0)));
         let room = if failure.is_some() { 0 } else { room };
-        let mut step = self.inner.step(Requests { commits, releases: requests.releases }, room)?;
+        let mut step = self.inner.step(Requests { commits, ..requests }, room)?;
         let gone = step.fenced.iter().chain(&step.revoked).map(|of| of.lease);
         gone.for_each(|lease| drop(self.maps.remove(&lease.0)));
         let mut unread: Vec<LeaseId> = Vec::new();
@@ -195,7 +195,7 @@ impl Worker {
             }
         });
         if !unread.is_empty() {
-            let back = self.inner.step(Requests { commits: Vec::new(), releases: unread }, 0)?;
+            let back = self.inner.step(Requests { releases: unread, ..Requests::default() }, 0)?;
             step.fenced.extend(back.fenced);
             step.revoked.extend(back.revoked);
         }

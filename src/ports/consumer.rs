@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::error::Reached;
 use super::rules::Rules;
-use crate::job::{Entries, FollowUp, JobId, JobSpec, Outcome, Payload, Version};
+use crate::job::{Entries, FollowUp, JobId, JobSpec, Outcome, Payload, Progress, Version};
 use crate::limits::{DELAY_MAX, FOLLOW_UPS, ORDERING_KEY_BYTES};
 use crate::problem::{Code, JobError};
 
@@ -71,6 +71,8 @@ pub struct LeasedJob {
 /// What an executor says in one step.
 #[derive(Debug, Default)]
 pub struct Requests {
+    /// Told before the commits: the last of a job's may come with its outcome.
+    pub progress: Vec<Progressed>,
     pub commits: Vec<Commit>,
     /// Leases that are given back: their jobs are queued again in their order, uncounted. Told after the commits, since
     /// a run's last outcome still holds under its lease. One that is over is ignored.
@@ -79,8 +81,17 @@ pub struct Requests {
 
 impl Requests {
     pub fn is_empty(&self) -> bool {
-        self.commits.is_empty() && self.releases.is_empty()
+        self.progress.is_empty() && self.commits.is_empty() && self.releases.is_empty()
     }
+}
+
+/// How far a job of a lease is. It is for people who look on: it may be lost, and of several the last counts. One of a lease
+/// that is over is ignored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Progressed {
+    pub lease: LeaseId,
+    pub job: JobId,
+    pub progress: Progress,
 }
 
 /// What came of the run's next uncommitted job.

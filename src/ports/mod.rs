@@ -15,7 +15,9 @@ mod replies;
 mod rules;
 mod seat;
 
-pub use consumer::{Commit, Consumer, Lease, LeaseId, LeasedJob, OfLease, Requests, StateAt, Step};
+pub use consumer::{
+    Commit, Consumer, Lease, LeaseId, LeasedJob, OfLease, Progressed, Requests, StateAt, Step,
+};
 pub use error::{BackendError, Reached};
 pub use fitness::Fitness;
 pub use forged::Forged;

@@ -16,7 +16,7 @@ use crate::clock::micros;
 use crate::codec::hex;
 use crate::entropy::Entropy;
 use crate::job::{
-    Effects, Entries, Finished, InstanceId, JobId, JobSpec, JobStatus, Outcome, Payload, Version,
+    Effects, Entries, Finished, InstanceId, JobId, JobSpec, JobStatus, Outcome, Payload, Progress, Version,
     context_map, state_map,
 };
 use crate::limits::DELAY_MAX;
@@ -60,6 +60,8 @@ impl Call {
         let (arguments, outcomes) = Default::default();
         let mut sealing = Sealing { server, entropy, sums, arguments, outcomes };
         let commits: Vec<Json> = draft.commits.iter().map(|told| sealing.commit(told)).collect();
+        let progress: Vec<Json> =
+            draft.progress.iter().map(|(job, said)| sealing.progress(*job, said)).collect();
         let forged = draft.forged.iter().map(|(named, job, handler)| sealing.forged(named, *job, handler));
         let forged: Vec<Json> = forged.collect();
         let bury: Vec<Json> = draft.bury.iter().map(|job| sealing.buried(*job)).collect();
@@ -69,7 +71,7 @@ impl Call {
         let Sealing { mut arguments, outcomes, .. } = sealing;
         arguments.what = json!({
             "node": server.node, "call": call, "here": draft.here, "closed": draft.closed, "left": draft.left,
-            "commits": commits, "releases": all(&draft.releases, named), "gone": draft.gone,
+            "progress": progress, "commits": commits, "releases": all(&draft.releases, named), "gone": draft.gone,
             "forged": forged, "bury": bury,
             "renew": all(&draft.renewals, named), "jobs": jobs, "idle": draft.idle,
             "execs": all(&draft.execs, exec), "look": draft.looks, "sweep": draft.sweeps,
@@ -242,6 +244,13 @@ impl Sealing<'_> {
         if let Outcome::Retry(_, Some(after)) = commit.outcome {
             out["after"] = micros(after.min(DELAY_MAX)).into();
         }
+        out
+    }
+
+    fn progress(&mut self, job: JobId, (named, progress): &(Named, Progress)) -> Json {
+        let mut out = self::named(named);
+        out["id"] = job.to_string().into();
+        out["pg"] = self.arguments.add(self.server.signer.seal_progress(job, progress)).into();
         out
     }
 

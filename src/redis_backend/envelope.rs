@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use super::sum::{Sum, Tag};
 use crate::codec::{Cursor, Malformed, hex, put_bytes, put_length, put_text};
 use crate::config::secret::Secret;
-use crate::job::{Entries, Finished, JobId, JobSpec, JobStatus, MediaType, Payload};
+use crate::job::{Entries, Finished, JobId, JobSpec, JobStatus, MediaType, Payload, Progress};
 use crate::job_codec::{self, put_result, put_spec};
 use crate::mac::{MAC_BYTES, MacKey, hkdf_expand};
 use crate::negative_controls::{Control, is_off};
@@ -32,8 +32,11 @@ impl From<Malformed> for Forged {
 pub struct Signer {
     prefix: String,
     /// A key of each kind a secret, at least one secret: the first signs, all of them verify.
-    keys: Vec<[MacKey; 6]>,
+    keys: Vec<Keys>,
 }
+
+/// One of each [`Kind`].
+type Keys = [MacKey; 7];
 
 /// What a key is for.
 #[derive(Clone, Copy)]
@@ -44,6 +47,7 @@ enum Kind {
     Check,
     Tag,
     State,
+    Progress,
 }
 
 /// A job whose signature held.
@@ -73,14 +77,14 @@ impl Signer {
     pub fn new(envelopes: &[&Secret], prefix: &str) -> Signer {
         let keys = envelopes.iter().map(|envelope| {
             let key = |kind: &[u8]| MacKey::new(&*hkdf_expand::<32>(envelope.expose(), &[kind]));
-            [key(b"job"), key(b"outcome"), key(b"entry"), key(b"check"), key(b"tag"), key(b"state")]
+            [b"job", &b"outcome"[..], b"entry", b"check", b"tag", b"state", b"progress"].map(key)
         });
         Signer { prefix: prefix.to_owned(), keys: keys.collect() }
     }
 
     /// What processes that have one of these secrets know each other by; the first's stands in Redis.
     pub fn checks(&self) -> Vec<String> {
-        let check = |keys: &[MacKey; 6]| hex(&keys[Kind::Check as usize].sign(&[self.prefix.as_bytes()]));
+        let check = |keys: &Keys| hex(&keys[Kind::Check as usize].sign(&[self.prefix.as_bytes()]));
         self.keys.iter().map(check).collect()
     }
 
@@ -149,6 +153,19 @@ impl Signer {
         Ok(finished)
     }
 
+    /// How far a job is.
+    #[must_use]
+    pub fn seal_progress(&self, id: JobId, progress: &Progress) -> Vec<u8> {
+        self.seal(Kind::Progress, &[&id.0], progress.as_str().into())
+    }
+
+    /// The same, if it was signed for this job: in one of its lives.
+    #[must_use]
+    pub fn open_progress(&self, id: JobId, sealed: &[u8]) -> Option<Progress> {
+        let body = self.open(Kind::Progress, &[&id.0], sealed).ok()?;
+        Progress::parse(std::str::from_utf8(body).ok()?)
+    }
+
     /// A value of a map.
     pub fn seal_entry(&self, map: &str, key: &str, value: &[u8]) -> Vec<u8> {
         self.seal(Kind::Entry, &[map.as_bytes(), key.as_bytes()], value.to_vec())
@@ -159,7 +176,7 @@ impl Signer {
         self.tag_by(&self.keys[0], map, key, value)
     }
 
-    fn tag_by(&self, keys: &[MacKey; 6], map: &str, key: &str, value: &[u8]) -> Tag {
+    fn tag_by(&self, keys: &Keys, map: &str, key: &str, value: &[u8]) -> Tag {
         keys[Kind::Tag as usize].sign(&[&self.before(&[map.as_bytes(), key.as_bytes()], value), value])
     }
 
@@ -177,11 +194,11 @@ impl Signer {
         entries: &Entries,
         signature: &[u8],
     ) -> Option<HashMap<Arc<str>, Tag>> {
-        let tags_by = |keys: &[MacKey; 6]| -> HashMap<Arc<str>, Tag> {
+        let tags_by = |keys: &Keys| -> HashMap<Arc<str>, Tag> {
             let tags = entries.iter().map(|(key, value)| (key.clone(), self.tag_by(keys, map, key, value)));
             tags.collect()
         };
-        let is_signed_by = |keys: &&[MacKey; 6]| {
+        let is_signed_by = |keys: &&Keys| {
             let sum = Sum::of(tags_by(keys).values()).to_bytes();
             let parts: [&[u8]; 2] = [&self.before(&[map.as_bytes()], &sum), &sum];
             keys[Kind::State as usize].verify(&parts, signature)

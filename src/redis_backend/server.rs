@@ -114,8 +114,19 @@ pub fn or_false<T: Into<Json>>(value: Option<T>) -> Json {
 pub type Sealed = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// A finished record, or one under way, as the functions give it.
-pub type Row =
-    (String, Vec<u8>, String, u64, Option<u64>, Option<u64>, Vec<u8>, (String, String), Vec<u8>, Vec<u8>);
+pub type Row = (
+    String,
+    Vec<u8>,
+    String,
+    u64,
+    Option<u64>,
+    Option<u64>,
+    Vec<u8>,
+    (String, String),
+    Vec<u8>,
+    Vec<u8>,
+    Vec<u8>,
+);
 
 impl Server {
     pub fn new(settings: Settings, envelopes: &[&Secret]) -> Result<Server, String> {
@@ -263,7 +274,19 @@ impl Server {
     /// `None` where there is no such job. What is not signed is as good as not there, and so is what the viewer may not see:
     /// whose a job is stands in its envelope.
     pub fn record(&self, viewer: &Viewer, row: Option<Row>) -> Option<JobRecord> {
-        let (id, envelope, status, deliveries, started, finished, result, (why, what), executor, past) = row?;
+        let (
+            id,
+            envelope,
+            status,
+            deliveries,
+            started,
+            finished,
+            result,
+            (why, what),
+            executor,
+            past,
+            progress,
+        ) = row?;
         let (id, status) = (JobId::parse(&id)?, JobStatus::parse(&status)?);
         let sealed =
             self.signer.open_job(id, &envelope).ok().filter(|sealed| viewer.sees(&sealed.spec.owner))?;
@@ -291,6 +314,7 @@ impl Server {
             finished_at: finished.map(Timestamp),
             finished: ended,
             waiting_for,
+            progress: self.signer.open_progress(id, &progress),
             executor: (1..=CONSUMER_BYTES).contains(&executor.len()).then(|| executor.into()),
             past: past.lines().take(PAST_ATTEMPTS).filter_map(attempt).collect(),
         })

@@ -11,12 +11,12 @@ use super::connection::PAUSES;
 use super::listener::Heard;
 use crate::bell::Bell;
 use crate::clock::{Timestamp, millis};
-use crate::job::{IdMap, InstanceId, JobId, JobStatus};
+use crate::job::{IdMap, InstanceId, JobId, JobStatus, Progress};
 use crate::limits::INBOX_ENDS;
 use crate::observe::event;
 use crate::ports::{
-    BackendError, Ends, JobEnded, Lease, LeaseId, NewJob, OfLease, Reached, RecentEnds, Requests, Step, Then,
-    Traced,
+    BackendError, Ends, JobEnded, Lease, LeaseId, NewJob, OfLease, Progressed, Reached, RecentEnds, Requests,
+    Step, Then, Traced,
 };
 
 /// A process says of itself this often that it lives, and looks at what time alone does.
@@ -63,6 +63,8 @@ pub struct State {
 /// What is said in one call, before it is signed.
 #[derive(Default)]
 pub struct Draft {
+    /// The last that was said of each job. It makes no call: it goes with the next one, which is a second away at most.
+    pub progress: BTreeMap<JobId, (Named, Progress)>,
     pub commits: Vec<Told>,
     pub releases: Vec<Named>,
     /// Executors that are lost.
@@ -163,6 +165,12 @@ impl State {
     pub fn step(&mut self, consumer: u64, requests: Requests, room: usize) -> Reached<Step> {
         let lost = || BackendError("redis: it was away until every lease had ended".into());
         let books = self.consumers.get_mut(&consumer).filter(|books| !books.is_lost).ok_or_else(lost)?;
+        for Progressed { lease, job, progress } in requests.progress {
+            let held = books.held.get(&lease).filter(|held| held.jobs.iter().any(|spec| spec.id == job));
+            if let Some(held) = held {
+                self.next.progress.insert(job, (held.named(consumer, lease, None), progress));
+            }
+        }
         for commit in requests.commits {
             self.next.commits.push(books.told(consumer, commit));
         }

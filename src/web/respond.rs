@@ -232,6 +232,8 @@ fn json_of(record: &JobRecord, result: Option<Option<Box<RawValue>>>) -> String 
     let spec = &record.spec;
     let error = record.finished.as_ref().and_then(|finished| finished.result.as_ref().err());
     let error = error.map(|error| document(error, Some(&spec.trace.id_text())));
+    let progress = record.progress.as_ref().and_then(|progress| serde_json::from_str(progress.as_str()).ok());
+    let progress = result.is_some().then_some(progress);
     let time = |time: Option<Timestamp>| time.map(|time| time.to_string());
     let shown = Shown {
         id: spec.id.to_string(),
@@ -245,6 +247,7 @@ fn json_of(record: &JobRecord, result: Option<Option<Box<RawValue>>>) -> String 
         result,
         error: error.and_then(|text| RawValue::from_string(text).ok()),
         waiting_for: record.waiting_for.as_ref().map(waiting),
+        progress,
         trace_id: spec.trace.id_text(),
         attempts: attempts(record),
     };
@@ -266,6 +269,8 @@ struct Shown<'a> {
     result: Option<Option<Box<RawValue>>>,
     error: Option<Box<RawValue>>,
     waiting_for: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    progress: Option<Option<&'a RawValue>>,
     trace_id: String,
     attempts: Vec<Value>,
 }

@@ -342,10 +342,11 @@ class Connection:
             "stale": lambda: ping(at=-stale),
             "early": lambda: ping(at=AHEAD_MS + 60_000),
             "trailing": lambda: ping(b"\0"),
-            "kind": lambda: ping(number=0x15),
+            "kind": lambda: ping(number=0x16),
             "direction": lambda: ping(number=0x81),
             "report": lambda: ping(number=0x13),
             "part_release": lambda: part(1) + frame("release", 1),
+            "part_progress": lambda: part(1) + frame("progress", 1, job="11" * 16, progress="1"),
             "part_of_another": lambda: part(1) + part(2),
             "outcome_of_another": lambda: part(1) + outcome(2),
             "parts_beyond": lambda: b"".join(part(1, full) for _ in range(too_many)),
@@ -424,6 +425,8 @@ class Executor:
                 connection.answer(command)
             case "settle":
                 connection.settle()
+            case "progress":
+                connection.send("progress", command["lease"], job=command["job"], progress=command["progress"])
             case "release":
                 connection.release(command["lease"])
             case "room":

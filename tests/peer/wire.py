@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import json
 import re
 import struct
 
@@ -271,7 +272,7 @@ class Choice:
 
 
 U8, U16, U32, U64, FLAG = Uint(1), Uint(2), Uint(4), Uint(8), Uint(1, most=1)
-ID, NAME, DETAIL = Fixed(16), Text(most=1_024), Text(most=4_096)
+ID, NAME, DETAIL = Fixed(16), Text(most=1_024), Text(most=6_144)
 PAYLOAD = Record({"media": Media(), "data": Bytes()})
 KEY = Record({"keyed": FLAG, "key": Text()}, lambda key: key["keyed"] or not key["key"])
 ENTRY = Record({"name": NAME, "value": Bytes()})
@@ -299,12 +300,23 @@ LEASE = Record({"handler": Text(), "state": Uint(1, most=2), "version": U64, "jo
 NOTHING = Record({})
 STATELESS, KNOWN, WHOLE = 0, 1, 2
 
+
+def is_a_line_of_json(text):
+    """True for JSON in one line, with no blank around it."""
+    try:
+        json.loads(text, parse_constant=int)
+    except ValueError:
+        return False
+    return text.strip() == text and not {"\n", "\r"} & set(text)
+
+
 E_TO_B = {
     0x01: ("ping", NOTHING),
     0x10: ("room", Record({"level": U32})),
     0x11: ("outcome", Record({"job": ID, "delivery": U32, "builds_on": U64, "outcome": RESULT})),
     0x12: ("release", NOTHING),
     0x14: ("part", EFFECTS),
+    0x15: ("progress", Record({"job": ID, "progress": Text(most=1_024)}, lambda it: is_a_line_of_json(it["progress"]))),
 }
 OUTCOME = E_TO_B[0x11][1]
 B_TO_E = {

@@ -16,11 +16,12 @@ use cofferdam::clock::Timestamp;
 use cofferdam::config::Retain;
 use cofferdam::handler::HandlerSpec;
 use cofferdam::job::{
-    Change, Effects, Entries, FollowUp, JobId, JobRecord, JobStatus, Outcome, Payload, Trace, Version,
+    Change, Effects, Entries, FollowUp, JobId, JobRecord, JobStatus, Outcome, Payload, Progress, Trace,
+    Version,
 };
 use cofferdam::ports::{
-    Commit, Consumer, KeyValue, Lease, LeaseId, NewJob, OfLease, Producer, Replies, Requests, Retried, Rules,
-    StateAt, Submitted, Viewer,
+    Commit, Consumer, KeyValue, Lease, LeaseId, NewJob, OfLease, Producer, Progressed, Replies, Requests,
+    Retried, Rules, StateAt, Submitted, Viewer,
 };
 use cofferdam::problem::{Code, JobError};
 use cofferdam::{HandlerOptions, OnDead};
@@ -410,7 +411,7 @@ impl Executor<'_> {
             let goes_on = matches!(commit.outcome, Outcome::Succeeded(..) | Outcome::Failed(_));
             self.is_over(commit.lease, if goes_on { 1 } else { usize::MAX });
         }
-        self.step(Requests { commits, releases: Vec::new() }, 0);
+        self.step(Requests { commits, ..Requests::default() }, 0);
         self.busy();
         assert!(self.consumer().is_settled(), "what was not fenced is in the books");
         let result = |of| match self.fenced.iter().position(|fenced| *fenced == of) {
@@ -465,9 +466,18 @@ impl Executor<'_> {
         }
     }
 
+    /// Says how far the lease's job of this index is; a broker takes that within a second.
+    pub fn progress(&mut self, lease: &Lease, index: usize, text: &str) {
+        let progress = Progress::parse(text).expect("it is JSON");
+        let said = Progressed { lease: lease.id, job: lease.jobs[index].spec.id, progress };
+        self.step(Requests { progress: vec![said], ..Requests::default() }, 0);
+        self.busy();
+        self.bench.pass(Duration::from_secs(1));
+    }
+
     pub fn release(&mut self, lease: &Lease) {
         self.is_over(lease.id, usize::MAX);
-        self.step(Requests { commits: Vec::new(), releases: vec![lease.id] }, 0);
+        self.step(Requests { releases: vec![lease.id], ..Requests::default() }, 0);
         self.busy();
     }
 
@@ -637,6 +647,7 @@ macro_rules! conformance {
             a_pause_of_an_unknown_handler_is_refused
             a_retry_is_a_new_life_at_the_lanes_tail
             a_record_tells_of_its_last_deliveries
+            a_record_tells_how_far_its_last_delivery_is_or_was
             only_ended_jobs_without_a_result_are_retried
             a_late_commit_of_an_earlier_life_is_fenced
             each_life_has_one_end_and_one_doorbell

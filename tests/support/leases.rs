@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use cofferdam::clock::Timestamp;
 use cofferdam::job::{Change, Effects, Entries, JobId, JobSpec, Outcome, Payload, Trace, Version};
-use cofferdam::ports::{Commit, Lease, LeaseId, LeasedJob, Requests, Rules, StateAt};
+use cofferdam::ports::{Commit, Lease, LeaseId, LeasedJob, Progressed, Requests, Rules, StateAt};
 use cofferdam::problem::{Code, JobError};
 
 pub const START: Timestamp = Timestamp(1_000_000_000);
@@ -104,7 +104,10 @@ pub fn crashed() -> Outcome {
 /// `commit LEASE JOB OUTCOME on VERSION` for each commit, then `release LEASE` for each lease given back.
 pub fn told(requests: &Requests) -> Vec<String> {
     let released = requests.releases.iter().map(|LeaseId(lease)| format!("release {lease}"));
-    requests.commits.iter().map(told_commit).chain(released).collect()
+    let progress = requests.progress.iter().map(|Progressed { lease, job, progress }| {
+        format!("progress {} {} {}", lease.0, number(*job), progress.as_str())
+    });
+    progress.chain(requests.commits.iter().map(told_commit)).chain(released).collect()
 }
 
 fn told_commit(commit: &Commit) -> String {

@@ -153,7 +153,7 @@ fn execute(broker: &RedisBroker, stop: &AtomicBool) -> Result<(), String> {
     let mut commits = Vec::new();
     while !stop.load(Ordering::SeqCst) {
         bell.answer();
-        let said = Requests { commits: std::mem::take(&mut commits), releases: Vec::new() };
+        let said = Requests { commits: std::mem::take(&mut commits), ..Requests::default() };
         let step = consumer.step(said, ROOM).map_err(failed)?;
         for lease in step.leases {
             let job = &lease.jobs[0];

@@ -4,11 +4,12 @@ use std::ffi::OsString;
 use std::io::{ErrorKind, Read, Result, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::ioctl_fionbio;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, kill_process_group, pidfd_open};
 
 use super::orphans::{self, MARK, Mark};
@@ -54,31 +55,34 @@ pub(super) enum Seen {
 
 /// See the module. [`Running::end`] ends it.
 pub(super) struct Running {
+    /// With our ends of its pipes, unless they are closed.
     child: Child,
     pid: Pid,
     pidfd: OwnedFd,
-    stdin: Option<ChildStdin>,
-    stdout: Option<ChildStdout>,
-    stderr: Option<ChildStderr>,
     /// What it has written to standard output, and nobody has taken.
     pub(super) output: Vec<u8>,
     words: Words,
-    /// How much it has written to standard output of this job, and the most of that, and of its words.
-    said: usize,
+    /// The most of that, and of its words.
     most: usize,
     wake: Arc<OwnedFd>,
     pub(super) bell: Bell,
-    /// Something is to be read there, as far as is known.
+    seen: Known,
+    since: Instant,
+    limits: String,
+    /// It counts as running while this is there.
+    mark: Mark,
+}
+
+/// What is known of it.
+#[derive(Default)]
+struct Known {
+    /// Something is to be read there.
     has_said: bool,
     has_words: bool,
     is_deaf: bool,
     was_asked: bool,
     has_exited: bool,
-    since: Instant,
     peak_kib: Option<u64>,
-    limits: String,
-    /// It counts as running while this is there.
-    mark: Mark,
 }
 
 impl Running {
@@ -102,44 +106,25 @@ impl Running {
         }
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let mut child = command.spawn()?;
-        let number = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-        let pid = number.ok_or_else(|| std::io::Error::from(ErrorKind::InvalidData))?;
+        let pid = Pid::from_child(&child);
         mark.leads(pid);
-        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let made = pidfd_open(pid, PidfdFlags::empty()).map_err(Into::into).and_then(|pidfd| {
-            stdin.as_ref().map_or(Ok(()), never_blocks)?;
-            stdout.as_ref().map_or(Ok(()), never_blocks)?;
-            stderr.as_ref().map_or(Ok(()), never_blocks)?;
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).and_then(|pidfd| {
+            pipes(&child).into_iter().flatten().try_for_each(|pipe| ioctl_fionbio(pipe, true))?;
             Ok(pidfd)
         });
-        let pidfd = made.inspect_err(|_: &std::io::Error| {
-            let _ = child.kill().and_then(|()| child.wait());
-        })?;
+        let pidfd = pidfd.inspect_err(|_| _ = child.kill().and_then(|()| child.wait()))?;
         let rung = wake.clone();
-        let bell = Bell::new(move || _ = rustix::io::write(&rung, &1_u64.to_ne_bytes()));
-        let (output, words, said, most) = (Vec::new(), Words::default(), 0, program.max_output_bytes);
-        let (has_said, has_words, is_deaf, was_asked, has_exited, peak_kib) = Default::default();
-        let since = Instant::now();
         Ok(Running {
             child,
             pid,
             pidfd,
-            stdin,
-            stdout,
-            stderr,
-            output,
-            words,
-            said,
-            most,
+            output: Vec::new(),
+            words: Words::default(),
+            most: program.max_output_bytes,
             wake,
-            bell,
-            has_said,
-            has_words,
-            is_deaf,
-            was_asked,
-            has_exited,
-            since,
-            peak_kib,
+            bell: Bell::new(move || _ = rustix::io::write(&rung, &1_u64.to_ne_bytes())),
+            seen: Known::default(),
+            since: Instant::now(),
             limits,
             mark,
         })
@@ -147,7 +132,6 @@ impl Running {
 
     /// What it writes from now on is of this job.
     pub(super) fn begin(&mut self, job: &Arc<JobSpec>) {
-        self.said = 0;
         self.words.begin(job);
     }
 
@@ -159,15 +143,15 @@ impl Running {
             let before = self.output.len();
             self.write(input, closes);
             self.read();
-            if self.said > self.most || self.words.bytes > self.most {
+            if self.has_flooded(closes) {
                 return Seen::Flooded;
             } else if stop.is_ended() {
                 return Seen::Told;
             } else if self.output.len() > before {
                 return Seen::Said;
-            } else if self.has_exited {
+            } else if self.seen.has_exited {
                 return Seen::Exited;
-            } else if !closes && (self.is_deaf || self.stdout.is_none()) {
+            } else if !closes && (self.seen.is_deaf || self.child.stdout.is_none()) {
                 return Seen::Deaf;
             }
             if self.bell.asleep() && !self.wait(!input.is_empty(), look) {
@@ -178,17 +162,23 @@ impl Running {
         }
     }
 
+    /// It has written more than it may; of what it answers each line is bounded by itself.
+    fn has_flooded(&self, closes: bool) -> bool {
+        let (output, most) = (&self.output, self.most);
+        self.words.bytes > most || output.len() > most && (closes || !output[..most].contains(&b'\n'))
+    }
+
     /// Takes what it has written, as much as it may and a byte.
     fn read(&mut self) {
         let mut buffer = [0; BUFFER_BYTES];
         let (output, words) = (&mut self.output, &mut self.words);
-        if std::mem::take(&mut self.has_said) {
-            let room = (self.most + 1).saturating_sub(self.said);
-            self.said += take(&mut self.stdout, &mut buffer, room, |bytes| output.extend_from_slice(bytes));
+        if std::mem::take(&mut self.seen.has_said) {
+            let room = (self.most + 1).saturating_sub(output.len());
+            take(&mut self.child.stdout, &mut buffer, room, |bytes| output.extend_from_slice(bytes));
         }
-        if std::mem::take(&mut self.has_words) {
+        if std::mem::take(&mut self.seen.has_words) {
             let room = (self.most + 1).saturating_sub(words.bytes);
-            take(&mut self.stderr, &mut buffer, room, |bytes| words.take(bytes));
+            take(&mut self.child.stderr, &mut buffer, room, |bytes| words.take(bytes));
         }
     }
 
@@ -196,28 +186,29 @@ impl Running {
     pub(super) fn is_sound(&mut self) -> bool {
         self.wait(false, Duration::ZERO);
         self.read();
-        self.output.is_empty() && !self.has_exited && !self.is_deaf && self.stdout.is_some()
+        self.output.is_empty() && !self.seen.has_exited && !self.seen.is_deaf && self.child.stdout.is_some()
     }
 
     /// What it does not take waits. That it takes no more is seen; a program that runs for one job need not read it.
     fn write(&mut self, input: &mut &[u8], closes: bool) {
-        while let Some(stdin) = self.stdin.as_mut().filter(|_| !input.is_empty() && !self.is_deaf) {
+        while let Some(stdin) = self.child.stdin.as_mut().filter(|_| !input.is_empty() && !self.seen.is_deaf)
+        {
             match stdin.write(input) {
                 Ok(written) => *input = &input[written..],
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                Err(_) => self.is_deaf = true,
+                Err(_) => self.seen.is_deaf = true,
             }
         }
         if closes {
-            self.stdin = None;
+            self.child.stdin = None;
             *input = &[];
         }
     }
 
     /// False if none of so many bytes that it was asked with was read: they stand in its pipe.
     pub(super) fn has_read(&self, asked: usize) -> bool {
-        let waiting = self.stdin.as_ref().and_then(|stdin| rustix::io::ioctl_fionread(stdin).ok());
+        let waiting = self.child.stdin.as_ref().and_then(|stdin| rustix::io::ioctl_fionread(stdin).ok());
         waiting.is_none_or(|waiting| waiting < asked as u64)
     }
 
@@ -226,29 +217,27 @@ impl Running {
         let most = Timespec::try_from(most).ok();
         // Of a pipe that nobody can read any more an error is said in any case.
         let writes = if writes { PollFlags::OUT } else { PollFlags::empty() };
-        let stdin = self.stdin.as_ref().map(|pipe| (pipe.as_fd(), writes));
-        let [stdout, stderr] = [self.stdout.as_ref().map(AsFd::as_fd), self.stderr.as_ref().map(AsFd::as_fd)];
-        let pipes = [
-            stdin,
-            stdout.map(|pipe| (pipe, PollFlags::IN)),
-            stderr.map(|pipe| (pipe, PollFlags::IN)),
-            Some((self.wake.as_fd(), PollFlags::IN)),
-            Some((self.pidfd.as_fd(), PollFlags::IN)),
-        ];
-        let is_there = pipes.map(|pipe| pipe.is_some());
-        let watched = pipes.into_iter().flatten();
-        let mut watched: Vec<PollFd<'_>> =
-            watched.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)).collect();
-        let ready = poll(&mut watched, most.as_ref()).unwrap_or(0);
-        let mut seen = watched.iter().map(PollFd::revents);
-        let of = |is_there: bool| {
-            if is_there { seen.next().unwrap_or(PollFlags::empty()) } else { PollFlags::empty() }
+        let (wake, own) = (self.wake.as_fd(), self.pidfd.as_fd());
+        let [stdin, stdout, stderr] = pipes(&self.child);
+        // Of one that is closed nothing is to be seen, nor of what stands in its place.
+        let watch = |pipe: Option<_>, flags| match pipe {
+            Some(pipe) => PollFd::from_borrowed_fd(pipe, flags),
+            None => PollFd::from_borrowed_fd(wake, PollFlags::empty()),
         };
-        let [stdin, stdout, stderr, wake, pidfd] = is_there.map(of);
-        self.is_deaf |= stdin.contains(PollFlags::ERR);
-        (self.has_said, self.has_words) =
-            (self.has_said || !stdout.is_empty(), self.has_words || !stderr.is_empty());
-        self.has_exited |= !pidfd.is_empty();
+        let mut watched = [
+            watch(stdin, writes),
+            watch(stdout, PollFlags::IN),
+            watch(stderr, PollFlags::IN),
+            watch(Some(wake), PollFlags::IN),
+            watch(Some(own), PollFlags::IN),
+        ];
+        let ready = poll(&mut watched, most.as_ref()).unwrap_or(0);
+        let [stdin, stdout, stderr, wake, own] = watched.map(|seen| seen.revents());
+        let seen = &mut self.seen;
+        seen.is_deaf |= stdin.contains(PollFlags::ERR);
+        seen.has_said |= !stdout.is_empty();
+        seen.has_words |= !stderr.is_empty();
+        seen.has_exited |= !own.is_empty();
         if !wake.is_empty() {
             let _ = rustix::io::read(&self.wake, &mut [0; 8]);
         }
@@ -257,21 +246,21 @@ impl Running {
 
     /// How much memory it has held, as far as that was seen.
     fn weigh(&mut self) {
-        self.peak_kib = self.peak_kib.max(peak_kib(self.pid.as_raw_nonzero().get()));
+        self.seen.peak_kib = self.seen.peak_kib.max(peak_kib(self.pid.as_raw_nonzero().get()));
     }
 
     /// True if it has ended by itself, within so long.
     pub(super) fn is_gone(&mut self, most: Duration) -> bool {
         let mut pidfd = [PollFd::new(&self.pidfd, PollFlags::IN)];
         let ready = poll(&mut pidfd, Timespec::try_from(most).ok().as_ref()).unwrap_or(0);
-        self.has_exited |= ready > 0;
-        self.has_exited
+        self.seen.has_exited |= ready > 0;
+        self.seen.has_exited
     }
 
     /// Asks it to end, once: its input ends, and it gets SIGTERM.
     pub(super) fn ask(&mut self) {
-        self.stdin = None;
-        if !std::mem::replace(&mut self.was_asked, true) {
+        self.child.stdin = None;
+        if !std::mem::replace(&mut self.seen.was_asked, true) {
             self.signal(Signal::TERM);
         }
     }
@@ -284,15 +273,15 @@ impl Running {
         if was_there && !grace.is_zero() {
             self.weigh();
             self.ask();
-            while !self.has_exited && Instant::now() < until {
+            while !self.seen.has_exited && Instant::now() < until {
                 self.wait(false, until.saturating_duration_since(Instant::now()));
                 // What nobody wants any more is taken, so that a program that writes can end.
-                (self.said, self.words.bytes) = (0, 0);
-                self.read();
                 self.output.clear();
+                self.words.bytes = 0;
+                self.read();
             }
         }
-        let how = match (was_there, self.has_exited, grace.is_zero()) {
+        let how = match (was_there, self.seen.has_exited, grace.is_zero()) {
             (false, ..) => "",
             (true, true, _) => ", SIGTERM",
             (true, false, false) => ", SIGKILL after stop_grace_ms",
@@ -301,7 +290,7 @@ impl Running {
         self.signal(Signal::KILL);
         while !self.is_gone(LOOK_MOST) {}
         let processor = stat(self.pid.as_raw_nonzero().get()).map(|stat| stat.processor).unwrap_or_default();
-        (self.has_said, self.has_words) = (true, true);
+        (self.seen.has_said, self.seen.has_words) = (true, true);
         self.read();
         let status = self.child.wait().ok();
         self.words.end();
@@ -311,7 +300,7 @@ impl Running {
             code: status.and_then(|status| status.code()),
             signal: status.and_then(|status| status.signal()),
             ran: self.since.elapsed(),
-            peak_kib: self.peak_kib,
+            peak_kib: self.seen.peak_kib,
             processor,
             limits: self.limits,
             words: self.words.tail(),
@@ -327,21 +316,22 @@ impl Running {
     }
 }
 
+/// Standard input, output and error.
+fn pipes(child: &Child) -> [Option<BorrowedFd<'_>>; 3] {
+    let Child { stdin, stdout, stderr, .. } = child;
+    [stdin.as_ref().map(AsFd::as_fd), stdout.as_ref().map(AsFd::as_fd), stderr.as_ref().map(AsFd::as_fd)]
+}
+
 /// Where a program is looked for.
 pub fn path(program: &Program) -> OsString {
     let own = || std::env::var_os("PATH").filter(|path| !path.is_empty()).unwrap_or_else(|| PATH.into());
     program.env.get("PATH").map_or_else(own, OsString::from)
 }
 
-fn never_blocks(pipe: &impl AsFd) -> Result<()> {
-    Ok(rustix::io::ioctl_fionbio(pipe.as_fd() as BorrowedFd<'_>, true)?)
-}
-
-/// Reads what is there, up to so many bytes; how many it was.
-fn take<R: Read>(pipe: &mut Option<R>, buffer: &mut [u8], most: usize, mut sink: impl FnMut(&[u8])) -> usize {
+/// Reads what is there, up to so many bytes.
+fn take<R: Read>(pipe: &mut Option<R>, buffer: &mut [u8], most: usize, mut sink: impl FnMut(&[u8])) {
     let mut taken = 0;
-    while taken < most {
-        let Some(open) = pipe else { break };
+    while let Some(open) = pipe.as_mut().filter(|_| taken < most) {
         let room = buffer.len().min(most - taken);
         match open.read(&mut buffer[..room]) {
             Ok(0) => *pipe = None,
@@ -358,5 +348,4 @@ fn take<R: Read>(pipe: &mut Option<R>, buffer: &mut [u8], most: usize, mut sink:
             Err(_) => *pipe = None,
         }
     }
-    taken
 }

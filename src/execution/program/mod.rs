@@ -71,11 +71,8 @@ impl ProgramHandler {
 
     /// Ends workers that had no job for a while.
     fn look(&self) {
-        let mut idle = lock(&self.idle);
-        idle.ask(Duration::from_millis(self.program.idle_ms), self.grace());
-        let over = idle.take_over();
-        drop(idle);
-        over.into_iter().for_each(|running| drop(running.end(Why::Spare, Duration::ZERO)));
+        lock(&self.idle).ask(Duration::from_millis(self.program.idle_ms), self.grace());
+        self.end_spare();
     }
 
     /// Ends all that have no job: all at once are asked, and have one grace together.

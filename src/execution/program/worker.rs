@@ -68,61 +68,46 @@ impl Idle {
     }
 }
 
-/// What came of asking a worker.
-enum Asked {
-    End(Result<Payload, HandlerError>),
-    /// It was asked, and had read nothing of it when it ended or broke the protocol: another one may be asked.
-    Unread,
-}
-
 impl ProgramHandler {
     pub(super) fn work(&self, job: &Job, cx: &mut JobContext) -> Result<Payload, HandlerError> {
         let begun = Instant::now();
         let question = line::question(job, cx);
         loop {
-            let worker = self.worker()?;
-            match self.ask_worker(worker, question.as_bytes(), begun, job, cx) {
-                Asked::End(end) => return end,
-                Asked::Unread => {}
+            if let Some(end) = self.ask(self.worker()?, question.as_bytes(), begun, job, cx) {
+                return end;
             }
         }
     }
 
-    fn ask_worker(
+    /// What it answers. `None`: it had read nothing of the question when it ended or broke the protocol, so another one may be
+    /// asked.
+    fn ask(
         &self,
         mut worker: Worker,
         question: &[u8],
         begun: Instant,
         job: &Job,
         cx: &mut JobContext,
-    ) -> Asked {
+    ) -> Option<Result<Payload, HandlerError>> {
         let running = &mut worker.running;
         running.begin(&job.0.spec);
         cx.stop.tell(running.bell.clone(), self.grace() + ENDS_WITHIN);
         let mut input = question;
-        let failed = |worker: Worker, asked: usize, crash: &str| {
+        let crashed = |worker: Worker, unwritten: usize, why: &str| {
             // One that has just been started would do the same again.
-            let is_unread = worker.jobs > 0 && !worker.running.has_read(asked);
+            let is_unread = worker.jobs > 0 && !worker.running.has_read(question.len() - unwritten);
             let (report, _) = worker.running.end(Why::Protocol, Duration::ZERO);
-            if is_unread {
-                Asked::Unread
-            } else {
-                Asked::End(Err(HandlerError::Crash(format!("{crash}: {report}"))))
-            }
+            (!is_unread).then(|| Err(HandlerError::Crash(format!("{why}: {report}"))))
         };
         loop {
             match running.watch(&mut input, false, cx.stop) {
                 Seen::Said => {}
                 Seen::Exited | Seen::Deaf => {
                     running.is_gone(ENDING);
-                    return failed(
-                        worker,
-                        question.len() - input.len(),
-                        "the worker ended before it answered",
-                    );
+                    return crashed(worker, input.len(), "the worker ended before it answered");
                 }
                 seen @ (Seen::Told | Seen::Flooded) => {
-                    return Asked::End(Err(self.stopped(worker.running, seen, begun, job)));
+                    return Some(Err(self.stopped(worker.running, seen, begun, job)));
                 }
             }
             let output = std::mem::take(&mut running.output);
@@ -132,22 +117,22 @@ impl ProgramHandler {
                 let (line, after) = rest.split_at(end + 1);
                 rest = after;
                 match line::read(line, job.id()) {
-                    Ok(Said { progress: Some(_), .. }) => {}
+                    Ok(Said { progress: Some(progress), .. }) => cx.progress_json(progress.get()),
                     Ok(said) => {
                         let is_done = input.is_empty() && rest.is_empty() && !worker.repeats_itself;
                         worker.last = Some(job.id());
                         self.put_back(worker, is_done);
-                        return Asked::End(said.end(cx));
+                        return Some(said.end(cx));
                     }
                     Err(Bad::Line(why)) => {
                         let (report, _) = worker.running.end(Why::Protocol, Duration::ZERO);
-                        return Asked::End(Err(HandlerError::Fail(format!("{why}; {report}"))));
+                        return Some(Err(HandlerError::Fail(format!("{why}; {report}"))));
                     }
                     Err(Bad::Id(id)) if worker.last.is_some_and(|last| last.to_string() == id) => {
                         worker.repeats_itself = true;
                     }
                     Err(Bad::Id(_)) => {
-                        return failed(worker, question.len() - input.len(), "its line answers another job");
+                        return crashed(worker, input.len(), "its line answers another job");
                     }
                 }
             }
@@ -180,8 +165,13 @@ impl ProgramHandler {
         } else {
             idle.workers.push(worker)
         }
-        let over = idle.take_over();
         drop(idle);
+        self.end_spare();
+    }
+
+    /// Ends those that were asked to and have had their time. Nobody waits for the others meanwhile.
+    pub(super) fn end_spare(&self) {
+        let over = lock(&self.idle).take_over();
         over.into_iter().for_each(|running| drop(running.end(Why::Spare, Duration::ZERO)));
     }
 }

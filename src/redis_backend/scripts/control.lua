@@ -14,7 +14,7 @@
 -- "delete"  {map}; ttl in us or absent
 -- "ow"      sees this owner's jobs only; absent: all
 --
--- A record is {id, env, s, d, st or nil, fi or nil, r, {why it waits, for what}, ex, at}; nil where there is none.
+-- A record is {id, env, s, d, st or nil, fi or nil, r, {why it waits, for what}, ex, at, pg}; nil where there is none.
 
 local function sees(id)
   if not is_sound(id) then return false end
@@ -39,11 +39,11 @@ local function short(text, most) return text and #text <= most and text or '' en
 
 local function record(id)
   if not sees(id) or call('HSTRLEN', job_key(id), 'r') > R.envelope then return false end
-  local env, s, d, st, fi, r, h, l, nb, dl, ex, at =
-    unpack(call('HMGET', job_key(id), 'env', 's', 'd', 'st', 'fi', 'r', 'h', 'l', 'nb', 'dl', 'ex', 'at'))
+  local env, s, d, st, fi, r, h, l, nb, dl, ex, at, pg =
+    unpack(call('HMGET', job_key(id), 'env', 's', 'd', 'st', 'fi', 'r', 'h', 'l', 'nb', 'dl', 'ex', 'at', 'pg'))
   local why = s == 'queued' and waiting(id, h, l, num(nb), num(dl)) or {'', ''}
-  -- Nobody has signed these: what is too long for what they are is nothing.
-  return {id, env, s or '', int(num(d)), st and int(num(st)), fi and int(num(fi)), r or '', why, short(ex, 64), short(at, 1024)}
+  -- Nobody has signed the first two: what is too long for what they are is nothing.
+  return {id, env, s or '', int(num(d)), st and int(num(st)), fi and int(num(fi)), r or '', why, short(ex, 64), short(at, 1024), short(pg, 2048)}
 end
 
 local function unpark(id, h, lane)
@@ -86,7 +86,7 @@ local function retry(id)
   forget(id)
   end_attempt(id, s, num(ended))
   call('HSET', job_key(id), 's', 'queued', 'd', '0', 'nb', now_text, 'ws', now_text, 'aw', '0', 'ls', '', 'rm', '', 'rc', A.call)
-  call('HDEL', job_key(id), 'dl', 'st', 'fi', 'r', 'ct', 'cd')
+  call('HDEL', job_key(id), 'dl', 'st', 'fi', 'r', 'ct', 'cd', 'pg')
   if l ~= '' and unpark(id, h, l) then
     zadd(of(h).waits, now_text, id)
     count('queued', 1)

@@ -16,7 +16,7 @@
 --                      st(arted), fi(nished), r(esult), ls (its lease or ''),
 --                      ct + cd (last commit's lease and delivery), pb (payload bytes), fu (1: another job submitted it), ow(ner), in(stances: 16 characters each,
 --                      a space between), aw(aited),
---                      ex (who had its last delivery), at (those before, a line each: started, ended, executor, what came of it),
+--                      pg (how far its last delivery was), ex (who had that), at (those before, a line each: started, ended, executor, what came of it),
 --                      tr(ace), kc + km (class and member as a kept record), rc (the call that retried it);
 --                      of an unordered job also rs + rm as of a lane, and of its lease lc, lx, ly (consumer, end, deadline)
 --   q:LANE      list   an ordered lane's jobs in submission order
@@ -442,7 +442,7 @@ local function requeue(id, job, not_before, outcome)
   local names = of(job.h)
   if outcome then end_attempt(id, outcome, now) end
   zadd(names.waits, digits(job.ws), id)
-  call('HSET', job_key(id), 's', 'queued', 'nb', digits(not_before), 'ls', '', 'ex', '', 'd', int(job.d), 'dl', int(job.dl))
+  call('HSET', job_key(id), 's', 'queued', 'nb', digits(not_before), 'ls', '', 'pg', '', 'ex', '', 'd', int(job.d), 'dl', int(job.dl))
   count(names.running, -1)
   count(names.queued, 1)
   count('queued', 1)

@@ -9,6 +9,7 @@
 --            st, cx: changes {index of key, index of value or 0}, lane state and context, sg: index of the signature of the
 --            whole state after them, or absent if that could not be made, ctx: the context's map,
 --            fu: follow-ups as "accept" takes jobs, no: indices of the signed failures, see "refused"}
+-- "progress" list of {i, n, o, id, pg: index of what is signed of how far that job of the lease is}
 -- "releases" list of {i, n, o: the job of an unordered lease or "", how: absent if its jobs have not begun, "cut" if they may have,
 --            else as "lose_lease" takes it}
 -- "forged"   list of {i, n, o, id, env, r}: a job of this lease that nobody of the deployment signed, and its record; or
@@ -464,6 +465,12 @@ local function turn()
   local results, submitted, leases, over, revoked, news = {}, {}, {}, {}, {}, {}
   for _, instance in ipairs(A.closed) do call('DEL', P .. 'inbox:' .. instance) end
   for _, dead in ipairs(A.bury) do bury(dead.id, dead.r) end
+  for _, said in ipairs(A.progress) do
+    local lease = own(said)
+    if lease and lease.ends > now and string.find(lease.run, said.id, 1, true) then
+      call('HSET', job_key(said.id), 'pg', ARGV[said.pg])
+    end
+  end
   for i, c in ipairs(A.commits) do results[i] = commit(c) end
   for _, named in ipairs(A.releases) do
     local lease = own(named)

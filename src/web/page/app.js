@@ -794,6 +794,7 @@ function jobFacts(job) {
     ["accepted", exact(job.submitted_at)], ["started", exact(job.started_at)], ["ended", exact(job.finished_at)],
     ["waited", between(job.submitted_at, job.started_at || end)], ["ran", between(job.started_at, end)],
     ["deliveries", count(job.deliveries)],
+    job.progress != null && ["progress", JSON.stringify(job.progress)],
     ["trace", h("a.id", { href: toJobs({ trace }) }, trace)]);
 }
 

@@ -192,6 +192,42 @@ pub fn a_retry_is_a_new_life_at_the_lanes_tail(make: Make) {
     assert_eq!(bench.status(job), JobStatus::Succeeded);
 }
 
+pub fn a_record_tells_how_far_its_last_delivery_is_or_was(make: Make) {
+    let bench = Bench::new(make);
+    let jobs = bench.submit_many("serial", 3);
+    let shown = |job: usize| bench.record(jobs[job]).progress.map(|progress| progress.as_str().to_owned());
+    let (mut a, mut b) = (bench.executor(), bench.executor());
+    let lease = a.lease();
+    assert_eq!(shown(0), None);
+    a.progress(&lease, 0, r#"{"done":1}"#);
+    a.progress(&lease, 0, "2");
+    assert_eq!(shown(0).as_deref(), Some("2"), "the last one");
+    b.progress(&lease, 0, "3");
+    assert_eq!(shown(0).as_deref(), Some("2"), "only who holds the lease says it");
+    assert_eq!(a.say(&lease, 0, succeeded()), COMMITTED);
+    a.progress(&lease, 0, "4");
+    assert_eq!(
+        shown(0).as_deref(),
+        Some("2"),
+        "nothing is said of a job that has ended, and it stays as it was"
+    );
+    a.progress(&lease, 1, "5");
+    assert_eq!((shown(1).as_deref(), shown(2)), (Some("5"), None));
+    assert_eq!(a.say(&lease, 1, retry()), COMMITTED);
+    a.progress(&lease, 1, "6");
+    assert_eq!(shown(1), None, "it begins anew");
+    bench.pass(Duration::from_secs(60));
+    let lease = b.lease();
+    a.progress(&lease, 0, "7");
+    assert_eq!((ids(&lease)[0], shown(1)), (jobs[1], None));
+    b.progress(&lease, 0, "8");
+    bench.cancel(jobs[1]);
+    b.progress(&lease, 0, "9");
+    assert_eq!(shown(1).as_deref(), Some("8"));
+    bench.retry(jobs[1]).expect("it was cancelled");
+    assert_eq!(shown(1), None, "a new life");
+}
+
 pub fn a_record_tells_of_its_last_deliveries(make: Make) {
     use AttemptOutcome::{Dead, ExecutorLost, HandlerCrashed, HandlerRetry};
     let bench = Bench::with(make, |settings| settings.max_deliveries = 4);

@@ -13,7 +13,9 @@ use cofferdam::channel::keys::{GroupSecret, MAC_BYTES, MacKey};
 use cofferdam::channel::messages::{ToBroker, ToExecutor, to_broker, to_executor};
 use cofferdam::clock::Timestamp;
 use cofferdam::entropy::Entropy;
-use cofferdam::job::{Change, Effects, Entries, FollowUp, JobId, JobSpec, Outcome, Payload, Trace, Version};
+use cofferdam::job::{
+    Change, Effects, Entries, FollowUp, JobId, JobSpec, Outcome, Payload, Progress, Trace, Version,
+};
 use cofferdam::limits::FOLLOW_UPS;
 use cofferdam::ports::{Lease, LeaseId, LeasedJob, StateAt};
 use cofferdam::problem::{Code, JobError};
@@ -368,6 +370,8 @@ pub(super) fn all_to_broker() -> Vec<ToBroker> {
         |outcome| ToBroker::Outcome { job: JobId([1; 16]), delivery: 2, builds_on: Version(3), outcome };
     let mut messages: Vec<ToBroker> = outcomes.into_iter().map(outcome).collect();
     messages.extend([ToBroker::Ping, ToBroker::Room(8), ToBroker::Release, ToBroker::Part(effects)]);
+    let progress = Progress::parse(r#"{"done":1}"#).expect("JSON");
+    messages.push(ToBroker::Progress(JobId([1; 16]), progress));
     messages
 }
 

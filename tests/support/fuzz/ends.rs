@@ -11,7 +11,9 @@ use cofferdam::channel::messages::{ToBroker, ToExecutor, to_broker, to_executor}
 use cofferdam::channel::{Admission, BrokerEnd, ExecutorEnd, Reject};
 use cofferdam::entropy::Entropy;
 use cofferdam::job::{Change, Effects, Entries, JobId, Outcome, Version};
-use cofferdam::ports::{BackendError, Commit, Consumer, Lease, LeaseId, OfLease, Requests, StateAt, Step};
+use cofferdam::ports::{
+    BackendError, Commit, Consumer, Lease, LeaseId, OfLease, Progressed, Requests, StateAt, Step,
+};
 
 use super::channel::{
     KNOWN, Known, MAX_LEASES, NARROW, NARROWEST, NONCE_E, NOW_MS, TERMS, TTL_MS, all_to_broker,
@@ -331,7 +333,7 @@ impl ExpectedAtBroker {
     }
 
     fn frame(&mut self, kind: u8, lease: u64, body: &[u8]) -> Result<(), Reject> {
-        if !matches!(kind, 0x01 | 0x10 | 0x11 | 0x12 | 0x14) {
+        if !matches!(kind, 0x01 | 0x10..=0x12 | 0x14..=0x15) {
             return Err(Reject::UnknownKind);
         }
         match ToBroker::decode(kind, body)? {
@@ -352,7 +354,12 @@ impl ExpectedAtBroker {
                 }
                 self.parts = Some((of, all, bytes));
             }
-            ToBroker::Release if self.parts.is_some() => return Err(Reject::Malformed),
+            ToBroker::Release | ToBroker::Progress(..) if self.parts.is_some() => {
+                return Err(Reject::Malformed);
+            }
+            ToBroker::Progress(job, progress) => {
+                self.requests.progress.push(Progressed { lease: LeaseId(lease), job, progress });
+            }
             ToBroker::Release => self.requests.releases.push(LeaseId(lease)),
             ToBroker::Outcome { job, delivery, builds_on, mut outcome } => {
                 if let Some((of, mut all, _)) = self.parts.take() {
@@ -582,7 +589,11 @@ fn put_together(frames: &[Spoken]) -> Vec<String> {
                     *effects = all;
                 }
             }
-            ToBroker::Outcome { .. } | ToBroker::Ping | ToBroker::Room(_) | ToBroker::Release => {}
+            ToBroker::Outcome { .. }
+            | ToBroker::Ping
+            | ToBroker::Room(_)
+            | ToBroker::Release
+            | ToBroker::Progress(..) => {}
         }
         assert!(parts.is_none(), "parts stand directly before their outcome");
         lines.push(said_line(*lease, &message));
