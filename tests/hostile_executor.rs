@@ -302,7 +302,8 @@ fn a_group_takes_its_own_places_alone(known: &Known) {
     let begun = Stopwatch::start();
     assert_eq!(known.service.post("/v1/jobs/echo", "2").text(), "2");
     println!("another group's executor is back after {:?}", begun.elapsed());
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    // Of a full backlog the kernel drops a connection, and tries again after a second.
+    assert!(begun.elapsed() < Duration::from_millis(2_500), "{:?}", begun.elapsed());
     let sent = peer.expect("sent");
     println!("{sent} first messages");
     assert!(sent["count"].as_u64().is_some_and(|count| count > 4_096), "{sent}: too few to fill the table");
