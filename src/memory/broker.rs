@@ -68,7 +68,7 @@ pub struct Broker {
     pub(super) entropy: Entropy,
     pub(super) handlers: Vec<HandlerQueue>,
     pub(super) handler_index: IdMap<Arc<str>, usize>,
-    pub(super) jobs: IdMap<JobId, Entry>,
+    pub(super) jobs: IdMap<JobId, Box<Entry>>,
     /// Every job, in the order of submission.
     pub(super) submissions: BTreeSet<(Timestamp, JobId)>,
     pub(super) lanes: IdMap<u64, Lane>,
@@ -324,10 +324,10 @@ impl Broker {
         if let Some(Idempotency { key, fingerprint }) = new.idempotency {
             let JobSpec { owner, handler, .. } = &*entry.record.spec;
             let scope = (owner.clone(), handler.clone(), key);
-            let has_ended = |id| self.jobs.get(&id).is_none_or(Entry::has_ended);
+            let has_ended = |id| self.jobs.get(&id).is_none_or(|entry| entry.has_ended());
             evicts = self.idempotency.bind(scope, new.id, fingerprint, now, has_ended);
         }
-        self.jobs.insert(new.id, entry);
+        self.jobs.insert(new.id, Box::new(entry));
         if evicts {
             self.note(Level::Warn, "idempotency.evicted", new.id, "more than reply.idempotency_keys");
         }

@@ -93,7 +93,7 @@ impl Broker {
     #[must_use]
     pub fn bytes_of(&self, thing: &Thing) -> usize {
         match thing {
-            Thing::Job(id) => self.jobs.get(id).map_or(0, Entry::base_bytes),
+            Thing::Job(id) => self.jobs.get(id).map_or(0, |entry| entry.base_bytes()),
             Thing::Map(name) => self.maps.bytes_of(name),
             Thing::Key(scope) => self.idempotency.get(scope).map_or(0, |_| KEY_BYTES),
             Thing::Paused(handler) => KEY_BYTES * usize::from(self.paused(handler).is_some()),
@@ -328,7 +328,7 @@ impl Broker {
         };
         let written = Written { has_base: true, is_outdated: false, bytes: entry.base_bytes() };
         self.job_bytes += written.bytes;
-        self.jobs.insert(id, Entry { written, ..entry });
+        self.jobs.insert(id, Box::new(Entry { written, ..entry }));
         stands.parks
     }
 

@@ -62,7 +62,7 @@ impl Broker {
     }
 
     pub(super) fn expire_keys(&mut self, now: Timestamp) {
-        self.idempotency.expire(now, |id| self.jobs.get(&id).is_none_or(Entry::has_ended));
+        self.idempotency.expire(now, |id| self.jobs.get(&id).is_none_or(|entry| entry.has_ended()));
     }
 
     /// Nothing of the lease counts any more: its executor is told.
