@@ -127,9 +127,13 @@ pub(crate) fn parse_hex<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
 /// The same, written.
 pub(crate) fn write_hex(f: &mut impl fmt::Write, bytes: &[u8]) -> fmt::Result {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    for byte in bytes {
-        f.write_char(char::from(DIGITS[usize::from(byte >> 4)]))?;
-        f.write_char(char::from(DIGITS[usize::from(byte & 15)]))?;
+    for part in bytes.chunks(16) {
+        // As one text: a formatter judges each piece that it is given.
+        let mut text = [0; 32];
+        for (pair, byte) in text.as_chunks_mut().0.iter_mut().zip(part) {
+            *pair = [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
+        }
+        f.write_str(std::str::from_utf8(&text[..2 * part.len()]).unwrap_or_default())?;
     }
     Ok(())
 }
