@@ -68,10 +68,6 @@ impl std::hash::Hasher for IdHasher {
         self.write_u64(number as u64);
     }
 
-    fn write_u8(&mut self, byte: u8) {
-        self.write_u64(byte.into());
-    }
-
     fn write_u128(&mut self, id: u128) {
         // A job's id: both halves count, since one of them may be the same in all ids of a batch.
         self.write_u64((id >> 64) as u64);
