@@ -70,6 +70,60 @@ fn zombies(pid: u32) -> usize {
     all_children(pid).iter().filter(|child| is_zombie(child)).count()
 }
 
+/// A worker that answers `1`, but for a payload of 0, with which it does this.
+fn worker_that(name: &str, does: &str, more: Value) -> String {
+    let answer = r#"id=${line#*\"id\":\"}; echo "{\"id\":\"${id%%\"*}\",\"ok\":1}""#;
+    let script =
+        format!("while read -r line; do case $line in *'\"payload\":0'*) {does};; esac; {answer}; done");
+    let mut options = more;
+    options["mode"] = "worker".into();
+    sh(name, &script, options)
+}
+
+#[test]
+fn h1_a_crash_is_one_of_its_delivery_and_the_next_job_is_right() {
+    let twice = json!({"max_deliveries": 2, "retry": {"base_ms": 1, "max_ms": 1}});
+    let service = start(&[
+        sh("once", "read n; test $n = 0 && kill -ABRT $$; echo 1", twice.clone()),
+        worker_that("worker", "kill -SEGV $$", twice),
+    ]);
+    let executor = service.child("executor");
+    for name in ["once", "worker"] {
+        for _ in 0..3 {
+            let answer = post(&service, name, "0\n");
+            assert_eq!(answer.code(), "dead_lettered", "{answer:?}");
+            assert_eq!(answer.json()["cause"], "handler_crashed", "{answer:?}");
+            let id = answer.header("cofferdam-job-id").expect("there is a job");
+            assert_eq!(service.record(id)["deliveries"], 2, "{name}");
+            assert_eq!(post(&service, name, "7\n").text().trim(), "1", "{name}");
+        }
+    }
+    assert_eq!(service.child("executor"), executor, "no program takes its executor along");
+}
+
+#[test]
+fn h2_an_endless_loop_ends_at_its_deadline_and_gives_its_worker_back() {
+    let short = json!({"timeout_ms": 300, "stop_grace_ms": 100});
+    let service = start(&[
+        r#"runtime.platform.process_groups=[{"name":"one","workers":1}]"#.into(),
+        sh("once", "read n; while test $n = 0; do :; done; echo 1", short.clone()),
+        worker_that("worker", "while :; do :; done", short),
+    ]);
+    let executor = service.child("executor");
+    for name in ["once", "worker"] {
+        for _ in 0..3 {
+            let begun = Stopwatch::start();
+            let answer = post(&service, name, "0\n");
+            assert_eq!(answer.code(), "handler_timed_out", "{answer:?}");
+            // Timeout, grace and half a second, and as much again for a busy machine.
+            assert!(begun.elapsed() < Duration::from_millis(1_400), "{name}: {:?}", begun.elapsed());
+            // The only worker is free for the next one.
+            assert_eq!(post(&service, name, "7\n").text().trim(), "1", "{name}");
+        }
+    }
+    assert_eq!(service.child("executor"), executor, "nothing was stuck");
+}
+
 #[test]
 fn h3_each_end_of_a_program_has_its_meaning() {
     let once = json!({"max_deliveries": 1});
