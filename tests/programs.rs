@@ -846,8 +846,10 @@ fn h9_progress_is_seen_while_its_job_runs_and_a_flood_of_it_costs_no_job_anythin
     assert!(frames() - before < 40.0, "{} frames", frames() - before);
     let (answer, ended) = ask("work", "large progress");
     assert_eq!((answer.status, &ended["progress"]), (200, &Value::Null), "{answer:?}");
-    let refused = service.stderr().lines().filter(|line| line.contains("progress.refused")).count();
-    assert_eq!(refused, 1, "{}", service.stderr());
+    // A child's line comes through its supervisor.
+    let refused = || service.stderr().lines().filter(|line| line.contains("progress.refused")).count();
+    until("the log says so", PATIENCE, || (refused() > 0).then_some(()));
+    assert_eq!(refused(), 1, "{}", service.stderr());
     let (answer, ended) = ask("brief", "endless progress");
     assert_eq!(
         (answer.code().as_str(), &ended["progress"]),
