@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
 use crate::clock::Timestamp;
-use crate::codec::{parse_hex, write_hex};
+use crate::codec::{hex, parse_hex, write_hex};
 use crate::limits::{
     CHANGE_BYTES, FOLLOW_UP_OVERHEAD_BYTES, MEDIA_TYPE_BYTES, PAST_ATTEMPTS, PROGRESS_BYTES,
 };
@@ -153,9 +153,7 @@ pub type Entries = HashMap<Arc<str>, Arc<[u8]>>;
 
 /// The map of a lane's state: `state:{handler}:{SHA-256 of the ordering key}`; a serial handler's key is empty.
 pub fn state_map(handler: &str, key: Option<&str>) -> String {
-    let mut name = format!("state:{handler}:");
-    let _ = write_hex(&mut name, &Sha256::digest(key.unwrap_or_default().as_bytes()));
-    name
+    format!("state:{handler}:{}", hex(&Sha256::digest(key.unwrap_or_default().as_bytes())))
 }
 
 /// The map of a trace's context, of one owner: `ctx:{trace}`, and with authentication the owner's name.

@@ -82,13 +82,7 @@ pub fn hkdf_expand<const N: usize>(prk: &[u8; 32], info: &[&[u8]]) -> Zeroizing<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::{parse_hex, write_hex};
-
-    fn hex(bytes: &[u8]) -> String {
-        let mut out = String::new();
-        write_hex(&mut out, bytes).unwrap();
-        out
-    }
+    use crate::codec::{hex, parse_hex};
 
     #[test]
     fn hkdf_gives_the_vectors_of_rfc_5869() {

@@ -8,7 +8,6 @@
 //! Two lines may have one name: the new token and the old one while it is replaced. Jobs belong to the name.
 
 use std::collections::HashSet;
-use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,7 +16,7 @@ use zeroize::Zeroizing;
 
 use super::secret::read_private;
 use crate::codec::base64;
-use crate::codec::{parse_hex, write_hex};
+use crate::codec::{hex, parse_hex};
 use crate::limits::TOKEN_FILE_BYTES;
 use crate::named::named;
 
@@ -147,9 +146,8 @@ pub fn make(name: &str, scopes: &str, handlers: &str) -> Result<(Zeroizing<Strin
         '/' => '_',
         char => char,
     }));
-    let mut line = format!("{name} ");
-    write_hex(&mut line, &hash(token.as_bytes())).map_err(|error| error.to_string())?;
-    let _ = write!(line, " {} {}", scopes.join(","), handlers.map_or("*".into(), |names| names.join(",")));
+    let handlers = handlers.map_or("*".into(), |names| names.join(","));
+    let line = format!("{name} {} {} {handlers}", hex(&hash(token.as_bytes())), scopes.join(","));
     Ok((token, line))
 }
 

@@ -147,12 +147,12 @@ impl Handover {
         Ok(door)
     }
 
-    /// Somebody has come, or the successor has said something. True: it serves.
+    /// Somebody has come, or the successor has said something. True, once: it serves.
     pub fn hear(&mut self) -> bool {
         if let Some(successor) = &mut self.successor {
             let mut word = [0];
             match successor.read(&mut word) {
-                Ok(1) if word == [TAKEN] => return true,
+                Ok(1) if word == [TAKEN] => return !std::mem::replace(&mut self.is_over, true),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 // It has ended, or makes no sense.
                 Ok(_) | Err(_) => self.successor = None,
@@ -169,9 +169,9 @@ impl Handover {
     }
 
     /// Nobody can come any more. A successor that serves is told that the name is free.
-    pub fn close(&mut self, is_over: bool) {
-        (self.door, self.is_over) = (None, is_over);
-        self.successor.take_if(|successor| !is_over || successor.write_all(&[GIVEN]).is_err());
+    pub fn close(&mut self) {
+        self.door = None;
+        self.successor.take_if(|successor| !self.is_over || successor.write_all(&[GIVEN]).is_err());
     }
 
     /// True once a successor serves in place of this process.

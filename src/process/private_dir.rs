@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, access};
 
-use crate::codec::write_hex;
+use crate::codec::hex;
 use crate::entropy::Entropy;
 
 /// What its name begins with.
@@ -50,9 +50,8 @@ impl PrivateDir {
 
     fn make_in(place: &Path) -> std::io::Result<PrivateDir> {
         loop {
-            let mut name = format!("{PREFIX}{}-", std::process::id());
-            let _ = write_hex(&mut name, &Entropy::system().bytes::<8>());
-            let path = place.join(name);
+            let random = hex(&Entropy::system().bytes::<8>());
+            let path = place.join(format!("{PREFIX}{}-{random}", std::process::id()));
             std::fs::DirBuilder::new().mode(0o700).create(&path)?;
             // Another service that starts now may take it for a leftover until it is locked; then there is another name.
             if let Some(lock) = lock(&path) {

@@ -13,7 +13,7 @@ use crate::bell::lock;
 use crate::codec::hex;
 use crate::entropy::Entropy;
 use crate::handler::Ordering;
-use crate::job::{Finished, InstanceId, JobId, JobRecord, JobStatus, Payload, Trace, state_map};
+use crate::job::{Finished, InstanceId, JobId, JobRecord, JobStatus, Payload, state_map};
 use crate::ports::{
     BackendError, Filter, Forged, HandlerStats, Histogram, JobEnded, LaneStats, Listed, Looked, NewJob,
     NotRetried, Place, ProcessStats, Producer, Reached, Retried, Stats, Submitted, Then, Viewer,
@@ -210,7 +210,7 @@ impl Producer for RedisBroker {
         let mut what = json!({
             "h": or_false(filter.handler.as_deref()), "ow": owner(viewer), "k": or_false(key),
             "s": or_false(Some(statuses).filter(|_| !filter.statuses.is_empty())),
-            "tr": or_false(filter.trace.map(|id| Trace { id, span: [0; 8], ..Trace::default() }.id_text())),
+            "tr": or_false(filter.trace.map(|id| hex(&id))),
             "before": or_false(filter.before.map(|at| at.0 + BEFORE_SLACK_US)),
         });
         let (mut ids, mut last): (Vec<JobId>, Option<u64>) = (Vec::new(), None);

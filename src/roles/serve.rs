@@ -160,7 +160,6 @@ impl Supervisor<'_> {
                     HANGUP => {}
                     HANDOVER => {
                         if self.handover.as_mut().is_some_and(Handover::hear) {
-                            self.handover.iter_mut().for_each(|handover| handover.close(true));
                             self.on(Event::Signal, now_ms);
                         }
                     }
@@ -262,7 +261,7 @@ impl Supervisor<'_> {
             }
             Action::Drain(patience_ms) => {
                 event(log::Level::Info, "lifecycle.draining").number("deadline_ms", patience_ms).emit();
-                self.handover.iter_mut().for_each(|handover| handover.close(handover.is_over()));
+                self.handover.iter_mut().for_each(Handover::close);
                 self.notifier.stopping(patience_ms);
                 self.drain_web(patience_ms);
             }

@@ -16,7 +16,7 @@ use super::orphans::{self, MARK, Mark};
 use super::report::{Report, Why};
 use super::words::Words;
 use crate::bell::Bell;
-use crate::codec::write_hex;
+use crate::codec::hex;
 use crate::config::Program;
 use crate::entropy::Entropy;
 use crate::execution::run::RunStop;
@@ -89,10 +89,8 @@ impl Running {
     /// Starts it.
     pub(super) fn start(program: &Program, user: User, variables: &[(&str, String)]) -> Result<Running> {
         let limits = serde_json::to_string(&program.limits)?;
-        let mut text = String::new();
-        let _ = write_hex(&mut text, &Entropy::system().bytes::<16>());
         // Before it is there: nobody takes it for an orphan.
-        let mark = Mark::new(text);
+        let mark = Mark::new(hex(&Entropy::system().bytes::<16>()));
         let mut command = Command::new("/proc/self/exe");
         command.args([EXEC, &std::process::id().to_string(), &limits, "--"]).args(&program.command);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
