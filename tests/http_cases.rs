@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use cases::{Case, Class, GROUPS, Slack, Step, Talk, judge, parse};
 use cofferdam::config::tokens;
 use program::{Folder, cofferdam, command, run};
-use service::{PATIENCE, Service, holdings, until};
+use service::{PATIENCE, Service, Stopwatch, holdings, until};
 
 /// Names a server that is not ours: `HOST:PORT`.
 const AT: &str = "HTTP_CASES_AT";
@@ -248,8 +248,25 @@ fn say_all<'a>(
     outcomes.into_inner().expect("no thread panics")
 }
 
-/// Says one, with as many clients as it wants.
+/// Says one; again if it is not met and the machine stood still meanwhile, so that no pause was as long as it says.
 fn say(case: &Case, is_ours: bool, server: SocketAddr) -> Result<(), String> {
+    const TRIES: usize = 5;
+    const STALLED: Duration = Duration::from_millis(50);
+    let mut result = Ok(());
+    for _ in 0..TRIES {
+        let (begun, watch) = (Instant::now(), Stopwatch::start());
+        result = say_once(case, is_ours, server);
+        // The watch is read first: the time between the two is no stall.
+        let running = watch.elapsed();
+        if result.is_ok() || begun.elapsed() < running + STALLED {
+            break;
+        }
+    }
+    result
+}
+
+/// With as many clients as it wants.
+fn say_once(case: &Case, is_ours: bool, server: SocketAddr) -> Result<(), String> {
     std::thread::scope(|scope| {
         let one = || judge(case, &case_sockets::converse(case, server, is_ours)?, is_ours, SOCKETS);
         let clients: Vec<_> = (0..case.clients).map(|_| scope.spawn(one)).collect();

@@ -21,15 +21,17 @@ const LOOK_AGAIN: Duration = Duration::from_millis(2);
 pub fn converse(case: &Case, server: SocketAddr, is_ours: bool) -> Result<Talk, String> {
     let stream = TcpStream::connect_timeout(&server, PATIENCE).map_err(|error| error.to_string())?;
     stream.set_nodelay(true).and(stream.set_nonblocking(true)).map_err(|error| error.to_string())?;
-    let mut client = Client { stream, begun: Instant::now(), unread: case.unread, talk: Talk::default() };
+    let mut client =
+        Client { stream, begun: Instant::now(), unread: case.unread, sent: 0, talk: Talk::default() };
     for step in &case.steps {
         match step {
             Step::Send(bytes) => client.send(bytes),
             Step::Wait(pause) => client.until(*pause, |_| false),
             Step::Listen => {
-                let before = client.talk.said.len();
+                // From where the last bytes were sent: the answer may have been read along with sending them.
+                let sent = client.sent;
                 let most = if is_ours { PATIENCE } else { LISTENS };
-                client.until(most, |talk| talk.said.len() > before);
+                client.until(most, |talk| talk.said.len() > sent);
             }
             // A server that has closed already has no use for it.
             Step::Shut => drop(client.stream.shutdown(Shutdown::Write)),
@@ -57,6 +59,8 @@ struct Client {
     stream: TcpStream,
     begun: Instant,
     unread: Duration,
+    /// What the server had said when the last bytes began to be sent.
+    sent: usize,
     talk: Talk,
 }
 
@@ -64,6 +68,7 @@ impl Client {
     /// All of these bytes, unless the server closes.
     fn send(&mut self, mut bytes: &[u8]) {
         let deadline = Instant::now() + PATIENCE;
+        self.sent = self.talk.said.len();
         while !bytes.is_empty() && self.talk.closed.is_none() && Instant::now() < deadline {
             match self.stream.write(bytes) {
                 Ok(written) => bytes = &bytes[written..],
