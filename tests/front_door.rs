@@ -152,7 +152,8 @@ fn answers_that_nobody_reads_have_a_budget() {
         if more > grown + MIB {
             (grown, since) = (more, Instant::now());
         }
-        assert!(more < UNREAD + 64 * MIB, "{} MiB more for 200 clients that do not read", more / MIB);
+        // Beside what is counted: results on their way to the loop, and what the allocator keeps of those that were closed.
+        assert!(more < UNREAD + 128 * MIB, "{} MiB more for 200 clients that do not read", more / MIB);
         assert_eq!(service.post("/v1/jobs/echo", "x").status, 200);
         // Not so often that the large result is beyond the records that are kept.
         std::thread::sleep(Duration::from_millis(5));
