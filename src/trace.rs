@@ -49,20 +49,25 @@ impl Trace {
         (id != [0; 16] && span != [0; 8]).then_some(Trace { id, span, flags, parent: None })
     }
 
+    /// As a `traceparent`.
+    pub fn header(&self) -> String {
+        let mut text = String::with_capacity(55);
+        for (before, bytes) in [("00-", &self.id[..]), ("-", &self.span), ("-", &[self.flags])] {
+            text.push_str(before);
+            let _ = write_hex(&mut text, bytes);
+        }
+        text
+    }
+
     /// The trace's id, as it stands in the header.
     pub fn id_text(&self) -> String {
         hex(&self.id)
     }
 }
 
-/// As a `traceparent`.
 impl fmt::Display for Trace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("00-")?;
-        write_hex(f, &self.id)?;
-        f.write_str("-")?;
-        write_hex(f, &self.span)?;
-        write!(f, "-{:02x}", self.flags)
+        f.write_str(&self.header())
     }
 }
 

@@ -18,7 +18,7 @@ use super::chunked::Chunked;
 use super::guard::{Caller, Known};
 use super::http1::{Head, Refused, refused};
 use super::questions::Asker;
-use super::respond::{Answer, http_date, reason};
+use super::respond::{Answer, http_date, status_text};
 use super::routes::Route;
 use super::waiters::Waiting;
 use crate::clock::Timestamp;
@@ -403,24 +403,24 @@ impl Clients {
             READ_AHEAD_BYTES.. => out.reserve_exact(256 + headers.len() + body.len()),
             small => out.reserve(256 + headers.len() + small),
         }
-        let reason = reason(*status);
-        let Current { trace, tracestate, .. } = &conn.current;
-        let _ = write!(out, "HTTP/1.1 {status} {reason}\r\n{headers}traceparent: {trace}\r\n");
+        let Current { trace, tracestate, is_1_1, .. } = &conn.current;
+        // Not by a formatter, which judges each piece that it is given.
+        let mut put = |parts: &[&str]| parts.iter().for_each(|part| out.extend_from_slice(part.as_bytes()));
+        put(&["HTTP/1.1 ", status_text(*status), "\r\n", headers, "traceparent: ", &trace.header()]);
         if let Some(tracestate) = tracestate {
-            let _ = write!(out, "tracestate: {tracestate}\r\n");
+            put(&["\r\ntracestate: ", tracestate]);
         }
-        if conn.keep_alive && !conn.current.is_1_1 {
-            out.extend_from_slice(b"connection: keep-alive\r\n");
+        match length {
+            Some(length) => put(&["\r\ncontent-length: ", &length.to_string()]),
+            None if *is_1_1 => put(&["\r\ntransfer-encoding: chunked"]),
+            None => {}
         }
-        let _ = match length {
-            Some(length) => write!(out, "content-length: {length}\r\n"),
-            None if conn.current.is_1_1 => write!(out, "transfer-encoding: chunked\r\n"),
-            None => Ok(()),
-        };
-        if !conn.keep_alive {
-            out.extend_from_slice(b"connection: close\r\n");
+        match conn.keep_alive {
+            true if *is_1_1 => {}
+            true => put(&["\r\nconnection: keep-alive"]),
+            false => put(&["\r\nconnection: close"]),
         }
-        let _ = write!(out, "cache-control: no-store\r\ndate: {}\r\n\r\n", self.date.1);
+        put(&["\r\ncache-control: no-store\r\ndate: ", &self.date.1, "\r\n\r\n"]);
         if length.is_some() && conn.current.has_body {
             out.extend_from_slice(body);
         }
@@ -486,7 +486,7 @@ impl Clients {
             answer = answer.with(name, value);
         }
         if let Some(job) = job {
-            answer = answer.with("cofferdam-job-id", job);
+            answer = answer.with("cofferdam-job-id", job.to_string());
         }
         self.answer(number, &answer);
     }

@@ -93,8 +93,9 @@ impl Head {
     /// # Errors
     /// One of them is not UTF-8: nothing that it could name is named by it.
     pub fn values(&self, name: &str) -> impl Iterator<Item = Result<&str, Refused>> {
-        let is_of_name =
-            move |known: &Range<usize>| self.bytes[known.clone()].eq_ignore_ascii_case(name.as_bytes());
+        let is_of_name = move |known: &Range<usize>| {
+            known.len() == name.len() && self.bytes[known.clone()].eq_ignore_ascii_case(name.as_bytes())
+        };
         let values =
             self.fields.iter().filter(move |(known, _)| is_of_name(known)).map(|(_, value)| value.clone());
         let text = |value: Range<usize>| std::str::from_utf8(self.bytes[value].trim_ascii());
@@ -142,57 +143,36 @@ pub fn parse_head(bytes: &[u8], header_bytes: usize) -> Result<Option<(Head, usi
     if bytes.first().is_some_and(|byte| !is_token_byte(*byte) && *byte != b'\r') {
         return Err(bad("the request does not begin with a method"));
     }
-    let line_end = crlf(bytes);
-    let mut end = line_end.map(|at| at + 2);
-    // Each line ends; the last one is empty.
-    while let Some(at) = end.filter(|at| !bytes[*at..].starts_with(b"\r\n")) {
-        end = crlf(&bytes[at..]).map(|length| at + length + 2);
-    }
-    let end = end.map(|at| at + 2);
-    let head = &bytes[..end.unwrap_or(bytes.len())];
+    // The request line, and a CR whose LF has not come.
+    let (mut most, mut beyond) = (LINE_BYTES + 1, refused(Code::UriTooLong, "the request line is too long"));
+    let (mut ends, mut line) = (Vec::with_capacity(8), 0);
     // What lies beyond a limit is not looked at: it may not have come yet, and the answer must be the same.
-    let (most, beyond) = match line_end {
-        Some(at) if at <= LINE_BYTES => (
-            at + header_bytes,
-            refused(Code::HeadersTooLarge, "the header section exceeds web.limits.header_bytes"),
-        ),
-        // The line, and a CR whose LF has not come.
-        Some(_) | None => (LINE_BYTES + 1, refused(Code::UriTooLong, "the request line is too long")),
-    };
-    check_bytes(&head[..head.len().min(most)])?;
-    if head.len() > most {
-        return Err(beyond);
-    }
-    let (Some(end), Some(line_end)) = (end, line_end) else { return Ok(None) };
-    let head = finish(head[..end - 2].to_vec(), line_end)?;
-    Ok(Some((head, skipped + end)))
-}
-
-/// Where the first CR LF stands.
-fn crlf(bytes: &[u8]) -> Option<usize> {
-    let mut from = 0;
-    loop {
-        let at = from + bytes[from..].iter().position(|byte| *byte == b'\n')?;
-        match at.checked_sub(1) {
-            Some(before) if bytes[before] == b'\r' => return Some(before),
-            Some(_) | None => from = at + 1,
-        }
-    }
-}
-
-/// Line breaks are CR LF together, and no other control byte stands anywhere.
-fn check_bytes(head: &[u8]) -> Result<(), Refused> {
-    let mut rest = head;
-    // A line at a time: of all bytes of a request these are looked at most often.
-    while let Some(at) = rest.iter().position(|byte| byte.is_ascii_control() && *byte != b'\t') {
-        rest = match &rest[at..] {
-            [b'\r', b'\n', behind @ ..] => behind,
+    while let Some(length) = bytes.get(line..most.min(bytes.len())).and_then(control) {
+        let at = line + length;
+        match bytes[at..] {
+            [b'\r', b'\n', ..] => {}
             // Its LF has not come.
             [b'\r'] => break,
             _ => return Err(bad("the head holds a control character or a bare line break")),
-        };
+        }
+        line = at + 2;
+        if ends.is_empty() {
+            most = at + header_bytes;
+            beyond = refused(Code::HeadersTooLarge, "the header section exceeds web.limits.header_bytes");
+        } else if length == 0 {
+            if line > most {
+                break;
+            }
+            return Ok(Some((finish(&bytes[..at], &ends)?, skipped + line)));
+        }
+        ends.push(at);
     }
-    Ok(())
+    if bytes.len() > most { Err(beyond) } else { Ok(None) }
+}
+
+/// Where the first control character stands: of all bytes of a request those of its head are looked at most often.
+fn control(bytes: &[u8]) -> Option<usize> {
+    bytes.iter().position(|byte| byte.is_ascii_control() && *byte != b'\t')
 }
 
 /// The methods of this server, and those that a resource may well refuse by name (RFC 9110, 9.1).
@@ -309,21 +289,17 @@ pub(super) fn header_line(bytes: &[u8], line: Range<usize>) -> Result<(Range<usi
     Ok((line.start..colon, colon + 1..line.end))
 }
 
-/// A head whose bytes are all there, without the empty line; its first line ends at `line_end`.
-fn finish(bytes: Vec<u8>, line_end: usize) -> Result<Head, Refused> {
-    let line = std::str::from_utf8(&bytes[..line_end]).map_err(|_| bad("the request line is not ASCII"))?;
+/// A head whose bytes are all there, without the empty line, and where its lines end.
+fn finish(bytes: &[u8], ends: &[usize]) -> Result<Head, Refused> {
+    let line = std::str::from_utf8(&bytes[..ends[0]]).map_err(|_| bad("the request line is not ASCII"))?;
     let (method, target, is_1_1) = request_line(line)?;
     let (authority, target) = parts_of_target(method, target)?;
-    let mut fields = Vec::with_capacity(8);
-    let mut at = line_end + 2;
-    while at < bytes.len() {
-        let end = crlf(&bytes[at..]).map_or(bytes.len(), |length| at + length);
-        fields.push(header_line(&bytes, at..end)?);
-        if fields.len() > HEADERS_MAX {
-            return Err(refused(Code::HeadersTooLarge, "there are too many headers"));
-        }
-        at = end + 2;
+    if ends.len() > HEADERS_MAX + 1 {
+        return Err(refused(Code::HeadersTooLarge, "there are too many headers"));
     }
+    let lines = ends.iter().zip(&ends[1..]);
+    let fields = lines.map(|(before, end)| header_line(bytes, before + 2..*end)).collect::<Result<_, _>>()?;
+    let bytes = bytes.to_vec();
     let (length, keep_alive, expects_continue) = (None, is_1_1, false);
     let mut head =
         Head { bytes, method, authority, target, fields, length, is_1_1, keep_alive, expects_continue };

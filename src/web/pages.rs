@@ -40,7 +40,7 @@ impl Pages {
         let is_known = !matches!(&page, Err(JobError { code: Code::UnknownJob, .. }));
         let answer = page.unwrap_or_else(|error| Answer::problem(&error, trace));
         match route {
-            Inner::Job(id, _) if is_known => answer.with("cofferdam-job-id", id),
+            Inner::Job(id, _) if is_known => answer.with("cofferdam-job-id", id.to_string()),
             _ => answer,
         }
     }
@@ -86,7 +86,7 @@ impl Pages {
                     ),
                 })?;
                 let answer = Answer::json(202, record_json(&record));
-                Ok(answer.with("location", format_args!("/v1/jobs/{id}")))
+                Ok(answer.with("location", format!("/v1/jobs/{id}")))
             }
             Inner::Pause(name, paused) => match producer.pause(name, *paused)? {
                 true => {

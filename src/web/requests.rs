@@ -213,7 +213,7 @@ impl Gate {
         match route {
             Route::Options(allow) => self.clients.answer(
                 number,
-                &Answer::new(200, "text/plain", []).with("allow", format_args!("{allow}, OPTIONS")),
+                &Answer::new(200, "text/plain", []).with("allow", format!("{allow}, OPTIONS")),
             ),
             Route::Alive => self.clients.answer(number, &Answer::json(200, r#"{"status":"alive"}"#.into())),
             Route::Submit(name) => self.submit(number, head, &name, body),

@@ -1,6 +1,6 @@
 //! Answers as bytes. Pure. Every answer has a length or is chunked, is not stored, and says what it is about.
 
-use std::fmt::{Display, Write as _};
+use std::fmt::Write as _;
 use std::sync::{Arc, LazyLock};
 
 use serde::Serialize;
@@ -49,7 +49,7 @@ impl Answer {
         let body = document(error, Some(&trace.id_text()));
         let answer = Answer::new(error.code.status(), "application/problem+json", body.into_bytes());
         match error.code.retry_after() {
-            Some(seconds) => answer.with("retry-after", seconds),
+            Some(seconds) => answer.with("retry-after", seconds.to_string()),
             None => answer,
         }
     }
@@ -106,7 +106,7 @@ impl Answer {
     /// 202: accepted, not waited for.
     pub fn accepted(id: JobId, status: &str) -> Answer {
         let answer = Answer::json(202, format!(r#"{{"id":"{id}","status":"{status}"}}"#));
-        answer.with("location", format_args!("/v1/jobs/{id}"))
+        answer.with("location", format!("/v1/jobs/{id}"))
     }
 
     /// An answer of a server (RFC 9112), once it is whole, and whether another may follow: with a length, in chunks, or all that
@@ -152,38 +152,39 @@ impl Answer {
     }
 
     /// Adds a header. Name and value are ours or validated.
-    pub fn with(mut self, name: &str, value: impl Display) -> Answer {
-        let _ = write!(self.headers, "{name}: {value}\r\n");
+    pub fn with(mut self, name: &str, value: impl AsRef<str>) -> Answer {
+        self.headers.extend([name, ": ", value.as_ref(), "\r\n"]);
         self
     }
 }
 
-pub fn reason(status: u16) -> &'static str {
+/// A status line's status and reason.
+pub fn status_text(status: u16) -> &'static str {
     match status {
-        200 => "OK",
-        202 => "Accepted",
-        400 => "Bad Request",
-        401 => "Unauthorized",
-        403 => "Forbidden",
-        404 => "Not Found",
-        405 => "Method Not Allowed",
-        408 => "Request Timeout",
-        409 => "Conflict",
-        411 => "Length Required",
-        413 => "Content Too Large",
-        414 => "URI Too Long",
-        415 => "Unsupported Media Type",
-        417 => "Expectation Failed",
-        421 => "Misdirected Request",
-        422 => "Unprocessable Content",
-        429 => "Too Many Requests",
-        431 => "Request Header Fields Too Large",
-        500 => "Internal Server Error",
-        501 => "Not Implemented",
-        503 => "Service Unavailable",
-        504 => "Gateway Timeout",
-        505 => "HTTP Version Not Supported",
-        _ => "Unknown",
+        200 => "200 OK",
+        202 => "202 Accepted",
+        400 => "400 Bad Request",
+        401 => "401 Unauthorized",
+        403 => "403 Forbidden",
+        404 => "404 Not Found",
+        405 => "405 Method Not Allowed",
+        408 => "408 Request Timeout",
+        409 => "409 Conflict",
+        411 => "411 Length Required",
+        413 => "413 Content Too Large",
+        414 => "414 URI Too Long",
+        415 => "415 Unsupported Media Type",
+        417 => "417 Expectation Failed",
+        421 => "421 Misdirected Request",
+        422 => "422 Unprocessable Content",
+        429 => "429 Too Many Requests",
+        431 => "431 Request Header Fields Too Large",
+        501 => "501 Not Implemented",
+        503 => "503 Service Unavailable",
+        504 => "504 Gateway Timeout",
+        505 => "505 HTTP Version Not Supported",
+        // Another one would be a mistake of ours.
+        _ => "500 Internal Server Error",
     }
 }
 

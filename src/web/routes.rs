@@ -91,12 +91,17 @@ pub fn route(method: &str, target: &str) -> Result<(Route, &'static str), Refuse
         return Ok((Route::Options(ANY), "options"));
     }
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let parts: Vec<&str> = path.split('/').skip(1).collect();
+    const NOT_FOUND: Refused = refused(Code::NotFound, "there is no such resource");
+    let (mut parts, mut count) = ([""; 4], 0);
+    for part in path.split('/').skip(1) {
+        *parts.get_mut(count).ok_or(NOT_FOUND)? = part;
+        count += 1;
+    }
     let method = if method == "HEAD" { "GET" } else { method };
     let page = |page| Some(Route::Inner(page));
     let of_job = |id: &str, what| JobId::parse(id).map(|id| Route::Inner(Inner::Job(id, what)));
     let pause = |name: &str, paused| Some(Route::Inner(Inner::Pause(name.to_owned(), paused)));
-    let (allow, label, route) = match (parts.as_slice(), method) {
+    let (allow, label, route) = match (&parts[..count], method) {
         (["healthz" | "livez"], _) => (GET, "healthz", Some(Route::Alive)),
         (["readyz"], _) => (GET, "readyz", page(Inner::Ready)),
         (["metrics"], _) => (GET, "metrics", page(Inner::Metrics)),
@@ -121,12 +126,12 @@ pub fn route(method: &str, target: &str) -> Result<(Route, &'static str), Refuse
         (["v1", "handlers", name, "pause"], _) => ("POST", "pause", pause(name, true)),
         (["v1", "handlers", name, "resume"], _) => ("POST", "resume", pause(name, false)),
         (["v1", "batch", name], _) => ("POST", "batch", Some(Route::Batch((*name).to_owned()))),
-        _ => return Err(refused(Code::NotFound, "there is no such resource")),
+        _ => return Err(NOT_FOUND),
     };
     if method == "OPTIONS" {
         return Ok((Route::Options(allow), "options"));
     }
-    if !allow.split(", ").any(|allowed| allowed == method) {
+    if !allow.split(',').any(|allowed| allowed.trim_start() == method) {
         let refused = refused(Code::MethodNotAllowed, "this resource has other methods; see Allow");
         return Err(refused.with("allow", allow));
     }

@@ -210,14 +210,14 @@ impl Waiting {
     /// Puts the headers of every answer about this job on one.
     pub fn with_headers(&self, mut answer: Answer) -> Answer {
         if self.is_replayed {
-            answer = answer.with("idempotency-replayed", true);
+            answer = answer.with("idempotency-replayed", "true");
         }
-        answer = answer.with("cofferdam-job-id", self.job);
+        answer = answer.with("cofferdam-job-id", self.job.to_string());
         match self.kind {
             Kind::Acceptance => answer.with("preference-applied", "respond-async"),
             Kind::ResultOrAccepted { seconds, respond_async } => {
                 let first = if respond_async { "respond-async, " } else { "" };
-                answer.with("preference-applied", format_args!("{first}wait={seconds}"))
+                answer.with("preference-applied", format!("{first}wait={seconds}"))
             }
             Kind::Result | Kind::Record => answer,
         }

@@ -210,7 +210,7 @@ impl Gate {
                 // Nothing is known of what became of the submission; its id is told, so that it can be asked for.
                 let detail = "the backend cannot be reached; the job may have been accepted: ask by its id, or repeat the \
                               request with the same Idempotency-Key";
-                let answer = Answer::refusal(code, detail, trace).with("cofferdam-job-id", job);
+                let answer = Answer::refusal(code, detail, trace).with("cofferdam-job-id", job.to_string());
                 return self.clients.answer(number, &answer);
             }
         };
