@@ -1208,7 +1208,7 @@ fn the_pages_answer_and_say_what_they_promise() {
         assert_eq!(stats["totals"]["submitted"], 1, "{stats}");
         let replaced = json!({
             "restarts": {"crashed": 0, "killed": 0, "unresponsive": 0},
-            "recycled": {"max_jobs": 0, "max_rss": 0, "stuck": 0},
+            "recycled": {"max_jobs": 0, "max_rss": 0, "secret": 0, "stuck": 0},
         });
         let mut group = json!({"name": "execution", "executors": 1, "busy": 0, "workers": 8});
         group.as_object_mut().expect("an object").extend(replaced.as_object().expect("an object").clone());
