@@ -2,10 +2,12 @@
 //! and nothing is ever ended.
 
 use std::path::Path;
+use std::thread;
 
 use crate::config::secret::{Mark, Secret, read_private};
 use crate::deployment::Deployment;
 use crate::limits::SECRET_FILE_BYTES;
+use crate::mac::wipe_stack;
 use crate::ports::Fitness;
 
 /// A deployment whose files are read again.
@@ -71,9 +73,7 @@ impl Reread {
         if !self.known[..needed].iter().all(|mark| marks.contains(mark)) {
             return Err(format!("{file}: it lacks {why}"));
         }
-        if let Some(Fitness::Unfit(why) | Fitness::Away(why)) =
-            self.deployment.fitness(&self.deployment.at_rest(&roots))?
-        {
+        if let Some(Fitness::Unfit(why) | Fitness::Away(why)) = self.fitness(&roots)? {
             return Err(format!("{file}: {why}"));
         }
         let signs = if marks[0] == self.known[0] { "the same one" } else { "another one" };
@@ -83,5 +83,20 @@ impl Reread {
         );
         self.known = marks;
         Ok(Some(roots))
+    }
+
+    /// What Redis says to these secrets. It is asked on a thread of its own: signals, as of a child's end, come to the first one and
+    /// would interrupt it.
+    fn fitness(&self, roots: &[Secret]) -> Result<Option<Fitness>, String> {
+        let ask = || {
+            let fitness = self.deployment.fitness(&self.deployment.at_rest(roots));
+            wipe_stack();
+            fitness
+        };
+        let failed = |error| format!("a thread: {error}");
+        thread::scope(|scope| {
+            let asked = thread::Builder::new().spawn_scoped(scope, ask).map_err(failed)?;
+            asked.join().unwrap_or_else(|_| Err("the thread that asks Redis has ended".into()))
+        })
     }
 }
