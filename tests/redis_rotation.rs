@@ -128,6 +128,28 @@ fn replaced_or_aside(service: &Service, before: &[u32]) {
 }
 
 #[test]
+fn states_that_alone_are_in_redis_are_signed_with_another_secret_from_then_on() {
+    let server = Server::start(&[]);
+    let mut deployment = Deployment::on(&server);
+    for port in ["queue", "reply"] {
+        deployment = deployment.with(&format!("runtime.platform.{port}.backend=memory"));
+    }
+    let file = SecretFile::of(&[OLD]);
+    let service = deployment.serve_of(&example("embedder"), &[&file.set()]);
+    assert_counted(&mut counters(&service, 2, 0), 1);
+    file.rotate(&service, &[NEW], REFUSED);
+    let first = service.children("executor");
+    file.rotate(&service, &[NEW, OLD], ANOTHER);
+    assert_counted(&mut counters(&service, 3, 50), 3);
+    replaced(&service, &first);
+    until_signed_with(&deployment, &[NEW, OLD]);
+    file.rotate(&service, &[NEW], THE_SAME);
+    assert_counted(&mut counters(&service, 2, 0), 6);
+    assert_nothing_refused(&service);
+    assert_over(service);
+}
+
+#[test]
 fn a_file_that_would_lose_jobs_or_that_redis_does_not_know_is_refused_and_changes_nothing() {
     let mut server = Server::start(&[]);
     let (deployment, file) = (Deployment::on(&server), SecretFile::of(&[OLD]));
