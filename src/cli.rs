@@ -188,7 +188,7 @@ fn deploy(
     if !wrong.is_empty() {
         return Err(format!("these programs cannot be run:\n  {}", wrong.join("\n  ")));
     }
-    match deployment.fitness()? {
+    match deployment.fitness(&[])? {
         Some(Fitness::Unfit(why)) => {
             Err(format!("runtime.platform.redis: this server cannot be used: {why}"))
         }

@@ -46,7 +46,12 @@ pub struct Backend {
     pub consumers: Consumers,
     /// A call may wait for a network: nothing that others wait for may make it.
     pub calls_may_wait: bool,
+    pub rekey: Rekey,
 }
+
+/// What is kept is signed with the first of these from now on, and no others are known: see [`Deployment::at_rest`]. A journal goes
+/// on with the one of its start: a segment is of one key, or what follows in it would be taken for cut off.
+pub type Rekey = Arc<dyn Fn(&[Secret]) + Send + Sync>;
 
 /// Makes an executor of a group, by its index; the bell rings when a step would bring something.
 pub type Consumers = Arc<dyn Fn(usize, Bell) -> Box<dyn Consumer> + Send + Sync>;
@@ -124,12 +129,22 @@ impl Deployment {
 
     /// The bundle of a web process: the channel secrets of all groups, and what is signed with at rest, where that is
     /// used.
-    pub fn web_bundle(&self, roots: &[Secret], private_dir: &Path) -> Result<Bundle, String> {
+    pub fn web_bundle(&self, roots: &[Secret], private_dir: &Path) -> Bundle {
+        Bundle { tokens: self.tokens.clone(), ..self.bundle(0, self.web_secrets(roots), private_dir) }
+    }
+
+    /// Its secrets.
+    pub fn web_secrets(&self, roots: &[Secret]) -> Vec<GroupSecret> {
         let mut secrets = self.group_secrets(&roots[0]);
-        for root in roots.iter().filter(|_| self.keeps_at_rest() || self.signs_journal()) {
-            secrets.push(GroupSecret::from_bytes(*root.envelope()?.expose()));
-        }
-        Ok(Bundle { tokens: self.tokens.clone(), ..self.bundle(0, secrets, private_dir) })
+        let at_rest = self.at_rest(roots);
+        secrets.extend(at_rest.iter().map(|secret| GroupSecret::from_bytes(*secret.expose())));
+        secrets
+    }
+
+    /// What is signed with at rest ([`Secret::envelope`]), where that is used.
+    pub fn at_rest(&self, roots: &[Secret]) -> Vec<Secret> {
+        let is_used = self.keeps_at_rest() || self.signs_journal();
+        roots.iter().filter(|_| is_used).map(Secret::envelope).collect()
     }
 
     /// The token file's text, if there is to be one; each handler that it names is known.
@@ -145,23 +160,6 @@ impl Deployment {
             }
         }
         Ok(text)
-    }
-
-    /// The same on SIGHUP; `None`: those that hold go on.
-    pub fn read_tokens_again(&self) -> Option<String> {
-        match self.read_tokens() {
-            Ok(_) if self.config.web.auth.mode != "bearer" => {
-                log::info!(
-                    "SIGHUP: there are no tokens to read again; a password is read with each connection, a secret at each start"
-                );
-                None
-            }
-            Ok(text) => Some(text),
-            Err(why) => {
-                log::error!("SIGHUP: the tokens stay as they were: web.auth.token_file: {why}");
-                None
-            }
-        }
     }
 
     /// The channel's secrets of all groups.
@@ -223,7 +221,7 @@ impl Deployment {
     }
 
     /// True if a journal is signed with what follows from the root secret, which then outlives this run.
-    fn signs_journal(&self) -> bool {
+    pub fn signs_journal(&self) -> bool {
         self.journal().is_some() && self.platform().execution_ipc.auth.secret_file.is_some()
     }
 
@@ -252,7 +250,7 @@ impl Deployment {
     }
 
     fn root_envelopes(&self) -> Result<Vec<Secret>, String> {
-        self.root_secrets()?.iter().map(Secret::envelope).collect()
+        Ok(self.root_secrets()?.iter().map(Secret::envelope).collect())
     }
 
     /// Opens the backend of this configuration; one that is away for now is no error. What is kept at rest is signed with
@@ -299,7 +297,7 @@ impl Deployment {
         let broker = Arc::new(broker);
         let (producer, replies, seat) = (broker.clone(), broker.clone(), broker.clone());
         let consumers = Arc::new(move |group, bell| Box::new(broker.consumer(group, bell)) as _);
-        Backend { producer, replies, seat, consumers, calls_may_wait: false }
+        Backend { producer, replies, seat, consumers, calls_may_wait: false, rekey: Arc::new(|_| {}) }
     }
 
     /// Workers of one executor, by group.
@@ -383,7 +381,7 @@ impl Deployment {
     }
 
     /// What the server says of itself; `None` where none is used.
-    pub fn fitness(&self) -> Result<Option<Fitness>, String> {
+    pub fn fitness(&self, _: &[Secret]) -> Result<Option<Fitness>, String> {
         Ok(None)
     }
 
@@ -420,8 +418,10 @@ mod at_rest {
             let seat = Arc::new(broker.sit().map_err(|error| format!("a thread: {error}"))?);
             let broker = Arc::new(broker);
             let (producer, replies) = (broker.clone(), broker.clone());
+            let signs = broker.clone();
+            let rekey = Arc::new(move |at_rest: &[Secret]| signs.rekey(at_rest));
             let consumers = Arc::new(move |group, bell| Box::new(broker.consumer(group, bell)) as _);
-            Ok(Backend { producer, replies, seat, consumers, calls_may_wait: true })
+            Ok(Backend { producer, replies, seat, consumers, calls_may_wait: true, rekey })
         }
 
         /// The queue in this process, lane states and contexts in Redis.
@@ -429,19 +429,22 @@ mod at_rest {
             let memory = self.memory();
             let inner = memory.consumers.clone();
             let context_ttl = Rules::from_config(&self.config).context_ttl;
+            let signs = store.clone();
+            let rekey = Arc::new(move |at_rest: &[Secret]| signs.rekey(at_rest));
             let consumers = move |group, bell: Bell| -> Box<dyn Consumer> {
                 let make = |own| inner(group, own);
                 Box::new(ExternalState::start(make, Arc::new(store.clone()), context_ttl, bell))
             };
-            Backend { consumers: Arc::new(consumers), ..memory }
+            Backend { consumers: Arc::new(consumers), rekey, ..memory }
         }
 
         fn prefix(&self) -> String {
             format!("{{{}}}:", self.platform().redis.key_prefix)
         }
 
-        /// What the server says of itself, and whether it knows our secret; `None` where none is used.
-        pub fn fitness(&self) -> Result<Option<Fitness>, String> {
+        /// What the server says of itself, and whether it knows one of these secrets ([`Deployment::at_rest`]); none: those of the file. `None`
+        /// where none is used.
+        pub fn fitness(&self, at_rest: &[Secret]) -> Result<Option<Fitness>, String> {
             if !self.keeps_at_rest() {
                 return Ok(None);
             }
@@ -450,8 +453,9 @@ mod at_rest {
             if !matches!(fitness, Fitness::Fit(_)) {
                 return Ok(Some(fitness));
             }
-            let envelopes = self.root_envelopes()?;
-            let checks = Signer::new(&envelopes.iter().collect::<Vec<_>>(), &self.prefix()).checks();
+            let read = if at_rest.is_empty() { self.root_envelopes()? } else { Vec::new() };
+            let known = read.iter().chain(at_rest).collect::<Vec<_>>();
+            let checks = Signer::new(&known, &self.prefix()).checks();
             let secret_file = &self.platform().execution_ipc.auth.secret_file;
             let secret_file = secret_file.as_deref().unwrap_or("this run");
             Ok(Some(match link.knows(&self.prefix(), &checks) {

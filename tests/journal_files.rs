@@ -343,7 +343,7 @@ fn assert_vector(name: &str, bytes: &[u8]) {
 #[test]
 fn the_page_of_the_format_has_these_bytes() {
     let root: [u8; 32] = std::array::from_fn(|index| index as u8);
-    let envelope = Secret::new(root).and_then(|root| root.envelope()).expect("a secret");
+    let envelope = Secret::new(root).expect("a secret").envelope();
     let keys = known_keys(std::path::Path::new("/"), &[envelope]).expect("a key");
     let mut header = Vec::new();
     put_header(&keys[0], 1, 1, &mut header);

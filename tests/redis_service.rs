@@ -843,13 +843,19 @@ fn s7_a_password_is_changed_under_a_service_that_runs() {
     let service = deployment.serve(&[&set]);
     assert_eq!(service.post("/v1/jobs/echo", "1").text(), "1");
     server.tell(&["ACL", "SETUSER", "app", ">two"]);
-    write("two\n");
+    let says = |words: &str| {
+        signal(service.pid, Signal::HUP);
+        until(words, PATIENCE, || service.stderr().contains(words).then_some(()));
+    };
+    let file = write("two\n").display().to_string();
+    says(&format!("SIGHUP: each new connection has the password that {file} holds by then"));
     server.tell(&["ACL", "SETUSER", "app", "<one"]);
     // Connections that are there stay; those that must be made anew are let in.
     server.tell(&["CLIENT", "KILL", "USER", "app"]);
     assert_eq!(service.post("/v1/jobs/echo", "2").text(), "2");
     // While the file cannot be read it is as at the start, which does not help here; and then it does again.
     std::fs::remove_file(write("two")).expect("our own file");
+    says(&format!("SIGHUP: new connections have the password of the start: {file}: cannot be read"));
     server.tell(&["CLIENT", "KILL", "USER", "app"]);
     until("it is told", PATIENCE, || (service.get("/readyz").status == 503).then_some(()));
     write("two");

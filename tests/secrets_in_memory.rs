@@ -12,6 +12,8 @@ mod program;
 #[cfg(feature = "redis")]
 #[path = "support/redis.rs"]
 mod redis;
+#[path = "support/secret_file.rs"]
+mod secret_file;
 #[path = "support/service.rs"]
 mod service;
 #[path = "support/wire.rs"]
@@ -27,6 +29,9 @@ use cofferdam::channel::keys::GroupSecret;
 use cofferdam::clock::monotonic_millis;
 use cofferdam::config::secret::Secret;
 use program::{Folder, SECRET};
+#[cfg(feature = "redis")]
+use secret_file::THE_SAME;
+use secret_file::{ANOTHER, NEW, OLD, SecretFile, replaced};
 use service::{PATIENCE, Service, free_address, until};
 
 /// Two groups, each with a secret of its own.
@@ -82,9 +87,79 @@ fn holds(memory: &[u8], key: &[u8; 32]) -> bool {
 }
 
 fn root() -> Secret {
-    let bytes: Vec<u8> =
-        (0..32).map(|at| u8::from_str_radix(&SECRET[2 * at..2 * at + 2], 16).expect("hex")).collect();
-    Secret::new(bytes.try_into().expect("32 of them")).expect("a secret")
+    root_of(SECRET)
+}
+
+fn root_of(text: &str) -> Secret {
+    Secret::parse(text.as_bytes()).expect("a secret").remove(0)
+}
+
+/// Until none of these processes holds any of these keys.
+#[track_caller]
+fn assert_gone(pids: &[u32], keys: &[[u8; 32]]) {
+    for pid in pids {
+        let mut left = Vec::new();
+        let begun = service::Stopwatch::start();
+        while begun.elapsed() < PATIENCE {
+            let Some(memory) = memory(*pid) else { return };
+            left = (0..keys.len()).filter(|at| holds(&memory, &keys[*at])).collect();
+            if left.is_empty() {
+                break;
+            }
+        }
+        assert!(left.is_empty(), "{:?} holds the keys {left:?}", service::words(*pid));
+    }
+}
+
+#[test]
+fn a_secret_that_was_replaced_is_gone_from_every_process() {
+    let file = SecretFile::of(&[OLD]);
+    let service = Service::start(&[GROUPS, &file.set()]);
+    let (web, executors) = (service.child("web"), service.children("executor"));
+    let keys = |text: &str| {
+        let root = root_of(text);
+        let [a, b] = ["a", "b"].map(|group| *GroupSecret::derive(&root, group).expose());
+        [*root.expose(), a, b]
+    };
+    let (old, new) = (keys(OLD), keys(NEW));
+    let Some(before) = memory(web) else { return };
+    assert!(holds(&before, &old[1]) && holds(&before, &old[2]), "this finds a secret that is there");
+    file.rotate(&service, &[NEW], ANOTHER);
+    replaced(&service, &executors);
+    assert_eq!(service.post("/v1/jobs/echo", "1").status, 200);
+    let all: Vec<u32> = service::all_children(service.pid).into_iter().chain([service.pid]).collect();
+    assert_gone(&all, &old);
+    // Roots are nobody's but while they are read.
+    assert_gone(&all, &new[..1]);
+    let after = memory(web).expect("as root");
+    assert!(holds(&after, &new[1]) && holds(&after, &new[2]));
+    service.stop();
+}
+
+#[cfg(feature = "redis")]
+#[test]
+fn what_an_old_secret_signed_with_at_rest_is_gone_once_its_line_is() {
+    if !deployment::can_serve() {
+        return;
+    }
+    let (deployment, file) = (deployment::Deployment::new("gone"), SecretFile::of(&[OLD]));
+    let service = deployment.serve(&program::cofferdam(), &[&file.set()]);
+    assert_eq!(service.post("/v1/jobs/echo", "1").status, 200);
+    let envelope = root_of(OLD).envelope();
+    let mut keys = vec![*root_of(OLD).expose(), *envelope.expose()];
+    let kinds = ["job", "outcome", "entry", "check", "tag", "state", "progress"];
+    keys.extend(
+        kinds.map(|kind| *cofferdam::channel::keys::hkdf_expand::<32>(envelope.expose(), &[kind.as_bytes()])),
+    );
+    let web = service.child("web");
+    let Some(before) = memory(web) else { return };
+    assert!(keys[2..].iter().all(|key| holds(&before, key)), "this finds keys that are there");
+    file.rotate(&service, &[NEW, OLD], ANOTHER);
+    assert_eq!(service.post("/v1/jobs/echo", "1").status, 200);
+    file.rotate(&service, &[NEW], THE_SAME);
+    assert_eq!(service.post("/v1/jobs/echo", "1").status, 200);
+    assert_gone(&[web, service.pid], &keys);
+    service.stop();
 }
 
 #[test]
@@ -152,7 +227,7 @@ fn an_executor_of_a_deployment_on_redis_holds_its_channel_key_and_none_that_redi
     assert_eq!(service.post("/v1/jobs/echo", "1").status, 200);
     assert_eq!(service.post("/v1/jobs/sleep", r#"{"ms":1}"#).status, 200);
     let root = root();
-    let envelope = root.envelope().expect("a secret");
+    let envelope = root.envelope();
     let secrets = ["a", "b"].map(|group| GroupSecret::derive(&root, group));
     let at_rest = ["job", "outcome", "entry", "check", "progress"].map(|kind| {
         let key: zeroize::Zeroizing<[u8; 32]> =
@@ -200,7 +275,7 @@ fn an_executor_of_a_deployment_on_redis_holds_its_channel_key_and_none_that_redi
     };
     for secret in &secrets {
         let secret = Secret::new(*secret.expose()).expect("a secret");
-        for key in [secret.envelope().expect("a secret"), secret] {
+        for key in [secret.envelope(), secret] {
             let sealed = Signer::new(&[&key], prefix).seal_job(&spec, &Payload::json(*b"1"), &[]);
             assert!(matches!(signer.open_job(spec.id, &sealed), Err(Forged)));
         }

@@ -116,6 +116,17 @@ impl ChannelServer {
         })
     }
 
+    /// Handshakes are with these secrets from now on; connections that are up go on.
+    pub fn set_secrets(&mut self, secrets: Vec<GroupSecret>) {
+        self.secrets = secrets;
+    }
+
+    /// How many groups have a secret.
+    #[must_use]
+    pub fn groups(&self) -> usize {
+        self.secrets.len()
+    }
+
     /// Where executors connect.
     ///
     /// # Errors

@@ -199,7 +199,7 @@ section! { IpcAuth {
     mode: String = "hmac", OneOf(&["hmac"]);
     /// A secret for this run alone, or the one of `secret_file`. The default is `static` where there is a file.
     secret_mode: String = null, OneOf(&["generated", "static"]);
-    /// 64 hex digits, as `keygen` writes them; on a second line the secret before, which verifies and does not sign. Others must not be able to read it.
+    /// 64 hex digits, as `keygen` writes them; on a second line the secret before, which verifies and does not sign; read again on SIGHUP. Others must not be able to read it.
     secret_file: Option<String> = null, Path;
     /// How each connection's keys are derived.
     kdf: String = "hkdf_sha256", OneOf(&["hkdf_sha256"]);

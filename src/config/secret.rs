@@ -13,8 +13,11 @@ use crate::codec::{parse_hex, write_hex};
 use crate::limits::SECRET_FILE_BYTES;
 use crate::mac::hkdf_extract;
 
-/// 32 secret bytes. No `Debug`, no `Clone`; wiped on drop.
-pub struct Secret(Zeroizing<[u8; 32]>);
+/// See [`Secret::mark`].
+pub type Mark = [u8; 32];
+
+/// 32 secret bytes. No `Debug`, no `Clone`; in one place in memory, however it is moved, and wiped on drop.
+pub struct Secret(Box<Zeroizing<[u8; 32]>>);
 
 impl Secret {
     /// Takes the bytes over; all one byte is no secret.
@@ -22,7 +25,7 @@ impl Secret {
         if bytes.iter().all(|byte| *byte == bytes[0]) {
             return Err("the secret is one byte repeated".into());
         }
-        Ok(Secret(Zeroizing::new(bytes)))
+        Ok(Secret(Box::new(Zeroizing::new(bytes))))
     }
 
     /// A new random one.
@@ -52,8 +55,13 @@ impl Secret {
     }
 
     /// What processes of a deployment sign with at rest: `HKDF-Extract(salt "cofferdam/1 envelope", R)`.
-    pub fn envelope(&self) -> Result<Secret, String> {
-        Secret::new(*hkdf_extract(b"cofferdam/1 envelope", self.expose()))
+    pub fn envelope(&self) -> Secret {
+        Secret(Box::new(hkdf_extract(b"cofferdam/1 envelope", self.expose())))
+    }
+
+    /// What tells it from others, and nothing of it.
+    pub fn mark(&self) -> Mark {
+        *hkdf_extract(b"cofferdam/1 mark", self.expose())
     }
 
     /// For key derivation and for the bootstrap bundle alone.

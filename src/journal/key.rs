@@ -39,7 +39,7 @@ pub fn known_keys(dir: &Path, envelopes: &[Secret]) -> Result<Vec<MacKey>, Strin
     if !path.exists() {
         return Err(format!("{}: has no key of its own: its service's secret file is needed", dir.display()));
     }
-    Secret::read_all(&path)?.iter().map(|root| Ok(key(&root.envelope()?))).collect()
+    Ok(Secret::read_all(&path)?.iter().map(|root| key(&root.envelope())).collect())
 }
 
 /// `HKDF-Expand(HKDF-Extract("cofferdam/1 envelope", R), "journal", 32)`

@@ -1,7 +1,8 @@
-//! The control socket between a supervisor and a child: one bundle, then small commands.
+//! The control socket between a supervisor and a child: one bundle, then small commands, and the bundle again when its secrets
+//! are others.
 //!
-//! `length u32 | body`, big-endian; the body of a command is JSON. It is a socket pair that nobody else can reach, so
-//! it is not signed; a malformed message ends the child, an end of file as well.
+//! `length u32 | body`, big-endian; the body of a command is JSON, which that of a bundle never is. It is a socket pair that
+//! nobody else can reach, so it is not signed; a malformed message ends the child, an end of file as well.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
@@ -15,7 +16,9 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::channel::keys::GroupSecret;
 use crate::codec::{Cursor, Malformed, put_bytes};
+use crate::config::secret::Secret;
 use crate::job::JobId;
+use crate::limits::READ_BYTES;
 use crate::named::named;
 
 /// The bundle is the largest message: a config, and 32 bytes a group.
@@ -74,6 +77,8 @@ named! {
         MaxRss = "max_rss",
         /// Handlers that ignore the end of their time hold its workers.
         Stuck = "stuck",
+        /// Its supervisor says so: its secret is the one before.
+        Secret = "secret",
     }
 }
 
@@ -110,7 +115,7 @@ pub fn decode<M: Serialize + DeserializeOwned>(body: &[u8]) -> Result<M, Malform
 /// One end of a control socket, without blocking.
 pub struct ControlSocket {
     pub stream: UnixStream,
-    input: Vec<u8>,
+    input: Zeroizing<Vec<u8>>,
     output: Zeroizing<Vec<u8>>,
     /// The other end has closed; what it said before was read.
     pub ended: bool,
@@ -119,35 +124,56 @@ pub struct ControlSocket {
 impl ControlSocket {
     /// Around a socket that does not block.
     pub fn new(stream: UnixStream) -> ControlSocket {
-        ControlSocket { stream, input: Vec::new(), output: Zeroizing::new(Vec::new()), ended: false }
+        let (input, output) = Default::default();
+        ControlSocket { stream, input, output, ended: false }
     }
 
     /// What has arrived; if the other end has closed since, it still counts.
     pub fn read<M: Serialize + DeserializeOwned>(&mut self) -> Result<Vec<M>, Malformed> {
-        let most = 2 * MESSAGE_BYTES + 1 - self.input.len();
-        let read = (&self.stream).take(most as u64).read_to_end(&mut self.input);
-        if self.input.len() > 2 * MESSAGE_BYTES {
-            return Err(Malformed);
-        }
-        // A peer that is gone before it has read everything resets the connection.
-        self.ended |= read.err().is_none_or(|error| error.kind() != ErrorKind::WouldBlock);
         let mut messages = Vec::new();
-        while let Some((body, length)) = split(&self.input)? {
-            messages.push(decode(body)?);
-            self.input.drain(..length);
-        }
+        self.read_each(|body| decode(body).map(|message| messages.push(message)))?;
         Ok(messages)
     }
 
-    /// What a child hears; its pings are answered.
+    fn read_each(&mut self, mut each: impl FnMut(&[u8]) -> Result<(), Malformed>) -> Result<(), Malformed> {
+        let mut part = Zeroizing::new([0; READ_BYTES]);
+        let end = loop {
+            match self.stream.read(&mut part[..]) {
+                Ok(read @ 1..) if self.input.len() <= 2 * MESSAGE_BYTES => {
+                    self.input = joined(&self.input, &part[..read]);
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                end => break end,
+            }
+        };
+        // A peer that is gone before it has read everything resets the connection; one that says too much is as good as gone.
+        self.ended |= end.err().is_none_or(|error| error.kind() != ErrorKind::WouldBlock);
+        let mut used = 0;
+        while let Some((body, length)) = split(&self.input[used..])? {
+            each(body)?;
+            used += length;
+        }
+        self.input = joined(&self.input[used..], &[]);
+        Ok(())
+    }
+
+    /// What a child hears, and its bundle if that has come again; its pings are answered.
     ///
     /// # Errors
     /// The supervisor is gone: so is the child.
-    pub fn hear(&mut self) -> Result<Vec<ToChild>, String> {
+    pub fn hear(&mut self) -> Result<(Vec<ToChild>, Option<Bundle>), String> {
         self.flush();
-        let heard = self.read::<ToChild>().ok().filter(|_| !self.ended).ok_or("the supervisor is gone")?;
+        let (mut heard, mut bundle) = (Vec::new(), None);
+        let read = self.read_each(|body| {
+            match decode(body) {
+                Ok(message) => heard.push(message),
+                Err(Malformed) => bundle = Some(Bundle::decode(body)?),
+            }
+            Ok(())
+        });
+        read.ok().filter(|()| !self.ended).ok_or("the supervisor is gone")?;
         heard.iter().filter(|message| **message == ToChild::Ping).for_each(|_| self.send(&ToParent::Pong));
-        Ok(heard)
+        Ok((heard, bundle))
     }
 
     /// Names jobs that were cut off.
@@ -166,24 +192,28 @@ impl ControlSocket {
     pub fn send_bytes(&mut self, bytes: &[u8]) {
         // A peer that never reads is killed for its silence; until then the queue has a bound.
         if self.output.len() < 2 * MESSAGE_BYTES {
-            self.output.extend_from_slice(bytes);
+            self.output = joined(&self.output, bytes);
         }
         self.flush();
     }
 
     /// Writes what is queued.
     pub fn flush(&mut self) {
-        while !self.output.is_empty() {
-            match self.stream.write(&self.output) {
-                Ok(written) => {
-                    self.output[..written].zeroize();
-                    self.output.drain(..written);
-                }
+        let mut written = 0;
+        while written < self.output.len() {
+            match self.stream.write(&self.output[written..]) {
+                Ok(some) => written += some,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return,
+                Err(_) => break,
             }
         }
+        self.output = joined(&self.output[written..], &[]);
     }
+}
+
+/// A buffer of bytes that may be secrets: where they were before, they are wiped.
+fn joined(first: &[u8], second: &[u8]) -> Zeroizing<Vec<u8>> {
+    Zeroizing::new([first, second].concat())
 }
 
 named! {
@@ -215,11 +245,16 @@ pub struct Bundle {
 }
 
 impl Bundle {
-    /// The same with another token file, as its framed message.
-    pub fn with_tokens(framed: &[u8], tokens: &str) -> Option<Zeroizing<Vec<u8>>> {
+    /// Another one made of a framed message, as one.
+    pub fn changed(framed: &[u8], change: impl FnOnce(Bundle) -> Bundle) -> Option<Zeroizing<Vec<u8>>> {
         let (body, _) = split(framed).ok()??;
-        let bundle = Bundle::decode(body).ok()?;
-        Some(Bundle { tokens: tokens.to_owned(), ..bundle }.encode())
+        Some(change(Bundle::decode(body).ok()?).encode())
+    }
+
+    /// Takes out what is signed with at rest, which stands behind the channel's secrets of so many groups.
+    pub fn take_at_rest(&mut self, groups: usize) -> Result<Vec<Secret>, String> {
+        let at_rest = self.secrets.split_off(groups.min(self.secrets.len()));
+        at_rest.iter().map(|secret| Secret::new(*secret.expose())).collect()
     }
 
     /// The framed message. The bytes hold secrets and are wiped when dropped.

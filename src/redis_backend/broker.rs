@@ -65,6 +65,11 @@ impl RedisBroker {
         }
     }
 
+    /// What is said from now on is signed with the first of these secrets, and no others are known.
+    pub fn rekey(&self, envelopes: &[Secret]) {
+        self.0.server.rekey(envelopes);
+    }
+
     /// Does what time alone does (tests: a service does it often enough).
     pub fn sweep(&self) {
         self.0.change(State::sweep);

@@ -180,7 +180,7 @@ struct Sealing<'a> {
 impl Sealing<'_> {
     fn seal(&mut self, id: JobId, status: JobStatus, result: Result<Payload, JobError>) -> Json {
         let finished = Finished { status, result };
-        let index = self.arguments.add(self.server.signer.seal_outcome(id, &finished));
+        let index = self.arguments.add(self.server.signer().seal_outcome(id, &finished));
         self.outcomes.insert(index, Arc::new(finished));
         index.into()
     }
@@ -227,11 +227,11 @@ impl Sealing<'_> {
             let context = context_map(&spec.owner, &spec.trace);
             out["no"] = failed.into();
             if !effects.state.is_empty() {
-                let signature = self.sums.change(&self.server.signer, &told.map, &effects.state);
+                let signature = self.sums.change(&self.server.signer(), &told.map, &effects.state);
                 out["sg"] = or_false(signature.map(|signature| self.arguments.add(signature.to_vec())));
             }
             out["st"] = self.arguments.changes(&effects.state, |_, value| value.to_vec());
-            let seal = |key: &str, value: &[u8]| self.server.signer.seal_entry(&context, key, value);
+            let seal = |key: &str, value: &[u8]| self.server.signer().seal_entry(&context, key, value);
             out["cx"] = self.arguments.changes(&effects.context, seal);
             out["ctx"] = context.into();
             let follow_ups = effects.follow_ups.iter().map(|job| {
@@ -250,7 +250,7 @@ impl Sealing<'_> {
     fn progress(&mut self, job: JobId, (named, progress): &(Named, Progress)) -> Json {
         let mut out = self::named(named);
         out["id"] = job.to_string().into();
-        out["pg"] = self.arguments.add(self.server.signer.seal_progress(job, progress)).into();
+        out["pg"] = self.arguments.add(self.server.signer().seal_progress(job, progress)).into();
         out
     }
 
@@ -272,7 +272,7 @@ impl Sealing<'_> {
             JobError::new(Code::DeadLettered, "nobody of this deployment signed this job: it was put aside");
         let (handler, submitted_at) = (handler.clone(), self.server.now());
         let spec = JobSpec { id: job, handler, submitted_at, ..JobSpec::default() };
-        let envelope = self.server.signer.seal_job(&spec, &Payload::json(*b""), &[]);
+        let envelope = self.server.signer().seal_job(&spec, &Payload::json(*b""), &[]);
         out["id"] = job.to_string().into();
         out["env"] = self.arguments.add(envelope).into();
         out["r"] = self.seal(job, JobStatus::Dead, Err(error));
@@ -304,7 +304,7 @@ impl Server {
         let mut leased = Vec::new();
         for (job, envelope, delivery, fence, context, payload) in jobs {
             let job = JobId::parse(&job).ok_or(BackendError("redis: no id".into()))?;
-            let opened = self.signer.open_job(job, &envelope);
+            let opened = self.signer().open_job(job, &envelope);
             let opened = opened.and_then(|sealed| sealed.with_payload(payload));
             let opened = opened.and_then(|job| is_of(&job.0, &lane, &handler, is_ordered).map(|()| job));
             let Ok((spec, payload)) = opened else {
@@ -320,7 +320,7 @@ impl Server {
         let named = |how| Named { consumer, lease: id, own: own.clone(), how };
         let state = match kind.as_str() {
             "none" => StateAt::Stateless,
-            "known" if sums.is_known(&map, lease) => StateAt::Known(Version(version)),
+            "known" if sums.is_known(&self.signer(), &map, lease) => StateAt::Known(Version(version)),
             "known" => {
                 // It comes again, with the whole state.
                 answer.unknown.push(named(None));
@@ -332,7 +332,7 @@ impl Server {
                 };
                 let entries: Option<Entries> = state.into_iter().map(text).collect();
                 let is_whole =
-                    |entries: &Entries| sums.is_whole(&self.signer, &map, entries, &signature, lease);
+                    |entries: &Entries| sums.is_whole(&self.signer(), &map, entries, &signature, lease);
                 let Some(entries) = entries.filter(is_whole) else {
                     answer.forged.push((named(None), None, handler));
                     return Ok(());
@@ -351,7 +351,7 @@ impl Server {
         let finished = match sealed.is_empty() {
             // Too large to be told.
             true => self.find(&Viewer::service(), job).ok().flatten().and_then(|record| record.finished),
-            false => self.signer.open_outcome(job, status, sealed).ok().map(Arc::new),
+            false => self.signer().open_outcome(job, status, sealed).ok().map(Arc::new),
         };
         if finished.is_none() && !sealed.is_empty() {
             self.forgeries.found(Forged::End, &job.to_string());

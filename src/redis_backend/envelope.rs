@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use sha2::{Digest, Sha256};
 
@@ -31,12 +32,19 @@ impl From<Malformed> for Forged {
 /// Signs and verifies for one deployment.
 pub struct Signer {
     prefix: String,
-    /// A key of each kind a secret, at least one secret: the first signs, all of them verify.
+    /// Of each secret, of which there is one at least: the first signs, all of them verify.
     keys: Vec<Keys>,
+    /// The server was found to know one of them.
+    pub is_ours: AtomicBool,
 }
 
-/// One of each [`Kind`].
-type Keys = [MacKey; 7];
+/// What follows from one secret.
+pub(super) struct Keys {
+    /// What processes that have it know each other by.
+    pub id: Tag,
+    /// One of each [`Kind`].
+    of: [MacKey; 7],
+}
 
 /// What a key is for.
 #[derive(Clone, Copy)]
@@ -77,19 +85,29 @@ impl Signer {
     pub fn new(envelopes: &[&Secret], prefix: &str) -> Signer {
         let keys = envelopes.iter().map(|envelope| {
             let key = |kind: &[u8]| MacKey::new(&*hkdf_expand::<32>(envelope.expose(), &[kind]));
-            [b"job", &b"outcome"[..], b"entry", b"check", b"tag", b"state", b"progress"].map(key)
+            let of = [b"job", &b"outcome"[..], b"entry", b"check", b"tag", b"state", b"progress"].map(key);
+            Keys { id: of[Kind::Check as usize].sign(&[prefix.as_bytes()]), of }
         });
-        Signer { prefix: prefix.to_owned(), keys: keys.collect() }
+        Signer { prefix: prefix.to_owned(), keys: keys.collect(), is_ours: AtomicBool::new(false) }
     }
 
     /// What processes that have one of these secrets know each other by; the first's stands in Redis.
     pub fn checks(&self) -> Vec<String> {
-        let check = |keys: &Keys| hex(&keys[Kind::Check as usize].sign(&[self.prefix.as_bytes()]));
-        self.keys.iter().map(check).collect()
+        self.keys.iter().map(|keys| hex(&keys.id)).collect()
+    }
+
+    /// What signs.
+    pub(super) fn first(&self) -> &Keys {
+        &self.keys[0]
+    }
+
+    /// What has this id, if that is still known.
+    pub(super) fn keys_of(&self, id: &Tag) -> Option<&Keys> {
+        self.keys.iter().find(|keys| keys.id == *id)
     }
 
     fn seal(&self, kind: Kind, about: &[&[u8]], mut body: Vec<u8>) -> Vec<u8> {
-        let mac = self.keys[0][kind as usize].sign(&[&self.before(about, &body), &body]);
+        let mac = self.first().of[kind as usize].sign(&[&self.before(about, &body), &body]);
         body.extend_from_slice(&mac);
         body
     }
@@ -97,7 +115,7 @@ impl Signer {
     fn open<'a>(&self, kind: Kind, about: &[&[u8]], sealed: &'a [u8]) -> Result<&'a [u8], Forged> {
         let (body, mac) = sealed.split_last_chunk::<MAC_BYTES>().ok_or(Forged)?;
         let parts: [&[u8]; 2] = [&self.before(about, body), body];
-        let is_ours = self.keys.iter().any(|keys| keys[kind as usize].verify(&parts, mac));
+        let is_ours = self.keys.iter().any(|keys| keys.of[kind as usize].verify(&parts, mac));
         if is_ours { Ok(body) } else { Err(Forged) }
     }
 
@@ -172,18 +190,14 @@ impl Signer {
     }
 
     /// What an entry of a lane's state adds to its sum.
-    pub fn tag(&self, map: &str, key: &str, value: &[u8]) -> Tag {
-        self.tag_by(&self.keys[0], map, key, value)
-    }
-
-    fn tag_by(&self, keys: &Keys, map: &str, key: &str, value: &[u8]) -> Tag {
-        keys[Kind::Tag as usize].sign(&[&self.before(&[map.as_bytes(), key.as_bytes()], value), value])
+    pub(super) fn tag(&self, keys: &Keys, map: &str, key: &str, value: &[u8]) -> Tag {
+        keys.of[Kind::Tag as usize].sign(&[&self.before(&[map.as_bytes(), key.as_bytes()], value), value])
     }
 
     /// The signature of a lane's whole state, whose entries' tags have this sum.
-    pub(super) fn sign_state(&self, map: &str, sum: Sum) -> Tag {
+    pub(super) fn sign_state(&self, keys: &Keys, map: &str, sum: Sum) -> Tag {
         let sum = sum.to_bytes();
-        self.keys[0][Kind::State as usize].sign(&[&self.before(&[map.as_bytes()], &sum), &sum])
+        keys.of[Kind::State as usize].sign(&[&self.before(&[map.as_bytes()], &sum), &sum])
     }
 
     /// The tags of a lane's state, if that is the one that was signed. One that is empty may have no signature: it is that of
@@ -195,18 +209,18 @@ impl Signer {
         signature: &[u8],
     ) -> Option<HashMap<Arc<str>, Tag>> {
         let tags_by = |keys: &Keys| -> HashMap<Arc<str>, Tag> {
-            let tags = entries.iter().map(|(key, value)| (key.clone(), self.tag_by(keys, map, key, value)));
+            let tags = entries.iter().map(|(key, value)| (key.clone(), self.tag(keys, map, key, value)));
             tags.collect()
         };
         let is_signed_by = |keys: &&Keys| {
             let sum = Sum::of(tags_by(keys).values()).to_bytes();
             let parts: [&[u8]; 2] = [&self.before(&[map.as_bytes()], &sum), &sum];
-            keys[Kind::State as usize].verify(&parts, signature)
+            keys.of[Kind::State as usize].verify(&parts, signature)
         };
         let is_unused = entries.is_empty() && signature.is_empty();
         let holds =
             is_unused || is_off(Control::StateSum) || self.keys.iter().any(|keys| is_signed_by(&keys));
-        holds.then(|| tags_by(&self.keys[0]))
+        holds.then(|| tags_by(self.first()))
     }
 
     /// The value, if it was signed for this map and key.

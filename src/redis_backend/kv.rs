@@ -19,7 +19,7 @@ impl KeyValue for RedisBroker {
 
     fn apply(&self, map: &str, changes: &[Change], ttl: Option<Duration>) -> Reached<()> {
         let mut arguments = Arguments::default();
-        let seal = |key: &str, value: &[u8]| self.0.server.signer.seal_entry(map, key, value);
+        let seal = |key: &str, value: &[u8]| self.0.server.signer().seal_entry(map, key, value);
         let changes = arguments.changes(changes, seal);
         arguments.what = json!({ "map": map, "ch": changes, "ttl": or_false(ttl.map(micros)) });
         self.0.server.call("apply", &mut arguments)
@@ -31,7 +31,7 @@ impl Server {
     pub(super) fn entries(&self, map: &str, sealed: Sealed) -> Entries {
         let opened = sealed.into_iter().filter_map(|(key, value)| {
             let key = String::from_utf8(key).ok()?;
-            let value = self.signer.open_entry(map, &key, &value).ok()?;
+            let value = self.signer().open_entry(map, &key, &value).ok()?;
             Some((Arc::from(key), value))
         });
         opened.collect()

@@ -151,7 +151,7 @@ impl Producer for RedisBroker {
         let error = JobError::new(Code::Cancelled, "the job was cancelled");
         let finished = Finished { status: JobStatus::Cancelled, result: Err(error) };
         let mut arguments = Arguments::default();
-        let outcome = arguments.add(self.0.server.signer.seal_outcome(id, &finished));
+        let outcome = arguments.add(self.0.server.signer().seal_outcome(id, &finished));
         arguments.what = json!({ "id": id.to_string(), "r": outcome, "ow": owner(viewer) });
         if !self.0.server.may_change(viewer, id)? {
             return Ok(None);
@@ -194,7 +194,7 @@ impl Producer for RedisBroker {
         let row: Option<(Vec<u8>, Option<Vec<u8>>)> = self.0.server.ask("payload", what)?;
         let Some((envelope, payload)) = row else { return Ok(None) };
         // A job that nobody signed is as good as none.
-        let Ok(sealed) = self.0.server.signer.open_job(id, &envelope) else { return Ok(None) };
+        let Ok(sealed) = self.0.server.signer().open_job(id, &envelope) else { return Ok(None) };
         if !viewer.sees(&sealed.spec.owner) {
             return Ok(None);
         }

@@ -1,8 +1,8 @@
 //! The server, as a process of a deployment speaks to it: the settings as the scripts read them, and how jobs and records
 //! are named.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use redis::{Connection, FromRedisValue, RedisError, Value};
@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::connection::{Link, is_of_another_type, read};
 use super::envelope::{Signer, idempotency_digest};
 use super::forgeries::{Forgeries, Seldom};
+use crate::bell::lock;
 use crate::clock::{Clock, Timestamp, micros, millis};
 use crate::codec::hex;
 use crate::config::Redis;
@@ -69,13 +70,12 @@ pub struct Server {
     /// The process's name in the deployment.
     pub node: String,
     pub host: String,
-    pub signer: Signer,
+    /// Another one since its secrets were read again.
+    signer: Mutex<Arc<Signer>>,
     /// What the functions are told with each call.
     config: String,
     /// Their source, and its digest.
     library: (String, String),
-    /// It was found to know our secret.
-    is_ours: AtomicBool,
     pub forgeries: Forgeries,
     /// When an outcome that found no room was said last.
     pub full_said: Seldom,
@@ -134,14 +134,24 @@ impl Server {
             link: Link::new(&settings.redis)?,
             node: hex(&Entropy::system().bytes::<8>()),
             host: std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
-            signer: Signer::new(envelopes, &settings.prefix),
+            signer: Mutex::new(Arc::new(Signer::new(envelopes, &settings.prefix))),
             config: config(&settings).to_string(),
             library: library(),
-            is_ours: AtomicBool::new(false),
             forgeries: Forgeries::default(),
             full_said: Seldom::default(),
             settings,
         })
+    }
+
+    /// Signs and verifies with what was read last.
+    pub fn signer(&self) -> Arc<Signer> {
+        lock(&self.signer).clone()
+    }
+
+    /// Signs with the first of these from now on, and knows them alone. Which of them the server knows is asked anew.
+    pub fn rekey(&self, envelopes: &[Secret]) {
+        let envelopes: Vec<&Secret> = envelopes.iter().collect();
+        *lock(&self.signer) = Arc::new(Signer::new(&envelopes, &self.settings.prefix));
     }
 
     pub fn now(&self) -> Timestamp {
@@ -150,15 +160,16 @@ impl Server {
 
     /// Says nothing to a server whose jobs are signed with another secret: they would be taken for forged, and ours by others.
     fn recognise(&self) -> Reached<()> {
-        if !self.is_ours.load(Relaxed) {
-            if !self.link.agrees(&self.settings.prefix, &self.signer.checks())? {
+        let signer = self.signer();
+        if !signer.is_ours.load(Relaxed) {
+            if !self.link.agrees(&self.settings.prefix, &signer.checks())? {
                 return Err(BackendError("redis: its jobs are signed with another secret than ours".into()));
             }
             if self.settings.keep.is_some() {
                 // No function has written this one.
                 self.link.renew_all(&self.settings.prefix, SUB_LIVES)?;
             }
-            self.is_ours.store(true, Relaxed);
+            signer.is_ours.store(true, Relaxed);
         }
         Ok(())
     }
@@ -246,7 +257,7 @@ impl Server {
             "in": job.instance.to_string(), "tr": job.trace.id_text(), "nb": micros(job.delay),
             "aw": if job.awaited && job.idempotency.is_none() { "1" } else { "0" }, "to": micros(spec.timeout),
             "pb": job.payload.bytes.len(), "pl": arguments.add(job.payload.bytes.to_vec()),
-            "env": arguments.add(self.signer.seal_job(&spec, &job.payload, &digest)),
+            "env": arguments.add(self.signer().seal_job(&spec, &job.payload, &digest)),
         });
         if let Some(idempotency) = key {
             let scope = [&*job.owner, &*job.handler, &*idempotency.key].join("\0");
@@ -259,7 +270,7 @@ impl Server {
     /// The record of the job that an idempotency key names, if that was submitted with this key and payload.
     pub fn joined(&self, job: &NewJob, id: JobId) -> Reached<Option<JobRecord>> {
         let row = self.rows(&Viewer::service(), &[id], None)?.pop().flatten();
-        let sealed = row.as_ref().and_then(|row| self.signer.open_job(id, &row.1).ok());
+        let sealed = row.as_ref().and_then(|row| self.signer().open_job(id, &row.1).ok());
         let is_its_own = |key| {
             let digest = idempotency_digest(&job.owner, &job.handler, key);
             sealed.is_some_and(|sealed| sealed.idempotency == digest) || is_off(Control::IdempotencyScope)
@@ -289,9 +300,9 @@ impl Server {
         ) = row?;
         let (id, status) = (JobId::parse(&id)?, JobStatus::parse(&status)?);
         let sealed =
-            self.signer.open_job(id, &envelope).ok().filter(|sealed| viewer.sees(&sealed.spec.owner))?;
+            self.signer().open_job(id, &envelope).ok().filter(|sealed| viewer.sees(&sealed.spec.owner))?;
         let ended = match status.is_terminal() {
-            true => Some(Arc::new(self.signer.open_outcome(id, status, &result).ok()?)),
+            true => Some(Arc::new(self.signer().open_outcome(id, status, &result).ok()?)),
             false => None,
         };
         let until = || Timestamp(what.parse().unwrap_or(0));
@@ -314,7 +325,7 @@ impl Server {
             finished_at: finished.map(Timestamp),
             finished: ended,
             waiting_for,
-            progress: self.signer.open_progress(id, &progress),
+            progress: self.signer().open_progress(id, &progress),
             executor: (1..=CONSUMER_BYTES).contains(&executor.len()).then(|| executor.into()),
             past: past.lines().take(PAST_ATTEMPTS).filter_map(attempt).collect(),
         })

@@ -26,6 +26,8 @@ pub struct Sums {
 
 struct Known {
     lease: u64,
+    /// What its tags are made with: a commit goes on with that, so that tags of two secrets are never added up.
+    keys: Tag,
     tags: HashMap<Arc<str>, Tag>,
     sum: Sum,
 }
@@ -44,7 +46,7 @@ impl Sums {
         let Some(tags) = signer.tags_of(map, entries, signature) else { return false };
         self.entries += tags.len();
         let sum = Sum::of(tags.values());
-        self.maps.insert(map.to_owned(), Known { lease, tags, sum });
+        self.maps.insert(map.to_owned(), Known { lease, keys: signer.first().id, tags, sum });
         self.order.insert(lease, map.to_owned());
         while self.entries > ENTRIES_MAX && self.maps.len() > 1 {
             let Some((_, oldest)) = self.order.pop_first() else { break };
@@ -53,22 +55,24 @@ impl Sums {
         true
     }
 
-    /// A lease builds on the state as it is known here. False: it is not.
-    pub fn is_known(&mut self, map: &str, lease: u64) -> bool {
-        let Some(known) = self.maps.get_mut(map) else { return false };
+    /// A lease builds on the state as it is known here. False: it is not, or not by what signs.
+    pub fn is_known(&mut self, signer: &Signer, map: &str, lease: u64) -> bool {
+        let known = self.maps.get_mut(map).filter(|known| known.keys == signer.first().id);
+        let Some(known) = known else { return false };
         self.order.remove(&std::mem::replace(&mut known.lease, lease));
         self.order.insert(lease, map.to_owned());
         true
     }
 
-    /// The signature of the state with these changes, which are remembered. `None`: what it was before is not known.
+    /// The signature of the state with these changes, which are remembered. `None`: what it was before is not known any more.
     pub fn change(&mut self, signer: &Signer, map: &str, changes: &[Change]) -> Option<Tag> {
         let known = self.maps.get_mut(map)?;
+        let keys = signer.keys_of(&known.keys)?;
         self.entries -= known.tags.len();
         for Change { key, value } in changes {
             let old = match value {
                 Some(value) => {
-                    let tag = signer.tag(map, key, value);
+                    let tag = signer.tag(keys, map, key, value);
                     known.sum = known.sum.plus(&tag);
                     known.tags.insert(key.clone(), tag)
                 }
@@ -77,7 +81,7 @@ impl Sums {
             known.sum = old.iter().fold(known.sum, |sum, tag| sum.minus(tag));
         }
         self.entries += known.tags.len();
-        Some(signer.sign_state(map, known.sum))
+        Some(signer.sign_state(keys, map, known.sum))
     }
 
     /// What is known of it is not so.
@@ -94,9 +98,14 @@ mod tests {
     use super::*;
     use crate::config::secret::Secret;
 
+    fn signer_of(secrets: &[u8]) -> Signer {
+        let secret = |first: &u8| Secret::new(std::array::from_fn(|at| first + at as u8)).unwrap();
+        let secrets: Vec<Secret> = secrets.iter().map(secret).collect();
+        Signer::new(&secrets.iter().collect::<Vec<_>>(), "{p}:")
+    }
+
     fn signer() -> Signer {
-        let secret = Secret::new(std::array::from_fn(|at| u8::try_from(at).unwrap())).unwrap();
-        Signer::new(&[&secret], "{p}:")
+        signer_of(&[0])
     }
 
     fn entries(pairs: &[(&str, &str)]) -> Entries {
@@ -105,6 +114,26 @@ mod tests {
 
     fn change(key: &str, value: Option<&str>) -> Change {
         Change { key: key.into(), value: value.map(|value| Arc::from(value.as_bytes())) }
+    }
+
+    #[test]
+    fn a_lease_goes_on_with_the_secret_that_it_began_with_and_the_next_one_begins_anew() {
+        let (old, both, new) = (signer_of(&[0]), signer_of(&[1, 0]), signer_of(&[1]));
+        let mut sums = Sums::default();
+        assert!(sums.is_whole(&old, "m", &entries(&[]), b"", 1));
+        sums.change(&old, "m", &[change("a", Some("1")), change("b", Some("2"))]).unwrap();
+        let signature = sums.change(&both, "m", &[change("a", Some("3"))]).unwrap();
+        let now = entries(&[("a", "3"), ("b", "2")]);
+        assert!(Sums::default().is_whole(&old, "m", &now, &signature, 1), "no sum is of two secrets");
+        assert!(!sums.is_known(&both, "m", 2), "the state is read again, and signed with the new one");
+        assert!(sums.is_whole(&both, "m", &now, &signature, 2) && sums.is_known(&both, "m", 3));
+        let signature = sums.change(&both, "m", &[change("b", None)]).unwrap();
+        let left = entries(&[("a", "3")]);
+        assert!(Sums::default().is_whole(&new, "m", &left, &signature, 1));
+        assert!(!Sums::default().is_whole(&old, "m", &left, &signature, 1));
+        // One that is not known any more signs nothing.
+        assert!(sums.is_whole(&old, "m", &entries(&[]), b"", 4));
+        assert_eq!(sums.change(&new, "m", &[change("a", Some("4"))]), None);
     }
 
     #[test]

@@ -141,7 +141,7 @@ impl ExecutorHelm {
     }
 
     fn on_control(&mut self) -> Result<(), String> {
-        for message in self.control.hear()? {
+        for message in self.control.hear()?.0 {
             match message {
                 ToChild::Channel(address) => {
                     let address = address.parse().map_err(|_| "the channel's address is malformed")?;

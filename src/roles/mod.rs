@@ -4,6 +4,7 @@ mod batch;
 mod executor;
 mod inline;
 mod journal;
+mod reread;
 mod run;
 mod serve;
 mod web;

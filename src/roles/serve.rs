@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use mio::Token;
 
+use super::reread::Reread;
 use super::web::serve_inline;
+use crate::channel::keys::GroupSecret;
 use crate::clock::monotonic_millis;
 use crate::config::secret::Secret;
 use crate::deployment::Deployment;
 use crate::exit::Exit;
+use crate::mac::wipe_stack;
 use crate::observe::{event, log_writer};
 use crate::process::control_socket::ToChild;
 use crate::process::handover::{self, Handover};
@@ -68,10 +71,11 @@ pub fn serve(deployment: &Deployment, groups: Option<&[String]>, takes_over: boo
         handover = Some(Handover::new(listener.try_clone().map_err(io)?, old, registry()?, HANDOVER));
     }
     let mut fleet = Fleet::new(platform, registry()?, FIRST_CHILD);
-    let web = deployment.web_bundle(&roots, private_dir.path())?;
-    fleet.add_web(&web, listener);
+    fleet.add_web(&deployment.web_bundle(&roots, private_dir.path()), listener);
     add_executors(&mut fleet, deployment, groups, &roots[0])?;
+    let reread = Reread::new(deployment, &roots);
     drop(roots);
+    wipe_stack();
     reactor.watch(&mut signals.stop, STOP)?;
     reactor.watch(&mut signals.child, CHILD)?;
     reactor.watch(&mut signals.hangup, HANGUP)?;
@@ -81,6 +85,7 @@ pub fn serve(deployment: &Deployment, groups: Option<&[String]>, takes_over: boo
     let (web_name, replaced, gave_up) = Default::default();
     let supervisor = Supervisor {
         deployment,
+        reread,
         fleet,
         phases,
         address,
@@ -117,6 +122,7 @@ pub(super) fn add_executors(
 
 struct Supervisor<'a> {
     deployment: &'a Deployment,
+    reread: Reread,
     /// Whatever happens: no child outlives it.
     fleet: Fleet,
     phases: Phases,
@@ -153,10 +159,7 @@ impl Supervisor<'_> {
                     STOP => {
                         (0..drain_bytes(&mut self.signals.stop)).for_each(|_| self.on(Event::Signal, now_ms));
                     }
-                    HANGUP if hear_hangup(&mut self.signals.hangup) => {
-                        let tokens = self.deployment.read_tokens_again();
-                        tokens.iter().for_each(|tokens| self.fleet.set_tokens(tokens));
-                    }
+                    HANGUP if hear_hangup(&mut self.signals.hangup) => self.read_again(now_ms),
                     HANGUP => {}
                     HANDOVER => {
                         if self.handover.as_mut().is_some_and(Handover::hear) {
@@ -172,6 +175,20 @@ impl Supervisor<'_> {
                 self.on_fleet(now_ms);
             }
         }
+    }
+
+    /// Files may hold something else by now.
+    fn read_again(&mut self, now_ms: u64) {
+        self.reread.tokens().iter().for_each(|tokens| self.fleet.set_tokens(WEB, tokens));
+        let Some(roots) = self.reread.secrets() else { return wipe_stack() };
+        // Web first: it is to know the secret that an executor comes with.
+        self.fleet.set_secrets(WEB, self.deployment.web_secrets(&roots), now_ms);
+        for place in WEB + 1..self.fleet.places() {
+            let secret = GroupSecret::derive(&roots[0], self.fleet.name(place));
+            self.fleet.set_secrets(place, vec![secret], now_ms);
+        }
+        drop(roots);
+        wipe_stack();
     }
 
     fn wait(&mut self, now_ms: u64) -> Duration {

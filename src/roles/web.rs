@@ -5,10 +5,11 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
 
+use super::reread::Reread;
 use super::{Child, inline};
-use crate::config::secret::Secret;
 use crate::deployment::Deployment;
 use crate::exit::Exit;
+use crate::mac::wipe_stack;
 use crate::observe::{event, log_writer};
 use crate::process::hygiene::{
     Signals, hear_of_limits, keep_secrets, raise_descriptor_limit, set_data_apart, settle_prints, take_stdout,
@@ -21,15 +22,13 @@ pub(super) fn serve_web(child: Child) -> Result<Exit, String> {
     let Child { mut bundle, control, deployment } = child;
     // The public listener came as standard output, which is standard error from now on.
     let listener = TcpListener::from(take_stdout().map_err(|error| error.to_string())?);
-    // Behind the channel secrets of the groups: what is signed with at rest.
-    let envelopes = bundle.secrets.split_off(deployment.groups().len());
-    let envelopes = envelopes.iter().map(|secret| Secret::new(*secret.expose())).collect::<Result<_, _>>()?;
+    let at_rest = bundle.take_at_rest(deployment.groups().len())?;
     let journal_says = |why: String| {
         log_writer::say(format!("cofferdam web: {why}\n"));
         Exit::Usage
     };
     let has_journal = deployment.journal().is_some();
-    let backend = match deployment.open(envelopes, "") {
+    let backend = match deployment.open(at_rest, "") {
         // Another process would fare no better.
         Err(why) if has_journal => return Ok(journal_says(why)),
         backend => backend?,
@@ -42,6 +41,7 @@ pub(super) fn serve_web(child: Child) -> Result<Exit, String> {
     let _exporter = super::exporter(&deployment, &backend, counters.clone())?;
     web.channel = Some(deployment.channel(bundle.secrets, &backend, counters, bell)?);
     drop(backend);
+    wipe_stack();
     match web.run() {
         Err(why) if has_journal && !seat.is_sound() => Ok(journal_says(why)),
         exit => exit,
@@ -67,9 +67,16 @@ fn try_serve_inline(deployment: &Deployment) -> Result<Exit, String> {
     let listener = listen(&deployment.config.web)?;
     let private_dir = PrivateDir::make()?;
     let graceful = Duration::from_millis(deployment.platform().lifecycle.patience_ms());
-    let backend = deployment.open(Vec::new(), "")?;
-    let reader = deployment.clone();
-    let commander = Commander::signals(signals, graceful, Box::new(move || reader.read_tokens_again()));
+    let roots = deployment.root_secrets()?;
+    let mut reread = Reread::new(deployment, &roots);
+    let backend = deployment.open(deployment.at_rest(&roots), "")?;
+    drop(roots);
+    let rekey = backend.rekey.clone();
+    let read_again = move || {
+        reread.secrets().iter().for_each(|roots| rekey(&reread.deployment.at_rest(roots)));
+        reread.tokens()
+    };
+    let commander = Commander::signals(signals, graceful, Box::new(read_again));
     let mut web = WebProcess::new(deployment, listener, &backend, commander, private_dir.path())?;
     let _exporter = super::exporter(deployment, &backend, web.counters.clone())?;
     let executors = inline::start(deployment, &backend, &web.reactor.bell())?;

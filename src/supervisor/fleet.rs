@@ -12,6 +12,7 @@ use mio::{Registry, Token};
 
 use super::child::{ChildProcess, Place};
 use super::child_state::{Action, Event, How, Life, State, may_say};
+use crate::channel::keys::GroupSecret;
 use crate::config::Platform;
 use crate::exit::Exit;
 use crate::job::JobId;
@@ -21,7 +22,8 @@ use crate::process::control_socket::{Bundle, Leaving, Role, ToChild, ToParent};
 use crate::process::hygiene::reap_orphans;
 
 /// Processes of one place that finish their jobs while their successor serves. At the bound the successor stays until
-/// one of them has ended, so that short limits and long jobs cannot fill the host with processes.
+/// one of them has ended, so that short limits and long jobs cannot fill the host with processes. One whose secret is the one before
+/// goes in any case, since it could not connect again; operators do not rotate as often as that.
 const MOST_LEAVING: usize = 2;
 
 /// Orphans of executors that have ended stay in the process table for so long.
@@ -148,16 +150,41 @@ impl Fleet {
         self.channel = Some(told);
     }
 
-    /// The token file's text is another one: web is told, and those to come.
-    pub fn set_tokens(&mut self, tokens: &str) {
-        for place in 0..self.places.len() {
-            if self.places[place].role == Role::Web
-                && let Some(bundle) = Bundle::with_tokens(&self.places[place].bundle, tokens)
+    /// The token file's text is another one: web, whose place this is, is told, and those to come.
+    pub fn set_tokens(&mut self, place: usize, tokens: &str) {
+        self.change(place, |bundle| Bundle { tokens: tokens.to_owned(), ..bundle });
+        self.send(place, &ToChild::Tokens(tokens.to_owned()));
+    }
+
+    /// A place has these secrets from now on. Web, which stays, is given its bundle again; an executor finishes its jobs beside a
+    /// successor, which has them.
+    pub fn set_secrets(&mut self, place: usize, secrets: Vec<GroupSecret>, now_ms: u64) {
+        if !self.change(place, |bundle| Bundle { secrets, ..bundle }) {
+            return;
+        }
+        let role = self.places[place].role;
+        for index in 0..self.children.len() {
+            let child = &mut self.children[index];
+            if child.place == place && role == Role::Executor {
+                self.on(index, Event::Leaves(Leaving::Secret), now_ms);
+            } else if child.place == place
+                && let Some(process) = &mut child.process
             {
-                self.places[place].bundle = bundle;
-                self.send(place, &ToChild::Tokens(tokens.to_owned()));
+                process.control.send_bytes(&self.places[place].bundle);
             }
         }
+    }
+
+    /// False: it is the same as before.
+    fn change(&mut self, place: usize, change: impl FnOnce(Bundle) -> Bundle) -> bool {
+        let bundle = &mut self.places[place].bundle;
+        let changed = Bundle::changed(bundle, change).filter(|changed| changed != bundle);
+        changed.map(|changed| *bundle = changed).is_some()
+    }
+
+    /// How many places there are.
+    pub fn places(&self) -> usize {
+        self.places.len()
     }
 
     /// Tells something to the child of a place that does not leave.

@@ -9,7 +9,7 @@ use crate::clock::millis;
 use crate::exit::Exit;
 use crate::job::JobId;
 use crate::observe::log_writer;
-use crate::process::control_socket::{ControlSocket, ToChild, ToParent};
+use crate::process::control_socket::{Bundle, ControlSocket, ToChild, ToParent};
 use crate::process::hygiene::{Signals, drain_bytes, hear_hangup};
 use crate::process::reactor::Reactor;
 use crate::process::systemd::Notifier;
@@ -20,8 +20,8 @@ pub enum Commander {
     Signals {
         stop: UnixStream,
         hangup: UnixStream,
-        /// Reads the token file again.
-        tokens: Box<dyn Fn() -> Option<String>>,
+        /// Reads files again; other tokens.
+        read_again: Box<dyn FnMut() -> Option<String>>,
         notifier: Notifier,
         graceful: Duration,
         stops: bool,
@@ -31,16 +31,16 @@ pub enum Commander {
 }
 
 impl Commander {
-    /// A signal gives callers so long; another one reads tokens again.
+    /// A signal gives callers so long; another one reads files again.
     pub fn signals(
         signals: Signals,
         graceful: Duration,
-        tokens: Box<dyn Fn() -> Option<String>>,
+        read_again: Box<dyn FnMut() -> Option<String>>,
     ) -> Commander {
         Commander::Signals {
             stop: signals.stop,
             hangup: signals.hangup,
-            tokens,
+            read_again,
             notifier: Notifier::from_environment(),
             graceful,
             stops: false,
@@ -69,11 +69,12 @@ impl Commander {
         }
     }
 
-    /// What came since the last call; a signal tells to drain. Without its supervisor this process ends.
-    pub fn hear(&mut self) -> Result<Vec<ToChild>, String> {
+    /// What came since the last call, and a bundle with other secrets; a signal tells to drain. Without its supervisor this process
+    /// ends.
+    pub fn hear(&mut self) -> Result<(Vec<ToChild>, Option<Bundle>), String> {
         match self {
-            Commander::Signals { stop, hangup, tokens, notifier, graceful, stops } => {
-                let read = if hear_hangup(hangup) { tokens() } else { None };
+            Commander::Signals { stop, hangup, read_again, notifier, graceful, stops } => {
+                let read = if hear_hangup(hangup) { read_again() } else { None };
                 let mut heard: Vec<ToChild> = read.into_iter().map(ToChild::Tokens).collect();
                 for _ in 0..drain_bytes(stop) {
                     // The second signal's deadline is now.
@@ -81,7 +82,7 @@ impl Commander {
                     heard.push(ToChild::Drain(if again { 0 } else { millis(*graceful) }));
                     notifier.stopping(millis(*graceful));
                 }
-                Ok(heard)
+                Ok((heard, None))
             }
             Commander::Supervisor(control) => control.hear(),
         }

@@ -13,8 +13,8 @@ use crate::problem::Code;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Why processes are replaced: because they have ended, and because they have done enough.
-const RESTARTS: [&str; 3] = ["crashed", "killed", "unresponsive"];
-const RECYCLES: [&str; 3] = ["max_jobs", "max_rss", "stuck"];
+const RESTARTS: &[&str] = &["crashed", "killed", "unresponsive"];
+const RECYCLES: &[&str] = &["max_jobs", "max_rss", "secret", "stuck"];
 
 /// Each metric once; what `/v1/stats` shows of it as well is in [`stats_json`]. While the backend is away its series are
 /// left out: a counter that shows 0 would look as if it had begun anew.
@@ -49,8 +49,8 @@ pub fn metrics_text(counters: &Counters, stats: &Stats, groups: &[String]) -> St
     page.family("workers_busy", "Workers that have a job.", busy);
     let of_group = |group: &str, reasons| {
         let group_label = label("group", group);
-        replaced(counters, group, reasons)
-            .map(|(reason, count)| (labels(&group_label, "reason", reason), count))
+        let replaced = replaced(counters, group, reasons).into_iter();
+        replaced.map(move |(reason, count)| (labels(&group_label, "reason", reason), count))
     };
     let all = groups.iter().map(String::as_str).chain(["web"]);
     let restarted = all.flat_map(|group| of_group(group, RESTARTS));
@@ -74,8 +74,9 @@ fn load(counter: &AtomicU64) -> u64 {
 }
 
 /// How often processes of this name were replaced, by these reasons.
-fn replaced(counters: &Counters, name: &str, reasons: [&'static str; 3]) -> [(&'static str, u64); 3] {
-    reasons.map(|reason| (reason, counters.replaced.get(&(name.into(), reason.into()))))
+fn replaced(counters: &Counters, name: &str, reasons: &[&'static str]) -> Vec<(&'static str, u64)> {
+    let count = |reason: &&'static str| (*reason, counters.replaced.get(&(name.into(), (*reason).into())));
+    reasons.iter().map(count).collect()
 }
 
 fn label(name: &str, value: &str) -> String {

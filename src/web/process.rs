@@ -16,14 +16,15 @@ use super::sockets::ClientSockets;
 use crate::channel::ChannelServer;
 use crate::clock::{Clock, Timestamp, monotonic_millis};
 use crate::config::tokens;
-use crate::deployment::{Backend, Deployment};
+use crate::deployment::{Backend, Deployment, Rekey};
 use crate::entropy::Entropy;
 use crate::exit::Exit;
 use crate::job::InstanceId;
+use crate::mac::wipe_stack;
 use crate::observe::event;
 use crate::observe::metrics::Counters;
 use crate::ports::{Inbox, Seat};
-use crate::process::control_socket::ToChild;
+use crate::process::control_socket::{Bundle, ToChild};
 use crate::process::reactor::Reactor;
 
 const LISTENER: Token = Token(0);
@@ -42,6 +43,7 @@ pub struct WebProcess {
     sockets: ClientSockets,
     calls: Calls,
     seat: Arc<dyn Seat>,
+    rekey: Rekey,
     inbox: Box<dyn Inbox>,
     /// Where executors reach the broker; `None`: they are threads of this process.
     pub channel: Option<ChannelServer>,
@@ -107,6 +109,7 @@ impl WebProcess {
             sockets: ClientSockets::new(TcpListener::from_std(listener), &config.web),
             calls,
             seat: backend.seat.clone(),
+            rekey: backend.rekey.clone(),
             inbox,
             channel: None,
             commander,
@@ -171,7 +174,9 @@ impl WebProcess {
             }
         }
         if is_commanded {
-            for command in self.commander.hear()? {
+            let (commands, bundle) = self.commander.hear()?;
+            bundle.map_or(Ok(()), |bundle| self.set_secrets(bundle))?;
+            for command in commands {
                 match command {
                     ToChild::Drain(patience_ms) => {
                         event(log::Level::Info, "lifecycle.draining").emit();
@@ -223,6 +228,18 @@ impl WebProcess {
             return Ok(ControlFlow::Break(exit));
         }
         Ok(ControlFlow::Continue(self.rests(seat_due, now, now_ms)))
+    }
+
+    /// Other secrets: of the groups, and what is signed with at rest.
+    fn set_secrets(&mut self, mut bundle: Bundle) -> Result<(), String> {
+        if let Some(channel) = &mut self.channel {
+            let at_rest = bundle.take_at_rest(channel.groups())?;
+            channel.set_secrets(bundle.secrets);
+            (self.rekey)(&at_rest);
+            drop(at_rest);
+            wipe_stack();
+        }
+        Ok(())
     }
 
     /// `Some` once the drain is over and there is no supervisor to tell.

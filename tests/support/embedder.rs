@@ -50,6 +50,7 @@ fn app() -> App {
             Ok(Payload::json(STARTS.load(Ordering::SeqCst).to_string().into_bytes()))
         })
         .handler_with("count", HandlerOptions::serial(), count)
+        .handler_with("pair", HandlerOptions::serial(), pair)
         .handler_with("flaky", once.clone(), flaky)
         .handler_with("stubborn", once.clone(), stubborn)
         .handler_with("panics", once.clone(), panics)
@@ -106,6 +107,15 @@ fn count(job: &Job, cx: &mut JobContext) -> Result<Payload, HandlerError> {
     state.set("n", text.clone().into_bytes());
     let _ = cx.sleep(ms);
     Ok(Payload::json(text.into_bytes()))
+}
+
+/// The same on a lane whose state has another entry, which the first job makes and no other one changes.
+fn pair(job: &Job, cx: &mut JobContext) -> Result<Payload, HandlerError> {
+    let mut state = cx.state().ok_or_else(|| HandlerError::Fail("pair is serial".into()))?;
+    if state.get("begun").is_none() {
+        state.set("begun", b"true".to_vec());
+    }
+    count(job, cx)
 }
 
 /// Wants to be tried again until the delivery of this number.

@@ -176,7 +176,7 @@ impl Halves {
         let root = Secret::generate().expect("randomness");
         let sockets = PrivateDir::make().expect("a place for the private socket");
         let listener = listener();
-        let bundle = deployment.web_bundle(std::slice::from_ref(&root), sockets.path()).expect("a bundle");
+        let bundle = deployment.web_bundle(std::slice::from_ref(&root), sockets.path());
         let web = Half::start("web", &bundle, Some(&listener));
         let channel = web.ready().parse().expect("an address");
         let http = listener.local_addr().expect("an address");

@@ -74,7 +74,7 @@ fn broker(url: String) -> Result<RedisBroker, String> {
         keep: None,
         workers: vec![ROOM],
     };
-    RedisBroker::new(settings, &[&Secret::generate()?.envelope()?])
+    RedisBroker::new(settings, &[&Secret::generate()?.envelope()])
 }
 
 const PREFIX: &str = "{limit}:";
