@@ -42,17 +42,16 @@ impl Image {
     pub fn apply(&mut self, fact: Fact) -> Option<Thing> {
         match fact {
             Fact::Job(job) => {
-                let id = job.spec.id;
+                let id = job.record.spec.id;
                 self.jobs.insert(id, job);
                 return Some(Thing::Job(id));
             }
-            Fact::Stands(id, stands) => {
-                if let Some(job) = self.jobs.get_mut(&id) {
-                    if stands.status == JobStatus::Succeeded {
-                        job.payload = None;
-                    }
-                    job.stands = stands;
-                }
+            Fact::Stands(mut now) => {
+                let job = self.jobs.get_mut(&now.record.spec.id)?;
+                now.record.spec = job.record.spec.clone();
+                now.is_follow_up = job.is_follow_up;
+                now.payload = job.payload.take().filter(|_| now.record.status != JobStatus::Succeeded);
+                *job = now;
             }
             Fact::Gone(id) => drop(self.jobs.remove(&id)),
             Fact::Map { name, is_whole, version, expires_at, changes } => {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use log::{Level, LevelFilter};
 
-use super::entry::{Changed, Entry, HandlerQueue, Written};
+use super::entry::{Changed, Entry, HandlerQueue};
 use super::idempotency::Keys;
 use super::kv::Maps;
 use super::records::Retention;
@@ -21,6 +21,7 @@ use crate::clock::Timestamp;
 use crate::entropy::Entropy;
 use crate::handler::{HandlerSpec, Ordering};
 use crate::job::{FollowUp, IdMap, InstanceId, JobId, JobRecord, JobSpec, Version, state_map};
+use crate::journal::facts::Job;
 use crate::limits::QUEUED_BYTES;
 use crate::negative_controls::{Control, is_off};
 use crate::observe::Delivery;
@@ -238,7 +239,7 @@ impl Broker {
             return Submitted::Refused(Refusal::UnknownHandler);
         };
         if let Some(existing) = self.jobs.get(&new.id) {
-            debug_assert_eq!(existing.record.spec.handler, new.handler);
+            debug_assert_eq!(existing.job.record.spec.handler, new.handler);
             // The call was repeated: the job is there already.
             if existing.instance == new.instance {
                 return Submitted::New;
@@ -284,11 +285,7 @@ impl Broker {
 
     fn accept(&mut self, handler: usize, new: NewJob, is_follow_up: bool, now: Timestamp) {
         let queue = &mut self.handlers[handler];
-        queue.figures.submitted += 1;
-        queue.figures.queued += 1;
-        queue.count_live(&new.owner, new.payload.bytes.len(), is_follow_up, true);
         let not_before = now.plus(new.delay);
-        queue.waiting.insert((not_before, new.id));
         let spec = JobSpec {
             id: new.id,
             owner: new.owner,
@@ -300,29 +297,22 @@ impl Broker {
             timeout: new.timeout.unwrap_or(queue.spec.options.timeout),
             one_line: new.one_line,
         };
-        let lane = self.lane_for(handler, spec.ordering_key.as_deref());
-        let entry = Entry {
-            record: JobRecord::queued(Arc::new(spec)),
+        let job = Job {
             payload: Some(new.payload),
-            handler,
-            lane,
-            fence: 0,
-            delivery: 0,
-            losses: 0,
-            seat_losses: 0,
-            order: 0,
+            is_follow_up,
+            awaited: new.awaited && new.idempotency.is_none(),
             not_before,
             waits_since: not_before,
-            awaited: new.awaited && new.idempotency.is_none(),
-            is_follow_up,
-            instance: new.instance,
-            watchers: Vec::new(),
-            place: None,
-            written: Written::default(),
+            ..Job::queued(Arc::new(spec))
         };
+        queue.figures.submitted += 1;
+        queue.count_status(&job, true);
+        queue.count_live(&job, true);
+        let lane = self.lane_for(handler, job.record.spec.ordering_key.as_deref());
+        let entry = Entry::new(job, handler, lane, new.instance);
         let mut evicts = false;
         if let Some(Idempotency { key, fingerprint }) = new.idempotency {
-            let JobSpec { owner, handler, .. } = &*entry.record.spec;
+            let JobSpec { owner, handler, .. } = &*entry.job.record.spec;
             let scope = (owner.clone(), handler.clone(), key);
             let has_ended = |id| self.jobs.get(&id).is_none_or(|entry| entry.has_ended());
             evicts = self.idempotency.bind(scope, new.id, fingerprint, now, has_ended);
@@ -340,7 +330,7 @@ impl Broker {
     pub(super) fn enqueue(&mut self, lane: u64, id: JobId, now: Timestamp) {
         self.last_number += 1;
         let order = self.last_number;
-        self.jobs.entry(id).and_modify(|entry| entry.order = order);
+        self.jobs.entry(id).and_modify(|entry| entry.job.order = order);
         self.touch(id);
         self.lanes.entry(lane).and_modify(|lane| match is_off(Control::LaneOrder) {
             false => lane.jobs.push_back(id),
@@ -395,13 +385,13 @@ impl Broker {
         };
         if let Some(place) = lane.ready {
             // Ready before: it keeps its place in the order, unless another head has another time.
-            if place.0 >= head.not_before && (place.0 <= now || place.0 == head.not_before) {
+            if place.0 >= head.job.not_before && (place.0 <= now || place.0 == head.job.not_before) {
                 return;
             }
             queue.ready.remove(&place);
         }
         self.last_number += 1;
-        let place = (head.not_before.max(now), self.last_number);
+        let place = (head.job.not_before.max(now), self.last_number);
         lane.ready = Some(place);
         queue.ready.insert(place, number);
         let group = queue.spec.group;
@@ -448,13 +438,13 @@ impl Broker {
         if level <= self.log_level
             && let Some(entry) = self.jobs.get(&job)
         {
-            let started_at = |now| entry.record.started_at.unwrap_or(now);
+            let started_at = |now| entry.job.record.started_at.unwrap_or(now);
             let delivery = failure.map(|(reason, now)| Delivery {
-                number: entry.delivery,
+                number: entry.job.delivery,
                 took: now.since(started_at(now)),
                 reason: reason.to_owned(),
             });
-            let spec = entry.record.spec.clone();
+            let spec = entry.job.record.spec.clone();
             self.signals.notices.push(Notice { level, event, spec, cause, delivery });
         }
     }

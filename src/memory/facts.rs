@@ -12,7 +12,7 @@ use super::idempotency::Bound;
 use crate::clock::Timestamp;
 use crate::job::{Change, InstanceId, JobId, JobStatus, Version};
 use crate::journal::Image;
-use crate::journal::facts::{self, Fact, Job, Standing, Thing};
+use crate::journal::facts::{self, Fact, Job, Thing};
 use crate::ports::{HandlerStats, Viewer};
 use crate::problem::Cause;
 
@@ -55,7 +55,8 @@ impl Broker {
         self.idempotency.changed = Some(Vec::new());
         lost.into_iter().for_each(|id| self.lose_with_seat(id, now));
         // In the order in which their heads came, as they would have been ready.
-        let head = |lane: &Lane| lane.jobs.front().map(|id| (self.jobs[id].not_before, self.jobs[id].order));
+        let head =
+            |lane: &Lane| lane.jobs.front().map(|id| (self.jobs[id].job.not_before, self.jobs[id].job.order));
         let mut lanes: Vec<_> = self.lanes.iter().map(|(number, lane)| (head(lane), *number)).collect();
         lanes.sort_unstable();
         lanes.into_iter().for_each(|(_, lane)| self.make_ready(lane, now));
@@ -93,7 +94,7 @@ impl Broker {
     #[must_use]
     pub fn bytes_of(&self, thing: &Thing) -> usize {
         match thing {
-            Thing::Job(id) => self.jobs.get(id).map_or(0, |entry| entry.base_bytes()),
+            Thing::Job(id) => self.jobs.get(id).map_or(0, |entry| entry.job.base_bytes()),
             Thing::Map(name) => self.maps.bytes_of(name),
             Thing::Key(scope) => self.idempotency.get(scope).map_or(0, |_| KEY_BYTES),
             Thing::Paused(handler) => KEY_BYTES * usize::from(self.paused(handler).is_some()),
@@ -138,18 +139,15 @@ impl Broker {
         facts.bytes.reserve(JOB_BYTES * changed.jobs.len());
         for id in changed.jobs {
             let Some(entry) = self.jobs.get_mut(&id) else { continue };
-            let now = Written { has_base: true, is_outdated: false, bytes: entry.base_bytes() };
+            let lane = self.lanes.get(&entry.lane).filter(|_| entry.place.is_none());
+            let lease = lane.and_then(|lane| self.leases.get(&lane.lease?));
+            entry.job.is_leased = lease.is_some_and(|lease| lease.jobs.contains(&id));
+            entry.job.parks = lane.is_some_and(|lane| lane.parked && lane.jobs.front() == Some(&id));
+            let now = Written { has_base: true, is_outdated: false, bytes: entry.job.base_bytes() };
             let written = std::mem::replace(&mut entry.written, now);
             self.job_bytes = self.job_bytes + now.bytes - written.bytes;
-            let entry = &self.jobs[&id];
-            let stands = self.standing(id, entry);
-            if written.has_base {
-                facts.put(&Fact::Stands(id, stands), None);
-            } else {
-                let (spec, payload) = (entry.record.spec.clone(), entry.payload.clone());
-                let job = Job { spec, is_follow_up: entry.is_follow_up, payload, stands };
-                facts.put(&Fact::Job(Box::new(job)), Some(Thing::Job(id)));
-            }
+            facts::put_job(&mut facts.bytes, &entry.job, !written.has_base);
+            facts.bases.extend((!written.has_base).then_some(Thing::Job(id)));
         }
         changed.gone.into_iter().for_each(|id| facts.put(&Fact::Gone(id), None));
         for (name, keys) in self.maps.changed.as_mut().map(std::mem::take).unwrap_or_default() {
@@ -185,7 +183,7 @@ impl Broker {
         facts.bases.iter().for_each(|thing| self.write_again(thing));
         let again = facts::read_all(&facts.bytes, |fact| {
             match fact {
-                Fact::Stands(id, _) => self.touch(id),
+                Fact::Stands(job) => self.touch(job.record.spec.id),
                 Fact::Gone(id) => self.changed.iter_mut().for_each(|changed| changed.gone.push(id)),
                 Fact::Map { name, changes, .. } => self.maps.touch(&name, &changes),
                 Fact::MapGone(name) => self.maps.touch(&name, &[]),
@@ -207,29 +205,6 @@ impl Broker {
         self.idempotency.unbind(jobs);
     }
 
-    fn standing(&self, id: JobId, entry: &Entry) -> Standing {
-        let lane = self.lanes.get(&entry.lane).filter(|_| entry.place.is_none());
-        let lease = lane.and_then(|lane| self.leases.get(&lane.lease?));
-        Standing {
-            status: entry.record.status,
-            is_leased: lease.is_some_and(|lease| lease.jobs.contains(&id)),
-            parks: lane.is_some_and(|lane| lane.parked && lane.jobs.front() == Some(&id)),
-            awaited: entry.awaited,
-            deliveries: entry.record.deliveries,
-            delivery: entry.delivery,
-            losses: entry.losses,
-            seat_losses: entry.seat_losses,
-            order: entry.order,
-            not_before: entry.not_before,
-            waits_since: entry.waits_since,
-            started_at: entry.record.started_at,
-            finished_at: entry.record.finished_at,
-            finished: entry.record.finished.clone(),
-            executor: entry.record.executor.clone(),
-            past: entry.record.past.clone(),
-        }
-    }
-
     /// Says which jobs may have been running.
     fn restore(&mut self, image: Image, now: Timestamp) -> Result<Vec<JobId>, String> {
         self.last_fence = image.last_fence;
@@ -247,18 +222,18 @@ impl Broker {
             self.maps.restore(name, map.entries, map.expires_at);
         }
         let mut jobs: Vec<Box<Job>> = image.jobs.into_values().collect();
-        jobs.sort_unstable_by_key(|job| job.stands.order);
+        jobs.sort_unstable_by_key(|job| job.order);
         let (mut ended, mut lost, mut unknown) = (Vec::new(), Vec::new(), BTreeMap::<Arc<str>, usize>::new());
         for job in jobs {
-            let is_live = !job.stands.status.is_terminal();
-            let Some(&handler) = self.handler_index.get(&job.spec.handler) else {
-                *unknown.entry(job.spec.handler.clone()).or_default() += usize::from(is_live);
+            let record = &job.record;
+            let (id, finished_at, is_live) =
+                (record.spec.id, record.finished_at, !record.status.is_terminal());
+            let Some(&handler) = self.handler_index.get(&record.spec.handler) else {
+                *unknown.entry(record.spec.handler.clone()).or_default() += usize::from(is_live);
                 continue;
             };
-            let (id, finished_at) = (job.spec.id, job.stands.finished_at);
-            let is_leased = job.stands.is_leased;
+            lost.extend((is_live && job.is_leased).then_some(id));
             let parks = self.put_back(handler, *job);
-            lost.extend((is_live && is_leased).then_some(id));
             ended.extend((!is_live && !parks).then_some((finished_at, id)));
         }
         if let Some((handler, count)) = unknown.into_iter().find(|(_, count)| *count > 0) {
@@ -278,69 +253,43 @@ impl Broker {
     }
 
     /// A job as it stood, at the end of its lane if it has one. True if it holds that, being dead.
-    fn put_back(&mut self, handler: usize, job: Job) -> bool {
-        let Job { spec, is_follow_up, payload, mut stands } = job;
-        let (id, owner) = (spec.id, spec.owner.clone());
-        let bytes = payload.as_ref().map_or(0, |payload| payload.bytes.len());
-        let is_live = !stands.status.is_terminal();
-        let lane =
-            if is_live || stands.parks { self.lane_for(handler, spec.ordering_key.as_deref()) } else { 0 };
-        self.last_number = self.last_number.max(stands.order);
-        self.submissions.insert((spec.submitted_at, id));
+    fn put_back(&mut self, handler: usize, mut job: Job) -> bool {
+        let spec = job.record.spec.clone();
+        let is_live = !job.record.status.is_terminal();
+        let has_lane = is_live || job.parks;
+        let lane = if has_lane { self.lane_for(handler, spec.ordering_key.as_deref()) } else { 0 };
+        self.last_number = self.last_number.max(job.order);
+        self.submissions.insert((spec.submitted_at, spec.id));
         let queue = &mut self.handlers[handler];
         if is_live {
-            queue.count_live(&owner, bytes, is_follow_up, true);
-            self.totals.suspects += usize::from(stands.losses > 0);
-        }
-        match stands.status {
-            JobStatus::Queued => {
-                queue.figures.queued += 1;
-                queue.waiting.insert((stands.waits_since, id));
-            }
-            JobStatus::Running => queue.figures.running += 1,
-            _ => {}
+            queue.count_status(&job, true);
+            queue.count_live(&job, true);
+            self.totals.suspects += usize::from(job.losses > 0);
         }
         if let Some(lane) = self.lanes.get_mut(&lane) {
             // With other settings than before it may not be the first of a lane, or have none.
-            stands.parks &= lane.map.is_some() && lane.jobs.is_empty();
-            lane.jobs.extend((is_live || stands.parks).then_some(id));
-            lane.parked |= stands.parks;
-            self.handlers[handler].figures.parked += usize::from(stands.parks);
+            job.parks &= lane.map.is_some() && lane.jobs.is_empty();
+            lane.jobs.extend((is_live || job.parks).then_some(spec.id));
+            lane.parked |= job.parks;
+            queue.figures.parked += usize::from(job.parks);
         }
-        let entry = Entry {
-            record: stands.record(spec),
-            payload,
-            handler,
-            lane,
-            fence: 0,
-            delivery: stands.delivery,
-            losses: stands.losses,
-            seat_losses: stands.seat_losses,
-            order: stands.order,
-            not_before: stands.not_before,
-            waits_since: stands.waits_since,
-            awaited: stands.awaited,
-            is_follow_up,
-            instance: InstanceId(0),
-            watchers: Vec::new(),
-            place: None,
-            written: Written::default(),
-        };
-        let written = Written { has_base: true, is_outdated: false, bytes: entry.base_bytes() };
-        self.job_bytes += written.bytes;
-        self.jobs.insert(id, Box::new(Entry { written, ..entry }));
-        stands.parks
+        let (parks, bytes) = (job.parks, job.base_bytes());
+        let written = Written { has_base: true, is_outdated: false, bytes };
+        self.job_bytes += bytes;
+        let entry = Entry { written, ..Entry::new(job, handler, lane, InstanceId(0)) };
+        self.jobs.insert(spec.id, Box::new(entry));
+        parks
     }
 
     /// The process of the job's broker has gone while the job may have been running: given back uncounted, and nothing is
     /// said of the job by that; but a job that takes its host along each time must end somewhere.
     fn lose_with_seat(&mut self, id: JobId, now: Timestamp) {
         let Some(entry) = self.jobs.get_mut(&id) else { return };
-        entry.seat_losses += 1;
-        if entry.record.status == JobStatus::Queued {
+        entry.job.seat_losses += 1;
+        if entry.job.record.status == JobStatus::Queued {
             return self.may_have_begun(id);
         }
-        entry.record.deliveries -= 1;
+        entry.job.record.deliveries -= 1;
         self.again(id, Cause::ExecutorLost, "its broker's process was lost".into(), None, now);
     }
 }

@@ -15,7 +15,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 impl Entry {
     pub(super) fn has_ended(&self) -> bool {
-        self.record.status.is_terminal()
+        self.job.record.status.is_terminal()
     }
 }
 

@@ -32,13 +32,13 @@ impl Broker {
     #[must_use]
     pub fn record(&self, viewer: &Viewer, id: JobId, now: Timestamp) -> Option<JobRecord> {
         let entry = self.jobs.get(&id)?;
-        viewer.sees(&entry.record.spec.owner).then(|| self.record_of(id, now))
+        viewer.sees(&entry.job.record.spec.owner).then(|| self.record_of(id, now))
     }
 
     pub(super) fn record_of(&self, id: JobId, now: Timestamp) -> JobRecord {
         let entry = &self.jobs[&id];
-        let waits = entry.record.status == JobStatus::Queued;
-        JobRecord { waiting_for: waits.then(|| self.waiting_for(id, now)), ..entry.record.clone() }
+        let waits = entry.job.record.status == JobStatus::Queued;
+        JobRecord { waiting_for: waits.then(|| self.waiting_for(id, now)), ..entry.job.record.clone() }
     }
 
     fn waiting_for(&self, id: JobId, now: Timestamp) -> WaitingFor {
@@ -51,9 +51,13 @@ impl Broker {
         if let Some(head) = head.filter(|head| **head != id) {
             return WaitingFor::Lane(*head);
         }
-        if entry.not_before > now {
-            let until = entry.not_before;
-            return if entry.delivery > 0 { WaitingFor::Backoff(until) } else { WaitingFor::Delay(until) };
+        if entry.job.not_before > now {
+            let until = entry.job.not_before;
+            return if entry.job.delivery > 0 {
+                WaitingFor::Backoff(until)
+            } else {
+                WaitingFor::Delay(until)
+            };
         }
         if self.totals.consumers[queue.spec.group] == 0 { WaitingFor::Executor } else { WaitingFor::Workers }
     }
@@ -61,8 +65,8 @@ impl Broker {
     /// See [`crate::ports::Producer::payload`].
     #[must_use]
     pub fn payload(&self, viewer: &Viewer, id: JobId) -> Option<Option<Payload>> {
-        let entry = self.jobs.get(&id).filter(|entry| viewer.sees(&entry.record.spec.owner))?;
-        Some(entry.payload.clone())
+        let entry = self.jobs.get(&id).filter(|entry| viewer.sees(&entry.job.record.spec.owner))?;
+        Some(entry.job.payload.clone())
     }
 
     /// Records that the viewer may see, newest submission first.
@@ -71,7 +75,7 @@ impl Broker {
         let after = filter.after.map_or((Timestamp(u64::MAX), JobId([u8::MAX; 16])), |place| {
             (Timestamp(place.number), place.job)
         });
-        let newest = self.submissions.range(..after).rev().map(|(_, id)| (*id, &self.jobs[id].record));
+        let newest = self.submissions.range(..after).rev().map(|(_, id)| (*id, &self.jobs[id].job.record));
         let records: Vec<JobRecord> = newest
             .filter(|(_, record)| viewer.sees(&record.spec.owner))
             .filter(|(_, record)| filter.matches(record.status, &record.spec))
@@ -98,9 +102,10 @@ impl Broker {
             .filter_map(|lane| {
                 let head = &self.jobs[lane.jobs.front()?];
                 // Behind a head that runs the next one waits.
-                let waits = lane.parked || head.record.status == JobStatus::Queued || lane.jobs.len() > 1;
-                let is_seen = waits && viewer.sees(&head.record.spec.owner);
-                is_seen.then(|| (head.waits_since, head.order, head.record.spec.id, lane.jobs.len()))
+                let waits = lane.parked || head.job.record.status == JobStatus::Queued || lane.jobs.len() > 1;
+                let is_seen = waits && viewer.sees(&head.job.record.spec.owner);
+                is_seen
+                    .then(|| (head.job.waits_since, head.job.order, head.job.record.spec.id, lane.jobs.len()))
             })
             .collect();
         waiting.sort_unstable();
@@ -146,7 +151,7 @@ impl Broker {
     /// Jobs that have not ended.
     #[must_use]
     pub fn unfinished(&self) -> Vec<JobId> {
-        let live = self.jobs.iter().filter(|(_, entry)| !entry.record.status.is_terminal());
+        let live = self.jobs.iter().filter(|(_, entry)| !entry.job.record.status.is_terminal());
         live.map(|(id, _)| *id).collect()
     }
 
