@@ -154,12 +154,12 @@ impl Broker {
 
     /// Removes a record.
     pub(super) fn forget(&mut self, id: JobId) {
+        self.touch(id);
         let Some(entry) = self.jobs.remove(&id) else { return };
         if let Some(place) = entry.place {
             self.retention.forget(place);
         }
         self.submissions.remove(&(entry.job.record.spec.submitted_at, id));
         self.job_bytes -= entry.written.bytes;
-        self.changed.iter_mut().for_each(|changed| changed.gone.push(id));
     }
 }

@@ -60,8 +60,8 @@ pub(super) struct Written {
 /// What has changed since the last turn.
 #[derive(Debug, Default)]
 pub(super) struct Changed {
+    /// There, or gone.
     pub(super) jobs: Vec<JobId>,
-    pub(super) gone: Vec<JobId>,
     /// That were paused or resumed.
     pub(super) handlers: Vec<usize>,
 }

@@ -47,9 +47,10 @@ impl Broker {
     pub fn keep_journal(&mut self, image: Image, now: Timestamp) -> Result<(), String> {
         self.changed = Some(Box::default());
         let lost = self.restore(image, now)?;
-        // What stands as it was written is not written again.
-        for id in self.changed.iter_mut().flat_map(|changed| std::mem::take(&mut changed.jobs)) {
-            self.jobs.entry(id).and_modify(|entry| entry.written.is_outdated = false);
+        if let Some(changed) = &mut self.changed {
+            // What stands as it was written is not written again; what has gone is.
+            let jobs = &mut self.jobs;
+            changed.jobs.retain(|id| jobs.get_mut(id).map(|it| it.written.is_outdated = false).is_none());
         }
         self.maps.changed = Some(Default::default());
         self.idempotency.changed = Some(Vec::new());
@@ -77,8 +78,8 @@ impl Broker {
     /// The turn whose end whoever learns how things stand now must wait for.
     #[must_use]
     pub fn seen_turn(&self) -> u64 {
-        let Some(Changed { jobs, gone, handlers }) = self.changed.as_deref() else { return 0 };
-        let is_quiet = jobs.is_empty() && gone.is_empty() && handlers.is_empty();
+        let Some(Changed { jobs, handlers }) = self.changed.as_deref() else { return 0 };
+        let is_quiet = jobs.is_empty() && handlers.is_empty();
         let maps = self.maps.changed.as_ref().is_none_or(|changed| changed.is_empty());
         let keys = self.idempotency.changed.as_ref().is_none_or(Vec::is_empty);
         if is_quiet && maps && keys { self.turn } else { self.turn + 1 }
@@ -138,7 +139,10 @@ impl Broker {
         self.turn += 1;
         facts.bytes.reserve(JOB_BYTES * changed.jobs.len());
         for id in changed.jobs {
-            let Some(entry) = self.jobs.get_mut(&id) else { continue };
+            let Some(entry) = self.jobs.get_mut(&id) else {
+                facts.put(&Fact::Gone(id), None);
+                continue;
+            };
             let lane = self.lanes.get(&entry.lane).filter(|_| entry.place.is_none());
             let lease = lane.and_then(|lane| self.leases.get(&lane.lease?));
             entry.job.is_leased = lease.is_some_and(|lease| lease.jobs.contains(&id));
@@ -149,7 +153,6 @@ impl Broker {
             facts::put_job(&mut facts.bytes, &entry.job, !written.has_base);
             facts.bases.extend((!written.has_base).then_some(Thing::Job(id)));
         }
-        changed.gone.into_iter().for_each(|id| facts.put(&Fact::Gone(id), None));
         for (name, keys) in self.maps.changed.as_mut().map(std::mem::take).unwrap_or_default() {
             let version = self.ordered_lanes.get(&name).map_or(0, |lane| self.lanes[lane].version.0);
             let Some(map) = self.maps.get_mut(&name) else {
@@ -184,7 +187,7 @@ impl Broker {
         let again = facts::read_all(&facts.bytes, |fact| {
             match fact {
                 Fact::Stands(job) => self.touch(job.record.spec.id),
-                Fact::Gone(id) => self.changed.iter_mut().for_each(|changed| changed.gone.push(id)),
+                Fact::Gone(id) => self.changed.iter_mut().for_each(|changed| changed.jobs.push(id)),
                 Fact::Map { name, changes, .. } => self.maps.touch(&name, &changes),
                 Fact::MapGone(name) => self.maps.touch(&name, &[]),
                 Fact::KeyGone(scope) => self.idempotency.touch(&scope),
