@@ -95,6 +95,16 @@ impl Job {
     }
 }
 
+/// What an idempotency key is bound to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bound {
+    pub job: JobId,
+    /// Of the payload that it was first used with.
+    pub fingerprint: [u8; 32],
+    /// When it goes, if its job has ended by then.
+    pub until: Timestamp,
+}
+
 /// One fact.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fact {
@@ -114,15 +124,23 @@ pub enum Fact {
     },
     MapGone(Arc<str>),
     /// A base: an idempotency key is bound.
-    Key {
-        scope: Scope,
-        job: JobId,
-        fingerprint: [u8; 32],
-        until: Timestamp,
-    },
+    Key(Scope, Bound),
     KeyGone(Scope),
     /// A base.
     Paused(Arc<str>, bool),
+}
+
+impl Fact {
+    /// What it is the base of.
+    pub fn base(&self) -> Option<Thing> {
+        match self {
+            Fact::Job(job) => Some(Thing::Job(job.record.spec.id)),
+            Fact::Map { name, is_whole: true, .. } => Some(Thing::Map(name.clone())),
+            Fact::Key(scope, _) => Some(Thing::Key(Box::new(scope.clone()))),
+            Fact::Paused(handler, _) => Some(Thing::Paused(handler.clone())),
+            Fact::Stands(_) | Fact::Gone(_) | Fact::Map { .. } | Fact::MapGone(_) | Fact::KeyGone(_) => None,
+        }
+    }
 }
 
 const JOB: u8 = 1;
@@ -156,7 +174,7 @@ pub fn put(out: &mut Vec<u8>, fact: &Fact) {
             out.push(MAP_GONE);
             put_text(out, name);
         }
-        Fact::Key { scope, job, fingerprint, until } => {
+        Fact::Key(scope, Bound { job, fingerprint, until }) => {
             out.push(KEY);
             put_scope(out, scope);
             out.extend_from_slice(&job.0);
@@ -283,7 +301,7 @@ fn read(fields: &mut Cursor) -> Result<Fact, Malformed> {
         KEY => {
             let scope = scope(fields)?;
             let (job, fingerprint) = (JobId(fields.array()?), fields.array()?);
-            Fact::Key { scope, job, fingerprint, until: Timestamp(fields.u64()?) }
+            Fact::Key(scope, Bound { job, fingerprint, until: Timestamp(fields.u64()?) })
         }
         KEY_GONE => Fact::KeyGone(scope(fields)?),
         PAUSED => Fact::Paused(text(fields)?, fields.flag()?),
@@ -361,7 +379,7 @@ mod tests {
                 changes: vec![change("a", Some(b"v")), change("b", None)],
             },
             Fact::MapGone("m".into()),
-            Fact::Key { scope: scope.clone(), job: id, fingerprint: [11; 32], until: Timestamp(12) },
+            Fact::Key(scope.clone(), Bound { job: id, fingerprint: [11; 32], until: Timestamp(12) }),
             Fact::KeyGone(scope),
             Fact::Paused("h".into(), true),
         ];

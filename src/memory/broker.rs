@@ -314,8 +314,7 @@ impl Broker {
         if let Some(Idempotency { key, fingerprint }) = new.idempotency {
             let JobSpec { owner, handler, .. } = &*entry.job.record.spec;
             let scope = (owner.clone(), handler.clone(), key);
-            let has_ended = |id| self.jobs.get(&id).is_none_or(|entry| entry.has_ended());
-            evicts = self.idempotency.bind(scope, new.id, fingerprint, now, has_ended);
+            evicts = self.idempotency.bind(scope, new.id, fingerprint, now, &self.jobs);
         }
         self.jobs.insert(new.id, Box::new(entry));
         if evicts {

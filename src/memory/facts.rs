@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use super::broker::{Broker, Lane};
 use super::entry::{Changed, Entry, Written};
-use super::idempotency::Bound;
 use crate::clock::Timestamp;
 use crate::job::{Change, InstanceId, JobId, JobStatus, Version};
 use crate::journal::Image;
@@ -32,10 +31,9 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Adds one, which is the base of this thing, if it is one.
-    fn put(&mut self, fact: &Fact, base: Option<Thing>) {
+    fn put(&mut self, fact: &Fact) {
         facts::put(&mut self.bytes, fact);
-        self.bases.extend(base);
+        self.bases.extend(fact.base());
     }
 }
 
@@ -140,7 +138,7 @@ impl Broker {
         facts.bytes.reserve(JOB_BYTES * changed.jobs.len());
         for id in changed.jobs {
             let Some(entry) = self.jobs.get_mut(&id) else {
-                facts.put(&Fact::Gone(id), None);
+                facts.put(&Fact::Gone(id));
                 continue;
             };
             let lane = self.lanes.get(&entry.lane).filter(|_| entry.place.is_none());
@@ -156,27 +154,24 @@ impl Broker {
         for (name, keys) in self.maps.changed.as_mut().map(std::mem::take).unwrap_or_default() {
             let version = self.ordered_lanes.get(&name).map_or(0, |lane| self.lanes[lane].version.0);
             let Some(map) = self.maps.get_mut(&name) else {
-                facts.put(&Fact::MapGone(name), None);
+                facts.put(&Fact::MapGone(name));
                 continue;
             };
             let is_whole = !std::mem::replace(&mut map.has_base, true);
             let keys = if is_whole { map.entries.keys().cloned().collect() } else { keys };
             let change = |key: Arc<str>| Change { value: map.entries.get(&key).cloned(), key };
             let changes = keys.into_iter().map(change).collect();
-            let thing = is_whole.then(|| Thing::Map(name.clone()));
-            facts.put(&Fact::Map { name, is_whole, version, expires_at: map.expires_at, changes }, thing);
+            facts.put(&Fact::Map { name, is_whole, version, expires_at: map.expires_at, changes });
         }
         for scope in self.idempotency.changed.as_mut().map(std::mem::take).unwrap_or_default() {
-            let Some(Bound { job, fingerprint, until }) = self.idempotency.get(&scope) else {
-                facts.put(&Fact::KeyGone(scope), None);
-                continue;
-            };
-            let thing = Thing::Key(Box::new(scope.clone()));
-            facts.put(&Fact::Key { scope, job, fingerprint, until }, Some(thing));
+            facts.put(&match self.idempotency.get(&scope) {
+                Some(bound) => Fact::Key(scope, bound),
+                None => Fact::KeyGone(scope),
+            });
         }
         for index in changed.handlers {
             let HandlerStats { handler, paused, .. } = &self.handlers[index].figures;
-            facts.put(&Fact::Paused(handler.clone(), *paused), Some(Thing::Paused(handler.clone())));
+            facts.put(&Fact::Paused(handler.clone(), *paused));
         }
         facts
     }
@@ -192,7 +187,7 @@ impl Broker {
                 Fact::MapGone(name) => self.maps.touch(&name, &[]),
                 Fact::KeyGone(scope) => self.idempotency.touch(&scope),
                 // Of these it is the base.
-                Fact::Job(_) | Fact::Key { .. } | Fact::Paused(..) => {}
+                Fact::Job(_) | Fact::Key(..) | Fact::Paused(..) => {}
             }
             Ok(())
         });
@@ -247,11 +242,8 @@ impl Broker {
         ended.sort_unstable();
         ended.into_iter().for_each(|(finished_at, id)| self.keep_record(id, finished_at.unwrap_or(now)));
         let mut keys: Vec<_> = image.keys.into_iter().collect();
-        keys.sort_unstable_by_key(|(_, key)| key.until);
-        for (scope, key) in keys {
-            let bound = Bound { job: key.job, fingerprint: key.fingerprint, until: key.until };
-            self.idempotency.restore(scope, bound);
-        }
+        keys.sort_unstable_by_key(|(_, bound)| bound.until);
+        keys.into_iter().for_each(|(scope, bound)| self.idempotency.restore(scope, bound));
         Ok(lost)
     }
 

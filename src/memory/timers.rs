@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::broker::{Broker, ConsumerId, Lease};
 use super::deliver::AFFINITY_SCAN;
-use super::entry::Entry;
 use super::idempotency::{Bound, Scope};
 use crate::clock::{Timestamp, micros};
 use crate::job::JobId;
@@ -12,12 +11,6 @@ use crate::limits::{LANE_AFFINITY, REVOKED_LEASES};
 
 /// How often expired maps are freed.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
-
-impl Entry {
-    pub(super) fn has_ended(&self) -> bool {
-        self.job.record.status.is_terminal()
-    }
-}
 
 impl Broker {
     /// Does what time alone does: lost leases, old records, old contexts, executors that do not listen.
@@ -62,7 +55,7 @@ impl Broker {
     }
 
     pub(super) fn expire_keys(&mut self, now: Timestamp) {
-        self.idempotency.expire(now, |id| self.jobs.get(&id).is_none_or(|entry| entry.has_ended()));
+        self.idempotency.expire(now, &self.jobs);
     }
 
     /// Nothing of the lease counts any more: its executor is told.

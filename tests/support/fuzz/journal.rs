@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use cofferdam::clock::Timestamp;
 use cofferdam::job::{Change, Finished, JobId, JobRecord, JobSpec, JobStatus, Payload, Trace};
-use cofferdam::journal::facts::{self, Fact, Job, Scope};
+use cofferdam::journal::facts::{self, Bound, Fact, Job, Scope};
 use cofferdam::journal::frame::{self, BEGIN, Turn};
 use cofferdam::mac::MacKey;
 use cofferdam::problem::{Code, JobError};
@@ -68,7 +68,7 @@ pub fn some_facts() -> Vec<Vec<u8>> {
         Fact::Gone(id),
         Fact::Map { name: name.clone(), is_whole: true, version: 9, expires_at, changes },
         Fact::MapGone(name),
-        Fact::Key { scope: scope.clone(), job: id, fingerprint: [11; 32], until: Timestamp(12) },
+        Fact::Key(scope.clone(), Bound { job: id, fingerprint: [11; 32], until: Timestamp(12) }),
         Fact::KeyGone(scope),
         Fact::Paused("h".into(), true),
     ];
