@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use crate::bell::{Bell, lock};
 use crate::job::{IdMap, JobId, Outcome, context_map, state_map};
-use crate::ports::{BackendError, Commit, Consumer, KeyValue, Lease, LeaseId, Requests, StateAt, Step};
+use crate::ports::{
+    BackendError, Commit, Consumer, KeyValue, Lease, LeaseId, Reached, Requests, StateAt, Step,
+};
 
 /// The store is tried again after this long.
 const AGAIN: Duration = Duration::from_millis(200);
@@ -68,7 +70,7 @@ impl ExternalState {
 }
 
 impl Consumer for ExternalState {
-    fn step(&mut self, mut requests: Requests, room: usize) -> Result<Step, BackendError> {
+    fn step(&mut self, mut requests: Requests, room: usize) -> Reached<Step> {
         let mut exchange = lock(&self.exchange);
         if let Some(error) = &exchange.failure {
             return Err(error.clone());
@@ -163,7 +165,7 @@ impl Worker {
         }
     }
 
-    fn step(&mut self, requests: Requests, room: usize) -> Result<Step, BackendError> {
+    fn step(&mut self, requests: Requests, room: usize) -> Reached<Step> {
         let mut commits = std::mem::take(&mut self.unwritten);
         commits.extend(requests.commits);
         let mut failure = None;
@@ -208,7 +210,7 @@ impl Worker {
         Ok(step)
     }
 
-    fn write(&self, commit: &Commit) -> Result<(), BackendError> {
+    fn write(&self, commit: &Commit) -> Reached<()> {
         let Outcome::Succeeded(_, effects) = &commit.outcome else { return Ok(()) };
         let Some(maps) = self.maps.get(&commit.lease.0) else { return Ok(()) };
         if !effects.state.is_empty() {
@@ -222,7 +224,7 @@ impl Worker {
     }
 
     /// What the store knows takes the place of what the queue's own broker does.
-    fn read(&mut self, lease: &mut Lease) -> Result<(), BackendError> {
+    fn read(&mut self, lease: &mut Lease) -> Reached<()> {
         let key = lease.jobs.first().and_then(|job| job.spec.ordering_key.clone());
         let state = state_map(&lease.handler, key.as_deref());
         if let StateAt::Whole(_, entries) = &mut lease.state {

@@ -20,7 +20,7 @@ use crate::job::JobId;
 use crate::journal::log::broken;
 use crate::journal::{Failure, Log};
 use crate::negative_controls::{Control, is_off};
-use crate::ports::{BackendError, Refusal, Seat, Submitted};
+use crate::ports::{BackendError, Reached, Refusal, Seat, Submitted};
 
 /// What is written again in one turn, about: the traffic beside it goes on.
 const AGAIN_BYTES: usize = 128 << 10;
@@ -68,7 +68,7 @@ impl MemoryBroker {
     }
 
     /// Returns once a turn is written.
-    pub(super) fn wait_for(&self, turn: u64) -> Result<(), BackendError> {
+    pub(super) fn wait_for(&self, turn: u64) -> Reached<()> {
         let mut state = self.lock();
         let begun = Instant::now();
         while state.pages.written < turn && !is_off(Control::JournalFirst) {
