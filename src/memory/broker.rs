@@ -26,8 +26,8 @@ use crate::limits::QUEUED_BYTES;
 use crate::negative_controls::{Control, is_off};
 use crate::observe::Delivery;
 use crate::ports::{
-    HandlerStats, Idempotency, JobEnded, NewJob, OfLease, RecentEnds, Refusal, Rules, Share, Stats,
-    Submitted, Traced,
+    HandlerStats, Idempotency, JobEnded, NewJob, OfLease, RecentEnds, Refusal, Rules, Stats, Submitted,
+    Traced,
 };
 use crate::problem::JobError;
 
@@ -176,15 +176,10 @@ impl Broker {
         let idempotency = Keys::new(rules.idempotency_ttl, rules.idempotency_keys);
         let handler_index =
             handlers.iter().enumerate().map(|(index, spec)| (spec.name.clone(), index)).collect();
-        let queue = |spec: HandlerSpec| HandlerQueue {
-            figures: HandlerStats { handler: spec.name.clone(), ..HandlerStats::default() },
-            spec,
-            ready: BTreeMap::new(),
-            waiting: BTreeSet::new(),
-            live_jobs: 0,
-            live_bytes: 0,
-            follow_ups: (0, 0),
-            owners: IdMap::default(),
+        let queue = |spec: HandlerSpec| {
+            let figures = HandlerStats { handler: spec.name.clone(), ..HandlerStats::default() };
+            let (ready, waiting, follow_ups, of_callers, owners) = Default::default();
+            HandlerQueue { spec, ready, waiting, follow_ups, of_callers, owners, figures }
         };
         Broker {
             traced: Traced::new(rules.exports_traces),
@@ -270,17 +265,16 @@ impl Broker {
 
     /// There is no room for one more job with so many bytes of payload, or none in its owner's share.
     pub(super) fn is_full_for(&self, owner: &str, more: usize, is_follow_up: bool) -> bool {
-        let ((queued, bytes), (follow_ups, their_bytes)) = self.waiting();
+        let (queued, all, follow_ups) = self.waiting();
         let capacity = self.rules.capacity;
         if is_follow_up {
-            return follow_ups >= capacity || their_bytes + more > QUEUED_BYTES;
+            return follow_ups.jobs >= capacity || follow_ups.bytes + more > QUEUED_BYTES;
         }
-        let (queued, bytes) = (queued.saturating_sub(follow_ups), bytes - their_bytes);
-        let jobs = self.handlers.iter().map(|queue| queue.live_jobs - queue.follow_ups.0).sum();
+        let queued = queued.saturating_sub(follow_ups.jobs);
         // While all of them have less than one may, nobody's share is looked up.
-        let matters = jobs + 1 > capacity / 4 || bytes + more > QUEUED_BYTES / 4;
-        let is_beyond = || self.share(owner).is_beyond(more, Share { jobs, bytes }, queued, capacity);
-        queued >= capacity || bytes + more > QUEUED_BYTES || matters && !owner.is_empty() && is_beyond()
+        let matters = all.jobs + 1 > capacity / 4 || all.bytes + more > QUEUED_BYTES / 4;
+        let is_beyond = || self.share(owner).is_beyond(more, all, queued, capacity);
+        queued >= capacity || all.bytes + more > QUEUED_BYTES || matters && !owner.is_empty() && is_beyond()
     }
 
     fn accept(&mut self, handler: usize, new: NewJob, is_follow_up: bool, now: Timestamp) {

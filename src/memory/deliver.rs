@@ -302,11 +302,11 @@ impl Broker {
     fn has_no_room_for(&self, commit: &Commit) -> bool {
         let Outcome::Succeeded(_, effects) = &commit.outcome else { return false };
         let jobs = &effects.follow_ups;
-        let (_, (follow_ups, live_bytes)) = self.waiting();
+        let (.., waiting) = self.waiting();
         let bytes: usize = jobs.iter().map(|job| job.payload.bytes.len()).sum();
         let replaces = jobs.len() <= 1 && bytes <= self.jobs[&commit.job].job.payload_bytes();
-        let fits = follow_ups + jobs.len() <= self.rules.capacity || jobs.len() <= 1;
-        !(replaces || fits && live_bytes + bytes <= QUEUED_BYTES)
+        let fits = waiting.jobs + jobs.len() <= self.rules.capacity || jobs.len() <= 1;
+        !(replaces || fits && waiting.bytes + bytes <= QUEUED_BYTES)
     }
 
     /// A delivery that succeeded, but whose outcome has no room now: again after a backoff, uncounted. The backoff grows with each

@@ -19,12 +19,10 @@ pub(super) struct HandlerQueue {
     pub(super) ready: BTreeMap<(Timestamp, u64), u64>,
     /// Its queued jobs, by the time since when they could have run but for what hinders them.
     pub(super) waiting: BTreeSet<(Timestamp, JobId)>,
-    /// Its jobs that have not ended, and their payload bytes.
-    pub(super) live_jobs: usize,
-    pub(super) live_bytes: usize,
-    /// Its follow-ups that have not ended, and their payload bytes.
-    pub(super) follow_ups: (usize, usize),
-    /// What each owner has of its other jobs that have not ended; nobody without authentication.
+    /// What its follow-ups take that have not ended.
+    pub(super) follow_ups: Share,
+    /// The same of its other jobs, and of those what each owner has; nobody without authentication.
+    pub(super) of_callers: Share,
     pub(super) owners: IdMap<Arc<str>, Share>,
     /// As they are told, but for the group's name and the oldest job.
     pub(super) figures: HandlerStats,
@@ -69,17 +67,19 @@ pub(super) struct Changed {
 impl HandlerQueue {
     /// A job begins a life, or ends it.
     pub(super) fn count_live(&mut self, job: &Job, begins: bool) {
-        let (owner, bytes) = (&job.record.spec.owner, job.payload_bytes());
         let count = |to: &mut usize, by| *to = if begins { *to + by } else { *to - by };
-        count(&mut self.live_jobs, 1);
-        count(&mut self.live_bytes, bytes);
-        if job.is_follow_up {
-            count(&mut self.follow_ups.0, 1);
-            count(&mut self.follow_ups.1, bytes);
-        } else if !owner.is_empty() {
-            let share = self.owners.entry(owner.clone()).or_default();
+        let count = |share: &mut Share| {
             count(&mut share.jobs, 1);
-            count(&mut share.bytes, bytes);
+            count(&mut share.bytes, job.payload_bytes());
+        };
+        if job.is_follow_up {
+            return count(&mut self.follow_ups);
+        }
+        count(&mut self.of_callers);
+        let owner = &job.record.spec.owner;
+        if !owner.is_empty() {
+            let share = self.owners.entry(owner.clone()).or_default();
+            count(share);
             if *share == Share::default() {
                 self.owners.remove(owner);
             }

@@ -7,25 +7,18 @@ use crate::job::{JobId, JobRecord, JobStatus, Payload, WaitingFor};
 use crate::ports::{Filter, HandlerStats, LaneStats, Listed, Place, Share, Stats, Viewer};
 
 impl Broker {
-    /// Jobs that wait, and the payload bytes of all that have not ended; then follow-ups that have not ended, and theirs. Each
-    /// kind has room of its own, so that jobs that follow themselves up keep no caller out.
-    pub(super) fn waiting(&self) -> ((usize, usize), (usize, usize)) {
-        let add = |to: &mut (usize, usize), (jobs, bytes)| {
-            to.0 += jobs;
-            to.1 += bytes;
-        };
-        self.handlers.iter().fold(Default::default(), |(mut all, mut follow_ups), queue| {
-            add(&mut all, (queue.figures.queued, queue.live_bytes));
-            add(&mut follow_ups, queue.follow_ups);
-            (all, follow_ups)
+    /// Jobs that wait; what jobs of callers take that have not ended; and what follow-ups do. Each kind has room of its own, so that
+    /// jobs that follow themselves up keep no caller out.
+    pub(super) fn waiting(&self) -> (usize, Share, Share) {
+        self.handlers.iter().fold(Default::default(), |(queued, of_callers, follow_ups), queue| {
+            (queued + queue.figures.queued, of_callers + queue.of_callers, follow_ups + queue.follow_ups)
         })
     }
 
     /// What this owner's jobs take that have not ended, but for follow-ups.
     pub(super) fn share(&self, owner: &str) -> Share {
-        self.handlers.iter().filter_map(|queue| queue.owners.get(owner)).fold(Share::default(), |sum, own| {
-            Share { jobs: sum.jobs + own.jobs, bytes: sum.bytes + own.bytes }
-        })
+        let own = self.handlers.iter().filter_map(|queue| queue.owners.get(owner));
+        own.fold(Share::default(), |sum, own| sum + *own)
     }
 
     /// The record of a job that the viewer may see.
