@@ -20,7 +20,7 @@ use super::records::Retention;
 use crate::clock::Timestamp;
 use crate::entropy::Entropy;
 use crate::handler::{HandlerSpec, Ordering};
-use crate::job::{FollowUp, IdMap, InstanceId, JobId, JobRecord, JobSpec, Version, state_map};
+use crate::job::{IdMap, InstanceId, JobId, JobRecord, JobSpec, Version, state_map};
 use crate::journal::facts::Job;
 use crate::limits::QUEUED_BYTES;
 use crate::negative_controls::{Control, is_off};
@@ -277,7 +277,7 @@ impl Broker {
         queued >= capacity || all.bytes + more > QUEUED_BYTES || matters && !owner.is_empty() && is_beyond()
     }
 
-    fn accept(&mut self, handler: usize, new: NewJob, is_follow_up: bool, now: Timestamp) {
+    pub(super) fn accept(&mut self, handler: usize, new: NewJob, is_follow_up: bool, now: Timestamp) {
         let queue = &mut self.handlers[handler];
         let not_before = now.plus(new.delay);
         let spec = JobSpec {
@@ -391,19 +391,6 @@ impl Broker {
         if !queue.figures.paused && !self.signals.groups.contains(&group) {
             self.signals.groups.push(group);
         }
-    }
-
-    /// Follow-ups are never refused: their parent's commit has accepted them.
-    pub(super) fn follow_up(
-        &mut self,
-        parent: &JobSpec,
-        instance: InstanceId,
-        job: FollowUp,
-        now: Timestamp,
-    ) {
-        let Some(&handler) = self.handler_index.get(&job.handler) else { return };
-        let new = NewJob::follow_up(parent, job, instance, &mut self.entropy);
-        self.accept(handler, new, true, now);
     }
 
     pub(super) fn note(&mut self, level: Level, event: &'static str, job: JobId, cause: &'static str) {

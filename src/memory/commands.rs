@@ -11,7 +11,7 @@ use crate::problem::{Code, JobError};
 impl Broker {
     /// Cancels a job that has not ended; unparks the lane of a dead head. `None`: the viewer knows no such job.
     pub fn cancel(&mut self, viewer: &Viewer, id: JobId, now: Timestamp) -> Option<JobRecord> {
-        let entry = self.jobs.get(&id).filter(|entry| viewer.sees(&entry.job.record.spec.owner))?;
+        let entry = self.seen(viewer, id)?;
         let (number, status) = (entry.lane, entry.job.record.status);
         if status.is_terminal() {
             if self.unpark(number, id) {
@@ -47,7 +47,7 @@ impl Broker {
 
     /// Queues a dead, failed, timed-out or cancelled job again: a new life.
     pub fn retry(&mut self, viewer: &Viewer, id: JobId, now: Timestamp) -> Option<Retried> {
-        let entry = self.jobs.get(&id).filter(|entry| viewer.sees(&entry.job.record.spec.owner))?;
+        let entry = self.seen(viewer, id)?;
         if entry.job.record.status.after(JobEvent::Resubmit).is_none() {
             return Some(Err(NotRetried::Is(entry.job.record.status)));
         }

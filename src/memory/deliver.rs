@@ -15,7 +15,7 @@ use crate::limits::{
     QUEUED_BYTES, RUN_JOBS,
 };
 use crate::negative_controls::{Control, is_off};
-use crate::ports::{self, Commit, LeaseId, LeasedJob, OfLease, Progressed, Requests, StateAt, Step};
+use crate::ports::{self, Commit, LeaseId, LeasedJob, NewJob, OfLease, Progressed, Requests, StateAt, Step};
 use crate::problem::{Cause, Code, JobError};
 
 /// Ready lanes looked at in one search: those before them are left to the executors that know them.
@@ -30,11 +30,6 @@ impl Broker {
         self.consumers.insert(id, ConsumerEntry { group, name, ..ConsumerEntry::default() });
         self.totals.consumers[group] += 1;
         id
-    }
-
-    /// True until it is gone.
-    pub(super) fn knows(&self, id: ConsumerId) -> bool {
-        self.consumers.contains_key(&id)
     }
 
     /// It is gone: its leases end at once.
@@ -412,7 +407,10 @@ impl Broker {
             self.maps.apply(&name, &effects.context, Some(self.rules.context_ttl), now);
         }
         for follow_up in effects.follow_ups {
-            self.follow_up(&spec, instance, follow_up, now);
+            // Never refused: their parent's commit has accepted them.
+            let Some(&handler) = self.handler_index.get(&follow_up.handler) else { continue };
+            let new = NewJob::follow_up(&spec, follow_up, instance, &mut self.entropy);
+            self.accept(handler, new, true, now);
         }
     }
 

@@ -131,8 +131,8 @@ impl Broker {
         const ENTRY_BYTES: usize = 512;
         self.touch(id);
         let Some(entry) = self.jobs.get_mut(&id) else { return };
-        let bytes =
-            ENTRY_BYTES + entry.job.result_bytes() + entry.job.payload_bytes() + entry.progress_bytes();
+        let progress = entry.job.record.progress.as_ref().map_or(0, |progress| progress.as_str().len());
+        let bytes = ENTRY_BYTES + entry.job.result_bytes() + entry.job.payload_bytes() + progress;
         let class = match (entry.job.record.status, entry.job.awaited) {
             (_, is_line) if self.rules.keeps_lines() => {
                 [Class::Succeeded, Class::Failed][usize::from(is_line)]

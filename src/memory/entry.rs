@@ -106,10 +106,6 @@ impl Entry {
         Entry { job, handler, lane, fence: 0, instance, watchers, place, written }
     }
 
-    pub(super) fn progress_bytes(&self) -> usize {
-        self.job.record.progress.as_ref().map_or(0, |progress| progress.as_str().len())
-    }
-
     /// Takes the job to its next status, and counts it there. `None`: the event changes nothing.
     pub(super) fn on<'a>(
         &mut self,

@@ -138,6 +138,27 @@ impl MemoryBroker {
         self.wait_for(turn).map(|()| answer)
     }
 
+    fn submit_all(&self, jobs: Vec<NewJob>) -> (Vec<Submitted>, u64) {
+        let full = Submitted::Refused(Refusal::QueueFull);
+        let mut refused: Vec<Arc<str>> = Vec::new();
+        self.with_turn(|state, now| {
+            if state.pages.full.is_some() {
+                return vec![Submitted::Refused(Refusal::DiskFull); jobs.len()];
+            }
+            let submit = |job: NewJob| {
+                // Nothing overtakes: a smaller job behind one of its owner that found no room finds none either.
+                let owner = job.owner.clone();
+                if refused.contains(&owner) {
+                    return full.clone();
+                }
+                let answer = state.broker.submit(job, now);
+                refused.extend(Some(owner).filter(|_| answer == full));
+                answer
+            };
+            jobs.into_iter().map(submit).collect()
+        })
+    }
+
     /// An executor of this group; `bell` rings when a step would bring something.
     #[must_use]
     pub fn consumer(&self, group: usize, bell: Bell) -> MemoryConsumer {
@@ -166,36 +187,15 @@ impl Seat for MemoryBroker {
     }
 }
 
-impl MemoryBroker {
-    fn submit_all(state: &mut State, jobs: Vec<NewJob>, now: Timestamp) -> Vec<Submitted> {
-        if state.pages.full.is_some() {
-            return vec![Submitted::Refused(Refusal::DiskFull); jobs.len()];
-        }
-        let full = Submitted::Refused(Refusal::QueueFull);
-        let mut refused: Vec<Arc<str>> = Vec::new();
-        let mut submit = |job: NewJob| {
-            // Nothing overtakes: a smaller job behind one of its owner that found no room finds none either.
-            let owner = job.owner.clone();
-            if refused.contains(&owner) {
-                return full.clone();
-            }
-            let answer = state.broker.submit(job, now);
-            refused.extend(Some(owner).filter(|_| answer == full));
-            answer
-        };
-        jobs.into_iter().map(&mut submit).collect()
-    }
-}
-
 impl Producer for MemoryBroker {
     fn submit(&self, jobs: Vec<NewJob>) -> Reached<Vec<Submitted>> {
-        let (answers, turn) = self.with_turn(|state, now| MemoryBroker::submit_all(state, jobs, now));
+        let (answers, turn) = self.submit_all(jobs);
         self.wait_for(turn).map(|()| answers)
     }
 
     fn submit_later(&self, jobs: Vec<NewJob>, then: Then) {
         let ids = jobs.iter().map(|job| job.id).collect();
-        let (answers, turn) = self.with_turn(|state, now| MemoryBroker::submit_all(state, jobs, now));
+        let (answers, turn) = self.submit_all(jobs);
         // What is refused tells nothing that might be lost.
         let is_refused = |answer: &Submitted| *answer == Submitted::Refused(Refusal::DiskFull);
         let turn = if answers.iter().all(is_refused) { 0 } else { turn };
@@ -341,8 +341,8 @@ impl Consumer for MemoryConsumer {
     fn step(&mut self, requests: Requests, room: usize) -> Reached<Step> {
         let broker = self.broker.clone();
         let step = |state: &mut State, now| {
-            let step =
-                state.broker.knows(self.id).then(|| state.broker.step(self.id, requests, room, now))?;
+            let is_known = state.broker.consumers.contains_key(&self.id);
+            let step = is_known.then(|| state.broker.step(self.id, requests, room, now))?;
             self.said = state.broker.seen_turn();
             let is_written = self.said <= state.pages.written && self.held.is_empty();
             Some(if is_written { step } else { self.hold(step, &mut state.pages) })

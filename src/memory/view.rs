@@ -1,7 +1,7 @@
 //! Looking at the broker: records, lists, figures. Nothing here changes anything.
 
 use super::broker::Broker;
-use super::entry::HandlerQueue;
+use super::entry::{Entry, HandlerQueue};
 use crate::clock::Timestamp;
 use crate::job::{JobId, JobRecord, JobStatus, Payload, WaitingFor};
 use crate::ports::{Filter, HandlerStats, LaneStats, Listed, Place, Share, Stats, Viewer};
@@ -21,11 +21,16 @@ impl Broker {
         own.fold(Share::default(), |sum, own| sum + *own)
     }
 
+    /// A job that the viewer may see.
+    pub(super) fn seen(&self, viewer: &Viewer, id: JobId) -> Option<&Entry> {
+        let entry = self.jobs.get(&id)?;
+        viewer.sees(&entry.job.record.spec.owner).then_some(entry)
+    }
+
     /// The record of a job that the viewer may see.
     #[must_use]
     pub fn record(&self, viewer: &Viewer, id: JobId, now: Timestamp) -> Option<JobRecord> {
-        let entry = self.jobs.get(&id)?;
-        viewer.sees(&entry.job.record.spec.owner).then(|| self.record_of(id, now))
+        self.seen(viewer, id).map(|_| self.record_of(id, now))
     }
 
     pub(super) fn record_of(&self, id: JobId, now: Timestamp) -> JobRecord {
@@ -58,8 +63,7 @@ impl Broker {
     /// See [`crate::ports::Producer::payload`].
     #[must_use]
     pub fn payload(&self, viewer: &Viewer, id: JobId) -> Option<Option<Payload>> {
-        let entry = self.jobs.get(&id).filter(|entry| viewer.sees(&entry.job.record.spec.owner))?;
-        Some(entry.job.payload.clone())
+        self.seen(viewer, id).map(|entry| entry.job.payload.clone())
     }
 
     /// Records that the viewer may see, newest submission first.
