@@ -30,6 +30,13 @@ impl fmt::Display for Failure {
     }
 }
 
+/// Unless it is known to be about room.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        Failure::Broken(error.to_string())
+    }
+}
+
 /// Syncs a file, wherever it is called: what was written before it was made is on the disk once it has returned.
 pub type Sync = Box<dyn FnOnce() -> io::Result<()> + Send>;
 

@@ -17,7 +17,6 @@ use super::shared::{Keeping, MemoryBroker, Pages, Waiting};
 use crate::bell::{Bell, lock};
 use crate::clock::{Clock, Timestamp};
 use crate::job::JobId;
-use crate::journal::log::broken;
 use crate::journal::{Failure, Log};
 use crate::negative_controls::{Control, is_off};
 use crate::ports::{BackendError, Reached, Refusal, Seat, Submitted};
@@ -299,7 +298,7 @@ impl MemoryBroker {
             state.pages.sync_at = None;
             (state.pages.appended, log.to_sync()?)
         };
-        sync().map_err(broken)?;
+        sync()?;
         lock(log).set_synced(sequence);
         self.tell(turn);
         Ok(())
