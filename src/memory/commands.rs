@@ -95,11 +95,10 @@ impl Broker {
                 self.may_have_begun(job);
                 self.leases.entry(number).and_modify(|lease| lease.jobs.truncate(1));
             }
-            // An executor may have been kept free for one of its lanes.
-            self.signals.groups.extend((self.totals.suspects > 0).then_some(self.handlers[index].spec.group));
-        } else {
-            let group = self.handlers[index].spec.group;
-            self.signals.groups.push(group);
+        }
+        // Of one that is paused an executor may have been kept free for a lane.
+        if !paused || self.totals.suspects > 0 {
+            self.signals.groups.push(self.handlers[index].spec.group);
         }
         true
     }

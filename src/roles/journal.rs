@@ -92,7 +92,8 @@ fn repair(dir: &Path, segment: Option<u64>, offset: usize, keys: &[MacKey]) -> R
     if copy.exists() {
         return Err(format!("{}: is there already", copy.display()));
     }
-    source.copy_until(&copy, &last, offset)?;
+    let made = source.copy_until(&copy, &last, offset);
+    made.map_err(|error| format!("{}: {error}", copy.display()))?;
     let copied = scan(&mut Files::look(&copy)?, keys);
     copied.map(|_| copy).map_err(|why| format!("what stands before is not whole either: {why}"))
 }
