@@ -10,10 +10,6 @@ pub(super) use crate::journal::facts::{Bound, Scope};
 
 type Jobs = IdMap<JobId, Box<Entry>>;
 
-fn has_ended(jobs: &Jobs, id: JobId) -> bool {
-    jobs.get(&id).is_none_or(|entry| entry.job.record.status.is_terminal())
-}
-
 /// All keys. Each lives equally long from its first use, so they go in the order in which they came; one whose job has not
 /// ended is kept for as long again.
 #[derive(Debug)]
@@ -80,10 +76,6 @@ impl Keys {
         self.restore(scope, bound);
     }
 
-    fn keep_on(&mut self, scope: Scope, bound: Bound, now: Timestamp) {
-        self.keep(scope, Bound { until: now.plus(self.ttl), ..bound });
-    }
-
     /// Puts back what a journal has kept, oldest first.
     pub(super) fn restore(&mut self, scope: Scope, bound: Bound) {
         self.order.push_back((bound.until, scope.clone()));
@@ -101,27 +93,29 @@ impl Keys {
     /// Frees those whose time is up and whose job has ended.
     pub(super) fn expire(&mut self, now: Timestamp, jobs: &Jobs) {
         while self.order.front().is_some_and(|(until, _)| *until <= now) {
-            let Some((_, scope)) = self.order.pop_front() else { return };
-            match self.bound.remove(&scope) {
-                Some(bound) if !has_ended(jobs, bound.job) => self.keep_on(scope, bound, now),
-                _ => self.touch(&scope),
-            }
+            self.free_first(now, jobs);
         }
     }
 
     /// A key whose job has not ended is kept, beyond the bound too: there are no more of those than jobs may wait and run.
     fn drop_oldest(&mut self, now: Timestamp, jobs: &Jobs) -> bool {
         const LOOKS: usize = 64;
-        for _ in 0..LOOKS.min(self.order.len()) {
-            let Some((_, scope)) = self.order.pop_front() else { break };
-            match self.bound.remove(&scope) {
-                Some(bound) if !has_ended(jobs, bound.job) => self.keep_on(scope, bound, now),
-                bound => {
-                    self.touch(&scope);
-                    return bound.is_some();
-                }
+        (0..LOOKS.min(self.order.len())).any(|_| self.free_first(now, jobs))
+    }
+
+    /// Frees the first one, unless its job has not ended: then it is kept for as long again.
+    fn free_first(&mut self, now: Timestamp, jobs: &Jobs) -> bool {
+        let Some((_, scope)) = self.order.pop_front() else { return false };
+        let is_live = |id| jobs.get(id).is_some_and(|entry| !entry.job.record.status.is_terminal());
+        match self.bound.remove(&scope) {
+            Some(bound) if is_live(&bound.job) => {
+                self.keep(scope, Bound { until: now.plus(self.ttl), ..bound });
+                false
+            }
+            bound => {
+                self.touch(&scope);
+                bound.is_some()
             }
         }
-        false
     }
 }

@@ -41,10 +41,10 @@ impl Broker {
         }
     }
 
-    /// Takes the lease out of the books; says which jobs it had left.
+    /// Takes the lease out of the books; says which jobs it had left. Nobody is known to know the lane's state now.
     fn remove_lease(&mut self, number: u64) -> Option<Lease> {
         let lease = self.leases.remove(&number)?;
-        self.lanes.entry(lease.lane).and_modify(|lane| lane.lease = None);
+        self.lanes.entry(lease.lane).and_modify(|lane| (lane.lease, lane.maker) = (None, None));
         if let Some(consumer) = self.consumers.get_mut(&lease.consumer) {
             consumer.leases.retain(|held| *held != number);
             consumer.is_alone = false;
@@ -52,10 +52,9 @@ impl Broker {
         Some(lease)
     }
 
-    /// Ends a lease before its last commit, whatever its running job came to. Nobody knows the lane's state now.
+    /// Ends a lease before its last commit, whatever its running job came to.
     pub(super) fn end_lease(&mut self, number: u64, rest: Rest, now: Timestamp) {
         let Some(lease) = self.remove_lease(number) else { return };
-        self.lanes.entry(lease.lane).and_modify(|lane| lane.maker = None);
         let running =
             lease.jobs.front().filter(|job| self.jobs[*job].job.record.status == JobStatus::Running);
         if let Some(job) = running {
@@ -94,7 +93,6 @@ impl Broker {
     /// executor that had no other job it was, and counts as delivered; of others it is a suspect.
     pub(super) fn lose_lease(&mut self, number: u64, is_alone: bool, now: Timestamp) {
         let Some(lease) = self.remove_lease(number) else { return };
-        self.lanes.entry(lease.lane).and_modify(|lane| lane.maker = None);
         for job in lease.jobs {
             self.touch(job);
             let Some(entry) = self.jobs.get_mut(&job).filter(|entry| !entry.job.record.status.is_terminal())

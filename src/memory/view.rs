@@ -40,22 +40,18 @@ impl Broker {
     }
 
     fn waiting_for(&self, id: JobId, now: Timestamp) -> WaitingFor {
-        let entry = &self.jobs[&id];
-        let queue = &self.handlers[entry.handler];
+        let Entry { job, handler, lane, .. } = &*self.jobs[&id];
+        let queue = &self.handlers[*handler];
         if queue.figures.paused {
             return WaitingFor::Paused;
         }
-        let head = self.lanes.get(&entry.lane).and_then(|lane| lane.jobs.front());
+        let head = self.lanes.get(lane).and_then(|lane| lane.jobs.front());
         if let Some(head) = head.filter(|head| **head != id) {
             return WaitingFor::Lane(*head);
         }
-        if entry.job.not_before > now {
-            let until = entry.job.not_before;
-            return if entry.job.delivery > 0 {
-                WaitingFor::Backoff(until)
-            } else {
-                WaitingFor::Delay(until)
-            };
+        let until = job.not_before;
+        if until > now {
+            return if job.delivery > 0 { WaitingFor::Backoff(until) } else { WaitingFor::Delay(until) };
         }
         if self.totals.consumers[queue.spec.group] == 0 { WaitingFor::Executor } else { WaitingFor::Workers }
     }
@@ -97,12 +93,11 @@ impl Broker {
         let lanes = self.lanes.values().filter(|lane| lane.handler == index);
         let mut waiting: Vec<_> = lanes
             .filter_map(|lane| {
-                let head = &self.jobs[lane.jobs.front()?];
+                let head = &self.jobs[lane.jobs.front()?].job;
                 // Behind a head that runs the next one waits.
-                let waits = lane.parked || head.job.record.status == JobStatus::Queued || lane.jobs.len() > 1;
-                let is_seen = waits && viewer.sees(&head.job.record.spec.owner);
-                is_seen
-                    .then(|| (head.job.waits_since, head.job.order, head.job.record.spec.id, lane.jobs.len()))
+                let waits = lane.parked || head.record.status == JobStatus::Queued || lane.jobs.len() > 1;
+                let is_seen = waits && viewer.sees(&head.record.spec.owner);
+                is_seen.then(|| (head.waits_since, head.order, head.record.spec.id, lane.jobs.len()))
             })
             .collect();
         waiting.sort_unstable();
