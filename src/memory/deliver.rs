@@ -377,10 +377,7 @@ impl Broker {
                 (JobEvent::Succeed, Ok(payload))
             }
             Outcome::Failed(error) => (JobEvent::Fail, Err(error)),
-            Outcome::TimedOut(detail) => {
-                self.finish(job, JobEvent::TimeOut, Err(JobError::timed_out(&detail)), now);
-                return false;
-            }
+            Outcome::TimedOut(detail) => (JobEvent::TimeOut, Err(JobError::timed_out(&detail))),
             Outcome::Retry(detail, after) => {
                 self.again(job, Cause::RetriesExhausted, detail, after, now);
                 return false;
@@ -391,7 +388,8 @@ impl Broker {
             }
         };
         self.finish(job, event, result, now);
-        true
+        // A handler that has no end of its own may still run.
+        event != JobEvent::TimeOut
     }
 
     fn apply_effects(&mut self, job: JobId, effects: Effects, now: Timestamp) {
