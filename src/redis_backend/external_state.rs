@@ -77,6 +77,7 @@ impl Consumer for ExternalState {
         }
         if !requests.is_empty() || room != exchange.room {
             exchange.owed += requests.commits.len() + requests.releases.len();
+            exchange.requests.progress.append(&mut requests.progress);
             exchange.requests.commits.append(&mut requests.commits);
             exchange.requests.releases.append(&mut requests.releases);
             exchange.room = room;
@@ -238,5 +239,55 @@ impl Worker {
         }
         self.maps.insert(lease.id.0, Maps { state, contexts });
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::clock::{Clock, Timestamp};
+    use crate::entropy::Entropy;
+    use crate::handler::{HandlerOptions, HandlerSpec};
+    use crate::job::{FollowUp, InstanceId, JobSpec, Progress};
+    use crate::memory::MemoryBroker;
+    use crate::memory::broker::Broker;
+    use crate::ports::{NewJob, Producer, Progressed, Rules, Viewer};
+
+    /// What the consumer brings until there is what is asked for.
+    fn step_until<T>(consumer: &mut ExternalState, mut found: impl FnMut(Step) -> Option<T>) -> T {
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(20) {
+            let step = consumer.step(Requests::default(), 1).expect("its thread runs");
+            if let Some(found) = found(step) {
+                return found;
+            }
+            std::thread::yield_now();
+        }
+        panic!("it never came");
+    }
+
+    #[test]
+    fn the_progress_of_a_job_is_told() {
+        let handler = HandlerSpec::new("h", 0, HandlerOptions::default());
+        let broker = Broker::new(Rules::default(), vec![handler], vec![1], Entropy::Seeded(1));
+        let broker = MemoryBroker::new(broker, Clock::manual(Timestamp(1)), vec!["g".into()]);
+        let (handler, payload) = ("h".into(), crate::job::Payload::json(*b"1"));
+        let job = FollowUp { handler, ordering_key: None, delay: Duration::ZERO, payload };
+        let job = NewJob::follow_up(&JobSpec::default(), job, InstanceId(1), &mut Entropy::Seeded(2));
+        let (id, make) = (job.id, broker.clone());
+        broker.submit(vec![job]).expect("it is in this process");
+        let make = |bell| Box::new(make.consumer(0, bell)) as _;
+        let store = Arc::new(broker.clone());
+        let mut consumer = ExternalState::start(make, store, Duration::from_secs(1), Bell::silent());
+        let lease = step_until(&mut consumer, |step| step.leases.first().map(|lease| lease.id));
+        let progress = Progress::parse("0.5").expect("it is JSON");
+        let progressed = Progressed { lease, job: id, progress: progress.clone() };
+        consumer.step(Requests { progress: vec![progressed], ..Requests::default() }, 1).expect("it runs");
+        let told = step_until(&mut consumer, |_| {
+            broker.record(&Viewer::service(), id).expect("it is in this process")?.progress
+        });
+        assert_eq!(told, progress);
     }
 }
