@@ -396,10 +396,9 @@ impl Deployment {
 mod at_rest {
     use super::*;
     use crate::limits::SUB_LIVES;
-    use crate::memory::ExternalState;
     use crate::ports::BackendError;
     use crate::redis_backend::envelope::Signer;
-    use crate::redis_backend::{Link, RedisBroker, Settings};
+    use crate::redis_backend::{ExternalState, Link, RedisBroker, Settings};
 
     impl Deployment {
         pub(super) fn open_at_rest(&self, given: Vec<Secret>, sub_prefix: &str) -> Result<Backend, String> {

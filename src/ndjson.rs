@@ -54,7 +54,7 @@ impl LineIds {
         let mut lines = image.jobs.values().filter(|job| !job.is_follow_up).peekable();
         let is_run = lines.peek().is_some() || image.jobs.is_empty() && image.maps.is_empty();
         // A random id is hardly ever so small.
-        is_run && image.keys.is_empty() && lines.all(|job| LineIds::number(job.spec.id) < 1 << 40)
+        is_run && image.keys.is_empty() && lines.all(|job| LineIds::number(job.record.spec.id) < 1 << 40)
     }
 
     /// The number of the line whose id this is; the first is 1.

@@ -429,11 +429,11 @@ impl Schedule {
 fn difference(found: &Stand, expected: &Stand) {
     for (id, job) in &expected.jobs {
         if found.jobs.get(id) != Some(job) {
-            println!("job {id}: {:?}\nexpected {:?}", found.jobs.get(id).map(|job| &job.stands), job.stands);
+            println!("job {id}: {:?}\nexpected {job:?}", found.jobs.get(id));
         }
     }
     for id in found.jobs.keys().filter(|id| !expected.jobs.contains_key(*id)) {
-        println!("job {id} should not be there: {:?}", found.jobs[id].stands);
+        println!("job {id} should not be there: {:?}", found.jobs[id]);
     }
     println!("maps {:?}\nexpected {:?}", found.maps, expected.maps);
     println!("keys {:?}\nexpected {:?}", found.keys, expected.keys);

@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use cofferdam::bell::Bell;
 use cofferdam::config::secret::Secret;
-use cofferdam::job::{Change, InstanceId, JobId, JobSpec, JobStatus, Outcome, Payload, Trace, Version};
-use cofferdam::journal::facts::{Fact, Job, Standing, put};
+use cofferdam::job::{
+    Change, InstanceId, JobId, JobRecord, JobSpec, JobStatus, Outcome, Payload, Trace, Version,
+};
+use cofferdam::journal::facts::{Fact, Job, put};
 use cofferdam::journal::frame::{BEGIN, Turn, open as open_frame, open_header, put_header, seal};
 use cofferdam::journal::known_keys;
 use cofferdam::journal::scan::scan;
@@ -365,27 +367,25 @@ fn the_page_of_the_format_has_these_bytes() {
         timeout: Duration::from_secs(30),
         one_line: false,
     };
-    let stands = Standing {
+    let record = JobRecord {
         status: JobStatus::Running,
-        is_leased: true,
-        parks: false,
-        awaited: true,
         deliveries: 1,
+        started_at: Some(START),
+        executor: Some("3".into()),
+        ..JobRecord::queued(spec.into())
+    };
+    let fact = Job {
+        record: record.clone(),
+        payload: Some(Payload::json(*b"{}")),
+        awaited: true,
         delivery: 1,
-        losses: 0,
-        seat_losses: 0,
         order: 2,
         not_before: START,
         waits_since: START,
-        started_at: Some(START),
-        finished_at: None,
-        finished: None,
-        executor: Some("3".into()),
-        past: Vec::new(),
+        is_leased: true,
+        ..Job::queued(record.spec)
     };
     let mut job = Vec::new();
-    let payload = Some(Payload::json(*b"{}"));
-    let fact = Job { spec: spec.into(), is_follow_up: false, payload, stands };
     put(&mut job, &Fact::Job(Box::new(fact)));
     assert_vector("job", &job);
     // What is written on the page is read as it says.

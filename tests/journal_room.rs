@@ -8,8 +8,8 @@ use cofferdam::bell::Bell;
 use cofferdam::clock::Clock;
 use cofferdam::entropy::Entropy;
 use cofferdam::job::{JobId, JobStatus, Payload};
-use cofferdam::journal::facts::{Fact, Thing, put};
-use cofferdam::journal::{Log, frame};
+use cofferdam::journal::facts::{Fact, Thing, put, read_all};
+use cofferdam::journal::{Image, Log, frame};
 use cofferdam::memory::broker::Broker;
 use cofferdam::memory::{Keeping, MemoryBroker};
 use cofferdam::ports::{
@@ -248,4 +248,27 @@ fn a_payload_that_looks_like_frames_costs_a_start_nothing() {
     let begun = Stopwatch::start();
     assert!(frame::is_cut(&keys(), 1, &bytes, 0, 50));
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_job_that_was_forgotten_and_is_submitted_again_in_the_same_turn_is_kept() {
+    let (settings, mut image) = (Settings::default(), Image::default());
+    let handlers = settings.handlers.clone();
+    let mut broker = Broker::new(settings.rules(), handlers, vec![64; settings.groups], Entropy::Seeded(1));
+    broker.keep_journal(Image::default(), START).expect("its handlers are there");
+    let mut take = |broker: &mut Broker| {
+        let read = read_all(&broker.take_facts().bytes, |fact| {
+            image.apply(fact);
+            Ok(())
+        });
+        read.expect("it was just written");
+        image.jobs.contains_key(&id(1))
+    };
+    assert_eq!(broker.submit(plain(id(1), "free"), START), Submitted::New);
+    assert!(take(&mut broker), "it was accepted");
+    broker.cancel(&Viewer::service(), id(1), START);
+    let later = START.plus(2 * settings.failed_ttl);
+    broker.tick(later);
+    assert_eq!(broker.submit(plain(id(1), "free"), later), Submitted::New, "its record is gone");
+    assert!(take(&mut broker), "it was accepted again");
 }

@@ -177,7 +177,7 @@ impl Parts<'_> {
         loop {
             self.bell.answer();
             for _ in 0..(self.stops)() {
-                source.stop();
+                source.end.get_or_insert(Ok(()));
                 let in_order = self.mode == SinkMode::SourceSeq;
                 is_held |= in_order && producer.pause(pump.handler(), true) == Ok(true);
                 let patience = if cut_off_at.is_some() { Duration::ZERO } else { self.patience };
@@ -287,11 +287,6 @@ impl Source {
         let thread = std::thread::Builder::new().name("reader".into()).spawn(read);
         thread.map_err(|error| BatchError::Failed(format!("the reader's thread: {error}")))?;
         Ok(Source { lines: here, taken: VecDeque::new(), done: (0, 0), end: None, is_whole: false })
-    }
-
-    /// No line is taken any more.
-    fn stop(&mut self) {
-        self.end.get_or_insert(Ok(()));
     }
 
     /// Bytes of the lines that are done. As they finish is near enough, in whichever order that is.

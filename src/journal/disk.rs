@@ -30,6 +30,13 @@ impl fmt::Display for Failure {
     }
 }
 
+/// Unless it is known to be about room.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        Failure::Broken(error.to_string())
+    }
+}
+
 /// Syncs a file, wherever it is called: what was written before it was made is on the disk once it has returned.
 pub type Sync = Box<dyn FnOnce() -> io::Result<()> + Send>;
 
@@ -89,7 +96,7 @@ impl Files {
             }
             Err(_) => {}
         }
-        vet(dir)?;
+        let files = Files::look(dir)?;
         let lock =
             OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(dir.join("lock"));
         let lock = lock.map_err(failed)?;
@@ -102,8 +109,7 @@ impl Files {
             std::thread::sleep(STEP);
             waited += STEP;
         }
-        let names = File::open(dir).map_err(failed)?;
-        Ok(Files { dir: dir.to_owned(), names, open: None, _lock: Some(lock) })
+        Ok(Files { _lock: Some(lock), ..files })
     }
 
     /// To look at it only; somebody else may have it.
@@ -120,21 +126,19 @@ impl Files {
     ///
     /// # Errors
     /// It cannot be read or made.
-    pub fn copy_until(&mut self, copy: &Path, last: &str, offset: usize) -> Result<(), String> {
-        let failed = |error: io::Error| format!("{}: {error}", copy.display());
-        let names = self.list().map_err(failed)?;
-        DirBuilder::new().mode(0o700).create(copy).map_err(failed)?;
-        let is_wanted = |name: &&String| name.ends_with(".log") && name.as_str() <= last || *name == "key";
-        for name in names.iter().filter(is_wanted) {
-            let mut bytes = self.read(name).map_err(failed)?;
+    pub fn copy_until(&mut self, copy: &Path, last: &str, offset: usize) -> io::Result<()> {
+        DirBuilder::new().mode(0o700).create(copy)?;
+        let is_wanted = |name: &String| name.ends_with(".log") && name.as_str() <= last || name == "key";
+        for name in self.list()?.into_iter().filter(is_wanted) {
+            let mut bytes = self.read(&name)?;
             if name == last {
                 bytes.truncate(offset);
             }
-            let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(copy.join(name));
-            file.and_then(|file| file.write_all_at(&bytes, 0).and_then(|()| file.sync_all()))
-                .map_err(failed)?;
+            let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(copy.join(name))?;
+            file.write_all_at(&bytes, 0)?;
+            file.sync_all()?;
         }
-        File::open(copy).and_then(|dir| dir.sync_all()).map_err(failed)
+        File::open(copy)?.sync_all()
     }
 
     fn file(&mut self, name: &str) -> io::Result<Arc<File>> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::clock::Timestamp;
 use crate::codec::{Cursor, Malformed, put_text};
-use crate::job::{Attempt, AttemptOutcome, Change, Finished, JobId, JobRecord, JobSpec, JobStatus, Payload};
+use crate::job::{Attempt, AttemptOutcome, Change, JobId, JobRecord, JobSpec, JobStatus, Payload};
 use crate::job_codec::{self, put_change, put_payload, put_result, put_spec};
 
 /// Owner, handler, key.
@@ -24,51 +24,85 @@ pub enum Thing {
     Paused(Arc<str>),
 }
 
-/// A job as a base has it.
+/// A job and how it stands: what a broker knows of it and a journal keeps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Job {
-    pub spec: Arc<JobSpec>,
-    pub is_follow_up: bool,
-    /// `None` once it succeeded.
+    /// As it is told, but for what it waits for.
+    pub record: JobRecord,
+    /// `None` once it succeeded: only then is it never needed again.
     pub payload: Option<Payload>,
-    pub stands: Standing,
-}
-
-/// Where a job stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Standing {
-    pub status: JobStatus,
-    /// It is of a lease that is not over.
-    pub is_leased: bool,
-    /// It is dead and holds its lane.
-    pub parks: bool,
+    /// Another job has submitted it.
+    pub is_follow_up: bool,
     pub awaited: bool,
-    /// Starts that count, starts of any kind, and how often its executor, or its broker's process, was lost with it.
-    pub deliveries: u32,
+    /// The number that its last start was told. A start that may have happened never shares its number, counted or not.
     pub delivery: u32,
+    /// How often its executor was lost while it may have been running, in this life: see
+    /// [`LOSSES_TO_BE_ALONE`](crate::limits::LOSSES_TO_BE_ALONE).
     pub losses: u32,
+    /// The same of its broker's process, which says nothing about the job; but that must end somewhere.
     pub seat_losses: u32,
     /// Its place among all jobs of its lane: who entered it first has the smaller one.
     pub order: u64,
     pub not_before: Timestamp,
+    /// When it could have run first: accepted, and after its caller's own delay.
     pub waits_since: Timestamp,
-    pub started_at: Option<Timestamp>,
-    pub finished_at: Option<Timestamp>,
-    /// `Some` iff the status is terminal.
-    pub finished: Option<Arc<Finished>>,
-    /// Who had its last delivery, unless that is among the past ones.
-    pub executor: Option<Arc<str>>,
-    pub past: Vec<Attempt>,
+    /// When it was written, it was of a lease.
+    pub is_leased: bool,
+    /// The same: it was dead and held its lane.
+    pub parks: bool,
 }
 
-impl Standing {
-    /// The record of a job that stands so.
-    pub fn record(&self, spec: Arc<JobSpec>) -> JobRecord {
-        let Standing { status, deliveries, started_at, finished_at, .. } = *self;
-        let (finished, executor, past) = (self.finished.clone(), self.executor.clone(), self.past.clone());
-        let stands = JobRecord { status, deliveries, started_at, finished_at, ..JobRecord::queued(spec) };
-        JobRecord { finished, executor, past, ..stands }
+impl Job {
+    /// A new one, which nothing has happened to.
+    pub fn queued(spec: Arc<JobSpec>) -> Job {
+        Job {
+            record: JobRecord::queued(spec),
+            payload: None,
+            is_follow_up: false,
+            awaited: false,
+            delivery: 0,
+            losses: 0,
+            seat_losses: 0,
+            order: 0,
+            not_before: Timestamp(0),
+            waits_since: Timestamp(0),
+            is_leased: false,
+            parks: false,
+        }
     }
+
+    /// Bytes of its payload.
+    pub fn payload_bytes(&self) -> usize {
+        self.payload.as_ref().map_or(0, |payload| payload.bytes.len())
+    }
+
+    /// Bytes of its result.
+    pub fn result_bytes(&self) -> usize {
+        self.record.finished.as_ref().map_or(0, |finished| match &finished.result {
+            Ok(payload) => payload.bytes.len(),
+            Err(error) => error.detail.len(),
+        })
+    }
+
+    /// What a base of it takes, about.
+    pub fn base_bytes(&self) -> usize {
+        const FIXED: usize = 192;
+        let spec = &self.record.spec;
+        let key = spec.ordering_key.as_ref().map_or(0, |key| key.len());
+        let state = spec.tracestate.as_ref().map_or(0, |state| state.len());
+        let texts = spec.owner.len() + spec.handler.len() + key + state;
+        FIXED + texts + self.result_bytes() + self.payload_bytes()
+    }
+}
+
+/// What an idempotency key is bound to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bound {
+    pub job: JobId,
+    /// Of the payload that it was first used with.
+    pub fingerprint: [u8; 32],
+    /// When it goes, if its job has ended by then.
+    pub until: Timestamp,
 }
 
 /// One fact.
@@ -76,7 +110,8 @@ impl Standing {
 pub enum Fact {
     /// A base.
     Job(Box<Job>),
-    Stands(JobId, Standing),
+    /// How a job stands, whose base says the rest: here its spec has the id alone, and there is no payload.
+    Stands(Box<Job>),
     /// Its record is not kept any more.
     Gone(JobId),
     /// A base iff it is the whole of the map.
@@ -89,15 +124,23 @@ pub enum Fact {
     },
     MapGone(Arc<str>),
     /// A base: an idempotency key is bound.
-    Key {
-        scope: Scope,
-        job: JobId,
-        fingerprint: [u8; 32],
-        until: Timestamp,
-    },
+    Key(Scope, Bound),
     KeyGone(Scope),
     /// A base.
     Paused(Arc<str>, bool),
+}
+
+impl Fact {
+    /// What it is the base of.
+    pub fn base(&self) -> Option<Thing> {
+        match self {
+            Fact::Job(job) => Some(Thing::Job(job.record.spec.id)),
+            Fact::Map { name, is_whole: true, .. } => Some(Thing::Map(name.clone())),
+            Fact::Key(scope, _) => Some(Thing::Key(Box::new(scope.clone()))),
+            Fact::Paused(handler, _) => Some(Thing::Paused(handler.clone())),
+            Fact::Stands(_) | Fact::Gone(_) | Fact::Map { .. } | Fact::MapGone(_) | Fact::KeyGone(_) => None,
+        }
+    }
 }
 
 const JOB: u8 = 1;
@@ -112,20 +155,8 @@ const PAUSED: u8 = 8;
 /// Writes a fact.
 pub fn put(out: &mut Vec<u8>, fact: &Fact) {
     match fact {
-        Fact::Job(job) => {
-            out.push(JOB);
-            out.extend_from_slice(&job.spec.id.0);
-            put_spec(out, &job.spec);
-            out.push(u8::from(job.is_follow_up));
-            out.push(u8::from(job.payload.is_some()));
-            job.payload.iter().for_each(|payload| put_payload(out, payload));
-            put_standing(out, &job.stands);
-        }
-        Fact::Stands(id, stands) => {
-            out.push(STANDS);
-            out.extend_from_slice(&id.0);
-            put_standing(out, stands);
-        }
+        Fact::Job(job) => put_job(out, job, true),
+        Fact::Stands(job) => put_job(out, job, false),
         Fact::Gone(id) => {
             out.push(GONE);
             out.extend_from_slice(&id.0);
@@ -143,7 +174,7 @@ pub fn put(out: &mut Vec<u8>, fact: &Fact) {
             out.push(MAP_GONE);
             put_text(out, name);
         }
-        Fact::Key { scope, job, fingerprint, until } => {
+        Fact::Key(scope, Bound { job, fingerprint, until }) => {
             out.push(KEY);
             put_scope(out, scope);
             out.extend_from_slice(&job.0);
@@ -162,6 +193,36 @@ pub fn put(out: &mut Vec<u8>, fact: &Fact) {
     }
 }
 
+/// Writes a base of a job, or only how it stands.
+pub fn put_job(out: &mut Vec<u8>, job: &Job, is_base: bool) {
+    let Job { record, payload, .. } = job;
+    out.push(if is_base { JOB } else { STANDS });
+    out.extend_from_slice(&record.spec.id.0);
+    if is_base {
+        put_spec(out, &record.spec);
+        out.push(u8::from(job.is_follow_up));
+        out.push(u8::from(payload.is_some()));
+        payload.iter().for_each(|payload| put_payload(out, payload));
+    }
+    out.push(record.status as u8);
+    out.push(u8::from(job.is_leased) | u8::from(job.parks) << 1 | u8::from(job.awaited) << 2);
+    for count in [record.deliveries, job.delivery, job.losses, job.seat_losses] {
+        out.extend_from_slice(&count.to_be_bytes());
+    }
+    out.extend_from_slice(&job.order.to_be_bytes());
+    let times = [Some(job.not_before), Some(job.waits_since), record.started_at, record.finished_at];
+    times.into_iter().for_each(|time| put_time(out, time));
+    record.finished.iter().for_each(|finished| put_result(out, finished));
+    put_text(out, record.executor.as_deref().unwrap_or_default());
+    out.push(u8::try_from(record.past.len()).unwrap_or(u8::MAX));
+    for attempt in &record.past {
+        put_time(out, Some(attempt.started_at));
+        put_time(out, Some(attempt.ended_at));
+        put_text(out, &attempt.executor);
+        put_text(out, attempt.outcome.as_str());
+    }
+}
+
 fn put_scope(out: &mut Vec<u8>, scope: &Scope) {
     [&scope.0, &scope.1, &scope.2].iter().for_each(|part| put_text(out, part));
 }
@@ -175,55 +236,28 @@ fn time(fields: &mut Cursor) -> Result<Option<Timestamp>, Malformed> {
     Ok(Some(fields.u64()?).filter(|time| *time > 0).map(Timestamp))
 }
 
-fn put_standing(out: &mut Vec<u8>, stands: &Standing) {
-    out.push(stands.status as u8);
-    out.push(u8::from(stands.is_leased) | u8::from(stands.parks) << 1 | u8::from(stands.awaited) << 2);
-    for count in [stands.deliveries, stands.delivery, stands.losses, stands.seat_losses] {
-        out.extend_from_slice(&count.to_be_bytes());
+fn job(fields: &mut Cursor, is_base: bool) -> Result<Box<Job>, Malformed> {
+    let id = JobId(fields.array()?);
+    let spec = if is_base { job_codec::spec(fields, id)? } else { JobSpec { id, ..JobSpec::default() } };
+    let mut job = Box::new(Job::queued(Arc::new(spec)));
+    if is_base {
+        job.is_follow_up = fields.flag()?;
+        job.payload = fields.flag()?.then(|| job_codec::payload(fields)).transpose()?;
     }
-    out.extend_from_slice(&stands.order.to_be_bytes());
-    let times = [Some(stands.not_before), Some(stands.waits_since), stands.started_at, stands.finished_at];
-    times.into_iter().for_each(|time| put_time(out, time));
-    stands.finished.iter().for_each(|finished| put_result(out, finished));
-    put_text(out, stands.executor.as_deref().unwrap_or_default());
-    out.push(u8::try_from(stands.past.len()).unwrap_or(u8::MAX));
-    for attempt in &stands.past {
-        put_time(out, Some(attempt.started_at));
-        put_time(out, Some(attempt.ended_at));
-        put_text(out, &attempt.executor);
-        put_text(out, attempt.outcome.as_str());
-    }
-}
-
-fn standing(fields: &mut Cursor) -> Result<Standing, Malformed> {
     let status = *JobStatus::ALL.get(usize::from(fields.u8()?)).ok_or(Malformed)?;
     let flags = fields.u8().and_then(|flags| if flags < 8 { Ok(flags) } else { Err(Malformed) })?;
-    let (deliveries, delivery, losses, seat_losses) =
-        (fields.u32()?, fields.u32()?, fields.u32()?, fields.u32()?);
-    let order = fields.u64()?;
-    let (not_before, waits_since) = (Timestamp(fields.u64()?), Timestamp(fields.u64()?));
-    let (started_at, finished_at) = (time(fields)?, time(fields)?);
+    (job.is_leased, job.parks, job.awaited) = (flags & 1 > 0, flags & 2 > 0, flags & 4 > 0);
+    let record = &mut job.record;
+    (record.status, record.deliveries) = (status, fields.u32()?);
+    (job.delivery, job.losses, job.seat_losses) = (fields.u32()?, fields.u32()?, fields.u32()?);
+    job.order = fields.u64()?;
+    (job.not_before, job.waits_since) = (Timestamp(fields.u64()?), Timestamp(fields.u64()?));
+    (record.started_at, record.finished_at) = (time(fields)?, time(fields)?);
     let ended = status.is_terminal().then(|| job_codec::finished(fields, status)).transpose()?;
-    let executor = Some(fields.text()?).filter(|name| !name.is_empty()).map(Arc::from);
-    let past = (0..fields.u8()?).map(|_| attempt(fields)).collect::<Result<_, _>>()?;
-    Ok(Standing {
-        status,
-        is_leased: flags & 1 > 0,
-        parks: flags & 2 > 0,
-        awaited: flags & 4 > 0,
-        deliveries,
-        delivery,
-        losses,
-        seat_losses,
-        order,
-        not_before,
-        waits_since,
-        started_at,
-        finished_at,
-        finished: ended.map(Arc::new),
-        executor,
-        past,
-    })
+    record.finished = ended.map(Arc::new);
+    record.executor = Some(fields.text()?).filter(|name| !name.is_empty()).map(Arc::from);
+    record.past = (0..fields.u8()?).map(|_| attempt(fields)).collect::<Result<_, _>>()?;
+    Ok(job)
 }
 
 fn attempt(fields: &mut Cursor) -> Result<Attempt, Malformed> {
@@ -248,14 +282,8 @@ fn read(fields: &mut Cursor) -> Result<Fact, Malformed> {
     let text = |fields: &mut Cursor| fields.text().map(Arc::<str>::from);
     let scope = |fields: &mut Cursor| Ok((text(fields)?, text(fields)?, text(fields)?));
     Ok(match fields.u8()? {
-        JOB => {
-            let id = JobId(fields.array()?);
-            let spec = Arc::new(job_codec::spec(fields, id)?);
-            let is_follow_up = fields.flag()?;
-            let payload = fields.flag()?.then(|| job_codec::payload(fields)).transpose()?;
-            Fact::Job(Box::new(Job { spec, is_follow_up, payload, stands: standing(fields)? }))
-        }
-        STANDS => Fact::Stands(JobId(fields.array()?), standing(fields)?),
+        JOB => Fact::Job(job(fields, true)?),
+        STANDS => Fact::Stands(job(fields, false)?),
         GONE => Fact::Gone(JobId(fields.array()?)),
         MAP => {
             let (name, is_whole, version, expires_at) =
@@ -273,7 +301,7 @@ fn read(fields: &mut Cursor) -> Result<Fact, Malformed> {
         KEY => {
             let scope = scope(fields)?;
             let (job, fingerprint) = (JobId(fields.array()?), fields.array()?);
-            Fact::Key { scope, job, fingerprint, until: Timestamp(fields.u64()?) }
+            Fact::Key(scope, Bound { job, fingerprint, until: Timestamp(fields.u64()?) })
         }
         KEY_GONE => Fact::KeyGone(scope(fields)?),
         PAUSED => Fact::Paused(text(fields)?, fields.flag()?),
@@ -286,7 +314,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::job::Trace;
+    use crate::job::{Finished, Trace};
     use crate::problem::{Code, JobError};
 
     #[test]
@@ -303,20 +331,10 @@ mod tests {
             one_line: true,
         };
         let error = JobError::new(Code::HandlerFailed, "no");
-        let stands = Standing {
+        let record = JobRecord {
             status: JobStatus::Failed,
-            is_leased: false,
-            parks: true,
-            awaited: true,
             deliveries: 1,
-            delivery: 2,
-            losses: 3,
-            seat_losses: 4,
-            order: 5,
-            not_before: Timestamp(6),
-            waits_since: Timestamp(7),
             started_at: Some(Timestamp(8)),
-            finished_at: None,
             finished: Some(Arc::new(Finished { status: JobStatus::Failed, result: Err(error) })),
             executor: Some("12".into()),
             past: vec![Attempt {
@@ -325,16 +343,33 @@ mod tests {
                 executor: "15".into(),
                 outcome: AttemptOutcome::GivenBack,
             }],
+            ..JobRecord::queued(Arc::new(spec))
         };
         let payload = Some(Payload::json(*b"{}"));
         let scope: Scope = ("o".into(), "h".into(), "k".into());
         let change =
             |key: &str, value: Option<&[u8]>| Change { key: key.into(), value: value.map(Arc::from) };
-        let job = Job { spec: Arc::new(spec), is_follow_up: true, payload, stands: stands.clone() };
-        let id = job.spec.id;
+        let job = Job {
+            record,
+            payload,
+            is_follow_up: true,
+            awaited: true,
+            delivery: 2,
+            losses: 3,
+            seat_losses: 4,
+            order: 5,
+            not_before: Timestamp(6),
+            waits_since: Timestamp(7),
+            is_leased: false,
+            parks: true,
+        };
+        let id = job.record.spec.id;
+        let spec = Arc::new(JobSpec { id, ..JobSpec::default() });
+        let record = JobRecord { spec, ..job.record.clone() };
+        let stands = Job { record, payload: None, is_follow_up: false, ..job.clone() };
         let facts = [
             Fact::Job(Box::new(job)),
-            Fact::Stands(id, stands),
+            Fact::Stands(Box::new(stands)),
             Fact::Gone(id),
             Fact::Map {
                 name: "m".into(),
@@ -344,7 +379,7 @@ mod tests {
                 changes: vec![change("a", Some(b"v")), change("b", None)],
             },
             Fact::MapGone("m".into()),
-            Fact::Key { scope: scope.clone(), job: id, fingerprint: [11; 32], until: Timestamp(12) },
+            Fact::Key(scope.clone(), Bound { job: id, fingerprint: [11; 32], until: Timestamp(12) }),
             Fact::KeyGone(scope),
             Fact::Paused("h".into(), true),
         ];

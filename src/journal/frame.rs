@@ -4,7 +4,7 @@
 //! frame: so none can be changed, moved, left out or put into another segment. Sequences run through all segments without a gap.
 
 use crate::clock::Timestamp;
-use crate::codec::Malformed;
+use crate::codec::{Cursor, Malformed};
 use crate::mac::{MAC_BYTES, MacKey};
 
 /// What a segment begins with: its format. Another version has another one, and is refused by name.
@@ -81,11 +81,6 @@ fn outline(bytes: &[u8]) -> Option<&[u8]> {
     bytes.get(..length).filter(|frame| frame.len() >= FRAME_BYTES)
 }
 
-fn number(frame: &[u8], index: usize) -> Option<u64> {
-    let field = frame.get(12 + 8 * index..)?.first_chunk()?;
-    Some(u64::from_be_bytes(*field))
-}
-
 /// The frame at this offset of a segment, if there is one that a key has signed for that place.
 #[must_use]
 pub fn open<'a>(keys: &[MacKey], segment: u64, bytes: &'a [u8], offset: usize) -> Option<Frame<'a>> {
@@ -94,8 +89,11 @@ pub fn open<'a>(keys: &[MacKey], segment: u64, bytes: &'a [u8], offset: usize) -
     let place = (offset as u64).to_be_bytes();
     let parts: [&[u8]; 3] = [&segment.to_be_bytes(), &place, signed];
     keys.iter().find(|key| key.verify(&parts, mac))?;
-    let (sequence, synced, at) = (number(signed, 0)?, number(signed, 1)?, Timestamp(number(signed, 2)?));
-    let (last_fence, oldest) = (number(signed, 3)?, number(signed, 4)?);
+    // Behind its length and tag.
+    let mut fields = Cursor::new(signed.get(12..)?);
+    let mut number = || fields.u64().ok();
+    let (sequence, synced, at) = (number()?, number()?, Timestamp(number()?));
+    let (last_fence, oldest) = (number()?, number()?);
     let turn = Turn { at, last_fence, oldest, facts: &signed[HEAD_BYTES..] };
     Some(Frame { sequence, synced, turn, length: frame.len() })
 }

@@ -92,13 +92,11 @@ impl Log {
             log.bases.insert(found.number, (found.bytes, Vec::new()));
             log.add_bases(found.number, found.bases);
         }
-        let io = |error: Error| error.to_string();
         log.copy_last(segment, &last).map_err(|failure| match failure {
             Failure::NoRoom(why) => format!("there is no room to go on: {why}"),
             broken => broken.to_string(),
         })?;
-        log.drop_old().map_err(io)?;
-        log.try_spare().map_err(|failure| failure.to_string())?;
+        log.drop_old().and_then(|()| log.try_spare()).map_err(|failure| failure.to_string())?;
         Ok((log, image, cut))
     }
 
@@ -114,30 +112,30 @@ impl Log {
             offset += frame.length;
         }
         (self.offset, self.filled) = (out.len() as u64, out.len() as u64);
-        let (file, names) = (name(segment), self.disk.list().map_err(broken)?);
+        let (file, names) = (name(segment), self.disk.list()?);
         let has = |name: &str| names.iter().any(|there| there == name);
         // They may be of another size, or half made; and nothing that is left of one may take the segment's name.
         for left in [NEW, SPARE].into_iter().filter(|left| has(left)) {
-            self.disk.remove(left).map_err(broken)?;
-            self.sync_names().map_err(broken)?;
+            self.disk.remove(left)?;
+            self.sync_names()?;
         }
         if let Err(error) = self.disk.make(NEW, self.segment_bytes.max(self.offset)) {
             return match failure(error) {
                 // The same bytes once more: whatever becomes of that, what is there stays.
                 Failure::NoRoom(_) if has(&file) && (out == last || last.is_empty()) => {
-                    let rest = self.disk.read(&file).map_err(broken)?.len().saturating_sub(out.len());
+                    let rest = self.disk.read(&file)?.len().saturating_sub(out.len());
                     out.resize(out.len() + rest, 0);
-                    self.disk.write(&file, 0, &out).map_err(broken)?;
-                    self.disk.sync(&file).map_err(broken)?;
-                    self.sync_names().map_err(broken)
+                    self.disk.write(&file, 0, &out)?;
+                    self.disk.sync(&file)?;
+                    self.sync_names()
                 }
                 failure => Err(failure),
             };
         }
         self.disk.write(NEW, 0, &out).map_err(failure)?;
-        self.disk.sync(NEW).map_err(broken)?;
-        self.disk.rename(NEW, &file).map_err(broken)?;
-        self.sync_names().map_err(broken)
+        self.disk.sync(NEW)?;
+        self.disk.rename(NEW, &file)?;
+        self.sync_names()
     }
 
     /// Writes what a turn says. What has a base in it is known from now on. After `NoRoom` the same turn may be tried again.
@@ -169,10 +167,7 @@ impl Log {
         self.next += 1;
         self.out.shrink_to(KEPT_BYTES);
         self.add_bases(self.segment, std::mem::take(bases));
-        if self.first < self.oldest {
-            self.sync()?;
-        }
-        self.drop_old().map_err(broken)
+        self.drop_old()
     }
 
     /// True if a turn of so many bytes is one write: no segment begins or goes with it.
@@ -187,7 +182,7 @@ impl Log {
     /// It may not be, and nobody will ever know.
     pub fn sync(&mut self) -> Result<(), Failure> {
         let (sync, sequence) = self.to_sync()?;
-        sync().map_err(broken)?;
+        sync()?;
         self.synced = sequence;
         Ok(())
     }
@@ -200,7 +195,7 @@ impl Log {
         let is_needless = self.is_synced() || is_off(Control::JournalSync);
         let sync =
             if is_needless { Ok(Box::new(|| Ok(())) as _) } else { self.disk.to_sync(&name(self.segment)) };
-        Ok((sync.map_err(broken)?, self.next - 1))
+        Ok((sync?, self.next - 1))
     }
 
     /// Frames up to this one are on the disk.
@@ -219,16 +214,16 @@ impl Log {
         self.sync()?;
         let next = name(self.segment + 1);
         if self.has_spare && bytes <= self.segment_bytes {
-            self.disk.rename(SPARE, &next).map_err(broken)?;
+            self.disk.rename(SPARE, &next)?;
             self.has_spare = false;
         } else {
             self.disk.make(&next, self.segment_bytes.max(bytes)).map_err(failure)?;
         }
         self.out.clear();
         frame::put_header(&self.keys[0], self.segment + 1, self.next, &mut self.out);
-        self.disk.write(&next, 0, &self.out).map_err(broken)?;
-        self.disk.sync(&next).map_err(broken)?;
-        self.sync_names().map_err(broken)?;
+        self.disk.write(&next, 0, &self.out)?;
+        self.disk.sync(&next)?;
+        self.sync_names()?;
         self.segment += 1;
         (self.offset, self.filled) = (BEGIN as u64, BEGIN as u64);
         self.bases.insert(self.segment, (self.segment_bytes.max(bytes), Vec::new()));
@@ -247,13 +242,13 @@ impl Log {
             Err(Failure::NoRoom(_)) => return Ok(()),
             made => made?,
         }
-        self.sync_names().map_err(broken)?;
+        self.sync_names()?;
         self.has_spare = true;
         Ok(())
     }
 
-    fn sync_names(&mut self) -> std::io::Result<()> {
-        if is_off(Control::JournalNames) { Ok(()) } else { self.disk.sync_names() }
+    fn sync_names(&mut self) -> Result<(), Failure> {
+        if is_off(Control::JournalNames) { Ok(()) } else { Ok(self.disk.sync_names()?) }
     }
 
     /// False while there is room for no more than what must still be said.
@@ -307,9 +302,10 @@ impl Log {
         if self.has_spare { u64::MAX } else { rest / 4 }
     }
 
-    /// Removes what no frame on the disk needs.
-    fn drop_old(&mut self) -> std::io::Result<()> {
+    /// Removes what no frame needs, once that is on the disk.
+    fn drop_old(&mut self) -> Result<(), Failure> {
         while self.first < self.oldest {
+            self.sync()?;
             self.disk.remove(&name(self.first))?;
             // One after the other: a crash leaves no gap.
             self.sync_names()?;
@@ -319,15 +315,11 @@ impl Log {
     }
 }
 
-pub(crate) fn broken(error: Error) -> Failure {
-    Failure::Broken(error.to_string())
-}
-
 fn failure(error: Error) -> Failure {
     match error.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
             Failure::NoRoom(error.to_string())
         }
-        _ => broken(error),
+        _ => error.into(),
     }
 }

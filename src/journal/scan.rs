@@ -108,7 +108,8 @@ impl Scan {
             (self.oldest, self.image.at) = (frame.turn.oldest, frame.turn.at);
             self.image.last_fence = self.image.last_fence.max(frame.turn.last_fence);
             facts::read_all(frame.turn.facts, |fact| {
-                bases.extend(self.image.apply(fact));
+                bases.extend(fact.base());
+                self.image.apply(fact);
                 Ok(())
             })
         });

@@ -13,20 +13,21 @@ use std::sync::Arc;
 
 use log::{Level, LevelFilter};
 
-use super::entry::{Changed, Entry, HandlerQueue, Written};
+use super::entry::{Changed, Entry, HandlerQueue};
 use super::idempotency::Keys;
 use super::kv::Maps;
 use super::records::Retention;
 use crate::clock::Timestamp;
 use crate::entropy::Entropy;
 use crate::handler::{HandlerSpec, Ordering};
-use crate::job::{FollowUp, IdMap, InstanceId, JobId, JobRecord, JobSpec, Version, state_map};
+use crate::job::{IdMap, InstanceId, JobId, JobRecord, JobSpec, Version, state_map};
+use crate::journal::facts::Job;
 use crate::limits::QUEUED_BYTES;
 use crate::negative_controls::{Control, is_off};
 use crate::observe::Delivery;
 use crate::ports::{
-    HandlerStats, Idempotency, JobEnded, NewJob, OfLease, RecentEnds, Refusal, Rules, Share, Stats,
-    Submitted, Traced,
+    HandlerStats, Idempotency, JobEnded, NewJob, OfLease, RecentEnds, Refusal, Rules, Stats, Submitted,
+    Traced,
 };
 use crate::problem::JobError;
 
@@ -175,15 +176,10 @@ impl Broker {
         let idempotency = Keys::new(rules.idempotency_ttl, rules.idempotency_keys);
         let handler_index =
             handlers.iter().enumerate().map(|(index, spec)| (spec.name.clone(), index)).collect();
-        let queue = |spec: HandlerSpec| HandlerQueue {
-            figures: HandlerStats { handler: spec.name.clone(), ..HandlerStats::default() },
-            spec,
-            ready: BTreeMap::new(),
-            waiting: BTreeSet::new(),
-            live_jobs: 0,
-            live_bytes: 0,
-            follow_ups: (0, 0),
-            owners: IdMap::default(),
+        let queue = |spec: HandlerSpec| {
+            let figures = HandlerStats { handler: spec.name.clone(), ..HandlerStats::default() };
+            let (ready, waiting, follow_ups, of_callers, owners) = Default::default();
+            HandlerQueue { spec, ready, waiting, follow_ups, of_callers, owners, figures }
         };
         Broker {
             traced: Traced::new(rules.exports_traces),
@@ -238,7 +234,7 @@ impl Broker {
             return Submitted::Refused(Refusal::UnknownHandler);
         };
         if let Some(existing) = self.jobs.get(&new.id) {
-            debug_assert_eq!(existing.record.spec.handler, new.handler);
+            debug_assert_eq!(existing.job.record.spec.handler, new.handler);
             // The call was repeated: the job is there already.
             if existing.instance == new.instance {
                 return Submitted::New;
@@ -269,26 +265,21 @@ impl Broker {
 
     /// There is no room for one more job with so many bytes of payload, or none in its owner's share.
     pub(super) fn is_full_for(&self, owner: &str, more: usize, is_follow_up: bool) -> bool {
-        let ((queued, bytes), (follow_ups, their_bytes)) = self.waiting();
+        let (queued, all, follow_ups) = self.waiting();
         let capacity = self.rules.capacity;
         if is_follow_up {
-            return follow_ups >= capacity || their_bytes + more > QUEUED_BYTES;
+            return follow_ups.jobs >= capacity || follow_ups.bytes + more > QUEUED_BYTES;
         }
-        let (queued, bytes) = (queued.saturating_sub(follow_ups), bytes - their_bytes);
-        let jobs = self.handlers.iter().map(|queue| queue.live_jobs - queue.follow_ups.0).sum();
+        let queued = queued.saturating_sub(follow_ups.jobs);
         // While all of them have less than one may, nobody's share is looked up.
-        let matters = jobs + 1 > capacity / 4 || bytes + more > QUEUED_BYTES / 4;
-        let is_beyond = || self.share(owner).is_beyond(more, Share { jobs, bytes }, queued, capacity);
-        queued >= capacity || bytes + more > QUEUED_BYTES || matters && !owner.is_empty() && is_beyond()
+        let matters = all.jobs + 1 > capacity / 4 || all.bytes + more > QUEUED_BYTES / 4;
+        let is_beyond = || self.share(owner).is_beyond(more, all, queued, capacity);
+        queued >= capacity || all.bytes + more > QUEUED_BYTES || matters && !owner.is_empty() && is_beyond()
     }
 
-    fn accept(&mut self, handler: usize, new: NewJob, is_follow_up: bool, now: Timestamp) {
+    pub(super) fn accept(&mut self, handler: usize, new: NewJob, is_follow_up: bool, now: Timestamp) {
         let queue = &mut self.handlers[handler];
-        queue.figures.submitted += 1;
-        queue.figures.queued += 1;
-        queue.count_live(&new.owner, new.payload.bytes.len(), is_follow_up, true);
         let not_before = now.plus(new.delay);
-        queue.waiting.insert((not_before, new.id));
         let spec = JobSpec {
             id: new.id,
             owner: new.owner,
@@ -300,32 +291,24 @@ impl Broker {
             timeout: new.timeout.unwrap_or(queue.spec.options.timeout),
             one_line: new.one_line,
         };
-        let lane = self.lane_for(handler, spec.ordering_key.as_deref());
-        let entry = Entry {
-            record: JobRecord::queued(Arc::new(spec)),
+        let job = Job {
             payload: Some(new.payload),
-            handler,
-            lane,
-            fence: 0,
-            delivery: 0,
-            losses: 0,
-            seat_losses: 0,
-            order: 0,
+            is_follow_up,
+            awaited: new.awaited && new.idempotency.is_none(),
             not_before,
             waits_since: not_before,
-            awaited: new.awaited && new.idempotency.is_none(),
-            is_follow_up,
-            instance: new.instance,
-            watchers: Vec::new(),
-            place: None,
-            written: Written::default(),
+            ..Job::queued(Arc::new(spec))
         };
+        queue.figures.submitted += 1;
+        queue.count_status(&job, true);
+        queue.count_live(&job, true);
+        let lane = self.lane_for(handler, job.record.spec.ordering_key.as_deref());
+        let entry = Entry::new(job, handler, lane, new.instance);
         let mut evicts = false;
         if let Some(Idempotency { key, fingerprint }) = new.idempotency {
-            let JobSpec { owner, handler, .. } = &*entry.record.spec;
+            let JobSpec { owner, handler, .. } = &*entry.job.record.spec;
             let scope = (owner.clone(), handler.clone(), key);
-            let has_ended = |id| self.jobs.get(&id).is_none_or(|entry| entry.has_ended());
-            evicts = self.idempotency.bind(scope, new.id, fingerprint, now, has_ended);
+            evicts = self.idempotency.bind(scope, new.id, fingerprint, now, &self.jobs);
         }
         self.jobs.insert(new.id, Box::new(entry));
         if evicts {
@@ -340,7 +323,7 @@ impl Broker {
     pub(super) fn enqueue(&mut self, lane: u64, id: JobId, now: Timestamp) {
         self.last_number += 1;
         let order = self.last_number;
-        self.jobs.entry(id).and_modify(|entry| entry.order = order);
+        self.jobs.entry(id).and_modify(|entry| entry.job.order = order);
         self.touch(id);
         self.lanes.entry(lane).and_modify(|lane| match is_off(Control::LaneOrder) {
             false => lane.jobs.push_back(id),
@@ -395,32 +378,19 @@ impl Broker {
         };
         if let Some(place) = lane.ready {
             // Ready before: it keeps its place in the order, unless another head has another time.
-            if place.0 >= head.not_before && (place.0 <= now || place.0 == head.not_before) {
+            if place.0 >= head.job.not_before && (place.0 <= now || place.0 == head.job.not_before) {
                 return;
             }
             queue.ready.remove(&place);
         }
         self.last_number += 1;
-        let place = (head.not_before.max(now), self.last_number);
+        let place = (head.job.not_before.max(now), self.last_number);
         lane.ready = Some(place);
         queue.ready.insert(place, number);
         let group = queue.spec.group;
         if !queue.figures.paused && !self.signals.groups.contains(&group) {
             self.signals.groups.push(group);
         }
-    }
-
-    /// Follow-ups are never refused: their parent's commit has accepted them.
-    pub(super) fn follow_up(
-        &mut self,
-        parent: &JobSpec,
-        instance: InstanceId,
-        job: FollowUp,
-        now: Timestamp,
-    ) {
-        let Some(&handler) = self.handler_index.get(&job.handler) else { return };
-        let new = NewJob::follow_up(parent, job, instance, &mut self.entropy);
-        self.accept(handler, new, true, now);
     }
 
     pub(super) fn note(&mut self, level: Level, event: &'static str, job: JobId, cause: &'static str) {
@@ -448,13 +418,13 @@ impl Broker {
         if level <= self.log_level
             && let Some(entry) = self.jobs.get(&job)
         {
-            let started_at = |now| entry.record.started_at.unwrap_or(now);
+            let started_at = |now| entry.job.record.started_at.unwrap_or(now);
             let delivery = failure.map(|(reason, now)| Delivery {
-                number: entry.delivery,
+                number: entry.job.delivery,
                 took: now.since(started_at(now)),
                 reason: reason.to_owned(),
             });
-            let spec = entry.record.spec.clone();
+            let spec = entry.job.record.spec.clone();
             self.signals.notices.push(Notice { level, event, spec, cause, delivery });
         }
     }

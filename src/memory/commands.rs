@@ -11,8 +11,8 @@ use crate::problem::{Code, JobError};
 impl Broker {
     /// Cancels a job that has not ended; unparks the lane of a dead head. `None`: the viewer knows no such job.
     pub fn cancel(&mut self, viewer: &Viewer, id: JobId, now: Timestamp) -> Option<JobRecord> {
-        let entry = self.jobs.get(&id).filter(|entry| viewer.sees(&entry.record.spec.owner))?;
-        let (number, status) = (entry.lane, entry.record.status);
+        let entry = self.seen(viewer, id)?;
+        let (number, status) = (entry.lane, entry.job.record.status);
         if status.is_terminal() {
             if self.unpark(number, id) {
                 self.lanes.entry(number).and_modify(|lane| lane.jobs.retain(|job| *job != id));
@@ -47,24 +47,24 @@ impl Broker {
 
     /// Queues a dead, failed, timed-out or cancelled job again: a new life.
     pub fn retry(&mut self, viewer: &Viewer, id: JobId, now: Timestamp) -> Option<Retried> {
-        let entry = self.jobs.get(&id).filter(|entry| viewer.sees(&entry.record.spec.owner))?;
-        if entry.record.status.after(JobEvent::Resubmit).is_none() {
-            return Some(Err(NotRetried::Is(entry.record.status)));
+        let entry = self.seen(viewer, id)?;
+        if entry.job.record.status.after(JobEvent::Resubmit).is_none() {
+            return Some(Err(NotRetried::Is(entry.job.record.status)));
         }
-        if self.is_full_for(&entry.record.spec.owner, entry.payload_bytes(), entry.is_follow_up) {
+        if self.is_full_for(&entry.job.record.spec.owner, entry.job.payload_bytes(), entry.job.is_follow_up) {
             return Some(Err(NotRetried::QueueFull));
         }
         let entry = self.jobs.get_mut(&id)?;
-        entry.waits_since = now;
+        entry.job.waits_since = now;
         entry.on(JobEvent::Resubmit, &mut self.handlers);
-        entry.record.begin_again();
-        (entry.delivery, entry.seat_losses) = (0, 0);
-        entry.not_before = now;
-        entry.awaited = false;
+        entry.job.record.begin_again();
+        (entry.job.delivery, entry.job.seat_losses) = (0, 0);
+        entry.job.not_before = now;
+        entry.job.awaited = false;
         if let Some(place) = entry.place.take() {
             self.retention.forget(place);
         }
-        let (number, handler, spec) = (entry.lane, entry.handler, entry.record.spec.clone());
+        let (number, handler, spec) = (entry.lane, entry.handler, entry.job.record.spec.clone());
         self.touch(id);
         if self.unpark(number, id) {
             // The parked head never left its place.
@@ -95,11 +95,10 @@ impl Broker {
                 self.may_have_begun(job);
                 self.leases.entry(number).and_modify(|lease| lease.jobs.truncate(1));
             }
-            // An executor may have been kept free for one of its lanes.
-            self.signals.groups.extend((self.totals.suspects > 0).then_some(self.handlers[index].spec.group));
-        } else {
-            let group = self.handlers[index].spec.group;
-            self.signals.groups.push(group);
+        }
+        // Of one that is paused an executor may have been kept free for a lane.
+        if !paused || self.totals.suspects > 0 {
+            self.signals.groups.push(self.handlers[index].spec.group);
         }
         true
     }

@@ -15,7 +15,7 @@ use crate::limits::{
     QUEUED_BYTES, RUN_JOBS,
 };
 use crate::negative_controls::{Control, is_off};
-use crate::ports::{self, Commit, LeaseId, LeasedJob, OfLease, Progressed, Requests, StateAt, Step};
+use crate::ports::{self, Commit, LeaseId, LeasedJob, NewJob, OfLease, Progressed, Requests, StateAt, Step};
 use crate::problem::{Cause, Code, JobError};
 
 /// Ready lanes looked at in one search: those before them are left to the executors that know them.
@@ -30,11 +30,6 @@ impl Broker {
         self.consumers.insert(id, ConsumerEntry { group, name, ..ConsumerEntry::default() });
         self.totals.consumers[group] += 1;
         id
-    }
-
-    /// True until it is gone.
-    pub(super) fn knows(&self, id: ConsumerId) -> bool {
-        self.consumers.contains_key(&id)
     }
 
     /// It is gone: its leases end at once.
@@ -63,7 +58,7 @@ impl Broker {
             let lease = self.leases.get(&lease.0);
             let is_leased = lease.is_some_and(|lease| lease.consumer == id && lease.jobs.contains(&job));
             if let Some(entry) = self.jobs.get_mut(&job).filter(|_| is_leased) {
-                entry.record.progress = Some(progress);
+                entry.job.record.progress = Some(progress);
             }
         }
         for commit in requests.commits {
@@ -147,7 +142,7 @@ impl Broker {
         let Some(lane) = self.lanes.get(&lane).filter(|_| self.totals.suspects > 0) else { return false };
         let is_due = lane.ready.is_some_and(|place| place.0 <= now);
         let head = lane.jobs.front().filter(|_| is_due && !self.handlers[lane.handler].figures.paused);
-        head.is_some_and(|job| self.jobs[job].losses >= LOSSES_TO_BE_ALONE)
+        head.is_some_and(|job| self.jobs[job].job.losses >= LOSSES_TO_BE_ALONE)
     }
 
     /// True while the executor that knows the lane's state has room and may come for it.
@@ -180,8 +175,8 @@ impl Broker {
         for (fence, job) in (fences..).zip(&run) {
             let entry = self.jobs.get_mut(job).expect("a lane's job exists");
             entry.fence = fence;
-            let (spec, delivery) = (entry.record.spec.clone(), entry.delivery + 1);
-            let payload = entry.payload.clone().unwrap_or_else(|| Payload::octets(Vec::new()));
+            let (spec, delivery) = (entry.job.record.spec.clone(), entry.job.delivery + 1);
+            let payload = entry.job.payload.clone().unwrap_or_else(|| Payload::octets(Vec::new()));
             let context = self.context_of(&spec, now);
             jobs.push(LeasedJob { spec, payload, delivery, fence, context });
         }
@@ -198,7 +193,7 @@ impl Broker {
 
     /// By when its executor must have said what came of this job, if that starts now.
     pub(super) fn deadline(&self, job: JobId, now: Timestamp) -> Timestamp {
-        now.plus(self.jobs[&job].record.spec.timeout).plus(LEASE_GRACE)
+        now.plus(self.jobs[&job].job.record.spec.timeout).plus(LEASE_GRACE)
     }
 
     /// The jobs of the next lease: how many depends on what fits a frame. One that is a suspect comes by itself, and so does
@@ -210,8 +205,8 @@ impl Broker {
         let mut bytes = 0;
         let fits = |id: &&JobId| {
             let entry = &self.jobs[*id];
-            bytes += entry.payload_bytes();
-            entry.not_before <= now && bytes <= self.rules.max_payload && entry.losses == 0
+            bytes += entry.job.payload_bytes();
+            entry.job.not_before <= now && bytes <= self.rules.max_payload && entry.job.losses == 0
         };
         let mut run: Vec<JobId> = lane.jobs.iter().take(most).take_while(fits).copied().collect();
         if run.is_empty() {
@@ -237,13 +232,13 @@ impl Broker {
         let executor = self.consumers.get(&consumer).map(|consumer| consumer.name.clone());
         let Some(entry) = self.jobs.get_mut(&id) else { return };
         let Some(queue) = entry.on(JobEvent::Start, &mut self.handlers) else { return };
-        entry.delivery += 1;
-        let record = &mut entry.record;
+        entry.job.delivery += 1;
+        let record = &mut entry.job.record;
         record.deliveries += 1;
         record.started_at = Some(now);
         record.executor = executor;
-        if entry.delivery == 1 {
-            queue.figures.queue_wait_seconds.observe(now.since(entry.not_before));
+        if entry.job.delivery == 1 {
+            queue.figures.queue_wait_seconds.observe(now.since(entry.job.not_before));
         } else {
             self.totals.redelivered += 1;
         }
@@ -262,7 +257,7 @@ impl Broker {
         let (lane_number, running) = (lease.lane, lease.jobs[0]);
         let lane = &self.lanes[&lane_number];
         let next =
-            lease.jobs.front() == Some(&commit.job) && self.jobs[&commit.job].delivery == commit.delivery;
+            lease.jobs.front() == Some(&commit.job) && self.jobs[&commit.job].job.delivery == commit.delivery;
         let outdated = lane.map.is_some() && lane.version != commit.builds_on;
         if !next || (outdated && !is_off(Control::StateVersion)) {
             self.fence_off(&commit);
@@ -302,20 +297,20 @@ impl Broker {
     fn has_no_room_for(&self, commit: &Commit) -> bool {
         let Outcome::Succeeded(_, effects) = &commit.outcome else { return false };
         let jobs = &effects.follow_ups;
-        let (_, (follow_ups, live_bytes)) = self.waiting();
+        let (.., waiting) = self.waiting();
         let bytes: usize = jobs.iter().map(|job| job.payload.bytes.len()).sum();
-        let replaces = jobs.len() <= 1 && bytes <= self.jobs[&commit.job].payload_bytes();
-        let fits = follow_ups + jobs.len() <= self.rules.capacity || jobs.len() <= 1;
-        !(replaces || fits && live_bytes + bytes <= QUEUED_BYTES)
+        let replaces = jobs.len() <= 1 && bytes <= self.jobs[&commit.job].job.payload_bytes();
+        let fits = waiting.jobs + jobs.len() <= self.rules.capacity || jobs.len() <= 1;
+        !(replaces || fits && waiting.bytes + bytes <= QUEUED_BYTES)
     }
 
     /// A delivery that succeeded, but whose outcome has no room now: again after a backoff, uncounted. The backoff grows with each
     /// start, for a while: room may come at any time.
     fn put_off(&mut self, job: JobId, now: Timestamp) {
-        let backoff = self.backoff(job, self.jobs[&job].delivery.min(PUT_OFF_DOUBLINGS));
+        let backoff = self.backoff(job, self.jobs[&job].job.delivery.min(PUT_OFF_DOUBLINGS));
         self.end_attempt(job, AttemptOutcome::QueueFull, now);
         self.requeue(job, JobEvent::GiveBack, now.plus(backoff));
-        self.jobs.entry(job).and_modify(|entry| entry.record.deliveries -= 1);
+        self.jobs.entry(job).and_modify(|entry| entry.job.record.deliveries -= 1);
         // There may be thousands of them: one a second says it.
         if now >= self.full_said_at.plus(Duration::from_secs(1)) {
             self.full_said_at = now;
@@ -340,7 +335,7 @@ impl Broker {
     fn refuses(&self, commit: &Commit, lane: u64, now: Timestamp) -> Option<JobError> {
         let Outcome::Succeeded(_, effects) = &commit.outcome else { return None };
         let entry = &self.jobs[&commit.job];
-        let (spec, own) = (&entry.record.spec, &self.handlers[entry.handler].spec);
+        let (spec, own) = (&entry.job.record.spec, &self.handlers[entry.handler].spec);
         let exceeds = commit.exceeds(spec, &self.rules);
         if exceeds.is_some() {
             return exceeds;
@@ -375,17 +370,14 @@ impl Broker {
         let (event, result) = match outcome {
             Outcome::Succeeded(payload, effects) => {
                 self.apply_effects(job, effects, now);
-                if is_off(Control::AtomicCommit) && self.jobs[&job].record.deliveries == 1 {
+                if is_off(Control::AtomicCommit) && self.jobs[&job].job.record.deliveries == 1 {
                     self.again(job, Cause::ExecutorLost, String::new(), None, now);
                     return false;
                 }
                 (JobEvent::Succeed, Ok(payload))
             }
             Outcome::Failed(error) => (JobEvent::Fail, Err(error)),
-            Outcome::TimedOut(detail) => {
-                self.finish(job, JobEvent::TimeOut, Err(JobError::timed_out(&detail)), now);
-                return false;
-            }
+            Outcome::TimedOut(detail) => (JobEvent::TimeOut, Err(JobError::timed_out(&detail))),
             Outcome::Retry(detail, after) => {
                 self.again(job, Cause::RetriesExhausted, detail, after, now);
                 return false;
@@ -396,12 +388,13 @@ impl Broker {
             }
         };
         self.finish(job, event, result, now);
-        true
+        // A handler that has no end of its own may still run.
+        event != JobEvent::TimeOut
     }
 
     fn apply_effects(&mut self, job: JobId, effects: Effects, now: Timestamp) {
         let entry = &self.jobs[&job];
-        let (spec, fence, instance) = (entry.record.spec.clone(), entry.fence, entry.instance);
+        let (spec, fence, instance) = (entry.job.record.spec.clone(), entry.fence, entry.instance);
         let lane = self.lanes.get_mut(&entry.lane).expect("a live job's lane exists");
         if let Some(map) = lane.map.as_ref().filter(|_| !effects.state.is_empty()) {
             lane.version = Version(fence);
@@ -412,7 +405,10 @@ impl Broker {
             self.maps.apply(&name, &effects.context, Some(self.rules.context_ttl), now);
         }
         for follow_up in effects.follow_ups {
-            self.follow_up(&spec, instance, follow_up, now);
+            // Never refused: their parent's commit has accepted them.
+            let Some(&handler) = self.handler_index.get(&follow_up.handler) else { continue };
+            let new = NewJob::follow_up(&spec, follow_up, instance, &mut self.entropy);
+            self.accept(handler, new, true, now);
         }
     }
 
@@ -426,8 +422,8 @@ impl Broker {
         now: Timestamp,
     ) {
         let entry = &self.jobs[&job];
-        let (deliveries, losses) = (entry.record.deliveries, entry.losses);
-        let all_losses = losses + entry.seat_losses;
+        let (deliveries, losses) = (entry.job.record.deliveries, entry.job.losses);
+        let all_losses = losses + entry.job.seat_losses;
         let most = self.max_deliveries(entry.handler);
         let error = JobError { code: Code::DeadLettered, detail, cause: Some(cause) };
         if deliveries >= most || all_losses >= most.saturating_mul(2) {
@@ -458,14 +454,14 @@ impl Broker {
     }
 
     pub(super) fn end_attempt(&mut self, job: JobId, outcome: AttemptOutcome, now: Timestamp) {
-        self.jobs.entry(job).and_modify(|entry| entry.record.end_attempt(outcome, now));
+        self.jobs.entry(job).and_modify(|entry| entry.job.record.end_attempt(outcome, now));
     }
 
     /// A running job is queued again; it never left its lane.
     pub(super) fn requeue(&mut self, job: JobId, event: JobEvent, not_before: Timestamp) {
         let Some(entry) = self.jobs.get_mut(&job) else { return };
         if entry.on(event, &mut self.handlers).is_some() {
-            entry.not_before = not_before;
+            entry.job.not_before = not_before;
         }
         self.touch(job);
     }

@@ -72,27 +72,27 @@ impl Broker {
         if let Err(error) = &result
             && let Some(entry) = self.jobs.get(&id)
             && let Some(JobStatus::Failed | JobStatus::TimedOut | JobStatus::Dead) =
-                entry.record.status.after(event)
+                entry.job.record.status.after(event)
         {
             self.failed(id, error, now);
         }
         self.touch(id);
         let Some(entry) = self.jobs.get_mut(&id) else { return };
-        let before = entry.record.status;
+        let before = entry.job.record.status;
         let Some(queue) = entry.on(event, &mut self.handlers) else { return };
-        let record = &mut entry.record;
+        let record = &mut entry.job.record;
         let status = record.status;
         if before == JobStatus::Running {
             queue.figures.job_seconds.observe(now.since(record.started_at.unwrap_or(now)));
         }
         record.finished_at = Some(now);
-        if std::mem::take(&mut entry.losses) > 0 {
+        if std::mem::take(&mut entry.job.losses) > 0 {
             self.totals.suspects -= 1;
             // An executor may have been kept free for it.
             self.signals.groups.push(queue.spec.group);
         }
         if status == JobStatus::Succeeded {
-            entry.payload = None;
+            entry.job.payload = None;
         }
         self.recent.push(record.spec.clone(), status, now);
         let finished = Arc::new(Finished { status, result });
@@ -131,8 +131,9 @@ impl Broker {
         const ENTRY_BYTES: usize = 512;
         self.touch(id);
         let Some(entry) = self.jobs.get_mut(&id) else { return };
-        let bytes = ENTRY_BYTES + entry.result_bytes() + entry.payload_bytes() + entry.progress_bytes();
-        let class = match (entry.record.status, entry.awaited) {
+        let progress = entry.job.record.progress.as_ref().map_or(0, |progress| progress.as_str().len());
+        let bytes = ENTRY_BYTES + entry.job.result_bytes() + entry.job.payload_bytes() + progress;
+        let class = match (entry.job.record.status, entry.job.awaited) {
             (_, is_line) if self.rules.keeps_lines() => {
                 [Class::Succeeded, Class::Failed][usize::from(is_line)]
             }
@@ -153,12 +154,12 @@ impl Broker {
 
     /// Removes a record.
     pub(super) fn forget(&mut self, id: JobId) {
+        self.touch(id);
         let Some(entry) = self.jobs.remove(&id) else { return };
         if let Some(place) = entry.place {
             self.retention.forget(place);
         }
-        self.submissions.remove(&(entry.record.spec.submitted_at, id));
+        self.submissions.remove(&(entry.job.record.spec.submitted_at, id));
         self.job_bytes -= entry.written.bytes;
-        self.changed.iter_mut().for_each(|changed| changed.gone.push(id));
     }
 }

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use super::records::Place;
 use crate::clock::Timestamp;
 use crate::handler::HandlerSpec;
-use crate::job::{IdMap, InstanceId, JobId, JobRecord, JobStatus, Payload};
+use crate::job::{IdMap, InstanceId, JobId, JobStatus};
 use crate::job_status::JobEvent;
+use crate::journal::facts::Job;
 use crate::ports::{HandlerStats, Share};
 
 /// A handler's share of the broker.
@@ -18,12 +19,10 @@ pub(super) struct HandlerQueue {
     pub(super) ready: BTreeMap<(Timestamp, u64), u64>,
     /// Its queued jobs, by the time since when they could have run but for what hinders them.
     pub(super) waiting: BTreeSet<(Timestamp, JobId)>,
-    /// Its jobs that have not ended, and their payload bytes.
-    pub(super) live_jobs: usize,
-    pub(super) live_bytes: usize,
-    /// Its follow-ups that have not ended, and their payload bytes.
-    pub(super) follow_ups: (usize, usize),
-    /// What each owner has of its other jobs that have not ended; nobody without authentication.
+    /// What its follow-ups take that have not ended.
+    pub(super) follow_ups: Share,
+    /// The same of its other jobs, and of those what each owner has; nobody without authentication.
+    pub(super) of_callers: Share,
     pub(super) owners: IdMap<Arc<str>, Share>,
     /// As they are told, but for the group's name and the oldest job.
     pub(super) figures: HandlerStats,
@@ -32,27 +31,10 @@ pub(super) struct HandlerQueue {
 /// A job and all that is known of it.
 #[derive(Debug)]
 pub(super) struct Entry {
-    /// As it is told, but for what it waits for.
-    pub(super) record: JobRecord,
-    /// `None` once it succeeded: only then is it never needed again.
-    pub(super) payload: Option<Payload>,
+    pub(super) job: Job,
     pub(super) handler: usize,
     pub(super) lane: u64,
     pub(super) fence: u64,
-    /// The number that its last start was told. A start that may have happened never shares its number, counted or not.
-    pub(super) delivery: u32,
-    /// How often its executor was lost while it may have been running, in this life: see [`LOSSES_TO_BE_ALONE`].
-    pub(super) losses: u32,
-    /// The same of its broker's process, which says nothing about the job; but that must end somewhere.
-    pub(super) seat_losses: u32,
-    /// Its place among all jobs of its lane.
-    pub(super) order: u64,
-    pub(super) not_before: Timestamp,
-    /// When it could have run first: accepted, and after its caller's own delay.
-    pub(super) waits_since: Timestamp,
-    pub(super) awaited: bool,
-    /// Another job has submitted it.
-    pub(super) is_follow_up: bool,
     /// Who submitted it, and hears of its end.
     pub(super) instance: InstanceId,
     /// Who else hears of it.
@@ -76,56 +58,52 @@ pub(super) struct Written {
 /// What has changed since the last turn.
 #[derive(Debug, Default)]
 pub(super) struct Changed {
+    /// There, or gone.
     pub(super) jobs: Vec<JobId>,
-    pub(super) gone: Vec<JobId>,
     /// That were paused or resumed.
     pub(super) handlers: Vec<usize>,
 }
 
 impl HandlerQueue {
-    /// A job with so many bytes of payload begins a life, or ends it.
-    pub(super) fn count_live(&mut self, owner: &Arc<str>, bytes: usize, is_follow_up: bool, begins: bool) {
+    /// A job begins a life, or ends it.
+    pub(super) fn count_live(&mut self, job: &Job, begins: bool) {
         let count = |to: &mut usize, by| *to = if begins { *to + by } else { *to - by };
-        count(&mut self.live_jobs, 1);
-        count(&mut self.live_bytes, bytes);
-        if is_follow_up {
-            count(&mut self.follow_ups.0, 1);
-            count(&mut self.follow_ups.1, bytes);
-        } else if !owner.is_empty() {
-            let share = self.owners.entry(owner.clone()).or_default();
+        let count = |share: &mut Share| {
             count(&mut share.jobs, 1);
-            count(&mut share.bytes, bytes);
+            count(&mut share.bytes, job.payload_bytes());
+        };
+        if job.is_follow_up {
+            return count(&mut self.follow_ups);
+        }
+        count(&mut self.of_callers);
+        let owner = &job.record.spec.owner;
+        if !owner.is_empty() {
+            let share = self.owners.entry(owner.clone()).or_default();
+            count(share);
             if *share == Share::default() {
                 self.owners.remove(owner);
             }
         }
     }
+
+    /// A job comes to the status that it has, or leaves it.
+    pub(super) fn count_status(&mut self, job: &Job, comes: bool) {
+        let count = |to: &mut usize| *to = if comes { *to + 1 } else { *to - 1 };
+        let place = (job.waits_since, job.record.spec.id);
+        if job.record.status == JobStatus::Queued {
+            count(&mut self.figures.queued);
+            _ = if comes { self.waiting.insert(place) } else { self.waiting.remove(&place) };
+        } else if job.record.status == JobStatus::Running {
+            count(&mut self.figures.running);
+        }
+    }
 }
 
 impl Entry {
-    pub(super) fn payload_bytes(&self) -> usize {
-        self.payload.as_ref().map_or(0, |payload| payload.bytes.len())
-    }
-
-    /// What a base of it takes in a journal, about.
-    pub(super) fn base_bytes(&self) -> usize {
-        const FIXED: usize = 192;
-        let spec = &self.record.spec;
-        let key = spec.ordering_key.as_ref().map_or(0, |key| key.len());
-        let state = spec.tracestate.as_ref().map_or(0, |state| state.len());
-        let texts = spec.owner.len() + spec.handler.len() + key + state;
-        FIXED + texts + self.result_bytes() + self.payload_bytes()
-    }
-
-    pub(super) fn result_bytes(&self) -> usize {
-        self.record.finished.as_ref().map_or(0, |finished| match &finished.result {
-            Ok(payload) => payload.bytes.len(),
-            Err(error) => error.detail.len(),
-        })
-    }
-
-    pub(super) fn progress_bytes(&self) -> usize {
-        self.record.progress.as_ref().map_or(0, |progress| progress.as_str().len())
+    /// One that has just come here.
+    pub(super) fn new(job: Job, handler: usize, lane: u64, instance: InstanceId) -> Entry {
+        let (watchers, place, written) = Default::default();
+        Entry { job, handler, lane, fence: 0, instance, watchers, place, written }
     }
 
     /// Takes the job to its next status, and counts it there. `None`: the event changes nothing.
@@ -134,34 +112,18 @@ impl Entry {
         event: JobEvent,
         handlers: &'a mut [HandlerQueue],
     ) -> Option<&'a mut HandlerQueue> {
-        use JobStatus as S;
-        let after = self.record.status.after(event)?;
-        let before = std::mem::replace(&mut self.record.status, after);
+        let after = self.job.record.status.after(event)?;
         let queue = &mut handlers[self.handler];
-        let waiting = (self.waits_since, self.record.spec.id);
-        match before {
-            S::Queued => {
-                queue.figures.queued -= 1;
-                queue.waiting.remove(&waiting);
-            }
-            S::Running => queue.figures.running -= 1,
-            S::Succeeded | S::Failed | S::Cancelled | S::TimedOut | S::Dead => {
-                let owner = &self.record.spec.owner;
-                queue.count_live(owner, self.payload_bytes(), self.is_follow_up, true);
-            }
+        queue.count_status(&self.job, false);
+        let before = std::mem::replace(&mut self.job.record.status, after);
+        queue.count_status(&self.job, true);
+        if before.is_terminal() != after.is_terminal() {
+            queue.count_live(&self.job, before.is_terminal());
         }
-        match after {
-            S::Queued => {
-                self.record.progress = None;
-                queue.figures.queued += 1;
-                queue.waiting.insert(waiting);
-            }
-            S::Running => queue.figures.running += 1,
-            S::Succeeded | S::Failed | S::Cancelled | S::TimedOut | S::Dead => {
-                let owner = &self.record.spec.owner;
-                queue.count_live(owner, self.payload_bytes(), self.is_follow_up, false);
-                queue.figures.finished[after as usize] += 1;
-            }
+        if after.is_terminal() {
+            queue.figures.finished[after as usize] += 1;
+        } else if after == JobStatus::Queued {
+            self.job.record.progress = None;
         }
         Some(queue)
     }

@@ -8,11 +8,10 @@ use std::sync::Arc;
 
 use super::broker::{Broker, Lane};
 use super::entry::{Changed, Entry, Written};
-use super::idempotency::Bound;
 use crate::clock::Timestamp;
 use crate::job::{Change, InstanceId, JobId, JobStatus, Version};
 use crate::journal::Image;
-use crate::journal::facts::{self, Fact, Job, Standing, Thing};
+use crate::journal::facts::{self, Fact, Job, Thing};
 use crate::ports::{HandlerStats, Viewer};
 use crate::problem::Cause;
 
@@ -32,10 +31,9 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Adds one, which is the base of this thing, if it is one.
-    fn put(&mut self, fact: &Fact, base: Option<Thing>) {
+    fn put(&mut self, fact: &Fact) {
         facts::put(&mut self.bytes, fact);
-        self.bases.extend(base);
+        self.bases.extend(fact.base());
     }
 }
 
@@ -47,15 +45,17 @@ impl Broker {
     pub fn keep_journal(&mut self, image: Image, now: Timestamp) -> Result<(), String> {
         self.changed = Some(Box::default());
         let lost = self.restore(image, now)?;
-        // What stands as it was written is not written again.
-        for id in self.changed.iter_mut().flat_map(|changed| std::mem::take(&mut changed.jobs)) {
-            self.jobs.entry(id).and_modify(|entry| entry.written.is_outdated = false);
+        if let Some(changed) = &mut self.changed {
+            // What stands as it was written is not written again; what has gone is.
+            let jobs = &mut self.jobs;
+            changed.jobs.retain(|id| jobs.get_mut(id).map(|it| it.written.is_outdated = false).is_none());
         }
         self.maps.changed = Some(Default::default());
         self.idempotency.changed = Some(Vec::new());
         lost.into_iter().for_each(|id| self.lose_with_seat(id, now));
         // In the order in which their heads came, as they would have been ready.
-        let head = |lane: &Lane| lane.jobs.front().map(|id| (self.jobs[id].not_before, self.jobs[id].order));
+        let head =
+            |lane: &Lane| lane.jobs.front().map(|id| (self.jobs[id].job.not_before, self.jobs[id].job.order));
         let mut lanes: Vec<_> = self.lanes.iter().map(|(number, lane)| (head(lane), *number)).collect();
         lanes.sort_unstable();
         lanes.into_iter().for_each(|(_, lane)| self.make_ready(lane, now));
@@ -76,8 +76,8 @@ impl Broker {
     /// The turn whose end whoever learns how things stand now must wait for.
     #[must_use]
     pub fn seen_turn(&self) -> u64 {
-        let Some(Changed { jobs, gone, handlers }) = self.changed.as_deref() else { return 0 };
-        let is_quiet = jobs.is_empty() && gone.is_empty() && handlers.is_empty();
+        let Some(Changed { jobs, handlers }) = self.changed.as_deref() else { return 0 };
+        let is_quiet = jobs.is_empty() && handlers.is_empty();
         let maps = self.maps.changed.as_ref().is_none_or(|changed| changed.is_empty());
         let keys = self.idempotency.changed.as_ref().is_none_or(Vec::is_empty);
         if is_quiet && maps && keys { self.turn } else { self.turn + 1 }
@@ -93,7 +93,7 @@ impl Broker {
     #[must_use]
     pub fn bytes_of(&self, thing: &Thing) -> usize {
         match thing {
-            Thing::Job(id) => self.jobs.get(id).map_or(0, |entry| entry.base_bytes()),
+            Thing::Job(id) => self.jobs.get(id).map_or(0, |entry| entry.job.base_bytes()),
             Thing::Map(name) => self.maps.bytes_of(name),
             Thing::Key(scope) => self.idempotency.get(scope).map_or(0, |_| KEY_BYTES),
             Thing::Paused(handler) => KEY_BYTES * usize::from(self.paused(handler).is_some()),
@@ -137,45 +137,41 @@ impl Broker {
         self.turn += 1;
         facts.bytes.reserve(JOB_BYTES * changed.jobs.len());
         for id in changed.jobs {
-            let Some(entry) = self.jobs.get_mut(&id) else { continue };
-            let now = Written { has_base: true, is_outdated: false, bytes: entry.base_bytes() };
+            let Some(entry) = self.jobs.get_mut(&id) else {
+                facts.put(&Fact::Gone(id));
+                continue;
+            };
+            let lane = self.lanes.get(&entry.lane).filter(|_| entry.place.is_none());
+            let lease = lane.and_then(|lane| self.leases.get(&lane.lease?));
+            entry.job.is_leased = lease.is_some_and(|lease| lease.jobs.contains(&id));
+            entry.job.parks = lane.is_some_and(|lane| lane.parked && lane.jobs.front() == Some(&id));
+            let now = Written { has_base: true, is_outdated: false, bytes: entry.job.base_bytes() };
             let written = std::mem::replace(&mut entry.written, now);
             self.job_bytes = self.job_bytes + now.bytes - written.bytes;
-            let entry = &self.jobs[&id];
-            let stands = self.standing(id, entry);
-            if written.has_base {
-                facts.put(&Fact::Stands(id, stands), None);
-            } else {
-                let (spec, payload) = (entry.record.spec.clone(), entry.payload.clone());
-                let job = Job { spec, is_follow_up: entry.is_follow_up, payload, stands };
-                facts.put(&Fact::Job(Box::new(job)), Some(Thing::Job(id)));
-            }
+            facts::put_job(&mut facts.bytes, &entry.job, !written.has_base);
+            facts.bases.extend((!written.has_base).then_some(Thing::Job(id)));
         }
-        changed.gone.into_iter().for_each(|id| facts.put(&Fact::Gone(id), None));
         for (name, keys) in self.maps.changed.as_mut().map(std::mem::take).unwrap_or_default() {
             let version = self.ordered_lanes.get(&name).map_or(0, |lane| self.lanes[lane].version.0);
             let Some(map) = self.maps.get_mut(&name) else {
-                facts.put(&Fact::MapGone(name), None);
+                facts.put(&Fact::MapGone(name));
                 continue;
             };
             let is_whole = !std::mem::replace(&mut map.has_base, true);
             let keys = if is_whole { map.entries.keys().cloned().collect() } else { keys };
             let change = |key: Arc<str>| Change { value: map.entries.get(&key).cloned(), key };
             let changes = keys.into_iter().map(change).collect();
-            let thing = is_whole.then(|| Thing::Map(name.clone()));
-            facts.put(&Fact::Map { name, is_whole, version, expires_at: map.expires_at, changes }, thing);
+            facts.put(&Fact::Map { name, is_whole, version, expires_at: map.expires_at, changes });
         }
         for scope in self.idempotency.changed.as_mut().map(std::mem::take).unwrap_or_default() {
-            let Some(Bound { job, fingerprint, until }) = self.idempotency.get(&scope) else {
-                facts.put(&Fact::KeyGone(scope), None);
-                continue;
-            };
-            let thing = Thing::Key(Box::new(scope.clone()));
-            facts.put(&Fact::Key { scope, job, fingerprint, until }, Some(thing));
+            facts.put(&match self.idempotency.get(&scope) {
+                Some(bound) => Fact::Key(scope, bound),
+                None => Fact::KeyGone(scope),
+            });
         }
         for index in changed.handlers {
             let HandlerStats { handler, paused, .. } = &self.handlers[index].figures;
-            facts.put(&Fact::Paused(handler.clone(), *paused), Some(Thing::Paused(handler.clone())));
+            facts.put(&Fact::Paused(handler.clone(), *paused));
         }
         facts
     }
@@ -185,13 +181,13 @@ impl Broker {
         facts.bases.iter().for_each(|thing| self.write_again(thing));
         let again = facts::read_all(&facts.bytes, |fact| {
             match fact {
-                Fact::Stands(id, _) => self.touch(id),
-                Fact::Gone(id) => self.changed.iter_mut().for_each(|changed| changed.gone.push(id)),
+                Fact::Stands(job) => self.touch(job.record.spec.id),
+                Fact::Gone(id) => self.changed.iter_mut().for_each(|changed| changed.jobs.push(id)),
                 Fact::Map { name, changes, .. } => self.maps.touch(&name, &changes),
                 Fact::MapGone(name) => self.maps.touch(&name, &[]),
                 Fact::KeyGone(scope) => self.idempotency.touch(&scope),
                 // Of these it is the base.
-                Fact::Job(_) | Fact::Key { .. } | Fact::Paused(..) => {}
+                Fact::Job(_) | Fact::Key(..) | Fact::Paused(..) => {}
             }
             Ok(())
         });
@@ -205,29 +201,6 @@ impl Broker {
             self.forget(*id);
         }
         self.idempotency.unbind(jobs);
-    }
-
-    fn standing(&self, id: JobId, entry: &Entry) -> Standing {
-        let lane = self.lanes.get(&entry.lane).filter(|_| entry.place.is_none());
-        let lease = lane.and_then(|lane| self.leases.get(&lane.lease?));
-        Standing {
-            status: entry.record.status,
-            is_leased: lease.is_some_and(|lease| lease.jobs.contains(&id)),
-            parks: lane.is_some_and(|lane| lane.parked && lane.jobs.front() == Some(&id)),
-            awaited: entry.awaited,
-            deliveries: entry.record.deliveries,
-            delivery: entry.delivery,
-            losses: entry.losses,
-            seat_losses: entry.seat_losses,
-            order: entry.order,
-            not_before: entry.not_before,
-            waits_since: entry.waits_since,
-            started_at: entry.record.started_at,
-            finished_at: entry.record.finished_at,
-            finished: entry.record.finished.clone(),
-            executor: entry.record.executor.clone(),
-            past: entry.record.past.clone(),
-        }
     }
 
     /// Says which jobs may have been running.
@@ -247,18 +220,18 @@ impl Broker {
             self.maps.restore(name, map.entries, map.expires_at);
         }
         let mut jobs: Vec<Box<Job>> = image.jobs.into_values().collect();
-        jobs.sort_unstable_by_key(|job| job.stands.order);
+        jobs.sort_unstable_by_key(|job| job.order);
         let (mut ended, mut lost, mut unknown) = (Vec::new(), Vec::new(), BTreeMap::<Arc<str>, usize>::new());
         for job in jobs {
-            let is_live = !job.stands.status.is_terminal();
-            let Some(&handler) = self.handler_index.get(&job.spec.handler) else {
-                *unknown.entry(job.spec.handler.clone()).or_default() += usize::from(is_live);
+            let record = &job.record;
+            let (id, finished_at, is_live) =
+                (record.spec.id, record.finished_at, !record.status.is_terminal());
+            let Some(&handler) = self.handler_index.get(&record.spec.handler) else {
+                *unknown.entry(record.spec.handler.clone()).or_default() += usize::from(is_live);
                 continue;
             };
-            let (id, finished_at) = (job.spec.id, job.stands.finished_at);
-            let is_leased = job.stands.is_leased;
+            lost.extend((is_live && job.is_leased).then_some(id));
             let parks = self.put_back(handler, *job);
-            lost.extend((is_live && is_leased).then_some(id));
             ended.extend((!is_live && !parks).then_some((finished_at, id)));
         }
         if let Some((handler, count)) = unknown.into_iter().find(|(_, count)| *count > 0) {
@@ -269,78 +242,49 @@ impl Broker {
         ended.sort_unstable();
         ended.into_iter().for_each(|(finished_at, id)| self.keep_record(id, finished_at.unwrap_or(now)));
         let mut keys: Vec<_> = image.keys.into_iter().collect();
-        keys.sort_unstable_by_key(|(_, key)| key.until);
-        for (scope, key) in keys {
-            let bound = Bound { job: key.job, fingerprint: key.fingerprint, until: key.until };
-            self.idempotency.restore(scope, bound);
-        }
+        keys.sort_unstable_by_key(|(_, bound)| bound.until);
+        keys.into_iter().for_each(|(scope, bound)| self.idempotency.restore(scope, bound));
         Ok(lost)
     }
 
     /// A job as it stood, at the end of its lane if it has one. True if it holds that, being dead.
-    fn put_back(&mut self, handler: usize, job: Job) -> bool {
-        let Job { spec, is_follow_up, payload, mut stands } = job;
-        let (id, owner) = (spec.id, spec.owner.clone());
-        let bytes = payload.as_ref().map_or(0, |payload| payload.bytes.len());
-        let is_live = !stands.status.is_terminal();
-        let lane =
-            if is_live || stands.parks { self.lane_for(handler, spec.ordering_key.as_deref()) } else { 0 };
-        self.last_number = self.last_number.max(stands.order);
-        self.submissions.insert((spec.submitted_at, id));
+    fn put_back(&mut self, handler: usize, mut job: Job) -> bool {
+        let spec = job.record.spec.clone();
+        let is_live = !job.record.status.is_terminal();
+        let has_lane = is_live || job.parks;
+        let lane = if has_lane { self.lane_for(handler, spec.ordering_key.as_deref()) } else { 0 };
+        self.last_number = self.last_number.max(job.order);
+        self.submissions.insert((spec.submitted_at, spec.id));
         let queue = &mut self.handlers[handler];
         if is_live {
-            queue.count_live(&owner, bytes, is_follow_up, true);
-            self.totals.suspects += usize::from(stands.losses > 0);
-        }
-        match stands.status {
-            JobStatus::Queued => {
-                queue.figures.queued += 1;
-                queue.waiting.insert((stands.waits_since, id));
-            }
-            JobStatus::Running => queue.figures.running += 1,
-            _ => {}
+            queue.count_status(&job, true);
+            queue.count_live(&job, true);
+            self.totals.suspects += usize::from(job.losses > 0);
         }
         if let Some(lane) = self.lanes.get_mut(&lane) {
             // With other settings than before it may not be the first of a lane, or have none.
-            stands.parks &= lane.map.is_some() && lane.jobs.is_empty();
-            lane.jobs.extend((is_live || stands.parks).then_some(id));
-            lane.parked |= stands.parks;
-            self.handlers[handler].figures.parked += usize::from(stands.parks);
+            job.parks &= lane.map.is_some() && lane.jobs.is_empty();
+            lane.jobs.extend((is_live || job.parks).then_some(spec.id));
+            lane.parked |= job.parks;
+            queue.figures.parked += usize::from(job.parks);
         }
-        let entry = Entry {
-            record: stands.record(spec),
-            payload,
-            handler,
-            lane,
-            fence: 0,
-            delivery: stands.delivery,
-            losses: stands.losses,
-            seat_losses: stands.seat_losses,
-            order: stands.order,
-            not_before: stands.not_before,
-            waits_since: stands.waits_since,
-            awaited: stands.awaited,
-            is_follow_up,
-            instance: InstanceId(0),
-            watchers: Vec::new(),
-            place: None,
-            written: Written::default(),
-        };
-        let written = Written { has_base: true, is_outdated: false, bytes: entry.base_bytes() };
-        self.job_bytes += written.bytes;
-        self.jobs.insert(id, Box::new(Entry { written, ..entry }));
-        stands.parks
+        let (parks, bytes) = (job.parks, job.base_bytes());
+        let written = Written { has_base: true, is_outdated: false, bytes };
+        self.job_bytes += bytes;
+        let entry = Entry { written, ..Entry::new(job, handler, lane, InstanceId(0)) };
+        self.jobs.insert(spec.id, Box::new(entry));
+        parks
     }
 
     /// The process of the job's broker has gone while the job may have been running: given back uncounted, and nothing is
     /// said of the job by that; but a job that takes its host along each time must end somewhere.
     fn lose_with_seat(&mut self, id: JobId, now: Timestamp) {
         let Some(entry) = self.jobs.get_mut(&id) else { return };
-        entry.seat_losses += 1;
-        if entry.record.status == JobStatus::Queued {
+        entry.job.seat_losses += 1;
+        if entry.job.record.status == JobStatus::Queued {
             return self.may_have_begun(id);
         }
-        entry.record.deliveries -= 1;
+        entry.job.record.deliveries -= 1;
         self.again(id, Cause::ExecutorLost, "its broker's process was lost".into(), None, now);
     }
 }

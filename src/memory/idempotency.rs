@@ -3,19 +3,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
+use super::entry::Entry;
 use crate::clock::Timestamp;
-use crate::job::JobId;
-pub(super) use crate::journal::facts::Scope;
+use crate::job::{IdMap, JobId};
+pub(super) use crate::journal::facts::{Bound, Scope};
 
-/// What a key is bound to.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Bound {
-    pub(super) job: JobId,
-    /// Of the payload that it was first used with.
-    pub(super) fingerprint: [u8; 32],
-    /// When it goes, if its job has ended by then.
-    pub(super) until: Timestamp,
-}
+type Jobs = IdMap<JobId, Box<Entry>>;
 
 /// All keys. Each lives equally long from its first use, so they go in the order in which they came; one whose job has not
 /// ended is kept for as long again.
@@ -59,10 +52,10 @@ impl Keys {
         job: JobId,
         fingerprint: [u8; 32],
         now: Timestamp,
-        has_ended: impl Fn(JobId) -> bool,
+        jobs: &Jobs,
     ) -> bool {
         const SAY_EVERY: Duration = Duration::from_secs(60);
-        let is_evicted = self.bound.len() >= self.most && self.drop_oldest(now, has_ended);
+        let is_evicted = self.bound.len() >= self.most && self.drop_oldest(now, jobs);
         self.keep(scope, Bound { job, fingerprint, until: now.plus(self.ttl) });
         if !is_evicted {
             return false;
@@ -83,10 +76,6 @@ impl Keys {
         self.restore(scope, bound);
     }
 
-    fn keep_on(&mut self, scope: Scope, bound: Bound, now: Timestamp) {
-        self.keep(scope, Bound { until: now.plus(self.ttl), ..bound });
-    }
-
     /// Puts back what a journal has kept, oldest first.
     pub(super) fn restore(&mut self, scope: Scope, bound: Bound) {
         self.order.push_back((bound.until, scope.clone()));
@@ -102,29 +91,31 @@ impl Keys {
     }
 
     /// Frees those whose time is up and whose job has ended.
-    pub(super) fn expire(&mut self, now: Timestamp, has_ended: impl Fn(JobId) -> bool) {
+    pub(super) fn expire(&mut self, now: Timestamp, jobs: &Jobs) {
         while self.order.front().is_some_and(|(until, _)| *until <= now) {
-            let Some((_, scope)) = self.order.pop_front() else { return };
-            match self.bound.remove(&scope) {
-                Some(bound) if !has_ended(bound.job) => self.keep_on(scope, bound, now),
-                _ => self.touch(&scope),
-            }
+            self.free_first(now, jobs);
         }
     }
 
     /// A key whose job has not ended is kept, beyond the bound too: there are no more of those than jobs may wait and run.
-    fn drop_oldest(&mut self, now: Timestamp, has_ended: impl Fn(JobId) -> bool) -> bool {
+    fn drop_oldest(&mut self, now: Timestamp, jobs: &Jobs) -> bool {
         const LOOKS: usize = 64;
-        for _ in 0..LOOKS.min(self.order.len()) {
-            let Some((_, scope)) = self.order.pop_front() else { break };
-            match self.bound.remove(&scope) {
-                Some(bound) if !has_ended(bound.job) => self.keep_on(scope, bound, now),
-                bound => {
-                    self.touch(&scope);
-                    return bound.is_some();
-                }
+        (0..LOOKS.min(self.order.len())).any(|_| self.free_first(now, jobs))
+    }
+
+    /// Frees the first one, unless its job has not ended: then it is kept for as long again.
+    fn free_first(&mut self, now: Timestamp, jobs: &Jobs) -> bool {
+        let Some((_, scope)) = self.order.pop_front() else { return false };
+        let is_live = |id| jobs.get(id).is_some_and(|entry| !entry.job.record.status.is_terminal());
+        match self.bound.remove(&scope) {
+            Some(bound) if is_live(&bound.job) => {
+                self.keep(scope, Bound { until: now.plus(self.ttl), ..bound });
+                false
+            }
+            bound => {
+                self.touch(&scope);
+                bound.is_some()
             }
         }
-        false
     }
 }

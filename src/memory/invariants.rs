@@ -45,7 +45,11 @@ impl Broker {
         for (id, entry) in &self.jobs {
             let lane =
                 self.lanes.get(&entry.lane).filter(|lane| lane.parked && lane.jobs.front() == Some(id));
-            assert_eq!(entry.place.is_some(), entry.record.status.is_terminal() && lane.is_none(), "{id}");
+            assert_eq!(
+                entry.place.is_some(),
+                entry.job.record.status.is_terminal() && lane.is_none(),
+                "{id}"
+            );
             expected.extend(entry.place.is_none().then_some(*id));
         }
         assert_eq!(queued, expected, "the lanes hold what has not ended");
@@ -70,7 +74,7 @@ impl Broker {
         }
         let heads: BTreeSet<JobId> =
             self.leases.values().filter_map(|lease| lease.jobs.front()).copied().collect();
-        let running = self.jobs.iter().filter(|(_, entry)| entry.record.status == JobStatus::Running);
+        let running = self.jobs.iter().filter(|(_, entry)| entry.job.record.status == JobStatus::Running);
         assert_eq!(running.map(|(id, _)| *id).collect::<BTreeSet<_>>(), heads, "the first of each run runs");
     }
 
@@ -80,34 +84,33 @@ impl Broker {
             let lanes = self.lanes.values().filter(|lane| lane.handler == index);
             let ready = lanes.clone().filter(|lane| lane.ready.is_some()).count();
             assert_eq!((queue.figures.lanes, queue.ready.len()), (lanes.count(), ready), "lanes, ready ones");
-            let own = self.jobs.values().filter(|entry| entry.handler == index);
-            let of = |status| own.clone().filter(move |entry| entry.record.status == status).count();
+            let own = self.jobs.values().filter(|entry| entry.handler == index).map(|entry| &entry.job);
+            let of = |status| own.clone().filter(move |job| job.record.status == status);
             let counts = (queue.figures.queued, queue.figures.running);
-            assert_eq!(counts, (of(JobStatus::Queued), of(JobStatus::Running)), "queued, running");
-            let waiting = own.clone().filter(|entry| entry.record.status == JobStatus::Queued);
-            let waiting: BTreeSet<_> =
-                waiting.map(|entry| (entry.waits_since, entry.record.spec.id)).collect();
+            let (queued, running) = (of(JobStatus::Queued), of(JobStatus::Running));
+            assert_eq!(counts, (queued.clone().count(), running.count()), "queued, running");
+            let waiting: BTreeSet<_> = queued.map(|job| (job.waits_since, job.record.spec.id)).collect();
             assert_eq!(queue.waiting, waiting, "what waits, and since when");
             let parked = self.lanes.values().filter(|lane| lane.handler == index && lane.parked).count();
             assert_eq!(queue.figures.parked, parked, "parked lanes");
-            let live = own.clone().filter(|entry| !entry.record.status.is_terminal());
-            let bytes: usize = live.clone().map(|entry| entry.payload_bytes()).sum();
-            let live_jobs = live.clone().count();
-            assert_eq!((queue.live_jobs, queue.live_bytes), (live_jobs, bytes), "jobs that have not ended");
+            let (mut follow_ups, mut of_callers) = (Share::default(), Share::default());
             let mut owners: IdMap<_, Share> = IdMap::default();
-            for entry in live.clone().filter(|entry| !entry.is_follow_up) {
-                let owner = Some(entry.record.spec.owner.clone()).filter(|owner| !owner.is_empty());
-                let Some(owner) = owner else { continue };
-                let share = owners.entry(owner).or_default();
-                (share.jobs, share.bytes) = (share.jobs + 1, share.bytes + entry.payload_bytes());
+            for job in own.filter(|job| !job.record.status.is_terminal()) {
+                let one = Share { jobs: 1, bytes: job.payload_bytes() };
+                if job.is_follow_up {
+                    follow_ups = follow_ups + one;
+                    continue;
+                }
+                of_callers = of_callers + one;
+                let share = owners.entry(job.record.spec.owner.clone()).or_default();
+                *share = *share + one;
             }
-            assert_eq!(queue.owners, owners, "what each owner has");
-            let follow_ups = live.filter(|entry| entry.is_follow_up);
-            let follow_ups = follow_ups.fold((0, 0), |sum, entry| (sum.0 + 1, sum.1 + entry.payload_bytes()));
-            assert_eq!(queue.follow_ups, follow_ups, "follow-ups that have not ended, and their bytes");
+            owners.retain(|owner, _| !owner.is_empty());
+            let counts = (queue.follow_ups, queue.of_callers, &queue.owners);
+            assert_eq!(counts, (follow_ups, of_callers, &owners), "jobs that have not ended");
         }
-        let suspects = self.jobs.values().filter(|entry| entry.losses > 0);
-        assert!(suspects.clone().all(|entry| !entry.record.status.is_terminal()), "an end clears a job");
+        let suspects = self.jobs.values().map(|entry| &entry.job).filter(|job| job.losses > 0);
+        assert!(suspects.clone().all(|job| !job.record.status.is_terminal()), "an end clears a job");
         assert_eq!(self.totals.suspects, suspects.count(), "suspects");
         let kept = self.jobs.values().filter(|entry| entry.place.is_some()).count();
         assert_eq!(self.retention.len(), kept, "records");

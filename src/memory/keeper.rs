@@ -17,10 +17,9 @@ use super::shared::{Keeping, MemoryBroker, Pages, Waiting};
 use crate::bell::{Bell, lock};
 use crate::clock::{Clock, Timestamp};
 use crate::job::JobId;
-use crate::journal::log::broken;
 use crate::journal::{Failure, Log};
 use crate::negative_controls::{Control, is_off};
-use crate::ports::{BackendError, Refusal, Seat, Submitted};
+use crate::ports::{BackendError, Reached, Refusal, Seat, Submitted};
 
 /// What is written again in one turn, about: the traffic beside it goes on.
 const AGAIN_BYTES: usize = 128 << 10;
@@ -68,7 +67,7 @@ impl MemoryBroker {
     }
 
     /// Returns once a turn is written.
-    pub(super) fn wait_for(&self, turn: u64) -> Result<(), BackendError> {
+    pub(super) fn wait_for(&self, turn: u64) -> Reached<()> {
         let mut state = self.lock();
         let begun = Instant::now();
         while state.pages.written < turn && !is_off(Control::JournalFirst) {
@@ -299,7 +298,7 @@ impl MemoryBroker {
             state.pages.sync_at = None;
             (state.pages.appended, log.to_sync()?)
         };
-        sync().map_err(broken)?;
+        sync()?;
         lock(log).set_synced(sequence);
         self.tell(turn);
         Ok(())

@@ -93,11 +93,10 @@ impl Maps {
     /// Bytes of the map as they would be after these changes (each key named once).
     pub(super) fn bytes_after(&self, name: &str, changes: &[Change], now: Timestamp) -> usize {
         let map = self.maps.get(name).filter(|map| map.lives(now));
-        changes.iter().fold(map.map_or(0, |map| map.bytes), |bytes, change| {
-            let old = map.and_then(|map| map.entries.get(&change.key));
-            let less = old.map_or(0, |value| entry_bytes(&change.key, value));
-            let more = change.value.as_ref().map_or(0, |value| entry_bytes(&change.key, value));
-            (bytes + more).saturating_sub(less)
+        changes.iter().fold(map.map_or(0, |map| map.bytes), |bytes, Change { key, value }| {
+            let size = |value: Option<&Arc<[u8]>>| value.map_or(0, |value| entry_bytes(key, value));
+            let old = map.and_then(|map| map.entries.get(key));
+            (bytes + size(value.as_ref())).saturating_sub(size(old))
         })
     }
 

@@ -41,10 +41,10 @@ impl Broker {
         }
     }
 
-    /// Takes the lease out of the books; says which jobs it had left.
+    /// Takes the lease out of the books; says which jobs it had left. Nobody is known to know the lane's state now.
     fn remove_lease(&mut self, number: u64) -> Option<Lease> {
         let lease = self.leases.remove(&number)?;
-        self.lanes.entry(lease.lane).and_modify(|lane| lane.lease = None);
+        self.lanes.entry(lease.lane).and_modify(|lane| (lane.lease, lane.maker) = (None, None));
         if let Some(consumer) = self.consumers.get_mut(&lease.consumer) {
             consumer.leases.retain(|held| *held != number);
             consumer.is_alone = false;
@@ -52,11 +52,11 @@ impl Broker {
         Some(lease)
     }
 
-    /// Ends a lease before its last commit, whatever its running job came to. Nobody knows the lane's state now.
+    /// Ends a lease before its last commit, whatever its running job came to.
     pub(super) fn end_lease(&mut self, number: u64, rest: Rest, now: Timestamp) {
         let Some(lease) = self.remove_lease(number) else { return };
-        self.lanes.entry(lease.lane).and_modify(|lane| lane.maker = None);
-        let running = lease.jobs.front().filter(|job| self.jobs[*job].record.status == JobStatus::Running);
+        let running =
+            lease.jobs.front().filter(|job| self.jobs[*job].job.record.status == JobStatus::Running);
         if let Some(job) = running {
             if rest == Rest::MayHaveBegun {
                 self.end_attempt(*job, AttemptOutcome::GivenBack, now);
@@ -64,9 +64,9 @@ impl Broker {
             // Cut off by a release, not by its own fault: not counted.
             self.requeue(*job, JobEvent::GiveBack, now);
             self.jobs.entry(*job).and_modify(|entry| {
-                entry.record.deliveries -= 1;
-                entry.record.executor = None;
-                entry.delivery -= u32::from(rest == Rest::NotBegun);
+                entry.job.record.deliveries -= 1;
+                entry.job.record.executor = None;
+                entry.job.delivery -= u32::from(rest == Rest::NotBegun);
             });
         }
         if rest == Rest::MayHaveBegun {
@@ -78,7 +78,7 @@ impl Broker {
 
     /// A later job of a run that ends: the number that its handler may have been told is not told again.
     pub(super) fn may_have_begun(&mut self, job: JobId) {
-        self.jobs.entry(job).and_modify(|entry| entry.delivery += 1);
+        self.jobs.entry(job).and_modify(|entry| entry.job.delivery += 1);
         self.touch(job);
     }
 
@@ -93,21 +93,20 @@ impl Broker {
     /// executor that had no other job it was, and counts as delivered; of others it is a suspect.
     pub(super) fn lose_lease(&mut self, number: u64, is_alone: bool, now: Timestamp) {
         let Some(lease) = self.remove_lease(number) else { return };
-        self.lanes.entry(lease.lane).and_modify(|lane| lane.maker = None);
         for job in lease.jobs {
             self.touch(job);
-            let Some(entry) = self.jobs.get_mut(&job).filter(|entry| !entry.record.status.is_terminal())
+            let Some(entry) = self.jobs.get_mut(&job).filter(|entry| !entry.job.record.status.is_terminal())
             else {
                 continue;
             };
-            entry.losses += 1;
-            self.totals.suspects += usize::from(entry.losses == 1);
-            if entry.record.status == JobStatus::Queued {
+            entry.job.losses += 1;
+            self.totals.suspects += usize::from(entry.job.losses == 1);
+            if entry.job.record.status == JobStatus::Queued {
                 self.may_have_begun(job);
                 continue;
             }
-            entry.record.deliveries -= u32::from(!is_alone);
-            if entry.losses == LOSSES_TO_BE_ALONE {
+            entry.job.record.deliveries -= u32::from(!is_alone);
+            if entry.job.losses == LOSSES_TO_BE_ALONE {
                 self.note(Level::Info, "job.suspect", job, Cause::ExecutorLost.as_str());
             }
             self.again(job, Cause::ExecutorLost, "its executor was lost".into(), None, now);

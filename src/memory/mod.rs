@@ -8,7 +8,6 @@ mod commands;
 mod deliver;
 mod ending;
 mod entry;
-mod external_state;
 mod facts;
 mod idempotency;
 mod invariants;
@@ -20,6 +19,5 @@ mod shared;
 mod timers;
 mod view;
 
-pub use external_state::ExternalState;
 pub use keeper::Keeper;
 pub use shared::{Keeping, MemoryBroker};

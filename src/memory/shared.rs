@@ -11,8 +11,8 @@ use crate::job::{Change, Entries, InstanceId, JobId, JobRecord, Payload};
 use crate::observe::job_event;
 use crate::ports::{
     BackendError, Consumer, Ends, Filter, Inbox, KeyValue, LaneStats, Lease, Listed, Looked, NewJob,
-    NotRetried, OfLease, Producer, Refusal, Replies, Requests, Retried, Seat, Stats, Step, Submitted, Then,
-    Viewer,
+    NotRetried, OfLease, Producer, Reached, Refusal, Replies, Requests, Retried, Seat, Stats, Step,
+    Submitted, Then, Viewer,
 };
 
 /// A handle to the memory backend; all clones are one broker.
@@ -133,9 +133,30 @@ impl MemoryBroker {
     }
 
     /// The same; returns once the answer may be told.
-    fn settled<R>(&self, operation: impl FnOnce(&mut Broker, Timestamp) -> R) -> Result<R, BackendError> {
+    fn settled<R>(&self, operation: impl FnOnce(&mut Broker, Timestamp) -> R) -> Reached<R> {
         let (answer, turn) = self.with_turn(|state, now| operation(&mut state.broker, now));
         self.wait_for(turn).map(|()| answer)
+    }
+
+    fn submit_all(&self, jobs: Vec<NewJob>) -> (Vec<Submitted>, u64) {
+        let full = Submitted::Refused(Refusal::QueueFull);
+        let mut refused: Vec<Arc<str>> = Vec::new();
+        self.with_turn(|state, now| {
+            if state.pages.full.is_some() {
+                return vec![Submitted::Refused(Refusal::DiskFull); jobs.len()];
+            }
+            let submit = |job: NewJob| {
+                // Nothing overtakes: a smaller job behind one of its owner that found no room finds none either.
+                let owner = job.owner.clone();
+                if refused.contains(&owner) {
+                    return full.clone();
+                }
+                let answer = state.broker.submit(job, now);
+                refused.extend(Some(owner).filter(|_| answer == full));
+                answer
+            };
+            jobs.into_iter().map(submit).collect()
+        })
     }
 
     /// An executor of this group; `bell` rings when a step would bring something.
@@ -166,84 +187,53 @@ impl Seat for MemoryBroker {
     }
 }
 
-impl MemoryBroker {
-    fn submit_all(state: &mut State, jobs: Vec<NewJob>, now: Timestamp) -> Vec<Submitted> {
-        if state.pages.full.is_some() {
-            return vec![Submitted::Refused(Refusal::DiskFull); jobs.len()];
-        }
-        let full = Submitted::Refused(Refusal::QueueFull);
-        let mut refused: Vec<Arc<str>> = Vec::new();
-        let mut submit = |job: NewJob| {
-            // Nothing overtakes: a smaller job behind one of its owner that found no room finds none either.
-            let owner = job.owner.clone();
-            if refused.contains(&owner) {
-                return full.clone();
-            }
-            let answer = state.broker.submit(job, now);
-            refused.extend(Some(owner).filter(|_| answer == full));
-            answer
-        };
-        jobs.into_iter().map(&mut submit).collect()
-    }
-}
-
 impl Producer for MemoryBroker {
-    fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Submitted>, BackendError> {
-        let (answers, turn) = self.with_turn(|state, now| MemoryBroker::submit_all(state, jobs, now));
+    fn submit(&self, jobs: Vec<NewJob>) -> Reached<Vec<Submitted>> {
+        let (answers, turn) = self.submit_all(jobs);
         self.wait_for(turn).map(|()| answers)
     }
 
     fn submit_later(&self, jobs: Vec<NewJob>, then: Then) {
         let ids = jobs.iter().map(|job| job.id).collect();
-        let (answers, turn) = self.with_turn(|state, now| MemoryBroker::submit_all(state, jobs, now));
+        let (answers, turn) = self.submit_all(jobs);
         // What is refused tells nothing that might be lost.
         let is_refused = |answer: &Submitted| *answer == Submitted::Refused(Refusal::DiskFull);
         let turn = if answers.iter().all(is_refused) { 0 } else { turn };
         self.answer_after(Waiting { turn, then, jobs: ids, answers });
     }
 
-    fn record(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError> {
+    fn record(&self, viewer: &Viewer, id: JobId) -> Reached<Option<JobRecord>> {
         self.settled(|broker, now| broker.record(viewer, id, now))
     }
 
-    fn watch(
-        &self,
-        viewer: &Viewer,
-        id: JobId,
-        instance: InstanceId,
-    ) -> Result<Option<JobRecord>, BackendError> {
+    fn watch(&self, viewer: &Viewer, id: JobId, instance: InstanceId) -> Reached<Option<JobRecord>> {
         self.settled(|broker, now| broker.watch(viewer, id, instance, now))
     }
 
-    fn cancel(&self, viewer: &Viewer, id: JobId) -> Result<Option<JobRecord>, BackendError> {
+    fn cancel(&self, viewer: &Viewer, id: JobId) -> Reached<Option<JobRecord>> {
         self.settled(|broker, now| broker.cancel(viewer, id, now))
     }
 
-    fn retry(&self, viewer: &Viewer, id: JobId) -> Result<Option<Retried>, BackendError> {
+    fn retry(&self, viewer: &Viewer, id: JobId) -> Reached<Option<Retried>> {
         if self.lock().pages.full.is_some() {
             return Ok(Some(Err(NotRetried::QueueFull)));
         }
         self.settled(|broker, now| broker.retry(viewer, id, now))
     }
 
-    fn pause(&self, handler: &str, paused: bool) -> Result<bool, BackendError> {
+    fn pause(&self, handler: &str, paused: bool) -> Reached<bool> {
         self.settled(|broker, _| broker.pause(handler, paused))
     }
 
-    fn payload(&self, viewer: &Viewer, id: JobId) -> Result<Option<Option<Payload>>, BackendError> {
+    fn payload(&self, viewer: &Viewer, id: JobId) -> Reached<Option<Option<Payload>>> {
         self.settled(|broker, _| broker.payload(viewer, id))
     }
 
-    fn list(&self, viewer: &Viewer, filter: &Filter) -> Result<Listed, BackendError> {
+    fn list(&self, viewer: &Viewer, filter: &Filter) -> Reached<Listed> {
         self.settled(|broker, now| broker.list(viewer, filter, now))
     }
 
-    fn lanes(
-        &self,
-        viewer: &Viewer,
-        handler: &str,
-        most: usize,
-    ) -> Result<Option<Vec<LaneStats>>, BackendError> {
+    fn lanes(&self, viewer: &Viewer, handler: &str, most: usize) -> Reached<Option<Vec<LaneStats>>> {
         self.settled(|broker, now| broker.lanes(viewer, handler, most, now))
     }
 
@@ -259,7 +249,7 @@ impl Producer for MemoryBroker {
         if self.wait_for(turn).is_ok() { (records, lost) } else { (Vec::new(), lost + records.len() as u64) }
     }
 
-    fn stats(&self) -> Result<Stats, BackendError> {
+    fn stats(&self) -> Reached<Stats> {
         let stats = |state: &mut State, now| Stats {
             full: state.pages.full.clone(),
             ..state.broker.stats(&self.0.groups, now)
@@ -269,17 +259,17 @@ impl Producer for MemoryBroker {
 }
 
 impl KeyValue for MemoryBroker {
-    fn load(&self, map: &str, ttl: Option<Duration>) -> Result<Entries, BackendError> {
+    fn load(&self, map: &str, ttl: Option<Duration>) -> Reached<Entries> {
         self.settled(|broker, now| broker.maps().load(map, ttl, now))
     }
 
-    fn apply(&self, map: &str, changes: &[Change], ttl: Option<Duration>) -> Result<(), BackendError> {
+    fn apply(&self, map: &str, changes: &[Change], ttl: Option<Duration>) -> Reached<()> {
         self.settled(|broker, now| broker.maps().apply(map, changes, ttl, now))
     }
 }
 
 impl Replies for MemoryBroker {
-    fn subscribe(&self, instance: InstanceId, bell: Bell) -> Result<Box<dyn Inbox>, BackendError> {
+    fn subscribe(&self, instance: InstanceId, bell: Bell) -> Reached<Box<dyn Inbox>> {
         let mut state = self.lock();
         state.broker.subscribe(instance);
         state.instances.insert(instance, bell);
@@ -348,11 +338,11 @@ impl MemoryConsumer {
 }
 
 impl Consumer for MemoryConsumer {
-    fn step(&mut self, requests: Requests, room: usize) -> Result<Step, BackendError> {
+    fn step(&mut self, requests: Requests, room: usize) -> Reached<Step> {
         let broker = self.broker.clone();
         let step = |state: &mut State, now| {
-            let step =
-                state.broker.knows(self.id).then(|| state.broker.step(self.id, requests, room, now))?;
+            let is_known = state.broker.consumers.contains_key(&self.id);
+            let step = is_known.then(|| state.broker.step(self.id, requests, room, now))?;
             self.said = state.broker.seen_turn();
             let is_written = self.said <= state.pages.written && self.held.is_empty();
             Some(if is_written { step } else { self.hold(step, &mut state.pages) })

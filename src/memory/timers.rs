@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::broker::{Broker, ConsumerId, Lease};
 use super::deliver::AFFINITY_SCAN;
-use super::entry::Entry;
 use super::idempotency::{Bound, Scope};
 use crate::clock::{Timestamp, micros};
 use crate::job::JobId;
@@ -13,32 +12,27 @@ use crate::limits::{LANE_AFFINITY, REVOKED_LEASES};
 /// How often expired maps are freed.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
-impl Entry {
-    pub(super) fn has_ended(&self) -> bool {
-        self.record.status.is_terminal()
-    }
-}
-
 impl Broker {
     /// Does what time alone does: lost leases, old records, old contexts, executors that do not listen.
     pub fn tick(&mut self, now: Timestamp) {
         // Who has lost several at once has lost them together.
         let is_alone = |lease: &Lease| self.holds_one_job(&self.consumers[&lease.consumer].leases);
-        let expired = self.leases.iter().filter(|(_, lease)| lease.expires_at <= now && now < lease.deadline);
-        let mut expired: Vec<(Timestamp, u64, bool)> =
-            expired.map(|(number, lease)| (lease.expires_at, *number, is_alone(lease))).collect();
+        let over = self.leases.iter().filter(|(_, lease)| lease.expires_at.min(lease.deadline) <= now);
         // In their order, so that the same schedule has the same outcome on every backend.
-        expired.sort_unstable();
-        for (_, number, is_alone) in expired {
+        let mut over: Vec<(bool, Timestamp, u64, bool)> = over
+            .map(|(number, lease)| match lease.deadline <= now {
+                false => (false, lease.expires_at, *number, is_alone(lease)),
+                true => (true, lease.deadline, *number, false),
+            })
+            .collect();
+        over.sort_unstable();
+        for (is_overdue, _, number, is_alone) in over {
             self.revoke_all(number);
-            self.lose_lease(number, is_alone, now);
-        }
-        let overdue = self.leases.iter().filter(|(_, lease)| lease.deadline <= now);
-        let mut overdue: Vec<(Timestamp, u64)> = overdue.map(|(n, lease)| (lease.deadline, *n)).collect();
-        overdue.sort_unstable();
-        for (_, number) in overdue {
-            self.revoke_all(number);
-            self.disbelieve(number, "its executor said nothing by its deadline", now);
+            if is_overdue {
+                self.disbelieve(number, "its executor said nothing by its deadline", now);
+            } else {
+                self.lose_lease(number, is_alone, now);
+            }
         }
         let deaf = self.consumers.iter().filter(|(_, consumer)| consumer.revoked.len() > REVOKED_LEASES);
         let deaf: Vec<ConsumerId> = deaf.map(|(id, _)| *id).collect();
@@ -46,7 +40,7 @@ impl Broker {
             self.disconnect(id, now);
         }
         self.drop_records(now);
-        self.expire_keys(now);
+        self.idempotency.expire(now, &self.jobs);
         // Expired maps are absent at once; freeing them looks at each, so it is done now and then.
         if now.since(self.swept_at) >= SWEEP_EVERY {
             self.swept_at = now;
@@ -57,12 +51,8 @@ impl Broker {
 
     /// What an idempotency key is bound to now.
     pub(super) fn known_key(&mut self, scope: &Scope, now: Timestamp) -> Option<Bound> {
-        self.expire_keys(now);
+        self.idempotency.expire(now, &self.jobs);
         self.idempotency.get(scope)
-    }
-
-    pub(super) fn expire_keys(&mut self, now: Timestamp) {
-        self.idempotency.expire(now, |id| self.jobs.get(&id).is_none_or(|entry| entry.has_ended()));
     }
 
     /// Nothing of the lease counts any more: its executor is told.

@@ -1,59 +1,57 @@
 //! Looking at the broker: records, lists, figures. Nothing here changes anything.
 
 use super::broker::Broker;
-use super::entry::HandlerQueue;
+use super::entry::{Entry, HandlerQueue};
 use crate::clock::Timestamp;
 use crate::job::{JobId, JobRecord, JobStatus, Payload, WaitingFor};
 use crate::ports::{Filter, HandlerStats, LaneStats, Listed, Place, Share, Stats, Viewer};
 
 impl Broker {
-    /// Jobs that wait, and the payload bytes of all that have not ended; then follow-ups that have not ended, and theirs. Each
-    /// kind has room of its own, so that jobs that follow themselves up keep no caller out.
-    pub(super) fn waiting(&self) -> ((usize, usize), (usize, usize)) {
-        let add = |to: &mut (usize, usize), (jobs, bytes)| {
-            to.0 += jobs;
-            to.1 += bytes;
-        };
-        self.handlers.iter().fold(Default::default(), |(mut all, mut follow_ups), queue| {
-            add(&mut all, (queue.figures.queued, queue.live_bytes));
-            add(&mut follow_ups, queue.follow_ups);
-            (all, follow_ups)
+    /// Jobs that wait; what jobs of callers take that have not ended; and what follow-ups do. Each kind has room of its own, so that
+    /// jobs that follow themselves up keep no caller out.
+    pub(super) fn waiting(&self) -> (usize, Share, Share) {
+        self.handlers.iter().fold(Default::default(), |(queued, of_callers, follow_ups), queue| {
+            (queued + queue.figures.queued, of_callers + queue.of_callers, follow_ups + queue.follow_ups)
         })
     }
 
     /// What this owner's jobs take that have not ended, but for follow-ups.
     pub(super) fn share(&self, owner: &str) -> Share {
-        self.handlers.iter().filter_map(|queue| queue.owners.get(owner)).fold(Share::default(), |sum, own| {
-            Share { jobs: sum.jobs + own.jobs, bytes: sum.bytes + own.bytes }
-        })
+        let own = self.handlers.iter().filter_map(|queue| queue.owners.get(owner));
+        own.fold(Share::default(), |sum, own| sum + *own)
+    }
+
+    /// A job that the viewer may see.
+    pub(super) fn seen(&self, viewer: &Viewer, id: JobId) -> Option<&Entry> {
+        let entry = self.jobs.get(&id)?;
+        viewer.sees(&entry.job.record.spec.owner).then_some(entry)
     }
 
     /// The record of a job that the viewer may see.
     #[must_use]
     pub fn record(&self, viewer: &Viewer, id: JobId, now: Timestamp) -> Option<JobRecord> {
-        let entry = self.jobs.get(&id)?;
-        viewer.sees(&entry.record.spec.owner).then(|| self.record_of(id, now))
+        self.seen(viewer, id).map(|_| self.record_of(id, now))
     }
 
     pub(super) fn record_of(&self, id: JobId, now: Timestamp) -> JobRecord {
         let entry = &self.jobs[&id];
-        let waits = entry.record.status == JobStatus::Queued;
-        JobRecord { waiting_for: waits.then(|| self.waiting_for(id, now)), ..entry.record.clone() }
+        let waits = entry.job.record.status == JobStatus::Queued;
+        JobRecord { waiting_for: waits.then(|| self.waiting_for(id, now)), ..entry.job.record.clone() }
     }
 
     fn waiting_for(&self, id: JobId, now: Timestamp) -> WaitingFor {
-        let entry = &self.jobs[&id];
-        let queue = &self.handlers[entry.handler];
+        let Entry { job, handler, lane, .. } = &*self.jobs[&id];
+        let queue = &self.handlers[*handler];
         if queue.figures.paused {
             return WaitingFor::Paused;
         }
-        let head = self.lanes.get(&entry.lane).and_then(|lane| lane.jobs.front());
+        let head = self.lanes.get(lane).and_then(|lane| lane.jobs.front());
         if let Some(head) = head.filter(|head| **head != id) {
             return WaitingFor::Lane(*head);
         }
-        if entry.not_before > now {
-            let until = entry.not_before;
-            return if entry.delivery > 0 { WaitingFor::Backoff(until) } else { WaitingFor::Delay(until) };
+        let until = job.not_before;
+        if until > now {
+            return if job.delivery > 0 { WaitingFor::Backoff(until) } else { WaitingFor::Delay(until) };
         }
         if self.totals.consumers[queue.spec.group] == 0 { WaitingFor::Executor } else { WaitingFor::Workers }
     }
@@ -61,8 +59,7 @@ impl Broker {
     /// See [`crate::ports::Producer::payload`].
     #[must_use]
     pub fn payload(&self, viewer: &Viewer, id: JobId) -> Option<Option<Payload>> {
-        let entry = self.jobs.get(&id).filter(|entry| viewer.sees(&entry.record.spec.owner))?;
-        Some(entry.payload.clone())
+        self.seen(viewer, id).map(|entry| entry.job.payload.clone())
     }
 
     /// Records that the viewer may see, newest submission first.
@@ -71,7 +68,7 @@ impl Broker {
         let after = filter.after.map_or((Timestamp(u64::MAX), JobId([u8::MAX; 16])), |place| {
             (Timestamp(place.number), place.job)
         });
-        let newest = self.submissions.range(..after).rev().map(|(_, id)| (*id, &self.jobs[id].record));
+        let newest = self.submissions.range(..after).rev().map(|(_, id)| (*id, &self.jobs[id].job.record));
         let records: Vec<JobRecord> = newest
             .filter(|(_, record)| viewer.sees(&record.spec.owner))
             .filter(|(_, record)| filter.matches(record.status, &record.spec))
@@ -96,7 +93,7 @@ impl Broker {
         let lanes = self.lanes.values().filter(|lane| lane.handler == index);
         let mut waiting: Vec<_> = lanes
             .filter_map(|lane| {
-                let head = &self.jobs[lane.jobs.front()?];
+                let head = &self.jobs[lane.jobs.front()?].job;
                 // Behind a head that runs the next one waits.
                 let waits = lane.parked || head.record.status == JobStatus::Queued || lane.jobs.len() > 1;
                 let is_seen = waits && viewer.sees(&head.record.spec.owner);
@@ -146,7 +143,7 @@ impl Broker {
     /// Jobs that have not ended.
     #[must_use]
     pub fn unfinished(&self) -> Vec<JobId> {
-        let live = self.jobs.iter().filter(|(_, entry)| !entry.record.status.is_terminal());
+        let live = self.jobs.iter().filter(|(_, entry)| !entry.job.record.status.is_terminal());
         live.map(|(id, _)| *id).collect()
     }
 

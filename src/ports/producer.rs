@@ -198,6 +198,14 @@ pub struct Share {
     pub bytes: usize,
 }
 
+impl std::ops::Add for Share {
+    type Output = Share;
+
+    fn add(self, other: Share) -> Share {
+        Share { jobs: self.jobs + other.jobs, bytes: self.bytes + other.bytes }
+    }
+}
+
 impl Share {
     /// True if an owner that has this, and now wants to queue a job of `more` bytes, keeps others out. An owner has a quarter of
     /// the queue; more while nobody else has any, but for the queue's last quarter, so that whoever comes next finds room.

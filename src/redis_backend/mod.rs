@@ -8,6 +8,7 @@ mod broker;
 mod call;
 mod connection;
 pub mod envelope;
+mod external_state;
 mod forgeries;
 mod kv;
 mod listener;
@@ -21,5 +22,6 @@ pub mod vet;
 
 pub use broker::{RedisBroker, RedisConsumer};
 pub use connection::Link;
+pub use external_state::ExternalState;
 pub use seat::RedisSeat;
 pub use server::Settings;

@@ -54,7 +54,7 @@ fn summary(dir: &Path, scan: &Scan) -> String {
     }
     let image = &scan.image;
     for status in JobStatus::ALL {
-        let count = image.jobs.values().filter(|job| job.stands.status == status).count();
+        let count = image.jobs.values().filter(|job| job.record.status == status).count();
         out += &format!("  jobs {}: {count}\n", status.as_str());
     }
     let paused = image.paused.values().filter(|paused| **paused).count();
@@ -69,11 +69,11 @@ fn summary(dir: &Path, scan: &Scan) -> String {
 
 fn export(scan: Scan) -> Exit {
     let mut jobs: Vec<Box<Job>> = scan.image.jobs.into_values().collect();
-    jobs.sort_unstable_by_key(|job| (job.spec.submitted_at, job.stands.order));
+    jobs.sort_unstable_by_key(|job| (job.record.spec.submitted_at, job.order));
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     let written = jobs.into_iter().try_for_each(|job| {
         let payload = job.payload.as_ref().map(payload_json);
-        let record = record_json(&job.stands.record(job.spec));
+        let record = record_json(&job.record);
         let fields = record.strip_suffix('}').unwrap_or(&record);
         writeln!(out, "{fields},\"payload\":{}}}", payload.as_ref().map_or("null", |payload| payload.get()))
     });
@@ -92,7 +92,8 @@ fn repair(dir: &Path, segment: Option<u64>, offset: usize, keys: &[MacKey]) -> R
     if copy.exists() {
         return Err(format!("{}: is there already", copy.display()));
     }
-    source.copy_until(&copy, &last, offset)?;
+    let made = source.copy_until(&copy, &last, offset);
+    made.map_err(|error| format!("{}: {error}", copy.display()))?;
     let copied = scan(&mut Files::look(&copy)?, keys);
     copied.map(|_| copy).map_err(|why| format!("what stands before is not whole either: {why}"))
 }

@@ -4,8 +4,8 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use cofferdam::clock::Timestamp;
-use cofferdam::job::{Change, Finished, JobId, JobSpec, JobStatus, Payload, Trace};
-use cofferdam::journal::facts::{self, Fact, Job, Scope, Standing};
+use cofferdam::job::{Change, Finished, JobId, JobRecord, JobSpec, JobStatus, Payload, Trace};
+use cofferdam::journal::facts::{self, Bound, Fact, Job, Scope};
 use cofferdam::journal::frame::{self, BEGIN, Turn};
 use cofferdam::mac::MacKey;
 use cofferdam::problem::{Code, JobError};
@@ -40,41 +40,35 @@ pub fn some_facts() -> Vec<Vec<u8>> {
         timeout: Duration::from_millis(5),
         one_line: false,
     };
-    let stands = |status, result| Standing {
-        status,
-        is_leased: false,
-        parks: false,
-        awaited: true,
-        deliveries: 1,
-        delivery: 1,
-        losses: 0,
-        seat_losses: 0,
-        order: 6,
-        not_before: Timestamp(7),
-        waits_since: Timestamp(8),
-        started_at: Some(Timestamp(9)),
-        finished_at: None,
-        finished: Option::map(result, |result| Arc::new(Finished { status, result })),
-        executor: None,
-        past: Vec::new(),
+    let (spec, payload) = (Arc::new(spec), Payload::json(*b"{}"));
+    let stands = |spec: &Arc<JobSpec>, status, result| {
+        let record = JobRecord {
+            status,
+            deliveries: 1,
+            started_at: Some(Timestamp(9)),
+            finished: Option::map(result, |result| Arc::new(Finished { status, result })),
+            ..JobRecord::queued(spec.clone())
+        };
+        let (not_before, waits_since) = (Timestamp(7), Timestamp(8));
+        let job = Job { delivery: 1, order: 6, not_before, waits_since, ..Job::queued(spec.clone()) };
+        Box::new(Job { record, awaited: true, ..job })
     };
-    let dead = stands(JobStatus::Dead, Some(Err(JobError::new(Code::DeadLettered, "no"))));
-    let payload = Payload::json(*b"{}");
-    let running = stands(JobStatus::Running, None);
-    let job =
-        Job { spec: Arc::new(spec), is_follow_up: true, payload: Some(payload.clone()), stands: running };
+    let running = stands(&spec, JobStatus::Running, None);
+    let job = Job { is_follow_up: true, payload: Some(payload.clone()), ..*running };
+    let spec = Arc::new(JobSpec { id, ..JobSpec::default() });
+    let dead = stands(&spec, JobStatus::Dead, Some(Err(JobError::new(Code::DeadLettered, "no"))));
     let change = |key: &str, value: Option<&[u8]>| Change { key: key.into(), value: value.map(Arc::from) };
     let (name, expires_at): (Arc<str>, _) = ("m".into(), Some(Timestamp(10)));
     let changes = vec![change("a", Some(b"v")), change("b", None)];
     let scope: Scope = ("o".into(), "h".into(), "k".into());
     let all = [
         Fact::Job(Box::new(job)),
-        Fact::Stands(id, dead),
-        Fact::Stands(id, stands(JobStatus::Succeeded, Some(Ok(payload)))),
+        Fact::Stands(dead),
+        Fact::Stands(stands(&spec, JobStatus::Succeeded, Some(Ok(payload)))),
         Fact::Gone(id),
         Fact::Map { name: name.clone(), is_whole: true, version: 9, expires_at, changes },
         Fact::MapGone(name),
-        Fact::Key { scope: scope.clone(), job: id, fingerprint: [11; 32], until: Timestamp(12) },
+        Fact::Key(scope.clone(), Bound { job: id, fingerprint: [11; 32], until: Timestamp(12) }),
         Fact::KeyGone(scope),
         Fact::Paused("h".into(), true),
     ];

@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use crate::bell::{Bell, lock};
 use crate::job::{IdMap, JobId, Outcome, context_map, state_map};
-use crate::ports::{BackendError, Commit, Consumer, KeyValue, Lease, LeaseId, Requests, StateAt, Step};
+use crate::ports::{
+    BackendError, Commit, Consumer, KeyValue, Lease, LeaseId, Reached, Requests, StateAt, Step,
+};
 
 /// The store is tried again after this long.
 const AGAIN: Duration = Duration::from_millis(200);
@@ -68,13 +70,14 @@ impl ExternalState {
 }
 
 impl Consumer for ExternalState {
-    fn step(&mut self, mut requests: Requests, room: usize) -> Result<Step, BackendError> {
+    fn step(&mut self, mut requests: Requests, room: usize) -> Reached<Step> {
         let mut exchange = lock(&self.exchange);
         if let Some(error) = &exchange.failure {
             return Err(error.clone());
         }
         if !requests.is_empty() || room != exchange.room {
             exchange.owed += requests.commits.len() + requests.releases.len();
+            exchange.requests.progress.append(&mut requests.progress);
             exchange.requests.commits.append(&mut requests.commits);
             exchange.requests.releases.append(&mut requests.releases);
             exchange.room = room;
@@ -163,7 +166,7 @@ impl Worker {
         }
     }
 
-    fn step(&mut self, requests: Requests, room: usize) -> Result<Step, BackendError> {
+    fn step(&mut self, requests: Requests, room: usize) -> Reached<Step> {
         let mut commits = std::mem::take(&mut self.unwritten);
         commits.extend(requests.commits);
         let mut failure = None;
@@ -208,7 +211,7 @@ impl Worker {
         Ok(step)
     }
 
-    fn write(&self, commit: &Commit) -> Result<(), BackendError> {
+    fn write(&self, commit: &Commit) -> Reached<()> {
         let Outcome::Succeeded(_, effects) = &commit.outcome else { return Ok(()) };
         let Some(maps) = self.maps.get(&commit.lease.0) else { return Ok(()) };
         if !effects.state.is_empty() {
@@ -222,7 +225,7 @@ impl Worker {
     }
 
     /// What the store knows takes the place of what the queue's own broker does.
-    fn read(&mut self, lease: &mut Lease) -> Result<(), BackendError> {
+    fn read(&mut self, lease: &mut Lease) -> Reached<()> {
         let key = lease.jobs.first().and_then(|job| job.spec.ordering_key.clone());
         let state = state_map(&lease.handler, key.as_deref());
         if let StateAt::Whole(_, entries) = &mut lease.state {
@@ -236,5 +239,55 @@ impl Worker {
         }
         self.maps.insert(lease.id.0, Maps { state, contexts });
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::clock::{Clock, Timestamp};
+    use crate::entropy::Entropy;
+    use crate::handler::{HandlerOptions, HandlerSpec};
+    use crate::job::{FollowUp, InstanceId, JobSpec, Progress};
+    use crate::memory::MemoryBroker;
+    use crate::memory::broker::Broker;
+    use crate::ports::{NewJob, Producer, Progressed, Rules, Viewer};
+
+    /// What the consumer brings until there is what is asked for.
+    fn step_until<T>(consumer: &mut ExternalState, mut found: impl FnMut(Step) -> Option<T>) -> T {
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(20) {
+            let step = consumer.step(Requests::default(), 1).expect("its thread runs");
+            if let Some(found) = found(step) {
+                return found;
+            }
+            std::thread::yield_now();
+        }
+        panic!("it never came");
+    }
+
+    #[test]
+    fn the_progress_of_a_job_is_told() {
+        let handler = HandlerSpec::new("h", 0, HandlerOptions::default());
+        let broker = Broker::new(Rules::default(), vec![handler], vec![1], Entropy::Seeded(1));
+        let broker = MemoryBroker::new(broker, Clock::manual(Timestamp(1)), vec!["g".into()]);
+        let (handler, payload) = ("h".into(), crate::job::Payload::json(*b"1"));
+        let job = FollowUp { handler, ordering_key: None, delay: Duration::ZERO, payload };
+        let job = NewJob::follow_up(&JobSpec::default(), job, InstanceId(1), &mut Entropy::Seeded(2));
+        let (id, make) = (job.id, broker.clone());
+        broker.submit(vec![job]).expect("it is in this process");
+        let make = |bell| Box::new(make.consumer(0, bell)) as _;
+        let store = Arc::new(broker.clone());
+        let mut consumer = ExternalState::start(make, store, Duration::from_secs(1), Bell::silent());
+        let lease = step_until(&mut consumer, |step| step.leases.first().map(|lease| lease.id));
+        let progress = Progress::parse("0.5").expect("it is JSON");
+        let progressed = Progressed { lease, job: id, progress: progress.clone() };
+        consumer.step(Requests { progress: vec![progressed], ..Requests::default() }, 1).expect("it runs");
+        let told = step_until(&mut consumer, |_| {
+            broker.record(&Viewer::service(), id).expect("it is in this process")?.progress
+        });
+        assert_eq!(told, progress);
     }
 }
