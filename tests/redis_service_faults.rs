@@ -147,6 +147,8 @@ fn r1_lone_processes_wait_for_their_server_and_drain_without_it() {
     server.up();
     until("it is ready by itself", BACK, || (web.get("/readyz").status == 200).then_some(()));
     assert_text(&web.post("/v1/jobs/echo", "1"), "1");
+    // The caller may have heard of it before the executor has.
+    executor.shows(r#"jobs_finished_total{handler="echo",status="succeeded"} 1"#);
     server.kill();
     // Nothing runs, so nothing is to be waited for.
     let begun = Stopwatch::start();
@@ -270,8 +272,14 @@ fn r1_a_drain_whose_server_says_nothing_names_what_it_cuts_off_and_has_nothing_t
             if !is_busy {
                 web.request("DELETE", &format!("/v1/jobs/{id}"), &[], "");
             }
-            // Its executor has heard of the end by then.
-            std::thread::sleep(Duration::from_millis(300));
+            // Its executor has heard of the start, or of the end.
+            let busy = u8::from(is_busy);
+            match &executor {
+                Some(executor) => executor.shows(&format!("workers_busy{{group=\"execution\"}} {busy}")),
+                None => until("its executor is told", PATIENCE, || {
+                    (web.metric("workers_busy{group=\"execution\"}") == f64::from(busy)).then_some(())
+                }),
+            }
             // Calls last 5 s now, and a drain less than one.
             server.freeze();
             std::thread::sleep(Duration::from_millis(300));

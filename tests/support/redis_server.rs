@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "each test that includes this file uses its own part of it")]
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::atomic::Ordering;
@@ -105,6 +106,8 @@ impl Deployment {
 pub struct Executor {
     child: Option<Child>,
     pub pid: u32,
+    /// Where it serves its probes and metrics.
+    pub address: SocketAddr,
     lines: std::sync::mpsc::Receiver<String>,
     errors: std::thread::JoinHandle<String>,
 }
@@ -123,11 +126,24 @@ impl Executor {
             let _ = stderr.read_to_end(&mut bytes);
             String::from_utf8_lossy(&bytes).into_owned()
         });
-        let executor = Executor { pid: child.id(), child: Some(child), lines, errors };
-        let line = executor.lines.recv_timeout(PATIENCE).unwrap_or_default();
-        let end = format!(" pid={}", executor.pid);
-        assert!(line.starts_with("ready http://127.0.0.1:") && line.ends_with(&end), "{line:?}");
-        executor
+        let line = lines.recv_timeout(PATIENCE).unwrap_or_default();
+        let pid = child.id();
+        let address =
+            line.strip_prefix("ready http://").and_then(|line| line.strip_suffix(&format!(" pid={pid}")));
+        let Some(address) = address.and_then(|address| address.parse().ok()) else {
+            let _ = child.kill().and_then(|()| child.wait());
+            panic!("{line:?}");
+        };
+        Executor { child: Some(child), pid, address, lines, errors }
+    }
+
+    /// Waits until its `/metrics` have this line, which begins behind the prefix.
+    #[track_caller]
+    pub fn shows(&self, line: &str) {
+        until(line, PATIENCE, || {
+            let metrics = Client::to(self.address).request("GET", "/metrics", &[], "");
+            metrics.text().contains(&format!("\ncofferdam_{line}\n")).then_some(())
+        });
     }
 
     pub fn terminate(&self) {
