@@ -1,6 +1,7 @@
-//! Upgrades by `serve --handover`: a new process takes the listener of the one that runs, which finishes and ends.
+//! Upgrades by `serve --handover`: a new process takes the listener of the one that runs, which finishes and ends. And restarts
+//! where a service manager lends the listener.
 //!
-//! It guards that nobody is refused, cut off or served twice by it, that a new process that fails changes nothing, and that
+//! It guards that nobody is refused, cut off or served twice by them, that a new process that fails changes nothing, and that
 //! nobody but the service's own user gets the listener. What needs another user says so where it is skipped.
 
 #[path = "support/aftermath.rs"]
@@ -10,14 +11,17 @@ mod program;
 #[path = "support/service.rs"]
 mod service;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use aftermath::{assert_ended, skipped};
 use program::{Folder, cofferdam, command, run};
-use service::{Answer, Client, Done, PATIENCE, Service, caller, free_address, kill, running, sleeper, until};
+use service::{
+    Answer, Client, Done, PATIENCE, Service, caller, free_address, kill, request, running, sleeper, until,
+};
 
 const ASYNC: &str = "Prefer: respond-async";
 
@@ -87,6 +91,47 @@ fn twenty_upgrades_under_load_refuse_and_lose_nobody() {
     });
     assert!(answered.load(Ordering::Relaxed) > 1_000);
     assert_eq!(service.stop().status.code(), Some(0));
+}
+
+#[test]
+fn restarts_beside_a_listener_that_is_lent_refuse_and_lose_nobody() {
+    for mode in ["process_supervisor", "inline"] {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("its address");
+        let mode = format!("runtime.platform.bootstrap.mode={mode}");
+        let start = || {
+            let mut command = command(&cofferdam(), ["serve", "--set", &mode]);
+            command.stdin(Stdio::from(OwnedFd::from(listener.try_clone().expect("a socket"))));
+            Service::from(command.spawn().expect("it can be started"))
+        };
+        let mut service = start();
+        let (stop, answered) = (AtomicBool::new(false), AtomicU64::new(0));
+        let service = std::thread::scope(|scope| {
+            let _stop = Done(&stop);
+            let callers: Vec<_> = [true, true, true, false, false, false]
+                .map(|keeps| (keeps, &stop, &answered))
+                .map(|(keeps, stop, answered)| scope.spawn(move || ask(address, keeps, stop, answered)))
+                .into();
+            for _ in 0..10 {
+                let mut waits = sleeper(&service, 300);
+                running(&service, 1);
+                service.terminate();
+                assert_eq!(waits.read().status, 200, "a drain waits for it");
+                let ended = service.ended();
+                assert_ended(&ended.status, &ended.stderr, Some(0));
+                // Nobody accepts, and nobody is told so.
+                let mut early = Client::to(address);
+                early.send(request("POST", "/v1/jobs/echo", &[], "early"));
+                service = start();
+                assert_eq!(early.read().text(), "early");
+                let before = answered.load(Ordering::Relaxed);
+                until("answers", PATIENCE, || (answered.load(Ordering::Relaxed) > before + 50).then_some(()));
+                assert!(callers.iter().all(|caller| !caller.is_finished()), "a caller was refused");
+            }
+            service
+        });
+        assert_eq!(service.stop().status.code(), Some(0));
+    }
 }
 
 #[test]

@@ -36,7 +36,7 @@ pub enum ToChild {
     Ping,
     /// Stop taking jobs; finish within so many ms.
     Drain(u64),
-    /// Another service has the listener: accept nobody, and finish within so many ms with those who are here.
+    /// Others have the listener: accept nobody, and finish within so many ms with those who are here.
     Retire(u64),
     /// End now.
     Stop,

@@ -9,11 +9,13 @@ use super::hygiene::take_stdin;
 use crate::config::Web;
 use crate::limits::LISTEN_BACKLOG;
 
-/// Listens; the backlog bridges the replacement of web.
-pub fn listen(web: &Web) -> Result<TcpListener, String> {
+/// Listens; the backlog bridges the replacement of web. True: the listener is a service manager's, and outlives this process.
+pub fn listen(web: &Web) -> Result<(TcpListener, bool), String> {
     let address = &web.bind;
     let failed = |error: std::io::Error| format!("web.bind {address}: {error}");
-    let listener = match activated_listener()? {
+    let activated = activated_listener()?;
+    let is_lent = activated.is_some();
+    let listener = match activated {
         Some(listener) => {
             let given = listener.local_addr().map_err(failed)?;
             // The rules that the config's own address has passed.
@@ -29,7 +31,7 @@ pub fn listen(web: &Web) -> Result<TcpListener, String> {
         }
         None => TcpListener::bind(address).map_err(failed)?,
     };
-    prepare(listener).map_err(failed)
+    Ok((prepare(listener).map_err(failed)?, is_lent))
 }
 
 /// The listener as web wants it.

@@ -48,11 +48,15 @@ pub fn serve(deployment: &Deployment, groups: Option<&[String]>, takes_over: boo
     hygiene::raise_descriptor_limit();
     let platform = deployment.platform();
     // The listener before any child: a replaced web process refuses no connection.
-    let (listener, mut old) = if takes_over {
-        handover::take(&deployment.config.web, Duration::from_millis(platform.lifecycle.ready_timeout_ms))?
+    let (web, ready_timeout) =
+        (&deployment.config.web, Duration::from_millis(platform.lifecycle.ready_timeout_ms));
+    let (mut old, mut is_lent) = Default::default();
+    let listener;
+    if takes_over {
+        (listener, old) = handover::take(web, ready_timeout)?;
     } else {
-        (listen(&deployment.config.web)?, None)
-    };
+        (listener, is_lent) = listen(web)?;
+    }
     // What two services cannot have at once, however short: a journal, or a port for the channel.
     let must_be_alone = deployment.journal().is_some() || platform.execution_ipc.bind_port != 0;
     if must_be_alone && let Some(old) = old.take() {
@@ -91,6 +95,7 @@ pub fn serve(deployment: &Deployment, groups: Option<&[String]>, takes_over: boo
         address,
         notifier,
         handover,
+        is_lent,
         web_name,
         replaced,
         gave_up,
@@ -131,6 +136,8 @@ struct Supervisor<'a> {
     notifier: Notifier,
     /// If it can be taken over.
     handover: Option<Handover>,
+    /// The listener is a service manager's: who comes during a drain waits there for the next process.
+    is_lent: bool,
     /// The broker's name for the web process, if it has one: its leases end when it is replaced.
     web_name: String,
     /// Processes that were replaced, by group and reason: they outlive each web process, which shows them.
@@ -251,10 +258,10 @@ impl Supervisor<'_> {
         }
     }
 
-    /// Who has a successor has nobody to refuse.
+    /// Who leaves the listener to others has nobody to refuse.
     fn drain_web(&mut self, patience_ms: u64) {
-        let is_over = self.handover.as_ref().is_some_and(Handover::is_over);
-        let told = if is_over { ToChild::Retire(patience_ms) } else { ToChild::Drain(patience_ms) };
+        let leaves_it = self.is_lent || self.handover.as_ref().is_some_and(Handover::is_over);
+        let told = if leaves_it { ToChild::Retire(patience_ms) } else { ToChild::Drain(patience_ms) };
         self.fleet.send(WEB, &told);
     }
 

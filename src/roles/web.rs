@@ -64,7 +64,7 @@ fn try_serve_inline(deployment: &Deployment) -> Result<Exit, String> {
     hear_of_limits().map_err(io)?;
     raise_descriptor_limit();
     let signals = Signals::take().map_err(io)?;
-    let listener = listen(&deployment.config.web)?;
+    let (listener, is_lent) = listen(&deployment.config.web)?;
     let private_dir = PrivateDir::make()?;
     let graceful = Duration::from_millis(deployment.platform().lifecycle.patience_ms());
     let roots = deployment.root_secrets()?;
@@ -76,7 +76,7 @@ fn try_serve_inline(deployment: &Deployment) -> Result<Exit, String> {
         reread.secrets().iter().for_each(|roots| rekey(&reread.deployment.at_rest(roots)));
         reread.tokens()
     };
-    let commander = Commander::signals(signals, graceful, Box::new(read_again));
+    let commander = Commander::signals(signals, graceful, is_lent, Box::new(read_again));
     let mut web = WebProcess::new(deployment, listener, &backend, commander, private_dir.path())?;
     let _exporter = super::exporter(deployment, &backend, web.counters.clone())?;
     let executors = inline::start(deployment, &backend, &web.reactor.bell())?;

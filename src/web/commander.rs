@@ -24,6 +24,8 @@ pub enum Commander {
         read_again: Box<dyn FnMut() -> Option<String>>,
         notifier: Notifier,
         graceful: Duration,
+        /// Others have the listener too.
+        is_lent: bool,
         stops: bool,
     },
     /// A supervisor.
@@ -31,10 +33,11 @@ pub enum Commander {
 }
 
 impl Commander {
-    /// A signal gives callers so long; another one reads files again.
+    /// A signal gives callers so long, and leaves a listener that is lent to others; another one reads files again.
     pub fn signals(
         signals: Signals,
         graceful: Duration,
+        is_lent: bool,
         read_again: Box<dyn FnMut() -> Option<String>>,
     ) -> Commander {
         Commander::Signals {
@@ -43,6 +46,7 @@ impl Commander {
             read_again,
             notifier: Notifier::from_environment(),
             graceful,
+            is_lent,
             stops: false,
         }
     }
@@ -73,14 +77,18 @@ impl Commander {
     /// ends.
     pub fn hear(&mut self) -> Result<(Vec<ToChild>, Option<Bundle>), String> {
         match self {
-            Commander::Signals { stop, hangup, read_again, notifier, graceful, stops } => {
+            Commander::Signals { stop, hangup, read_again, notifier, graceful, is_lent, stops } => {
                 let read = if hear_hangup(hangup) { read_again() } else { None };
                 let mut heard: Vec<ToChild> = read.into_iter().map(ToChild::Tokens).collect();
                 for _ in 0..drain_bytes(stop) {
-                    // The second signal's deadline is now.
-                    let again = std::mem::replace(stops, true);
-                    heard.push(ToChild::Drain(if again { 0 } else { millis(*graceful) }));
-                    notifier.stopping(millis(*graceful));
+                    let patience_ms = millis(*graceful);
+                    heard.push(match std::mem::replace(stops, true) {
+                        // The second signal's deadline is now.
+                        true => ToChild::Drain(0),
+                        false if *is_lent => ToChild::Retire(patience_ms),
+                        false => ToChild::Drain(patience_ms),
+                    });
+                    notifier.stopping(patience_ms);
                 }
                 Ok((heard, None))
             }

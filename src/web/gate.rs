@@ -294,7 +294,7 @@ impl Gate {
         }
     }
 
-    /// Another service accepts who comes: those who are here are served once more.
+    /// Others accept who comes: those who are here are served once more.
     pub fn retire(&mut self) {
         self.clients.are_last = true;
         self.end_listening();

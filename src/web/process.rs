@@ -51,9 +51,9 @@ pub struct WebProcess {
     clock: Clock,
     /// Until when callers are waited for, once the service stops.
     drain: Option<Timestamp>,
-    /// Until when clients may find out that another service has taken over: their connections are kept so long.
+    /// Until when clients may find out that the listener is left to others: their connections are kept so long.
     lingers: Timestamp,
-    /// When jobs are refused, where a successor has taken over.
+    /// When jobs are refused, where the listener is left to others.
     refuses: Option<Timestamp>,
     /// What this process counts.
     pub counters: Arc<Counters>,
@@ -186,7 +186,7 @@ impl WebProcess {
                     }
                     ToChild::Retire(patience_ms) => {
                         event(log::Level::Info, "lifecycle.draining")
-                            .field("cause", "another service has taken over")
+                            .field("cause", "the listener is left to others")
                             .emit();
                         self.sockets.retire(self.reactor.registry());
                         self.gate.retire();
