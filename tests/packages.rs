@@ -211,6 +211,133 @@ fn the_debian_package_is_the_same_twice_installs_runs_upgrades_and_purges() {
     assert_eq!(left, ["gone"], "purge leaves something, or changes what is not its own");
 }
 
+/// The package under a service manager that has booted, in an overlay too. `$1` is a folder, `$2` and `$3` are two versions.
+const LIFE_UNDER_A_MANAGER: &str = r#"
+mount -t tmpfs none "$1" && cd "$1" && mkdir upper work root &&
+    mount -t overlay none -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" root || exit 77
+# Its own: the machine's may have no manager.
+mount -t tmpfs none /run && mkdir /run/systemd
+cp "$2" root/one.deb
+cp "$3" root/two.deb
+# An image of a container may say that no service is to be started.
+rm -f root/usr/sbin/policy-rc.d
+fails() { inside journalctl --no-pager --unit cofferdam --lines 10 >&2; echo "$1" >&2; exit 1; }
+until_() { what=$1; shift; tries=0; until "$@" >/dev/null 2>&1; do
+    tries=$((tries + 1)); test "$tries" -lt 600 || fails "never: $what"; sleep 0.1; done; }
+inside() { nsenter --target "$leader" --mount --uts --ipc --net --pid --cgroup \
+    env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C DEBIAN_FRONTEND=noninteractive "$@"; }
+# Nothing that this machine has enabled is started there, but for sockets.
+boot() {
+    setpriv --pdeathsig TERM systemd-nspawn --boot --quiet --directory root --private-network --register=no --keep-unit \
+        --machine cofferdam systemd.unit=basic.target >boot.log 2>&1 </dev/null & manager=$!
+    leader=
+    tries=0
+    until [ "$leader" ] && inside systemctl is-active --quiet basic.target; do
+        tries=$((tries + 1))
+        kill -0 "$manager" && test "$tries" -lt 300 || { cat boot.log >&2; exit 77; }
+        sleep 0.1
+        leader=$(cat "/proc/$manager/task/$manager/children")
+        leader=${leader%% *}
+    done 2>/dev/null
+    trap 'kill "$manager" 2>/dev/null || true; wait "$manager" || true' EXIT
+}
+halt() { trap - EXIT; inside systemctl --no-block poweroff; wait "$manager"; }
+main() { inside systemctl show --property MainPID --value cofferdam; }
+serves() { inside systemctl is-active --quiet cofferdam && inside cofferdam health; }
+another() { now=$(main) && test "$now" != 0 && test "$now" != "$before" && serves; }
+install_() { inside dpkg --no-triggers --force-unsafe-io --install "$1"; }
+
+boot
+install_ /one.deb
+until_ "it serves" serves
+test "$(main)" = "$(inside pgrep --oldest cofferdam)"
+
+inside mkdir -p /run/systemd/system/cofferdam.service.d
+# A quick watchdog, and more starts than a person would have.
+printf '[Unit]\nStartLimitIntervalSec=0\n[Service]\nWatchdogSec=2s\n' |
+    inside tee /run/systemd/system/cofferdam.service.d/quick.conf
+inside systemctl daemon-reload
+inside systemctl restart cofferdam
+for signal in KILL STOP; do
+    before=$(main)
+    inside kill -"$signal" "$before"
+    until_ "another one serves after $signal" another
+done
+inside journalctl --unit cofferdam | grep -q 'Watchdog timeout'
+before=$(main)
+inside systemctl reload cofferdam
+inside journalctl --sync
+inside journalctl --unit cofferdam | grep -q 'SIGHUP'
+test "$(main)" = "$before"
+
+# A machine that stands still for two seconds is no reason to cut somebody off.
+printf '[Unit]\nStartLimitIntervalSec=0\n' | inside tee /run/systemd/system/cofferdam.service.d/quick.conf
+inside systemctl daemon-reload
+# With a journal what was accepted is there after a boot.
+echo '{"version":1,"runtime":{"platform":{"queue":{"journal":{"dir":"/var/lib/cofferdam/journal"}}}}}' >config
+cp config root/etc/cofferdam/cofferdam.json
+inside systemctl restart cofferdam
+# Strangers with a connection each, without a pause, while it is upgraded and taken back, each ten times.
+inside python3 -c "$STRANGERS" >strangers & strangers=$!
+for _ in 1 2 3 4 5 6 7 8 9 10; do
+    install_ /two.deb
+    install_ /one.deb
+done
+inside pkill --oldest --full STRANGERS
+wait "$strangers" || fails "somebody was refused: $(cat strangers)"
+id=$(inside cofferdam jobs submit echo kept --delay-ms 5000)
+halt
+boot
+# The first connection has it started.
+until_ "it serves" inside cofferdam health
+has_run() { inside cofferdam jobs show "$id" | grep succeeded; }
+until_ "the job has run" has_run
+
+inside dpkg --no-triggers --purge cofferdam
+inside systemctl --quiet is-active cofferdam cofferdam.socket && exit 1
+test -z "$(inside ss --no-header --listening --tcp)"
+test -z "$(inside pgrep cofferdam)"
+halt
+cat strangers
+"#;
+
+/// Ends well at SIGTERM, unless a connection was refused or cut off without an answer.
+const STRANGERS: &str = r#"
+import http.client, signal, sys
+STRANGERS = {}
+def end(*_):
+    print(STRANGERS)
+    sys.exit(0 if STRANGERS and all(isinstance(status, int) for status in STRANGERS) else 1)
+signal.signal(signal.SIGTERM, end)
+while True:
+    try:
+        stranger = http.client.HTTPConnection("127.0.0.1", 8080, timeout=30)
+        stranger.request("POST", "/v1/jobs/echo", "1")
+        said = stranger.getresponse().status
+        stranger.close()
+    except OSError as error:
+        said = repr(error)
+    STRANGERS[said] = STRANGERS.get(said, 0) + 1
+"#;
+
+#[test]
+fn under_a_booted_manager_it_restarts_reloads_and_is_upgraded_without_a_refusal() {
+    if !is_root() || !is_installed("systemd-nspawn") || !is_installed("dpkg-deb") {
+        return;
+    }
+    let folder = Folder::new();
+    let (first, second) = (deb(&folder, "1"), deb(&folder, "2"));
+    let place = folder.path("system");
+    std::fs::create_dir(&place).expect("a temporary folder");
+    let mut life = host("unshare");
+    life.args(["--mount", "--propagation", "private", "sh", "-euxc", LIFE_UNDER_A_MANAGER, "sh"]);
+    let output = run(life.env("STRANGERS", STRANGERS).args([&place, &first, &second]), b"");
+    if output.status.code() == Some(77) {
+        return skipped(&format!("no service manager can be booted here: {}", all(&output)));
+    }
+    assert!(output.status.success(), "{}", all(&output));
+}
+
 /// The units in it are as hardened as those under dist/, and sound.
 fn assert_hardened(package: &Path, folder: &Folder) {
     let tree = folder.path("tree");
