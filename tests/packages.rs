@@ -336,6 +336,7 @@ fn under_a_booted_manager_it_restarts_reloads_and_is_upgraded_without_a_refusal(
         return skipped(&format!("no service manager can be booted here: {}", all(&output)));
     }
     assert!(output.status.success(), "{}", all(&output));
+    println!("{}", String::from_utf8_lossy(&output.stdout).lines().last().unwrap_or_default());
 }
 
 /// The units in it are as hardened as those under dist/, and sound.
