@@ -145,6 +145,8 @@ fn answers_that_nobody_reads_have_a_budget() {
             client
         })
         .collect();
+    // One who reads keeps a connection all the while.
+    let mut kept = service.connect();
     // Until it has grown no more for a while: on a machine that is busy it takes its time.
     let (mut grown, mut since) = (0, Instant::now());
     while since.elapsed() < Duration::from_secs(3) {
@@ -155,10 +157,15 @@ fn answers_that_nobody_reads_have_a_budget() {
         // Beside what is counted: results on their way to the loop, and what the allocator keeps of those that were closed.
         assert!(more < UNREAD + 128 * MIB, "{} MiB more for 200 clients that do not read", more / MIB);
         assert_eq!(service.post("/v1/jobs/echo", "x").status, 200);
+        assert_eq!(kept.request("POST", "/v1/jobs/echo", &[], "x").status, 200);
         // Not so often that the large result is beyond the records that are kept.
         std::thread::sleep(Duration::from_millis(5));
     }
     assert_quick("200 clients that do not read", &service);
+    // Nobody is closed for whom there is room.
+    let open = holdings(web).0 - descriptors;
+    assert!(open > UNREAD / (2 * MIB), "only {open} of them are still there");
+    println!("GROWN {}", grown / MIB);
     // Whoever reads gets it whole, beside them and afterwards.
     let mut reader = service.connect();
     for _ in 0..3 {

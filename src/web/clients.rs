@@ -9,6 +9,7 @@
 //!      +---------------------+-------------> Closing <-------------------------+
 //! ```
 
+use std::cmp::Reverse;
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -199,10 +200,6 @@ impl Conn {
         self.write_deadline = Some(write_deadline);
         if self.sent == self.output.len() {
             self.clear_output();
-            // One large answer must not keep its memory for the connection's life.
-            if self.output.capacity() > READ_AHEAD_BYTES {
-                self.output = Vec::new();
-            }
         } else if self.sent >= READ_AHEAD_BYTES.max(self.output.len() / 2) {
             // What was sent is not held along with what was not.
             self.output.drain(..std::mem::take(&mut self.sent));
@@ -217,7 +214,11 @@ impl Conn {
     }
 
     pub fn clear_output(&mut self) {
-        self.output.clear();
+        // One large answer must not keep its memory for the connection's life, nor count as held.
+        match self.output.capacity() {
+            ..=READ_AHEAD_BYTES => self.output.clear(),
+            _ => self.output = Vec::new(),
+        }
         self.sent = 0;
         self.write_deadline = None;
     }
@@ -343,13 +344,15 @@ impl Clients {
         }
     }
 
-    /// Beyond the budget of all outputs, the client that has taken nothing for longest; a single one has a bound of its own.
+    /// Beyond the budget of all outputs, the client that has taken nothing for longest, and of several the one with most to take;
+    /// a single one has a bound of its own.
     pub fn over_budget(&self) -> Option<usize> {
         if self.output_bytes <= UNREAD_BYTES || is_off(Control::Unread) {
             return None;
         }
         let unread = || self.conns.iter().filter(|(_, conn)| !conn.unsent().is_empty());
-        let slowest = unread().min_by_key(|(number, conn)| (conn.took_at, **number));
+        let slowest =
+            unread().min_by_key(|(number, conn)| (conn.took_at, Reverse(conn.unsent().len()), **number));
         slowest.map(|(number, _)| *number).filter(|_| unread().nth(1).is_some())
     }
 
