@@ -10,7 +10,6 @@
 //! ```
 
 use std::cmp::Reverse;
-use std::io::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +17,7 @@ use std::time::Duration;
 use super::chunked::Chunked;
 use super::guard::{Caller, Known};
 use super::http1::{Head, Refused, refused};
+use super::output::Output;
 use super::questions::Asker;
 use super::respond::{Answer, http_date, status_text};
 use super::routes::Route;
@@ -52,9 +52,8 @@ pub struct Conn {
     pub peer: IpAddr,
     /// What has arrived and was not used.
     pub input: Vec<u8>,
-    /// What was not sent yet, from `sent` on.
-    pub output: Vec<u8>,
-    sent: usize,
+    /// What was not sent yet.
+    pub output: Output,
     /// Bytes of the output in the budget of all outputs.
     counted: usize,
     /// When the client took something last, or had nothing to take.
@@ -170,41 +169,25 @@ impl Conn {
 
     /// Part of an answer without a length: to HTTP/1.1 a chunk. One without data would end the answer.
     pub fn write_part(&mut self, part: &[u8]) {
-        if part.is_empty() {
-            return;
-        }
-        if self.current.is_1_1 {
-            let _ = write!(self.output, "{:x}\r\n", part.len());
-        }
-        self.output.extend_from_slice(part);
-        if self.current.is_1_1 {
-            self.output.extend_from_slice(b"\r\n");
+        match self.current.is_1_1 {
+            _ if part.is_empty() => {}
+            true => self.output.text(&[format!("{:x}\r\n", part.len()).as_bytes(), part, b"\r\n"]),
+            false => self.output.text(&[part]),
         }
     }
 
     /// Ends such an answer; to HTTP/1.0 it ends with the connection.
     pub fn end_parts(&mut self) {
         if self.current.is_1_1 {
-            self.output.extend_from_slice(b"0\r\n\r\n");
+            self.output.text(&[b"0\r\n\r\n"]);
         }
-    }
-
-    pub fn unsent(&self) -> &[u8] {
-        &self.output[self.sent..]
     }
 
     /// The client took so many bytes.
     pub fn sent(&mut self, bytes: usize, now: Timestamp, write_deadline: Timestamp) {
-        self.sent += bytes;
+        self.output.sent(bytes);
         self.took_at = now;
-        self.write_deadline = Some(write_deadline);
-        if self.sent == self.output.len() {
-            self.clear_output();
-        } else if self.sent >= READ_AHEAD_BYTES.max(self.output.len() / 2) {
-            // What was sent is not held along with what was not.
-            self.output.drain(..std::mem::take(&mut self.sent));
-            self.output.shrink_to(2 * self.output.len());
-        }
+        self.write_deadline = Some(write_deadline).filter(|_| !self.output.is_empty());
     }
 
     /// Nothing more is read: what came behind the last request goes.
@@ -214,12 +197,7 @@ impl Conn {
     }
 
     pub fn clear_output(&mut self) {
-        // One large answer must not keep its memory for the connection's life, nor count as held.
-        match self.output.capacity() {
-            ..=READ_AHEAD_BYTES => self.output.clear(),
-            _ => self.output = Vec::new(),
-        }
-        self.sent = 0;
+        self.output.clear();
         self.write_deadline = None;
     }
 
@@ -231,7 +209,7 @@ impl Conn {
 
     /// The client is still taking an answer, and nothing else is under way.
     fn is_sending(&self) -> bool {
-        matches!(self.phase, Phase::Head | Phase::Closing) && !self.unsent().is_empty()
+        matches!(self.phase, Phase::Head | Phase::Closing) && !self.output.is_empty()
     }
 
     /// True if nothing more will be said, and the client has closed its side or its moment to read the last answer has passed.
@@ -279,13 +257,12 @@ impl Clients {
         // Whoever connects has something to say: the silent ones must not keep the places of others for long.
         let deadline = self.after(self.limits.header_timeout_ms);
         let (asker, now) = (Asker { conn: number, request: 0 }, self.now);
-        let (input, output, sent, counted, phase, write_deadline, current) = Default::default();
+        let (input, output, counted, phase, write_deadline, current) = Default::default();
         let (keep_alive, has_left, at_end) = (true, false, false);
         let conn = Conn {
             peer,
             input,
             output,
-            sent,
             counted,
             took_at: now,
             rests_since: now,
@@ -316,8 +293,8 @@ impl Clients {
     pub fn most_idle(&self, may_say_more: impl Fn(usize) -> bool) -> Option<usize> {
         const TAKES_NOTHING: Duration = Duration::from_secs(1);
         let rank = |conn: &Conn| match &conn.phase {
-            Phase::Closing if conn.unsent().is_empty() => Some((0, conn.rests_since)),
-            Phase::Head | Phase::Closing if !conn.unsent().is_empty() => {
+            Phase::Closing if conn.output.is_empty() => Some((0, conn.rests_since)),
+            Phase::Head | Phase::Closing if !conn.output.is_empty() => {
                 Some((3, conn.took_at)).filter(|(_, at)| at.plus(TAKES_NOTHING) <= self.now)
             }
             Phase::Head if conn.input.is_empty() => Some((1, conn.rests_since)),
@@ -336,10 +313,7 @@ impl Clients {
     /// Counts what this client's output holds.
     pub fn count_output(&mut self, number: usize) {
         if let Some(conn) = self.conns.get_mut(&number) {
-            let held = match conn.output.capacity() {
-                kept @ ..=READ_AHEAD_BYTES => kept.min(conn.output.len()),
-                held => held,
-            };
+            let held = conn.output.held();
             self.output_bytes = self.output_bytes - std::mem::replace(&mut conn.counted, held) + held;
         }
     }
@@ -350,9 +324,9 @@ impl Clients {
         if self.output_bytes <= UNREAD_BYTES || is_off(Control::Unread) {
             return None;
         }
-        let unread = || self.conns.iter().filter(|(_, conn)| !conn.unsent().is_empty());
+        let unread = || self.conns.iter().filter(|(_, conn)| !conn.output.is_empty());
         let slowest =
-            unread().min_by_key(|(number, conn)| (conn.took_at, Reverse(conn.unsent().len()), **number));
+            unread().min_by_key(|(number, conn)| (conn.took_at, Reverse(conn.output.len()), **number));
         slowest.map(|(number, _)| *number).filter(|_| unread().nth(1).is_some())
     }
 
@@ -400,32 +374,28 @@ impl Clients {
         // To HTTP/1.0 a body without a length ends with the connection.
         conn.keep_alive &= length.is_some() || conn.current.is_1_1;
         let Answer { status, headers, body } = answer;
-        let out = &mut conn.output;
-        match body.len() {
-            // A large one takes its room once, not twice.
-            READ_AHEAD_BYTES.. => out.reserve_exact(256 + headers.len() + body.len()),
-            small => out.reserve(256 + headers.len() + small),
-        }
         let Current { trace, tracestate, is_1_1, .. } = &conn.current;
+        let text = length.map(|length| length.to_string());
+        let (state_is, state) = tracestate.as_deref().map_or(("", ""), |state| ("\r\ntracestate: ", state));
+        let (framed, by) = match &text {
+            Some(length) => ("\r\ncontent-length: ", &**length),
+            None if *is_1_1 => ("\r\ntransfer-encoding: chunked", ""),
+            None => ("", ""),
+        };
+        let connection = match conn.keep_alive {
+            true if *is_1_1 => "",
+            true => "\r\nconnection: keep-alive",
+            false => "\r\nconnection: close",
+        };
+        let (status_line, trace, date) = (status_text(*status), trace.header(), &*self.date.1);
         // Not by a formatter, which judges each piece that it is given.
-        let mut put = |parts: &[&str]| parts.iter().for_each(|part| out.extend_from_slice(part.as_bytes()));
-        put(&["HTTP/1.1 ", status_text(*status), "\r\n", headers, "traceparent: ", &trace.header()]);
-        if let Some(tracestate) = tracestate {
-            put(&["\r\ntracestate: ", tracestate]);
-        }
-        match length {
-            Some(length) => put(&["\r\ncontent-length: ", &length.to_string()]),
-            None if *is_1_1 => put(&["\r\ntransfer-encoding: chunked"]),
-            None => {}
-        }
-        match conn.keep_alive {
-            true if *is_1_1 => {}
-            true => put(&["\r\nconnection: keep-alive"]),
-            false => put(&["\r\nconnection: close"]),
-        }
-        put(&["\r\ncache-control: no-store\r\ndate: ", &self.date.1, "\r\n\r\n"]);
+        let head =
+            ["HTTP/1.1 ", status_line, "\r\n", headers, "traceparent: ", &trace, state_is, state, framed, by];
+        let end = [connection, "\r\ncache-control: no-store\r\ndate: ", date, "\r\n\r\n"];
+        conn.output.text(&head.map(str::as_bytes));
+        conn.output.text(&end.map(str::as_bytes));
         if length.is_some() && conn.current.has_body {
-            out.extend_from_slice(body);
+            conn.output.body(body);
         }
         self.counters.requests.add((conn.current.route, *status), 1);
     }
@@ -440,7 +410,7 @@ impl Clients {
     pub fn expect_progress(&mut self, number: usize) {
         let until = self.after(self.limits.write_timeout_ms);
         let Some(conn) = self.conns.get_mut(&number) else { return };
-        if !conn.unsent().is_empty() && conn.write_deadline.is_none() {
+        if !conn.output.is_empty() && conn.write_deadline.is_none() {
             (conn.write_deadline, conn.took_at) = (Some(until), self.now);
             self.due(until);
         }

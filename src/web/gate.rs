@@ -167,7 +167,7 @@ impl Gate {
         let now = self.clients.now;
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };
         conn.sent(bytes, now, write_deadline);
-        if conn.unsent().is_empty() {
+        if conn.output.is_empty() {
             self.clients.begin_rest(number);
         }
         self.clients.count_output(number);
@@ -184,15 +184,15 @@ impl Gate {
         }
     }
 
-    /// What is to be sent to this client.
+    /// What is to be sent to this client next; empty iff nothing is. More may follow.
     pub fn unsent(&self, number: usize) -> &[u8] {
-        self.clients.conns.get(&number).map_or(&[], Conn::unsent)
+        self.clients.conns.get(&number).map_or(&[], |conn| conn.output.next())
     }
 
     /// True once everything was said and no request can follow.
     pub fn is_finished(&self, number: usize) -> bool {
         let conn = self.clients.conns.get(&number);
-        conn.is_some_and(|conn| matches!(conn.phase, Phase::Closing) && conn.unsent().is_empty())
+        conn.is_some_and(|conn| matches!(conn.phase, Phase::Closing) && conn.output.is_empty())
     }
 
     /// True if the client cannot read any more, or its moment to read the last answer has passed.
@@ -328,7 +328,7 @@ impl Gate {
     /// True once nobody waits and everything said was sent.
     pub fn is_quiet(&self) -> bool {
         self.clients.conns.values().all(|conn| match &conn.phase {
-            Phase::Head | Phase::Closing => conn.unsent().is_empty(),
+            Phase::Head | Phase::Closing => conn.output.is_empty(),
             Phase::Waiting(waiting) => conn.has_left && !waiting.is_counted,
             Phase::Body(_) | Phase::Inner | Phase::Streaming(_) | Phase::Listening(_) => false,
         })

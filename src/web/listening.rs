@@ -47,7 +47,7 @@ impl Gate {
     pub(super) fn tell(&mut self, news: &News) {
         for number in self.clients.in_phase(|phase| matches!(phase, Phase::Listening(_))) {
             let Some(conn) = self.clients.conns.get_mut(&number) else { continue };
-            let is_slow = conn.unsent().len() >= OUTPUT_BYTES;
+            let is_slow = conn.output.len() >= OUTPUT_BYTES;
             let Phase::Listening(listening) = &mut conn.phase else { continue };
             let seen = || news.ends.iter().filter(|end| listening.viewer.sees(&end.spec.owner));
             // Nobody is told what others have missed.

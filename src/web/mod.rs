@@ -20,6 +20,7 @@ mod figures;
 mod guard;
 mod inner;
 mod listening;
+mod output;
 mod pages;
 mod process;
 mod requests;

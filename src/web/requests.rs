@@ -22,7 +22,7 @@ impl Gate {
     pub(super) fn advance(&mut self, number: usize) {
         loop {
             let Some(conn) = self.clients.conns.get_mut(&number) else { return };
-            let full = conn.unsent().len() >= OUTPUT_BYTES;
+            let full = conn.output.len() >= OUTPUT_BYTES;
             let goes_on = match &conn.phase {
                 Phase::Head => !full && !conn.input.is_empty() && self.advance_head(number),
                 Phase::Body(_) => self.advance_body(number),
@@ -43,7 +43,7 @@ impl Gate {
     fn end_at_end(&mut self, number: usize) {
         let Some(conn) = self.clients.conns.get_mut(&number).filter(|conn| conn.at_end) else { return };
         let ends = match &conn.phase {
-            Phase::Head => conn.unsent().len() < OUTPUT_BYTES,
+            Phase::Head => conn.output.len() < OUTPUT_BYTES,
             // The rest of a body will never come; who is being closed has read its last answer.
             Phase::Body(_) | Phase::Closing => true,
             Phase::Waiting(_) | Phase::Inner | Phase::Streaming(_) | Phase::Listening(_) => false,
@@ -90,12 +90,12 @@ impl Gate {
         (conn.current.route, conn.current.caller) = (label, caller);
         conn.asker.request += 1;
         if head.expects_continue && conn.input.is_empty() && head.length != Some(0) {
-            conn.output.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+            conn.output.text(&[b"HTTP/1.1 100 Continue\r\n\r\n"]);
         }
         let (body, chunked) = (Vec::new(), Chunked::default());
         let incoming = Incoming { head, route, body, chunked, max, since: self.clients.now, counted: 0 };
         conn.phase = Phase::Body(Box::new(incoming));
-        if !conn.unsent().is_empty() {
+        if !conn.output.is_empty() {
             self.clients.touched.push(number);
         }
         let deadline = self.clients.after(self.clients.limits.body_timeout_ms);

@@ -65,7 +65,7 @@ impl Gate {
         loop {
             let (is_draining, now) = (self.clients.draining, self.clients.now);
             let Some(conn) = self.clients.conns.get_mut(&number) else { return };
-            let unsent = conn.unsent().len();
+            let unsent = conn.output.len();
             let asker = conn.asker;
             let Phase::Streaming(batch) = &mut conn.phase else { return };
             let mut results = Vec::new();
