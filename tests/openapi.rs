@@ -11,7 +11,7 @@ mod program;
 #[path = "support/service.rs"]
 mod service;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -183,23 +183,37 @@ fn every_problem_that_it_names_is_one_of_ours_with_its_status() {
     }
 }
 
+/// Of `[words](place)` the words.
+fn without_links(text: &str) -> String {
+    let mut plain = text.to_owned();
+    while let Some(at) = plain.find("](") {
+        let end = at + plain[at..].find(')').expect("the place ends");
+        plain.replace_range(at..=end, "");
+        plain.remove(plain[..at].rfind('[').expect("it begins"));
+    }
+    plain
+}
+
 #[test]
-fn the_table_of_routes_in_the_documents_has_the_same_operations() {
+fn the_table_of_routes_in_the_documents_says_what_the_document_says() {
     let text = include_str!("../docs/http.md");
     let (_, after) = text.split_once("\n## Routes\n").expect("a section");
     let section = after.split("\n#").next().expect("a section");
-    let mut told = BTreeSet::new();
+    let mut told = BTreeMap::new();
     for row in section.lines().filter_map(|line| line.strip_prefix("| `")) {
-        // A cell may name several.
-        let cell = row.split(" | ").next().expect("a cell");
-        for words in cell.split('`') {
-            if let Some((method, path)) = words.split_once(' ').filter(|(_, path)| path.starts_with('/')) {
-                let path = path.split('?').next().expect("a path");
-                assert!(told.insert(shape(method, path)), "{words} is there twice");
-            }
-        }
+        let (request, answer) = row.trim_end_matches(" |").split_once("` | ").expect("two cells");
+        let (method, path) = request.split_once(' ').expect("a method and a path");
+        assert!(
+            told.insert(shape(method, path), without_links(answer)).is_none(),
+            "{request} is there twice"
+        );
     }
-    assert_eq!(told, shapes(&document()));
+    let document = document();
+    let descriptions = operations(&document).into_iter().map(|operation| {
+        let description = operation.of["description"].as_str().expect("a description");
+        (shape(&operation.method, operation.path), description.to_owned())
+    });
+    assert_eq!(told, descriptions.collect());
 }
 
 #[test]

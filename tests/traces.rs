@@ -16,12 +16,14 @@ mod service;
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
 
 use program::{Folder, cofferdam, command, run, shown};
 use serde_json::{Value, json};
-use service::{PATIENCE, Service, kill, until};
+use service::{Client, PATIENCE, Service, free_address, kill, until};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const PARENT: &str = "b7ad6b7169203331";
@@ -322,11 +324,12 @@ fn exports(own: &[String]) {
     assert!(spans.iter().all(|span| span["traceId"] != unsampled[16..48]));
     let ids: std::collections::BTreeSet<_> = spans.iter().map(|span| span["spanId"].to_string()).collect();
     assert_eq!(ids.len(), spans.len(), "each span has an id of its own");
-    a_collector_reads(&file, spans.len());
+    a_reader_of_the_format_reads(&file, spans.len());
+    a_collector_takes(&file, &spans);
 }
 
 /// opentelemetry-proto, where it is installed.
-fn a_collector_reads(file: &Path, count: usize) {
+fn a_reader_of_the_format_reads(file: &Path, count: usize) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let python = root.join("target/opentelemetry/bin/python3");
     if !python.exists() {
@@ -336,6 +339,64 @@ fn a_collector_reads(file: &Path, count: usize) {
     let output = run(&mut command(&python, [root.join("tests/traces/read.py")]), &text);
     assert!(output.status.success(), "{}", shown(&output));
     assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), count, "{}", shown(&output));
+}
+
+/// rotel, a collector for OTLP, where it is installed: it is posted each line, and prints each span that it has taken.
+fn a_collector_takes(file: &Path, spans: &[Value]) {
+    struct Collector(Child);
+    impl Drop for Collector {
+        fn drop(&mut self) {
+            let _ = self.0.kill().and_then(|()| self.0.wait());
+        }
+    }
+    let libraries = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("target/rotel/lib"));
+    let mut places = libraries.into_iter().flatten().flatten();
+    let Some(place) = places.find(|place| place.file_name().to_string_lossy().starts_with("python3")) else {
+        return skipped("no rotel (tools/test installs it)");
+    };
+    let (folder, [http, grpc]) = (Folder::new(), [free_address(), free_address()].map(|it| it.to_string()));
+    let said = folder.file("said", "");
+    let mut agent = command(
+        &place.path().join("site-packages/rotel/rotel-agent"),
+        ["start", "--otlp-http-endpoint", &http, "--otlp-grpc-endpoint", &grpc, "--exporter", "blackhole"],
+    );
+    agent.args(["--debug-log", "traces", "--debug-log-verbosity", "detailed"]);
+    agent.stdout(std::fs::File::create(&said).expect("our own file")).stderr(Stdio::null());
+    let _collector = Collector(agent.spawn().expect("it can be started"));
+    let address = http.parse().expect("an address");
+    until("it listens", PATIENCE, || TcpStream::connect(address).ok());
+    for line in std::fs::read_to_string(file).expect("text").lines() {
+        let header = "Content-Type: application/json";
+        let answer = Client::to(address).request("POST", "/v1/traces", &[header], line);
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let mut sent: Vec<[String; 5]> = spans
+        .iter()
+        .map(|span| {
+            let kind = if span["kind"] == 2 { "SPAN_KIND_SERVER" } else { "SPAN_KIND_CONSUMER" };
+            let [trace, parent, id, name] =
+                ["traceId", "parentSpanId", "spanId", "name"].map(|key| text(&span[key]));
+            [trace, parent, id, name, kind.to_owned()]
+        })
+        .collect();
+    sent.sort_unstable();
+    until("it has taken all of them, as they are", PATIENCE, || {
+        let text = std::fs::read_to_string(&said).expect("text");
+        let mut taken: Vec<[String; 5]> = text
+            .split("\nSpan #")
+            .skip(1)
+            .map(|span| {
+                ["Trace ID", "Parent ID", "ID", "Name", "Kind"].map(|field| {
+                    let mut lines = span.lines().filter_map(|line| line.split_once(':'));
+                    let line = lines.find(|(name, _)| name.trim() == field);
+                    line.map_or("", |(_, value)| value.trim()).to_owned()
+                })
+            })
+            .collect();
+        taken.sort_unstable();
+        (taken == sent).then_some(())
+    });
 }
 
 #[test]
