@@ -18,7 +18,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use aftermath::{Trial, assert_ended, skipped};
-use program::{Folder, cofferdam, command, example, run, shown};
+use program::{Folder, cofferdam, command, copied, example, run, shown};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use service::{PATIENCE, Service, Stopwatch, all_children, is_alive, kill, signal, until, words};
@@ -52,7 +52,7 @@ fn open_to_all(program: &Path) -> (PathBuf, PathBuf) {
     ));
     std::fs::create_dir_all(&place).expect("a temporary folder");
     let copy = place.join("program");
-    std::fs::copy(program, &copy).expect("a copy of the binary");
+    copied(program, &copy);
     for path in [&place, &copy] {
         std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).expect("our own file");
     }

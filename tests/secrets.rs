@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use cofferdam::channel::keys::GroupSecret;
 use cofferdam::config::secret::Secret;
-use program::{Folder, cofferdam, command, wait};
+use program::{Folder, cofferdam, command, copied, wait};
 use service::{PATIENCE, Service, kill, until};
 use wire::handshake_keys;
 
@@ -189,7 +189,7 @@ fn no_process_of_another_user_lets_that_user_look_into_it() {
     let place = std::env::temp_dir().join(format!("cofferdam-other-user-{}", std::process::id()));
     std::fs::create_dir_all(&place).expect("a temporary folder");
     let program = place.join("cofferdam");
-    std::fs::copy(cofferdam(), &program).expect("a copy of the binary");
+    copied(&cofferdam(), &program);
     for path in [&place, &program] {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).expect("our own file");
     }

@@ -42,6 +42,13 @@ pub fn command<A: AsRef<OsStr>>(program: &Path, arguments: impl IntoIterator<Ite
     command
 }
 
+/// A copy of a program, made by a process of its own: a file that this one writes may be open in a child that another thread has
+/// just started, and then it is busy and cannot be run.
+pub fn copied(program: &Path, to: &Path) {
+    let status = Command::new("cp").args([program, to]).status().expect("there is a cp");
+    assert!(status.success(), "a copy of {}", program.display());
+}
+
 /// Runs it to its end with this input.
 pub fn run(command: &mut Command, input: &[u8]) -> Output {
     let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
