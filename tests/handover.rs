@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use aftermath::{assert_ended, skipped};
 use program::{Folder, cofferdam, command, run};
+use serde_json::json;
 use service::{
     Answer, Client, Done, PATIENCE, Service, caller, free_address, kill, request, running, sleeper, until,
 };
@@ -93,17 +94,21 @@ fn twenty_upgrades_under_load_refuse_and_lose_nobody() {
     assert_eq!(service.stop().status.code(), Some(0));
 }
 
+/// A service whose listener is a manager's.
+fn borrows(listener: &TcpListener, sets: &[&str]) -> Service {
+    let mut command =
+        command(&cofferdam(), ["serve"].into_iter().chain(sets.iter().flat_map(|set| ["--set", set])));
+    command.stdin(Stdio::from(OwnedFd::from(listener.try_clone().expect("a socket"))));
+    Service::from(command.spawn().expect("it can be started"))
+}
+
 #[test]
 fn restarts_beside_a_listener_that_is_lent_refuse_and_lose_nobody() {
     for mode in ["process_supervisor", "inline"] {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("its address");
         let mode = format!("runtime.platform.bootstrap.mode={mode}");
-        let start = || {
-            let mut command = command(&cofferdam(), ["serve", "--set", &mode]);
-            command.stdin(Stdio::from(OwnedFd::from(listener.try_clone().expect("a socket"))));
-            Service::from(command.spawn().expect("it can be started"))
-        };
+        let start = || borrows(&listener, &[&mode]);
         let mut service = start();
         let (stop, answered) = (AtomicBool::new(false), AtomicU64::new(0));
         let service = std::thread::scope(|scope| {
@@ -132,6 +137,33 @@ fn restarts_beside_a_listener_that_is_lent_refuse_and_lose_nobody() {
         });
         assert_eq!(service.stop().status.code(), Some(0));
     }
+}
+
+#[test]
+fn once_a_drain_beside_a_lent_listener_is_over_nobody_is_accepted_any_more() {
+    // Executors take their time to end: their worker does not hear SIGTERM, and is killed two seconds later.
+    let folder = Folder::new();
+    let deaf = folder.file(
+        "deaf",
+        r#"trap '' TERM
+           while read -r line; do id=${line#*'"id":"'}; echo '{"id":"'"${id%%'"'*}"'","ok":1}'; done
+           while :; do sleep 600.73; done"#,
+    );
+    let worker = json!({ "deaf": { "command": ["sh", deaf], "mode": "worker" } });
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let service = borrows(&listener, &[&format!("handlers={worker}")]);
+    let mut kept = service.connect();
+    assert_eq!(kept.request("POST", "/v1/jobs/deaf", &["Content-Type: application/json"], "1").text(), "1");
+    service.terminate();
+    // It is silent for longer than it is waited for, and speaks while executors end.
+    std::thread::sleep(Duration::from_millis(1_500));
+    assert!(!service.children("executor").is_empty(), "they still end");
+    kept.send(request("POST", "/v1/jobs/echo", &[], "late"));
+    let answer = kept.read();
+    assert_eq!((answer.status, &*answer.code()), (503, "draining"), "{answer:?}");
+    let ended = service.ended();
+    assert_ended(&ended.status, &ended.stderr, Some(0));
+    drop(listener);
 }
 
 #[test]

@@ -50,6 +50,13 @@ pub enum ToChild {
     Succeeds(String),
 }
 
+impl ToChild {
+    /// To web: who comes is refused, or waits for others who have the listener.
+    pub fn drain(leaves_listener: bool, patience_ms: u64) -> ToChild {
+        if leaves_listener { ToChild::Retire(patience_ms) } else { ToChild::Drain(patience_ms) }
+    }
+}
+
 /// From a child.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub enum ToParent {
@@ -136,7 +143,8 @@ impl ControlSocket {
     }
 
     fn read_each(&mut self, mut each: impl FnMut(&[u8]) -> Result<(), Malformed>) -> Result<(), Malformed> {
-        let mut part = Zeroizing::new([0; READ_BYTES]);
+        // Not on the stack: what reads a bundle leaves its traces below, where they can be wiped.
+        let mut part = Zeroizing::new(vec![0; READ_BYTES]);
         let end = loop {
             match self.stream.read(&mut part[..]) {
                 Ok(read @ 1..) if self.input.len() <= 2 * MESSAGE_BYTES => {

@@ -1,6 +1,7 @@
 //! `serve`, `web` and `executor`: the supervisor's own story, as a checklist.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mio::Token;
@@ -66,8 +67,10 @@ pub fn serve(deployment: &Deployment, groups: Option<&[String]>, takes_over: boo
     let mut signals = Signals::take().map_err(io)?;
     let address = listener.local_addr().map_err(io)?;
     let private_dir = PrivateDir::make()?;
+    let shared = Arc::new(deployment.clone());
     // One secret for this run; children get what their role needs.
     let roots = deployment.root_secrets()?;
+    wipe_stack();
     let reactor = Reactor::new(64)?;
     let registry = || reactor.registry().try_clone().map_err(io);
     let mut handover = None;
@@ -77,7 +80,7 @@ pub fn serve(deployment: &Deployment, groups: Option<&[String]>, takes_over: boo
     let mut fleet = Fleet::new(platform, registry()?, FIRST_CHILD);
     fleet.add_web(&deployment.web_bundle(&roots, private_dir.path()), listener);
     add_executors(&mut fleet, deployment, groups, &roots[0])?;
-    let reread = Reread::new(deployment, &roots);
+    let reread = Reread::new(shared, &roots);
     drop(roots);
     wipe_stack();
     reactor.watch(&mut signals.stop, STOP)?;
@@ -261,8 +264,7 @@ impl Supervisor<'_> {
     /// Who leaves the listener to others has nobody to refuse.
     fn drain_web(&mut self, patience_ms: u64) {
         let leaves_it = self.is_lent || self.handover.as_ref().is_some_and(Handover::is_over);
-        let told = if leaves_it { ToChild::Retire(patience_ms) } else { ToChild::Drain(patience_ms) };
-        self.fleet.send(WEB, &told);
+        self.fleet.send(WEB, &ToChild::drain(leaves_it, patience_ms));
     }
 
     fn tell_replaced(&mut self) {

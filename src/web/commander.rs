@@ -85,8 +85,7 @@ impl Commander {
                     heard.push(match std::mem::replace(stops, true) {
                         // The second signal's deadline is now.
                         true => ToChild::Drain(0),
-                        false if *is_lent => ToChild::Retire(patience_ms),
-                        false => ToChild::Drain(patience_ms),
+                        false => ToChild::drain(*is_lent, patience_ms),
                     });
                     notifier.stopping(patience_ms);
                 }

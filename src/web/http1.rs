@@ -93,9 +93,8 @@ impl Head {
     /// # Errors
     /// One of them is not UTF-8: nothing that it could name is named by it.
     pub fn values(&self, name: &str) -> impl Iterator<Item = Result<&str, Refused>> {
-        let is_of_name = move |known: &Range<usize>| {
-            known.len() == name.len() && self.bytes[known.clone()].eq_ignore_ascii_case(name.as_bytes())
-        };
+        let is_of_name =
+            move |known: &Range<usize>| self.bytes[known.clone()].eq_ignore_ascii_case(name.as_bytes());
         let values =
             self.fields.iter().filter(move |(known, _)| is_of_name(known)).map(|(_, value)| value.clone());
         let text = |value: Range<usize>| std::str::from_utf8(self.bytes[value].trim_ascii());

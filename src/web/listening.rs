@@ -28,7 +28,8 @@ impl Gate {
         if !conn.current.has_body {
             return self.clients.answer(number, &head);
         }
-        if self.clients.draining {
+        // A drain does not wait for who listens, nor for one who would begin to.
+        if self.clients.are_last {
             return self.clients.refuse(number, DRAINING);
         }
         if is_full {

@@ -77,8 +77,11 @@ impl Output {
         if body.len() < LARGE_BYTES {
             return self.text(&[body]);
         }
+        if self.unsent == 0 {
+            // A text that was kept for what comes next.
+            self.pieces.clear();
+        }
         self.unsent += body.len();
-        self.pieces.retain(|piece| !piece.bytes().is_empty());
         self.pieces.push_back(Piece::Body(body.clone()));
     }
 

@@ -209,6 +209,9 @@ impl WebProcess {
                 }
             }
         }
+        if self.refuses.take_if(|at| *at <= now).is_some() {
+            self.gate.drain();
+        }
         let next_token = &mut self.next_token;
         self.sockets.accept(self.reactor.registry(), next_token, &mut self.gate, now);
         self.sockets.read_all(&mut self.gate);
@@ -220,9 +223,6 @@ impl WebProcess {
         self.sockets.flush_touched(&mut self.gate);
         if !self.calls.is_sound() || !self.seat.is_sound() || !(self.is_sound)() {
             return Err("a thread that this process cannot be without has ended".into());
-        }
-        if self.refuses.take_if(|at| *at <= now).is_some() {
-            self.gate.drain();
         }
         if let Some(exit) = self.end_drain() {
             return Ok(ControlFlow::Break(exit));
@@ -253,6 +253,9 @@ impl WebProcess {
         }
         let cut_off = self.seat.cut_off();
         self.gate.begin_turn(now);
+        // Who comes on an open connection until this process ends is refused.
+        self.refuses = None;
+        self.gate.drain();
         self.gate.cut_off();
         self.sockets.flush_touched(&mut self.gate);
         self.drain = None;
