@@ -17,6 +17,8 @@ use crate::ports::{
 
 /// The store is tried again after this long.
 const AGAIN: Duration = Duration::from_millis(200);
+/// Jobs whose progress waits for the thread.
+const UNTOLD_PROGRESS: usize = 1_024;
 
 /// See the module. Dropping it ends its leases.
 pub struct ExternalState {
@@ -77,7 +79,13 @@ impl Consumer for ExternalState {
         }
         if !requests.is_empty() || room != exchange.room {
             exchange.owed += requests.commits.len() + requests.releases.len();
-            exchange.requests.progress.append(&mut requests.progress);
+            // The last of each job is enough, and what nobody has taken in time was no progress.
+            for progressed in requests.progress.drain(..) {
+                let untold = &mut exchange.requests.progress;
+                untold.retain(|known| known.job != progressed.job);
+                untold.truncate(UNTOLD_PROGRESS - 1);
+                untold.push(progressed);
+            }
             exchange.requests.commits.append(&mut requests.commits);
             exchange.requests.releases.append(&mut requests.releases);
             exchange.room = room;

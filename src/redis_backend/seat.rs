@@ -85,7 +85,7 @@ impl Seat for RedisSeat {
 
     /// What is queued stays queued, whoever stops.
     fn is_drained(&self, callers_wait: bool, _deadline: Timestamp) -> bool {
-        lock(&self.broker.0.state).is_drained(callers_wait)
+        self.broker.0.change(|state| state.is_drained(callers_wait))
     }
 
     fn cut_off(&self) -> Vec<JobId> {

@@ -274,6 +274,9 @@ impl State {
 
     /// The service stops; work goes on while somebody waits for it. True once nothing runs here.
     pub fn is_drained(&mut self, callers_wait: bool) -> bool {
+        if self.claims_nothing && callers_wait {
+            self.look_at = AT_ONCE;
+        }
         (self.is_draining, self.claims_nothing) = (true, !callers_wait);
         !callers_wait
             && self.calling.is_none()
