@@ -19,6 +19,7 @@ mod service;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use aftermath::{assert_counted, assert_text, counters};
 use cofferdam::channel::ExecutorEnd;
@@ -119,6 +120,63 @@ fn another_secret_takes_effect_under_load_and_no_job_is_lost_or_delivered_twice(
         client.try_read(PATIENCE).ok().filter(|answer| answer.status == 200).map(drop)
     });
     assert!(lets_in(channel, NEW) && !lets_in(channel, OLD));
+    assert_over(service);
+}
+
+#[test]
+fn no_moment_of_a_rotation_is_without_an_executor() {
+    let file = SecretFile::of(&[OLD]);
+    let service = Service::start(&[&file.set()]);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let asks = scope.spawn(|| {
+            let mut client: Client = service.connect();
+            (0..).take_while(|_| !stop.load(Ordering::Relaxed)).all(|_| {
+                let answer = client.request("GET", "/readyz", &[], "");
+                std::thread::sleep(Duration::from_millis(1));
+                answer.status == 200
+            })
+        });
+        let _done = Done(&stop);
+        for secrets in [[NEW, OLD], [OLD, NEW], [NEW, OLD]] {
+            let before = service.children("executor");
+            file.rotate(&service, &secrets, ANOTHER);
+            replaced(&service, &before);
+        }
+        drop(_done);
+        assert!(asks.join().expect("it only asks"), "it was not ready all the time");
+    });
+    assert_over(service);
+}
+
+#[test]
+fn rotations_while_long_jobs_run_fill_no_host_and_end_nothing() {
+    let file = SecretFile::of(&[OLD]);
+    let service = Service::start(&[&file.set(), TWO]);
+    let mut long = Vec::new();
+    for round in 1..=6 {
+        // New ones run in the processes of this round, and keep them.
+        let jobs = (0..4).map(|_| service.submit("/v1/jobs/sleep", &[], r#"{"ms":600000}"#));
+        long.extend(jobs.take(if round <= 3 { 4 } else { 0 }));
+        running(&service, long.len() as u64);
+        let secrets = if round % 2 == 0 { [OLD, NEW] } else { [NEW, OLD] };
+        file.rotate(&service, &secrets, ANOTHER);
+        for _ in 0..20 {
+            assert_text(&service.post("/v1/jobs/echo", "1"), "1");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        // Two places, and of their predecessors as many and two more.
+        let executors = service.children("executor").len();
+        assert!(executors <= 6, "{executors} executors");
+    }
+    for id in &long {
+        assert_eq!(service.request("DELETE", &format!("/v1/jobs/{id}"), &[], "").status, 200);
+    }
+    until("those who waited for them are gone", 2 * PATIENCE, || {
+        (service.children("executor").len() == 2).then_some(())
+    });
+    assert_nothing_refused(&service);
+    assert!(!service.stderr().contains("lifecycle.crashed"), "{}", service.stderr());
     assert_over(service);
 }
 

@@ -2,7 +2,10 @@
 //! and nothing is ever ended.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
+use std::time::Duration;
 
 use crate::config::secret::{Mark, Secret, read_private};
 use crate::deployment::Deployment;
@@ -10,17 +13,24 @@ use crate::limits::SECRET_FILE_BYTES;
 use crate::mac::wipe_stack;
 use crate::ports::Fitness;
 
+/// The process that asks does nothing else meanwhile: its own watchdog and its children would wait longer.
+const REDIS_ANSWERS: Duration = Duration::from_secs(2);
+
 /// A deployment whose files are read again.
 pub struct Reread {
-    pub deployment: Deployment,
+    /// Shared with the thread that asks.
+    pub deployment: Arc<Deployment>,
     /// The secrets that are known; the first one signs.
     known: Vec<Mark>,
+    /// Those that a journal's files may be signed with.
+    signed: Vec<Mark>,
 }
 
 impl Reread {
     /// It was started with these secrets.
-    pub fn new(deployment: &Deployment, roots: &[Secret]) -> Reread {
-        Reread { deployment: deployment.clone(), known: roots.iter().map(Secret::mark).collect() }
+    pub fn new(deployment: Arc<Deployment>, roots: &[Secret]) -> Reread {
+        let known: Vec<Mark> = roots.iter().map(Secret::mark).collect();
+        Reread { deployment, signed: known.clone(), known }
     }
 
     /// The token file's text; `None`: the tokens that hold go on.
@@ -34,7 +44,7 @@ impl Reread {
     }
 
     /// Other secrets, of which the first signs from now on; `None`: those that hold go on. Asks Redis whether it knows one of them,
-    /// within the timeouts of connections. What a password is worth is seen when a connection is made.
+    /// for [`REDIS_ANSWERS`] at most. What a password is worth is seen when a connection is made.
     pub fn secrets(&mut self) -> Option<Vec<Secret>> {
         let platform = self.deployment.platform();
         if let Some(file) = &platform.redis.password_file {
@@ -54,26 +64,31 @@ impl Reread {
 
     /// `None`: they are those of before.
     fn other_secrets(&mut self, file: &str) -> Result<Option<Vec<Secret>>, String> {
-        let roots = Secret::read_all(Path::new(file))?;
-        let marks: Vec<Mark> = roots.iter().map(Secret::mark).collect();
+        let (roots, marks) = read_roots(Path::new(file))?;
+        // Now, not by the caller alone: what is moved to the heap from here on takes along what its gaps held on the stack.
+        wipe_stack();
         if marks == self.known {
             log::info!("SIGHUP: the secrets are those of before: {file}");
             return Ok(None);
         }
-        // The next start must read what a journal's files were signed with since this one; jobs at rest are signed with the first.
+        // The next start must read what a journal's files were signed with: with what was known at this one, and, where web was
+        // replaced, with what signed then. Jobs at rest are signed with the first.
         let (needed, why, but) = match (self.deployment.signs_journal(), self.deployment.keeps_at_rest()) {
             (true, _) => (
-                self.known.len(),
+                &self.signed[..],
                 "one that the journal needs at the next start",
                 ", but for the journal, at the next start",
             ),
-            (false, true) => (1, "the one that jobs are signed with, which belongs on the second line", ""),
-            (false, false) => (0, "", ""),
+            (false, true) => {
+                (&self.known[..1], "the one that jobs are signed with, which belongs on the second line", "")
+            }
+            (false, false) => (&[][..], "", ""),
         };
-        if !self.known[..needed].iter().all(|mark| marks.contains(mark)) {
+        if !needed.iter().all(|mark| marks.contains(mark)) {
             return Err(format!("{file}: it lacks {why}"));
         }
-        if let Some(Fitness::Unfit(why) | Fitness::Away(why)) = self.fitness(&roots)? {
+        let (roots, fitness) = self.fitness(roots)?;
+        if let Some(Fitness::Unfit(why) | Fitness::Away(why)) = fitness? {
             return Err(format!("{file}: {why}"));
         }
         let signs = if marks[0] == self.known[0] { "the same one" } else { "another one" };
@@ -81,22 +96,32 @@ impl Reread {
             "SIGHUP: the secrets are others, {} of them: {signs} signs from now on{but}: {file}",
             marks.len()
         );
+        self.signed.extend((!self.signed.contains(&marks[0])).then_some(marks[0]));
         self.known = marks;
         Ok(Some(roots))
     }
 
     /// What Redis says to these secrets. It is asked on a thread of its own: signals, as of a child's end, come to the first one and
-    /// would interrupt it.
-    fn fitness(&self, roots: &[Secret]) -> Result<Option<Fitness>, String> {
-        let ask = || {
-            let fitness = self.deployment.fitness(&self.deployment.at_rest(roots));
+    /// would interrupt it; and who answers late is not waited for.
+    fn fitness(&self, roots: Vec<Secret>) -> Result<(Vec<Secret>, Result<Option<Fitness>, String>), String> {
+        let ((answer, answered), deployment) = (channel(), self.deployment.clone());
+        let ask = move || {
+            let fitness = deployment.fitness(&deployment.at_rest(&roots));
             wipe_stack();
-            fitness
+            let _ = answer.send((roots, fitness));
         };
-        let failed = |error| format!("a thread: {error}");
-        thread::scope(|scope| {
-            let asked = thread::Builder::new().spawn_scoped(scope, ask).map_err(failed)?;
-            asked.join().unwrap_or_else(|_| Err("the thread that asks Redis has ended".into()))
+        thread::Builder::new().spawn(ask).map_err(|error| format!("a thread: {error}"))?;
+        answered.recv_timeout(REDIS_ANSWERS).map_err(|error| match error {
+            RecvTimeoutError::Timeout => "Redis does not answer".into(),
+            RecvTimeoutError::Disconnected => "the thread that asks Redis has ended".into(),
         })
     }
+}
+
+/// The secrets of a file, and their marks. A frame of its own, below those that go on.
+#[inline(never)]
+fn read_roots(file: &Path) -> Result<(Vec<Secret>, Vec<Mark>), String> {
+    let roots = Secret::read_all(file)?;
+    let marks = roots.iter().map(Secret::mark).collect();
+    Ok((roots, marks))
 }

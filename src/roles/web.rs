@@ -3,6 +3,7 @@
 
 use std::net::TcpListener;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::reread::Reread;
@@ -67,13 +68,17 @@ fn try_serve_inline(deployment: &Deployment) -> Result<Exit, String> {
     let (listener, is_lent) = listen(&deployment.config.web)?;
     let private_dir = PrivateDir::make()?;
     let graceful = Duration::from_millis(deployment.platform().lifecycle.patience_ms());
+    let shared = Arc::new(deployment.clone());
     let roots = deployment.root_secrets()?;
-    let mut reread = Reread::new(deployment, &roots);
+    wipe_stack();
+    let mut reread = Reread::new(shared, &roots);
     let backend = deployment.open(deployment.at_rest(&roots), "")?;
     drop(roots);
+    wipe_stack();
     let rekey = backend.rekey.clone();
     let read_again = move || {
         reread.secrets().iter().for_each(|roots| rekey(&reread.deployment.at_rest(roots)));
+        wipe_stack();
         reread.tokens()
     };
     let commander = Commander::signals(signals, graceful, is_lent, Box::new(read_again));

@@ -22,8 +22,8 @@ use crate::process::control_socket::{Bundle, Leaving, Role, ToChild, ToParent};
 use crate::process::hygiene::reap_orphans;
 
 /// Processes of one place that finish their jobs while their successor serves. At the bound the successor stays until
-/// one of them has ended, so that short limits and long jobs cannot fill the host with processes. One whose secret is the one before
-/// goes in any case, since it could not connect again; operators do not rotate as often as that.
+/// one of them has ended, so that short limits, frequent rotations and long jobs cannot fill the host with processes. Of a group as
+/// many as it has places, and so many more: the broker has connections for them.
 const MOST_LEAVING: usize = 2;
 
 /// Orphans of executors that have ended stay in the process table for so long.
@@ -50,8 +50,10 @@ struct Child {
     life: Life,
     /// `Some` iff it runs.
     process: Option<ChildProcess>,
-    /// It asks to be replaced, and may not leave yet.
+    /// It is to be replaced, and may not leave yet.
     wants: Option<Leaving>,
+    /// It leaves, and serves on until its successor does.
+    stays: bool,
     /// How its last process ended, for a message.
     last: String,
 }
@@ -114,8 +116,8 @@ impl Fleet {
     }
 
     fn add_child(&mut self, place: usize, life: Life) {
-        let (process, wants, last) = Default::default();
-        self.children.push(Child { place, token: 0, life, process, wants, last });
+        let (process, wants, stays, last) = Default::default();
+        self.children.push(Child { place, token: 0, life, process, wants, stays, last });
     }
 
     /// Its group's name, or `web`.
@@ -165,12 +167,20 @@ impl Fleet {
         let role = self.places[place].role;
         for index in 0..self.children.len() {
             let child = &mut self.children[index];
-            if child.place == place && role == Role::Executor {
-                self.on(index, Event::Leaves(Leaving::Secret), now_ms);
-            } else if child.place == place
-                && let Some(process) = &mut child.process
-            {
-                process.control.send_bytes(&self.places[place].bundle);
+            if child.place != place {
+                continue;
+            }
+            match (&mut child.process, role, child.life.state) {
+                (Some(process), Role::Web, _) => process.control.send_bytes(&self.places[place].bundle),
+                // Web may know its secret no more: it would never serve.
+                (Some(_), Role::Executor, State::Starting) => {
+                    self.on(index, Event::Leaves(Leaving::Secret), now_ms);
+                }
+                (Some(_), Role::Executor, _) => {
+                    child.wants = Some(Leaving::Secret);
+                    self.let_leave(index, now_ms);
+                }
+                (None, ..) => {}
             }
         }
     }
@@ -246,7 +256,9 @@ impl Fleet {
                 ToParent::Ready(said) => {
                     let is_new = life.state == State::Starting && *role == Role::Web;
                     self.happened.extend(is_new.then_some(FleetEvent::WebReady(said)));
+                    let place = *place;
                     self.on(index, Event::Ready, now_ms);
+                    self.succeeded(place);
                 }
                 ToParent::CutOff(jobs) => {
                     self.happened.push(FleetEvent::CutOff(jobs.into_iter().map(JobId).collect()))
@@ -256,6 +268,15 @@ impl Fleet {
                     *wants = Some(why);
                     self.let_leave(index, now_ms);
                 }
+            }
+        }
+    }
+
+    /// Who serves on in this place until a successor does need not any more.
+    fn succeeded(&mut self, place: usize) {
+        for child in self.children.iter_mut().filter(|child| child.place == place) {
+            if std::mem::take(&mut child.stays) {
+                child.process.iter_mut().for_each(|process| process.control.send(&ToChild::Leave));
             }
         }
     }
@@ -342,8 +363,11 @@ impl Fleet {
     /// it may go in any case.
     fn let_leave(&mut self, index: usize, now_ms: u64) {
         let place = self.children[index].place;
-        let leaving = |child: &&Child| child.place == place && child.life.state == State::Aside;
-        let has_room = self.children.iter().filter(leaving).count() < MOST_LEAVING;
+        let is_of_group = |of: usize| self.places[of].name == self.places[place].name;
+        let of_group = (0..self.places.len()).filter(|of| is_of_group(*of)).count();
+        let leaving = || self.children.iter().filter(|child| child.life.state == State::Aside);
+        let has_room = leaving().filter(|child| child.place == place).count() < MOST_LEAVING
+            && leaving().filter(|child| is_of_group(child.place)).count() < of_group + MOST_LEAVING;
         let wants = &mut self.children[index].wants;
         if let Some(why) = wants.take_if(|why| has_room || *why == Leaving::Stuck) {
             self.on(index, Event::Leaves(why), now_ms);
@@ -353,6 +377,7 @@ impl Fleet {
     /// Asks the table, and does what it says.
     fn on(&mut self, index: usize, event: Event, now_ms: u64) {
         let child = &mut self.children[index];
+        let has_served = matches!(child.life.state, State::Serving { .. });
         let (place, action) = (child.place, child.life.on(event, &self.platform.lifecycle.restart, now_ms));
         match (action, &mut child.process) {
             (Action::Spawn, _) => self.spawn(index, now_ms),
@@ -361,7 +386,10 @@ impl Fleet {
             (Action::Kill, Some(process)) => process.kill(),
             (Action::Replaced(reason), _) => self.replaced(place, reason),
             (Action::SetAside(why), process) => {
-                process.iter_mut().for_each(|process| process.control.send(&ToChild::Leave));
+                // Here nothing is wrong with the process itself, and all of them go at once.
+                child.stays = has_served && why == Leaving::Secret;
+                let leaves = process.iter_mut().filter(|_| !child.stays);
+                leaves.for_each(|process| process.control.send(&ToChild::Leave));
                 let successor = child.life.part();
                 self.add_child(place, successor);
                 self.replaced(place, why.as_str());
@@ -403,11 +431,13 @@ impl Fleet {
         }
         let process = process.as_ref()?;
         // Before it serves it answers nothing: an embedder's own start may take its time.
-        let (since_ms, most_ms, what) = if life.state == State::Starting {
-            (process.since_ms, lifecycle.ready_timeout_ms, "was not ready in time")
-        } else {
-            (process.heard_ms, 3 * heartbeat_ms + heartbeat_ms / 2, "does not answer")
-        };
+        let is_silent = process.heard_ms == process.since_ms;
+        let (since_ms, most_ms, what) =
+            if life.state == State::Starting || life.state == State::Aside && is_silent {
+                (process.since_ms, lifecycle.ready_timeout_ms, "was not ready in time")
+            } else {
+                (process.heard_ms, 3 * heartbeat_ms + heartbeat_ms / 2, "does not answer")
+            };
         (now_ms.saturating_sub(since_ms) > most_ms).then(|| {
             log::warn!("{} {what}: it is ended", self.places[*place].name);
             Event::Silent
