@@ -17,6 +17,7 @@ mod secret_file;
 mod service;
 
 use std::process::Output;
+use std::time::Duration;
 
 use aftermath::{assert_counted, assert_text, counters};
 use program::{cofferdam, example, run};
@@ -26,7 +27,7 @@ use secret_file::{
     ANOTHER, AS_BEFORE, NEW, NEWER, OLD, REFUSED, SecretFile, THE_SAME, assert_nothing_refused, assert_over,
     replaced,
 };
-use service::{PATIENCE, Service, all_children, caller, kill, running, signal, until};
+use service::{PATIENCE, Service, Stopwatch, all_children, caller, kill, running, signal, until};
 
 const KEY: &str = "{cofferdam}:key";
 
@@ -174,6 +175,12 @@ fn a_file_that_would_lose_jobs_or_that_redis_does_not_know_is_refused_and_change
         server.tell(&["SET", KEY, &key]);
         assert_text(&service.post("/v1/jobs/echo", "2"), "2");
         service.record_when(&id, "succeeded");
+        // One that does not answer is not waited for: nothing else is done meanwhile.
+        server.freeze();
+        let begun = Stopwatch::start();
+        file.hang_up(&service, "Redis does not answer");
+        assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+        server.thaw();
         // One that cannot be asked is as good as one that says no.
         server.kill();
         file.hang_up(&service, REFUSED);

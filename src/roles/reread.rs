@@ -87,10 +87,7 @@ impl Reread {
         if !needed.iter().all(|mark| marks.contains(mark)) {
             return Err(format!("{file}: it lacks {why}"));
         }
-        let (roots, fitness) = self.fitness(roots)?;
-        if let Some(Fitness::Unfit(why) | Fitness::Away(why)) = fitness? {
-            return Err(format!("{file}: {why}"));
-        }
+        let roots = self.known_to_redis(roots).map_err(|why| format!("{file}: {why}"))?;
         let signs = if marks[0] == self.known[0] { "the same one" } else { "another one" };
         log::info!(
             "SIGHUP: the secrets are others, {} of them: {signs} signs from now on{but}: {file}",
@@ -101,19 +98,22 @@ impl Reread {
         Ok(Some(roots))
     }
 
-    /// What Redis says to these secrets. It is asked on a thread of its own: signals, as of a child's end, come to the first one and
+    /// The same, unless Redis knows none of them. It is asked on a thread of its own: signals, as of a child's end, come to the first one and
     /// would interrupt it; and who answers late is not waited for.
-    fn fitness(&self, roots: Vec<Secret>) -> Result<(Vec<Secret>, Result<Option<Fitness>, String>), String> {
+    fn known_to_redis(&self, roots: Vec<Secret>) -> Result<Vec<Secret>, String> {
         let ((answer, answered), deployment) = (channel(), self.deployment.clone());
         let ask = move || {
             let fitness = deployment.fitness(&deployment.at_rest(&roots));
             wipe_stack();
-            let _ = answer.send((roots, fitness));
+            let _ = answer.send(match fitness {
+                Ok(None | Some(Fitness::Fit(_))) => Ok(roots),
+                Ok(Some(Fitness::Unfit(why) | Fitness::Away(why))) | Err(why) => Err(why),
+            });
         };
         thread::Builder::new().spawn(ask).map_err(|error| format!("a thread: {error}"))?;
-        answered.recv_timeout(REDIS_ANSWERS).map_err(|error| match error {
-            RecvTimeoutError::Timeout => "Redis does not answer".into(),
-            RecvTimeoutError::Disconnected => "the thread that asks Redis has ended".into(),
+        answered.recv_timeout(REDIS_ANSWERS).unwrap_or_else(|error| match error {
+            RecvTimeoutError::Timeout => Err("Redis does not answer".into()),
+            RecvTimeoutError::Disconnected => Err("the thread that asks Redis has ended".into()),
         })
     }
 }
