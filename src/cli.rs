@@ -168,6 +168,8 @@ fn deploy(
     if !unbuilt.is_empty() {
         return Err(format!("this config is valid but cannot be started:\n  {}", unbuilt.join("\n  ")));
     }
+    // Before a secret is read, or made: nobody may look into this process any more.
+    hygiene::keep_secrets().map_err(|error| error.to_string())?;
     if let Some(file) = &loaded.config.runtime.platform.execution_ipc.auth.secret_file {
         let read = config::secret::Secret::read_all(Path::new(file));
         drop(read.map_err(|why| format!("runtime.platform.execution_ipc.auth.secret_file: {why}"))?);

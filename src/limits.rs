@@ -153,7 +153,7 @@ pub const UNAUTHORIZED_A_SECOND: u32 = 10;
 /// Addresses whose requests without a valid token are counted; beyond it all are forgotten.
 pub const UNAUTHORIZED_ADDRESSES: usize = 4_096;
 
-/// The body of a request that asks for none: it is read over.
+/// The body of a request that asks for none: it is read and dropped.
 pub const UNASKED_BODY_BYTES: usize = 4 << 10;
 
 /// Who may listen to `/v1/events` at once.

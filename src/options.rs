@@ -13,7 +13,7 @@ impl Options {
         Options(split.collect())
     }
 
-    /// The value of an option, if given; the last one wins.
+    /// The value of an option, if given: once at most.
     pub fn value(&mut self, name: &str) -> Result<Option<String>, String> {
         match &*self.values(name)? {
             [] => Ok(None),

@@ -81,6 +81,7 @@ fn the_user_of_the_guide_is_enough() {
     assert_eq!(web.get(&format!("/v1/jobs?limit=5&after={next}")).status, 200);
     assert_eq!(web.get(&format!("/v1/jobs/{id}/payload")).code(), "not_found");
     assert_eq!(web.get("/metrics").status, 200);
+    assert_eq!(web.get("/v1/lanes/echo").status, 200);
     // A running job is cancelled; a lost executor's are delivered again; a job that nobody signed is put aside.
     let long = web.submit("/v1/jobs/sleep", &[], r#"{"ms":60000}"#);
     web.record_when(&long, "running");

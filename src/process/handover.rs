@@ -114,7 +114,7 @@ pub struct Handover {
     door: Option<mio::net::UnixListener>,
     /// It has the listener; it hears of this process's end.
     successor: Option<mio::net::UnixStream>,
-    /// It serves.
+    /// The successor serves.
     is_over: bool,
     registry: Registry,
     token: Token,

@@ -1,5 +1,5 @@
-//! What any of our processes needs of its host: signals, hygiene, a service manager, the control socket to its parent,
-//! the bundle that it is born with, the public listener, and a private directory.
+//! What any of our processes needs of its host: signals, hygiene, another account, a service manager, the control socket to its
+//! parent and the bundle that it is born with, the public listener and its handover, the reactor, and a private directory.
 
 pub mod account;
 pub mod control_socket;

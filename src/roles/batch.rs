@@ -139,7 +139,6 @@ impl ExecutorHost {
     /// Starts the executors; they are not waited for.
     fn start(deployment: &Deployment, backend: &Backend) -> Result<ExecutorHost, String> {
         let io = |error: std::io::Error| error.to_string();
-        hygiene::keep_secrets().map_err(io)?;
         hygiene::become_subreaper().map_err(io)?;
         if deployment.has_programs() {
             hygiene::expect_programs();

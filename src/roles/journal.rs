@@ -10,6 +10,7 @@ use crate::journal::facts::Job;
 use crate::journal::scan::{Scan, name, scan};
 use crate::journal::{Disk, Files, known_keys};
 use crate::mac::MacKey;
+use crate::process::hygiene::keep_secrets;
 use crate::web::respond::{payload_json, record_json};
 
 /// What is asked of a journal.
@@ -27,6 +28,7 @@ pub enum Question {
 /// # Errors
 /// It cannot be read, or is not as it was written.
 pub fn journal(dir: &Path, secret_file: Option<&Path>, question: &Question) -> Result<Exit, String> {
+    keep_secrets().map_err(|error| error.to_string())?;
     let secrets = secret_file.map(Secret::read_all).transpose()?.unwrap_or_default();
     let envelopes: Vec<Secret> = secrets.iter().map(Secret::envelope).collect();
     let keys = known_keys(dir, &envelopes)?;

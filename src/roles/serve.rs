@@ -40,8 +40,6 @@ pub fn serve(deployment: &Deployment, groups: Option<&[String]>, takes_over: boo
     }
     let io = |error: std::io::Error| error.to_string();
     super::say_starting(deployment);
-    // Before the secret exists, nobody may look into this process any more.
-    hygiene::keep_secrets().map_err(io)?;
     hygiene::become_subreaper().map_err(io)?;
     if deployment.has_programs() {
         hygiene::expect_programs();

@@ -13,7 +13,7 @@ use crate::exit::Exit;
 use crate::mac::wipe_stack;
 use crate::observe::{event, log_writer};
 use crate::process::hygiene::{
-    Signals, hear_of_limits, keep_secrets, raise_descriptor_limit, set_data_apart, settle_prints, take_stdout,
+    Signals, hear_of_limits, raise_descriptor_limit, set_data_apart, settle_prints, take_stdout,
 };
 use crate::process::listener::listen;
 use crate::process::private_dir::PrivateDir;
@@ -59,8 +59,6 @@ pub(super) fn serve_inline(deployment: &Deployment) -> Result<Exit, String> {
 fn try_serve_inline(deployment: &Deployment) -> Result<Exit, String> {
     let io = |error: std::io::Error| error.to_string();
     super::say_starting(deployment);
-    // A secret may be here, and handlers are.
-    keep_secrets().map_err(io)?;
     set_data_apart("inline").map_err(io)?;
     hear_of_limits().map_err(io)?;
     raise_descriptor_limit();

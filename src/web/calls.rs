@@ -1,5 +1,5 @@
 //! Where the gate's questions are answered: the broker's at once where a call takes microseconds, on a thread of their own
-//! where it may wait for a network; pages by the inner server.
+//! where it may wait for a network; pages by the inner server. And the thread that looks each second for who listens.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -79,7 +79,7 @@ pub fn seconds(text: &str) -> Option<u64> {
     is_number.then(|| text.parse().unwrap_or(u64::MAX))
 }
 
-/// `Prefer` (RFC 7240). What is not known, or cannot be followed, is read over; of several alike the first counts.
+/// `Prefer` (RFC 7240). What is not known, or cannot be followed, is ignored; of several alike the first counts.
 fn prefer(head: &Head) -> Result<Kind, Refused> {
     let (mut respond_async, mut wait) = (false, None);
     for value in head.values("prefer") {
