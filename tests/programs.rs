@@ -275,6 +275,9 @@ fn h5_a_program_that_ignores_sigterm_is_killed_after_its_grace_and_its_error_say
     ] {
         assert!(detail.contains(words), "no {words:?} in {detail}");
     }
+    let ran = detail.split_once("; ran ").and_then(|(_, rest)| rest.split_once(" s,")).expect("how long").0;
+    // By the executor's clock, whose milliseconds may end just before those of the timeout.
+    assert!((0.69..0.8).contains(&ran.parse::<f64>().expect("seconds")), "{detail}");
     let begun = Stopwatch::start();
     let answer = post(&service, "polite", "1");
     assert!(begun.elapsed() < Duration::from_millis(650), "{:?}", begun.elapsed());

@@ -137,13 +137,13 @@ fn no_moment_of_a_rotation_is_without_an_executor() {
                 answer.status == 200
             })
         });
-        let _done = Done(&stop);
+        let done = Done(&stop);
         for secrets in [[NEW, OLD], [OLD, NEW], [NEW, OLD]] {
             let before = service.children("executor");
             file.rotate(&service, &secrets, ANOTHER);
             replaced(&service, &before);
         }
-        drop(_done);
+        drop(done);
         assert!(asks.join().expect("it only asks"), "it was not ready all the time");
     });
     assert_over(service);
@@ -156,8 +156,8 @@ fn rotations_while_long_jobs_run_fill_no_host_and_end_nothing() {
     let mut long = Vec::new();
     for round in 1..=6 {
         // New ones run in the processes of this round, and keep them.
-        let jobs = (0..4).map(|_| service.submit("/v1/jobs/sleep", &[], r#"{"ms":600000}"#));
-        long.extend(jobs.take(if round <= 3 { 4 } else { 0 }));
+        let jobs = if round <= 3 { 4 } else { 0 };
+        long.extend((0..jobs).map(|_| service.submit("/v1/jobs/sleep", &[], r#"{"ms":600000}"#)));
         running(&service, long.len() as u64);
         let secrets = if round % 2 == 0 { [OLD, NEW] } else { [NEW, OLD] };
         file.rotate(&service, &secrets, ANOTHER);

@@ -112,10 +112,7 @@ fn a_listening_socket_on_standard_input_is_the_public_one() {
         let mode = format!("runtime.platform.bootstrap.mode={mode}");
         // A port that cannot be bound twice: if the service bound it, this would fail.
         let bind = format!("web.bind={address}");
-        let mut command = command(&cofferdam(), ["serve", "--set", &mode, "--set", &bind]);
-        command.stdin(Stdio::from(std::os::fd::OwnedFd::from(listener.try_clone().expect("a socket"))));
-        let service = Service::from(command.spawn().expect("the binary runs"));
-        drop(command);
+        let service = Service::lent(&listener, &[&mode, &bind]);
         assert_eq!(service.address, address);
         assert_eq!(service.post("/v1/jobs/echo", "1").text(), "1");
         assert_eq!(service.stop().status.code(), Some(0));

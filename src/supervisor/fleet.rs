@@ -362,7 +362,7 @@ impl Fleet {
     /// Lets the child leave that has asked to, if there is a place for it. One whose workers are taken serves nobody:
     /// it may go in any case.
     fn let_leave(&mut self, index: usize, now_ms: u64) {
-        let place = self.children[index].place;
+        let Child { place, wants: Some(_), .. } = self.children[index] else { return };
         let is_of_group = |of: usize| self.places[of].name == self.places[place].name;
         let of_group = (0..self.places.len()).filter(|of| is_of_group(*of)).count();
         let leaving = || self.children.iter().filter(|child| child.life.state == State::Aside);

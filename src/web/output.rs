@@ -61,11 +61,13 @@ impl Output {
     /// All of these, one behind the other.
     pub fn text(&mut self, parts: &[&[u8]]) {
         let length = parts.iter().map(|part| part.len()).sum::<usize>();
-        self.unsent += length;
-        if !matches!(self.pieces.back(), Some(Piece::Text(text)) if text.len() + length <= LARGE_BYTES || text.is_empty())
-        {
+        let most = LARGE_BYTES.max(length);
+        let fits = |piece: &Piece| matches!(piece, Piece::Text(text) if text.len() + length <= most);
+        // Nothing is no piece.
+        if length > 0 && !self.pieces.back().is_some_and(fits) {
             self.pieces.push_back(Piece::Text(Vec::new()));
         }
+        self.unsent += length;
         if let Some(Piece::Text(text)) = self.pieces.back_mut() {
             text.reserve(length);
             parts.iter().for_each(|part| text.extend_from_slice(part));
@@ -152,11 +154,13 @@ mod tests {
         for _ in 0..3 {
             output.text(&[b"head"]);
             output.body(&body);
+            output.body(&Arc::from([]));
         }
         assert_eq!((Arc::strong_count(&body), output.held()), (4, 3 * ((1 << 20) + 4)));
         output.sent(4);
         output.sent(body.len());
         assert_eq!((Arc::strong_count(&body), output.len()), (3, 2 * ((1 << 20) + 4)));
+        assert_eq!(output.next(), b"head", "nothing stands between two bodies");
         output.clear();
         assert_eq!((Arc::strong_count(&body), output.held(), output.len()), (1, 0, 0));
     }

@@ -8,8 +8,9 @@
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::process::{Child, ExitStatus};
+use std::process::{Child, Command, ExitStatus};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -172,11 +173,23 @@ impl Service {
 
     /// Starts the program without waiting for it.
     pub fn spawn(program: &Path, sets: &[&str]) -> Child {
+        Service::command(program, sets).spawn().expect("the program can be started")
+    }
+
+    /// One whose listener is a service manager's, which keeps it.
+    #[track_caller]
+    pub fn lent(listener: &TcpListener, sets: &[&str]) -> Service {
+        let mut command = Service::command(&cofferdam(), sets);
+        command.stdin(OwnedFd::from(listener.try_clone().expect("a socket")));
+        Service::from(command.spawn().expect("the program can be started"))
+    }
+
+    fn command(program: &Path, sets: &[&str]) -> Command {
         let mut arguments = vec!["serve".to_owned(), "--set".into(), "web.bind=127.0.0.1:0".into()];
         for set in sets {
             arguments.extend(["--set".into(), (*set).to_owned()]);
         }
-        command(program, &arguments).spawn().expect("the program can be started")
+        command(program, &arguments)
     }
 
     /// What it has written to stderr so far.
