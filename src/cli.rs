@@ -190,7 +190,7 @@ fn deploy(
     if !wrong.is_empty() {
         return Err(format!("these programs cannot be run:\n  {}", wrong.join("\n  ")));
     }
-    match deployment.fitness(&[])? {
+    match deployment.fitness(None)? {
         Some(Fitness::Unfit(why)) => {
             Err(format!("runtime.platform.redis: this server cannot be used: {why}"))
         }

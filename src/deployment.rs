@@ -381,7 +381,7 @@ impl Deployment {
     }
 
     /// What the server says of itself; `None` where none is used.
-    pub fn fitness(&self, _: &[Secret]) -> Result<Option<Fitness>, String> {
+    pub fn fitness(&self, _: Option<&[Secret]>) -> Result<Option<Fitness>, String> {
         Ok(None)
     }
 
@@ -441,9 +441,9 @@ mod at_rest {
             format!("{{{}}}:", self.platform().redis.key_prefix)
         }
 
-        /// What the server says of itself, and whether it knows one of these secrets ([`Deployment::at_rest`]); none: those of the file. `None`
-        /// where none is used.
-        pub fn fitness(&self, at_rest: &[Secret]) -> Result<Option<Fitness>, String> {
+        /// What the server says of itself, and whether it knows one of these secrets ([`Deployment::at_rest`]), or of those of the file. `None`
+        /// where no server is used.
+        pub fn fitness(&self, at_rest: Option<&[Secret]>) -> Result<Option<Fitness>, String> {
             if !self.keeps_at_rest() {
                 return Ok(None);
             }
@@ -452,8 +452,8 @@ mod at_rest {
             if !matches!(fitness, Fitness::Fit(_)) {
                 return Ok(Some(fitness));
             }
-            let read = if at_rest.is_empty() { self.root_envelopes()? } else { Vec::new() };
-            let known = read.iter().chain(at_rest).collect::<Vec<_>>();
+            let read = at_rest.map_or_else(|| self.root_envelopes(), |_| Ok(Vec::new()))?;
+            let known = at_rest.unwrap_or(&read).iter().collect::<Vec<_>>();
             let checks = Signer::new(&known, &self.prefix()).checks();
             let secret_file = &self.platform().execution_ipc.auth.secret_file;
             let secret_file = secret_file.as_deref().unwrap_or("this run");

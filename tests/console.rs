@@ -8,6 +8,7 @@ mod program;
 #[path = "support/service.rs"]
 mod service;
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::process::{Output, Stdio};
@@ -96,6 +97,13 @@ fn each_line_is_a_job_and_who_reads_no_more_ends_it() {
     assert_eq!(console.says(&["jobs", "list", "--limit", "1500", "--json"]).lines().count(), 300);
     assert_eq!(console.says(&["jobs", "list"]).lines().count(), 21);
     assert_eq!(console.says(&["jobs", "list", "--limit", "0"]).lines().count(), 1);
+    // With an idempotency key the same lines again are the same jobs, and those behind them new ones.
+    let by_key = ["jobs", "submit", "echo", "--lines", "--idempotency-key", "day-1"];
+    let first = text(&console.run(&by_key, "1\n2\n").stdout);
+    let again = text(&console.run(&by_key, "1\n2\n3\n").stdout);
+    assert_eq!(first.lines().collect::<BTreeSet<_>>().len(), 2);
+    assert_eq!((again.starts_with(&first), again.lines().count()), (true, 3));
+    assert_eq!(console.says(&["jobs", "list", "--limit", "1500", "--json"]).lines().count(), 303);
 
     let mut child = command(&cofferdam(), ["jobs", "submit", "echo", "--lines"])
         .env("COFFERDAM_URL", format!("http://{}", service.address))

@@ -2,7 +2,8 @@
 //!
 //! A package is installed, upgraded and purged in a copy of this system that is thrown away: an overlay in a mount namespace of its
 //! own, so nothing here is changed. The image is a folder with the files that the Dockerfile copies. Both need root. They hold
-//! this test's own binary, or the one that `COFFERDAM_PACKAGED_BINARY` names, such as a static one.
+//! this test's own binary, or the one that `COFFERDAM_PACKAGED_BINARY` names, such as a static one. `COFFERDAM_AARCH64_BINARY` names one
+//! that tools/cross has built; it runs by an emulator.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -605,6 +606,62 @@ fn the_image_of_the_dockerfile_serves_as_nobody_from_an_otherwise_empty_root() {
     assert_eq!(service.stop().status.code(), Some(0));
     // Nobody answers there any more, so the check fails.
     assert_eq!(run(&mut started(&health), b"").status.code(), Some(1), "{address}");
+}
+
+/// The service has one process here: what the emulated one would start is started as a program of this machine.
+#[test]
+fn a_static_binary_for_another_architecture_serves_and_is_packed() {
+    let Some(binary) = std::env::var_os("COFFERDAM_AARCH64_BINARY") else {
+        return skipped(
+            "COFFERDAM_AARCH64_BINARY names none (tools/test builds it where a cross compiler can be installed)",
+        );
+    };
+    const EMULATOR: &str = "qemu-aarch64-static";
+    let emulated = |words: &[&str]| {
+        let mut command = host(EMULATOR);
+        command.arg(&binary).args(words);
+        command
+    };
+    let own = said(host(&cofferdam().display().to_string()).args(["facts", "--json"]));
+    let mut own: Value = serde_json::from_str(&own).expect("JSON");
+    let theirs = said(&mut emulated(&["facts", "--json"]));
+    let mut theirs: Value = serde_json::from_str(&theirs).expect("JSON");
+    assert_eq!(theirs["binary"]["linking"], "static");
+    // All else is the same: crates, features, handlers, limits.
+    for facts in [&mut own, &mut theirs] {
+        for of_the_build in ["linking", "build"] {
+            facts["binary"][of_the_build] = Value::Null;
+        }
+    }
+    assert_eq!(own["binary"], theirs["binary"]);
+    assert_eq!(own["limits"], theirs["limits"]);
+
+    let lines = "{\"a\":1}\n{\"b\":2}\n";
+    let inline = ["--set", "runtime.platform.bootstrap.mode=inline"];
+    let batch =
+        run(&mut emulated(&[&["batch", "--handler", "echo"][..], &inline].concat()), lines.as_bytes());
+    assert_eq!(String::from_utf8_lossy(&batch.stdout), lines, "{}", all(&batch));
+    let mut serve = emulated(&[&["serve", "--set", "web.bind=127.0.0.1:0"][..], &inline].concat());
+    let piped = std::process::Stdio::piped;
+    let service = Service::from(serve.stdout(piped()).stderr(piped()).spawn().expect("the emulator"));
+    assert_eq!(service.post("/v1/jobs/echo", "[1]").text(), "[1]");
+    assert_eq!(service.stop().status.code(), Some(0));
+
+    if !is_installed("dpkg-deb") {
+        return;
+    }
+    let folder = Folder::new();
+    let (output, binary) = (folder.path("deb").display().to_string(), binary.to_string_lossy());
+    let target = "aarch64-unknown-linux-gnu";
+    let mut deb = package(&["deb", "--binary", &binary, "--target", target, "--output", &output]);
+    let deb = PathBuf::from(said(deb.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", EMULATOR)).trim());
+    let name = format!("cofferdam_{}-1_arm64.deb", env!("CARGO_PKG_VERSION"));
+    assert!(deb.ends_with(name), "{}", deb.display());
+    assert_eq!(said(host("dpkg-deb").arg("-f").arg(&deb).arg("Architecture")), "arm64\n");
+    let files = said(host("dpkg-deb").arg("-c").arg(&deb));
+    for file in ["usr/bin/cofferdam", "usr/share/man/man1/cofferdam-serve.1.gz"] {
+        assert!(files.contains(file), "{files}");
+    }
 }
 
 fn cargo(command: &str) -> Command {

@@ -1,6 +1,6 @@
 //! A running service as its HTTP interface shows it: one connection, kept, one request at a time.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use super::table::cell;
 use crate::exit::Exit;
-use crate::web::respond::{ANSWER_BYTES, Answer};
+use crate::web::respond::Answer;
 
 /// An answer is waited for so long beyond what was asked for.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -116,25 +116,9 @@ impl Client {
         };
         stream.set_read_timeout(Some(self.patience))?;
         stream.write_all(request)?;
-        let (mut input, mut part) = (Vec::new(), [0; 16_384]);
-        loop {
-            let read = match stream.read(&mut part) {
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                read => read?,
-            };
-            input.extend_from_slice(&part[..read]);
-            if input.len() > ANSWER_BYTES {
-                return Err(ErrorKind::InvalidData.into());
-            }
-            match Answer::parse(&input, read == 0).map_err(|_| ErrorKind::InvalidData)? {
-                Some((reply, is_kept)) => {
-                    self.stream = is_kept.then_some(stream);
-                    return Ok(reply);
-                }
-                None if read == 0 => return Err(ErrorKind::UnexpectedEof.into()),
-                None => {}
-            }
-        }
+        let (reply, is_kept) = Answer::read(&mut stream)?;
+        self.stream = is_kept.then_some(stream);
+        Ok(reply)
     }
 
     fn connect(&self) -> std::io::Result<TcpStream> {

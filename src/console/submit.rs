@@ -16,14 +16,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 pub fn submit(console: &mut Console, options: &mut Options) -> Result<Exit, Stop> {
     let mut headers = vec!["Prefer: respond-async".to_owned()];
-    for (option, header) in [("--key", "Ordering-Key"), ("--idempotency-key", "Idempotency-Key")] {
-        if let Some(value) = options.value(option)? {
-            if value.contains(|char: char| char.is_ascii_control()) {
-                return Err(format!("{option}: a header has no control characters").into());
-            }
-            headers.push(format!("{header}: {value}"));
-        }
-    }
+    headers.extend(header_of(options, "--key", "Ordering-Key")?);
+    let own_key = header_of(options, "--idempotency-key", "Idempotency-Key")?;
     let delay = options.value("--delay-ms")?.map(|ms| format!("?delay_ms={}", escaped(&ms)));
     let [waits, by_line] = ["--wait", "--lines"].map(|name| options.flag(name));
     let handler = options.positional().ok_or("jobs submit needs the name of a handler".to_owned())?;
@@ -32,10 +26,11 @@ pub fn submit(console: &mut Console, options: &mut Options) -> Result<Exit, Stop
     let target = format!("/v1/jobs/{}{}", escaped(&handler), delay.unwrap_or_default());
     if by_line {
         return match payload.as_deref() {
-            None | Some("-") if !waits => submit_lines(console, &target, &headers),
+            None | Some("-") if !waits => submit_lines(console, &target, &headers, own_key.as_ref()),
             _ => Err("--lines takes its jobs from standard input, and does not wait".to_owned().into()),
         };
     }
+    headers.extend(own_key);
     let payload = match payload.as_deref() {
         Some(text) if text != "-" => text.as_bytes().to_vec(),
         None if std::io::stdin().is_terminal() => Vec::new(),
@@ -53,6 +48,15 @@ pub fn submit(console: &mut Console, options: &mut Options) -> Result<Exit, Stop
     console.tell_bytes(&id, "result")
 }
 
+/// The header that an option asks for, if it is given.
+fn header_of(options: &mut Options, option: &str, header: &str) -> Result<Option<String>, String> {
+    let Some(value) = options.value(option)? else { return Ok(None) };
+    if value.contains(|char: char| char.is_ascii_control()) {
+        return Err(format!("{option}: a header has no control characters"));
+    }
+    Ok(Some(format!("{header}: {value}")))
+}
+
 /// The job's record, once it has ended.
 pub fn wait(console: &mut Console, id: &str) -> Result<Value, Stop> {
     loop {
@@ -66,12 +70,20 @@ pub fn wait(console: &mut Console, id: &str) -> Result<Value, Stop> {
     }
 }
 
-/// Each line is a job of its own, accepted before the next one is read.
-fn submit_lines(console: &mut Console, target: &str, headers: &[String]) -> Result<Exit, Stop> {
-    for (number, line) in std::io::stdin().lock().split(b'\n').enumerate() {
+/// Each line is a job of its own, accepted before the next one is read. An idempotency key is followed by the line's
+/// number: the same input again joins the jobs that there are, and submits the rest.
+fn submit_lines(
+    console: &mut Console,
+    target: &str,
+    headers: &[String],
+    own_key: Option<&String>,
+) -> Result<Exit, Stop> {
+    for (line, number) in std::io::stdin().lock().split(b'\n').zip(1_u64..) {
         let line = line.map_err(|error| format!("standard input: {error}"))?;
-        let id = accepted(console, target, headers, &line).inspect_err(|_| {
-            complain(&format!("line {} was not accepted, nor is any behind it", number + 1));
+        let own_key = own_key.map(|header| format!("{header}-{number}"));
+        let headers: Vec<String> = headers.iter().cloned().chain(own_key).collect();
+        let id = accepted(console, target, &headers, &line).inspect_err(|_| {
+            complain(&format!("line {number} was not accepted, nor is any behind it"));
         })?;
         tell(said(console, &id).as_bytes())?;
     }

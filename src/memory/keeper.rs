@@ -346,8 +346,8 @@ impl Seat for Keeper {
     }
 
     /// What is queued stays queued, and is run by whoever comes next.
-    fn is_drained(&self, callers_wait: bool, _deadline: Timestamp) -> bool {
-        let (is_idle, turn) = self.broker.with_turn(|state, _| state.broker.is_at_rest(!callers_wait));
+    fn drain(&self, callers_wait: bool, _deadline: Timestamp) -> bool {
+        let (is_idle, turn) = self.broker.with_turn(|state, _| state.broker.drain(!callers_wait));
         is_idle && self.broker.lock().pages.written >= turn
     }
 

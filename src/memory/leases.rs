@@ -114,8 +114,8 @@ impl Broker {
         self.make_ready(lease.lane, now);
     }
 
-    /// True if nothing runs. `claims_nothing`: what is queued stays so.
-    pub fn is_at_rest(&mut self, claims_nothing: bool) -> bool {
+    /// The service stops; `claims_nothing`: what is queued stays so. True once nothing runs.
+    pub fn drain(&mut self, claims_nothing: bool) -> bool {
         if self.claims_nothing && !claims_nothing {
             self.signals.groups.extend(0..self.workers.len());
         }

@@ -178,7 +178,7 @@ impl Seat for MemoryBroker {
     }
 
     /// What is queued goes with this process, so it is run, whether somebody waits for it or not.
-    fn is_drained(&self, _callers_wait: bool, deadline: Timestamp) -> bool {
+    fn drain(&self, _callers_wait: bool, deadline: Timestamp) -> bool {
         self.with(|broker, _| broker.is_idle(deadline))
     }
 

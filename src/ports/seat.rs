@@ -12,9 +12,9 @@ pub trait Seat: Send + Sync {
     /// All that belongs together has been said: what waits for it to be written may be written.
     fn flush(&self) {}
 
-    /// The service stops, which the first call tells; `callers_wait` while somebody here waits for a job. True once
+    /// The service stops: said again until it is over; `callers_wait` while somebody here waits for a job. True once
     /// nothing runs for this process and nothing will before `deadline`.
-    fn is_drained(&self, callers_wait: bool, deadline: Timestamp) -> bool;
+    fn drain(&self, callers_wait: bool, deadline: Timestamp) -> bool;
 
     /// The drain's time is over: what still runs for this process, or is lost with it, is cut off and named.
     fn cut_off(&self) -> Vec<JobId>;

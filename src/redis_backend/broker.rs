@@ -126,7 +126,7 @@ impl Shared {
         } else {
             let is_over = self.change(|state| {
                 unanswered.append(&mut state.next.submissions);
-                state.is_away(&error, self.server.settings.rules.visibility, self.server.now())
+                state.call_failed(&error, self.server.settings.rules.visibility, self.server.now())
             });
             *in_doubt = Some(call).filter(|_| !is_over);
         }

@@ -84,8 +84,8 @@ impl Seat for RedisSeat {
     }
 
     /// What is queued stays queued, whoever stops.
-    fn is_drained(&self, callers_wait: bool, _deadline: Timestamp) -> bool {
-        self.broker.0.change(|state| state.is_drained(callers_wait))
+    fn drain(&self, callers_wait: bool, _deadline: Timestamp) -> bool {
+        self.broker.0.change(|state| state.drain(callers_wait))
     }
 
     fn cut_off(&self) -> Vec<JobId> {

@@ -273,7 +273,7 @@ impl State {
     }
 
     /// The service stops; work goes on while somebody waits for it. True once nothing runs here.
-    pub fn is_drained(&mut self, callers_wait: bool) -> bool {
+    pub fn drain(&mut self, callers_wait: bool) -> bool {
         if self.claims_nothing && callers_wait {
             self.look_at = AT_ONCE;
         }
@@ -436,7 +436,7 @@ impl State {
     }
 
     /// A call has failed. True: for so long that nothing of it can count any more.
-    pub fn is_away(&mut self, error: &BackendError, visibility: Duration, now: Timestamp) -> bool {
+    pub fn call_failed(&mut self, error: &BackendError, visibility: Duration, now: Timestamp) -> bool {
         let away = self.away.get_or_insert_with(|| {
             event(log::Level::Warn, "backend.away").field("cause", &error.0).emit();
             Away { since: now, leases_since: now, again_at: now, pause: PAUSES[0], cause: error.0.clone() }

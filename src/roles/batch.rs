@@ -77,7 +77,7 @@ pub fn run(deployment: &Deployment, options: &BatchOptions) -> Result<Summary, B
                 || (!backend.seat.is_sound()).then(|| "the journal cannot be written any more".into());
             failed().or_else(broken)
         },
-        fitness: &|| deployment.fitness(&[]),
+        fitness: &|| deployment.fitness(None),
         stops: &mut || {
             if hear_hangup(&mut signals.hangup) {
                 log::info!("SIGHUP: nothing is read again: a batch has its secret until it ends");

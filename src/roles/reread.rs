@@ -103,7 +103,7 @@ impl Reread {
     fn known_to_redis(&self, roots: Vec<Secret>) -> Result<Vec<Secret>, String> {
         let ((answer, answered), deployment) = (channel(), self.deployment.clone());
         let ask = move || {
-            let fitness = deployment.fitness(&deployment.at_rest(&roots));
+            let fitness = deployment.fitness(Some(&deployment.at_rest(&roots)));
             wipe_stack();
             let _ = answer.send(match fitness {
                 Ok(None | Some(Fitness::Fit(_))) => Ok(roots),

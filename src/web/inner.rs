@@ -4,7 +4,7 @@
 //! each connection, as the gate has rebuilt it. What a client wrote frames nothing here.
 
 use std::error::Error;
-use std::io::{Cursor, ErrorKind, Read, Result as IoResult, Write};
+use std::io::{Cursor, ErrorKind, Result as IoResult, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::str::FromStr;
@@ -145,7 +145,12 @@ impl Pool {
 
 fn connect(socket: &Path) -> IoResult<UnixStream> {
     // A signal may come now: it is nothing that happened to this connection.
-    let mut stream = retry(|| UnixStream::connect(socket))?;
+    let mut stream = loop {
+        match UnixStream::connect(socket) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            connected => break connected?,
+        }
+    };
     // Longer than a busy host stalls: nobody would serve better after another start.
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     exchange(&mut stream, b"GET /nothing HTTP/1.1\r\nHost: inner\r\nContent-Length: 0\r\n\r\n")?;
@@ -217,16 +222,7 @@ fn viewer(text: &str) -> Option<Viewer> {
 /// Says a request and reads its answer.
 fn exchange(stream: &mut UnixStream, request: &[u8]) -> IoResult<Answer> {
     stream.write_all(request)?;
-    let (mut input, mut part) = (Vec::new(), [0; 16_384]);
-    loop {
-        match retry(|| stream.read(&mut part))? {
-            0 => return Err(ErrorKind::UnexpectedEof.into()),
-            read => input.extend_from_slice(&part[..read]),
-        }
-        if let Some((answer, _)) = Answer::parse(&input, false).map_err(|_| ErrorKind::InvalidData)? {
-            return Ok(answer);
-        }
-    }
+    Ok(Answer::read(stream)?.0)
 }
 
 /// The request as the gate understood it: nothing that the client wrote frames it.
@@ -244,14 +240,4 @@ fn rebuilt(request: &PageRequest, Pass(pass): &Pass) -> Zeroizing<Vec<u8>> {
     );
     out.extend_from_slice(body);
     out
-}
-
-/// The same call again for as long as signals interrupt it.
-fn retry<T>(mut call: impl FnMut() -> IoResult<T>) -> IoResult<T> {
-    loop {
-        match call() {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            done => return done,
-        }
-    }
 }

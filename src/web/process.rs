@@ -246,7 +246,7 @@ impl WebProcess {
     fn end_drain(&mut self) -> Option<Exit> {
         let deadline = self.drain?;
         let now = self.clock.now();
-        let is_drained = self.seat.is_drained(self.gate.callers_wait(), deadline);
+        let is_drained = self.seat.drain(self.gate.callers_wait(), deadline);
         let may_go = now >= self.lingers || self.gate.is_alone();
         if now < deadline && !(is_drained && may_go && self.gate.is_quiet()) {
             return None;

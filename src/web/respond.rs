@@ -1,6 +1,7 @@
 //! Answers as bytes. Pure. Every answer has a length or is chunked, is not stored, and says what it is about.
 
 use std::fmt::Write as _;
+use std::io::{ErrorKind, Read};
 use std::sync::{Arc, LazyLock};
 
 use serde::Serialize;
@@ -20,7 +21,7 @@ use crate::problem::{Code, JobError, document};
 pub type Made = Result<Answer, JobError>;
 
 /// The most that is read as one: as large as anything that a service may keep.
-pub const ANSWER_BYTES: usize = 256 << 20;
+const ANSWER_BYTES: usize = 256 << 20;
 
 /// An answer before it is framed.
 #[derive(Clone, Debug)]
@@ -149,6 +150,27 @@ impl Answer {
         };
         is_kept &= is_chunked || length.is_some();
         Ok(body.map(|body| (Answer { status, headers, body }, is_kept)))
+    }
+
+    /// Reads one, as [`Answer::parse`] does.
+    ///
+    /// # Errors
+    /// The stream's own; `UnexpectedEof`: it ended first; `InvalidData`: this is none, or one that is too large.
+    pub fn read(stream: &mut impl Read) -> std::io::Result<(Answer, bool)> {
+        let (mut input, mut part) = (Vec::new(), [0; 16_384]);
+        loop {
+            let read = match stream.read(&mut part) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                read => read?,
+            };
+            input.extend_from_slice(&part[..read]);
+            match Answer::parse(&input, read == 0).map_err(|_| ErrorKind::InvalidData)? {
+                Some(answer) => return Ok(answer),
+                None if read == 0 => return Err(ErrorKind::UnexpectedEof.into()),
+                None if input.len() > ANSWER_BYTES => return Err(ErrorKind::InvalidData.into()),
+                None => {}
+            }
+        }
     }
 
     /// Adds a header. Name and value are ours or validated.
