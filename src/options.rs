@@ -1,4 +1,6 @@
-//! The options behind a command.
+//! The options behind a command, and the standard input that they may name.
+
+use std::io::{IsTerminal, Read, stdin};
 
 /// What follows the command. Every option is taken by name; what is left over is an error.
 pub struct Options(Vec<String>);
@@ -59,4 +61,13 @@ impl Options {
     pub fn finish(&self) -> Result<(), String> {
         self.0.first().map_or(Ok(()), |unknown| Err(format!("unknown argument {unknown}; see --help")))
     }
+}
+
+/// All of standard input, which `-` names. Where it is not named and is a terminal, nobody means it.
+pub fn standard_input(is_named: bool) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    if is_named || !stdin().is_terminal() {
+        stdin().read_to_end(&mut bytes).map_err(|error| format!("standard input: {error}"))?;
+    }
+    Ok(bytes)
 }

@@ -1061,7 +1061,8 @@ fn run_does_one_job_and_prints_its_result_or_why_there_is_none() {
     let sets = [
         sh(
             "count",
-            r#"read line; id=$(echo "$line" | cut -d'"' -f4); echo "{\"id\":\"$id\",\"ok\":1,\"set\":{\"n\":\"42\"}}""#,
+            r#"read line; id=$(echo "$line" | cut -d'"' -f4); echo "{\"id\":\"$id\",\"progress\":0.5}"
+               echo "{\"id\":\"$id\",\"ok\":1,\"set\":{\"n\":\"42\"}}""#,
             json!({"mode": "worker", "ordering": "serial"}),
         ),
         sh("fails", "echo why >&2; exit 3", json!({})),
@@ -1079,7 +1080,8 @@ fn run_does_one_job_and_prints_its_result_or_why_there_is_none() {
     assert_eq!(&*output.stdout, b"hello", "{}", shown(&output));
     let output = tried(&["count", "--state", &state], "1");
     assert_eq!((output.status.code(), &*output.stdout), (Some(0), &b"1"[..]), "{}", shown(&output));
-    assert!(said(&output).contains(r#""state":{"n":"42"}"#), "{}", shown(&output));
+    let after = "progress: 0.5\n{\"context\":{},\"state\":{\"n\":\"42\"},\"submit\":[]}";
+    assert!(said(&output).contains(after), "{}", shown(&output));
     let output = tried(&["fails"], "");
     assert!(
         output.status.code() == Some(1) && said(&output).contains("run: failed: exit code 3"),

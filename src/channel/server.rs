@@ -143,12 +143,6 @@ impl ChannelServer {
         registry.register(&mut self.listener, token, Interest::READABLE)
     }
 
-    /// True if this token is one of its connections.
-    #[must_use]
-    pub fn owns(&self, token: usize) -> bool {
-        self.links.contains_key(&token)
-    }
-
     /// Somebody wants to connect.
     pub fn on_connect(&mut self) {
         self.accepting = true;

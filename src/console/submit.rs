@@ -1,6 +1,6 @@
 //! `jobs submit`: one job, or each line of standard input; and waiting for one.
 
-use std::io::{BufRead, IsTerminal, Read};
+use std::io::BufRead;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::table::cell;
 use super::{Console, Stop, escaped, tell};
 use crate::exit::{Exit, answer, complain};
-use crate::options::Options;
+use crate::options::{Options, standard_input};
 
 /// A service is asked again after so many seconds, and never sooner than after the pause.
 const WAIT_SECONDS: u64 = 25;
@@ -33,8 +33,7 @@ pub fn submit(console: &mut Console, options: &mut Options) -> Result<Exit, Stop
     headers.extend(own_key);
     let payload = match payload.as_deref() {
         Some(text) if text != "-" => text.as_bytes().to_vec(),
-        None if std::io::stdin().is_terminal() => Vec::new(),
-        _ => read_all().map_err(|error| format!("standard input: {error}"))?,
+        of_input => standard_input(of_input.is_some())?,
     };
     let id = accepted(console, &target, &headers, &payload)?;
     if !waits {
@@ -101,10 +100,4 @@ fn accepted(console: &mut Console, target: &str, headers: &[String], payload: &[
     let reply = console.client.success("POST", target, &headers, payload)?;
     let accepted: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
     Ok(cell(&accepted["id"]))
-}
-
-fn read_all() -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    std::io::stdin().read_to_end(&mut bytes)?;
-    Ok(bytes)
 }

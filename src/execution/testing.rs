@@ -39,6 +39,7 @@ pub struct Trial {
     context: Entries,
     delivery: u32,
     stop: Arc<RunStop>,
+    tells: fn(&str),
 }
 
 /// What came of it.
@@ -69,7 +70,14 @@ impl Trial {
     #[doc(hidden)]
     pub fn of(spec: HandlerSpec, others: Handlers, payload: Payload) -> Trial {
         let (ordering_key, state, context, stop) = Default::default();
-        Trial { payload, ordering_key, spec, others, state, context, delivery: 1, stop }
+        Trial { payload, ordering_key, spec, others, state, context, delivery: 1, stop, tells: |_| () }
+    }
+
+    /// Its progress is told as it comes.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn telling(self, tells: fn(&str)) -> Trial {
+        Trial { tells, ..self }
     }
 
     /// What ends it before its time.
@@ -155,7 +163,10 @@ impl Trial {
         let (stop, deadline) = (&self.stop, now.plus(timeout));
         let (handlers, staging) = (&self.others, Staging::default());
         let said = RefCell::new(Vec::new());
-        let progress: &dyn Fn(Progress) = &|progress| said.borrow_mut().push(progress.as_str().to_owned());
+        let progress: &dyn Fn(Progress) = &|progress| {
+            (self.tells)(progress.as_str());
+            said.borrow_mut().push(progress.as_str().to_owned());
+        };
         let (maps_of, spec) = (&mut maps, &spec);
         let mut cx =
             JobContext { job: &job.0, maps: maps_of, stop, deadline, spec, handlers, staging, progress };

@@ -1,7 +1,7 @@
 //! `run`: one job of one handler in this process, for who writes handlers: its result, or why there is none.
 
 use std::collections::BTreeMap;
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Write};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use crate::execution::testing::{Trial, Tried};
 use crate::exit::{Exit, complain, say};
 use crate::handler::HandlerError;
 use crate::job::Payload;
+use crate::options::standard_input;
 use crate::process::hygiene::{self, Signals, drain_bytes};
 
 /// What `run` was told.
@@ -45,7 +46,8 @@ pub fn run(deployment: &Deployment, options: &RunOptions) -> Result<Exit, String
     let key = spec.options.ordering.key(options.key.as_deref(), &payload.bytes);
     let key = key.map_err(|why| format!("run: {why}; --key says one"))?;
     let timeout = spec.options.timeout;
-    let mut trial = Trial::of(spec, outfit.handlers, payload);
+    let tell_progress = |text: &str| say(std::io::stderr(), &format!("progress: {text}\n"));
+    let mut trial = Trial::of(spec, outfit.handlers, payload).telling(tell_progress);
     for (name, value) in options.state.as_deref().map(state).transpose()?.unwrap_or_default() {
         trial = trial.state(&name, value.into_bytes());
     }
@@ -93,18 +95,10 @@ pub fn run(deployment: &Deployment, options: &RunOptions) -> Result<Exit, String
 }
 
 fn payload(file: Option<&str>) -> Result<Vec<u8>, String> {
-    let mut bytes = Vec::new();
     match file {
-        None if std::io::stdin().is_terminal() => {}
-        None | Some("-") => {
-            let read = std::io::stdin().read_to_end(&mut bytes);
-            read.map_err(|error| format!("run: standard input: {error}"))?;
-        }
-        Some(file) => {
-            bytes = std::fs::read(file).map_err(|error| format!("run: --payload {file}: {error}"))?
-        }
+        None | Some("-") => standard_input(file.is_some()).map_err(|why| format!("run: {why}")),
+        Some(file) => std::fs::read(file).map_err(|error| format!("run: --payload {file}: {error}")),
     }
-    Ok(bytes)
 }
 
 fn state(file: &str) -> Result<BTreeMap<String, String>, String> {

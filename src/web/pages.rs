@@ -75,26 +75,24 @@ impl Pages {
             }
             Inner::Job(id, OfJob::Retry) => {
                 let retried = producer.retry(viewer, *id)?.ok_or_else(unknown_job)?;
+                let (is, full) = (
+                    "only what ended without success can be retried",
+                    "the queue has no room: it stays as it is",
+                );
                 let record = retried.map_err(|why| match why {
-                    NotRetried::Is(_) => {
-                        let detail = "only a dead, failed, timed-out or cancelled job can be retried";
-                        JobError::new(Code::NotRetryable, detail)
-                    }
-                    NotRetried::QueueFull => JobError::new(
-                        Code::QueueFull,
-                        "there is no room for it in the queue: it stays as it is",
-                    ),
+                    NotRetried::Is(_) => JobError::new(Code::NotRetryable, is),
+                    NotRetried::QueueFull => JobError::new(Code::QueueFull, full),
                 })?;
                 let answer = Answer::json(202, record_json(&record));
                 Ok(answer.with("location", format!("/v1/jobs/{id}")))
             }
-            Inner::Pause(name, paused) => match producer.pause(name, *paused)? {
-                true => {
-                    let body = format!(r#"{{"handler":{},"paused":{paused}}}"#, json_text(name));
-                    Ok(Answer::json(200, body))
+            Inner::Pause(name, paused) => {
+                if !producer.pause(name, *paused)? {
+                    return Err(unknown_handler());
                 }
-                false => Err(unknown_handler()),
-            },
+                let body = format!(r#"{{"handler":{},"paused":{paused}}}"#, json_text(name));
+                Ok(Answer::json(200, body))
+            }
             Inner::Stats => {
                 let mut body = self.figures(&producer.stats()?);
                 body["viewer"] = json!({ "name": *viewer.name, "admin": viewer.admin });
