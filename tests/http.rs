@@ -10,7 +10,7 @@ mod service;
 
 use std::collections::HashSet;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
 use program::example;
@@ -256,14 +256,14 @@ fn another_method_is_method_not_allowed_and_allow_names_the_right_ones() {
     let service = Service::start(&[]);
     let job = format!("/v1/jobs/{NO_JOB}");
     let rows = [
-        ("POST", "/healthz".to_owned(), "GET, HEAD"),
-        ("PUT", "/metrics".into(), "GET, HEAD"),
-        ("DELETE", "/v1/jobs".into(), "GET, HEAD"),
-        ("GET", "/v1/batch/echo".into(), "POST"),
-        ("GET", "/v1/handlers/echo/pause".into(), "POST"),
-        ("GET", format!("{job}/retry"), "POST"),
-        ("DELETE", format!("{job}/result"), "GET, HEAD"),
-        ("PATCH", "/".into(), "GET, HEAD"),
+        ("POST", "/healthz".to_owned(), "GET, HEAD, OPTIONS"),
+        ("PUT", "/metrics".into(), "GET, HEAD, OPTIONS"),
+        ("DELETE", "/v1/jobs".into(), "GET, HEAD, OPTIONS"),
+        ("GET", "/v1/batch/echo".into(), "POST, OPTIONS"),
+        ("GET", "/v1/handlers/echo/pause".into(), "POST, OPTIONS"),
+        ("GET", format!("{job}/retry"), "POST, OPTIONS"),
+        ("DELETE", format!("{job}/result"), "GET, HEAD, OPTIONS"),
+        ("PATCH", "/".into(), "GET, HEAD, OPTIONS"),
     ];
     for (method, target, allow) in rows {
         let answer = service.request(method, &target, &[], "");
@@ -1529,6 +1529,83 @@ fn cancel_on_disconnect_cancels_when_the_last_caller_has_left() {
     drop(first);
     until("one has left", PATIENCE, || (service.metric("reply_waiters") == 1.0).then_some(()));
     assert_eq!(service.record(&id)["status"], "running", "one caller still wants it");
+    // Who only looks on keeps no job.
+    let mut onlooker = service.connect();
+    onlooker.send(request("GET", &format!("/v1/jobs/{id}?wait=30"), &[], ""));
+    until("it looks on", PATIENCE, || (service.metric("reply_waiters") == 2.0).then_some(()));
     drop(second);
     service.record_when(&id, "cancelled");
+    assert_eq!(onlooker.read().json()["status"], "cancelled");
+    // Nor is a reply late that nobody but onlookers waited for.
+    let quiet = service.submit("/v1/jobs/sleep", &[], LONG_SLEEP);
+    let mut onlooker = service.connect();
+    onlooker.send(request("GET", &format!("/v1/jobs/{quiet}?wait=30"), &[], ""));
+    until("it looks on", PATIENCE, || (service.metric("reply_waiters") == 1.0).then_some(()));
+    drop(onlooker);
+    until("it has left", PATIENCE, || (service.metric("reply_waiters") == 0.0).then_some(()));
+    assert_eq!(service.record(&quiet)["status"], "running");
+    let late = service.metric("reply_late_total");
+    assert_eq!(service.request("DELETE", &format!("/v1/jobs/{quiet}"), &[], "").status, 200);
+    assert_eq!(service.metric("reply_late_total"), late);
+}
+
+#[test]
+fn a_batch_whose_client_left_with_its_last_byte_is_cancelled_where_that_is_wanted() {
+    let service = Service::start(&["handlers.sleep.cancel_on_disconnect=true"]);
+    let mut client = service.connect();
+    client.send(request("POST", "/v1/batch/sleep", &[], &format!("{LONG_SLEEP}\n")));
+    client.stream.shutdown(Shutdown::Write).expect("a socket");
+    client.assert_closed();
+    until("nothing runs", PATIENCE, || (service.metric("reply_waiters") == 0.0).then_some(()));
+    let jobs = service.get("/v1/jobs").json();
+    assert!(
+        jobs["jobs"].as_array().is_some_and(|jobs| jobs.iter().all(|job| job["status"] == "cancelled")),
+        "{jobs}"
+    );
+}
+
+#[test]
+fn at_the_limit_of_connections_a_submission_that_does_not_come_gives_way() {
+    let limits = r#"web.limits={"connections":10,"body_timeout_ms":60000}"#;
+    let service = Service::start(&[limits]);
+    let half = "POST /v1/jobs/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nx";
+    let halves: Vec<Client> = (0..20)
+        .map(|_| {
+            let mut client = service.connect();
+            client.send(half);
+            client
+        })
+        .collect();
+    let begun = Instant::now();
+    assert_eq!(service.get("/healthz").status, 200);
+    assert!(begun.elapsed() < PATIENCE.min(Duration::from_secs(20)), "{:?}", begun.elapsed());
+    drop(halves);
+}
+
+/// Progress is what the client takes, however little at a time: a socket calls itself writable only when it has much room.
+#[test]
+fn a_client_that_takes_its_answer_slowly_is_not_cut_off() {
+    const LINES: usize = 24;
+    let sets = [r#"web.limits={"write_timeout_ms":1500}"#, "web.max_batch_bytes=33554432"];
+    let service = Service::start(&sets);
+    let line = format!("\"{}\"\n", "x".repeat(700_000));
+    let mut client = service.connect();
+    client.send(request("POST", "/v1/batch/echo", &[], &line.repeat(LINES)));
+    let (mut read, mut part) = (0, vec![0; 64 << 10]);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(8) {
+        read += client.stream.read(&mut part).expect("it is still there");
+        std::thread::sleep(Duration::from_millis(150));
+    }
+    assert!(read < LINES * line.len(), "it was slow");
+    loop {
+        match client.stream.read(&mut part).expect("it is still there") {
+            0 => break,
+            more => read += more,
+        }
+        if part[..64].ends_with(b"0\r\n\r\n") || read > LINES * line.len() {
+            break;
+        }
+    }
+    assert!(read > LINES * line.len(), "{read} bytes of {}", LINES * line.len());
 }

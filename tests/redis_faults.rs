@@ -305,7 +305,7 @@ fn s1_a_state_that_is_not_as_it_was_signed_is_never_built_on() {
 fn s2_whose_a_job_is_stands_in_its_envelope() {
     let _turn = TURN.lock();
     let mut deployment = Deployment::new("s2");
-    let viewer = |name: &str| Viewer { name: name.into(), admin: false };
+    let viewer = |name: &str| Viewer { name: name.into(), ..Viewer::default() };
     let (ann, bob) = (viewer("ann"), viewer("bob"));
     let job = JobId([7; 16]);
     let new = NewJob { owner: ann.name.clone(), ..plain(job, "free") };

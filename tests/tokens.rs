@@ -174,6 +174,18 @@ fn a_token_for_some_handlers_submits_to_no_others() {
     for target in ["/v1/jobs/sleep", "/v1/batch/sleep", "/v1/handlers/sleep/pause", "/v1/jobs/unheard-of"] {
         assert_refused(&token.ask(&service, "POST", target, &[], ""), 403, "forbidden");
     }
+    // Nor are jobs of others begun again or ended, its own name's or, by an admin, anybody's.
+    let all = Token::new("ann", "submit");
+    file.write(&[&token.line, &all.line]);
+    signal(service.pid, Signal::HUP);
+    until("both tokens are known", PATIENCE, || (all.get(&service, "/v1/jobs").status == 403).then_some(()));
+    let id = all.submit(&service, "/v1/jobs/sleep", &[], r#"{"ms":600000}"#);
+    let (job, retry) = (format!("/v1/jobs/{id}"), format!("/v1/jobs/{id}/retry"));
+    assert_refused(&token.ask(&service, "DELETE", &job, &[], ""), 403, "forbidden");
+    assert_eq!(all.ask(&service, "DELETE", &job, &[], "").status, 200);
+    assert_refused(&token.ask(&service, "POST", &retry, &[], ""), 403, "forbidden");
+    assert_eq!(all.ask(&service, "POST", &retry, &[], "").status, 202);
+    assert_eq!(all.ask(&service, "DELETE", &job, &[], "").status, 200);
     drop(service);
     // A handler that is not there is said before anything starts.
     let wrong = Token::of(&["bob", "--handlers", "ecko"]);

@@ -41,7 +41,7 @@ pub struct Token {
     pub hash: [u8; 32],
     pub scopes: Vec<Scope>,
     /// Those that it may submit to, pause and resume; `None`: all.
-    pub handlers: Option<Vec<String>>,
+    pub handlers: Option<Arc<[String]>>,
     /// Callers with this name that wait at once.
     pub max_inflight: Option<usize>,
     /// Requests of this name a second.
@@ -117,12 +117,12 @@ fn parse_scopes(text: &str) -> Result<Vec<Scope>, String> {
 }
 
 /// Names of handlers, separated by commas; `*` stands for all.
-fn parse_handlers(text: &str) -> Result<Option<Vec<String>>, String> {
+fn parse_handlers(text: &str) -> Result<Option<Arc<[String]>>, String> {
     let handlers: Vec<String> = text.split(',').map(str::to_owned).collect();
     let is_name = |name: &String| crate::handler::is_handler_name(name);
     match text {
         "*" => Ok(None),
-        _ if handlers.iter().all(is_name) => Ok(Some(handlers)),
+        _ if handlers.iter().all(is_name) => Ok(Some(handlers.into())),
         _ => Err("the handlers are names separated by commas, or *".into()),
     }
 }
@@ -165,7 +165,7 @@ mod tests {
         let (token, line) = make("ci", "submit,read", "echo,sleep").unwrap();
         assert!(token.starts_with("cfd_") && token.len() == 47, "{}", token.len());
         let parsed = parse(&format!("# who builds\n\n{line} max_inflight=3\n")).unwrap();
-        let handlers = Some(vec!["echo".into(), "sleep".into()]);
+        let handlers = Some(["echo".into(), "sleep".into()].into());
         let scopes = vec![Scope::Submit, Scope::Read];
         let (name, hash) = ("ci".into(), hash(token.as_bytes()));
         let expected = Token { name, hash, scopes, handlers, max_inflight: Some(3), rate_per_second: None };

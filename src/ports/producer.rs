@@ -226,17 +226,24 @@ pub struct Viewer {
     pub name: Arc<str>,
     /// Sees and steers all jobs.
     pub admin: bool,
+    /// Whose jobs it may begin, begin again or end; `None`: of all.
+    pub handlers: Option<Arc<[String]>>,
 }
 
 impl Viewer {
     /// Without authentication there is one user, who may do everything.
     pub fn anonymous() -> Viewer {
-        Viewer { name: Arc::from(""), admin: true }
+        Viewer { admin: true, ..Viewer::default() }
     }
 
     /// The service itself, which looks after everybody's jobs.
     pub fn service() -> Viewer {
-        Viewer { name: Arc::from(""), admin: true }
+        Viewer::anonymous()
+    }
+
+    /// True if it may act on jobs of this handler.
+    pub fn is_for(&self, handler: &str) -> bool {
+        self.handlers.as_ref().is_none_or(|names| names.iter().any(|name| name == handler))
     }
 
     /// True if this viewer may know of a job of `owner`.

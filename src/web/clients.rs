@@ -10,6 +10,7 @@
 //! ```
 
 use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,6 +68,8 @@ pub struct Conn {
     pub write_deadline: Option<Timestamp>,
     /// Another request may follow.
     pub keep_alive: bool,
+    /// An empty line before the next request.
+    pub has_skipped: bool,
     /// The client has closed its side. It may be gone altogether, or still read.
     pub has_left: bool,
     /// So it has, and all that it said before is here.
@@ -96,7 +99,7 @@ impl Current {
     /// Of a request of which only the first bytes are known.
     pub fn malformed(entropy: &mut Entropy, input: &[u8]) -> Current {
         let (trace, tracestate) = (Trace::begin(entropy), None);
-        let has_body = !input.strip_prefix(b"\r\n").unwrap_or(input).starts_with(b"HEAD ");
+        let has_body = !input.starts_with(b"HEAD ");
         let caller = Caller::default();
         Current { route: "malformed", trace, tracestate, caller, has_body, is_1_1: true }
     }
@@ -165,6 +168,14 @@ impl Conn {
             Phase::Closing => usize::MAX,
         };
         most.saturating_sub(self.input.len())
+    }
+
+    /// One empty line before a request is ignored (RFC 9112, 2.2), and begins none.
+    pub fn skip_empty_line(&mut self) {
+        if matches!(self.phase, Phase::Head) && !self.has_skipped && self.input.starts_with(b"\r\n") {
+            self.input.drain(..2);
+            self.has_skipped = true;
+        }
     }
 
     /// Part of an answer without a length: to HTTP/1.1 a chunk. One without data would end the answer.
@@ -258,7 +269,7 @@ impl Clients {
         let deadline = self.after(self.limits.header_timeout_ms);
         let (asker, now) = (Asker { conn: number, request: 0 }, self.now);
         let (input, output, counted, phase, write_deadline, current) = Default::default();
-        let (keep_alive, has_left, at_end) = (true, false, false);
+        let (keep_alive, has_skipped, has_left, at_end) = (true, false, false, false);
         let conn = Conn {
             peer,
             input,
@@ -270,6 +281,7 @@ impl Clients {
             deadline,
             write_deadline,
             keep_alive,
+            has_skipped,
             has_left,
             at_end,
             known: None,
@@ -307,7 +319,30 @@ impl Clients {
         };
         let known = self.conns.iter().filter(|(number, _)| !may_say_more(**number));
         let ranked = known.filter_map(|(number, conn)| Some((rank(conn)?, *number)));
-        ranked.min().map(|(_, number)| number)
+        let ranked = ranked.min().map(|(_, number)| number);
+        let is_slow = |_, since: Timestamp| since.plus(TAKES_NOTHING) <= self.now;
+        ranked.or_else(|| self.oldest_body(|_| 1, is_slow))
+    }
+
+    /// Of the bodies that may go, by number and begin, the oldest of whoever has most in bodies that arrive, each weighed so.
+    pub fn oldest_body(
+        &self,
+        weight: impl Fn(&Incoming) -> usize,
+        may_go: impl Fn(usize, Timestamp) -> bool,
+    ) -> Option<usize> {
+        let bodies = || {
+            self.conns.iter().filter_map(|(number, conn)| match &conn.phase {
+                Phase::Body(incoming) => Some((*number, &conn.current.caller.viewer.name, incoming)),
+                _ => None,
+            })
+        };
+        let mut held: HashMap<&Arc<str>, usize> = HashMap::new();
+        for (_, owner, incoming) in bodies() {
+            *held.entry(owner).or_default() += weight(incoming);
+        }
+        let going = bodies().filter(|(number, _, incoming)| may_go(*number, incoming.since));
+        let of_most = going.map(|(number, owner, incoming)| (Reverse(held[owner]), incoming.since, number));
+        of_most.min().map(|(_, _, number)| number)
     }
 
     /// Counts what this client's output holds.
@@ -435,6 +470,7 @@ impl Clients {
         let now = self.now;
         let Some(conn) = self.conns.get_mut(&number) else { return };
         conn.rests_since = now;
+        conn.skip_empty_line();
         let millis = match (&conn.phase, conn.input.is_empty()) {
             (Phase::Closing, _) => LINGER_MS,
             (Phase::Head, true) => self.limits.idle_timeout_ms,

@@ -113,6 +113,10 @@ impl Gate {
         }
         conn.input.extend_from_slice(bytes);
         if is_first {
+            conn.skip_empty_line();
+            if conn.input.is_empty() {
+                return;
+            }
             // The head's deadline counts from its first byte and is not moved by later ones.
             let deadline = self.clients.after(self.clients.limits.header_timeout_ms);
             self.clients.set_deadline(number, deadline);
@@ -245,6 +249,15 @@ impl Gate {
     /// When [`Gate::tick`] has something to do.
     pub fn next_due(&self) -> Timestamp {
         self.waiters.look_at.map_or(self.clients.next_due, |at| at.min(self.clients.next_due))
+    }
+
+    /// Who seems to take nothing is to be offered what waits once more: a socket says that it has room only when it has much.
+    pub fn touch_slow(&mut self) {
+        let is_late = |conn: &Conn| conn.write_deadline.is_some_and(|deadline| deadline <= self.clients.now);
+        if self.clients.now >= self.clients.next_due {
+            let late = self.clients.conns.iter().filter(|(_, conn)| is_late(conn));
+            self.clients.touched.extend(late.map(|(number, _)| *number));
+        }
     }
 
     /// Ends what is past its deadline, and goes on with what had to wait.

@@ -2,7 +2,7 @@
 //! on the head alone. Pure.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,7 +61,7 @@ pub struct Guard {
     trusted_proxies: Vec<IpAddr>,
     /// How fast requests of a name come, where a limit is set.
     paces: HashMap<Arc<str>, Pace>,
-    /// How fast requests without a valid token come from an address.
+    /// How fast requests without a valid token come from an address, or from a site's many of IPv6.
     failures: HashMap<IpAddr, Pace>,
     /// When such a request was said to the log last, and how many came since.
     said_at: Timestamp,
@@ -77,7 +77,7 @@ impl Guard {
             tokens: None,
             reread: 0,
             open_metrics: *open_metrics,
-            trusted_proxies: web.trusted_proxies.clone(),
+            trusted_proxies: web.trusted_proxies.iter().map(IpAddr::to_canonical).collect(),
             paces: HashMap::new(),
             failures: HashMap::new(),
             said_at: Timestamp(0),
@@ -152,15 +152,13 @@ impl Guard {
         if !token.scopes.iter().any(|scope| scopes.contains(scope)) && !is_off(Control::Scope) {
             return Err(lacks(scopes[0]));
         }
-        let is_for = |handler: &str| {
-            token.handlers.as_ref().is_none_or(|names| names.iter().any(|name| name == handler))
-        };
+        let (name, admin) = (token.name.clone(), token.scopes.contains(&Scope::Admin));
+        let viewer = Viewer { name, admin, handlers: token.handlers.clone() };
         // Which jobs a bulk is about is not known yet.
         let is_of_many = matches!(route, Route::Inner(Inner::Bulk(_))) && token.handlers.is_some();
-        if handler.is_some_and(|handler| !is_for(handler)) || is_of_many {
+        if handler.is_some_and(|handler| !viewer.is_for(handler)) || is_of_many {
             return Err(NOT_THIS_HANDLER);
         }
-        let viewer = Viewer { name: token.name.clone(), admin: token.scopes.contains(&Scope::Admin) };
         Ok(Caller { viewer, max_inflight: token.max_inflight })
     }
 
@@ -168,10 +166,11 @@ impl Guard {
     fn failed(&mut self, head: &Head, peer: IpAddr, why: Refused, now: Timestamp) -> Refused {
         const A_SECOND: Duration = Duration::from_secs(1);
         let client = self.client(head, peer);
-        if self.failures.len() >= UNAUTHORIZED_ADDRESSES && !self.failures.contains_key(&client) {
+        let site = site(client);
+        if self.failures.len() >= UNAUTHORIZED_ADDRESSES && !self.failures.contains_key(&site) {
             self.failures.clear();
         }
-        let allowed = self.failures.entry(client).or_default().allows(UNAUTHORIZED_A_SECOND, now);
+        let allowed = self.failures.entry(site).or_default().allows(UNAUTHORIZED_A_SECOND, now);
         if now < self.said_at.plus(A_SECOND) {
             self.unsaid += 1;
         } else {
@@ -202,7 +201,7 @@ impl Guard {
     fn behind<'a>(&self, peer: IpAddr, hops: impl DoubleEndedIterator<Item = &'a str>) -> IpAddr {
         let mut client = peer;
         for hop in hops.rev() {
-            match address(hop) {
+            match address(hop).as_ref().map(IpAddr::to_canonical) {
                 Some(said) if self.trusted_proxies.contains(&client) => client = said,
                 Some(_) | None => break,
             }
@@ -285,6 +284,14 @@ fn forwarded_for(element: &str) -> &str {
     node.map_or("", |(_, node)| node.trim_matches('"'))
 }
 
+/// What one client may have of addresses: of IPv6 the 64 bits of a network (RFC 4291, 2.5.4).
+fn site(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
+    }
+}
+
 /// An address with or without a port, in brackets or not.
 fn address(text: &str) -> Option<IpAddr> {
     let text = text.trim();
@@ -341,6 +348,20 @@ mod tests {
             .unwrap()
             .unwrap()
             .0
+    }
+
+    /// A socket that listens on `[::]` sees peers of IPv4 as addresses of IPv6.
+    #[test]
+    fn an_address_is_one_whichever_way_it_is_written_and_a_site_of_ipv6_is_one_client() {
+        let at = |text: &str| -> IpAddr { text.parse().unwrap() };
+        let mut web = Config::default().web;
+        web.trusted_proxies = vec![at("::ffff:10.0.0.1"), at("10.0.0.2")];
+        let guard = Guard::new(&web, Vec::new(), &mut Entropy::Seeded(1));
+        let behind = head("X-Forwarded-For: 8.8.8.8, ::ffff:10.0.0.1\r\n");
+        assert_eq!(guard.client(&behind, at("10.0.0.2")), at("8.8.8.8"));
+        assert_eq!(site(at("2001:db8::1:2:3:4")), site(at("2001:db8::5:6:7:8")));
+        assert_ne!(site(at("2001:db8::1")), site(at("2001:db8:0:1::1")));
+        assert_ne!(site(at("10.0.0.1")), site(at("10.0.0.2")));
     }
 
     fn ask(guard: &mut Guard, request: &str, headers: &str, now: u64) -> Result<Caller, Refused> {

@@ -108,7 +108,7 @@ impl Head {
     pub fn list(&self, name: &str) -> Result<Vec<&str>, Refused> {
         let mut elements = Vec::new();
         for value in self.values(name) {
-            elements.extend(value?.split(',').map(str::trim).filter(|element| !element.is_empty()));
+            elements.extend(value?.split(',').map(trimmed).filter(|element| !element.is_empty()));
         }
         Ok(elements)
     }
@@ -136,9 +136,6 @@ const HEADERS_MAX: usize = 100;
 /// # Errors
 /// The bytes can never become a head that we accept.
 pub fn parse_head(bytes: &[u8], header_bytes: usize) -> Result<Option<(Head, usize)>, Refused> {
-    // One empty line before a request is ignored (RFC 9112, 2.2).
-    let skipped = if bytes.starts_with(b"\r\n") { 2 } else { 0 };
-    let bytes = &bytes[skipped..];
     if bytes.first().is_some_and(|byte| !is_token_byte(*byte) && *byte != b'\r') {
         return Err(bad("the request does not begin with a method"));
     }
@@ -162,7 +159,7 @@ pub fn parse_head(bytes: &[u8], header_bytes: usize) -> Result<Option<(Head, usi
             if line > most {
                 break;
             }
-            return Ok(Some((finish(&bytes[..at], &ends)?, skipped + line)));
+            return Ok(Some((finish(&bytes[..at], &ends)?, line)));
         }
         ends.push(at);
     }
@@ -244,7 +241,8 @@ fn unescaped(target: &str) -> Result<String, Refused> {
                 out.push(char::from(byte));
                 out.push_str(&part[2..]);
             }
-            byte if byte.is_ascii_control() => {
+            // In a query it is part of a value, such as an ordering key's.
+            byte if byte.is_ascii_control() && !out.contains('?') => {
                 return Err(bad("the request target escapes a control character"));
             }
             _ => out.extend(["%", part]),
@@ -332,7 +330,7 @@ fn finish(bytes: &[u8], ends: &[usize]) -> Result<Head, Refused> {
 /// Where the last coding is not chunked nobody can tell where the body ends (RFC 9112, 6.3); where it is, the others are just
 /// not known here.
 fn unknown_codings(codings: &str) -> Refused {
-    let mut codings = codings.rsplit(',').map(str::trim);
+    let mut codings = codings.rsplit(',').map(trimmed);
     let is_chunked = |coding: &str| coding.eq_ignore_ascii_case("chunked");
     if codings.next().is_some_and(is_chunked)
         && codings.all(|coding| !coding.is_empty() && !is_chunked(coding))
@@ -341,6 +339,11 @@ fn unknown_codings(codings: &str) -> Refused {
     } else {
         bad("the Transfer-Encoding does not end in one chunked")
     }
+}
+
+/// Without the white space that may stand around an element (RFC 9110, 5.6.3): no other is white space here.
+fn trimmed(element: &str) -> &str {
+    element.trim_matches([' ', '\t'])
 }
 
 /// Digits only: no sign, no list, no white space inside, nothing that does not fit.

@@ -36,7 +36,7 @@ const TRACE_HEADER: &str = "traceparent";
 /// The header that tells the gate's requests from those of anybody else who finds the socket: other processes of our user.
 const PASS_HEADER: &str = "cofferdam-gate";
 
-/// The header that says who asks: `user` or `admin`, and the name.
+/// The header that says who asks: `user` or `admin`, the name, and the handlers or `*`.
 const VIEWER_HEADER: &str = "cofferdam-viewer";
 
 /// What that header says: 32 random bytes of this process, as hex.
@@ -210,13 +210,11 @@ fn respond(mut request: Request, pages: &Pages, pass: &Pass) {
 
 /// Reads what the gate wrote of who asks.
 fn viewer(text: &str) -> Option<Viewer> {
-    let (kind, name) = text.split_once(' ').unwrap_or((text, ""));
-    let name = Arc::from(name);
-    match kind {
-        "user" => Some(Viewer { name, admin: false }),
-        "admin" => Some(Viewer { name, admin: true }),
-        _ => None,
-    }
+    let [kind, name, handlers] = text.split(' ').collect::<Vec<_>>().try_into().ok()?;
+    let names = || handlers.split(',').map(str::to_owned).collect();
+    let handlers = (handlers != "*").then(names);
+    let admin = ["user", "admin"].iter().position(|known| *known == kind)? > 0;
+    Some(Viewer { name: Arc::from(name), admin, handlers })
 }
 
 /// Says a request and reads its answer.
@@ -229,11 +227,12 @@ fn exchange(stream: &mut UnixStream, request: &[u8]) -> IoResult<Answer> {
 fn rebuilt(request: &PageRequest, Pass(pass): &Pass) -> Zeroizing<Vec<u8>> {
     let PageRequest { method, target, body, trace, viewer, .. } = request;
     let kind = if viewer.admin { "admin" } else { "user" };
+    let handlers = viewer.handlers.as_ref().map_or("*".into(), |names| names.join(","));
     let mut out = Zeroizing::new(Vec::with_capacity(512 + target.len() + body.len()));
     let _ = write!(
         *out,
         "{method} {target} HTTP/1.1\r\nHost: inner\r\n{TRACE_HEADER}: {trace}\r\n{PASS_HEADER}: {}\r\n\
-         {VIEWER_HEADER}: {kind} {}\r\nContent-Length: {}\r\n\r\n",
+         {VIEWER_HEADER}: {kind} {} {handlers}\r\nContent-Length: {}\r\n\r\n",
         **pass,
         viewer.name,
         body.len()

@@ -24,10 +24,6 @@ impl Gate {
         // A name has a quarter.
         let is_full = listeners >= LISTENERS || !viewer.name.is_empty() && own >= LISTENERS / 4;
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };
-        let head = Answer::new(200, "text/event-stream", []);
-        if !conn.current.has_body {
-            return self.clients.answer(number, &head);
-        }
         // A drain does not wait for who listens, nor for one who would begin to.
         if self.clients.are_last {
             return self.clients.refuse(number, DRAINING);
@@ -36,6 +32,11 @@ impl Gate {
             let refused =
                 refused(Code::Overloaded, "too many listen already: ask for /v1/stats now and then");
             return self.clients.refuse(number, refused);
+        }
+        let head = Answer::new(200, "text/event-stream", []);
+        if !conn.current.has_body {
+            self.clients.write(number, &head, None);
+            return self.clients.next_request(number);
         }
         self.clients.counters.listeners.fetch_add(1, Relaxed);
         conn.phase = Phase::Listening(Box::new(Listening { viewer, is_new: true, lost: 0 }));

@@ -49,7 +49,10 @@ impl Pages {
         let producer = &self.producer;
         match route {
             Inner::Job(id, OfJob::Record) => shown(producer.record(viewer, *id)?),
-            Inner::Job(id, OfJob::Cancel) => shown(producer.cancel(viewer, *id)?),
+            Inner::Job(id, OfJob::Cancel) => {
+                self.may_act(viewer, *id)?;
+                shown(producer.cancel(viewer, *id)?)
+            }
             Inner::Job(id, OfJob::Result) => {
                 let record = producer.record(viewer, *id)?.ok_or_else(unknown_job)?;
                 let none = || JobError::new(Code::NotFinished, "the job has not ended");
@@ -74,6 +77,7 @@ impl Pages {
                 Ok(Answer::json(200, lanes_json(name, &lanes.ok_or_else(unknown_handler)?, self.clock.now())))
             }
             Inner::Job(id, OfJob::Retry) => {
+                self.may_act(viewer, *id)?;
                 let retried = producer.retry(viewer, *id)?.ok_or_else(unknown_job)?;
                 let (is, full) = (
                     "only what ended without success can be retried",
@@ -104,6 +108,17 @@ impl Pages {
                 Ok(Answer::new(200, "text/plain; version=0.0.4", body.into_bytes()))
             }
         }
+    }
+
+    /// Refuses who may know of this job, but not act on its handler's.
+    fn may_act(&self, viewer: &Viewer, id: JobId) -> Result<(), JobError> {
+        if viewer.handlers.is_some() {
+            let record = self.producer.record(viewer, id)?.ok_or_else(unknown_job)?;
+            if !viewer.is_for(&record.spec.handler) {
+                return Err(JobError::new(Code::Forbidden, "the token is not for this handler"));
+            }
+        }
+        Ok(())
     }
 
     /// What `/v1/stats` says.

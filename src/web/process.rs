@@ -219,6 +219,8 @@ impl WebProcess {
         self.sockets.flush_touched(&mut self.gate);
         // Callers have their answers; now what can wait for them.
         let seat_due = self.seat.tick(self.gate.waiters.count);
+        self.gate.touch_slow();
+        self.sockets.flush_touched(&mut self.gate);
         self.gate.tick();
         self.sockets.flush_touched(&mut self.gate);
         if !self.calls.is_sound() || !self.seat.is_sound() || !(self.is_sound)() {

@@ -1,12 +1,10 @@
 //! From bytes to requests: heads, bodies, what is refused on the way, and who handles what is whole.
 
-use std::cmp::Reverse;
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::chunked::Chunked;
-use super::clients::{Conn, Current, DRAINING, Incoming, OUTPUT_BYTES, Phase};
+use super::clients::{Current, DRAINING, Incoming, OUTPUT_BYTES, Phase};
 use super::gate::Gate;
 use super::guard::{Caller, Known};
 use super::http1::{Head, Refused, parse_head, refused};
@@ -59,6 +57,10 @@ impl Gate {
     fn advance_head(&mut self, number: usize) -> bool {
         let header_bytes = self.clients.limits.header_bytes;
         let Some(conn) = self.clients.conns.get_mut(&number) else { return false };
+        // One that came in two pieces has begun something, which is waited for no longer than any head.
+        if conn.input.len() > 2 {
+            conn.skip_empty_line();
+        }
         let (head, length) = match parse_head(&conn.input, header_bytes) {
             Ok(None) => return false,
             Ok(Some(found)) => found,
@@ -69,7 +71,7 @@ impl Gate {
             }
         };
         conn.input.drain(..length);
-        conn.keep_alive = head.keep_alive;
+        (conn.keep_alive, conn.has_skipped) = (head.keep_alive, false);
         let (trace, tracestate) = submission::trace(&head, &mut self.entropy);
         let (has_body, is_1_1) = (head.method() != "HEAD", head.is_1_1);
         let caller = Caller::default();
@@ -187,22 +189,8 @@ impl Gate {
         if self.body_bytes <= BODY_BYTES {
             return;
         }
-        let mut held: HashMap<Arc<str>, usize> = HashMap::new();
-        let bodies = |conn: &Conn| match &conn.phase {
-            Phase::Body(incoming) => {
-                Some((conn.current.caller.viewer.name.clone(), incoming.counted, incoming.since))
-            }
-            _ => None,
-        };
-        for (owner, bytes, _) in self.clients.conns.values().filter_map(bodies) {
-            *held.entry(owner).or_default() += bytes;
-        }
-        let others = self.clients.conns.iter().filter(|(other, _)| **other != number);
-        let others = others.filter_map(|(other, conn)| {
-            let (owner, _, since) = bodies(conn)?;
-            Some((Reverse(held[&owner]), since, *other))
-        });
-        if let Some((_, _, oldest)) = others.min() {
+        let oldest = self.clients.oldest_body(|incoming| incoming.counted, |other, _| other != number);
+        if let Some(oldest) = oldest {
             let refused = refused(Code::Overloaded, "too many bodies are being received");
             self.refuse_and_close(oldest, refused);
         }
@@ -211,10 +199,9 @@ impl Gate {
     /// A whole request.
     fn handle(&mut self, number: usize, head: &Head, route: Route, body: Arc<[u8]>) {
         match route {
-            Route::Options(allow) => self.clients.answer(
-                number,
-                &Answer::new(200, "text/plain", []).with("allow", format!("{allow}, OPTIONS")),
-            ),
+            Route::Options(allow) => {
+                self.clients.answer(number, &Answer::new(200, "text/plain", []).with("allow", allow))
+            }
             Route::Alive => self.clients.answer(number, &Answer::json(200, r#"{"status":"alive"}"#.into())),
             Route::Submit(name) => self.submit(number, head, &name, body),
             Route::Batch(name) => self.begin_batch(number, head, &name, body),

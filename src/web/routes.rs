@@ -85,8 +85,9 @@ pub const LABELS: &str = "submit batch record healthz result payload list cancel
 
 /// The route of a method and target, and its name in the metric. `HEAD` is `GET` without the body.
 pub fn route(method: &str, target: &str) -> Result<(Route, &'static str), Refused> {
-    const GET: &str = "GET, HEAD";
-    const ANY: &str = "GET, HEAD, DELETE, POST";
+    const GET: &str = "GET, HEAD, OPTIONS";
+    const ANY: &str = "GET, HEAD, DELETE, POST, OPTIONS";
+    const POST: &str = "POST, OPTIONS";
     if target == "*" {
         return Ok((Route::Options(ANY), "options"));
     }
@@ -109,8 +110,8 @@ pub fn route(method: &str, target: &str) -> Result<(Route, &'static str), Refuse
         (["openapi.json"], _) => (GET, "openapi", Some(Route::OpenApi)),
         (["v1", "events"], _) => (GET, "events", Some(Route::Events)),
         (["v1", "lanes", name], _) => (GET, "lanes", page(Inner::Lanes((*name).to_owned()))),
-        (["v1", "jobs", "retry"], _) => ("POST", "retry_all", page(Inner::Bulk(Bulk::Retry))),
-        (["v1", "jobs", "cancel"], _) => ("POST", "cancel_all", page(Inner::Bulk(Bulk::Cancel))),
+        (["v1", "jobs", "retry"], _) => (POST, "retry_all", page(Inner::Bulk(Bulk::Retry))),
+        (["v1", "jobs", "cancel"], _) => (POST, "cancel_all", page(Inner::Bulk(Bulk::Cancel))),
         (["v1", "stats"], _) => (GET, "stats", page(Inner::Stats)),
         (["v1", "jobs"], _) => (GET, "list", page(Inner::List)),
         // An id is no handler's name that anyone would choose, so the method tells which it is.
@@ -122,10 +123,10 @@ pub fn route(method: &str, target: &str) -> Result<(Route, &'static str), Refuse
         (["v1", "jobs", id], _) => (ANY, "record", of_job(id, OfJob::Record)),
         (["v1", "jobs", id, "result"], _) => (GET, "result", of_job(id, OfJob::Result)),
         (["v1", "jobs", id, "payload"], _) => (GET, "payload", of_job(id, OfJob::Payload)),
-        (["v1", "jobs", id, "retry"], _) => ("POST", "retry", of_job(id, OfJob::Retry)),
-        (["v1", "handlers", name, "pause"], _) => ("POST", "pause", pause(name, true)),
-        (["v1", "handlers", name, "resume"], _) => ("POST", "resume", pause(name, false)),
-        (["v1", "batch", name], _) => ("POST", "batch", Some(Route::Batch((*name).to_owned()))),
+        (["v1", "jobs", id, "retry"], _) => (POST, "retry", of_job(id, OfJob::Retry)),
+        (["v1", "handlers", name, "pause"], _) => (POST, "pause", pause(name, true)),
+        (["v1", "handlers", name, "resume"], _) => (POST, "resume", pause(name, false)),
+        (["v1", "batch", name], _) => (POST, "batch", Some(Route::Batch((*name).to_owned()))),
         _ => return Err(NOT_FOUND),
     };
     if method == "OPTIONS" {

@@ -57,7 +57,7 @@ impl ClientSockets {
             clients: IdMap::default(),
             unread: BTreeSet::new(),
             limits: WebLimits { connections: limits.connections.min(allowed), ..*limits },
-            proxies: web.trusted_proxies.clone(),
+            proxies: web.trusted_proxies.iter().map(IpAddr::to_canonical).collect(),
             accepting: true,
             next: None,
             accept_at: Timestamp(0),
@@ -124,7 +124,7 @@ impl ClientSockets {
                     }
                 },
             };
-            let ip = peer.ip();
+            let ip = peer.ip().to_canonical();
             let of_this_ip = || self.clients.values().filter(|client| client.ip == ip).count();
             let is_counted = !ip.is_loopback() && !self.proxies.contains(&ip);
             if is_counted && of_this_ip() >= self.limits.connections_per_ip {
@@ -216,7 +216,12 @@ impl ClientSockets {
     /// For a client that waits at the limit, another one goes. True unless it goes on waiting.
     fn make_room(&mut self, gate: &mut Gate) -> bool {
         if self.next.is_some() && self.clients.len() >= self.limits.connections {
-            let idle = self.most_idle(gate);
+            let mut idle = self.most_idle(gate);
+            if let Some(slow) = idle.filter(|idle| !gate.unsent(*idle).is_empty()) {
+                // It may have taken something since: a socket says that it has room only when it has much.
+                self.flush(slow, gate);
+                idle = self.most_idle(gate);
+            }
             idle.into_iter().for_each(|idle| self.close(idle, gate));
             return idle.is_some();
         }

@@ -55,8 +55,12 @@ impl Gate {
         let batch = Batch { owner, head_at: Some(head_at), body, at: 0, pump };
         let Some(conn) = self.clients.conns.get_mut(&number) else { return };
         conn.phase = Phase::Streaming(Box::new(batch));
+        let has_left = conn.has_left;
         self.clients.set_deadline(number, head_at);
         self.feed_batch(number);
+        if has_left {
+            self.count_out(number);
+        }
     }
 
     /// Sends the results that are next, and submits lines while there is room for them in the window, and for their
@@ -102,7 +106,7 @@ impl Gate {
             let waits = batch.pump.waits();
             self.clients.expect_progress(number);
             if !jobs.is_empty() {
-                jobs.iter().for_each(|job| self.waiters.enter(number, job.id));
+                jobs.iter().for_each(|job| self.waiters.enter(number, job.id, true));
                 self.questions.push(Question::Submit(Ticket { asker, single: None }, jobs));
             }
             if waits || !has_room {

@@ -22,7 +22,7 @@ pub const TOO_MANY_WAITERS: Refused =
 /// Who waits for which job; a batch is entered once a line.
 #[derive(Default)]
 pub struct Waiters {
-    pub by_job: IdMap<JobId, Vec<usize>>,
+    pub by_job: IdMap<JobId, Vec<Entered>>,
     /// Callers who have closed their side, and are told the end of their job if they are there still. They are not counted.
     pub half_closed: IdMap<JobId, Vec<(usize, Arc<str>)>>,
     /// How many of these there are, by the names of their tokens.
@@ -44,6 +44,10 @@ pub struct Waiters {
     pub counters: Arc<Counters>,
 }
 
+/// A connection that is told the end of a job, and whether it is one of the job's callers, who take it along by hanging up, or
+/// only looks on.
+type Entered = (usize, bool);
+
 /// What is known of a job whose reply will be late: its trace and its handler.
 pub type Late = (Trace, Arc<str>);
 
@@ -58,18 +62,23 @@ impl Waiters {
     }
 
     /// The job's end is to be told to this connection.
-    pub fn enter(&mut self, number: usize, job: JobId) {
-        self.left.remove(&job);
-        self.by_job.entry(job).or_default().push(number);
+    pub fn enter(&mut self, number: usize, job: JobId, is_caller: bool) {
+        if is_caller {
+            self.left.remove(&job);
+        }
+        self.by_job.entry(job).or_default().push((number, is_caller));
     }
 
-    /// It is not, any more; true if nobody else wants to hear of it. `late`: it was accepted, and its reply will be late.
+    /// It is not, any more; true if it was the last of the job's callers. `late`: it was accepted, and its reply will be late.
     pub fn withdraw(&mut self, number: usize, job: JobId, late: Option<Late>) -> bool {
-        let Some(callers) = self.by_job.get_mut(&job) else { return false };
-        callers.retain(|other| *other != number);
-        let is_last = callers.is_empty();
-        if is_last {
+        let Some(entered) = self.by_job.get_mut(&job) else { return false };
+        let was_caller = entered.contains(&(number, true));
+        entered.retain(|(other, _)| *other != number);
+        let is_last = was_caller && !entered.iter().any(|(_, is_caller)| *is_caller);
+        if entered.is_empty() {
             self.by_job.remove(&job);
+        }
+        if is_last {
             self.left.extend(late.map(|late| (job, late)));
         }
         is_last
@@ -142,14 +151,12 @@ impl Waiters {
         let callers = self.by_job.remove(&job);
         let half_closed = self.half_closed.remove(&job).unwrap_or_default();
         half_closed.iter().for_each(|(_, owner)| self.half_closed_by.remove(owner));
-        if callers.is_none()
-            && let Some((trace, handler)) = self.left.remove(&job)
-        {
+        if let Some((trace, handler)) = self.left.remove(&job) {
             self.counters.reply_late.fetch_add(1, Ordering::Relaxed);
             said("reply.late_dropped", job, &trace, &handler, "waiter_gone");
         }
         let half_closed = half_closed.into_iter().map(|(number, _)| number);
-        callers.into_iter().flatten().chain(half_closed).collect()
+        callers.into_iter().flatten().map(|(number, _)| number).chain(half_closed).collect()
     }
 
     #[cfg(test)]

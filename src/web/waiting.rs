@@ -91,7 +91,7 @@ impl Gate {
         }
         let owner = conn.current.caller.viewer.name.clone();
         if is_counted {
-            self.waiters.enter(number, job);
+            self.waiters.enter(number, job, kind.takes_along());
             self.waiters.count(&owner, 1);
         }
         // The backend's own time-outs end this.
@@ -178,7 +178,7 @@ impl Gate {
                 (waiting.job, waiting.is_replayed, waiting.ended) = (id, true, record.finished);
                 if is_awaited {
                     self.waiters.withdraw(number, job, None);
-                    self.waiters.enter(number, id);
+                    self.waiters.enter(number, id, true);
                     // The end of another request's job may have been told before this one was entered.
                     self.questions.push(Question::Ended(vec![id]));
                 }
@@ -347,8 +347,7 @@ impl Gate {
         let cancelling = self.waiters.cancelling.clone();
         match &mut conn.phase {
             Phase::Waiting(waiting) if waiting.is_counted && waiting.stage == Stage::Accepted => {
-                let takes_along = waiting.kind.takes_along();
-                if takes_along && cancelling.contains(&waiting.handler) {
+                if waiting.kind.takes_along() && cancelling.contains(&waiting.handler) {
                     return self.hung_up(number);
                 }
                 let job = waiting.job;
@@ -359,7 +358,7 @@ impl Gate {
                 waiting.is_counted = false;
                 let owner = waiting.owner.clone();
                 let late = (conn.current.trace, waiting.handler.clone());
-                self.leave(number, job, &owner, Some(late), takes_along);
+                self.leave(number, job, &owner, Some(late));
             }
             Phase::Streaming(batch) if cancelling.contains(batch.pump.handler()) => self.hung_up(number),
             // Most likely it is gone: its place is another's.
@@ -380,16 +379,15 @@ impl Gate {
         }
         // Of a job that was asked for nothing is known: it may be refused, or be another one. The answer tells.
         let late = (waiting.stage != Stage::Asked).then(|| (trace, waiting.handler.clone()));
-        self.leave(number, waiting.job, &waiting.owner, late, waiting.kind.takes_along());
+        self.leave(number, waiting.job, &waiting.owner, late);
     }
 
-    /// A caller waits no longer; `late`: its job was accepted, and its reply will be late. `takes_along`: it is a caller of the job,
-    /// not one who only looks on.
-    fn leave(&mut self, number: usize, job: JobId, owner: &Arc<str>, late: Option<Late>, takes_along: bool) {
+    /// A caller waits no longer; `late`: its job was accepted, and its reply will be late.
+    fn leave(&mut self, number: usize, job: JobId, owner: &Arc<str>, late: Option<Late>) {
         self.waiters.counters.reply_cancelled.fetch_add(1, Ordering::Relaxed);
         self.waiters.count(owner, -1);
         let is_accepted = late.is_some();
-        if self.waiters.withdraw(number, job, late) && is_accepted && takes_along {
+        if self.waiters.withdraw(number, job, late) && is_accepted {
             self.abandon(job);
         }
     }

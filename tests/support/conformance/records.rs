@@ -199,7 +199,7 @@ pub fn an_owner_leaves_others_their_share_of_the_queue(make: Make) {
         .backend
         .producer()
         .list(
-            &Viewer { name: Arc::from("ann"), admin: false },
+            &Viewer { name: Arc::from("ann"), ..Viewer::default() },
             &Filter { statuses: vec![JobStatus::Queued], limit: 12, ..Filter::default() },
         )
         .unwrap()
@@ -430,7 +430,7 @@ pub fn a_lane_whose_state_was_removed_is_not_kept(make: Make) {
 
 pub fn others_jobs_are_not_there(make: Make) {
     let bench = Bench::new(make);
-    let viewer = |name: &str, admin| Viewer { name: Arc::from(name), admin };
+    let viewer = |name: &str, admin| Viewer { name: Arc::from(name), admin, ..Viewer::default() };
     let producer = bench.backend.producer();
     let filter = Filter { limit: 10, ..Filter::default() };
     let job = bench.submit(NewJob { owner: Arc::from("ann"), ..bench.job("free") });
@@ -547,7 +547,7 @@ pub fn lanes_say_who_waits_and_why(make: Make) {
     use JobStatus::{Queued, Running};
     assert_eq!(lanes(&all, "keyed", 9), [(a, Queued, 1), (b, Queued, 2), (c, Queued, 1)]);
     assert_eq!(lanes(&all, "keyed", 2), [(a, Queued, 1), (b, Queued, 2)]);
-    assert_eq!(lanes(&Viewer { name: "ann".into(), admin: false }, "keyed", 9), []);
+    assert_eq!(lanes(&Viewer { name: "ann".into(), ..Viewer::default() }, "keyed", 9), []);
     // What runs waits for nothing; who is behind it does.
     let mut executor = bench.executor();
     let first = executor.lease();
