@@ -1553,7 +1553,7 @@ fn cancel_on_disconnect_cancels_when_the_last_caller_has_left() {
 fn a_batch_whose_client_left_with_its_last_byte_is_cancelled_where_that_is_wanted() {
     let service = Service::start(&["handlers.sleep.cancel_on_disconnect=true"]);
     let mut client = service.connect();
-    client.send(request("POST", "/v1/batch/sleep", &[], &format!("{LONG_SLEEP}\n")));
+    client.send(request("POST", "/v1/batch/sleep", &[], format!("{LONG_SLEEP}\n")));
     client.stream.shutdown(Shutdown::Write).expect("a socket");
     client.assert_closed();
     until("nothing runs", PATIENCE, || (service.metric("reply_waiters") == 0.0).then_some(()));
@@ -1590,7 +1590,7 @@ fn a_client_that_takes_its_answer_slowly_is_not_cut_off() {
     let service = Service::start(&sets);
     let line = format!("\"{}\"\n", "x".repeat(700_000));
     let mut client = service.connect();
-    client.send(request("POST", "/v1/batch/echo", &[], &line.repeat(LINES)));
+    client.send(request("POST", "/v1/batch/echo", &[], line.repeat(LINES)));
     let (mut read, mut part) = (0, vec![0; 64 << 10]);
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(8) {

@@ -151,6 +151,14 @@ impl Files {
     }
 }
 
+fn zero(file: &File, bytes: u64) -> io::Result<()> {
+    static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+    (0..bytes).step_by(ZEROS.len()).try_for_each(|at| {
+        let rest = ZEROS.len().min((bytes - at) as usize);
+        file.write_all_at(&ZEROS[..rest], at)
+    })
+}
+
 /// Refuses a directory that is not ours, or that others may write to.
 pub(super) fn vet(dir: &Path) -> Result<(), String> {
     let at = dir.display();
@@ -182,8 +190,8 @@ impl Disk for Files {
         let path = self.dir.join(name);
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
         let taken = match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
-            // Not every file system can: then it takes what is written.
-            Err(Errno::OPNOTSUPP) => file.set_len(bytes),
+            // Not every file system can: then zeros take it.
+            Err(Errno::OPNOTSUPP) => zero(&file, bytes),
             taken => taken.map_err(Into::into),
         };
         taken.and_then(|()| file.sync_all()).inspect_err(|_| _ = std::fs::remove_file(&path))

@@ -10,6 +10,7 @@ use crate::mac::{MacKey, hkdf_expand};
 
 /// The directory's own secret, where the deployment has none that lasts.
 const KEY_FILE: &str = "key";
+const NEW_FILE: &str = "key.new";
 
 /// A key of each of these secrets, see [`Secret::envelope`]: the first signs, all of them verify. Of none: the directory's own,
 /// which is made if it is not there.
@@ -17,11 +18,14 @@ const KEY_FILE: &str = "key";
 /// # Errors
 /// The directory's own cannot be read or made.
 pub fn keys(dir: &Path, envelopes: &[Secret]) -> Result<Vec<MacKey>, String> {
-    let path = dir.join(KEY_FILE);
+    let (path, new) = (dir.join(KEY_FILE), dir.join(NEW_FILE));
     if envelopes.is_empty() && !path.exists() {
-        keygen(Some(&path))?;
-        let synced = File::open(&path).and_then(|file| file.sync_all());
-        let synced = synced.and_then(|()| File::open(dir)?.sync_all());
+        // One that a crash or a full disk has left half made.
+        let _ = std::fs::remove_file(&new);
+        keygen(Some(&new))?;
+        let synced = File::open(&new).and_then(|file| file.sync_all());
+        let named = synced.and_then(|()| std::fs::rename(&new, &path));
+        let synced = named.and_then(|()| File::open(dir)?.sync_all());
         synced.map_err(|error| format!("{}: {error}", path.display()))?;
     }
     known_keys(dir, envelopes)

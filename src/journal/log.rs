@@ -64,12 +64,9 @@ impl Log {
     ) -> Result<(Log, Image, Option<String>), String> {
         let Scan { image, segments, next, oldest, last, .. } = scan(&mut *disk, &keys)?;
         let found = segments.last();
-        let cut = found.filter(|found| found.cut > 0).map(|found| {
-            format!(
-                "{}: what follows byte {} was being written when it ended, and is dropped",
-                name(found.number),
-                found.end
-            )
+        let cut = found.filter(|found| found.cut > 0 || found.end == 0).map(|found| {
+            let (file, end) = (name(found.number), found.end);
+            format!("{file}: what follows byte {end} was being written when it ended, and is dropped")
         });
         let segment = found.map_or(1, |found| found.number);
         let mut log = Log {
@@ -96,6 +93,7 @@ impl Log {
             Failure::NoRoom(why) => format!("there is no room to go on: {why}"),
             broken => broken.to_string(),
         })?;
+        log.bases.entry(segment).or_default().0 = segment_bytes.max(log.offset);
         log.drop_old().and_then(|()| log.try_spare()).map_err(|failure| failure.to_string())?;
         Ok((log, image, cut))
     }
@@ -249,6 +247,12 @@ impl Log {
 
     fn sync_names(&mut self) -> Result<(), Failure> {
         if is_off(Control::JournalNames) { Ok(()) } else { Ok(self.disk.sync_names()?) }
+    }
+
+    /// True while the next frame, whatever it says, leaves a segment behind.
+    #[must_use]
+    pub fn leaves_some(&self) -> bool {
+        self.first < self.oldest
     }
 
     /// False while there is room for no more than what must still be said.

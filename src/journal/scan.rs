@@ -60,7 +60,9 @@ pub fn scan(disk: &mut dyn Disk, keys: &[MacKey]) -> Result<Scan, String> {
         }
         let bytes = disk.read(&file).map_err(|error| format!("{file}: {error}"))?;
         let Some(first) = frame::open_header(keys, segment, &bytes) else {
-            let is_cut = index + 1 == numbers.len() && bytes.iter().skip(BEGIN).all(|byte| *byte == 0);
+            // The first one has its header before it has its name.
+            let is_last = index > 0 && index + 1 == numbers.len();
+            let is_cut = is_last && bytes.iter().skip(BEGIN).all(|byte| *byte == 0);
             if !is_cut {
                 return Err(at(&file, 0, no_header(&bytes)));
             }
@@ -75,9 +77,6 @@ pub fn scan(disk: &mut dyn Disk, keys: &[MacKey]) -> Result<Scan, String> {
         }
         scan.read(keys, segment, bytes, first).map_err(|Damage { offset, why }| at(&file, offset, why))?;
     }
-    if let Some(first) = numbers.first().filter(|first| **first > scan.oldest.max(1)) {
-        return Err(format!("{}: is missing", name(first - 1)));
-    }
     // Of all segments but the last one, the next one's header says that nothing is missing.
     if let Some(last) = scan.segments.last_mut().filter(|last| last.end > 0) {
         let rest = &scan.last[last.end..];
@@ -87,6 +86,9 @@ pub fn scan(disk: &mut dyn Disk, keys: &[MacKey]) -> Result<Scan, String> {
             return Err(at(&file, last.end, "a frame that was on the disk does not verify"));
         }
         scan.last.truncate(last.end);
+    }
+    if let Some(first) = numbers.first().filter(|first| **first > scan.oldest.max(1)) {
+        return Err(format!("{}: is missing", name(first - 1)));
     }
     Ok(scan)
 }

@@ -7,6 +7,7 @@
 //!
 //! Whoever has the log takes the turns, in their order; the broker's lock is taken after the log's.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -203,7 +204,8 @@ impl MemoryBroker {
         log.try_spare()?;
         let mut facts = self.take_turn(log);
         let mut is_less = false;
-        while !facts.bytes.is_empty()
+        // Also where nothing is to be said but that a segment is not needed any more.
+        while (!facts.bytes.is_empty() || log.leaves_some())
             && let Err(failure) =
                 log.append(self.0.clock.now(), facts.last_fence, &facts.bytes, &mut facts.bases)
         {
@@ -214,8 +216,18 @@ impl MemoryBroker {
             }
             match self.take_back(&facts) {
                 Some(less) => (facts, is_less) = (less, true),
+                None if facts.bytes.is_empty() => break,
                 None => {
+                    // A frame that only leaves segments behind may find room, and makes some, unless what it leaves is in this turn.
+                    if facts.bases.is_empty()
+                        && log.leaves_some()
+                        && let Err(failure @ Failure::Broken(_)) =
+                            log.append(self.0.clock.now(), facts.last_fence, &[], &mut Vec::new())
+                    {
+                        return Err(failure);
+                    }
                     log.sync()?;
+                    log.try_spare()?;
                     std::thread::sleep(LOOK_AGAIN);
                 }
             }
@@ -233,26 +245,31 @@ impl MemoryBroker {
     fn take_back(&self, facts: &Facts) -> Option<Facts> {
         let mut state = self.lock();
         let turn = state.broker.taken_turns();
-        let (mut refused, now) = (Vec::new(), self.0.clock.now());
         let is_new = |answer: &Submitted| *answer == Submitted::New;
-        let all = std::mem::take(&mut state.pages.answers);
-        for mut waiting in all {
-            if waiting.turn > turn || !waiting.answers.iter().any(is_new) {
-                state.pages.answers.push_back(waiting);
-                continue;
-            }
-            let answers = waiting.jobs.iter().zip(&mut waiting.answers).filter(|(_, answer)| is_new(answer));
-            let new: Vec<JobId> = answers
-                .map(|(job, answer)| {
-                    *answer = Submitted::Refused(Refusal::DiskFull);
-                    *job
-                })
-                .collect();
-            state.broker.take_back(&new, now);
-            refused.push(waiting);
-        }
-        if refused.is_empty() {
+        let unwritten = state.pages.answers.iter().filter(|waiting| waiting.turn <= turn);
+        let jobs = unwritten.flat_map(|waiting| waiting.jobs.iter().zip(&waiting.answers));
+        let gone: Vec<JobId> = jobs.filter(|(_, answer)| is_new(answer)).map(|(job, _)| *job).collect();
+        if gone.is_empty() {
             return None;
+        }
+        state.broker.take_back(&gone, self.0.clock.now());
+        let gone: HashSet<JobId> = gone.into_iter().collect();
+        let mut refused = Vec::new();
+        for mut waiting in std::mem::take(&mut state.pages.answers) {
+            let mut is_refused = false;
+            for (job, answer) in waiting.jobs.iter().zip(&mut waiting.answers) {
+                // Who has joined one of these has joined nothing.
+                let joined = if let Submitted::Existing(record) = &*answer { &record.spec.id } else { job };
+                if gone.contains(joined) {
+                    *answer = Submitted::Refused(Refusal::DiskFull);
+                    is_refused = true;
+                }
+            }
+            if is_refused && waiting.turn <= turn {
+                refused.push(waiting);
+            } else {
+                state.pages.answers.push_back(waiting);
+            }
         }
         state.broker.put_back_facts(facts);
         let less = state.broker.take_facts();

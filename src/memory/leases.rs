@@ -76,6 +76,19 @@ impl Broker {
         self.make_ready(lease.lane, now);
     }
 
+    /// A lease may not leave yet: none of its time passes.
+    pub(super) fn hold_back(&mut self, lease: LeaseId) {
+        let never = Timestamp(u64::MAX);
+        self.leases.entry(lease.0).and_modify(|lease| (lease.expires_at, lease.deadline) = (never, never));
+    }
+
+    /// Now it leaves, and its time begins.
+    pub(super) fn let_go(&mut self, lease: LeaseId, now: Timestamp) {
+        let Some(running) = self.leases.get(&lease.0).and_then(|lease| lease.jobs.front()) else { return };
+        let times = (now.plus(self.rules.visibility), self.deadline(*running, now));
+        self.leases.entry(lease.0).and_modify(|lease| (lease.expires_at, lease.deadline) = times);
+    }
+
     /// A later job of a run that ends: the number that its handler may have been told is not told again.
     pub(super) fn may_have_begun(&mut self, job: JobId) {
         self.jobs.entry(job).and_modify(|entry| entry.job.delivery += 1);

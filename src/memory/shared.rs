@@ -310,11 +310,13 @@ pub struct MemoryConsumer {
 
 impl MemoryConsumer {
     /// Keeps leases back until the turn that says them is written.
-    fn hold(&mut self, mut step: Step, pages: &mut Pages) -> Step {
+    fn hold(&mut self, mut step: Step, State { broker, pages, .. }: &mut State, now: Timestamp) -> Step {
         step.revoked.retain(|of| !self.leave_out(of));
+        step.leases.iter().for_each(|lease| broker.hold_back(lease.id));
         self.held.extend(step.leases.drain(..).map(|lease| (self.said, lease)));
         let may_go = self.held.iter().take_while(|(turn, _)| *turn <= pages.written).count();
         step.leases.extend(self.held.drain(..may_go).map(|(_, lease)| lease));
+        step.leases.iter().for_each(|lease| broker.let_go(lease.id, now));
         if !pages.holding.contains(&self.id) {
             pages.holding.push(self.id);
         }
@@ -345,7 +347,7 @@ impl Consumer for MemoryConsumer {
             let step = is_known.then(|| state.broker.step(self.id, requests, room, now))?;
             self.said = state.broker.seen_turn();
             let is_written = self.said <= state.pages.written && self.held.is_empty();
-            Some(if is_written { step } else { self.hold(step, &mut state.pages) })
+            Some(if is_written { step } else { self.hold(step, state, now) })
         };
         let step = broker.with_turn(step).0;
         step.ok_or_else(|| BackendError("the broker has given this executor up".into()))

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::config::secret::Secret;
 use crate::exit::{Exit, answer, written_out};
@@ -12,6 +13,10 @@ use crate::journal::{Disk, Files, known_keys};
 use crate::mac::MacKey;
 use crate::process::hygiene::keep_secrets;
 use crate::web::respond::{payload_json, record_json};
+
+/// What does not verify is looked at again, so often and after so long.
+const LOOKS: usize = 10;
+const LOOK_AGAIN: Duration = Duration::from_millis(300);
 
 /// What is asked of a journal.
 pub enum Question {
@@ -31,10 +36,23 @@ pub fn journal(dir: &Path, secret_file: Option<&Path>, question: &Question) -> R
     keep_secrets().map_err(|error| error.to_string())?;
     let secrets = secret_file.map(Secret::read_all).transpose()?.unwrap_or_default();
     let envelopes: Vec<Secret> = secrets.iter().map(Secret::envelope).collect();
+    let dir = &dir.canonicalize().map_err(|error| format!("{}: {error}", dir.display()))?;
+    Files::look(dir)?;
     let keys = known_keys(dir, &envelopes)?;
     let read = |dir: &Path| {
-        let scan = scan(&mut Files::look(dir)?, &keys);
-        scan.map_err(|why| format!("{}/{why}", dir.display()))
+        let look = || scan(&mut Files::look(dir)?, &keys);
+        let mut seen = look();
+        // A service may be writing: what moves while nobody changes it is not damaged.
+        for _ in 0..LOOKS {
+            let Err(before) = &seen else { break };
+            std::thread::sleep(LOOK_AGAIN);
+            let again = look();
+            if again.as_ref().err() == Some(before) {
+                break;
+            }
+            seen = again;
+        }
+        seen.map_err(|why| format!("{}/{why}", dir.display()))
     };
     match question {
         Question::Check => Ok(answer(&summary(dir, &read(dir)?))),
@@ -86,8 +104,12 @@ fn export(scan: Scan) -> Exit {
 fn repair(dir: &Path, segment: Option<u64>, offset: usize, keys: &[MacKey]) -> Result<PathBuf, String> {
     let mut source = Files::look(dir)?;
     let names = source.list().map_err(|error| format!("{}: {error}", dir.display()))?;
-    let last = names.into_iter().filter(|name| name.ends_with(".log")).max();
+    let last = names.iter().filter(|name| name.ends_with(".log")).max().cloned();
     let last = segment.map(name).or(last).ok_or_else(|| format!("{}: has no segments", dir.display()))?;
+    let has = |bytes: Vec<u8>| offset <= bytes.len();
+    if !names.contains(&last) || !source.read(&last).is_ok_and(has) {
+        return Err(format!("{}/{last}: there is no byte {offset} of it", dir.display()));
+    }
     let mut copy = dir.as_os_str().to_owned();
     copy.push(".repaired");
     let copy = PathBuf::from(copy);
@@ -95,7 +117,11 @@ fn repair(dir: &Path, segment: Option<u64>, offset: usize, keys: &[MacKey]) -> R
         return Err(format!("{}: is there already", copy.display()));
     }
     let made = source.copy_until(&copy, &last, offset);
-    made.map_err(|error| format!("{}: {error}", copy.display()))?;
-    let copied = scan(&mut Files::look(&copy)?, keys);
-    copied.map(|_| copy).map_err(|why| format!("what stands before is not whole either: {why}"))
+    let made = made.map_err(|error| format!("{}: {error}", copy.display()));
+    let copied = made.and_then(|()| scan(&mut Files::look(&copy)?, keys));
+    if let Err(why) = copied {
+        let _ = std::fs::remove_dir_all(&copy);
+        return Err(format!("no copy was made, since what stands before is not whole either: {why}"));
+    }
+    Ok(copy)
 }
