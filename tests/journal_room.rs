@@ -13,7 +13,7 @@ use cofferdam::journal::{Image, Log, frame};
 use cofferdam::memory::broker::Broker;
 use cofferdam::memory::{Keeping, MemoryBroker};
 use cofferdam::ports::{
-    BackendError, Consumer, NewJob, Producer, Refusal, Requests, Seat, Submitted, Viewer,
+    BackendError, Consumer, Idempotency, NewJob, Producer, Refusal, Requests, Seat, Submitted, Viewer,
 };
 
 use support::conformance::{Backend, START, Settings, plain};
@@ -173,10 +173,16 @@ fn jobs_that_find_no_room_are_refused_and_leave_nothing_and_what_runs_ends() {
         move || broker.pause("narrow", true)
     });
     std::thread::sleep(Duration::from_millis(50));
-    let three = submit_later(&backend, (2..5).map(|number| large(number, 9_000)).collect());
+    let key = || Some(Idempotency { key: "k".into(), fingerprint: [1; 32] });
+    let mut new: Vec<NewJob> = (2..5).map(|number| large(number, 9_000)).collect();
+    new[1].idempotency = key();
+    let three = submit_later(&backend, new);
+    let joins = NewJob { idempotency: key(), ..plain(id(8), "free") };
+    let joins = submit_later(&backend, vec![joins]);
     let one = submit_later(&backend, vec![plain(id(9), "nobody")]);
     backend.disk.hold_syncs(false);
     let refused = Submitted::Refused(Refusal::DiskFull);
+    assert_eq!(joins.recv_timeout(SOON), Ok(Ok(vec![refused.clone()])), "what it joined never was");
     assert_eq!(three.recv_timeout(SOON), Ok(Ok(vec![refused; 3])));
     assert_eq!(one.recv_timeout(SOON), Ok(Ok(vec![Submitted::Refused(Refusal::UnknownHandler)])));
     assert_eq!(paused.join().expect("it ends"), Ok(true));
@@ -184,6 +190,55 @@ fn jobs_that_find_no_room_are_refused_and_leave_nothing_and_what_runs_ends() {
     assert_eq!(backend.sizes(), before, "they are as if they had never come");
     let again = Journaled::on(backend.disk.kill(), &Settings::default(), START);
     assert_eq!(again.sizes(), before);
+}
+
+#[test]
+fn a_disk_that_is_full_of_what_is_over_has_room_again_by_itself() {
+    let settings = Settings::default();
+    let backend = Journaled::on(SimDisk::default(), &settings, START);
+    backend.disk.set_capacity(Some(backend.disk.used() + 40_000));
+    let stays = |number| NewJob { delay: Duration::from_secs(3_600), ..large(number, 900) };
+    let is_new = |number| backend.broker.submit(vec![stays(number)]) == Ok(vec![Submitted::New]);
+    let accepted = (1_000..2_000).take_while(|number| is_new(*number)).count() as u128;
+    assert!((3..1_000).contains(&accepted), "{accepted} found room");
+    for number in 1_000..1_000 + accepted {
+        backend.broker.cancel(&Viewer::anonymous(), id(number)).expect("ends find room");
+    }
+    backend.advance(2 * settings.failed_ttl);
+    backend.keeper.tick(0);
+    let begun = Stopwatch::start();
+    while backend.broker.submit(vec![plain(id(1), "free")]) != Ok(vec![Submitted::New]) {
+        assert!(begun.elapsed() < SOON, "nothing lives, and nothing is accepted");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// It is the disk that says nothing, not the executor.
+#[test]
+fn a_lease_that_does_not_leave_for_long_has_all_its_time_when_it_does() {
+    let disk = SimDisk::default();
+    let settings = Settings::default();
+    let backend = Journaled::on(disk, &settings, START);
+    assert_eq!(backend.broker.submit(vec![plain(id(1), "once")]), Ok(vec![Submitted::New]));
+    backend.disk.hold_syncs(true);
+    let mut executor = backend.broker.consumer(0, Bell::silent());
+    assert!(executor.step(Requests::default(), 1).expect("it is there").leases.is_empty());
+    let long = Duration::from_secs(24 * 3_600);
+    backend.advance(long);
+    backend.keeper.tick(0);
+    backend.disk.hold_syncs(false);
+    backend.settle();
+    assert_eq!(executor.step(Requests::default(), 1).expect("it is there").leases.len(), 1);
+    let status = || {
+        let record =
+            backend.broker.record(&Viewer::anonymous(), id(1)).expect("it is there").expect("a record");
+        (record.status, record.deliveries)
+    };
+    assert_eq!(status(), (JobStatus::Running, 1));
+    backend.advance(long);
+    backend.keeper.tick(0);
+    backend.settle();
+    assert_ne!(status().0, JobStatus::Running, "from then on its time passes");
 }
 
 #[test]

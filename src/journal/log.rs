@@ -299,11 +299,11 @@ impl Log {
         self.add_bases(self.oldest, vec![thing]);
     }
 
-    /// What may be written again in one turn: without a spare most of the segment's rest is kept for ends.
+    /// What may be written again in one turn: without a spare half of a segment is kept for ends.
     #[must_use]
     pub fn room(&self) -> u64 {
         let rest = self.segment_bytes.saturating_sub(self.offset);
-        if self.has_spare { u64::MAX } else { rest / 4 }
+        if self.has_spare { u64::MAX } else { rest.saturating_sub(self.segment_bytes / 2) }
     }
 
     /// Removes what no frame needs, once that is on the disk.
