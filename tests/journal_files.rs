@@ -116,6 +116,16 @@ fn a_segment_that_is_missing_or_another_in_its_place_is_seen() {
     without.lose(&names[names.len() - 1]);
     let found = start(&without).expect("nothing says that there was one");
     assert!(known.contains(&found) && found.len() < 12);
+    // A first one that lost what it said, or its header, is not one that was being made.
+    let alone = SimDisk::default();
+    let backend = Journaled::on(alone.clone(), &Settings::default(), START);
+    assert_eq!(backend.broker.submit(vec![plain(id(1), "free")]), Ok(vec![Submitted::New]));
+    for bytes in [Vec::new(), vec![0; 8_192]] {
+        let disk = alone.kill();
+        disk.replace("000000000001.log", bytes);
+        let why = start(&disk).expect_err("it had a job");
+        assert!(why.starts_with("000000000001.log: at byte 0"), "{why}");
+    }
     // Each in the place of each other.
     let contents = disk.contents();
     for from in &names {
