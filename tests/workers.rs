@@ -52,9 +52,17 @@ fn worker(name: &str, command: &[&str], more: &Value) -> String {
     format!("handlers.{name}={options}")
 }
 
+const JSON: [&str; 1] = ["Content-Type: application/json"];
+
 fn post(service: &Service, handler: &str, body: &Value) -> service::Answer {
     let target = format!("/v1/jobs/{handler}");
-    service.request("POST", &target, &["Content-Type: application/json"], body.to_string())
+    service.request("POST", &target, &JSON, body.to_string())
+}
+
+/// JSON that is nested deeper than the languages read it.
+fn nested() -> String {
+    let depth = 20_000;
+    "[".repeat(depth) + &"]".repeat(depth)
 }
 
 /// The same of each example: it shouts, counts in its lane's state, and refuses what is none of its business.
@@ -69,14 +77,21 @@ fn shouts(command: &[&str]) {
         (answer.code().as_str(), &answer.json()["detail"]),
         ("handler_failed", &json!("text is missing"))
     );
+    // What its language cannot read fails at once, and ends no worker: the next job finds the same one.
+    let workers = all_children(service.child("executor"));
+    let deep = service.request("POST", "/v1/jobs/shout", &JSON, nested());
+    assert_eq!(deep.code(), "handler_failed", "{command:?}: {}", deep.text());
+    let separated = post(&service, "shout", &json!({"text": "a\u{2028}b"}));
+    assert_eq!(separated.json(), json!({"seen": 4, "text": "A\u{2028}B"}), "{command:?}");
+    assert_eq!(all_children(service.child("executor")), workers, "{command:?}");
     // Its state is the service's.
     all_children(service.child("executor")).into_iter().for_each(kill);
     let answer = post(&service, "shout", &json!({"text": "again"}));
-    assert_eq!(answer.json(), json!({"seen": 4, "text": "AGAIN"}), "{command:?}");
+    assert_eq!(answer.json(), json!({"seen": 5, "text": "AGAIN"}), "{command:?}");
     let answer = service.post("/v1/batch/shout", "{\"text\":\"x\"}\n".repeat(50));
     let lines: Vec<Value> =
         answer.text().lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
-    assert_eq!((lines.len(), &lines[49]), (50, &json!({"seen": 54, "text": "X"})), "{command:?}");
+    assert_eq!((lines.len(), &lines[49]), (50, &json!({"seen": 55, "text": "X"})), "{command:?}");
     let ended = service.stop();
     assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
 }
@@ -137,6 +152,10 @@ def double(job):
     if isinstance(job.payload, bytes): return job.payload * 2
     if job.payload == "fail": raise Fail("no")
     if job.payload == "bug": return 1 / 0
+    if job.payload == "deep":
+        deep = []
+        for _ in range(20_000): deep = [deep]
+        return deep
     if job.payload == "retry" and job.delivery < 3: raise Retry("later", after=0.001)
     job.state["n"] = str(int(job.state.get("n", "0")) + 1)
     if job.payload == "forget": del job.state["n"]
@@ -152,9 +171,14 @@ const { Fail, Retry, work } = await import(process.argv[2] + "/cofferdam_worker.
 work({
   async double(job) {
     console.log("a word", job.handler);
-    if (Buffer.isBuffer(job.payload)) return Buffer.concat([job.payload, job.payload]);
+    if (Buffer.isBuffer(job.payload)) return new Uint8Array([...job.payload, ...job.payload]);
     if (job.payload === "fail") throw new Fail("no");
     if (job.payload === "bug") return nothing.at.all;
+    if (job.payload === "deep") {
+      let deep = [];
+      for (let depth = 0; depth < 20_000; depth += 1) deep = [deep];
+      return deep;
+    }
     if (job.payload === "retry" && job.delivery < 3) throw new Retry("later", 0.001);
     job.state.set("n", String(Number(job.state.get("n") ?? 0) + 1));
     if (job.payload === "forget") job.state.delete("n");
@@ -189,6 +213,20 @@ fn module_works(runtime: &str, file: &str, text: &str, module: &str, caller: &st
         (keyed("\"fail\"").code(), keyed("\"bug\"").code()),
         ("handler_failed".into(), "handler_failed".into())
     );
+    // Neither a job that the language cannot read nor a result that it cannot write takes the worker along.
+    let workers = all_children(service.child("executor"));
+    for (what, body) in [("a payload", &*nested()), ("a result", "\"deep\"")] {
+        let answer = keyed(body);
+        assert_eq!(answer.code(), "handler_failed", "{what}: {}", answer.text());
+    }
+    let long = service.request(
+        "POST",
+        "/v1/jobs/double",
+        &[&JSON[..], &["Ordering-Key: long"]].concat(),
+        "1".repeat(5_000),
+    );
+    assert!(long.status == 200 || long.code() == "handler_failed", "{}", long.text());
+    assert_eq!(all_children(service.child("executor")), workers);
     assert_eq!(keyed("\"retry\"").json(), json!(["retry", "5", "k"]));
     assert_eq!(keyed("\"forget\"").json(), json!(["forget", null, "k"]));
     assert_eq!(keyed("1").json(), json!([1, "1", "k"]));

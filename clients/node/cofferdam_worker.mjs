@@ -21,7 +21,6 @@
 //     console.log(await new Client("http://127.0.0.1:8080").call("resize", { width: 2 }));
 import { randomUUID } from "node:crypto";
 import { writeSync } from "node:fs";
-import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
 
 /** It cannot be done: the job fails at once. */
@@ -80,16 +79,15 @@ export class Job {
   }
 
   answer(result) {
-    const ok = Buffer.isBuffer(result)
-      ? { ok_base64: result.toString("base64"), media_type: "application/octet-stream" }
+    const ok = result instanceof Uint8Array
+      ? { ok_base64: Buffer.from(result).toString("base64"), media_type: "application/octet-stream" }
       : { ok: result ?? null };
     const state = this.state ? { set: this.state.changed(), remove: this.state.removed() } : {};
     return { id: this.id, ...ok, ...state, context_set: this.context.changed(), submit: this.#submits };
   }
 }
 
-async function answerOf(question, handlers) {
-  const job = new Job(question);
+async function answerOf(job, handlers) {
   const names = Object.keys(handlers);
   const handler = handlers[job.handler] ?? (names.length === 1 ? handlers[names[0]] : undefined);
   if (!handler) return { id: job.id, error: `this worker has no handler ${job.handler}` };
@@ -109,15 +107,31 @@ async function answerOf(question, handlers) {
 export async function work(handlers) {
   // Whatever prints to standard output must not stand between the lines.
   process.stdout.write = process.stderr.write.bind(process.stderr);
-  for await (const line of createInterface({ input: process.stdin })) {
-    const question = JSON.parse(line);
-    let text;
+  for await (const line of lines(process.stdin)) {
+    let text, what = "its line cannot be read";
     try {
-      text = JSON.stringify(await answerOf(question, handlers));
+      const job = new Job(JSON.parse(line));
+      what = "its result is no JSON";
+      text = JSON.stringify(await answerOf(job, handlers));
     } catch (error) {
-      text = JSON.stringify({ id: question.id, error: `its result is no JSON: ${error.message}` });
+      // The line begins with {"id":"…". A job that cannot be read or written fails by that id: with an end of this process it would
+      // come again, and end the next one.
+      text = JSON.stringify({ id: line.slice(7, 39), error: `${what}: ${error.message}` });
     }
     say(text);
+  }
+}
+
+// From Node.js 24 on, readline takes U+2028 for the end of a line too, which may stand within a JSON text.
+async function* lines(stream) {
+  let parts = [];
+  for await (const chunk of stream.setEncoding("utf8")) {
+    const [first, ...others] = chunk.split("\n");
+    parts.push(first);
+    for (const other of others) {
+      yield parts.join("");
+      parts = [other];
+    }
   }
 }
 

@@ -121,8 +121,7 @@ def handler(function):
     return function
 
 
-def _do(question):
-    job = Job(question)
+def _do(job):
     only = next(iter(_handlers.values())) if len(_handlers) == 1 else None
     function = _handlers.get(job.handler, only)
     if function is None:
@@ -147,14 +146,18 @@ def main():
     _lines = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     for line in sys.stdin.buffer:
-        question = json.loads(line.decode())
-        answer = _do(question)
-        sys.stdout.flush()
+        # The line begins with {"id":"…". A job that Python cannot read or write, as one nested too deep or a number too long, fails
+        # by that id: with an end of this process it would come again, and end the next one.
+        job_id, what = line[7:39].decode(), "its line cannot be read"
         try:
+            job = Job(json.loads(line))
+            what = "its result is no JSON"
+            answer = _do(job)
+            sys.stdout.flush()
             _say(answer)
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001: whatever it is, the next job is another
             traceback.print_exc()
-            _say({"id": question["id"], "error": f"its result is no JSON: {error}"})
+            _say({"id": job_id, "error": f"{what}: {error}"})
 
 
 class Failed(Exception):

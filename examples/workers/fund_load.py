@@ -107,7 +107,12 @@ def main():
         sys.set_int_max_str_digits(0)
     experiment = os.environ.get("COFFERDAM_HANDLER") == "fund_load_exp"
     for line in sys.stdin.buffer:
-        answer = decide(json.loads(line), experiment)
+        try:
+            job = json.loads(line)
+        except RecursionError:
+            # Nested deeper than Python reads, so that there is no load in it. The line begins with {"id":"…".
+            job = {"id": line[7:39].decode()}
+        answer = decide(job, experiment)
         sys.stdout.write(json.dumps(answer, separators=(",", ":")) + "\n")
         sys.stdout.flush()
 

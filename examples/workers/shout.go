@@ -49,7 +49,14 @@ func main() {
 			return
 		}
 		var j job
-		if json.Unmarshal(line, &j) != nil || out.Encode(do(j)) != nil {
+		a := answer{}
+		if err := json.Unmarshal(line, &j); err != nil {
+			// The line begins with {"id":"…": a job that Go cannot read fails by that, and takes no worker along.
+			a = answer{ID: string(line[7:39]), Error: err.Error()}
+		} else {
+			a = do(j)
+		}
+		if out.Encode(a) != nil {
 			os.Exit(1)
 		}
 	}

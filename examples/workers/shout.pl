@@ -7,7 +7,9 @@ use JSON::PP;
 $| = 1;
 my $json = JSON::PP->new->utf8->canonical;
 while (my $line = <STDIN>) {
-    my $job = $json->decode($line);
+    # The line begins with {"id":"…": a job that Perl cannot read fails by that, and takes no worker along.
+    my $job = eval { $json->decode($line) };
+    print($json->encode({ id => substr($line, 7, 32), error => "$@" }), "\n"), next unless $job;
     my $payload = $job->{payload};
     my $text = ref $payload eq 'HASH' ? $payload->{text} : undef;
     my $answer = { id => $job->{id}, error => 'text is missing' };

@@ -13,4 +13,7 @@ $stdin.each_line do |line|
     answer = { id: job["id"], error: "text is missing" }
   end
   puts JSON.generate(answer)
+rescue StandardError => error
+  # The line begins with {"id":"…": a job that Ruby cannot read fails by that, and takes no worker along.
+  puts JSON.generate({ id: line[7, 32], error: error.message.scrub })
 end
