@@ -17,7 +17,8 @@ mod program;
 #[path = "support/service.rs"]
 mod service;
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -26,7 +27,7 @@ use oracle::Rules;
 use parity::{UNDYING, assert_same, challenge, seed, turn};
 use program::{Folder, cofferdam, command, run, shown, wait};
 use serde_json::{Value, json};
-use service::{Service, all_children, children, kill, until, with_harm};
+use service::{PATIENCE, Service, all_children, children, kill, until, with_harm};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -299,6 +300,7 @@ const { Client } = await import(process.argv[2] + "/cofferdam_worker.mjs");
 const client = new Client(process.argv[3]);
 assert.deepEqual(await client.call("echo", { a: 1 }), { a: 1 });
 assert.deepEqual(await client.call("echo", Buffer.from([255])), Buffer.from([255]));
+assert.deepEqual(await client.call("echo", new Uint8Array([255])), Buffer.from([255]));
 const job = await client.submit("echo", [1], { idempotencyKey: "one" });
 assert.equal(await client.submit("echo", [1], { idempotencyKey: "one" }), job);
 assert.deepEqual((await client.wait(job)).result, [1]);
@@ -313,6 +315,134 @@ console.log("right");
 "#;
     if has("node") {
         module_works("node", "double.mjs", JAVASCRIPT, "node", caller);
+    }
+}
+
+/// A request with its body, or what begins a handshake of TLS.
+fn is_whole(heard: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(heard).to_lowercase();
+    let Some((head, body)) = text.split_once("\r\n\r\n") else { return heard.starts_with(&[22, 3]) };
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+    body.len() >= length.unwrap_or(0)
+}
+
+/// One who listens instead of a service, and answers each connection with the next of these; an empty one is no answer. What came over each
+/// connection.
+fn answers(listener: &TcpListener, answers: &[&str]) -> Vec<Vec<u8>> {
+    let answer = |text: &&str| {
+        let (mut stream, _) = until("a client comes", PATIENCE, || listener.accept().ok());
+        let mut heard = Vec::new();
+        while !is_whole(&heard) {
+            let mut part = [0; 4_096];
+            let length = stream.read(&mut part).expect("it says something");
+            assert!(length > 0, "it says all of it: {heard:?}");
+            heard.extend_from_slice(&part[..length]);
+        }
+        stream.write_all(text.as_bytes()).expect("it listens");
+        heard
+    };
+    answers.iter().map(answer).collect()
+}
+
+fn answer(status: &str, headers: &str, body: &str) -> String {
+    let length = body.len();
+    format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n{headers}\r\n{body}")
+}
+
+/// A caller whose questions meet a service that is lost, then stops, then is away behind a proxy, and then is there again; and
+/// whose other requests are not repeated where the job may have been accepted.
+fn asks_again(runtime: &str, file: &str, text: &str, module: &str) {
+    let folder = Folder::new();
+    let caller = folder.file(file, text);
+    let module = root().join("clients").join(module);
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.set_nonblocking(true).expect("a socket");
+    let port = listener.local_addr().expect("it listens").port().to_string();
+    let mut caller = command(
+        Path::new("/usr/bin/env"),
+        [runtime.as_ref(), caller.as_os_str(), module.as_os_str(), port.as_ref()],
+    );
+    caller.env("PATH", std::env::var_os("PATH").expect("a path"));
+    let caller = caller.spawn().expect("it is there");
+    let problem = r#"{"code":"draining","detail":"the service stops"}"#;
+    let draining = answer("503 Service Unavailable", "Retry-After: 1\r\nCofferdam-Job-Id: 1\r\n", problem);
+    let away = answer("502 Bad Gateway", "", "<html>");
+    let record =
+        answer("200 OK", "Content-Type: application/json\r\n", r#"{"status":"succeeded","result":7}"#);
+    let heard = answers(&listener, &["", &draining, &away, &record, "", &record, &draining, "", ""]);
+    let is_question = |heard: &Vec<u8>| heard.starts_with(b"GET /v1/jobs/1?wait=");
+    let output = wait(caller);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "right\n", "{}", shown(&output));
+    assert!(heard[..4].iter().all(is_question), "{heard:?}");
+    let key = |heard: &Vec<u8>| {
+        let text = String::from_utf8_lossy(heard).to_lowercase();
+        text.lines().find(|line| line.starts_with("idempotency-key")).map(str::to_owned)
+    };
+    assert!(key(&heard[4]).is_some() && key(&heard[4]) == key(&heard[5]), "{heard:?}");
+    assert!(
+        heard[6].starts_with(b"POST /v1/jobs/1/retry ") && heard[7].starts_with(b"POST /v1/batch/"),
+        "{heard:?}"
+    );
+    assert!(heard[8].starts_with(&[22, 3]), "{heard:?}");
+}
+
+#[test]
+fn the_python_client_waits_through_an_upgrade_and_keeps_its_token_to_itself() {
+    let caller = r#"
+import sys
+sys.path.insert(0, sys.argv[1])
+from cofferdam_worker import Client, Failed
+service = "127.0.0.1:" + sys.argv[2]
+client = Client("http://" + service)
+assert client.wait("1", timeout=20)["result"] == 7
+assert client.call("echo", 7)["result"] == 7
+try:
+    client.retry("1")
+    raise SystemExit("it may have been done")
+except Failed as failed:
+    assert (failed.code, failed.job) == ("draining", "1")
+try:
+    client.batch("echo", [1])
+    raise SystemExit("it may have been done")
+except ConnectionError:
+    pass
+try:
+    Client("https://" + service, token="cfd_secret", patience=0).record("1")
+    raise SystemExit("it speaks TLS")
+except OSError:
+    pass
+for url in [service, "ftp://" + service, "http://ann:secret@" + service, "http://" + service + "/v1", "http://"]:
+    try:
+        Client(url)
+        raise SystemExit(url)
+    except ValueError as error:
+        assert "secret" not in str(error)
+print("right")
+"#;
+    if has("python3") {
+        asks_again("python3", "caller.py", caller, "python");
+    }
+}
+
+#[test]
+fn the_javascript_client_waits_through_an_upgrade_and_keeps_its_token_to_itself() {
+    let caller = r#"
+import assert from "node:assert";
+const { Client } = await import(process.argv[2] + "/cofferdam_worker.mjs");
+const service = "127.0.0.1:" + process.argv[3];
+const client = new Client("http://" + service);
+assert.equal((await client.wait("1")).result, 7);
+assert.equal((await client.call("echo", 7)).result, 7);
+await assert.rejects(client.retry("1"), { code: "draining", job: "1" });
+await assert.rejects(client.batch("echo", [1]), TypeError);
+await assert.rejects(new Client("https://" + service, { token: "cfd_secret", patience: 0 }).record("1"), TypeError);
+for (const url of [service, `ftp://${service}`, `http://ann:secret@${service}`, `http://${service}?v1`, "http://"]) {
+  assert.throws(() => new Client(url), (error) => error instanceof TypeError && !error.message.includes("secret"), url);
+}
+console.log("right");
+"#;
+    if has("node") {
+        asks_again("node", "caller.mjs", caller, "node");
     }
 }
 

@@ -154,37 +154,77 @@ export class Failed extends Error {
   }
 }
 
-/** A caller. `patience` is for how many seconds an answer that says "later" (429, 503) is tried again. */
+/** A service's URL, to which a path is added. Its text is not repeated in errors: a password may stand in it. */
+function baseOf(url) {
+  let parts = {};
+  try {
+    parts = new URL(url);
+  } catch {
+    // So that it has no protocol.
+  }
+  if (!["http:", "https:"].includes(parts.protocol)) throw new TypeError("the URL of a service is http://HOST:PORT or https://HOST");
+  if (parts.username || parts.password) throw new TypeError("the URL of a service names no user: give a token");
+  if (parts.search || parts.hash) throw new TypeError("the URL of a service has no query and no fragment");
+  return parts.origin + parts.pathname.replace(/\/$/, "");
+}
+
+// How long it waits before it asks again where the answer, or its absence, does not say.
+const PAUSE_MS = 500;
+// A connection that ended before the whole answer was there, as `fetch` tells it.
+const LOST = ["ECONNREFUSED", "ECONNRESET", "EPIPE", "UND_ERR_SOCKET"];
+
+/**
+ * A caller of `http://HOST:PORT` or `https://HOST`. `patience` is for how many seconds it asks again where the answer is "later" (429,
+ * 503, a proxy's 502), or the connection is lost or refused, as while the service is upgraded. It does so only where that cannot run
+ * a job twice: questions, submissions (they have an idempotency key), and all that was not accepted.
+ */
 export class Client {
   constructor(url = "http://127.0.0.1:8080", { token, patience = 30 } = {}) {
-    Object.assign(this, { url: url.replace(/\/$/, ""), token, patience });
+    Object.assign(this, { url: baseOf(url), token, patience });
   }
 
   async #request(method, path, body, headers = {}) {
     if (this.token) headers.Authorization = `Bearer ${this.token}`;
-    const until = Date.now() + this.patience * 1000;
-    for (;;) {
-      const answer = await fetch(this.url + path, { method, body, headers });
-      const bytes = Buffer.from(await answer.arrayBuffer());
-      if (answer.ok) return { answer, bytes };
-      let problem = { detail: bytes.toString() };
-      try {
-        problem = JSON.parse(bytes);
-      } catch {
-        // A proxy's own answer.
-      }
-      const [job, wait] = [answer.headers.get("cofferdam-job-id"), Number(answer.headers.get("retry-after")) * 1000];
-      // With an idempotency key asking again never runs it twice; without one only if no job was accepted.
-      const isSafe = "Idempotency-Key" in headers || job === null;
-      if (![429, 503].includes(answer.status) || !wait || !isSafe || Date.now() + wait >= until) {
-        throw new Failed(answer.status, problem, job);
-      }
+    for (let until; ;) {
+      const { answer, bytes, failure, isLater, isUnaccepted, wait = PAUSE_MS } = await this.#exchange(method, path, body, headers);
+      if (!failure) return { answer, bytes };
+      // To ask for something changes nothing, and with an idempotency key a job never runs twice.
+      const isSafe = method === "GET" || "Idempotency-Key" in headers || isUnaccepted;
+      // From the first such answer: the request itself may have waited long before it.
+      until ??= Date.now() + this.patience * 1000;
+      if (!isLater || !isSafe || Date.now() + wait >= until) throw failure;
       await sleep(wait);
     }
   }
 
+  async #exchange(method, path, body, headers) {
+    let answer, bytes;
+    try {
+      // A redirection is no answer of the service, and what it leads to is not to have the token.
+      answer = await fetch(this.url + path, { method, body, headers, redirect: "manual" });
+      bytes = Buffer.from(await answer.arrayBuffer());
+    } catch (failure) {
+      const code = failure.cause?.code;
+      return { failure, isLater: LOST.includes(code), isUnaccepted: code === "ECONNREFUSED" };
+    }
+    if (answer.ok) return { answer, bytes };
+    let problem = { detail: bytes.toString() };
+    try {
+      problem = JSON.parse(bytes) ?? problem;
+    } catch {
+      // A proxy's own answer.
+    }
+    const job = answer.headers.get("cofferdam-job-id");
+    const wait = Number(answer.headers.get("retry-after")) * 1000 || undefined;
+    return {
+      failure: new Failed(answer.status, problem, job), isLater: [429, 502, 503].includes(answer.status), wait,
+      // The service says when to come again; what does not may be another's word about a job that was accepted.
+      isUnaccepted: job === null && wait !== undefined,
+    };
+  }
+
   #post(handler, payload, { key, idempotencyKey, delay }, headers = {}) {
-    const isBytes = Buffer.isBuffer(payload);
+    const isBytes = payload instanceof Uint8Array;
     headers["Content-Type"] = isBytes ? "application/octet-stream" : "application/json";
     headers["Idempotency-Key"] = idempotencyKey ?? randomUUID();
     // fetch takes headers as bytes, one a character; the service reads UTF-8.

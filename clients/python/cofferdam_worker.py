@@ -26,6 +26,7 @@ A caller::
 import base64
 import http.client
 import json
+import math
 import os
 import sys
 import time
@@ -169,41 +170,82 @@ class Failed(Exception):
         self.job, self.retry_after, self.problem = job, retry_after, problem
 
 
+def _connector(url):
+    """What makes connections to this URL. Its text is not repeated in errors: a password may stand in it."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("the URL of a service is http://HOST:PORT or https://HOST")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("the URL of a service names no user: give a token")
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError("the URL of a service has nothing behind its host and port")
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    host, port = parts.hostname, parts.port
+    return lambda: kind(host, port, timeout=120)
+
+
+# How long it waits before it asks again where the answer, or its absence, does not say.
+_PAUSE_SECONDS = 0.5
+
+
 class Client:
-    """A caller. ``patience`` is for how many seconds an answer that says "later" (429, 503) is tried again."""
+    """A caller of ``http://HOST:PORT`` or ``https://HOST``.
+
+    ``patience`` is for how many seconds it asks again where the answer is "later" (429, 503, a proxy's 502), or the connection is lost
+    or refused, as while the service is upgraded. It does so only where that cannot run a job twice: questions, submissions (they
+    have an idempotency key), and all that was not accepted.
+    """
 
     def __init__(self, url="http://127.0.0.1:8080", token=None, patience=30.0):
-        parts = urllib.parse.urlsplit(url)
-        self._connect = lambda: http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=120)
+        self._connect = _connector(url)
         self._token, self._patience = token, patience
 
-    def _request(self, method, path, body=None, headers=None):
+    def _request(self, method, path, body=None, headers=None, latest=math.inf):
         headers = dict(headers or {})
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
-        until = time.monotonic() + self._patience
+        until = None
         while True:
-            connection = self._connect()
             try:
-                connection.request(method, path, body, headers)
-                answer = connection.getresponse()
-                data = answer.read()
-            finally:
-                connection.close()
-            if answer.status < 400:
-                return answer, data
-            try:
-                problem = json.loads(data)
-            except ValueError:
-                problem = {"detail": data.decode(errors="replace")}
-            job, wait = answer.headers.get("Cofferdam-Job-Id"), answer.headers.get("Retry-After")
-            wait = float(wait) if wait else None
-            # With an idempotency key asking again never runs it twice; without one only if no job was accepted.
-            is_safe = "Idempotency-Key" in headers or job is None
-            if answer.status in (429, 503) and wait is not None and is_safe and time.monotonic() + wait < until:
-                time.sleep(wait)
-                continue
-            raise Failed(answer.status, problem, job, wait)
+                answer, data = self._exchange(method, path, body, headers)
+                if answer.status < 300:
+                    return answer, data
+                failure = self._failed(answer, data)
+                is_later, wait = answer.status in (429, 502, 503), failure.retry_after
+                # The service says when to come again; what does not may be another's word about a job that was accepted.
+                is_unaccepted = failure.job is None and wait is not None
+            except (ConnectionError, http.client.IncompleteRead) as lost:
+                failure, is_later, wait = lost, True, None
+                is_unaccepted = isinstance(lost, ConnectionRefusedError)
+            # To ask for something changes nothing, and with an idempotency key a job never runs twice.
+            is_safe = method == "GET" or "Idempotency-Key" in headers or is_unaccepted
+            wait, now = wait or _PAUSE_SECONDS, time.monotonic()
+            # From the first such answer: the request itself may have waited long before it.
+            until = now + self._patience if until is None else until
+            if not (is_later and is_safe) or now + wait >= min(until, latest):
+                raise failure
+            time.sleep(wait)
+
+    def _exchange(self, method, path, body, headers):
+        connection = self._connect()
+        try:
+            connection.request(method, path, body, headers)
+            answer = connection.getresponse()
+            return answer, answer.read()
+        finally:
+            connection.close()
+
+    @staticmethod
+    def _failed(answer, data):
+        try:
+            problem = json.loads(data)
+        except ValueError:
+            problem = None
+        if not isinstance(problem, dict):
+            # A proxy's own answer.
+            problem = {"detail": data.decode(errors="replace")}
+        wait = answer.headers.get("Retry-After", "")
+        return Failed(answer.status, problem, answer.headers.get("Cofferdam-Job-Id"), float(wait) if wait.isdigit() else None)
 
     @staticmethod
     def _encoded(payload):
@@ -235,16 +277,20 @@ class Client:
 
     def record(self, job, wait=0):
         """A job's record; with ``wait``, once it has ended or so many seconds are over."""
-        return json.loads(self._request("GET", f"/v1/jobs/{job}" + (f"?wait={wait}" if wait else ""))[1])
+        return self._record(job, wait, math.inf)
+
+    def _record(self, job, wait, latest):
+        path = f"/v1/jobs/{job}" + (f"?wait={wait}" if wait else "")
+        return json.loads(self._request("GET", path, latest=latest)[1])
 
     def wait(self, job, timeout=None):
         """The record of a job that has ended."""
-        until = None if timeout is None else time.monotonic() + timeout
+        until = math.inf if timeout is None else time.monotonic() + timeout
         while True:
-            record = self.record(job, wait=10 if until is None else max(1, min(10, round(until - time.monotonic()))))
+            record = self._record(job, max(1, round(min(10, until - time.monotonic()))), until)
             if record["status"] not in ("queued", "running"):
                 return record
-            if until is not None and time.monotonic() >= until:
+            if time.monotonic() >= until:
                 raise TimeoutError(f"{job} is {record['status']}")
 
     def retry(self, job):
