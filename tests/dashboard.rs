@@ -46,6 +46,11 @@ fn is_installed() -> bool {
     false
 }
 
+/// A handler with the longest name that there may be, which no page may be stretched by.
+fn long_name() -> String {
+    format!(r#"handlers.{}={{"command":["cat"]}}"#, "w".repeat(64))
+}
+
 /// The browser's visit to this service.
 fn visit(service: &Service, token: Option<&Token>, mode: &[&str]) -> Child {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/page/check.mjs");
@@ -70,7 +75,7 @@ fn assert_well(visit: Child) {
 #[test]
 fn a_browser_sees_figures_and_jobs_and_can_act_on_them() {
     if is_installed() {
-        let service = Service::start(&[]);
+        let service = Service::start(&[&long_name()]);
         assert_well(visit(&service, None, &[]));
         assert_eq!(service.stop().status.code(), Some(0));
     }
@@ -82,7 +87,7 @@ fn a_browser_asks_for_a_token_where_one_is_needed() {
         let token = Token::new("ann", "submit,read,admin");
         let file = TokenFile::new(&[&token.line]);
         let [mode, path] = file.sets();
-        let service = Service::start(&[&mode, &path]);
+        let service = Service::start(&[&mode, &path, &long_name()]);
         assert_well(visit(&service, Some(&token), &[]));
     }
 }
@@ -92,7 +97,7 @@ fn a_browser_tells_that_the_service_is_lost() {
     if !is_installed() {
         return;
     }
-    let service = Service::start(&[]);
+    let service = Service::start(&[&long_name()]);
     let mut visit = visit(&service, None, &["--lost"]);
     let mut lines = BufReader::new(visit.stdout.take().expect("it is piped")).lines();
     let (sender, said) = std::sync::mpsc::channel();

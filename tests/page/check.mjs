@@ -3,8 +3,8 @@
 //
 //   node tests/page/check.mjs http://127.0.0.1:8080 [--lost]
 //
-// The server has the handlers `echo` and `sleep`, and at most a few jobs. It is used: jobs are submitted, `echo` is paused
-// and resumed, a job is cancelled. With `--lost` the last line but one on standard output is `stop the server`: the caller
+// The server has the handlers `echo`, `sleep` and one with a name of 64 characters, and at most a few jobs. It is used: jobs are
+// submitted, handlers are paused and resumed, a job is cancelled. With `--lost` the last line but one on standard output is `stop the server`: the caller
 // does so, and the page must tell it. COFFERDAM_TOKEN is the token, with all scopes, of a server that asks for one;
 // CHROMIUM the browser (otherwise `chromium`). Exit 0: all is well; 1: standard error says what is not; 2: bad usage.
 
@@ -107,6 +107,7 @@ class Complaints {
   constructor(browser) {
     this.list = [];
     this.serverIsStopped = false;
+    this.isRefused = false;
     browser.on("Runtime.exceptionThrown", ({ exceptionDetails: what }) => this.add(`exception: ${what.exception?.description || what.text}`));
     browser.on("Runtime.consoleAPICalled", ({ type, args }) => {
       if (["error", "warning", "assert"].includes(type)) this.add(`console.${type}: ${args.map((one) => one.value).join(" ")}`);
@@ -117,10 +118,10 @@ class Complaints {
     });
   }
 
-  /** The browser itself logs each answer that is an error, so the first 401 and a stopped server are no complaint. */
+  /** The browser itself logs each answer that is an error, so the first 401, a 400 that is asked for and a stopped server are no complaint. */
   log({ source, level, text, url }) {
     if (level !== "error" && level !== "warning") return;
-    if (source === "network" && (this.serverIsStopped || (token && /\b401\b/.test(text)))) return;
+    if (source === "network" && (this.serverIsStopped || (token && /\b401\b/.test(text)) || (this.isRefused && /\b400\b/.test(text)))) return;
     this.add(`${source} ${level}: ${text} ${url || ""}`);
   }
 
@@ -265,6 +266,59 @@ async function retryOfAllIsCountedFirst(browser) {
   if (status !== "cancelled") throw new Error(`the dry run changed the job: it is ${status}`);
 }
 
+/** The refused filter is told once, and nothing is said to be awaited. */
+async function refusedFilterIsTold(browser, complaints) {
+  complaints.isRefused = true;
+  await go(browser, "#/jobs?status=bogus", /^Jobs$/);
+  await shows(browser, "main .problem", /^400 /);
+  const text = await browser.value(textOf("main"));
+  if (/Asking the server/.test(text)) throw new Error(`it asks and is refused: ${text}`);
+  complaints.isRefused = false;
+}
+
+/** Counters that fell between two polls, as those of a new web process do, give no sample. */
+async function restartIsNoSample(browser) {
+  const poll = (submitted, succeeded) => `{ totals: { submitted: ${submitted} }, handlers: [{ finished: { succeeded: ${succeeded} } }] }`;
+  const added = (before, after) => browser.value(
+    `{ const had = state.samples; state.samples = []; takeDifference(${before}, ${after}); const { length } = state.samples; state.samples = had; length }`);
+  const seen = [await added(poll(5, 4), poll(7, 5)), await added(poll(5, 4), poll(1, 1)), await added(poll(5, 4), poll(6, 1))];
+  if (seen.join() !== "1,0,0") throw new Error(`samples of an ordinary poll, and of two after a restart: ${seen}`);
+}
+
+/** No page is wider than a telephone's screen, with the longest name that a handler may have. */
+async function narrowScreensAreEnough(browser) {
+  const name = (await ask("GET", "/v1/stats")).handlers.map((one) => one.name).find((one) => one.length === 64);
+  if (!name) throw new Error("the server has no handler with a name of 64 characters");
+  const id = await submit(name, { at: 1 });
+  for (const width of [390, 320]) {
+    await browser.send("Emulation.setDeviceMetricsOverride", { width, height: 800, deviceScaleFactor: 1, mobile: false });
+    const fits = async (what, element) => {
+      const [wide, room] = await browser.value(`{ const { scrollWidth, clientWidth } = ${element}; [scrollWidth, clientWidth] }`);
+      if (wide > room) throw new Error(`${what} is ${wide} px wide on a screen of ${width}`);
+    };
+    const pages = { "#/": /^Overview$/, "#/jobs": /^Jobs$/, [`#/jobs?handler=${name}`]: /^Jobs$/,
+      [`#/handlers/${name}`]: new RegExp(name), [`#/jobs/${id}`]: new RegExp(id) };
+    for (const [hash, heading] of Object.entries(pages)) {
+      await go(browser, hash, heading);
+      await fits(hash, "document.documentElement");
+    }
+    await go(browser, `#/handlers/${name}`, new RegExp(name));
+    await press(browser, "main", "Pause");
+    await dialogIs(browser, true);
+    await fits("the dialog", `document.querySelector("#ask")`);
+    await press(browser, "#ask", "Pause");
+    await dialogIs(browser, false);
+    await go(browser, "#/", /^Overview$/);
+    await shows(browser, ".attention", /is paused/);
+    await fits("what needs attention", "document.documentElement");
+    await go(browser, `#/handlers/${name}`, new RegExp(name));
+    await press(browser, "main", "Resume");
+    await press(browser, "#ask", "Resume");
+    await dialogIs(browser, false);
+  }
+  await browser.send("Emulation.clearDeviceMetricsOverride");
+}
+
 async function lostServerIsTold(browser, complaints) {
   complaints.serverIsStopped = true;
   console.log("stop the server");
@@ -272,7 +326,8 @@ async function lostServerIsTold(browser, complaints) {
   await shows(browser, "#alerts", /The server is lost/);
 }
 
-const STEPS = [loads, figuresChange, storyIsTold, handlerIsPausedAndResumed, retryOfAllIsCountedFirst];
+const STEPS = [loads, figuresChange, storyIsTold, handlerIsPausedAndResumed, retryOfAllIsCountedFirst,
+  refusedFilterIsTold, restartIsNoSample, narrowScreensAreEnough];
 
 async function check(browser) {
   await browser.openPage();

@@ -329,9 +329,11 @@ function takeDifference(before, { totals, handlers: list }) {
   if (!totals || !before.totals) return;
   const ended = (of, ends) => sum(of, (handler) => sum(ends, (end) => handler.finished[end]));
   const grown = (...ends) => ended(list, ends) - ended(before.handlers, ends);
+  const submitted = totals.submitted - before.totals.submitted, succeeded = grown("succeeded"), failed = grown(...RETRYABLE);
+  // The counters began anew in between.
+  if (Math.min(submitted, succeeded, failed) < 0) return;
   takeSample({
-    ...totals, at: new Date().toISOString(), seconds: POLL_MS / 1000, submitted: totals.submitted - before.totals.submitted,
-    succeeded: grown("succeeded"), failed: grown(...RETRYABLE), oldest_seconds: lag(),
+    ...totals, at: new Date().toISOString(), seconds: POLL_MS / 1000, submitted, succeeded, failed, oldest_seconds: lag(),
   });
 }
 
@@ -551,7 +553,7 @@ function charts() {
   return h("div.charts",
     chart("Throughput", rate(last && ended(last)), rate, [["ended", "a", ended],
       ["submitted", "b", (one) => per(one.submitted, one)], ["unsuccessful", "bad", (one) => per(one.failed, one)]]),
-    chart("Latency p50 / p99", `${seconds(last?.p50)} / ${seconds(last?.p99)}`, seconds,
+    chart("Latency p50 / p99, estimated", `${seconds(last?.p50)} / ${seconds(last?.p99)}`, seconds,
       [["p50", "a", (one) => one.p50], ["p99", "b", (one) => one.p99]], 1),
     chart("Queue depth", count(state.figures.totals?.queued), count,
       [["queued", "a", (one) => one.queued], ["running", "b", (one) => one.running]]),
@@ -613,7 +615,8 @@ function handlersTable() {
   ], handlers());
 }
 
-const quantiles = ({ p50, p99 }) => (isNumber(p50) ? `${seconds(p50)} / ${seconds(p99)}` : NONE);
+const estimated = (...text) => h("span", { title: "Estimated from the buckets of a histogram" }, text);
+const quantiles = ({ p50, p99 }) => (isNumber(p50) ? estimated(`about ${seconds(p50)} / ${seconds(p99)}`) : NONE);
 
 function stateBadges({ paused, parked }) {
   return [paused ? badge("paused") : badge("open"), Boolean(parked) && badge("dead", `${count(parked)} parked`)];
@@ -664,7 +667,7 @@ function handlerView({ handler: name }) {
       ["lag", seconds(handler.oldest_seconds)], ["lanes", count(handler.lanes)], ["parked lanes", count(handler.parked)],
       ...ENDS.map((end) => to(end, handler.finished[end])), ["ran p50 / p99", quantiles(handler.job_seconds)],
       ["waited p50 / p99", quantiles(handler.queue_wait_seconds)]),
-    section("Lanes", problemNote(view.problem), view.lanes ? lanesTable() : asking()),
+    section("Lanes", problemNote(view.problem), view.lanes ? lanesTable() : !view.problem && asking()),
   ];
 }
 
@@ -726,7 +729,7 @@ function jobsBar(filter) {
   const news = filter.status && !ENDS.includes(filter.status) ? "Changed, show" : `${count(fresh)} new, show`;
   return h("div.bar",
     button(fresh ? news : "Refresh", "refresh", { id: "refresh", class: fresh ? "strong" : null }),
-    h("span.hint", jobs ? range : "Asking the server."),
+    h("span.hint", jobs ? range : !view.problem && "Asking the server."),
     h("div.actions",
       fits(...RETRYABLE) && button("Retry all that match", "retry-all"),
       fits("queued", "running") && button("Cancel all that match", "cancel-all"),
