@@ -198,16 +198,16 @@ fn every_command_of_the_redis_chapter_does_what_the_text_says() {
         if command.starts_with("for ") {
             // Once as it stands, and once more with an executor that is lost meanwhile.
             let slept = r#"{"slept_ms":3000}"#;
-            assert_eq!(shell(&said).matches(slept).count(), 8);
+            assert_eq!(shell(&said).matches(slept).count(), 16);
             let again = std::thread::scope(|scope| {
                 let callers = scope.spawn(|| shell(&said));
-                until("all eight run", PATIENCE, || {
-                    shell(&format!("curl -s http://{web}/v1/stats")).contains(r#""running":8"#).then_some(())
+                until("all sixteen run", PATIENCE, || {
+                    shell(&format!("curl -s http://{web}/v1/stats")).contains(r#""running":16"#).then_some(())
                 });
                 support::service::kill(executors[0]);
                 callers.join().expect("the callers end")
             });
-            assert_eq!(again.matches(slept).count(), 8, "{again}");
+            assert_eq!(again.matches(slept).count(), 16, "{again}");
         } else {
             answers.push(shell(&said));
         }
