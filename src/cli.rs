@@ -16,7 +16,7 @@ use crate::execution::program::EXEC;
 use crate::execution::{Registry, WorkerStart, running_job};
 use crate::exit::{Exit, answer, complain, ended, say};
 use crate::facts::Facts;
-use crate::observe::{exporter, job_event, log_writer};
+use crate::observe::{exporter, job_event, log_writer, visible};
 use crate::options::Options;
 use crate::ports::Fitness;
 use crate::process::control_socket::Role;
@@ -73,7 +73,9 @@ fn run(arguments: &[String], program: &Program) -> Result<Exit, String> {
         say(std::io::stderr(), &overview());
         return Ok(Exit::Usage);
     };
-    let wants_help = arguments.iter().any(|argument| argument == "--help" || argument == "-h");
+    // What stands behind `--` is no option.
+    let mut options = arguments.iter().take_while(|argument| *argument != "--");
+    let wants_help = options.any(|argument| argument == "--help" || argument == "-h");
     if wants_help || command == "help" {
         let of = if command == "help" { arguments.get(1).map_or("", |of| of) } else { command };
         let page = usage::page(of).map(|page| page.replace("cofferdam", name));
@@ -134,7 +136,8 @@ fn load(options: &mut Options, registry: &Registry) -> Result<Loaded, String> {
     let source = Source { file: file.map(PathBuf::from), environment, sets };
     options.finish()?;
     let loaded = config::load(&source, &own_options(registry)).map_err(|issues| {
-        let lines: String = issues.iter().map(|issue| format!("\n  {issue}")).collect();
+        let lines: String =
+            issues.iter().map(|issue| format!("\n  {}", visible(&issue.to_string()))).collect();
         let (count, plural) = (issues.len(), if issues.len() == 1 { "" } else { "s" });
         format!("the config has {count} error{plural}:{lines}")
     })?;
@@ -386,8 +389,11 @@ fn health(options: &mut Options, registry: &Registry) -> Result<Exit, String> {
     client.patience = PATIENCE;
     let end = match client.ask("GET", "/readyz", &[], b"") {
         Ok(reply) if reply.status == 200 => Ok(Exit::Done),
-        Ok(reply) => Err(format!("health: {url} is not ready: {}", String::from_utf8_lossy(&reply.body))),
-        Err(Trouble(_, why)) => Err(format!("health: {why}")),
+        Ok(reply) => {
+            let said = visible(&String::from_utf8_lossy(&reply.body));
+            Err(format!("health: {url} is not ready: {said}"))
+        }
+        Err(Trouble { why, .. }) => Err(format!("health: {why}")),
     };
     Ok(ended(end))
 }

@@ -146,6 +146,8 @@ pub const INNER_HANGS: Duration = Duration::from_secs(300);
 pub const SECRET_FILE_BYTES: usize = 4_096;
 /// Some 10,000 lines of a token file with names and lists of handlers; it fits into a child's bundle.
 pub const TOKEN_FILE_BYTES: usize = 2 << 20;
+/// Of a config file.
+pub const CONFIG_FILE_BYTES: u64 = 16 << 20;
 /// The value of an `Authorization` header; ours have 54 bytes.
 pub const AUTHORIZATION_BYTES: usize = 128;
 /// Requests without a valid token that an address may make in a second, and at once; beyond it they are 429, not 401.

@@ -1,18 +1,22 @@
 //! The options behind a command, and the standard input that they may name.
 
+use std::collections::VecDeque;
 use std::io::{IsTerminal, Read, stdin};
 
-/// What follows the command. Every option is taken by name; what is left over is an error.
-pub struct Options(Vec<String>);
+/// What follows the command. Every option is taken by name; what is left over is an error. Behind `--` are no options, but words
+/// that may look like some.
+pub struct Options(Vec<String>, VecDeque<String>);
 
 impl Options {
     pub fn new(arguments: &[String]) -> Options {
         // `--name=value` is `--name value`, except that `--set a=b` is one word already.
-        let split = arguments.iter().flat_map(|argument| match argument.split_once('=') {
+        let end = arguments.iter().position(|argument| argument == "--").unwrap_or(arguments.len());
+        let (options, words) = arguments.split_at(end);
+        let split = options.iter().flat_map(|argument| match argument.split_once('=') {
             Some((name, value)) if name.starts_with("--") => vec![name.to_owned(), value.to_owned()],
             Some(_) | None => vec![argument.clone()],
         });
-        Options(split.collect())
+        Options(split.collect(), words.iter().skip(1).cloned().collect())
     }
 
     /// The value of an option, if given: once at most.
@@ -48,8 +52,10 @@ impl Options {
 
     /// The first word, if it is no option.
     pub fn positional(&mut self) -> Option<String> {
-        let is_word = self.0.first().is_some_and(|word| !word.starts_with("--"));
-        is_word.then(|| self.0.remove(0))
+        match self.0.first() {
+            Some(word) => (!word.starts_with("--")).then(|| self.0.remove(0)),
+            None => self.1.pop_front(),
+        }
     }
 
     pub fn flag(&mut self, name: &str) -> bool {
@@ -59,7 +65,10 @@ impl Options {
     }
 
     pub fn finish(&self) -> Result<(), String> {
-        self.0.first().map_or(Ok(()), |unknown| Err(format!("unknown argument {unknown}; see --help")))
+        self.0
+            .first()
+            .or(self.1.front())
+            .map_or(Ok(()), |unknown| Err(format!("unknown argument {unknown}; see --help")))
     }
 }
 

@@ -15,7 +15,7 @@ use std::process::{Output, Stdio};
 
 use program::{Folder, cofferdam, command, run};
 use serde_json::Value;
-use service::{PATIENCE, Service, until};
+use service::{PATIENCE, Service, free_address, until};
 
 struct Console<'a> {
     service: &'a Service,
@@ -169,6 +169,76 @@ fn what_is_shown_fits_scripts_people_and_terminals() {
 }
 
 #[test]
+fn results_beyond_our_numbers_texts_and_depth_are_shown_as_they_are() {
+    let service = Service::start(&[]);
+    let console = Console { service: &service };
+    let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
+    let odd = r#"{"b":1,"a":12345678901234567890123,"a":1.10}"#;
+    for result in [&*deep, "1e999", "\"\\ud800\"", odd] {
+        let words = ["jobs", "submit", "echo", "--wait", "--", result];
+        assert_eq!(console.says(&words), result);
+        let id = console.submit(&["echo", result]);
+        assert_eq!(console.says(&["jobs", "wait", &id]), format!("{id} succeeded\n"));
+        assert!(console.says(&["jobs", "show", &id]).contains("\nresult        "));
+        for words in [&["jobs", "show", &id, "--json"][..], &["jobs", "wait", &id, "--json"]] {
+            assert!(console.says(words).contains(&format!("\"result\":{result}")), "{result}");
+        }
+    }
+    assert_eq!(console.says(&["jobs", "list", "--json"]).lines().count(), 8);
+    let id = console.submit(&["echo", "{\"a\":\"\u{9b}31m\u{202e}\u{7f}\"}"]);
+    console.says(&["jobs", "wait", &id]);
+    let shown = console.says(&["jobs", "show", &id]);
+    assert!(
+        !shown.contains(['\u{9b}', '\u{202e}', '\u{7f}']),
+        "no part of a result steers a terminal: {shown:?}"
+    );
+    // What looks like an option is none behind two dashes.
+    for payload in ["--wait", "-h", "--", "--help"] {
+        assert_eq!(console.says(&["jobs", "submit", "echo", "--wait", "--", payload]), payload);
+    }
+}
+
+#[test]
+fn who_waits_goes_on_over_a_restart_and_an_accepted_job_is_always_named() {
+    let folder = Folder::new();
+    let dir = folder.path("journal").display().to_string();
+    let bind = format!("web.bind={}", free_address());
+    let journal = format!("runtime.platform.queue.journal={{\"dir\":\"{dir}\"}}");
+    let sets = [&*bind, &journal, "runtime.platform.lifecycle.graceful_timeout_ms=300"];
+    let service = Service::start(&sets);
+    let console = Console { service: &service };
+    let id = console.submit(&["sleep", r#"{"ms":3000}"#]);
+    let url = format!("http://{}", service.address);
+    let waiting = |words: &[&str]| {
+        let mut command = command(&cofferdam(), words);
+        let piped = command.env("COFFERDAM_URL", &url).stdout(Stdio::piped()).stderr(Stdio::piped());
+        piped.spawn().expect("it starts")
+    };
+    let (waits, submits) =
+        (waiting(&["jobs", "wait", &id]), waiting(&["jobs", "submit", "sleep", r#"{"ms":2000}"#, "--wait"]));
+    until("both wait", PATIENCE, || (service.metric("reply_waiters") == 2.0).then_some(()));
+    service.stop();
+    let service = Service::start(&sets);
+    let ended = [waits, submits].map(|child| child.wait_with_output().expect("our child"));
+    for output in &ended {
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+    }
+    assert_eq!(text(&ended[0].stdout), format!("{id} succeeded\n"));
+    // It may submit and not look: the job is there all the same, and is named.
+    drop(service);
+    let made = run(&mut command(&cofferdam(), ["token", "ann", "--scopes", "submit"]), b"");
+    let made = text(&made.stdout);
+    let (token, line) = made.split_once('\n').expect("two lines");
+    let (tokens, own) = (folder.private_file("tokens", line), folder.private_file("own", token));
+    let set = format!("web.auth.token_file={}", tokens.display());
+    let service = Service::start(&["web.auth.mode=bearer", &set]);
+    let console = Console { service: &service };
+    let own = own.display().to_string();
+    let refused = console.run(&["jobs", "submit", "echo", "1", "--wait", "--token-file", &own], "");
+    assert_ends(&refused, 1, "was accepted, and can be asked for by its id");
+}
+
+#[test]
 fn each_way_to_fail_has_its_own_words_and_code() {
     let service = Service::start(&[]);
     let console = Console { service: &service };
@@ -201,6 +271,8 @@ fn each_way_to_fail_has_its_own_words_and_code() {
             "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi",
             "HTTP/1.1 404 No\r\n\r\n",
             "",
+            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",
+            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
         ] {
             let (mut stream, _) = other.accept().expect("a client");
             let _ = stream.read(&mut [0; 1_024]);
@@ -210,6 +282,8 @@ fn each_way_to_fail_has_its_own_words_and_code() {
     for said in ["no HTTP", "no JSON", "status 404, and no word why", "closed before an answer"] {
         assert_ends(&console.run(&["top", "--url", &url], ""), 3, said);
     }
+    assert_ends(&console.run(&["jobs", "list", "--url", &url], ""), 3, "no JSON object");
+    assert_ends(&console.run(&["jobs", "submit", "echo", "1", "--url", &url], ""), 3, "about no job");
     answering.join().expect("all came");
 }
 

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
@@ -13,6 +15,7 @@ use super::key::{Key, Kind};
 use super::schema::Config;
 use super::{reference, validate};
 use crate::handler::OwnOptions;
+use crate::limits::CONFIG_FILE_BYTES;
 
 /// What a user gave.
 #[derive(Clone, Debug, Default)]
@@ -118,8 +121,13 @@ pub(super) fn origin_of<'a>(path: &str, origins: &'a Origins) -> Option<&'a Orig
 /// A config file's object. Paths in it are relative to its folder.
 fn read_file(path: &Path, issues: &mut Vec<Issue>) -> Result<Value, Issue> {
     let at = path.display().to_string();
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Issue::new(&at, "cannot be read", &error.to_string(), "a readable JSON file"))?;
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(CONFIG_FILE_BYTES + 1).read_to_string(&mut text));
+    let read =
+        read.map_err(|error| Issue::new(&at, "cannot be read", &error.to_string(), "a readable JSON file"))?;
+    if read as u64 > CONFIG_FILE_BYTES {
+        return Err(Issue::new(&at, "is too large", "more than 16 MiB", "a JSON file"));
+    }
     let mut value = parse(&text, "", &Origin::File, issues)
         .map_err(|error| Issue::new(&at, "is not JSON", &error.to_string(), "a JSON object"))?;
     if !value.is_object() {

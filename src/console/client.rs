@@ -1,19 +1,25 @@
 //! A running service as its HTTP interface shows it: one connection, kept, one request at a time.
 
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
 use serde_json::Value;
+use serde_json::value::RawValue;
 use zeroize::Zeroizing;
 
 use super::table::cell;
 use crate::exit::Exit;
+use crate::job::JobId;
+use crate::observe::visible;
 use crate::web::respond::Answer;
 
 /// An answer is waited for so long beyond what was asked for.
 const PATIENCE: Duration = Duration::from_secs(60);
 const CONNECTS: Duration = Duration::from_secs(5);
+/// A list's records and their fields are read apart.
+const DEPTH: usize = 3;
 
 /// Who asks what, and where.
 pub struct Client {
@@ -24,9 +30,21 @@ pub struct Client {
     pub patience: Duration,
 }
 
-/// Why there is no result. `Exit::Failed`: the service said no; `Exit::NotReady`: nobody answered, or not as a service does.
+/// Why there is no result.
 #[derive(Debug)]
-pub struct Trouble(pub Exit, pub String);
+pub struct Trouble {
+    /// `Failed`: the service said no; `NotReady`: nobody answered, or not as a service does.
+    pub exit: Exit,
+    pub why: String,
+    /// It may be otherwise in a while: a service restarts, or has much to do.
+    pub passes: bool,
+}
+
+/// An answer as it came, and what can be read of it.
+pub struct Told {
+    pub text: String,
+    pub value: Value,
+}
 
 type Asked = Result<Answer, Trouble>;
 
@@ -50,10 +68,26 @@ impl Client {
         Ok(Client { authority, token, stream: None, patience: PATIENCE })
     }
 
-    /// A successful answer as JSON.
-    pub fn json(&mut self, method: &str, target: &str, body: &str) -> Result<Value, Trouble> {
+    /// A successful answer, a JSON object.
+    pub fn json(&mut self, method: &str, target: &str, body: &str) -> Result<Told, Trouble> {
         let reply = self.success(method, target, &[], body.as_bytes())?;
-        serde_json::from_slice(&reply.body).map_err(|_| self.is_no_service("the answer is no JSON"))
+        self.told(&reply)
+    }
+
+    /// What such an answer says.
+    pub fn told(&self, reply: &Answer) -> Result<Told, Trouble> {
+        let told = std::str::from_utf8(&reply.body)
+            .ok()
+            .map(|text| Told { text: text.to_owned(), value: readable(text, DEPTH) });
+        told.filter(|told| told.value.is_object())
+            .ok_or_else(|| self.is_no_service("the answer is no JSON object"))
+    }
+
+    /// The same about a job.
+    pub fn told_of_job(&self, reply: &Answer) -> Result<Told, Trouble> {
+        let is_of_job = |told: &Told| told.value["id"].as_str().and_then(JobId::parse).is_some();
+        let told = self.told(reply)?;
+        if is_of_job(&told) { Ok(told) } else { Err(self.is_no_service("the answer is about no job")) }
     }
 
     /// A successful answer; anything else in words.
@@ -65,19 +99,26 @@ impl Client {
     /// What a service's problem says.
     pub fn refusal(&self, reply: &Answer) -> Trouble {
         let problem: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
+        let passes = matches!(reply.status, 429 | 503);
+        let failed = |why| Trouble { exit: Exit::Failed, why, passes };
+        // It may have been accepted, and is asked for by this.
+        let job = reply.headers.lines().find_map(|line| line.strip_prefix("cofferdam-job-id: "));
+        let job = job.map(|job| format!("job {job}, ")).unwrap_or_default();
         let text = |name: &str| if problem[name].is_string() { cell(&problem[name]) } else { String::new() };
         match text("code").as_str() {
             "" => self.is_no_service(&format!("status {}, and no word why", reply.status)),
-            "not_found" if text("detail").contains("no such resource") => Trouble(
-                Exit::Failed,
-                "the service does not know this: it may be older than this command".into(),
-            ),
-            code => Trouble(Exit::Failed, format!("{code}: {} (trace {})", text("detail"), text("trace_id"))),
+            "not_found" if text("detail").contains("no such resource") => {
+                failed("the service does not know this: it may be older than this command".into())
+            }
+            code => {
+                failed(format!("{code}: {} ({}trace {})", text("detail"), visible(&job), text("trace_id")))
+            }
         }
     }
 
     fn is_no_service(&self, why: &str) -> Trouble {
-        Trouble(Exit::NotReady, format!("http://{}: {why}: is this a Cofferdam service?", self.authority))
+        let why = format!("http://{}: {why}: is this a Cofferdam service?", self.authority);
+        Trouble { exit: Exit::NotReady, why, passes: false }
     }
 
     /// Any answer. A request that can be said twice is, if a kept connection has ended meanwhile.
@@ -104,7 +145,7 @@ impl Client {
                 ErrorKind::InvalidData => return self.is_no_service("the answer is no HTTP"),
                 _ => error.to_string(),
             };
-            Trouble(Exit::NotReady, format!("http://{}: {why}", self.authority))
+            Trouble { exit: Exit::NotReady, why: format!("http://{}: {why}", self.authority), passes: true }
         })
     }
 
@@ -134,6 +175,22 @@ impl Client {
         }
         Err(last)
     }
+}
+
+/// What of a text in JSON can be read: a part that goes beyond what our numbers, texts or depth can hold stands as it came.
+fn readable(text: &str, depth: usize) -> Value {
+    if let Ok(value) = serde_json::from_str(text) {
+        return value;
+    }
+    if depth > 0 {
+        if let Ok(map) = serde_json::from_str::<BTreeMap<String, &RawValue>>(text) {
+            return map.into_iter().map(|(name, part)| (name, readable(part.get(), depth - 1))).collect();
+        }
+        if let Ok(list) = serde_json::from_str::<Vec<&RawValue>>(text) {
+            return list.into_iter().map(|part| readable(part.get(), depth - 1)).collect();
+        }
+    }
+    text.into()
 }
 
 /// True unless the service has closed it meanwhile, or said what nobody has asked for.

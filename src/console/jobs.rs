@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::show::list;
@@ -16,7 +18,14 @@ use crate::options::Options;
 const FIELDS: &str = "id handler status waiting_for progress deliveries ordering_key trace_id submitted_at started_at \
                       finished_at result error";
 /// Records of one request.
-const PAGE: usize = 1_000;
+const PAGE_RECORDS: usize = 1_000;
+
+/// Of a list, each record as it came.
+#[derive(Deserialize)]
+struct Page<'a> {
+    #[serde(borrow)]
+    jobs: Vec<&'a RawValue>,
+}
 
 pub fn run(console: &mut Console, options: &mut Options) -> Result<Exit, Stop> {
     let what = options.positional().unwrap_or_default();
@@ -59,23 +68,24 @@ fn list_jobs(console: &mut Console, options: &mut Options) -> Result<Exit, Stop>
     let limit = options.value("--limit")?.unwrap_or("20".into());
     let mut left: usize = limit.parse().map_err(|_| format!("--limit is a number, not {limit}"))?;
     options.finish()?;
-    let (mut jobs, mut after) = (Vec::new(), String::new());
+    let (mut pages, mut after) = (Vec::new(), String::new());
     while left > 0 {
-        let page = left.min(PAGE);
-        let mut shown =
-            console.client.json("GET", &format!("/v1/jobs?limit={page}&after={after}{query}"), "")?;
-        let found = std::mem::take(&mut shown["jobs"]);
-        jobs.extend(list(&found).iter().cloned());
+        let page = left.min(PAGE_RECORDS);
+        let shown = console.client.json("GET", &format!("/v1/jobs?limit={page}&after={after}{query}"), "")?;
         left -= page;
-        match shown["next"].as_str() {
-            Some(next) => after = escaped(next),
+        let next = shown.value["next"].as_str().map(escaped);
+        pages.push(shown);
+        match next {
+            Some(next) => after = next,
             None => break,
         }
     }
     if console.as_json {
-        let lines: String = jobs.iter().map(|job| format!("{job}\n")).collect();
+        let pages = pages.iter().filter_map(|page| serde_json::from_str::<Page>(&page.text).ok());
+        let lines: String = pages.flat_map(|page| page.jobs).map(|job| format!("{job}\n")).collect();
         return Ok(answer(&lines));
     }
+    let jobs: Vec<Value> = pages.iter().flat_map(|page| list(&page.value["jobs"])).cloned().collect();
     let columns = "ID=id,HANDLER=handler,STATUS=status,DELIVERIES=deliveries,SUBMITTED=submitted_at,\
                    FINISHED=finished_at,KEY=ordering_key";
     Ok(answer(&table(columns, &jobs, width())))
@@ -83,17 +93,20 @@ fn list_jobs(console: &mut Console, options: &mut Options) -> Result<Exit, Stop>
 
 fn show(console: &mut Console, id: &str) -> Result<Exit, Stop> {
     let record = console.client.json("GET", &format!("/v1/jobs/{id}"), "")?;
-    let fields = FIELDS.split(' ').map(|name| format!("{name:13} {}\n", cell(&record[name])));
     let columns = "STARTED=started_at,ENDED=ended_at,EXECUTOR=executor,OUTCOME=outcome";
-    let text = || fields.chain(["\n".into(), table(columns, list(&record["attempts"]), width())]);
-    Ok(console.show(&record, || text().collect()))
+    Ok(console.show(&record, |record| {
+        let fields = FIELDS.split(' ').map(|name| format!("{name:13} {}\n", cell(&record[name])));
+        let attempts = table(columns, list(&record["attempts"]), width());
+        fields.chain(["\n".into(), attempts]).collect()
+    }))
 }
 
 fn wait_for_all(console: &mut Console, ids: &[String]) -> Result<Exit, Stop> {
-    let mut have_succeeded = true;
+    let (mut have_succeeded, mut is_first) = (true, true);
     for id in ids {
-        let record = submit::wait(console, id)?;
-        have_succeeded &= record["status"] == "succeeded";
+        let record = submit::wait(console, id, !is_first)?;
+        is_first = false;
+        have_succeeded &= record.value["status"] == "succeeded";
         console.tell_status(id, &record)?;
     }
     Ok(if have_succeeded { Exit::Done } else { Exit::Failed })
@@ -120,8 +133,8 @@ fn change(console: &mut Console, options: &mut Options, what: &str) -> Result<Ex
     }
     body["dry_run"] = (counts || !is_sure).into();
     let done = console.client.json("POST", &format!("/v1/jobs/{what}"), &body.to_string())?;
-    let number = |name: &str| cell(&done[name]);
-    let more = if done["more"] == true { ", and there are more" } else { "" };
+    let number = |name: &str| cell(&done.value[name]);
+    let more = if done.value["more"] == true { ", and there are more" } else { "" };
     if !counts && !is_sure {
         complain(&format!("{} jobs match{more}: nothing was done; --yes does it", number("matched")));
         return Ok(Exit::Usage);
@@ -130,8 +143,8 @@ fn change(console: &mut Console, options: &mut Options, what: &str) -> Result<Ex
         true => format!("{} jobs match{more}\n", number("matched")),
         false => format!("{} of {} jobs: {what} done{more}\n", number("done"), number("matched")),
     };
-    let exit = console.show(&done, || text);
-    let is_whole = done["refused"].as_u64() == Some(0) && done["more"] == false;
+    let exit = console.show(&done, |_| text);
+    let is_whole = done.value["refused"].as_u64() == Some(0) && done.value["more"] == false;
     Ok(if is_whole || counts { exit } else { Exit::Failed })
 }
 
@@ -146,12 +159,12 @@ fn change_each(console: &mut Console, ids: &[String], what: &str) -> Result<Exit
         if !(200..300).contains(&reply.status) {
             exit = Exit::Failed;
             match console.client.refusal(&reply) {
-                Trouble(Exit::Failed, why) => complain(&format!("{id}: {why}")),
+                Trouble { exit: Exit::Failed, why, .. } => complain(&format!("{id}: {why}")),
                 trouble => return Err(trouble.into()),
             }
             continue;
         }
-        let record: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
+        let record = console.client.told_of_job(&reply)?;
         console.tell_status(id, &record)?;
     }
     Ok(exit)

@@ -12,6 +12,7 @@ use std::io::{IsTerminal, Read, Write};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
+use client::Told;
 pub use client::{Client, Trouble};
 use table::cell;
 
@@ -66,7 +67,7 @@ pub fn run(command: &str, options: &mut Options) -> Result<Exit, String> {
     match end {
         Ok(exit) | Err(Stop::Done(exit)) => Ok(exit),
         Err(Stop::Usage(why)) => Err(why),
-        Err(Stop::Trouble(Trouble(exit, why))) => {
+        Err(Stop::Trouble(Trouble { exit, why, .. })) => {
             complain(&why);
             Ok(exit)
         }
@@ -83,8 +84,8 @@ impl Console {
     }
 
     /// What was found: for scripts as it is, for people in words.
-    fn show(&self, found: &Value, text: impl FnOnce() -> String) -> Exit {
-        answer(&if self.as_json { format!("{found}\n") } else { text() })
+    fn show(&self, found: &Told, text: impl FnOnce(&Value) -> String) -> Exit {
+        answer(&if self.as_json { format!("{}\n", found.text) } else { text(&found.value) })
     }
 
     /// A job's result or payload, as it is.
@@ -94,9 +95,9 @@ impl Console {
     }
 
     /// What has become of a job.
-    fn tell_status(&self, id: &str, record: &Value) -> Result<(), Stop> {
-        let text =
-            if self.as_json { record.to_string() } else { format!("{id} {}", cell(&record["status"])) };
+    fn tell_status(&self, id: &str, record: &Told) -> Result<(), Stop> {
+        let status = || format!("{id} {}", cell(&record.value["status"]));
+        let text = if self.as_json { record.text.clone() } else { status() };
         tell(format!("{text}\n").as_bytes())
     }
 }

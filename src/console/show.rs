@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::table::{cell, state, table};
-use super::{Console, Stop, escaped, tell, width};
+use super::{Console, Stop, Told, escaped, tell, width};
 use crate::exit::Exit;
 use crate::options::Options;
 
@@ -18,8 +18,8 @@ pub fn lanes(console: &mut Console, options: &mut Options) -> Result<Exit, Stop>
     options.finish()?;
     let shown = console.client.json("GET", &format!("/v1/lanes/{}", escaped(&handler)), "")?;
     let columns = "HEAD=head,KEY=ordering_key,JOBS=length,AGE=oldest_seconds,WHY=reason+until";
-    let more = if shown["more"] == true { "and more\n" } else { "" };
-    Ok(console.show(&shown, || table(columns, list(&shown["lanes"]), width()) + more))
+    let more = |shown: &Value| if shown["more"] == true { "and more\n" } else { "" };
+    Ok(console.show(&shown, |shown| table(columns, list(&shown["lanes"]), width()) + more(shown)))
 }
 
 pub fn handlers(console: &mut Console, options: &mut Options) -> Result<Exit, Stop> {
@@ -28,12 +28,13 @@ pub fn handlers(console: &mut Console, options: &mut Options) -> Result<Exit, St
     match (what.as_deref(), name) {
         (Some("list"), None) => {
             let stats = console.client.json("GET", "/v1/stats", "")?;
-            Ok(console.show(&stats["handlers"], || handler_table(&stats)))
+            let handlers = stats.value["handlers"].to_string();
+            Ok(console.show(&Told { text: handlers, ..stats }, handler_table))
         }
         (Some(what @ ("pause" | "resume")), Some(name)) => {
             let target = format!("/v1/handlers/{}/{what}", escaped(&name));
             let done = console.client.json("POST", &target, "")?;
-            Ok(console.show(&done, || format!("{name} is {}\n", state(&done["paused"]))))
+            Ok(console.show(&done, |done| format!("{name} is {}\n", state(&done["paused"]))))
         }
         _ => Err("handlers takes list, pause NAME or resume NAME".to_owned().into()),
     }
@@ -45,9 +46,9 @@ pub fn top(console: &mut Console, options: &mut Options) -> Result<Exit, Stop> {
     loop {
         let stats = console.client.json("GET", "/v1/stats", "")?;
         if console.as_json || !std::io::stdout().is_terminal() {
-            return Ok(console.show(&stats, || overview(&stats)));
+            return Ok(console.show(&stats, overview));
         }
-        let text = overview(&stats);
+        let text = overview(&stats.value);
         // Home, the text, and nothing of what stood below it (ECMA-48, CUP and ED).
         let lines: String = text.lines().map(|line| format!("{line}\x1b[K\n")).collect();
         tell(format!("\x1b[H{lines}\x1b[J").as_bytes())?;

@@ -3,16 +3,16 @@
 use std::io::BufRead;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
-
 use super::table::cell;
-use super::{Console, Stop, escaped, tell};
+use super::{Console, Stop, Told, escaped, tell};
 use crate::exit::{Exit, answer, complain};
 use crate::options::{Options, standard_input};
 
 /// A service is asked again after so many seconds, and never sooner than after the pause.
 const WAIT_SECONDS: u64 = 25;
 const PAUSE: Duration = Duration::from_secs(1);
+/// One that was there is waited for so long.
+const AWAY: Duration = Duration::from_secs(60);
 
 pub fn submit(console: &mut Console, options: &mut Options) -> Result<Exit, Stop> {
     let mut headers = vec!["Prefer: respond-async".to_owned()];
@@ -39,12 +39,14 @@ pub fn submit(console: &mut Console, options: &mut Options) -> Result<Exit, Stop
     if !waits {
         return Ok(answer(&said(console, &id)));
     }
-    let record = wait(console, &id)?;
+    // Whatever becomes of the waiting, the job is there.
+    let is_told = |_: &Stop| complain(&format!("job {id} was accepted, and can be asked for by its id"));
+    let Told { value: record, .. } = wait(console, &id, true).inspect_err(is_told)?;
     if record["status"] != "succeeded" {
         complain(&format!("job {id} is {}: {}", cell(&record["status"]), cell(&record["error"]["detail"])));
         return Ok(Exit::Failed);
     }
-    console.tell_bytes(&id, "result")
+    console.tell_bytes(&id, "result").inspect_err(is_told)
 }
 
 /// The header that an option asks for, if it is given.
@@ -56,13 +58,23 @@ fn header_of(options: &mut Options, option: &str, header: &str) -> Result<Option
     Ok(Some(format!("{header}: {value}")))
 }
 
-/// The job's record, once it has ended.
-pub fn wait(console: &mut Console, id: &str) -> Result<Value, Stop> {
+/// The job's record, once it has ended. A service that has been there is waited for, for a while: it may be restarting.
+pub fn wait(console: &mut Console, id: &str, mut was_there: bool) -> Result<Told, Stop> {
+    let mut away_since = None;
     loop {
         let asked_at = Instant::now();
-        let record = console.client.json("GET", &format!("/v1/jobs/{id}?wait={WAIT_SECONDS}"), "")?;
-        if !record["finished_at"].is_null() {
-            return Ok(record);
+        let target = format!("/v1/jobs/{id}?wait={WAIT_SECONDS}");
+        let reply = console.client.success("GET", &target, &[], b"");
+        match reply.and_then(|reply| console.client.told_of_job(&reply)) {
+            Ok(record) if !record.value["finished_at"].is_null() => return Ok(record),
+            Ok(_) => (was_there, away_since) = (true, None),
+            Err(trouble) => {
+                let since = *away_since.get_or_insert(asked_at);
+                was_there |= trouble.exit == Exit::Failed;
+                if !was_there || !trouble.passes || since.elapsed() > AWAY {
+                    return Err(trouble.into());
+                }
+            }
         }
         // A service may let nobody wait for long.
         std::thread::sleep(PAUSE.saturating_sub(asked_at.elapsed()));
@@ -98,6 +110,5 @@ fn accepted(console: &mut Console, target: &str, headers: &[String], payload: &[
     let kind = if is_json { "application/json" } else { "application/octet-stream" };
     let headers = [headers, &[format!("Content-Type: {kind}")]].concat();
     let reply = console.client.success("POST", target, &headers, payload)?;
-    let accepted: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
-    Ok(cell(&accepted["id"]))
+    Ok(cell(&console.client.told_of_job(&reply)?.value["id"]))
 }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use crate::observe::is_hidden;
+use crate::observe::visible;
 
 /// Rows under columns such as `ID=id,WHY=reason+until`: a head, and the path of the field that it shows, or of two. Numbers
 /// stand to the right. Lines end at `width`.
@@ -22,13 +22,14 @@ pub fn table(columns: &str, rows: &[Value], width: usize) -> String {
             |row: &Vec<String>| row[column].split(' ').next().is_some_and(|word| word.parse::<f64>().is_ok());
         column > 0 && rows.iter().any(first) && rows.iter().all(|row| row[column] == "-" || first(row))
     };
+    let are_numbers: Vec<bool> = (0..heads.len()).map(is_number).collect();
     let mut out = String::new();
     for row in all() {
         let mut line = String::new();
         for (column, cell) in row.iter().enumerate() {
             let gap = if column == 0 { "" } else { "  " };
             let width = widths[column];
-            let _ = match is_number(column) {
+            let _ = match are_numbers[column] {
                 true => write!(line, "{gap}{cell:>width$}"),
                 false => write!(line, "{gap}{cell:width$}"),
             };
@@ -62,11 +63,8 @@ pub fn state(paused: &Value) -> &'static str {
 pub fn cell(value: &Value) -> String {
     match value {
         Value::Null => "-".into(),
-        Value::String(text) => text
-            .chars()
-            .map(|char| if is_hidden(char) { char.escape_default().to_string() } else { char.into() })
-            .collect(),
-        other => other.to_string(),
+        Value::String(text) => visible(text),
+        other => visible(&other.to_string()),
     }
 }
 

@@ -29,6 +29,12 @@ pub(crate) fn is_hidden(c: char) -> bool {
     c.is_control() || is_format
 }
 
+/// The same text, in which everything hidden is an escape: nothing in it does more to a terminal.
+pub(crate) fn visible(text: &str) -> String {
+    let show = |c: char| if is_hidden(c) { c.escape_default().to_string() } else { c.into() };
+    text.chars().map(show).collect()
+}
+
 /// As a JSON string, in which everything hidden is an escape.
 fn quoted(text: &str) -> String {
     let json = json_text(text);

@@ -75,7 +75,7 @@ impl Link {
         judged.unwrap_or_else(|error| {
             let is_unreachable = error.is_io_error() || error.is_connection_dropped();
             let is_away = is_unreachable || matches!(error.code(), Some("LOADING" | "MASTERDOWN"));
-            let said = format!("redis: {error}{}", cure(&error));
+            let said = format!("{}{}", lost(&error).0, cure(&error));
             if is_away { Fitness::Away(said) } else { Fitness::Unfit(said) }
         })
     }
@@ -95,17 +95,17 @@ impl Link {
     ) -> Reached<Value> {
         let mut is_repeated = false;
         loop {
-            let (mut connection, of) = self.take().map_err(lost)?;
+            let (mut connection, of) = self.take().map_err(|error| lost(&error))?;
             let answer = say(&mut connection);
             let Some(error) = answer.as_ref().err().filter(|error| is_lost(error)) else {
                 // Even if the server has refused, the connection is as good as before.
                 self.keep(connection, of);
-                return answer.map_err(lost);
+                return answer.map_err(|error| lost(&error));
             };
             // Nothing is known of what the call did, and of the other connections no more than of this one.
             let _ = self.generation.compare_exchange(of, of + 1, Ordering::SeqCst, Ordering::SeqCst);
             if is_repeated || error.is_timeout() {
-                return answer.map_err(lost);
+                return answer.map_err(|error| lost(&error));
             }
             is_repeated = true;
         }
@@ -230,8 +230,10 @@ fn is_lost(error: &RedisError) -> bool {
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "it is what map_err gives")]
-pub(super) fn lost(error: RedisError) -> BackendError {
-    BackendError(format!("redis: {error}"))
+pub(super) fn lost(error: &RedisError) -> BackendError {
+    // The kernel's words would be that a resource is temporarily unavailable.
+    let is_silent = error.is_timeout();
+    BackendError(if is_silent { "redis: no answer in time".into() } else { format!("redis: {error}") })
 }
 
 /// The server has no memory for more.
