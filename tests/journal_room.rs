@@ -242,6 +242,21 @@ fn a_lease_that_does_not_leave_for_long_has_all_its_time_when_it_does() {
 }
 
 #[test]
+fn what_no_frame_could_carry_any_more_is_refused_by_name() {
+    let disk = SimDisk::default();
+    let backend = Journaled::on(disk.clone(), &Settings::default(), START);
+    let job = NewJob { delay: Duration::from_secs(60), ..large(7, 3_000) };
+    assert_eq!(backend.broker.submit(vec![job]), Ok(vec![Submitted::New]));
+    let (_, image, _) = open(&disk.kill()).expect("it is whole");
+    let settings = Settings::default();
+    let rules = cofferdam::ports::Rules { max_payload: 2_999, ..settings.rules() };
+    let mut broker =
+        Broker::new(rules, settings.handlers.clone(), vec![64; settings.groups], Entropy::Seeded(1));
+    let why = broker.keep_journal(image, START).expect_err("it is too large");
+    assert!(why.contains(&id(7).to_string()) && why.contains("max_payload_bytes"), "{why}");
+}
+
+#[test]
 fn a_start_serves_the_oldest_first_as_before() {
     let disk = SimDisk::default();
     let backend = Journaled::on(disk.clone(), &Settings::default(), START);

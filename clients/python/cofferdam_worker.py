@@ -280,8 +280,8 @@ class Client:
         return self._record(job, wait, math.inf)
 
     def _record(self, job, wait, latest):
-        path = f"/v1/jobs/{job}" + (f"?wait={wait}" if wait else "")
-        return json.loads(self._request("GET", path, latest=latest)[1])
+        query = f"?wait={wait}" if wait else ""
+        return json.loads(self._request("GET", f"/v1/jobs/{job}{query}", latest=latest)[1])
 
     def wait(self, job, timeout=None):
         """The record of a job that has ended."""

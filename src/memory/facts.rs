@@ -12,6 +12,7 @@ use crate::clock::Timestamp;
 use crate::job::{Change, InstanceId, JobId, JobStatus, Version};
 use crate::journal::Image;
 use crate::journal::facts::{self, Fact, Job, Thing};
+use crate::journal::image::Map;
 use crate::ports::{HandlerStats, Viewer};
 use crate::problem::Cause;
 
@@ -210,6 +211,19 @@ impl Broker {
             if let Some(index) = self.handler_index.get(&name) {
                 self.handlers[*index].figures.paused = is_paused;
             }
+        }
+        // No frame could carry them: each try would end an executor's connection.
+        let most = self.rules.max_payload;
+        let large = |map: &Map| map.entries.values().any(|value| value.len() > most);
+        let large =
+            image.maps.iter().find(|(_, map)| large(map)).map(|(name, _)| format!("{name} has a value"));
+        let is_large = |job: &Job| !job.record.status.is_terminal() && job.payload_bytes() > most;
+        let job = image.jobs.values().find(|job| is_large(job));
+        let job = job.map(|job| format!("job {} has a payload", job.record.spec.id));
+        if let Some(what) = large.or(job) {
+            return Err(format!(
+                "{what} beyond runtime.platform.execution_ipc.max_payload_bytes, which was larger"
+            ));
         }
         for (name, map) in image.maps {
             let handler = name.strip_prefix("state:").and_then(|rest| rest.split_once(':'));

@@ -12,6 +12,7 @@ pub mod gate;
 pub mod http1;
 pub mod questions;
 pub mod respond;
+mod room;
 pub mod routes;
 
 mod clients;
