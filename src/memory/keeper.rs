@@ -246,7 +246,9 @@ impl MemoryBroker {
         let mut state = self.lock();
         let turn = state.broker.taken_turns();
         let is_new = |answer: &Submitted| *answer == Submitted::New;
-        let unwritten = state.pages.answers.iter().filter(|waiting| waiting.turn <= turn);
+        // What was appended is only to be synced.
+        let turns = state.pages.appended + 1..=turn;
+        let unwritten = state.pages.answers.iter().filter(|waiting| turns.contains(&waiting.turn));
         let jobs = unwritten.flat_map(|waiting| waiting.jobs.iter().zip(&waiting.answers));
         let gone: Vec<JobId> = jobs.filter(|(_, answer)| is_new(answer)).map(|(job, _)| *job).collect();
         if gone.is_empty() {

@@ -63,9 +63,7 @@ impl Waiters {
 
     /// The job's end is to be told to this connection.
     pub fn enter(&mut self, number: usize, job: JobId, is_caller: bool) {
-        if is_caller {
-            self.left.remove(&job);
-        }
+        self.left.remove(&job);
         self.by_job.entry(job).or_default().push((number, is_caller));
     }
 
@@ -75,10 +73,11 @@ impl Waiters {
         let was_caller = entered.contains(&(number, true));
         entered.retain(|(other, _)| *other != number);
         let is_last = was_caller && !entered.iter().any(|(_, is_caller)| *is_caller);
-        if entered.is_empty() {
+        let is_empty = entered.is_empty();
+        if is_empty {
             self.by_job.remove(&job);
         }
-        if is_last {
+        if is_last || is_empty {
             self.left.extend(late.map(|late| (job, late)));
         }
         is_last
