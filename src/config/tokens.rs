@@ -40,7 +40,7 @@ pub struct Token {
     /// SHA-256 of the token's text.
     pub hash: [u8; 32],
     pub scopes: Vec<Scope>,
-    /// Those that it may submit to, pause and resume; `None`: all.
+    /// Those whose jobs it may begin, begin again and end, and that it may pause and resume; `None`: all.
     pub handlers: Option<Arc<[String]>>,
     /// Callers with this name that wait at once.
     pub max_inflight: Option<usize>,

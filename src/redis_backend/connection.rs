@@ -75,7 +75,8 @@ impl Link {
         judged.unwrap_or_else(|error| {
             let is_unreachable = error.is_io_error() || error.is_connection_dropped();
             let is_away = is_unreachable || matches!(error.code(), Some("LOADING" | "MASTERDOWN"));
-            let said = format!("{}{}", lost(&error).0, cure(&error));
+            let cure = cure(&error);
+            let said = format!("{}{cure}", lost(error).0);
             if is_away { Fitness::Away(said) } else { Fitness::Unfit(said) }
         })
     }
@@ -95,17 +96,17 @@ impl Link {
     ) -> Reached<Value> {
         let mut is_repeated = false;
         loop {
-            let (mut connection, of) = self.take().map_err(|error| lost(&error))?;
+            let (mut connection, of) = self.take().map_err(lost)?;
             let answer = say(&mut connection);
             let Some(error) = answer.as_ref().err().filter(|error| is_lost(error)) else {
                 // Even if the server has refused, the connection is as good as before.
                 self.keep(connection, of);
-                return answer.map_err(|error| lost(&error));
+                return answer.map_err(lost);
             };
             // Nothing is known of what the call did, and of the other connections no more than of this one.
             let _ = self.generation.compare_exchange(of, of + 1, Ordering::SeqCst, Ordering::SeqCst);
             if is_repeated || error.is_timeout() {
-                return answer.map_err(|error| lost(&error));
+                return answer.map_err(lost);
             }
             is_repeated = true;
         }
@@ -230,7 +231,7 @@ fn is_lost(error: &RedisError) -> bool {
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "it is what map_err gives")]
-pub(super) fn lost(error: &RedisError) -> BackendError {
+pub(super) fn lost(error: RedisError) -> BackendError {
     // The kernel's words would be that a resource is temporarily unavailable.
     let is_silent = error.is_timeout();
     BackendError(if is_silent { "redis: no answer in time".into() } else { format!("redis: {error}") })

@@ -54,7 +54,7 @@ impl Listener {
         let kept = self.connection.take().filter(|(_, of)| *of == generation);
         let (is_new, (mut connection, of)) = match kept {
             Some(kept) => (false, kept),
-            None => (true, (server.link.open(LISTEN).map_err(|error| lost(&error))?, generation)),
+            None => (true, (server.link.open(LISTEN).map_err(lost)?, generation)),
         };
         // Who waked us meanwhile may stand behind where we were; what is in an inbox is there still.
         self.streams.retain(|stream| stream.inbox.map_or(!is_new, |inbox| inboxes.contains(&inbox)));
@@ -72,7 +72,7 @@ impl Listener {
                 let here: Vec<String> = inboxes.iter().map(|(inbox, _)| inbox.to_string()).collect();
                 let mut arguments = Arguments::default();
                 arguments.what = json!({ "node": server.node, "here": here });
-                server.mend(&mut arguments, &mut connection).map_err(|error| lost(&error))?;
+                server.mend(&mut arguments, &mut connection).map_err(lost)?;
                 return Err(error);
             }
             read => read?,
@@ -107,7 +107,7 @@ impl Listener {
         }
         pipe.arg("STREAMS").arg(self.streams.iter().map(|stream| &stream.key).collect::<Vec<_>>());
         pipe.arg(self.streams.iter().map(|stream| &stream.at).collect::<Vec<_>>());
-        let mut answers: Vec<Value> = pipe.query(connection).map_err(|error| lost(&error))?;
+        let mut answers: Vec<Value> = pipe.query(connection).map_err(lost)?;
         let entries = answers.pop().map_or(Ok(None), read)?;
         Ok((answers.into_iter().map(read).collect::<Result<_, _>>()?, entries))
     }

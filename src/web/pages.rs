@@ -79,13 +79,13 @@ impl Pages {
             Inner::Job(id, OfJob::Retry) => {
                 self.may_act(viewer, *id)?;
                 let retried = producer.retry(viewer, *id)?.ok_or_else(unknown_job)?;
-                let (is, full) = (
+                let (has_no_failure, has_no_room) = (
                     "only what ended without success can be retried",
                     "the queue has no room: it stays as it is",
                 );
                 let record = retried.map_err(|why| match why {
-                    NotRetried::Is(_) => JobError::new(Code::NotRetryable, is),
-                    NotRetried::QueueFull => JobError::new(Code::QueueFull, full),
+                    NotRetried::Is(_) => JobError::new(Code::NotRetryable, has_no_failure),
+                    NotRetried::QueueFull => JobError::new(Code::QueueFull, has_no_room),
                 })?;
                 let answer = Answer::json(202, record_json(&record));
                 Ok(answer.with("location", format!("/v1/jobs/{id}")))

@@ -114,10 +114,11 @@ pub(super) enum Bad {
 pub(super) fn read(line: &[u8], id: JobId) -> Result<Said<'_>, Bad> {
     let text = std::str::from_utf8(line).map_err(|_| Bad::Line("its line is not UTF-8".into()))?;
     // An array could be one as well, in our parser's eyes.
-    let is_object = text.trim_start().starts_with('{');
-    let said =
-        if is_object { serde_json::from_str(text) } else { Err(serde::de::Error::custom("no object")) };
-    let said: Said = said.map_err(|error| Bad::Line(format!("its line is no answer: {error}")))?;
+    if !text.trim_start().starts_with('{') {
+        return Err(Bad::Line("its line is no answer: no object".into()));
+    }
+    let said: Said =
+        serde_json::from_str(text).map_err(|error| Bad::Line(format!("its line is no answer: {error}")))?;
     if said.id != id.to_string() {
         return Err(Bad::Id(said.id.into_owned()));
     }
