@@ -147,19 +147,21 @@ impl Broker {
 
     /// Removes the records whose time is up, or that there is no more room for.
     pub(super) fn drop_records(&mut self, now: Timestamp) {
-        while let Some(id) = self.retention.due(now) {
-            self.forget(id);
-        }
+        let due = self.retention.take_due(now);
+        self.forget(&due);
     }
 
-    /// Removes a record.
-    pub(super) fn forget(&mut self, id: JobId) {
-        self.touch(id);
-        let Some(entry) = self.jobs.remove(&id) else { return };
-        if let Some(place) = entry.place {
-            self.retention.forget(place);
+    /// Removes records. Each step is taken for all of them, so that the memory of one is waited for together with that of the
+    /// others.
+    pub(super) fn forget(&mut self, ids: &[JobId]) {
+        ids.iter().for_each(|id| self.touch(*id));
+        let gone: Vec<_> = ids.iter().filter_map(|id| self.jobs.remove(id)).collect();
+        let specs = gone.iter().map(|entry| &entry.job.record.spec);
+        let submissions: Vec<_> = specs.map(|spec| (spec.submitted_at, spec.id)).collect();
+        for (entry, submission) in gone.iter().zip(&submissions) {
+            entry.place.into_iter().for_each(|place| _ = self.retention.forget(place));
+            self.submissions.remove(submission);
+            self.job_bytes -= entry.written.bytes;
         }
-        self.submissions.remove(&(entry.job.record.spec.submitted_at, id));
-        self.job_bytes -= entry.written.bytes;
     }
 }

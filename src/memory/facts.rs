@@ -199,7 +199,7 @@ impl Broker {
     pub fn take_back(&mut self, jobs: &[JobId], now: Timestamp) {
         for id in jobs {
             self.cancel(&Viewer::service(), *id, now);
-            self.forget(*id);
+            self.forget(&[*id]);
         }
         self.idempotency.unbind(jobs);
     }

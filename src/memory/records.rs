@@ -18,11 +18,15 @@ pub(super) enum Class {
     Failed,
 }
 
+/// Beyond the number of records that may be kept, this part of it goes at once: the caches have none of a record that old, and
+/// to wait for many of them together takes little longer than to wait for one.
+const TOGETHER: usize = 256;
+
 /// Finished records in the order of their ends.
 #[derive(Debug)]
 pub(super) struct Retention {
     /// By class and the number of the end.
-    kept: [BTreeMap<u64, (JobId, Timestamp)>; 3],
+    kept: [BTreeMap<u64, Kept>; 3],
     ttls: [Duration; 3],
     /// Of those that succeeded, and of the others.
     budgets: [Budget; 2],
@@ -38,12 +42,18 @@ struct Budget {
     classes: &'static [Class],
 }
 
+#[derive(Debug)]
+struct Kept {
+    job: JobId,
+    until: Timestamp,
+    bytes: usize,
+}
+
 /// Where a job's record is kept.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
     class: Class,
     end: u64,
-    bytes: usize,
 }
 
 impl Retention {
@@ -65,32 +75,47 @@ impl Retention {
     pub(super) fn keep(&mut self, job: JobId, class: Class, bytes: usize, now: Timestamp) -> Place {
         self.ends += 1;
         self.budget_of(class).bytes += bytes;
-        self.kept[class as usize].insert(self.ends, (job, now.plus(self.ttls[class as usize])));
-        Place { class, end: self.ends, bytes }
+        let until = now.plus(self.ttls[class as usize]);
+        self.kept[class as usize].insert(self.ends, Kept { job, until, bytes });
+        Place { class, end: self.ends }
     }
 
     /// The record is no longer a finished one, or is gone.
-    pub(super) fn forget(&mut self, place: Place) {
-        self.kept[place.class as usize].remove(&place.end);
-        self.budget_of(place.class).bytes -= place.bytes;
+    pub(super) fn forget(&mut self, Place { class, end }: Place) -> Option<JobId> {
+        let kept = self.kept[class as usize].remove(&end)?;
+        self.budget_of(class).bytes -= kept.bytes;
+        Some(kept.job)
     }
 
     fn budget_of(&mut self, class: Class) -> &mut Budget {
         &mut self.budgets[usize::from(class == Class::Failed)]
     }
 
-    /// The next record that has to go, if any.
-    pub(super) fn due(&self, now: Timestamp) -> Option<JobId> {
-        let oldest = |budget: &Budget| {
-            let kept = budget.classes.iter().map(|class| &self.kept[*class as usize]);
-            let records: usize = kept.clone().map(BTreeMap::len).sum();
-            // The newest stays however large it is: whoever ended it is still to be answered.
-            let is_full = records > 1 && (records > budget.records_max || budget.bytes > budget.bytes_max);
-            let due =
-                kept.filter_map(BTreeMap::first_key_value).filter(|(_, (_, until))| is_full || *until <= now);
-            due.min_by_key(|(end, _)| **end).map(|(_, (job, _))| *job)
-        };
-        self.budgets.iter().find_map(oldest)
+    /// Takes out the records that have to go. Where there are too many, some more go with them: see [`TOGETHER`].
+    pub(super) fn take_due(&mut self, now: Timestamp) -> Vec<JobId> {
+        let mut due = Vec::new();
+        for budget in 0..self.budgets.len() {
+            let mut most = self.budgets[budget].records_max;
+            while let Some((place, is_beyond)) = self.next_due(&self.budgets[budget], most, now) {
+                if is_beyond {
+                    most = self.budgets[budget].records_max - self.budgets[budget].records_max / TOGETHER;
+                }
+                due.extend(self.forget(place));
+            }
+        }
+        due
+    }
+
+    /// The oldest record of this budget if it has to go, and whether since there are more than `most`.
+    fn next_due(&self, budget: &Budget, most: usize, now: Timestamp) -> Option<(Place, bool)> {
+        let kept = budget.classes.iter().map(|class| (*class, &self.kept[*class as usize]));
+        let records: usize = kept.clone().map(|(_, kept)| kept.len()).sum();
+        // The newest stays however large it is: whoever ended it is still to be answered.
+        let is_beyond = records > most.max(1);
+        let is_full = is_beyond || records > 1 && budget.bytes > budget.bytes_max;
+        let oldest = kept.filter_map(|(class, kept)| Some((class, kept.first_key_value()?)));
+        let due = oldest.filter(|(_, (_, kept))| is_full || kept.until <= now);
+        due.min_by_key(|(_, (end, _))| **end).map(|(class, (end, _))| (Place { class, end: *end }, is_beyond))
     }
 
     /// How many are kept.
