@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use aftermath::{Trial, assert_counted, assert_ended, assert_text, counters, counting, payload};
-use program::{Folder, cofferdam, example, wait};
+use program::{Folder, cofferdam, command, example, wait};
 use service::{
     Client, NoAnswer, PATIENCE, Service, Stopwatch, all_children, caller, free_address, is_alive, kill,
     running, sleeper, until, waiters,
@@ -425,5 +425,29 @@ fn p9_a_child_that_crashes_at_the_first_start_is_exit_1_without_a_ready_line() {
         assert!(output.stdout.is_empty(), "{stderr}");
         assert!(stderr.contains("and is not restarted again; its last words: no licence\n"), "{stderr}");
         assert_eq!(std::fs::read_dir(&run).expect("our own folder").count(), 0);
+    }
+}
+
+#[test]
+fn children_are_told_what_suits_their_allocator_unless_an_operator_has_a_word_of_its_own() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("only root sees the environment of processes that let nobody else look at them");
+        return;
+    }
+    for (given, expected) in [
+        (None, "glibc.malloc.tcache_count=512"),
+        (Some(""), ""),
+        (Some("glibc.malloc.x=1"), "glibc.malloc.x=1"),
+    ] {
+        let mut command = command(&cofferdam(), ["serve", "--set", "web.bind=127.0.0.1:0"]);
+        command.envs(given.map(|given| ("GLIBC_TUNABLES", given)));
+        let service = Service::from(command.spawn().expect("the program can be started"));
+        for child in all_children(service.pid) {
+            let environment = std::fs::read(format!("/proc/{child}/environ")).expect("it lives");
+            let mut variables = environment.split(|byte| *byte == 0);
+            let told = variables.find_map(|variable| variable.strip_prefix(b"GLIBC_TUNABLES="));
+            assert_eq!(told, Some(expected.as_bytes()), "{given:?}");
+        }
+        service.stop();
     }
 }

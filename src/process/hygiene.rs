@@ -32,6 +32,14 @@ pub fn keep_secrets() -> Result<()> {
     Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
+/// For the environment of children. What a loop frees in one turn it needs again in the next: by default glibc keeps seven pieces
+/// of a size at hand, fewer than there are jobs in a turn (glibc manual, "Memory Allocation Tunables"). An operator's own word
+/// stands; other C libraries do not look.
+pub fn allocator_word() -> Option<(&'static str, &'static str)> {
+    let word = ("GLIBC_TUNABLES", "glibc.malloc.tcache_count=512");
+    std::env::var_os(word.0).is_none().then_some(word)
+}
+
 /// Orphans of this process's descendants come to it, which is to [`reap_orphans`]. A process that runs handlers is one only
 /// where there are programs among them (`execution::program::adopt`).
 pub fn become_subreaper() -> Result<()> {

@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 use crate::observe::log_writer;
 use crate::process::account::Account;
 use crate::process::control_socket::{ControlSocket, Role, ToChild, ToParent};
+use crate::process::hygiene::allocator_word;
 
 /// A child that has closed its control socket has this long to end by itself.
 const GONE_MS: u64 = 200;
@@ -52,10 +53,6 @@ pub struct ChildProcess {
 const FOR_THE_SUPERVISOR: [&str; 6] =
     ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 
-/// What a loop frees in one turn it needs again in the next: by default glibc keeps seven pieces of a size at hand, fewer than
-/// there are jobs in a turn (glibc manual, 3.2.4). An operator's own word stands; other C libraries do not look.
-const ALLOCATOR: (&str, &str) = ("GLIBC_TUNABLES", "glibc.malloc.tcache_count=512");
-
 impl ChildProcess {
     /// Starts this binary again in another role. Standard input is its control socket; the listener becomes web's
     /// standard output; standard error is a pipe to us, so that its last words are known when it crashes.
@@ -74,9 +71,7 @@ impl ChildProcess {
             command.uid(user).gid(group);
         }
         FOR_THE_SUPERVISOR.iter().for_each(|name| _ = command.env_remove(name));
-        if std::env::var_os(ALLOCATOR.0).is_none() {
-            command.env(ALLOCATOR.0, ALLOCATOR.1);
-        }
+        command.envs(allocator_word());
         let mut child = command.spawn()?;
         // `Command` keeps the child's end open until it is dropped; then the end of file can come.
         drop(command);

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "tools" / "bench"
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 RELEASE = TARGET / "release"
-COFFERDAM = RELEASE / "cofferdam"
+COFFERDAM = Path(os.environ.get("BENCH_BINARY", RELEASE / "cofferdam"))
 EXAMPLES = RELEASE / "examples"
 
 READY_TIMEOUT_S = 20
