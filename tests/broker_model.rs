@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cofferdam::clock::Timestamp;
-use cofferdam::config::Retain;
+use cofferdam::config::{Config, Retain};
 use cofferdam::entropy::Entropy;
 use cofferdam::handler::{HandlerSpec, Retry};
 use cofferdam::job::{
@@ -59,6 +59,29 @@ fn random_schedules_agree_with_the_naive_model() {
             scope.spawn(move || seeds.clone().filter(|seed| seed % parts == part).for_each(run));
         }
     });
+}
+
+/// Of many the caches have none, so they go together; of few each goes by itself. Never is there one too many.
+#[test]
+fn beyond_their_number_a_256th_of_the_records_goes_at_once_oldest_first() {
+    for (most, together) in [(1, 1), (10, 1), (255, 1), (256, 2), (1_000, 4)] {
+        let mut rules = Rules::from_config(&Config::default());
+        rules.retain.failed_records = most;
+        let handlers = vec![HandlerSpec::new("free", 0, HandlerOptions::default())];
+        let mut broker = Broker::new(rules, handlers, vec![1], Entropy::Seeded(1));
+        let id = |number: usize| JobId((number as u128).to_be_bytes());
+        let mut oldest = 0;
+        for number in 0..3 * most {
+            assert_eq!(broker.submit(plain(id(number), "free"), START), Submitted::New);
+            broker.cancel(&Viewer::service(), id(number), START);
+            oldest += if number + 1 - oldest > most { together } else { 0 };
+            let is_kept = |number| broker.record(&Viewer::service(), id(number), START).is_some();
+            let kept: Vec<usize> =
+                (oldest.saturating_sub(together)..=number).filter(|number| is_kept(*number)).collect();
+            assert_eq!(kept, (oldest..=number).collect::<Vec<_>>(), "at most {most} are kept");
+        }
+        broker.check_invariants();
+    }
 }
 
 fn run(seed: u64) {

@@ -151,15 +151,14 @@ impl Broker {
         self.forget(&due);
     }
 
-    /// Removes records. Each step is taken for all of them, so that the memory of one is waited for together with that of the
-    /// others.
+    /// Removes records that are not kept any more. Each step is taken for all of them, so that the memory of one is waited for
+    /// together with that of the others.
     pub(super) fn forget(&mut self, ids: &[JobId]) {
         ids.iter().for_each(|id| self.touch(*id));
         let gone: Vec<_> = ids.iter().filter_map(|id| self.jobs.remove(id)).collect();
         let specs = gone.iter().map(|entry| &entry.job.record.spec);
         let submissions: Vec<_> = specs.map(|spec| (spec.submitted_at, spec.id)).collect();
         for (entry, submission) in gone.iter().zip(&submissions) {
-            entry.place.into_iter().for_each(|place| _ = self.retention.forget(place));
             self.submissions.remove(submission);
             self.job_bytes -= entry.written.bytes;
         }

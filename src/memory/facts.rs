@@ -199,6 +199,9 @@ impl Broker {
     pub fn take_back(&mut self, jobs: &[JobId], now: Timestamp) {
         for id in jobs {
             self.cancel(&Viewer::service(), *id, now);
+            if let Some(place) = self.jobs.get(id).and_then(|entry| entry.place) {
+                self.retention.forget(place);
+            }
             self.forget(&[*id]);
         }
         self.idempotency.unbind(jobs);

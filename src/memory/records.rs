@@ -95,10 +95,11 @@ impl Retention {
     pub(super) fn take_due(&mut self, now: Timestamp) -> Vec<JobId> {
         let mut due = Vec::new();
         for budget in 0..self.budgets.len() {
-            let mut most = self.budgets[budget].records_max;
+            let records_max = self.budgets[budget].records_max;
+            let mut most = records_max;
             while let Some((place, is_beyond)) = self.next_due(&self.budgets[budget], most, now) {
                 if is_beyond {
-                    most = self.budgets[budget].records_max - self.budgets[budget].records_max / TOGETHER;
+                    most = records_max - records_max / TOGETHER;
                 }
                 due.extend(self.forget(place));
             }

@@ -233,9 +233,6 @@ fn parts_of_target(method: &str, target: &str) -> Result<(Option<String>, String
 
 /// The same target without escapes of characters that need none: they mean the same (RFC 3986, 6.2.2.2).
 fn unescaped(target: &str) -> Result<String, Refused> {
-    if !target.contains('%') {
-        return Ok(target.to_owned());
-    }
     let mut parts = target.split('%');
     let mut out = parts.next().unwrap_or_default().to_owned();
     for part in parts {
