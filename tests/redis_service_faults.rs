@@ -47,6 +47,14 @@ fn assert_unavailable(answer: &Answer) {
     assert!(answer.header("retry-after").is_some(), "{answer:?}");
 }
 
+/// Until so many jobs run, and their processes have heard so: the server may say it to who asks before it has answered
+/// who submitted. A job that goes its whole way afterwards is in later calls than theirs.
+#[track_caller]
+fn running_and_heard(service: &Service, count: u64) {
+    running(service, count);
+    assert_text(&service.post("/v1/jobs/echo", "1"), "1");
+}
+
 /// All that ask are told so, in bounded time, and none of it is a crash.
 #[track_caller]
 fn assert_is_away(service: &Service) {
@@ -185,7 +193,7 @@ fn r1_callers_that_wait_while_the_server_restarts_get_their_answer() {
     let service = Deployment::on(&server).serve(&[]);
     let sound = Sound::before(&service);
     let mut waiting: Vec<Client> = [300, 1_200].map(|ms| sleeper(&service, ms)).into();
-    running(&service, 2);
+    running_and_heard(&service, 2);
     server.kill();
     // One of them ends while nobody can be told.
     std::thread::sleep(Duration::from_millis(600));
@@ -203,7 +211,7 @@ fn r1_a_server_that_stalls_is_bounded_and_what_runs_goes_on() {
     let service = Deployment::on(&server).serve(&[SHORT_CALLS]);
     let sound = Sound::before(&service);
     let mut waiting = sleeper(&service, 1_500);
-    running(&service, 1);
+    running_and_heard(&service, 1);
     server.freeze();
     let begun = Instant::now();
     assert_is_away(&service);
@@ -223,7 +231,7 @@ fn r1_a_drain_waits_for_its_server_while_an_outcome_is_unheard() {
     let web = deployment.web(&cofferdam(), &[]);
     let executor = deployment.executor(&cofferdam(), &[]);
     let id = web.submit("/v1/jobs/sleep", &[], r#"{"ms":700}"#);
-    web.record_when(&id, "running");
+    running_and_heard(&web, 1);
     server.kill();
     executor.terminate();
     // The job ends while nobody can be told.
@@ -360,7 +368,7 @@ fn black_hole(proxy: &Proxy, deployment: &Deployment) {
     let service = deployment.serve(&[SHORT_CALLS]);
     let sound = Sound::before(&service);
     let mut waiting = sleeper(&service, 1_000);
-    running(&service, 1);
+    running_and_heard(&service, 1);
     proxy.black_hole(true);
     assert_is_away(&service);
     assert_no_hot_loop(&all_children(service.pid));
