@@ -11,6 +11,7 @@ mod service;
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Output, Stdio};
 
 use program::{Folder, cofferdam, command, run};
@@ -141,6 +142,11 @@ fn nothing_is_done_to_many_jobs_before_somebody_is_sure() {
     for id in &ids {
         assert_eq!(console.says(&["jobs", "wait", id]), format!("{id} succeeded\n"));
     }
+    // One that is not there keeps nobody from the others.
+    let nobody = "00000000000000000000000000000000";
+    let waited = console.run(&["jobs", "wait", nobody, &ids[0]], "");
+    assert_ends(&waited, 1, &format!("{nobody}: unknown_job"));
+    assert_eq!(text(&waited.stdout), format!("{} succeeded\n", ids[0]));
     assert_ends(&console.run(&["jobs", "retry", &ids[0]], ""), 1, "not_retryable");
     assert_ends(
         &console.run(&["jobs", "retry", "--all", "--yes"], ""),
@@ -166,6 +172,44 @@ fn what_is_shown_fits_scripts_people_and_terminals() {
     assert_eq!(stats["profile"], "supervised-memory");
     let handlers: Value = serde_json::from_str(&console.says(&["handlers", "list", "--json"])).expect("JSON");
     assert_eq!(handlers.as_array().map(Vec::len), Some(3));
+}
+
+#[test]
+fn top_fits_its_terminal_and_shows_the_busiest_where_there_is_no_room_for_all() {
+    let idle: Vec<String> =
+        (0..9).map(|number| format!("handlers.idle{number}={{\"command\":[\"/bin/cat\"]}}")).collect();
+    let busy = "handlers.with_a_long_name={\"command\":[\"/bin/cat\"]}".to_owned();
+    let service = Service::start(&idle.iter().chain([&busy]).map(String::as_str).collect::<Vec<_>>());
+    let console = Console { service: &service };
+    console.says(&["handlers", "pause", "with_a_long_name"]);
+    console.submit(&["with_a_long_name", "1"]);
+    let top = |lines: u32, columns: u32| {
+        let top = format!("timeout -s INT 1 {} top --url http://{}", cofferdam().display(), service.address);
+        let words = ["-qec", &format!("stty rows {lines} cols {columns}; {top}"), "/dev/null"];
+        let output = text(&run(&mut command(Path::new("script"), words), b"").stdout);
+        let shown: Vec<String> = output.split("\x1b[K\r\n").map(str::to_owned).collect();
+        assert!(shown[0].starts_with("\x1b[Hcofferdam ") && output.contains("\x1b[J"), "{output:?}");
+        let (frame, _) =
+            shown.split_at(shown.iter().position(|line| line.starts_with("\x1b[J")).expect("an end"));
+        assert!(frame.len() < lines as usize, "the last line is the cursor's: {frame:?}");
+        let is_cut = |line: &String| line.trim_start_matches("\x1b[H").chars().count() <= columns as usize;
+        assert!(frame.iter().all(is_cut), "{frame:?}");
+        frame.to_vec()
+    };
+    let frame = top(13, 40);
+    let at = frame.iter().position(|line| line.starts_with("HANDLER")).expect("handlers");
+    assert!(frame[at + 1].starts_with("with_a_long_name  paused"), "{frame:?}");
+    assert!(frame[at + 5].starts_with("and 8 more"), "{frame:?}");
+    assert!(frame.iter().any(|line| line.starts_with("execution")), "its group: {frame:?}");
+    let frame = top(40, 200);
+    assert!(frame.iter().all(|line| !line.contains(" more")), "{frame:?}");
+    assert_eq!(frame.iter().filter(|line| line.starts_with("idle")).count(), 9, "{frame:?}");
+    assert!(top(3, 10).len() == 2);
+    // Nothing that is said once is cut.
+    let list =
+        format!("stty rows 5 cols 20; {} jobs list --url http://{}", cofferdam().display(), service.address);
+    let list = text(&run(&mut command(Path::new("script"), ["-qec", &list, "/dev/null"]), b"").stdout);
+    assert!(list.lines().next().is_some_and(|head| head.trim_end().ends_with("KEY")), "{list:?}");
 }
 
 /// A service that knows one token, the token, and the file that it stands in.

@@ -97,7 +97,7 @@ impl Client {
     }
 
     /// What a service's problem says.
-    pub fn refusal(&self, reply: &Answer) -> Trouble {
+    fn refusal(&self, reply: &Answer) -> Trouble {
         let problem: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
         let passes = matches!(reply.status, 429 | 503);
         let failed = |why| Trouble { exit: Exit::Failed, why, passes };

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::show::list;
 use super::submit::{self, submit};
 use super::table::{cell, table};
-use super::{Console, Stop, Trouble, escaped, width};
+use super::{Console, Stop, Trouble, escaped};
 use crate::exit::{Exit, answer, complain};
 use crate::job::JobId;
 use crate::options::Options;
@@ -88,7 +88,7 @@ fn list_jobs(console: &mut Console, options: &mut Options) -> Result<Exit, Stop>
     let jobs: Vec<Value> = pages.iter().flat_map(|page| list(&page.value["jobs"])).cloned().collect();
     let columns = "ID=id,HANDLER=handler,STATUS=status,DELIVERIES=deliveries,SUBMITTED=submitted_at,\
                    FINISHED=finished_at,KEY=ordering_key";
-    Ok(answer(&table(columns, &jobs, width())))
+    Ok(answer(&table(columns, &jobs)))
 }
 
 fn show(console: &mut Console, id: &str) -> Result<Exit, Stop> {
@@ -96,20 +96,33 @@ fn show(console: &mut Console, id: &str) -> Result<Exit, Stop> {
     let columns = "STARTED=started_at,ENDED=ended_at,EXECUTOR=executor,OUTCOME=outcome";
     Ok(console.show(&record, |record| {
         let fields = FIELDS.split(' ').map(|name| format!("{name:13} {}\n", cell(&record[name])));
-        let attempts = table(columns, list(&record["attempts"]), width());
+        let attempts = table(columns, list(&record["attempts"]));
         fields.chain(["\n".into(), attempts]).collect()
     }))
 }
 
 fn wait_for_all(console: &mut Console, ids: &[String]) -> Result<Exit, Stop> {
-    let (mut have_succeeded, mut is_first) = (true, true);
-    for id in ids {
-        let record = submit::wait(console, id, !is_first)?;
-        is_first = false;
-        have_succeeded &= record.value["status"] == "succeeded";
+    let mut is_first = true;
+    each(ids, |id| {
+        let record = submit::wait(console, id, !std::mem::take(&mut is_first))?;
         console.tell_status(id, &record)?;
+        Ok(record.value["status"] == "succeeded")
+    })
+}
+
+/// What the service refuses of one job keeps nobody from the others.
+fn each(ids: &[String], mut act: impl FnMut(&str) -> Result<bool, Stop>) -> Result<Exit, Stop> {
+    let mut exit = Exit::Done;
+    for id in ids {
+        match act(id) {
+            Ok(true) => continue,
+            Ok(false) => {}
+            Err(Stop::Trouble(Trouble { exit: Exit::Failed, why, .. })) => complain(&format!("{id}: {why}")),
+            Err(stop) => return Err(stop),
+        }
+        exit = Exit::Failed;
     }
-    Ok(if have_succeeded { Exit::Done } else { Exit::Failed })
+    Ok(exit)
 }
 
 /// `retry` and `cancel`: these jobs, or all that match.
@@ -149,23 +162,14 @@ fn change(console: &mut Console, options: &mut Options, what: &str) -> Result<Ex
 }
 
 fn change_each(console: &mut Console, ids: &[String], what: &str) -> Result<Exit, Stop> {
-    let mut exit = Exit::Done;
-    for id in ids {
+    each(ids, |id| {
         let (method, target) = match what {
             "retry" => ("POST", format!("/v1/jobs/{id}/retry")),
             _ => ("DELETE", format!("/v1/jobs/{id}")),
         };
-        let reply = console.client.ask(method, &target, &[], b"")?;
-        if !(200..300).contains(&reply.status) {
-            exit = Exit::Failed;
-            match console.client.refusal(&reply) {
-                Trouble { exit: Exit::Failed, why, .. } => complain(&format!("{id}: {why}")),
-                trouble => return Err(trouble.into()),
-            }
-            continue;
-        }
+        let reply = console.client.success(method, &target, &[], b"")?;
         let record = console.client.told_of_job(&reply)?;
         console.tell_status(id, &record)?;
-    }
-    Ok(exit)
+        Ok(true)
+    })
 }

@@ -7,7 +7,7 @@ mod submit;
 mod table;
 
 use std::fs::File;
-use std::io::{IsTerminal, Read, Write};
+use std::io::{Read, Write};
 
 use serde_json::Value;
 use zeroize::Zeroizing;
@@ -24,8 +24,6 @@ use crate::options::Options;
 const URL_VARIABLE: &str = "COFFERDAM_URL";
 const TOKEN_VARIABLE: &str = "COFFERDAM_TOKEN_FILE";
 const URL: &str = "http://127.0.0.1:8080";
-/// Lines to who reads them elsewhere than on a terminal.
-const UNBOUNDED: usize = usize::MAX;
 
 /// How a command ends before its end.
 enum Stop {
@@ -121,13 +119,6 @@ fn tell(bytes: &[u8]) -> Result<(), Stop> {
     let mut out = std::io::stdout();
     let told = out.write_all(bytes).and_then(|()| out.flush());
     told.map_err(|error| Stop::Done(written_out(Err(error))))
-}
-
-/// Columns of the terminal that standard output is.
-fn width() -> usize {
-    let size =
-        rustix::termios::tcgetwinsize(std::io::stdout()).ok().filter(|_| std::io::stdout().is_terminal());
-    size.map(|size| usize::from(size.ws_col)).filter(|columns| *columns > 0).unwrap_or(UNBOUNDED)
 }
 
 /// A text as part of a target (RFC 3986, 2.1).

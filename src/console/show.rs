@@ -1,17 +1,19 @@
 //! `lanes`, `handlers`, `top`.
 
-use std::io::IsTerminal;
+use std::cmp::Reverse;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::table::{cell, state, table};
-use super::{Console, Stop, Told, escaped, tell, width};
+use super::{Console, Stop, Told, escaped, tell};
 use crate::exit::Exit;
 use crate::options::Options;
 
 /// How often `top` looks.
 const EVERY: Duration = Duration::from_secs(2);
+/// Lines where nothing scrolls away.
+const UNBOUNDED: usize = usize::MAX;
 
 pub fn lanes(console: &mut Console, options: &mut Options) -> Result<Exit, Stop> {
     let handler = options.positional().ok_or("lanes needs the name of a handler".to_owned())?;
@@ -19,7 +21,7 @@ pub fn lanes(console: &mut Console, options: &mut Options) -> Result<Exit, Stop>
     let shown = console.client.json("GET", &format!("/v1/lanes/{}", escaped(&handler)), "")?;
     let columns = "HEAD=head,KEY=ordering_key,JOBS=length,AGE=oldest_seconds,WHY=reason+until";
     let more = |shown: &Value| if shown["more"] == true { "and more\n" } else { "" };
-    Ok(console.show(&shown, |shown| table(columns, list(&shown["lanes"]), width()) + more(shown)))
+    Ok(console.show(&shown, |shown| table(columns, list(&shown["lanes"])) + more(shown)))
 }
 
 pub fn handlers(console: &mut Console, options: &mut Options) -> Result<Exit, Stop> {
@@ -29,7 +31,7 @@ pub fn handlers(console: &mut Console, options: &mut Options) -> Result<Exit, St
         (Some("list"), None) => {
             let stats = console.client.json("GET", "/v1/stats", "")?;
             let handlers = stats.value["handlers"].to_string();
-            Ok(console.show(&Told { text: handlers, ..stats }, handler_table))
+            Ok(console.show(&Told { text: handlers, ..stats }, |stats| handler_table(stats, UNBOUNDED)))
         }
         (Some(what @ ("pause" | "resume")), Some(name)) => {
             let target = format!("/v1/handlers/{}/{what}", escaped(&name));
@@ -45,18 +47,27 @@ pub fn top(console: &mut Console, options: &mut Options) -> Result<Exit, Stop> {
     options.finish()?;
     loop {
         let stats = console.client.json("GET", "/v1/stats", "")?;
-        if console.as_json || !std::io::stdout().is_terminal() {
-            return Ok(console.show(&stats, overview));
-        }
-        let text = overview(&stats.value);
+        let Some((columns, lines)) = screen().filter(|_| !console.as_json) else {
+            return Ok(console.show(&stats, |stats| overview(stats, UNBOUNDED)));
+        };
         // Home, the text, and nothing of what stood below it (ECMA-48, CUP and ED).
-        let lines: String = text.lines().map(|line| format!("{line}\x1b[K\n")).collect();
-        tell(format!("\x1b[H{lines}\x1b[J").as_bytes())?;
+        let text = overview(&stats.value, lines);
+        let cut = |line: &str| line.chars().take(columns).chain("\x1b[K\n".chars()).collect::<String>();
+        let text: String = text.lines().take(lines - 1).map(cut).collect();
+        tell(format!("\x1b[H{text}\x1b[J").as_bytes())?;
         std::thread::sleep(EVERY);
     }
 }
 
-fn overview(stats: &Value) -> String {
+/// Columns and lines of the terminal that standard output is.
+fn screen() -> Option<(usize, usize)> {
+    let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
+    let or_unbounded = |size: u16| if size == 0 { UNBOUNDED } else { size.into() };
+    Some((or_unbounded(size.ws_col), or_unbounded(size.ws_row)))
+}
+
+/// On so many lines, of which the last is left free.
+fn overview(stats: &Value, lines: usize) -> String {
     let names = ["queued", "running", "submitted", "dead", "redelivered"];
     let [queued, running, submitted, dead, redelivered] = names.map(|name| cell(&stats["totals"][name]));
     let first = format!("cofferdam {} {}", cell(&stats["version"]), cell(&stats["profile"]));
@@ -72,7 +83,8 @@ fn overview(stats: &Value) -> String {
         let number = |name: &str| of[name].as_u64().unwrap_or(0);
         let all = number("workers").saturating_mul(number("executors"));
         let sum = |of: &Value| {
-            of.as_object().into_iter().flat_map(|map| map.values()).filter_map(Value::as_u64).sum::<u64>()
+            let numbers = of.as_object().into_iter().flat_map(|map| map.values()).filter_map(Value::as_u64);
+            numbers.fold(0, u64::saturating_add)
         };
         json!({
             "name": of["name"], "executors": of["executors"], "busy": format!("{} of {all}", cell(&of["busy"])),
@@ -81,16 +93,23 @@ fn overview(stats: &Value) -> String {
     };
     let groups: Vec<Value> = list(&stats["groups"]).iter().map(group).collect();
     let columns = "GROUP=name,EXECUTORS=executors,BUSY=busy,RESTARTS=restarts,RECYCLED=recycled";
-    let groups = table(columns, &groups, width());
-    let cut = |line: String| line.chars().take(width()).collect::<String>();
-    format!("{}\n{}\n\n{}\n{groups}", cut(first), cut(second), handler_table(stats))
+    // Beside the handlers and the groups: two lines, two heads, a blank line before each, and the free one.
+    let room = lines.saturating_sub(groups.len() + 7);
+    format!("{first}\n{second}\n\n{}\n{}", handler_table(stats, room), table(columns, &groups))
 }
 
-fn handler_table(stats: &Value) -> String {
+/// On so many lines, without the head: where some handlers have to be left out, those that have the least to do.
+fn handler_table(stats: &Value, lines: usize) -> String {
     let columns = "HANDLER=name,STATE=paused,QUEUED=queued,RUNNING=running,LAG=oldest_seconds,OK=finished/succeeded,\
-                   FAILED=finished/failed,TIMED OUT=finished/timed_out,DEAD=finished/dead,PARKED=parked,\
-                   P50=job_seconds/p50,P99=job_seconds/p99";
-    table(columns, list(&stats["handlers"]), width())
+                   FAILED=finished/failed,DEAD=finished/dead,P50=job_seconds/p50,P99=job_seconds/p99,\
+                   TIMED OUT=finished/timed_out,PARKED=parked";
+    let mut handlers = list(&stats["handlers"]).to_vec();
+    let mut more = String::new();
+    if handlers.len() > lines {
+        handlers.sort_by_key(|of| Reverse(["running", "queued"].map(|name| of[name].as_u64())));
+        more = format!("and {} more\n", handlers.split_off(lines.saturating_sub(1)).len());
+    }
+    table(columns, &handlers) + &more
 }
 
 /// What is no list has nothing in it.

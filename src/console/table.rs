@@ -7,8 +7,8 @@ use serde_json::Value;
 use crate::observe::visible;
 
 /// Rows under columns such as `ID=id,WHY=reason+until`: a head, and the path of the field that it shows, or of two. Numbers
-/// stand to the right. Lines end at `width`.
-pub fn table(columns: &str, rows: &[Value], width: usize) -> String {
+/// stand to the right.
+pub fn table(columns: &str, rows: &[Value]) -> String {
     let (heads, paths): (Vec<&str>, Vec<&str>) =
         columns.split(',').filter_map(|column| column.split_once('=')).unzip();
     let heads: Vec<String> = heads.into_iter().map(str::to_owned).collect();
@@ -34,7 +34,7 @@ pub fn table(columns: &str, rows: &[Value], width: usize) -> String {
                 false => write!(line, "{gap}{cell:width$}"),
             };
         }
-        out.extend(line.trim_end().chars().take(width));
+        out.push_str(line.trim_end());
         out.push('\n');
     }
     out
@@ -89,13 +89,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_are_as_wide_as_their_cells_and_lines_end_where_the_terminal_does() {
+    fn columns_are_as_wide_as_their_cells() {
         let rows = [json!({ "a": "a", "n": 10 }), json!({ "a": "long", "n": 7 })];
-        assert_eq!(table("name=a,n=n", &rows, 80), "name   n\na     10\nlong   7\n");
-        assert_eq!(table("name=a,n=n", &rows, 3), "nam\na  \nlon\n");
-        assert_eq!(table("name=a", &[], 80), "name\n");
+        assert_eq!(table("name=a,n=n", &rows), "name   n\na     10\nlong   7\n");
+        assert_eq!(table("name=a", &[]), "name\n");
         let row = json!({ "why": "backoff", "until": "9:00", "of": { "seconds": 3.25 }, "paused": true });
-        let text = table("WHY=why+until,OTHER=why+none,AGE=of/seconds,STATE=paused,NONE=x", &[row], 80);
+        let text = table("WHY=why+until,OTHER=why+none,AGE=of/seconds,STATE=paused,NONE=x", &[row]);
         assert!(text.ends_with("\nbackoff 9:00  backoff  3.2 s  paused  -\n"), "{text}");
     }
 
