@@ -775,6 +775,7 @@ fn a_file_that_cannot_be_read_or_is_no_json_object_is_refused_by_its_name() {
         assert!(messages[0].starts_with(&format!("{}: {what}", file.display())), "{messages:?}");
     }
     drop(load_file("{}").expect("an empty object is a config"));
+    drop(load_file("\u{feff}{}\r\n").expect("so is one of an editor that marks its files"));
 }
 
 #[test]

@@ -33,7 +33,7 @@ mod support {
     pub mod stopwatch;
 }
 
-const LONG: Duration = Duration::from_millis(300);
+const LONG: Duration = Duration::from_secs(1);
 const TRACE: Trace = Trace { id: [7; 16], span: [7; 8], flags: 1, parent: None };
 /// So many short jobs make a crew expect the next ones to be short.
 const SHORT_JOBS: usize = 2_000;

@@ -273,7 +273,7 @@ fn callers_that_half_close_are_bounded_too() {
     let mut callers: Vec<Client> = (0..60)
         .map(|_| {
             let mut client = service.connect();
-            client.send(request("POST", "/v1/jobs/echo?delay_ms=1500", &[], "x"));
+            client.send(request("POST", "/v1/jobs/echo?delay_ms=5000", &[], "x"));
             client.stream.shutdown(Shutdown::Write).expect("a socket");
             waiters(&service, 0.0);
             client
@@ -289,7 +289,7 @@ fn callers_that_half_close_are_bounded_too() {
 fn a_caller_who_only_looks_takes_no_job_along() {
     let service = Service::start(&["handlers.sleep.cancel_on_disconnect=true"]);
     for half in [false, true] {
-        let id = service.submit("/v1/jobs/sleep", &[], r#"{"ms":700}"#);
+        let id = service.submit("/v1/jobs/sleep", &[], r#"{"ms":3000}"#);
         let mut looker = service.connect();
         looker.send(format!("GET /v1/jobs/{id}?wait=20 HTTP/1.1\r\nHost: localhost\r\n\r\n"));
         waiters(&service, 1.0);

@@ -147,7 +147,7 @@ fn once_a_drain_beside_a_lent_listener_is_over_nobody_is_accepted_any_more() {
     assert_eq!(kept.request("POST", "/v1/jobs/deaf", &["Content-Type: application/json"], "1").text(), "1");
     service.terminate();
     // It is silent for longer than it is waited for, and speaks while executors end.
-    std::thread::sleep(Duration::from_millis(1_500));
+    std::thread::sleep(Duration::from_millis(2_000));
     assert!(!service.children("executor").is_empty(), "they still end");
     kept.send(request("POST", "/v1/jobs/echo", &[], "late"));
     let answer = kept.read();
@@ -168,7 +168,8 @@ fn who_waits_streams_or_keeps_a_connection_is_served_to_the_end_by_the_old_one()
     let mut streams = caller(&old, "/v1/batch/sleep", &lines);
     running(&old, 8);
     let new = Service::from(start(address, &[]));
-    // The old one accepts nobody.
+    // The old one accepts nobody. Its web hears so after the new one has said that it is ready.
+    until("it is left", PATIENCE, || old.stderr().contains("the listener is left to others").then_some(()));
     assert_eq!(new.post("/v1/jobs/echo", "b").text(), "b");
     // On a connection that was kept one more request is answered, as its last.
     let answer = kept.request("POST", "/v1/jobs/echo", &[], "c");

@@ -120,7 +120,7 @@ fn p2_each_effect_of_queued_and_running_jobs_is_there_once() {
 #[test]
 fn p2_a_job_whose_executor_is_killed_is_counted_as_a_second_delivery() {
     let trial = Trial::start(&[]);
-    let id = trial.submit("/v1/jobs/sleep", &[], r#"{"ms":700}"#);
+    let id = trial.submit("/v1/jobs/sleep", &[], r#"{"ms":3000}"#);
     trial.record_when(&id, "running");
     kill(trial.child("executor"));
     let record = trial.record_when(&id, "succeeded");

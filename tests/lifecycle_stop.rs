@@ -67,7 +67,10 @@ fn p10_an_executor_that_continues_after_it_was_taken_for_dead_delivers_nothing()
     until("its connection is closed", PATIENCE, || {
         (trial.get("/v1/stats").json()["groups"][0]["executors"] == 0).then_some(())
     });
-    until("its SIGTERM waits for it", PATIENCE, || has_pending(executor, Signal::TERM).then_some(()));
+    // Or has waited, on a machine that lets nobody look for a second.
+    until("its SIGTERM waits for it", PATIENCE, || {
+        (has_pending(executor, Signal::TERM) || !is_alive(executor)).then_some(())
+    });
     // It goes on with what it was doing until SIGKILL comes a second later.
     signal(executor, Signal::CONT);
     assert_counted(&mut callers, 1);
@@ -84,11 +87,11 @@ fn p10_an_executor_that_continues_after_it_was_taken_for_dead_delivers_nothing()
 fn p11_deadlines_that_passed_while_web_was_stopped_are_answered_as_passed() {
     let trial = Trial::start(&["runtime.platform.queue.max_deliveries=1"]);
     let web = trial.child("web");
-    let mut timed_out = caller(&trial, "/v1/jobs/sleep?timeout_ms=600", LONG_SLEEP);
+    let mut timed_out = caller(&trial, "/v1/jobs/sleep?timeout_ms=1500", LONG_SLEEP);
     let mut waited = trial.connect();
-    waited.send(request("POST", "/v1/jobs/sleep", &["Prefer: wait=1"], r#"{"ms":900}"#));
+    waited.send(request("POST", "/v1/jobs/sleep", &["Prefer: wait=1"], r#"{"ms":1600}"#));
     let mut gave_up = trial.connect();
-    gave_up.send(request("POST", "/v1/jobs/sleep", &["Prefer: wait=1"], r#"{"ms":3500}"#));
+    gave_up.send(request("POST", "/v1/jobs/sleep", &["Prefer: wait=1"], r#"{"ms":6000}"#));
     running(&trial, 3);
     signal(web, Signal::STOP);
     std::thread::sleep(Duration::from_millis(2_500));
@@ -113,11 +116,11 @@ fn p11_deadlines_that_passed_while_web_was_stopped_are_answered_as_passed() {
 
 #[test]
 fn p11_a_job_whose_time_passed_while_web_was_stopped_does_not_run_on() {
-    let trial = counting(&["handlers.count.timeout_ms=500", "runtime.platform.queue.max_deliveries=1"]);
+    let trial = counting(&["handlers.count.timeout_ms=1500", "runtime.platform.queue.max_deliveries=1"]);
     let (web, mut late) = (trial.child("web"), counters(&trial, 1, 60_000));
     running(&trial, 1);
     signal(web, Signal::STOP);
-    std::thread::sleep(Duration::from_millis(1_500));
+    std::thread::sleep(Duration::from_millis(2_500));
     signal(web, Signal::CONT);
     assert_eq!(late[0].read().code(), "handler_timed_out");
     // It took no effect, and holds its lane no longer.
@@ -144,11 +147,11 @@ fn p11_a_web_that_is_stopped_for_good_is_replaced_and_connections_wait_for_the_n
 
 #[test]
 fn p11_a_supervisor_that_is_stopped_is_missed_by_nobody_and_misses_nobody_afterwards() {
-    for heartbeat_ms in [100, 2_000] {
+    for heartbeat_ms in [300, 2_000] {
         let trial = Trial::start(&[&format!("runtime.platform.execution_ipc.heartbeat_ms={heartbeat_ms}")]);
         let children = all_children(trial.pid);
         signal(trial.pid, Signal::STOP);
-        let end = Instant::now() + Duration::from_millis(1_500);
+        let end = Instant::now() + Duration::from_millis(2_500);
         let mut client = trial.connect();
         for number in (0..).take_while(|_| Instant::now() < end) {
             assert_eq!(call(&mut client, number, PATIENCE), Ok(()));
@@ -162,14 +165,14 @@ fn p11_a_supervisor_that_is_stopped_is_missed_by_nobody_and_misses_nobody_afterw
 
 #[test]
 fn p11_a_service_that_is_stopped_as_a_whole_goes_on_with_the_same_processes() {
-    let trial = counting(&["runtime.platform.execution_ipc.heartbeat_ms=100"]);
+    let trial = counting(&["runtime.platform.execution_ipc.heartbeat_ms=300"]);
     let children = all_children(trial.pid);
     let mut callers = counters(&trial, 5, 300);
     running(&trial, 1);
     // As when its host is suspended.
     let all = [children.clone(), vec![trial.pid]].concat();
     all.iter().for_each(|pid| signal(*pid, Signal::STOP));
-    std::thread::sleep(Duration::from_secs(1));
+    std::thread::sleep(Duration::from_secs(2));
     all.iter().for_each(|pid| signal(*pid, Signal::CONT));
     assert_counted(&mut callers, 1);
     drop(callers);
@@ -177,10 +180,10 @@ fn p11_a_service_that_is_stopped_as_a_whole_goes_on_with_the_same_processes() {
     trial.over();
 }
 
-/// For longer than it takes to end a child that does not answer (3.5 heartbeats of 100 ms, and a second).
+/// For longer than it takes to end a child that does not answer (3.5 heartbeats of 300 ms, and a second).
 #[track_caller]
 fn assert_kept(service: &Service, children: &[u32]) {
-    let end = Instant::now() + Duration::from_millis(1_600);
+    let end = Instant::now() + Duration::from_millis(2_300);
     while Instant::now() < end {
         assert_eq!(all_children(service.pid), children, "{}", service.stderr());
         std::thread::sleep(Duration::from_millis(10));
@@ -193,7 +196,9 @@ fn p12_sigterm_lets_running_and_queued_jobs_finish_and_exits_0() {
         for stop in [Signal::TERM, Signal::INT] {
             let trial = Trial::start(&[mode]);
             let mut callers: Vec<Client> = (0..12).map(|_| sleeper(&trial, 1_200)).collect();
-            waiters(&trial, 12.0);
+            until("all are accepted", PATIENCE, || {
+                (trial.metric("jobs_submitted_total{handler=\"sleep\"}") == 12.0).then_some(())
+            });
             signal(trial.pid, stop);
             for caller in &mut callers {
                 assert_text(&caller.read(), r#"{"slept_ms":1200}"#);
@@ -287,7 +292,7 @@ fn p12_half_a_body_is_answered_and_does_not_hold_up_the_drain() {
             "POST /v1/jobs/echo HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nha",
         );
         let mut clients = vec![half("POST /v1/jobs/echo"), half("GET /healthz"), chunked];
-        let mut working = sleeper(&service, 1_000);
+        let mut working = sleeper(&service, 3_000);
         waiters(&service, 1.0);
         let begun = Stopwatch::start();
         service.terminate();
@@ -302,19 +307,19 @@ fn p12_half_a_body_is_answered_and_does_not_hold_up_the_drain() {
         assert_eq!(working.read().status, 200);
         let ended = service.ended();
         assert_ended(&ended.status, &ended.stderr, Some(0));
-        assert!(begun.elapsed() < Duration::from_secs(4), "{mode}: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(7), "{mode}: {:?}", begun.elapsed());
     }
 }
 
 #[test]
 fn p12_an_executor_killed_during_the_drain_is_replaced_and_its_job_finishes() {
     let trial = Trial::start(&[]);
-    let mut caller = sleeper(&trial, 1_000);
+    let mut caller = sleeper(&trial, 3_000);
     running(&trial, 1);
     trial.terminate();
     until("it drains", PATIENCE, || (trial.get("/readyz").status == 503).then_some(()));
     kill(trial.child("executor"));
-    assert_text(&caller.read(), r#"{"slept_ms":1000}"#);
+    assert_text(&caller.read(), r#"{"slept_ms":3000}"#);
     drop(caller);
     trial.ended(Some(0));
 }
@@ -357,8 +362,8 @@ fn p12_a_signal_before_it_is_ready_ends_it_with_exit_0_and_leaves_nothing() {
 
 #[test]
 fn p11_a_supervisor_that_is_stopped_across_the_end_of_a_drain_ends_with_exit_0() {
-    let service = Service::start(&["runtime.platform.lifecycle.graceful_timeout_ms=1000"]);
-    let mut caller = sleeper(&service, 500);
+    let service = Service::start(&["runtime.platform.lifecycle.graceful_timeout_ms=4000"]);
+    let mut caller = sleeper(&service, 1_500);
     running(&service, 1);
     service.terminate();
     until("it drains", PATIENCE, || (service.get("/readyz").status == 503).then_some(()));
@@ -366,7 +371,7 @@ fn p11_a_supervisor_that_is_stopped_across_the_end_of_a_drain_ends_with_exit_0()
     assert_eq!(caller.read().status, 200);
     drop(caller);
     // Beyond the deadline that it would judge by, and its slack.
-    std::thread::sleep(Duration::from_secs(3));
+    std::thread::sleep(Duration::from_secs(6));
     signal(service.pid, Signal::CONT);
     let ended = service.ended();
     assert_ended(&ended.status, &ended.stderr, Some(0));
@@ -400,7 +405,10 @@ fn p12_a_second_signal_after_the_jobs_are_done_is_exit_0() {
     // Nothing but this process is left to be ended, and it does not listen.
     signal(service.child("executor"), Signal::STOP);
     service.terminate();
-    until("its web has finished", PATIENCE, || service.stderr().contains("lifecycle.draining").then_some(()));
+    // The supervisor says that it drains, and then web, whose jobs are done.
+    until("its web has finished", PATIENCE, || {
+        (service.stderr().matches("lifecycle.draining").count() == 2).then_some(())
+    });
     service.terminate();
     let ended = service.ended();
     assert_ended(&ended.status, &ended.stderr, Some(0));

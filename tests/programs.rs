@@ -253,7 +253,7 @@ fn h4_a_program_that_cannot_be_started_is_named_by_check_and_at_the_start_and_by
 #[test]
 fn h5_a_program_that_ignores_sigterm_is_killed_after_its_grace_and_its_error_says_what_it_was() {
     let deaf = "trap '' TERM; echo here it is >&2; while :; do sleep 600.51; done";
-    let limits = json!({"timeout_ms": 300, "stop_grace_ms": 400, "limits": {"cpu_seconds": 9}});
+    let limits = json!({"timeout_ms": 1_000, "stop_grace_ms": 1_000, "limits": {"cpu_seconds": 9}});
     let polite = "trap 'echo bye >&2; exit 0' TERM; while :; do sleep 0.02; done";
     let service = start(&[
         sh("deaf", deaf, limits.clone()),
@@ -264,10 +264,10 @@ fn h5_a_program_that_ignores_sigterm_is_killed_after_its_grace_and_its_error_say
     let answer = post(&service, "deaf", "1");
     let took = begun.elapsed();
     assert_eq!(answer.code(), "handler_timed_out", "{answer:?}");
-    assert!((700..1_200).contains(&took.as_millis()), "{took:?}");
+    assert!((2_000..6_000).contains(&took.as_millis()), "{took:?}");
     let detail = answer.json()["detail"].as_str().expect("text").to_owned();
     for words in [
-        "the handler's timeout passed: ended by signal 9 (SIGKILL); why: timeout, SIGKILL after stop_grace_ms; ran 0.",
+        "the handler's timeout passed: ended by signal 9 (SIGKILL); why: timeout, SIGKILL after stop_grace_ms; ran ",
         " processor 0.",
         ", peak memory ",
         r#"limits {"cpu_seconds":9}"#,
@@ -277,10 +277,10 @@ fn h5_a_program_that_ignores_sigterm_is_killed_after_its_grace_and_its_error_say
     }
     let ran = detail.split_once("; ran ").and_then(|(_, rest)| rest.split_once(" s,")).expect("how long").0;
     // By the executor's clock, whose milliseconds may end just before those of the timeout.
-    assert!((0.69..0.8).contains(&ran.parse::<f64>().expect("seconds")), "{detail}");
+    assert!((1.99..4.0).contains(&ran.parse::<f64>().expect("seconds")), "{detail}");
     let begun = Stopwatch::start();
     let answer = post(&service, "polite", "1");
-    assert!(begun.elapsed() < Duration::from_millis(650), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_millis(1_900), "{:?}", begun.elapsed());
     let detail = answer.json()["detail"].as_str().expect("text").to_owned();
     assert!(answer.code() == "handler_timed_out" && detail.contains("why: timeout, SIGTERM"), "{detail}");
     assert!(detail.ends_with("bye"), "{detail}");
@@ -531,8 +531,7 @@ fn h9_a_worker_that_breaks_the_protocol_is_replaced_and_the_next_job_is_right() 
     for what in ["two", "later"] {
         let before = pid();
         assert_eq!(ask(what).text(), before, "{what}");
-        std::thread::sleep(Duration::from_millis(100));
-        assert_ne!(pid(), before, "{what}: it is replaced");
+        until("it is replaced", PATIENCE, || (pid() != before).then_some(()));
     }
     let before = pid();
     assert_eq!((ask("line end").text(), pid()), (before.clone(), before), "a line may end so, too");
@@ -964,17 +963,18 @@ fn a_thousand_killed_jobs_leave_no_process_zombie_descriptor_thread_or_file() {
 #[test]
 fn h9_a_slow_program_within_its_concurrency_starves_nobody() {
     let service = start(&[
-        sh("slow", "sleep 0.2", json!({"concurrency": 2})),
+        sh("slow", "sleep 0.5", json!({"concurrency": 2})),
         handler("cat", &json!({"command": ["cat"]})),
     ]);
+    let all_begun = Instant::now();
     let slow: Vec<_> = (0..12).map(|_| service.submit("/v1/jobs/slow", &[], "")).collect();
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     for _ in 0..5 {
         assert_eq!(post(&service, "cat", "1").text(), "1");
     }
-    assert!(begun.elapsed() < Duration::from_millis(800), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     slow.iter().for_each(|id| _ = service.record_when(id, "succeeded"));
-    assert!(begun.elapsed() > Duration::from_millis(1_000), "two at a time");
+    assert!(all_begun.elapsed() > Duration::from_millis(2_900), "two at a time");
 }
 
 #[test]

@@ -43,9 +43,9 @@ impl Site {
             format!("runtime.platform.redis.username={name}"),
             format!("runtime.platform.redis.password_file={}", password.display()),
             "runtime.platform.queue.visibility_timeout_ms=500".into(),
-            "runtime.platform.reply.result_ttl_seconds=1".into(),
-            "runtime.platform.reply.awaited_ttl_seconds=1".into(),
-            "runtime.platform.reply.failed_ttl_seconds=1".into(),
+            "runtime.platform.reply.result_ttl_seconds=5".into(),
+            "runtime.platform.reply.awaited_ttl_seconds=5".into(),
+            "runtime.platform.reply.failed_ttl_seconds=5".into(),
             r#"handlers.echo.ordering={"key":"/k"}"#.into(),
         ];
         let sets = own.into_iter().chain(others).flat_map(|set| ["--set".to_owned(), set]);

@@ -124,6 +124,7 @@ fn lease(executor: &mut Executor) -> Option<Lease> {
 /// Ready is who has executors: a process knows its own at once, not only once it has told the others.
 #[test]
 fn an_executor_is_known_to_its_own_process_before_anything_is_said_of_it() {
+    let _turn = TURN.lock();
     let deployment = Deployment::new("own");
     let figures = || {
         let stats = deployment.broker.stats().expect("the server is there");

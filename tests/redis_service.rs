@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use aftermath::{assert_counted, assert_ended, assert_text, counters};
 use program::{SECRET, cofferdam, example, run, shown};
-use redis_server::{Deployment, Server, Sound, under_load};
+use redis_server::{Deployment, Server, Sound, running_and_heard, shows, under_load};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use service::{
@@ -136,12 +136,12 @@ fn serve_on_redis_cancels_retries_pauses_and_delays() {
     service.record_when(&held, "succeeded");
     assert!(resumed.elapsed() < Duration::from_secs(1), "it was woken after {:?}", resumed.elapsed());
 
-    let begun = Instant::now();
-    let delayed = service.submit("/v1/jobs/echo?delay_ms=700", &[], "5");
+    let (begun, watch) = (Instant::now(), Stopwatch::start());
+    let delayed = service.submit("/v1/jobs/echo?delay_ms=2000", &[], "5");
     assert_eq!(service.record(&delayed)["waiting_for"]["reason"], "delay");
     service.record_when(&delayed, "succeeded");
-    let took = begun.elapsed();
-    assert!(took >= Duration::from_millis(700) && took < Duration::from_millis(2_200), "{took:?}");
+    assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(watch.elapsed() < Duration::from_millis(3_500), "{:?}", watch.elapsed());
     sound.over(service);
 }
 
@@ -166,16 +166,16 @@ fn p2_callers_keep_waiting_when_the_executor_of_serve_is_killed_and_each_effect_
     // The lease is 30 s: nobody waits for its end, as the supervisor says who died.
     let service = Deployment::on(&server).serve_of(&example("embedder"), &[]);
     let sound = Sound::before(&service);
-    let mut callers = counters(&service, 8, 300);
-    let mut sleepers: Vec<Client> = (0..5).map(|_| sleeper(&service, 900)).collect();
+    let mut callers = counters(&service, 8, 1_000);
+    let mut sleepers: Vec<Client> = (0..5).map(|_| sleeper(&service, 3_000)).collect();
     running(&service, 6);
     let begun = Stopwatch::start();
     kill(service.child("executor"));
     assert_counted(&mut callers, 1);
     for sleeper in &mut sleepers {
-        assert_text(&sleeper.read(), r#"{"slept_ms":900}"#);
+        assert_text(&sleeper.read(), r#"{"slept_ms":3000}"#);
     }
-    assert!(begun.elapsed() < Duration::from_secs(10), "it took {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(20), "it took {:?}", begun.elapsed());
     drop((callers, sleepers));
     assert!(service.metric("queue_redelivered_total") >= 1.0);
     sound.over(service);
@@ -186,8 +186,9 @@ fn p5_jobs_outlive_the_web_process_that_took_them_and_can_be_read_from_the_next_
     let server = Server::start(&[]);
     let service = Deployment::on(&server).serve(&[]);
     let sound = Sound::before(&service);
-    let jobs: Vec<String> = (0..12).map(|_| service.submit("/v1/jobs/sleep", &[], r#"{"ms":400}"#)).collect();
-    let mut waiting = sleeper(&service, 400);
+    let jobs: Vec<String> =
+        (0..12).map(|_| service.submit("/v1/jobs/sleep", &[], r#"{"ms":1500}"#)).collect();
+    let mut waiting = sleeper(&service, 1_500);
     waiters(&service, 1.0);
     let (web, executor) = (service.child("web"), service.child("executor"));
     let begun = Stopwatch::start();
@@ -197,7 +198,7 @@ fn p5_jobs_outlive_the_web_process_that_took_them_and_can_be_read_from_the_next_
         let record = service.record_when(id, "succeeded");
         assert_eq!(record["deliveries"], 1, "nobody was interrupted: {record}");
     }
-    assert!(begun.elapsed() < Duration::from_secs(5), "it took {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(7), "it took {:?}", begun.elapsed());
     assert_eq!(service.child("executor"), executor, "executors need no web");
     assert_ne!(service.child("web"), web);
     drop(waiting);
@@ -211,11 +212,11 @@ fn p5_an_idempotency_key_is_known_after_the_web_process_was_killed_and_joins_the
     let sound = Sound::before(&service);
     let key = ["Idempotency-Key: \"pay-1\""];
     let mut first = service.connect();
-    first.send(request("POST", "/v1/jobs/count", &key, "700"));
+    first.send(request("POST", "/v1/jobs/count", &key, "2500"));
     running(&service, 1);
     kill(service.child("web"));
     assert_eq!(first.try_read(PATIENCE), Err(NoAnswer::Closed));
-    let again = service.request("POST", "/v1/jobs/count", &key, "700");
+    let again = service.request("POST", "/v1/jobs/count", &key, "2500");
     assert_text(&again, "1");
     assert_eq!(again.header("idempotency-replayed"), Some("true"), "{again:?}");
     assert_counted(&mut counters(&service, 1, 0), 2);
@@ -228,7 +229,7 @@ fn p6_a_killed_supervisor_takes_all_with_it_and_the_next_one_finishes_its_jobs()
     let server = Server::start(&[]);
     let deployment = Deployment::on(&server).with(SHORT_LEASE);
     let service = deployment.serve(&[]);
-    let jobs: Vec<String> = (0..3).map(|_| service.submit("/v1/jobs/sleep", &[], r#"{"ms":500}"#)).collect();
+    let jobs: Vec<String> = (0..3).map(|_| service.submit("/v1/jobs/sleep", &[], r#"{"ms":2000}"#)).collect();
     running(&service, 3);
     let children = all_children(service.pid);
     assert_eq!(children.len(), 2);
@@ -237,6 +238,8 @@ fn p6_a_killed_supervisor_takes_all_with_it_and_the_next_one_finishes_its_jobs()
     until("its children are gone", PATIENCE, || (!children.iter().any(|pid| is_alive(*pid))).then_some(()));
     assert!(begun.elapsed() < Duration::from_secs(2), "it took {:?}", begun.elapsed());
     assert_eq!(service.ended().status.code(), None);
+    // All leases are over, so whoever looks finds them lost together.
+    std::thread::sleep(Duration::from_millis(1_200));
     let next = deployment.serve(&[]);
     for id in &jobs {
         let record = next.record_when(id, "succeeded");
@@ -259,18 +262,18 @@ fn p12_a_drain_finishes_what_runs_and_leaves_what_is_queued_for_the_next_start()
     let server = Server::start(&[]);
     let deployment = Deployment::on(&server).with(ONE_WORKER);
     let service = deployment.serve(&[]);
-    let mut waiting = sleeper(&service, 700);
+    let mut waiting = sleeper(&service, 2_500);
     running(&service, 1);
     let queued: Vec<String> =
         (0..5).map(|_| service.submit("/v1/jobs/sleep", &[], r#"{"ms":600}"#)).collect();
     let begun = Stopwatch::start();
     service.terminate();
-    assert_text(&waiting.read(), r#"{"slept_ms":700}"#);
+    assert_text(&waiting.read(), r#"{"slept_ms":2500}"#);
     drop(waiting);
     let ended = service.ended();
     assert_ended(&ended.status, &ended.stderr, Some(0));
     assert!(
-        begun.elapsed() < Duration::from_millis(3_000),
+        begun.elapsed() < Duration::from_millis(5_000),
         "queued ones hold up nobody: {:?}",
         begun.elapsed()
     );
@@ -290,7 +293,7 @@ fn p12_a_job_that_is_cut_off_is_named_and_run_again_by_the_next_start_uncounted(
     for set in [short, "runtime.platform.lifecycle.drain_inflight=false"] {
         let service = deployment.serve(&[set]);
         let mut waiting = sleeper(&service, 4_000);
-        running(&service, 1);
+        running_and_heard(&service, 1);
         let jobs = service.get("/v1/jobs?handler=sleep&status=running").json();
         let id = jobs["jobs"][0]["id"].as_str().expect("an id").to_owned();
         let begun = Stopwatch::start();
@@ -324,7 +327,7 @@ fn all_drain(service: &Service) {
 #[test]
 fn p12_a_supervisor_that_looks_late_names_what_web_has_cut_off() {
     let server = Server::start(&[]);
-    let deployment = Deployment::on(&server).with("runtime.platform.lifecycle.graceful_timeout_ms=500");
+    let deployment = Deployment::on(&server).with("runtime.platform.lifecycle.graceful_timeout_ms=2500");
     for is_web_killed in [false, true] {
         let service = deployment.serve(&[]);
         let id = service.submit("/v1/jobs/sleep", &[], r#"{"ms":600000}"#);
@@ -382,7 +385,7 @@ fn p12_in_one_process_a_drain_finishes_what_runs_or_names_what_it_cuts_off() {
     assert_eq!((&record["status"], &record["deliveries"]), (&json!("succeeded"), &json!(1)), "{record}");
     service.record_when(&waits, "running");
     // Claimed is not started: what no worker has begun is given back, and nothing is cut off.
-    std::thread::sleep(Duration::from_millis(300));
+    std::thread::sleep(Duration::from_millis(1_500));
     let ended = service.stop();
     assert_ended(&ended.status, &ended.stderr, Some(4));
     assert!(ended.stderr.contains(&waits), "{waits} is not named: {}", ended.stderr);
@@ -447,7 +450,7 @@ fn any_web_process_knows_any_job_and_wakes_whoever_waits_for_it() {
     here.record_when(&early, "succeeded");
 
     // Two executors of one worker each: two at once.
-    let ids: Vec<String> = (0..2).map(|_| here.submit("/v1/jobs/sleep", &[], r#"{"ms":600}"#)).collect();
+    let ids: Vec<String> = (0..2).map(|_| here.submit("/v1/jobs/sleep", &[], r#"{"ms":2500}"#)).collect();
     running(&there, 2);
     let mut waits: Vec<Client> = ids
         .iter()
@@ -462,7 +465,7 @@ fn any_web_process_knows_any_job_and_wakes_whoever_waits_for_it() {
         let record = wait.read().json();
         assert_eq!(record["status"], "succeeded", "{record}");
     }
-    assert!(begun.elapsed() < Duration::from_secs(3), "they are told at the end: {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(5), "they are told at the end: {:?}", begun.elapsed());
 
     // One key in both: one run, and both get its answer.
     let key = ["Idempotency-Key: both"];
@@ -498,16 +501,16 @@ fn p2_the_jobs_of_a_lone_executor_that_is_killed_come_again_after_its_lease() {
     let program = example("embedder");
     let web = deployment.web(&program, &[]);
     let first = deployment.executor(&program, &[]);
-    let id = web.submit("/v1/jobs/count", &[], "300");
+    let id = web.submit("/v1/jobs/count", &[], "2000");
     web.record_when(&id, "running");
     let begun = Stopwatch::start();
     // At once: the job is over soon, and a second executor takes its time to start.
-    first.kill();
+    drop(first);
     let second = deployment.executor(&program, &[]);
     let record = web.record_when(&id, "succeeded");
     let took = begun.elapsed();
     assert_eq!((&record["deliveries"], &record["result"]), (&json!(2), &json!(1)), "{record}");
-    assert!(took < Duration::from_secs(4), "a lease of a second: {took:?}");
+    assert!(took < Duration::from_secs(6), "a lease of a second: {took:?}");
     assert_counted(&mut counters(&web, 1, 0), 2);
     assert_ended_well(web);
     second.terminate();
@@ -520,7 +523,7 @@ fn p12_a_lone_executor_drains_and_exits_0_or_names_what_it_cut_off_and_exits_4()
     let deployment = Deployment::on(&server).with(ONE_WORKER);
     let web = deployment.web(&cofferdam(), &[]);
     let executor = deployment.executor(&cofferdam(), &[]);
-    let runs = web.submit("/v1/jobs/sleep", &[], r#"{"ms":600}"#);
+    let runs = web.submit("/v1/jobs/sleep", &[], r#"{"ms":2500}"#);
     web.record_when(&runs, "running");
     let waits = web.submit("/v1/jobs/echo", &[], "2");
     executor.terminate();
@@ -534,6 +537,7 @@ fn p12_a_lone_executor_drains_and_exits_0_or_names_what_it_cut_off_and_exits_4()
     web.record_when(&waits, "succeeded");
     let runs = web.submit("/v1/jobs/sleep", &[], r#"{"ms":600000}"#);
     web.record_when(&runs, "running");
+    shows(&executor, "workers_busy{group=\"execution\"} 1");
     executor.terminate();
     let ended = executor.ended();
     assert_ended(&ended.status, &ended.stderr, Some(4));

@@ -386,6 +386,10 @@ fn one_token_leaves_others_waiters_and_queue() {
     };
     // Alone it has all but a quarter; then there is room for another one, up to a quarter at least.
     let mut anns: Vec<Client> = (0..20).map(|_| wait(&ann)).collect();
+    until("eight are refused", PATIENCE, || {
+        let page = bob.get(&service, "/metrics").text();
+        page.contains("http_rejected_total{reason=\"too_many_waiters\"} 8\n").then_some(())
+    });
     assert_eq!(refused(&mut anns), 8);
     let mut bobs: Vec<Client> = (0..4).map(|_| wait(&bob)).collect();
     assert_eq!(refused(&mut bobs), 0);

@@ -165,7 +165,9 @@ pub(super) fn vet(dir: &Path) -> Result<(), String> {
     let about = dir.symlink_metadata().map_err(|error| format!("{at}: {error}"))?;
     let (own, mode) = (rustix::process::geteuid().as_raw(), about.mode() & 0o777);
     if !about.is_dir() {
-        return Err(format!("{at}: is not a directory"));
+        let is_link = about.is_symlink();
+        let what = if is_link { "is a symbolic link: name what it leads to" } else { "is not a directory" };
+        return Err(format!("{at}: {what}"));
     }
     if about.uid() != own {
         return Err(format!("{at}: belongs to user {}, not to {own}, who runs this: chown it", about.uid()));

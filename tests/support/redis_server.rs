@@ -6,20 +6,16 @@
 #![allow(dead_code, reason = "each test that includes this file uses its own part of it")]
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Command;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
-
-use super::aftermath::{SECRET, assert_ended};
+use super::aftermath::{SECRET, assert_ended, assert_text};
 use super::program::{Folder, cofferdam, command, on_redis};
 use super::service::{
-    Client, Done, Ended, PATIENCE, Service, all_children, free_address, holdings, is_alive, kill, request,
-    signal, until, words,
+    Client, Done, Ended, PATIENCE, Service, all_children, free_address, holdings, is_alive, request, running,
+    until, words,
 };
 
 #[allow(unused_imports, reason = "each test that includes this file uses its own part of it")]
@@ -97,85 +93,25 @@ impl Deployment {
 
     /// `executor` alone, once it says that it works.
     #[track_caller]
-    pub fn executor(&self, program: &Path, sets: &[&str]) -> Executor {
-        Executor::from(self.command(program, "executor", sets))
+    pub fn executor(&self, program: &Path, sets: &[&str]) -> Service {
+        Service::from(self.command(program, "executor", sets).spawn().expect("it can be started"))
     }
 }
 
-/// A running `executor`.
-pub struct Executor {
-    child: Option<Child>,
-    pub pid: u32,
-    /// Where it serves its probes and metrics.
-    pub address: SocketAddr,
-    lines: std::sync::mpsc::Receiver<String>,
-    errors: std::thread::JoinHandle<String>,
+/// Until so many jobs run, and their processes have heard so: the server may say it to who asks before it has answered
+/// who submitted. A job that goes its whole way afterwards is in later calls than theirs.
+#[track_caller]
+pub fn running_and_heard(service: &Service, count: u64) {
+    running(service, count);
+    assert_text(&service.post("/v1/jobs/echo", "1"), "1");
 }
 
-impl Executor {
-    #[track_caller]
-    fn from(mut command: Command) -> Executor {
-        use std::io::{BufRead, BufReader, Read};
-        let mut child = command.spawn().expect("it can be started");
-        let (said, lines) = channel();
-        let stdout = BufReader::new(child.stdout.take().expect("it is piped"));
-        std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| said.send(line)));
-        let mut stderr = child.stderr.take().expect("it is piped");
-        let errors = std::thread::spawn(move || {
-            let mut bytes = Vec::new();
-            let _ = stderr.read_to_end(&mut bytes);
-            String::from_utf8_lossy(&bytes).into_owned()
-        });
-        let line = lines.recv_timeout(PATIENCE).unwrap_or_default();
-        let pid = child.id();
-        let address =
-            line.strip_prefix("ready http://").and_then(|line| line.strip_suffix(&format!(" pid={pid}")));
-        let Some(address) = address.and_then(|address| address.parse().ok()) else {
-            let _ = child.kill().and_then(|()| child.wait());
-            panic!("{line:?}");
-        };
-        Executor { child: Some(child), pid, address, lines, errors }
-    }
-
-    /// Waits until its `/metrics` have this line, which begins behind the prefix.
-    #[track_caller]
-    pub fn shows(&self, line: &str) {
-        until(line, PATIENCE, || {
-            let metrics = Client::to(self.address).request("GET", "/metrics", &[], "");
-            metrics.text().contains(&format!("\ncofferdam_{line}\n")).then_some(())
-        });
-    }
-
-    pub fn terminate(&self) {
-        signal(self.pid, Signal::TERM);
-    }
-
-    /// `kill -9`, and its end.
-    pub fn kill(mut self) {
-        kill(self.pid);
-        let _ = self.child.take().map(|mut child| child.wait());
-    }
-
-    /// Waits until it ends by itself.
-    #[track_caller]
-    pub fn ended(mut self) -> Ended {
-        let mut child = self.child.take().expect("it was not waited for");
-        let status = until("the executor ends", PATIENCE, || {
-            child.try_wait().expect("our own child can be waited for")
-        });
-        until("its stderr ends", PATIENCE, || self.errors.is_finished().then_some(()));
-        let errors = std::mem::replace(&mut self.errors, std::thread::spawn(String::new));
-        Ended { status, stderr: errors.join().expect("it only reads") }
-    }
-}
-
-impl Drop for Executor {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
+/// Waits until a process's `/metrics` have this line, which begins behind the prefix.
+#[track_caller]
+pub fn shows(service: &Service, line: &str) {
+    until(line, PATIENCE, || {
+        service.get("/metrics").text().contains(&format!("\ncofferdam_{line}\n")).then_some(())
+    });
 }
 
 /// Callers that keep their connections while `work` is done: how many were answered, and with what else. `work` sees
