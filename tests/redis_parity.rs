@@ -21,7 +21,7 @@ mod redis;
 #[path = "support/service.rs"]
 mod service;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use deployment::{Deployment, can_serve};
 use oracle::Rules;
@@ -221,10 +221,12 @@ fn d2_a_batch_on_redis_whose_server_is_killed_again_and_again_gives_the_oracles_
     let url = format!("unix://{}", server.socket().display());
     let deployment = Deployment::on(&url, "d2-restart");
     let words = deployment.words(&[&executors(2), UNDYING, SHORT_LEASE]);
+    // It is up for longer than it is away, also where that takes long: the more it holds, the longer it loads.
     let restart = || {
+        let begun = Instant::now();
         server.kill();
         server.up();
-        (true, Duration::from_millis(300))
+        (true, (begun.elapsed() * 2).max(Duration::from_millis(300)))
     };
     let (output, restarts) = with_harm(restart, || batch("fund_load", &input, words));
     println!("{restarts} restarts");
