@@ -238,6 +238,9 @@ impl Parts<'_> {
             }
             let one = || pump.jobs_in_flight().into_iter().min();
             let is_lost = |job| matches!(producer.record(&Viewer::service(), job), Ok(None));
+            if !is_quiet {
+                silence.bad_since = None;
+            }
             let unheard = if is_quiet { silence.says(self.fitness, one, is_lost) } else { None };
             if let Some(reason) = (self.failed)().or(unheard) {
                 return Err(BatchError::Failed(reason));
@@ -345,7 +348,8 @@ impl Silence {
         is_lost: impl Fn(JobId) -> bool,
     ) -> Option<String> {
         const EVERY: Duration = Duration::from_secs(5);
-        if self.asked.elapsed() < EVERY {
+        // After a bad answer more often: who comes and goes is not away for good.
+        if self.asked.elapsed() < if self.bad_since.is_some() { EVERY / 5 } else { EVERY } {
             return None;
         }
         let bad = match fitness() {
