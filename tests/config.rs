@@ -767,6 +767,7 @@ fn a_file_that_cannot_be_read_or_is_no_json_object_is_refused_by_its_name() {
         (folder.file("empty.json", ""), "is not JSON"),
         (folder.file("broken.json", "{\"web\":"), "is not JSON"),
         (folder.file("two.json", "{} {}"), "is not JSON"),
+        (folder.file("marks.json", "\u{feff}\u{feff}{}"), "is not JSON"),
         (folder.file("list.json", "[]"), "is not an object"),
         (folder.file("null.json", "null"), "is not an object"),
     ] {

@@ -183,22 +183,31 @@ fn top_fits_its_terminal_and_shows_the_busiest_where_there_is_no_room_for_all() 
     let console = Console { service: &service };
     console.says(&["handlers", "pause", "with_a_long_name"]);
     console.submit(&["with_a_long_name", "1"]);
-    let top = |lines: u32, columns: u32| {
-        let top = format!("timeout -s INT 1 {} top --url http://{}", cofferdam().display(), service.address);
-        let words = ["-qec", &format!("stty rows {lines} cols {columns}; {top}"), "/dev/null"];
-        let output = text(&run(&mut command(Path::new("script"), words), b"").stdout);
-        let shown: Vec<String> = output.split("\x1b[K\r\n").map(str::to_owned).collect();
-        assert!(shown[0].starts_with("\x1b[Hcofferdam ") && output.contains("\x1b[J"), "{output:?}");
-        let (frame, _) =
-            shown.split_at(shown.iter().position(|line| line.starts_with("\x1b[J")).expect("an end"));
-        assert!(frame.len() < lines as usize, "the last line is the cursor's: {frame:?}");
-        let is_cut = |line: &String| line.trim_start_matches("\x1b[H").chars().count() <= columns as usize;
-        assert!(frame.iter().all(is_cut), "{frame:?}");
-        frame.to_vec()
+    let top = |lines: usize, columns: usize| {
+        let top = format!("{} top --url http://{}", cofferdam().display(), service.address);
+        let words = ["-qec", &format!("stty rows {lines} cols {columns}; exec {top}"), "/dev/null"];
+        let mut script = command(Path::new("script"), words).spawn().expect("it is installed");
+        let (mut shown, mut part) = (Vec::new(), [0; 1_024]);
+        let mut out = script.stdout.take().expect("it is piped");
+        while !shown.ends_with(b"\x1b[J") {
+            let read = out.read(&mut part).expect("it shows more");
+            assert!(read > 0, "it has ended: {}", text(&shown));
+            shown.extend_from_slice(&part[..read]);
+        }
+        script.kill().and_then(|()| script.wait()).expect("our own child");
+        let shown = text(&shown);
+        let shown =
+            shown.strip_prefix("\x1b[H").and_then(|shown| shown.strip_suffix("\r\n\x1b[J")).expect("a frame");
+        let frame = shown.split("\r\n").map(|line| line.strip_prefix("\x1b[K").expect("a line").to_owned());
+        let frame: Vec<String> = frame.collect();
+        assert!(frame.len() < lines, "the last line is the cursor's: {frame:?}");
+        assert!(frame.iter().all(|line| line.chars().count() <= columns), "{frame:?}");
+        frame
     };
-    let frame = top(13, 40);
+    let frame = top(13, 42);
     let at = frame.iter().position(|line| line.starts_with("HANDLER")).expect("handlers");
-    assert!(frame[at + 1].starts_with("with_a_long_name  paused"), "{frame:?}");
+    assert_eq!(frame[at], "HANDLER           STATE   QUEUED  RUNNING", "whole columns: {frame:?}");
+    assert_eq!(frame[at + 1], "with_a_long_name  paused       1        0", "{frame:?}");
     assert!(frame[at + 5].starts_with("and 8 more"), "{frame:?}");
     assert!(frame.iter().any(|line| line.starts_with("execution")), "its group: {frame:?}");
     let frame = top(40, 200);

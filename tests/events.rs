@@ -29,7 +29,7 @@ use service::{Client, PATIENCE, Service, kill, request, until};
 /// In payloads, and so in no line.
 const MARKER: &str = "nobody-else-may-read-this";
 /// Lines of different processes reach the log by different ways; their times tell the order this exactly.
-const TOLERANCE_MS: i64 = 250;
+const TOLERANCE_MS: i64 = 150;
 
 const SETS: [&str; 3] = [
     "observability.log=json",

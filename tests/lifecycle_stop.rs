@@ -59,28 +59,33 @@ fn p10_an_executor_that_is_stopped_for_good_is_replaced_and_its_callers_are_serv
 
 #[test]
 fn p10_an_executor_that_continues_after_it_was_taken_for_dead_delivers_nothing() {
-    let trial = counting(&["runtime.platform.execution_ipc.heartbeat_ms=150"]);
-    let executor = trial.child("executor");
-    let mut callers = counters(&trial, 5, 300);
-    running(&trial, 1);
-    signal(executor, Signal::STOP);
-    until("its connection is closed", PATIENCE, || {
-        (trial.get("/v1/stats").json()["groups"][0]["executors"] == 0).then_some(())
+    // On a machine that lets nobody look for a second it is killed before it can continue.
+    let has_continued = (0..3).any(|_| {
+        let trial = counting(&["runtime.platform.execution_ipc.heartbeat_ms=150"]);
+        let executor = trial.child("executor");
+        let mut callers = counters(&trial, 5, 300);
+        running(&trial, 1);
+        signal(executor, Signal::STOP);
+        let is_over = until("its connection is closed, and its SIGTERM waits for it", PATIENCE, || {
+            let is_closed = trial.get("/v1/stats").json()["groups"][0]["executors"] == 0;
+            let is_over = is_closed && has_pending(executor, Signal::TERM);
+            (is_over || !is_alive(executor)).then_some(is_over)
+        });
+        // It goes on with what it was doing until SIGKILL comes a second later.
+        if is_over {
+            signal(executor, Signal::CONT);
+        }
+        assert_counted(&mut callers, 1);
+        drop(callers);
+        until("it is ended all the same", PATIENCE, || (!is_alive(executor)).then_some(()));
+        assert_ne!(trial.child("executor"), executor);
+        assert_eq!(trial.metric("process_restarts_total{group=\"execution\",reason=\"unresponsive\"}"), 1.0);
+        // Nothing of what it did came through: the number is what the callers were told.
+        assert_text(&trial.post("/v1/jobs/count", "0"), "6");
+        trial.over();
+        is_over
     });
-    // Or has waited, on a machine that lets nobody look for a second.
-    until("its SIGTERM waits for it", PATIENCE, || {
-        (has_pending(executor, Signal::TERM) || !is_alive(executor)).then_some(())
-    });
-    // It goes on with what it was doing until SIGKILL comes a second later.
-    signal(executor, Signal::CONT);
-    assert_counted(&mut callers, 1);
-    drop(callers);
-    until("it is ended all the same", PATIENCE, || (!is_alive(executor)).then_some(()));
-    assert_ne!(trial.child("executor"), executor);
-    assert_eq!(trial.metric("process_restarts_total{group=\"execution\",reason=\"unresponsive\"}"), 1.0);
-    // Nothing of what it did came through: the number is what the callers were told.
-    assert_text(&trial.post("/v1/jobs/count", "0"), "6");
-    trial.over();
+    assert!(has_continued, "it was always killed at once");
 }
 
 #[test]
@@ -89,7 +94,7 @@ fn p11_deadlines_that_passed_while_web_was_stopped_are_answered_as_passed() {
     let web = trial.child("web");
     let mut timed_out = caller(&trial, "/v1/jobs/sleep?timeout_ms=1500", LONG_SLEEP);
     let mut waited = trial.connect();
-    waited.send(request("POST", "/v1/jobs/sleep", &["Prefer: wait=1"], r#"{"ms":1600}"#));
+    waited.send(request("POST", "/v1/jobs/sleep", &["Prefer: wait=2"], r#"{"ms":1600}"#));
     let mut gave_up = trial.connect();
     gave_up.send(request("POST", "/v1/jobs/sleep", &["Prefer: wait=1"], r#"{"ms":6000}"#));
     running(&trial, 3);
@@ -405,8 +410,8 @@ fn p12_a_second_signal_after_the_jobs_are_done_is_exit_0() {
     // Nothing but this process is left to be ended, and it does not listen.
     signal(service.child("executor"), Signal::STOP);
     service.terminate();
-    // The supervisor says that it drains, and then web, whose jobs are done.
-    until("its web has finished", PATIENCE, || {
+    // The supervisor says that it drains, and then web, which has no jobs and ends with that.
+    until("its web drains", PATIENCE, || {
         (service.stderr().matches("lifecycle.draining").count() == 2).then_some(())
     });
     service.terminate();

@@ -205,7 +205,7 @@ fn q4_executors_that_are_killed_from_outside_every_100_ms_make_nobody_dead() {
         println!("{name}: {finished} jobs beside {kills} kills, {life:?} apart");
         let most = 10_000 / life.as_millis() as usize;
         assert!(
-            finished > 100 && kills > most / 2,
+            finished > 100 && kills > 5.max(most / 2),
             "{name}: {finished} jobs beside {kills} kills, {life:?} apart"
         );
     });

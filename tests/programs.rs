@@ -260,11 +260,11 @@ fn h5_a_program_that_ignores_sigterm_is_killed_after_its_grace_and_its_error_say
         sh("polite", polite, limits),
         sh("cancelled", "exec sleep 600.52", json!({"cancel_on_disconnect": true})),
     ]);
-    let begun = Instant::now();
+    let (begun, watch) = (Instant::now(), Stopwatch::start());
     let answer = post(&service, "deaf", "1");
-    let took = begun.elapsed();
+    let (took, watched) = (begun.elapsed(), watch.elapsed());
     assert_eq!(answer.code(), "handler_timed_out", "{answer:?}");
-    assert!((2_000..6_000).contains(&took.as_millis()), "{took:?}");
+    assert!(took.as_millis() >= 2_000 && watched.as_millis() < 2_900, "{took:?}");
     let detail = answer.json()["detail"].as_str().expect("text").to_owned();
     for words in [
         "the handler's timeout passed: ended by signal 9 (SIGKILL); why: timeout, SIGKILL after stop_grace_ms; ran ",
@@ -501,7 +501,11 @@ fn h9_a_worker_that_breaks_the_protocol_is_replaced_and_the_next_job_is_right() 
         assert!(answer.code() == code && answer.text().contains(words), "{what}: {answer:?}");
     }
     let ask = |what: &str| post(&service, "work", json!(what).to_string());
-    let pid = || post(&service, "work", "1").text();
+    let pid = || {
+        let answer = post(&service, "work", "1");
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.text()
+    };
     let first = pid();
     assert_eq!(pid(), first, "one worker does both");
     for (what, code, words) in [

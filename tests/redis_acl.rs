@@ -86,12 +86,13 @@ fn the_user_of_the_guide_is_enough() {
     let long = web.submit("/v1/jobs/sleep", &[], r#"{"ms":60000}"#);
     web.record_when(&long, "running");
     assert_eq!(web.request("DELETE", &format!("/v1/jobs/{long}"), &[], "").json()["status"], "cancelled");
-    let lost = web.submit("/v1/jobs/sleep", &[], r#"{"ms":700}"#);
+    let lost = web.submit("/v1/jobs/sleep", &[], r#"{"ms":2000}"#);
     web.record_when(&lost, "running");
     kill(first.id());
     let _ = first.wait();
     let mut second = executor();
-    web.record_when(&lost, "succeeded");
+    let record = web.record_when(&lost, "succeeded");
+    assert_eq!(record["attempts"].as_array().map(Vec::len), Some(2), "{record}");
     let mut raw = site.server.connect();
     assert_eq!(web.request("POST", "/v1/handlers/sleep/pause", &[], "").status, 200);
     let forged = web.submit("/v1/jobs/sleep", &[], r#"{"ms":1}"#);

@@ -238,8 +238,6 @@ fn p6_a_killed_supervisor_takes_all_with_it_and_the_next_one_finishes_its_jobs()
     until("its children are gone", PATIENCE, || (!children.iter().any(|pid| is_alive(*pid))).then_some(()));
     assert!(begun.elapsed() < Duration::from_secs(2), "it took {:?}", begun.elapsed());
     assert_eq!(service.ended().status.code(), None);
-    // All leases are over, so whoever looks finds them lost together.
-    std::thread::sleep(Duration::from_millis(1_200));
     let next = deployment.serve(&[]);
     for id in &jobs {
         let record = next.record_when(id, "succeeded");
@@ -265,15 +263,16 @@ fn p12_a_drain_finishes_what_runs_and_leaves_what_is_queued_for_the_next_start()
     let mut waiting = sleeper(&service, 2_500);
     running(&service, 1);
     let queued: Vec<String> =
-        (0..5).map(|_| service.submit("/v1/jobs/sleep", &[], r#"{"ms":600}"#)).collect();
+        (0..5).map(|_| service.submit("/v1/jobs/sleep", &[], r#"{"ms":2000}"#)).collect();
     let begun = Stopwatch::start();
     service.terminate();
     assert_text(&waiting.read(), r#"{"slept_ms":2500}"#);
     drop(waiting);
     let ended = service.ended();
     assert_ended(&ended.status, &ended.stderr, Some(0));
+    // While a caller waits its executor goes on: one of them may begin before it hears that nobody does.
     assert!(
-        begun.elapsed() < Duration::from_millis(5_000),
+        begun.elapsed() < Duration::from_millis(6_000),
         "queued ones hold up nobody: {:?}",
         begun.elapsed()
     );
@@ -375,7 +374,7 @@ fn p12_in_one_process_a_drain_finishes_what_runs_or_names_what_it_cuts_off() {
     let inline = "runtime.platform.bootstrap.mode=inline";
     let deployment = Deployment::on(&server).with(inline).with(ONE_WORKER);
     let service = deployment.serve(&[]);
-    let runs = service.submit("/v1/jobs/sleep", &[], r#"{"ms":800}"#);
+    let runs = service.submit("/v1/jobs/sleep", &[], r#"{"ms":3000}"#);
     service.record_when(&runs, "running");
     let waits = service.submit("/v1/jobs/sleep", &[], r#"{"ms":600000}"#);
     // Nobody waits for either.

@@ -361,7 +361,7 @@ fn r1_a_black_hole_is_bounded_also_where_a_new_connection_waits_for_its_login() 
 fn black_hole(proxy: &Proxy, deployment: &Deployment) {
     let service = deployment.serve(&[SHORT_CALLS]);
     let sound = Sound::before(&service);
-    let mut waiting = sleeper(&service, 1_000);
+    let mut waiting = sleeper(&service, 3_000);
     running_and_heard(&service, 1);
     proxy.black_hole(true);
     assert_is_away(&service);
@@ -369,7 +369,7 @@ fn black_hole(proxy: &Proxy, deployment: &Deployment) {
     assert_is_away(&service);
     proxy.black_hole(false);
     sound.again(&service);
-    assert_text(&waiting.read(), r#"{"slept_ms":1000}"#);
+    assert_text(&waiting.read(), r#"{"slept_ms":3000}"#);
     drop(waiting);
     // At the start of all processes, too.
     proxy.black_hole(true);
@@ -397,10 +397,10 @@ fn r1_a_way_that_refuses_connections_is_no_hot_loop_and_a_slow_one_only_slow() {
     assert_no_hot_loop(&all_children(service.pid));
     proxy.refuse(false);
     sound.again(&service);
-    proxy.delay(Duration::from_millis(60));
+    proxy.delay("", Duration::from_millis(60));
     let ((), ends) = under_load(&service, 6, |answered| answered_more(answered, 60));
     assert_eq!(ends.keys().collect::<Vec<_>>(), ["200"], "{ends:?}");
-    proxy.delay(Duration::ZERO);
+    proxy.delay("", Duration::ZERO);
     sound.over(service);
 }
 
@@ -598,10 +598,10 @@ struct Pair {
     deployment: Deployment,
 }
 
-fn pair() -> Pair {
+fn pair(lease: &str) -> Pair {
     let server = Server::start(&[]);
     let proxy = Proxy::to(&server.socket());
-    let deployment = Deployment::on(&server).with(SHORT_LEASE).with(SHORT_CALLS);
+    let deployment = Deployment::on(&server).with(lease).with(SHORT_CALLS);
     let program = example("embedder");
     let web = deployment.web(&program, &[]);
     let by_proxy = format!("runtime.platform.redis.url={}", proxy.url());
@@ -622,34 +622,38 @@ fn all_end_well(web: Service, executors: Vec<Service>) {
 
 #[test]
 fn r3_an_executor_that_is_killed_between_claim_and_commit_is_followed_after_its_lease() {
-    let Pair { server: _server, proxy, web, first, deployment } = pair();
-    // It has done its work; its word never arrives.
+    // It ends before the process counts as gone, which would say nothing about its jobs.
+    let lease = Duration::from_millis(3_500);
+    let Pair { server: _server, proxy, web, first, deployment } =
+        pair("runtime.platform.queue.visibility_timeout_ms=3500");
+    // It has done its work within its lease; its word never arrives.
     assert_counted(&mut counters(&web, 2, 0), 1);
-    let id = web.submit("/v1/jobs/count", &[], "2000");
+    let id = web.submit("/v1/jobs/count", &[], "1500");
     web.record_when(&id, "running");
     proxy.black_hole(true);
     let second = deployment.executor(&example("embedder"), &[]);
-    std::thread::sleep(Duration::from_millis(2_200));
+    std::thread::sleep(Duration::from_millis(1_700));
     let begun = Stopwatch::start();
     drop(first);
     let record = web.record_when(&id, "succeeded");
     assert_eq!((&record["result"], &record["deliveries"]), (&json!(3), &json!(2)), "{record}");
-    assert!(begun.elapsed() < LEASE + Duration::from_secs(3), "it took {:?}", begun.elapsed());
+    assert!(begun.elapsed() < lease + Duration::from_secs(4), "it took {:?}", begun.elapsed());
     assert_counted(&mut counters(&web, 1, 0), 4);
     all_end_well(web, vec![second]);
 }
 
 #[test]
 fn r3_a_commit_that_comes_after_the_lease_takes_no_effect() {
-    let Pair { server: _server, proxy, web, first, deployment } = pair();
-    let id = web.submit("/v1/jobs/count", &[], "2500");
+    let Pair { server: _server, proxy, web, first, deployment } = pair(SHORT_LEASE);
+    // Such a request is held until its lease is another's.
+    proxy.delay(COMMIT.request, 2 * LEASE);
+    let id = web.submit("/v1/jobs/count", &[], "1500");
     web.record_when(&id, "running");
     let second = deployment.executor(&example("embedder"), &[]);
-    // The request is held until its lease is another's.
-    proxy.delay(2 * LEASE);
     let record = web.record_when(&id, "succeeded");
     assert_eq!((&record["result"], &record["deliveries"]), (&json!(1), &json!(2)), "{record}");
-    proxy.delay(Duration::ZERO);
+    proxy.delay("", Duration::ZERO);
+    until("its late word is heard", PATIENCE, || (web.metric("reply_late_total") > 0.0).then_some(()));
     assert_counted(&mut counters(&web, 5, 0), 2);
     // Alone again, the first one builds on what the other has written.
     second.terminate();
@@ -661,7 +665,7 @@ fn r3_a_commit_that_comes_after_the_lease_takes_no_effect() {
 
 #[test]
 fn r4_an_executor_that_was_stopped_for_longer_than_its_lease_has_no_say_and_no_old_state() {
-    let Pair { server: _server, proxy: _proxy, web, first, deployment } = pair();
+    let Pair { server: _server, proxy: _proxy, web, first, deployment } = pair(SHORT_LEASE);
     // It knows the lane's state.
     assert_counted(&mut counters(&web, 3, 0), 1);
     let id = web.submit("/v1/jobs/count", &[], "2500");
@@ -943,7 +947,7 @@ fn r9_a_replica_that_takes_over_goes_on_with_what_it_has() {
     let begun = Stopwatch::start();
     until("it is ready by itself", BACK, || (service.get("/readyz").status == 200).then_some(()));
     assert_text(&waiting.read(), "4");
-    assert!(begun.elapsed() < BACK, "it took {:?}", begun.elapsed());
+    assert!(begun.elapsed() < BACK + Duration::from_secs(4), "it took {:?}", begun.elapsed());
     drop(waiting);
     assert_eq!(service.record_when(&queued, "succeeded")["result"], 5);
     assert_counted(&mut counters(&service, 1, 0), 6);
@@ -979,7 +983,7 @@ fn r9_an_inbox_that_vanishes_costs_its_callers_a_second_at_most() {
             assert_eq!(waiting.read().status, 200);
         });
         let took = begun.elapsed();
-        assert!(took < RUNS + Duration::from_millis(2_500), "gone once: {once}: it took {took:?}");
+        assert!(took < RUNS + Duration::from_millis(1_800), "gone once: {once}: it took {took:?}");
     }
     web.stop();
     workers.stop();
@@ -993,11 +997,11 @@ fn r1_who_waits_for_a_record_while_the_server_is_away_is_answered_in_time() {
     let sound = Sound::before(&service);
     let ended = service.submit("/v1/jobs/echo", &[], "1");
     service.record_when(&ended, "succeeded");
-    let id = service.submit("/v1/jobs/sleep", &[], r#"{"ms":3000}"#);
+    let id = service.submit("/v1/jobs/sleep", &[], r#"{"ms":6000}"#);
     let mut waits = service.connect();
     waits.send(request("GET", &format!("/v1/jobs/{id}?wait=10"), &[], ""));
     let mut gives_up = service.connect();
-    gives_up.send(request("GET", &format!("/v1/jobs/{id}?wait=1"), &[], ""));
+    gives_up.send(request("GET", &format!("/v1/jobs/{id}?wait=3"), &[], ""));
     service.record_when(&id, "running");
     waiters(&service, 2.0);
     // Who waits is asked for behind them, by the same thread: the server has been asked of both.
@@ -1007,7 +1011,7 @@ fn r1_who_waits_for_a_record_while_the_server_is_away_is_answered_in_time() {
     let answer = gives_up.read();
     assert!(matches!(answer.status, 200 | 503), "{answer:?}");
     assert_eq!(answer.header("cofferdam-job-id"), Some(id.as_str()), "{answer:?}");
-    assert!(begun.elapsed() < Duration::from_secs(4), "it took {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(6), "it took {:?}", begun.elapsed());
     server.up();
     let record = waits.read().json();
     assert_eq!(record["status"], "succeeded", "{record}");

@@ -82,7 +82,9 @@ fn under_load(service: &Service, work: impl FnOnce(&dyn Fn(usize))) -> usize {
 fn another_secret_takes_effect_under_load_and_no_job_is_lost_or_delivered_twice() {
     let (file, channel) = (SecretFile::of(&[OLD]), free_address());
     let port = format!("runtime.platform.execution_ipc.bind_port={}", channel.port());
-    let service = Service::of(&example("embedder"), &[&file.set(), &port, TWO]);
+    // The record that is looked at outlives those of the load.
+    let keeps = "runtime.platform.reply.retain.records=1000000";
+    let service = Service::of(&example("embedder"), &[&file.set(), &port, TWO, keeps]);
     let (web, first) = (service.child("web"), service.children("executor"));
     assert!(lets_in(channel, OLD) && !lets_in(channel, NEW));
     let before = service.metric("ipc_rejected_total{reason=\"bad_signature\"}");

@@ -12,9 +12,9 @@ const FILE_LINES: usize = 500;
 const FUNCTION_LINES: usize = 100;
 /// Code lines of all of `src`, of it without what feature `redis` brings, and of the rooms that an auditor must trust
 /// first: no blanks, comments or unit tests.
-const CODE_LINES: [(&str, usize); 3] = [("all", 24_279), ("lean", 21_621), ("trusted", 4_670)];
+const CODE_LINES: [(&str, usize); 3] = [("all", 24_318), ("lean", 21_660), ("trusted", 4_670)];
 /// Bytes of all sources, comments and unit tests included: dense lines are no gain.
-const BYTES: usize = 1_405_900;
+const BYTES: usize = 1_409_000;
 /// What an auditor must trust first: who is let in, what is taken from whom, and who runs with which rights.
 const TRUSTED: &[&str] = &["src/channel/", "src/process/", "src/supervisor/", "src/roles/"];
 

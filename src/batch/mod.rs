@@ -238,10 +238,8 @@ impl Parts<'_> {
             }
             let one = || pump.jobs_in_flight().into_iter().min();
             let is_lost = |job| matches!(producer.record(&Viewer::service(), job), Ok(None));
-            if !is_quiet {
-                silence.bad_since = None;
-            }
-            let unheard = if is_quiet { silence.says(self.fitness, one, is_lost) } else { None };
+            let unheard =
+                if is_quiet { silence.says(Instant::now(), self.fitness, one, is_lost) } else { None };
             if let Some(reason) = (self.failed)().or(unheard) {
                 return Err(BatchError::Failed(reason));
             }
@@ -335,21 +333,22 @@ const AWAY_FOR_GOOD: Duration = Duration::from_secs(60);
 /// While nothing is heard of any line, the backend is asked now and then whether anything can be.
 struct Silence {
     asked: Instant,
-    /// `Some` iff its last answer was bad.
-    bad_since: Option<Instant>,
+    /// `Some` iff its last answer was bad: since when they are bad in this way, and how long they may be.
+    bad_since: Option<(Instant, Duration)>,
 }
 
 impl Silence {
     /// Why no line will be heard of any more, if it is so.
     fn says(
         &mut self,
+        now: Instant,
         fitness: &dyn Fn() -> Result<Option<Fitness>, String>,
         in_flight: impl Fn() -> Option<JobId>,
         is_lost: impl Fn(JobId) -> bool,
     ) -> Option<String> {
         const EVERY: Duration = Duration::from_secs(5);
         // After a bad answer more often: who comes and goes is not away for good.
-        if self.asked.elapsed() < if self.bad_since.is_some() { EVERY / 5 } else { EVERY } {
+        if now - self.asked < if self.bad_since.is_some() { EVERY / 5 } else { EVERY } {
             return None;
         }
         let bad = match fitness() {
@@ -360,10 +359,14 @@ impl Silence {
                 .filter(|job| is_lost(*job))
                 .map(|job| (format!("it has lost jobs that it had accepted, {job} among them"), EVERY)),
         };
-        self.asked = Instant::now();
-        self.bad_since = bad.is_some().then(|| self.bad_since.unwrap_or(self.asked));
-        let lasts = self.bad_since.map(|since| since.elapsed()).unwrap_or_default();
-        bad.filter(|(_, most)| lasts >= *most).map(|(why, _)| format!("the backend: {why}"))
+        self.asked = now;
+        let Some((why, most)) = bad else {
+            self.bad_since = None;
+            return None;
+        };
+        let since = self.bad_since.filter(|(_, of)| *of == most).map_or(now, |(since, _)| since);
+        self.bad_since = Some((since, most));
+        (now - since >= most).then(|| format!("the backend: {why}"))
     }
 }
 
@@ -413,5 +416,34 @@ impl Submitter<'_> {
         }
         self.again_at = Instant::now() + self.pause;
         Ok(self.pause.is_zero())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backend_is_given_up_that_was_bad_in_one_way_for_as_long_as_that_may_last() {
+        let away = || Ok(Some(Fitness::Away("away".into())));
+        let unfit = || Ok(Some(Fitness::Unfit("unfit".into())));
+        let fit = || Ok(Some(Fitness::Fit("fit".into())));
+        type Says = Box<dyn Fn(u64) -> Result<Option<Fitness>, String>>;
+        let cases: [(Says, bool, Option<u64>); 5] = [
+            (Box::new(move |_| away()), false, Some(65)),
+            (Box::new(move |second| if second % 50 == 49 { fit() } else { away() }), false, None),
+            (Box::new(move |second| if second < 40 { away() } else { unfit() }), false, Some(45)),
+            (Box::new(move |second| if second % 7 == 6 { unfit() } else { away() }), false, None),
+            (Box::new(move |_| fit()), true, Some(10)),
+        ];
+        for (number, (says, is_lost, expected)) in cases.into_iter().enumerate() {
+            let begun = Instant::now();
+            let mut silence = Silence { asked: begun, bad_since: None };
+            let ended = (1..300).find(|second| {
+                let now = begun + Duration::from_secs(*second);
+                silence.says(now, &|| says(*second), || Some(JobId([1; 16])), |_| is_lost).is_some()
+            });
+            assert_eq!(ended, expected, "{number}");
+        }
     }
 }

@@ -129,7 +129,7 @@ fn read_file(path: &Path, issues: &mut Vec<Issue>) -> Result<Value, Issue> {
         return Err(Issue::new(&at, "is too large", "more than 16 MiB", "a JSON file"));
     }
     // Some editors begin a file with a mark, which a parser may ignore (RFC 8259, 8.1).
-    let mut value = parse(text.trim_start_matches('\u{feff}'), "", &Origin::File, issues)
+    let mut value = parse(text.strip_prefix('\u{feff}').unwrap_or(&text), "", &Origin::File, issues)
         .map_err(|error| Issue::new(&at, "is not JSON", &error.to_string(), "a JSON object"))?;
     if !value.is_object() {
         return Err(Issue::new(&at, "is not an object", "another kind", "a JSON object"));

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::table::{cell, state, table};
+use super::table::{cell, fitting, state, table};
 use super::{Console, Stop, Told, escaped, tell};
 use crate::exit::Exit;
 use crate::options::Options;
@@ -31,7 +31,8 @@ pub fn handlers(console: &mut Console, options: &mut Options) -> Result<Exit, St
         (Some("list"), None) => {
             let stats = console.client.json("GET", "/v1/stats", "")?;
             let handlers = stats.value["handlers"].to_string();
-            Ok(console.show(&Told { text: handlers, ..stats }, |stats| handler_table(stats, UNBOUNDED)))
+            Ok(console
+                .show(&Told { text: handlers, ..stats }, |stats| handler_table(stats, UNBOUNDED, UNBOUNDED)))
         }
         (Some(what @ ("pause" | "resume")), Some(name)) => {
             let target = format!("/v1/handlers/{}/{what}", escaped(&name));
@@ -48,11 +49,11 @@ pub fn top(console: &mut Console, options: &mut Options) -> Result<Exit, Stop> {
     loop {
         let stats = console.client.json("GET", "/v1/stats", "")?;
         let Some((columns, lines)) = screen().filter(|_| !console.as_json) else {
-            return Ok(console.show(&stats, |stats| overview(stats, UNBOUNDED)));
+            return Ok(console.show(&stats, |stats| overview(stats, UNBOUNDED, UNBOUNDED)));
         };
-        // Home, the text, and nothing of what stood below it (ECMA-48, CUP and ED).
-        let text = overview(&stats.value, lines);
-        let cut = |line: &str| line.chars().take(columns).chain("\x1b[K\n".chars()).collect::<String>();
+        // Home, each line over what stood there, and nothing of what stood below (ECMA-48, CUP, EL and ED).
+        let text = overview(&stats.value, lines, columns);
+        let cut = |line: &str| format!("\x1b[K{}\n", cut(line, columns));
         let text: String = text.lines().take(lines - 1).map(cut).collect();
         tell(format!("\x1b[H{text}\x1b[J").as_bytes())?;
         std::thread::sleep(EVERY);
@@ -66,8 +67,19 @@ fn screen() -> Option<(usize, usize)> {
     Some((or_unbounded(size.ws_col), or_unbounded(size.ws_row)))
 }
 
+/// Words of a line that have room.
+fn cut(line: &str, columns: usize) -> &str {
+    let Some((end, _)) = line.char_indices().nth(columns) else { return line };
+    let words = if line[end..].starts_with(' ') {
+        &line[..end]
+    } else {
+        line[..end].rsplit_once(' ').map_or("", |(words, _)| words)
+    };
+    words.trim_end()
+}
+
 /// On so many lines, of which the last is left free.
-fn overview(stats: &Value, lines: usize) -> String {
+fn overview(stats: &Value, lines: usize, width: usize) -> String {
     let names = ["queued", "running", "submitted", "dead", "redelivered"];
     let [queued, running, submitted, dead, redelivered] = names.map(|name| cell(&stats["totals"][name]));
     let first = format!("cofferdam {} {}", cell(&stats["version"]), cell(&stats["profile"]));
@@ -95,21 +107,26 @@ fn overview(stats: &Value, lines: usize) -> String {
     let columns = "GROUP=name,EXECUTORS=executors,BUSY=busy,RESTARTS=restarts,RECYCLED=recycled";
     // Beside the handlers and the groups: two lines, two heads, a blank line before each, and the free one.
     let room = lines.saturating_sub(groups.len() + 7);
-    format!("{first}\n{second}\n\n{}\n{}", handler_table(stats, room), table(columns, &groups))
+    format!(
+        "{first}\n{second}\n\n{}\n{}",
+        handler_table(stats, room, width),
+        fitting(columns, &groups, width)
+    )
 }
 
 /// On so many lines, without the head: where some handlers have to be left out, those that have the least to do.
-fn handler_table(stats: &Value, lines: usize) -> String {
+fn handler_table(stats: &Value, lines: usize, width: usize) -> String {
     let columns = "HANDLER=name,STATE=paused,QUEUED=queued,RUNNING=running,LAG=oldest_seconds,OK=finished/succeeded,\
                    FAILED=finished/failed,DEAD=finished/dead,P50=job_seconds/p50,P99=job_seconds/p99,\
                    TIMED OUT=finished/timed_out,PARKED=parked";
     let mut handlers = list(&stats["handlers"]).to_vec();
     let mut more = String::new();
     if handlers.len() > lines {
-        handlers.sort_by_key(|of| Reverse(["running", "queued"].map(|name| of[name].as_u64())));
+        let has = |of: &Value| ["queued", "running"].iter().filter_map(|name| of[name].as_u64()).max();
+        handlers.sort_by_key(|of| Reverse(has(of)));
         more = format!("and {} more\n", handlers.split_off(lines.saturating_sub(1)).len());
     }
-    table(columns, &handlers) + &more
+    fitting(columns, &handlers, width) + &more
 }
 
 /// What is no list has nothing in it.

@@ -40,6 +40,17 @@ pub fn table(columns: &str, rows: &[Value]) -> String {
     out
 }
 
+/// The same with as many of the columns as have room: a number that is cut is another one.
+pub fn fitting(columns: &str, rows: &[Value], width: usize) -> String {
+    let text = table(columns, rows);
+    match columns.rsplit_once(',') {
+        Some((fewer, _)) if text.lines().any(|line| line.chars().count() > width) => {
+            fitting(fewer, rows, width)
+        }
+        _ => text,
+    }
+}
+
 /// What a row has at a path: of two the second where it is there.
 fn shown(row: &Value, path: &str) -> String {
     let field = |path: &str| row.pointer(&format!("/{path}")).unwrap_or(&Value::Null);

@@ -151,6 +151,8 @@ pub(super) struct ConsumerEntry {
     pub(super) prefers_alone: bool,
     /// A lane whose head runs alone: this executor takes no other lease, and that one once it has none.
     pub(super) waits_for: Option<u64>,
+    /// When a lease of it was over beside which it had other jobs.
+    pub(super) lost_at: Option<Timestamp>,
     pub(super) revoked: Vec<OfLease>,
 }
 

@@ -15,8 +15,13 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 impl Broker {
     /// Does what time alone does: lost leases, old records, old contexts, executors that do not listen.
     pub fn tick(&mut self, now: Timestamp) {
-        // Who has lost several at once has lost them together.
-        let is_alone = |lease: &Lease| self.holds_one_job(&self.consumers[&lease.consumer].leases);
+        // Who has lost several at once has lost them together; so has who loses them one by one, within the time in which leases
+        // are over that nobody renews any more.
+        let is_alone = |lease: &Lease| {
+            let consumer = &self.consumers[&lease.consumer];
+            let lost_others = consumer.lost_at.is_some_and(|at| now.since(at) <= self.rules.visibility);
+            self.holds_one_job(&consumer.leases) && !lost_others
+        };
         let over = self.leases.iter().filter(|(_, lease)| lease.expires_at.min(lease.deadline) <= now);
         // In their order, so that the same schedule has the same outcome on every backend.
         let mut over: Vec<(bool, Timestamp, u64, bool)> = over
@@ -31,6 +36,11 @@ impl Broker {
             if is_overdue {
                 self.disbelieve(number, "its executor said nothing by its deadline", now);
             } else {
+                if let Some(consumer) = self.consumers.get_mut(&self.leases[&number].consumer)
+                    && !is_alone
+                {
+                    consumer.lost_at = Some(now);
+                }
                 self.lose_lease(number, is_alone, now);
             }
         }

@@ -5,7 +5,7 @@
     {"do": "auto", ...}                   answers every lease from now on, with this outcome
     {"do": "tiny_parts", "frames": N}     effects of seven bytes each that no outcome follows
     {"do": "connect", "count": N}         so many more connections of this group
-    {"do": "first_messages", "ms": N}     first messages alone, as many as it can for so long
+    {"do": "first_messages", "ms": N, "count": N}   first messages alone, for so long, and until they are so many
     {"do": "others", "leases": N}         outcomes of leases that are not its own
 """
 
@@ -72,9 +72,10 @@ class Liar(peer.Connection):
         tell("connected", open=sum(map(is_open, held)))
         self.held = held
 
-    def first_messages(self, ms):
+    def first_messages(self, ms, count):
         until, sent = now_ms() + ms, 0
-        while now_ms() < until:
+        # Each that meets a full backlog costs a second.
+        while now_ms() < until or sent < count and now_ms() < until + 30_000:
             try:
                 with socket.create_connection((self.args.host, self.args.port), timeout=2) as one:
                     one.sendall(make_m1(self.keys, self.args.index, now_ms(), os.urandom(32)))
@@ -116,7 +117,7 @@ class Hostile(peer.Executor):
             case "connect":
                 connection.more_connections(command["count"])
             case "first_messages":
-                connection.first_messages(command["ms"])
+                connection.first_messages(command["ms"], command["count"])
             case "others":
                 connection.others(command["leases"])
             case _:

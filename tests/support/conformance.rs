@@ -614,6 +614,7 @@ macro_rules! conformance {
         conformance!($make; ends:
             jobs_that_were_lost_together_come_again_at_once_uncounted
             a_job_that_is_lost_alone_is_counted_and_comes_again_at_once_the_first_time
+            leases_of_one_executor_that_are_over_one_after_the_other_are_lost_together
             a_suspect_runs_by_itself_and_those_behind_it_as_before
             a_job_that_was_lost_twice_with_others_runs_alone
             an_executor_is_kept_free_for_a_job_that_runs_alone

@@ -3,7 +3,7 @@
 //! It cannot draw the jitter of a backoff, so a retried job is due between two times; and it learns the ids
 //! of follow-ups from who asks. All else it predicts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::jobs::plain;
@@ -81,6 +81,8 @@ pub struct Model {
     pub consumers: Vec<(ConsumerId, usize)>,
     /// What each consumer has not been told yet.
     pub revoked: Vec<(ConsumerId, LeaseId, JobId)>,
+    /// When a lease of each was over beside which it had other jobs.
+    pub lost_at: BTreeMap<ConsumerId, Timestamp>,
     /// Ends since they were last looked at.
     pub ended: Vec<(JobId, JobStatus)>,
     /// Follow-ups of commits, whose ids are not known yet; they are in their lanes already.
@@ -529,16 +531,25 @@ impl Model {
         left.sum::<usize>() == 1
     }
 
+    /// Nor has it lost another just before.
+    fn loses_one_job(&self, consumer: ConsumerId) -> bool {
+        let before = self.lost_at.get(&consumer);
+        self.has_one_job(consumer) && before.is_none_or(|at| self.now.since(*at) > self.visibility)
+    }
+
     /// Time passes; the consumers whose leases ran out.
     pub fn pass(&mut self, time: Duration) -> Vec<ConsumerId> {
         self.now = self.now.plus(time);
         let now = self.now;
         let ran_out = self.held.iter().filter(|h| h.expires_at <= now);
         let (lost, losers): (Vec<(LeaseId, bool)>, Vec<ConsumerId>) =
-            ran_out.map(|h| ((h.lease.id, self.has_one_job(h.consumer)), h.consumer)).unzip();
+            ran_out.map(|h| ((h.lease.id, self.loses_one_job(h.consumer)), h.consumer)).unzip();
         for (lease, alone) in lost {
             // Whoever had it is told to stop.
             let held = self.held.iter().find(|held| held.lease.id == lease).expect("live");
+            if !alone {
+                self.lost_at.insert(held.consumer, now);
+            }
             let told: Vec<_> = held.left.iter().map(|job| (held.consumer, lease, *job)).collect();
             self.revoked.extend(told);
             self.lose(lease, alone);

@@ -29,7 +29,8 @@ struct Weather {
     is_hole: bool,
     /// New connections are closed at once.
     refuses: bool,
-    delay: Duration,
+    /// Requests that hold these words are held for so long.
+    delay: (&'static str, Duration),
     cut: Option<Cut>,
     /// Calls that it meant so far.
     meant: usize,
@@ -99,9 +100,9 @@ impl Proxy {
         self.cut_all();
     }
 
-    /// Each request is held for so long.
-    pub fn delay(&self, delay: Duration) {
-        lock(&self.weather).delay = delay;
+    /// Each request that holds these words is held for so long.
+    pub fn delay(&self, words: &'static str, delay: Duration) {
+        lock(&self.weather).delay = (words, delay);
     }
 
     /// Cuts connections after such a request has been served and before its answer.
@@ -154,14 +155,16 @@ fn connect(client: TcpStream, socket: &Path, sky: &Arc<Mutex<Weather>>) {
 fn requests(mut client: TcpStream, mut server: UnixStream, asked: &Asked, sky: &Mutex<Weather>) {
     let mut part = vec![0; 1 << 16];
     while let Ok(read @ 1..) = client.read(&mut part) {
-        let (is_hole, delay) = {
+        let (is_hole, (words, delay)) = {
             let sky = lock(sky);
             (sky.is_hole, sky.delay)
         };
         if is_hole {
             continue;
         }
-        std::thread::sleep(delay);
+        if holds(&part[..read], words) {
+            std::thread::sleep(delay);
+        }
         asked.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&part[..read]);
         if server.write_all(&part[..read]).is_err() {
             break;
@@ -192,11 +195,12 @@ fn answers(mut server: UnixStream, mut client: TcpStream, asked: &Asked, sky: &M
     let _ = server.shutdown(Shutdown::Both);
 }
 
+fn holds(bytes: &[u8], words: &str) -> bool {
+    words.is_empty() || bytes.windows(words.len()).any(|window| window == words.as_bytes())
+}
+
 /// An error is no end of a script.
 fn is_cut(sky: &mut Weather, asked: &[u8], answer: &[u8]) -> bool {
-    let holds = |bytes: &[u8], words: &str| {
-        words.is_empty() || bytes.windows(words.len()).any(|window| window == words.as_bytes())
-    };
     let Some(cut) = sky.cut.as_mut().filter(|cut| cut.times > 0) else { return false };
     if answer.starts_with(b"-") || !holds(asked, cut.request) || !holds(answer, cut.answer) {
         return false;

@@ -854,6 +854,15 @@ local function leases_by_consumer()
   return counts
 end
 
+-- True if the executor of a lease that is over had no other job, nor one whose lease was over before, in another sweep: leases that
+-- nobody renews any more are over within so long of each other.
+local function was_alone(lease, node, held)
+  local key, field = P .. 'node:' .. node, 'lost' .. string.sub(lease.consumer, #node + 1)
+  local is_alone = held == 1 and #lease.run == 32 and num(call('HGET', key, field)) + R.vis < now
+  if not is_alone then call('HSET', key, field, digits(now)) end
+  return is_alone
+end
+
 -- Leases that ran out, records and keys whose time is up, maps that nobody met again. Bounded, so that no call is long.
 -- Executors are told: those of this process by its answer.
 local function sweep()
@@ -868,7 +877,7 @@ local function sweep()
     else for id in each(lease.run) do revoke(lease, id) end end
     if lease.deadline <= now then overdue[#overdue + 1] = lease
     elseif A.node ~= node and num(call('ZSCORE', P .. 'nodes', node)) <= now then lose_lease(lease, 'seat')
-    else lose_lease(lease, held[lease.consumer] == 1 and #lease.run == 32 and 'alone' or 'others') end
+    else lose_lease(lease, was_alone(lease, node, held[lease.consumer]) and 'alone' or 'others') end
   end)
   for _, lease in ipairs(overdue) do disbelieve(lease) end
   for _, id in ipairs(call('ZRANGE', P .. 'nodes', '-inf', int(now), 'BYSCORE', 'LIMIT', 0, 16)) do

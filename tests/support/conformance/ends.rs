@@ -65,6 +65,32 @@ pub fn a_job_that_is_lost_alone_is_counted_and_comes_again_at_once_the_first_tim
     assert_eq!(bench.record(job).deliveries, 3);
 }
 
+pub fn leases_of_one_executor_that_are_over_one_after_the_other_are_lost_together(make: Make) {
+    let bench = Bench::with(make, |settings| settings.visibility = 10 * SECOND);
+    let (mut slow, mut other) = (bench.executor(), bench.executor());
+    let mut jobs = Vec::new();
+    for _ in 0..3 {
+        jobs.push(bench.submit_to("free"));
+        slow.lease();
+        bench.pass(2 * SECOND);
+    }
+    // Nobody renews them: each is found over by itself.
+    bench.pass(2 * SECOND);
+    for lost in 1..=3 {
+        bench.pass(2 * SECOND);
+        assert_eq!(bench.backend.producer().stats().unwrap().suspects, lost);
+    }
+    let deliveries: Vec<_> = jobs.iter().map(|id| bench.record(*id).deliveries).collect();
+    assert_eq!(deliveries, [0, 0, 0], "any of them may have been the reason");
+    other.finish_everything();
+    // What it is given long afterwards it loses alone.
+    bench.pass(10 * SECOND);
+    let job = bench.submit_to("free");
+    slow.lease();
+    bench.pass(10 * SECOND);
+    assert_eq!(bench.record(job).deliveries, 1);
+}
+
 pub fn a_suspect_runs_by_itself_and_those_behind_it_as_before(make: Make) {
     let bench = Bench::new(make);
     let jobs = bench.submit_many("serial", 2);
