@@ -9,7 +9,7 @@ mod program;
 mod service;
 
 use std::collections::HashSet;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -1341,7 +1341,7 @@ fn read_slowly(client: &mut TcpStream) -> (Vec<u8>, Duration) {
     let begun = Instant::now();
     let (mut bytes, mut buffer) = (Vec::new(), vec![0; 256 << 10]);
     loop {
-        match client.read(&mut buffer).expect("it is not reset") {
+        match service::read(client, &mut buffer).expect("it is not reset") {
             0 => break,
             read => bytes.extend_from_slice(&buffer[..read]),
         }
@@ -1583,12 +1583,12 @@ fn a_client_that_takes_its_answer_slowly_is_not_cut_off() {
     let (mut read, mut part) = (0, vec![0; 64 << 10]);
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(8) {
-        read += client.stream.read(&mut part).expect("it is still there");
+        read += service::read(&mut client.stream, &mut part).expect("it is still there");
         std::thread::sleep(Duration::from_millis(150));
     }
     assert!(read < LINES * line.len(), "it was slow");
     loop {
-        match client.stream.read(&mut part).expect("it is still there") {
+        match service::read(&mut client.stream, &mut part).expect("it is still there") {
             0 => break,
             more => read += more,
         }

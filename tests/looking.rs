@@ -21,7 +21,7 @@ mod redis_server;
 mod service;
 
 use std::collections::{BTreeSet, VecDeque};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
@@ -675,7 +675,8 @@ impl Listener {
         let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         self.stream.set_read_timeout(Some(left)).expect("a TCP socket");
         let mut part = [0; 65_536];
-        let read = self.stream.read(&mut part).unwrap_or_else(|error| panic!("nothing comes: {error}"));
+        let read = service::read(&mut self.stream, &mut part)
+            .unwrap_or_else(|error| panic!("nothing comes: {error}"));
         self.input.extend_from_slice(&part[..read]);
         read > 0
     }

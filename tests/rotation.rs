@@ -16,7 +16,7 @@ mod secret_file;
 #[path = "support/service.rs"]
 mod service;
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -48,7 +48,7 @@ fn lets_in(channel: SocketAddr, root: &str) -> bool {
     stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
     stream.write_all(end.output(monotonic_millis())).expect("it is taken");
     let mut m2 = [0; 512];
-    let length = stream.read(&mut m2).unwrap_or(0);
+    let length = service::read(&mut stream, &mut m2).unwrap_or(0);
     length > 0 && end.received(&m2[..length], &secret, monotonic_millis()).is_ok()
 }
 

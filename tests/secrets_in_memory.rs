@@ -20,7 +20,7 @@ mod service;
 mod wire;
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::TcpStream;
 use std::os::unix::fs::FileExt;
 
@@ -183,7 +183,7 @@ fn the_keys_of_a_closed_connection_are_gone_from_web() {
     stream.write_all(&m1).expect("it is taken");
     end.wrote(m1.len());
     let mut m2 = [0; 512];
-    let length = stream.read(&mut m2).expect("it is answered");
+    let length = service::read(&mut stream, &mut m2).expect("it is answered");
     end.received(&m2[..length], &secret, monotonic_millis()).expect("it knows the secret");
     // The third message, and a ping behind it that shows that the keys are in use.
     loop {
@@ -195,7 +195,7 @@ fn the_keys_of_a_closed_connection_are_gone_from_web() {
         end.wrote(said.len());
     }
     let mut answer = [0; 256];
-    let heard = stream.read(&mut answer).expect("it is answered");
+    let heard = service::read(&mut stream, &mut answer).expect("it is answered");
     end.received(&answer[..heard], &secret, monotonic_millis()).expect("a sound frame");
     assert!(end.is_up);
     let keys = wire::data_keys(&secret, &m1, &m2[..length]);

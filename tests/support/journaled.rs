@@ -63,6 +63,13 @@ impl Journaled {
     }
 }
 
+impl Drop for Journaled {
+    /// The keeper's thread is waited for, also by a test that fails while syncs are held.
+    fn drop(&mut self) {
+        self.disk.hold_syncs(false);
+    }
+}
+
 impl Backend for Journaled {
     fn producer(&self) -> &dyn Producer {
         &self.broker

@@ -371,6 +371,16 @@ pub fn sleeper(service: &Service, ms: u64) -> Client {
     caller(service, "/v1/jobs/sleep", format!("{{\"ms\":{ms}}}"))
 }
 
+/// As `Read::read`, also where this process was stopped and goes on: a read with a deadline is interrupted then (signal(7)).
+pub fn read(from: &mut impl Read, part: &mut [u8]) -> std::io::Result<usize> {
+    loop {
+        match from.read(part) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            read => return read,
+        }
+    }
+}
+
 fn collect(mut pipe: impl Read + Send + 'static, into: Arc<Mutex<Vec<u8>>>) -> JoinHandle<()> {
     std::thread::spawn(move || {
         let mut part = [0; 4_096];
@@ -560,13 +570,12 @@ impl Client {
         self.stream.set_read_timeout(Some(left)).expect("a TCP socket");
         let mut part = [0; 65_536];
         let ended = if self.input.is_empty() { NoAnswer::Closed } else { NoAnswer::Broken };
-        match self.stream.read(&mut part) {
+        match read(&mut self.stream, &mut part) {
             Ok(0) => Err(ended),
             Ok(read) => {
                 self.input.extend_from_slice(&part[..read]);
                 Ok(())
             }
-            Err(error) if error.kind() == ErrorKind::Interrupted => Ok(()),
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                 Err(NoAnswer::Late)
             }
