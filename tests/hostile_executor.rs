@@ -306,6 +306,7 @@ fn a_group_takes_its_own_places_alone(known: &Known) {
     assert!(begun.elapsed() < Duration::from_millis(2_500), "{:?}", begun.elapsed());
     let sent = peer.next_within(Duration::from_secs(40));
     println!("{sent} first messages");
+    assert_eq!(sent["event"], "sent", "{sent}");
     assert!(sent["count"].as_u64().is_some_and(|count| count > 4_096), "{sent}: too few to fill the table");
 }
 

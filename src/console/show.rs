@@ -12,7 +12,7 @@ use crate::options::Options;
 
 /// How often `top` looks.
 const EVERY: Duration = Duration::from_secs(2);
-/// Lines where nothing scrolls away.
+/// Where nothing has to fit a terminal.
 const UNBOUNDED: usize = usize::MAX;
 
 pub fn lanes(console: &mut Console, options: &mut Options) -> Result<Exit, Stop> {
@@ -48,28 +48,28 @@ pub fn top(console: &mut Console, options: &mut Options) -> Result<Exit, Stop> {
     options.finish()?;
     loop {
         let stats = console.client.json("GET", "/v1/stats", "")?;
-        let Some((columns, lines)) = screen().filter(|_| !console.as_json) else {
+        let Some((lines, width)) = screen().filter(|_| !console.as_json) else {
             return Ok(console.show(&stats, |stats| overview(stats, UNBOUNDED, UNBOUNDED)));
         };
         // Home, each line over what stood there, and nothing of what stood below (ECMA-48, CUP, EL and ED).
-        let text = overview(&stats.value, lines, columns);
-        let cut = |line: &str| format!("\x1b[K{}\n", cut(line, columns));
+        let text = overview(&stats.value, lines, width);
+        let cut = |line: &str| format!("\x1b[K{}\n", cut(line, width));
         let text: String = text.lines().take(lines - 1).map(cut).collect();
         tell(format!("\x1b[H{text}\x1b[J").as_bytes())?;
         std::thread::sleep(EVERY);
     }
 }
 
-/// Columns and lines of the terminal that standard output is.
+/// Lines and columns of the terminal that standard output is.
 fn screen() -> Option<(usize, usize)> {
     let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
     let or_unbounded = |size: u16| if size == 0 { UNBOUNDED } else { size.into() };
-    Some((or_unbounded(size.ws_col), or_unbounded(size.ws_row)))
+    Some((or_unbounded(size.ws_row), or_unbounded(size.ws_col)))
 }
 
 /// Words of a line that have room.
-fn cut(line: &str, columns: usize) -> &str {
-    let Some((end, _)) = line.char_indices().nth(columns) else { return line };
+fn cut(line: &str, width: usize) -> &str {
+    let Some((end, _)) = line.char_indices().nth(width) else { return line };
     let words = if line[end..].starts_with(' ') {
         &line[..end]
     } else {
